@@ -1,0 +1,1 @@
+"""What devices decide with nobody in charge: pure decisions, no sockets, no sleeping."""

@@ -1,0 +1,1 @@
+"""The testbed: scenarios, the launcher, what a run records and how it is shown."""

@@ -1,0 +1,1 @@
+"""One device: its bases, its block, its model, its rounds."""

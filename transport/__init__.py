@@ -1,0 +1,1 @@
+"""Bytes between devices: messages, codecs, shaping, sockets. Knows nothing of models."""
