@@ -1,0 +1,229 @@
+"""Who is here, who left and who holds which slot: a table that merges the same way in any order.
+
+One record per (device, incarnation). Merging two records of one incarnation keeps the later status, and
+within a status the later Lamport time, so the table is a join-semilattice: gossip may repeat, reorder and
+loop. A record that its owner made is signed by it (Ed25519); a crash verdict is anybody's and unsigned, which
+is why only an owner's Leave is a tombstone (method 9).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from coordinator_free import slots
+
+Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
+
+
+class Status(IntEnum):
+    """Ordered: a later one wins over an earlier one of the same incarnation."""
+
+    ALIVE = 0
+    CRASHED = 1  # a verdict by others: evicted or kept, refuted by a new incarnation
+    RETIRED = 2  # gone, knowledge stays
+    WITHDRAWN = 3  # gave this incarnation up itself (lost a slot, came back after a verdict)
+    LEFT = 4  # asked to be forgotten: a tombstone for the whole run
+
+
+class Key(NamedTuple):
+    """A block's identity."""
+
+    device: str
+    incarnation: int
+
+    def __str__(self) -> str:
+        return f"{self.device}@{self.incarnation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One incarnation of a device. `since_round` < 0: joining, it does not train yet."""
+
+    device: str
+    incarnation: int
+    address: str
+    slot: int
+    lamport: int  # of this record
+    claimed: int  # Lamport time at which the slot was claimed: decides conflicts
+    status: Status = Status.ALIVE
+    since_round: int = -1
+    public: bytes = b""
+    signature: bytes = b""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.device, self.incarnation)
+
+    def signed_data(self) -> bytes:
+        """The bytes that the owner's signature covers: everything but the signature."""
+        fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
+        return repr((*fields, int(self.status), self.since_round, self.public)).encode()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "status": int(self.status)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Record:
+        """Raises ValueError on a missing or extra field, a wrong type or an unknown status."""
+        if set(data) != set(cls.__slots__):
+            raise ValueError("a membership record has other fields")
+        for name, kind in _TYPES.items():
+            if type(data[name]) is not kind:
+                raise ValueError(f"{name} of a membership record is no {kind.__name__}")
+        if not data["device"] or data["incarnation"] < 0 or data["slot"] < 0 or data["lamport"] < 0:
+            raise ValueError("a membership record is out of range")
+        return cls(**{**data, "status": Status(data["status"])})
+
+
+_TYPES: dict[str, type] = {
+    "device": str,
+    "incarnation": int,
+    "address": str,
+    "slot": int,
+    "lamport": int,
+    "claimed": int,
+    "status": int,
+    "since_round": int,
+    "public": bytes,
+    "signature": bytes,
+}
+
+
+class Change(NamedTuple):
+    """What a merge did to one incarnation."""
+
+    record: Record
+    before: Record | None
+
+
+class Membership:
+    """One device's table. Every method is a pure step on it: no time, no sockets."""
+
+    def __init__(self, verify: Verify, sign: Callable[[bytes], bytes]) -> None:
+        self._records: dict[Key, Record] = {}
+        self._public: dict[str, bytes] = {}
+        self._verify = verify
+        self._sign = sign
+        self._lamport = 0
+        self.refused = 0
+
+    # -- reading ---------------------------------------------------------------------------------
+    def __iter__(self) -> Iterator[Record]:
+        """Records in order of (device, incarnation): the same order everywhere."""
+        return iter(self._records[key] for key in sorted(self._records))
+
+    def get(self, key: Key) -> Record | None:
+        return self._records.get(key)
+
+    def newest(self, device: str) -> Record | None:
+        """The record of the device's highest incarnation."""
+        known = [r for r in self._records.values() if r.device == device]
+        return max(known, key=lambda r: r.incarnation, default=None)
+
+    def alive(self) -> dict[str, Record]:
+        """Devices whose highest incarnation is alive, in order of id."""
+        newest: dict[str, Record] = {}
+        for record in self:
+            newest[record.device] = record
+        return {d: r for d, r in newest.items() if r.status is Status.ALIVE}
+
+    def training(self, round_: int) -> tuple[str, ...]:
+        """Devices that take part in a round, in order of id."""
+        return tuple(d for d, r in self.alive().items() if 0 <= r.since_round <= round_)
+
+    def blocks(self, keep_crashed: bool) -> dict[Key, Record]:
+        """Blocks that make up the adapter: of the living, the retired, and, if kept, the crashed."""
+        kept = {Status.RETIRED, Status.CRASHED} if keep_crashed else {Status.RETIRED}
+        living = {r.key for r in self.alive().values()}
+        return {r.key: r for r in self if r.key in living or r.status in kept}
+
+    def tombstoned(self, key: Key) -> bool:
+        record = self._records.get(key)
+        return record is not None and record.status is Status.LEFT
+
+    def view(self) -> bytes:
+        """A hash by which two devices see whether their tables agree (16 bytes)."""
+        state = [(r.device, r.incarnation, int(r.status), r.slot, r.since_round) for r in self]
+        return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
+
+    # -- changing --------------------------------------------------------------------------------
+    def claim(self, device: str, address: str, public: bytes, max_slots: int, since_round: int) -> Record:
+        """A new incarnation of the own device on a free slot. Raises slots.NoFreeSlot."""
+        previous = self.newest(device)
+        incarnation = 0 if previous is None else previous.incarnation + 1
+        slot = slots.choose(device, self._taken(), self._used(), max_slots)
+        now = self._tick()
+        return self._own(
+            Record(device, incarnation, address, slot, now, now, public=public, since_round=since_round)
+        )
+
+    def amend(self, record: Record, **changes: Any) -> Record:
+        """The owner's next record of the same incarnation: another status or first round."""
+        return self._own(replace(record, lamport=self._tick(), signature=b"", **changes))
+
+    def verdict(self, key: Key) -> Change | None:
+        """Somebody's word that a device crashed. None if there is nothing to say."""
+        record = self._records.get(key)
+        if record is None or record.status is not Status.ALIVE:
+            return None
+        return self._apply(replace(record, status=Status.CRASHED, signature=b""))
+
+    def merge(self, records: Iterable[Record]) -> list[Change]:
+        """Take in what another device said; what it changed, in order of (device, incarnation)."""
+        changes = []
+        for record in sorted(records, key=lambda r: (r.device, r.incarnation, r.status)):
+            self._lamport = max(self._lamport, record.lamport)
+            old = self._records.get(record.key)
+            if old is not None and _rank(record) <= _rank(old):
+                continue
+            if not self._genuine(record, old):
+                self.refused += 1
+                continue
+            changes.append(self._apply(record))
+        return changes
+
+    def slot_losers(self) -> list[Record]:
+        """Living devices that must give their slot up to an earlier claim."""
+        return slots.losers(self.alive().values())
+
+    # -- inside ----------------------------------------------------------------------------------
+    def _genuine(self, record: Record, old: Record | None) -> bool:
+        """Whether the owner made this record, or it is a verdict on one that the owner made."""
+        if self._public.get(record.device, record.public) != record.public:
+            return False  # another key under a known id
+        if record.status is Status.CRASHED:
+            return record.since_round >= -1 and (old is None or _same_but_verdict(record, old))
+        return self._verify(record.public, record.signed_data(), record.signature)
+
+    def _apply(self, record: Record) -> Change:
+        old = self._records.get(record.key)
+        self._records[record.key] = record
+        self._public.setdefault(record.device, record.public)
+        return Change(record, old)
+
+    def _own(self, record: Record) -> Record:
+        signed = replace(record, signature=self._sign(record.signed_data()))
+        self._apply(signed)
+        return signed
+
+    def _tick(self) -> int:
+        self._lamport += 1
+        return self._lamport
+
+    def _taken(self) -> set[int]:
+        return {r.slot for r in self.blocks(keep_crashed=True).values()}
+
+    def _used(self) -> set[int]:
+        return {r.slot for r in self}
+
+
+def _rank(record: Record) -> tuple[int, int]:
+    return int(record.status), record.lamport
+
+
+def _same_but_verdict(record: Record, old: Record) -> bool:
+    return (record.slot, record.address) == (old.slot, old.address)

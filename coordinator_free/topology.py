@@ -1,0 +1,113 @@
+"""The learning graph: a function of who trains, the kind and the seed, so that every device draws the same.
+
+Kinds are found by name in `TOPOLOGIES`; a plugin may add to it. A builder takes the device ids in their order
+and returns a connected undirected graph on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+Graph = nx.Graph  # nodes are device ids
+
+
+class Shape(NamedTuple):
+    """Parameters of a topology (see peers.config.TopologyConfig)."""
+
+    kind: str = "full"
+    chords: int = 1
+    radius: float = 0.5
+    seed: int = 0
+
+
+Builder = Callable[[Sequence[str], Shape], "Graph[str]"]
+TOPOLOGIES: dict[str, Builder] = {}
+
+
+def topology(name: str) -> Callable[[Builder], Builder]:
+    """Decorator: add a builder to the registry."""
+
+    def add(build: Builder) -> Builder:
+        TOPOLOGIES[name] = build
+        return build
+
+    return add
+
+
+def natural(device: str) -> tuple[str, int, str]:
+    """Sort key: d2 before d10."""
+    match = re.search(r"^(.*?)(\d+)$", device)
+    return (match.group(1), int(match.group(2)), device) if match else (device, -1, device)
+
+
+def build(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """The graph on these members; the same whatever order they come in."""
+    return TOPOLOGIES[shape.kind](sorted(members, key=natural), shape)
+
+
+@topology("full")
+def full(members: Sequence[str], shape: Shape) -> Graph[str]:
+    return _on(members, itertools.combinations(members, 2))
+
+
+@topology("ring")
+def ring(members: Sequence[str], shape: Shape) -> Graph[str]:
+    return _circulant(members, [1])
+
+
+@topology("ring-chords")
+def ring_chords(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """A ring and `chords` more circulant offsets, spread evenly over the half circle."""
+    half = len(members) // 2
+    offsets = [max(2, round(half * (i + 1) / shape.chords)) for i in range(shape.chords)]
+    return _circulant(members, [1, *offsets])
+
+
+@topology("random-geometric")
+def random_geometric(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """Devices in the unit square, linked within `radius`; parts are joined by their shortest links."""
+    at = {device: position(device, shape.seed) for device in members}
+    pairs = list(itertools.combinations(members, 2))
+    length = {(a, b): math.dist(at[a], at[b]) for a, b in pairs}
+    graph = _on(members, [pair for pair in pairs if length[pair] <= shape.radius])
+    for a, b in sorted(pairs, key=lambda pair: (length[pair], pair)):
+        if not nx.has_path(graph, a, b):
+            graph.add_edge(a, b)
+    return graph
+
+
+def position(device: str, seed: int) -> tuple[float, float]:
+    """A device's place in the unit square, from its id and the run's seed alone."""
+    digest = hashlib.blake2b(f"{seed}/{device}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:8], "big")))
+    x, y = rng.random(2)
+    return float(x), float(y)
+
+
+def _on(members: Sequence[str], edges: object) -> Graph[str]:
+    graph: Graph[str] = nx.Graph()
+    graph.add_nodes_from(members)
+    graph.add_edges_from(edges)  # type: ignore[arg-type]
+    return graph
+
+
+def _circulant(members: Sequence[str], offsets: Sequence[int]) -> Graph[str]:
+    n = len(members)
+    if n < 2:
+        return _on(members, [])
+    return _on(members, [(members[i], members[(i + k) % n]) for i in range(n) for k in offsets if k % n])
+
+
+def spectral_rho(matrix: NDArray[np.float64]) -> float:
+    """rho = ||W - J||_2 with J = 11^T/M (method 5). `matrix`: M x M."""
+    m = len(matrix)
+    return float(np.linalg.norm(matrix - np.full((m, m), 1 / m), 2)) if m else 0.0
