@@ -1,0 +1,25 @@
+"""The data that devices hold: tasks by name (`data.kind`), examples as tensors, batches and scores."""
+
+from peers.tasks import facts as _facts
+from peers.tasks import jsonl as _jsonl
+from peers.tasks.base import Example, Task, TaskFactory, shard_index, tasks
+from peers.tasks.batches import batch_generator, sample_batch
+from peers.tasks.encode import Encoded, encode, pad_id
+from peers.tasks.score import Score, evaluate
+
+del _facts, _jsonl  # imported so that they register themselves
+
+__all__ = [
+    "Encoded",
+    "Example",
+    "Score",
+    "Task",
+    "TaskFactory",
+    "batch_generator",
+    "encode",
+    "evaluate",
+    "pad_id",
+    "sample_batch",
+    "shard_index",
+    "tasks",
+]

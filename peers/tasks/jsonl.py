@@ -1,0 +1,112 @@
+"""A user's own text: a folder of `<device>.jsonl`, each line {"prompt": "…", "response": "…"}."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from peers.config import DataConfig
+from peers.errors import InputError
+from peers.tasks.base import Example, tasks
+
+ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string}'
+
+
+def read_examples(path: Path) -> list[Example]:
+    """All examples of one file. Raises InputError with file and line for the first thing that is wrong."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise InputError(
+            f"data.path: {path} is missing; expected is one <device>.jsonl for each device"
+        ) from None
+    except OSError as error:
+        raise InputError(f"data.path: {path} cannot be read ({error.strerror})") from None
+    if not lines:
+        raise InputError(f"data.path: {path} is empty; {ALLOWED_LINE} a line, at least one")
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse(line: bytes, where: str) -> Example:
+    try:
+        # JSON may spell half a surrogate pair, which no tokenizer accepts: encoding again finds it.
+        record = json.loads(line.decode("utf-8"))
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise InputError(f"{where}: is not UTF-8 text; {ALLOWED_LINE}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON ({error}); {ALLOWED_LINE}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: is no JSON object; {ALLOWED_LINE}")
+    return _example(record, where)
+
+
+def _example(record: dict[str, object], where: str) -> Example:
+    wrong = sorted(record.keys() ^ {"prompt", "response"})
+    if wrong:
+        kind = "unknown key" if wrong[0] in record else "missing key"
+        raise InputError(f"{where}: {kind} {wrong[0]!r}; {ALLOWED_LINE}")
+    prompt, response = record["prompt"], record["response"]
+    if not isinstance(prompt, str) or not isinstance(response, str):
+        key = "response" if isinstance(prompt, str) else "prompt"
+        raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not a string; {ALLOWED_LINE}")
+    if not response.strip():
+        raise InputError(f"{where}: 'response' is empty, there is nothing to learn; {ALLOWED_LINE}")
+    return Example(prompt, response, ends=True)
+
+
+class Jsonl:
+    """`own`: each device has its file. `iid`: all files pooled, then dealt out in a seeded order."""
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        if config.path is None:
+            raise InputError("data.path: is not set; data.kind 'jsonl' needs a folder of <device>.jsonl")
+        if config.partition not in ("own", "iid"):
+            raise InputError(
+                f"data.partition: {config.partition!r} needs labelled data, which data.kind 'jsonl' is "
+                "not; allowed: own, iid"
+            )
+        if config.overlap:
+            raise InputError(
+                "data.overlap: does not apply to data.kind 'jsonl': put shared lines in the files"
+            )
+        self._folder = Path(config.path).expanduser()
+        self._pooled = config.partition == "iid"
+        self._seed = seed
+        if not self._folder.is_dir():
+            raise InputError(
+                f"data.path: {config.path} is not a folder; expected is a folder of <device>.jsonl"
+            )
+
+    def train_examples(self, shard: str) -> list[Example]:
+        """The device's file, or its share of the pool. Raises InputError as `read_examples` does."""
+        own = self._folder / f"{shard}.jsonl"
+        if own.parent != self._folder:
+            raise InputError(f"device {shard!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
+        return self._dealt(own) if self._pooled else read_examples(own)
+
+    def other_wording(self, shard: str) -> list[Example]:
+        """None: the files say nothing twice."""
+        return []
+
+    def control_examples(self) -> list[Example]:
+        """None: all lines belong to a device."""
+        return []
+
+    def _dealt(self, own: Path) -> list[Example]:
+        files = sorted(self._folder.glob("*.jsonl"))
+        if own not in files:
+            read_examples(own)  # says what is wrong with it
+        pool = [example for path in files for example in read_examples(path)]
+        key = int.from_bytes(sha256(f"{self._seed}/iid".encode()).digest()[:16], "big")
+        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(pool))
+        return [pool[i] for i in order[files.index(own) :: len(files)]]
+
+
+@tasks.add("jsonl")
+def make_jsonl(config: DataConfig, seed: int) -> Jsonl:
+    """The task `jsonl`. Raises InputError for a missing folder or settings that do not apply to it."""
+    return Jsonl(config, seed)
