@@ -202,7 +202,8 @@ class Membership:
     def _apply(self, record: Record) -> Change:
         old = self._records.get(record.key)
         self._records[record.key] = record
-        self._public.setdefault(record.device, record.public)
+        if record.status is not Status.CRASHED:  # a verdict is unsigned: it vouches for no key
+            self._public.setdefault(record.device, record.public)
         return Change(record, old)
 
     def _own(self, record: Record) -> Record:

@@ -46,6 +46,7 @@ class MixingMode(Protocol):
 
     relays: bool  # copies of other devices' blocks are sent too
     foreign_basis: bool  # paper-literal: mixes blocks of different devices
+    shared_versions: bool  # a version is the owner's and means the same bytes wherever it is held
 
     def damping(self, members: int, omega: float | None) -> float:
         """The share of its own move over a round that a device keeps before it sends."""
@@ -57,7 +58,10 @@ class MixingMode(Protocol):
         weights: Mapping[str, float],
         arrived: Mapping[str, Mapping[Part, Arrival]],
     ) -> list[Mix]:
-        """The operations that close a round. `held`: parts and their versions; `weights`: of neighbours, with gamma."""
+        """The operations that close a round.
+
+        `held`: parts and their versions; `weights`: of the neighbours heard, gamma applied.
+        """
 
 
 MODES: dict[str, Callable[[], MixingMode]] = {}
@@ -75,10 +79,11 @@ def mixing_mode(name: str) -> Callable[[Callable[[], MixingMode]], Callable[[], 
 
 @mixing_mode("average")
 class Average:
-    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block; absent weight returns to itself."""
+    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block; absent weight stays."""
 
     relays = True
     foreign_basis = False
+    shared_versions = False
 
     def damping(self, members: int, omega: float | None) -> float:
         return 1.0
@@ -100,6 +105,7 @@ class Newest:
 
     relays = True
     foreign_basis = False
+    shared_versions = True
 
     def damping(self, members: int, omega: float | None) -> float:
         return 1 / max(members, 1) if omega is None else omega
@@ -131,6 +137,7 @@ class PaperLiteral:
 
     relays = False
     foreign_basis = True
+    shared_versions = False
 
     def damping(self, members: int, omega: float | None) -> float:
         return 1.0
@@ -145,8 +152,9 @@ class PaperLiteral:
         mixes = []
         for part in sorted(p for p in held if p.block == own):
             by_owner = {
-                peer: {part: copy for theirs, copy in copies.items() if theirs.group == part.group}
+                peer: dict.fromkeys([part], next(c for p, c in copies.items() if p.group == part.group))
                 for peer, copies in arrived.items()
+                if any(p.group == part.group for p in copies)
             }
             mixes.append(Mix(part, _terms(part, weights, by_owner)))
         return [mix for mix in mixes if mix.terms]

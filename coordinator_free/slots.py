@@ -36,7 +36,7 @@ def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
     free = [slot for slot in order if slot not in taken]
     if not free:
         raise NoFreeSlot(
-            f"{device}: all {max_slots} slots are taken; allowed: at most adapter.max_devices = {max_slots} blocks"
+            f"{device}: all {max_slots} slots are taken; allowed: adapter.max_devices = {max_slots} blocks"
         )
     return next((slot for slot in free if slot not in used), free[0])
 

@@ -1,0 +1,132 @@
+"""What the device protocol tells its driver to do. Performed in the order given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator_free.membership import Key
+from coordinator_free.mixing import Mix, Part
+from transport.messages import Manifest, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    peer: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A control message: never waits behind data."""
+
+    peer: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The data of a round for one neighbour, closed by its manifest."""
+
+    peer: str
+    round: int
+    parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """A Bye behind everything that is queued: the end of this device's stream to the peer."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    round: int
+    steps: int
+    rehearse: bool
+    damping: float
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    mixes: tuple[Mix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddBlock:
+    key: Key
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBlock:
+    """The own block starts on a slot: at B = 0, or with the values of an earlier incarnation on that slot."""
+
+    key: Key
+    slot: int
+    carry: Key | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DropBlock:
+    """Delete a block and purge all that is queued of it."""
+
+    key: Key
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    round: int
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    event: str
+    fields: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A closed round, for metrics.jsonl."""
+
+    round: int
+    phase: str
+    start_ns: int
+    trained_ns: int
+    end_ns: int
+    weights: dict[str, float]
+    withheld: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The message just handled was not taken in, and why (counted by the driver)."""
+
+    reason: str
+
+
+Action = (
+    Connect | Disconnect | Tell | Publish | Farewell | Train | Apply | AddBlock | OwnBlock | DropBlock
+    | Snapshot | Log | RoundDone | Export | Exit | Drop
+)  # fmt: skip

@@ -1,0 +1,94 @@
+"""One device: an OS process that trains its own block and trades copies with its neighbours.
+
+The process wires the parts together; what to do is decided in `peers.protocol`, done in `peers.driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from coordinator_free.slots import NoFreeSlot
+from peers import plugins
+from peers.config import DeviceConfig
+from peers.driver import Driver
+from peers.errors import InputError
+from peers.learner import Learner
+from peers.models import load_model
+from peers.process import guard, redirect_output
+from peers.recorder import Recorder
+from peers.tasks import build_task
+from peers.tasks.encode import encode
+from transport.keys import DeviceIdentity
+from transport.zmq_links import ZmqLinks
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """All that a device process is started with."""
+
+    id: str
+    config: DeviceConfig
+    listen: str  # endpoint to bind, tcp://host:port
+    advertise: str  # endpoint under which others reach it
+    seeds: tuple[str, ...]  # endpoints of devices that may be there already
+    out: str  # the run's folder
+    cohort: int = 0  # devices that start together; 0: join whoever is there
+    epoch_ns: int | None = None  # monotonic time of the run's start; None: now
+    snapshot_every: int = 0  # rounds between snapshots for the harness; 0: none
+
+
+def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
+    """Entry point of a device that a launcher started. Ends the process with the device's exit status."""
+    guard(lifeline)
+    redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
+    try:
+        code = run_device(spec)
+    except (InputError, NoFreeSlot) as error:
+        print(f"{spec.id}: {error}", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of a library's exit handlers may keep a device alive
+
+
+def run_device(spec: DeviceSpec) -> int:
+    """Run one device in the foreground until it has finished, left or failed; returns its exit status.
+
+    Raises InputError when the configuration does not fit the model or the data.
+    """
+    torch.set_num_threads(spec.config.model.threads)
+    plugins.load(spec.config.plugins)
+    epoch_ns = time.monotonic_ns() if spec.epoch_ns is None else spec.epoch_ns
+    recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns)
+    try:
+        return asyncio.run(_live(spec, recorder))
+    finally:
+        recorder.close()
+
+
+async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
+    links = ZmqLinks(spec.id, spec.listen)
+    await links.start()  # first: what others send while the model loads waits in the socket
+    try:
+        learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
+        identity = DeviceIdentity.load_or_create(recorder.folder / "identity.key")
+        return await Driver(spec, links, learner, recorder, identity).run()
+    finally:
+        await links.close()
+
+
+def build_learner(spec: DeviceSpec) -> Learner:
+    """The model, the data and the bases of one device."""
+    torch.set_num_threads(spec.config.model.threads)
+    loaded = load_model(spec.config.model)
+    task = build_task(spec.config.data, spec.config.seed)
+    examples = encode(task.train_examples(spec.id), loaded.tokenizer, spec.config.data.max_length)
+    return Learner(loaded, spec.config, examples, spec.id)

@@ -1,0 +1,167 @@
+"""Who has which version of what: plans what is sent in a round and gathers what arrived (method 5 and 8).
+
+Sans-I/O. A received matrix is an opaque object here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from coordinator_free.membership import Key
+from coordinator_free.mixing import Arrival, Mix, MixingMode, Part
+from transport.messages import Manifest
+
+ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
+
+
+@dataclass(slots=True)
+class PeerCopies:
+    """What one neighbour has of mine, and what it last sent me."""
+
+    has: dict[Part, int] = field(default_factory=dict)
+    wants: set[Part] = field(default_factory=set)
+    cache: dict[Part, Arrival] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One neighbour's share of a round."""
+
+    parts: tuple[tuple[Part, int, str], ...]
+    items: tuple[tuple[str, int, str, int, str], ...]
+    withheld: int
+
+
+class Exchange:
+    """The copies one device holds, by part, and what its neighbours hold."""
+
+    def __init__(self, mode: MixingMode, groups: Iterable[str], part_bytes: Callable[[str], int]) -> None:
+        self.mode = mode
+        self.groups = tuple(groups)
+        self._part_bytes = part_bytes
+        self.held: dict[Part, int] = {}
+        self.peers: dict[str, PeerCopies] = {}
+        self._waiting: dict[tuple[str, Part], int] = {}
+        self._inbox: dict[str, dict[Part, tuple[int, Arrival]]] = {}
+
+    def parts(self, key: Key) -> list[Part]:
+        return [Part(key, group) for group in self.groups]
+
+    def add(self, key: Key, version: int = ZERO) -> None:
+        self.held.update({part: version for part in self.parts(key)})
+
+    def drop(self, key: Key) -> None:
+        """Forget all of a block: held, cached, waiting, received."""
+        for table in (self.held, *self._inbox.values()):
+            for part in [p for p in table if p.block == key]:
+                del table[part]
+        for peer in self.peers.values():
+            peer.wants -= {p for p in peer.wants if p.block == key}
+            for part in self.parts(key):
+                peer.has.pop(part, None)
+                peer.cache.pop(part, None)
+        self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
+
+    def forget_peer(self, peer: str) -> None:
+        self.peers.pop(peer, None)
+        self._inbox.pop(peer, None)
+
+    def peer(self, name: str) -> PeerCopies:
+        return self.peers.setdefault(name, PeerCopies())
+
+    # -- sending -----------------------------------------------------------------------------------
+    def plan(self, own: Key, receivers: Iterable[str], budget_bytes: int, cause: str) -> dict[str, Plan]:
+        """What goes to whom within the round's data budget; what waited longest goes first, then the own block."""
+        receivers = sorted(receivers)
+        wanted = [(peer, part) for peer in receivers for part in self._offers(own, peer)]
+        wanted.sort(key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0]))
+        chosen: set[tuple[str, Part]] = set()
+        for want in wanted:
+            size = self._part_bytes(want[1].group)
+            if size <= budget_bytes:
+                budget_bytes -= size
+                chosen.add(want)
+                self._waiting.pop(want, None)
+            else:
+                self._waiting[want] = self._waiting.get(want, 0) + 1
+        return {peer: self._plan_one(own, peer, wanted, chosen, cause) for peer in receivers}
+
+    def _offers(self, own: Key, peer: str) -> list[Part]:
+        copies = self.peer(peer)
+        mine = [p for p in self.held if self.mode.relays or p.block == own or p in copies.wants]
+        return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
+
+    def _plan_one(
+        self,
+        own: Key,
+        peer: str,
+        wanted: list[tuple[str, Part]],
+        chosen: set[tuple[str, Part]],
+        cause: str,
+    ) -> Plan:
+        copies = self.peer(peer)
+        parts, items = [], []
+        waiting = {part for to, part in wanted if to == peer}
+        for part, version in sorted(self.held.items()):
+            status = "unchanged"
+            if (peer, part) in chosen:
+                status = "sent"
+                parts.append((part, version, "transfer" if part in copies.wants else cause))
+                copies.has[part] = version
+                copies.wants.discard(part)
+            elif part in waiting:
+                status = "withheld"
+            elif not self.mode.relays and part.block != own:
+                continue
+            items.append((part.block.device, part.block.incarnation, part.group, version, status))
+        return Plan(tuple(parts), tuple(items), len(waiting) - len(parts))
+
+    # -- receiving ---------------------------------------------------------------------------------
+    def receive(self, peer: str, part: Part, version: int, round_: int, values: object) -> None:
+        self._inbox.setdefault(peer, {})[part] = (round_, Arrival(version, values))
+
+    def note(self, peer: str, manifest: Manifest) -> None:
+        """A manifest tells which versions the sender holds: nothing older needs to go there."""
+        if not self.mode.shared_versions:
+            return
+        has = self.peer(peer).has
+        for device, incarnation, group, version, _ in manifest.items:
+            part = Part(Key(device, incarnation), group)
+            has[part] = max(has.get(part, ZERO), version)
+
+    def close(
+        self, own: Key, round_: int, weights: Mapping[str, float], manifests: Mapping[str, Manifest]
+    ) -> tuple[Mix, ...]:
+        """The operations that end a round; takes what has arrived for it out of the inbox."""
+        arrived: dict[str, dict[Part, Arrival]] = {}
+        for peer in sorted({*self._inbox, *manifests}):
+            arrived[peer] = self._taken(peer, round_)
+            if not self.mode.shared_versions:
+                manifest = manifests.get(peer)
+                arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
+        mixes = tuple(self.mode.combine(own, self.held, weights, arrived))
+        for mix in mixes:
+            if mix.version is not None:
+                self.held[mix.part] = mix.version
+        return mixes
+
+    def _taken(self, peer: str, round_: int) -> dict[Part, Arrival]:
+        box = self._inbox.get(peer, {})
+        due = {part: arrival for part, (at, arrival) in box.items() if at <= round_}
+        for part in due:
+            del box[part]
+        return due
+
+    def _copies(self, peer: str, manifest: Manifest, fresh: dict[Part, Arrival]) -> dict[Part, Arrival]:
+        """The neighbour's copies of this round: just sent, or the same as before."""
+        cache = self.peer(peer).cache
+        cache.update(fresh)
+        copies = {}
+        for device, incarnation, group, version, status in manifest.items:
+            part = Part(Key(device, incarnation), group)
+            if version == ZERO and status == "unchanged":
+                copies[part] = Arrival(ZERO, None)  # still zero
+            elif status != "withheld" and part in cache and cache[part].version == version:
+                copies[part] = cache[part]
+        return copies

@@ -1,0 +1,42 @@
+"""A child process that cannot outlive its launcher, whatever happens to the launcher."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def guard(lifeline: Connection | None) -> None:
+    """Give this process a group of its own and tie its life to the launcher's.
+
+    Two ties: the kernel kills it when its parent dies (also while it is stopped; Linux), and a thread ends it
+    when the launcher's end of `lifeline` closes (everywhere).
+    """
+    os.setpgid(0, 0)  # Ctrl-C in the launcher's terminal is the launcher's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if lifeline is not None:
+        threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
+
+
+def _watch(lifeline: Connection) -> None:
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def redirect_output(log: Path) -> None:
+    """Send this process's standard output and error to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(fd, stream)
+    os.close(fd)

@@ -1,0 +1,37 @@
+"""What a device writes into its folder: one JSON object a line, flushed, so that a killed device loses one line at most."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+
+class Recorder:
+    """`events.jsonl` and `metrics.jsonl` of one device. Times are seconds from the run's start."""
+
+    def __init__(self, folder: Path, epoch_ns: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._epoch_ns = epoch_ns
+        self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def seconds(self, at_ns: int) -> float:
+        return round((at_ns - self._epoch_ns) / 1e9, 6)
+
+    def event(self, at_ns: int, round_: int, event: str, fields: dict[str, object]) -> None:
+        head = {"t_s": self.seconds(at_ns), "round": round_, "event": event}
+        _write(self._events, {**head, **{k: v for k, v in fields.items() if k != "round"}})
+
+    def metrics(self, record: dict[str, object]) -> None:
+        _write(self._metrics, record)
+
+    def close(self) -> None:
+        self._events.close()
+        self._metrics.close()
+
+
+def _write(file: TextIO, record: dict[str, object]) -> None:
+    file.write(json.dumps(record) + "\n")
+    file.flush()
