@@ -1,0 +1,140 @@
+"""A byte-weighted token bucket and the quota above it. Sans-I/O, integers, nanoseconds.
+
+The bucket paces; the quota is the budget of a round and does not carry over (method 8: a single bucket of
+depth C_t that refills at C_t per round would let almost 2 C_t pass in one round).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+SECOND_NS = 1_000_000_000
+
+
+class TokenBucket:
+    """Holds at most `burst_bytes`, refills at `rate_Bps`.
+
+    Invariant, for sends s_i at times t_i that asked `earliest` first: for all i <= k,
+    s_i + ... + s_k <= max(burst, s_k) + rate * (t_k - t_i).
+    It holds exactly: credit is counted in bytes x 10^9, so nothing is ever rounded. A send larger than the
+    burst passes when the bucket is full and leaves a debt, hence `max`; frames are never larger than half the
+    depth (method 8), so in practice it reads "burst". A send that did not ask (control) goes into debt
+    likewise, and what asks later waits for it.
+    """
+
+    def __init__(self, rate_Bps: int, burst_bytes: int, now_ns: int = 0) -> None:
+        if rate_Bps < 1 or burst_bytes < 1:
+            raise ValueError("a token bucket needs a rate and a depth of at least one byte")
+        self.rate_Bps, self.burst_bytes = rate_Bps, burst_bytes
+        self._credit = burst_bytes * SECOND_NS
+        self._at_ns = now_ns
+
+    def earliest(self, now_ns: int, size: int) -> int:
+        """When `size` bytes may leave: `now_ns`, or later."""
+        need = min(size, self.burst_bytes) * SECOND_NS - self._credit_at(now_ns)
+        start = max(now_ns, self._at_ns)  # credit is known only from the last change on
+        return now_ns if need <= 0 else start + -(-need // self.rate_Bps)
+
+    def take(self, now_ns: int, size: int) -> None:
+        """Send `size` bytes now. Never refused: the caller has asked `earliest`, or means to go into debt."""
+        self._credit = self._credit_at(now_ns) - size * SECOND_NS
+        self._at_ns = max(self._at_ns, now_ns)
+
+    def set_rate(self, now_ns: int, rate_Bps: int) -> None:
+        """Refill at another rate from now on; what was earned at the old one stays."""
+        if rate_Bps < 1:
+            raise ValueError("a token bucket needs a rate of at least one byte a second")
+        self.take(now_ns, 0)
+        self.rate_Bps = rate_Bps
+
+    def _credit_at(self, now_ns: int) -> int:
+        refilled = self._credit + max(0, now_ns - self._at_ns) * self.rate_Bps
+        return min(self.burst_bytes * SECOND_NS, refilled)
+
+
+class Quota:
+    """C_t: what one device may send in one round. Unspent bytes are gone at the round's end.
+
+    `control_share` of it is kept back from data for membership and manifests, which are never refused; if
+    they need more than is left, the round is a violation and is counted as one. Before the first round
+    nothing is granted: data waits, control (the handshakes of the start) is counted and belongs to no round.
+    """
+
+    def __init__(self, budget_bytes: int, control_share: float = 0.05) -> None:
+        if budget_bytes < 1 or not 0 <= control_share <= 1:
+            raise ValueError("a quota needs a budget of at least one byte and a share between 0 and 1")
+        self.budget_bytes = budget_bytes
+        self._reserve = int(budget_bytes * control_share)
+        self.round: int | None = None
+        self.spent = self.data_spent = 0  # of this round
+        self.granted_total = self.spent_total = self._closed_violations = 0
+
+    def start_round(self, round_: int | None = None) -> None:
+        """Close the round that runs and grant the next one's budget."""
+        self._closed_violations += self._violated()
+        self.round = (-1 if self.round is None else self.round) + 1 if round_ is None else round_
+        self.spent = self.data_spent = 0
+        self.granted_total += self.budget_bytes
+
+    @property
+    def remaining(self) -> int:
+        """Bytes left of this round's budget, whoever may use them."""
+        return max(0, self.budget_bytes - self.spent) if self.round is not None else 0
+
+    @property
+    def violations(self) -> int:
+        """Rounds so far, the present one included, that spent more than their budget."""
+        return self._closed_violations + self._violated()
+
+    def data_left(self) -> int:
+        """Bytes that data may still spend in this round."""
+        if self.round is None:
+            return 0
+        control = self.spent - self.data_spent
+        return max(0, self.budget_bytes - self.data_spent - max(self._reserve, control))
+
+    def spend(self, size: int, data: bool = True) -> None:
+        """Count bytes that left. `data` must fit in `data_left`; control is counted, never refused."""
+        self.spent += size
+        self.spent_total += size
+        self.data_spent += size if data else 0
+
+    def _violated(self) -> bool:
+        return self.round is not None and self.spent > self.budget_bytes
+
+
+def keeps_invariant(sends: Iterable[tuple[int, int]], rate_Bps: int, burst_bytes: int) -> bool:
+    """Whether sends (time in ns, bytes), in order, keep the invariant of `TokenBucket`. Exact, in one pass.
+
+    The sum from i to k exceeds its bound just if (S_k - rate t_k) - min over i <= k of (S_(i-1) - rate t_i)
+    exceeds the burst, S being the running sum.
+    """
+    total, lowest = 0, None
+    for at_ns, size in sends:
+        line = total * SECOND_NS - rate_Bps * at_ns
+        lowest = line if lowest is None else min(lowest, line)
+        total += size
+        if total * SECOND_NS - rate_Bps * at_ns - lowest > max(burst_bytes, size) * SECOND_NS:
+            return False
+    return True
+
+
+def generated_violations(cases: int, seed: int = 0) -> int:
+    """Drive buckets with `cases` random traffic patterns; how many broke the invariant (a bug if not 0)."""
+    draw = random.Random(seed)
+    return sum(not _generated_case(draw) for _ in range(cases))
+
+
+def _generated_case(draw: random.Random) -> bool:
+    rate, frame = int(10 ** draw.uniform(0, 10)), int(10 ** draw.uniform(0, 6))
+    now = draw.randrange(1 << 50)
+    bucket = TokenBucket(rate, 2 * frame, now)
+    sends = []
+    for _ in range(draw.randrange(1, 40)):
+        now += draw.choice((0, draw.randrange(1 << 12), draw.randrange(1 + 2 * frame * SECOND_NS // rate)))
+        size = draw.randrange(1, frame + 1)
+        now = bucket.earliest(now, size)
+        bucket.take(now, size)
+        sends.append((now, size))
+    return keeps_invariant(sends, rate, 2 * frame)
