@@ -77,6 +77,8 @@ class World:
 
     def put(self, peer, size, cause, version) -> None:
         self.serial += 1
+        if cause == "control":
+            self.urgent.add(str(self.serial))
         self.shaper.enqueue(
             item(peer, size, cause, str(self.serial), key=("k", version % 2), version=version)
         )
