@@ -1,0 +1,100 @@
+"""What a run wrote, for those who read it: lines of JSON in the forms of docs/design.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emulation.scenario import Scenario, read
+from peers.errors import InputError
+
+Record = dict[str, Any]
+
+
+def read_lines(path: Path) -> list[Record]:
+    """All whole records; none if there is no file."""
+    return list(Tail(path).read())
+
+
+class Tail:
+    """Follows a growing file: each `read` yields the records that are new and whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at = 0
+
+    def read(self) -> Iterator[Record]:
+        """New records. A last line without its end waits for the rest; a torn one in between is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._at)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.splitlines():
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # half a line of a killed device, which another incarnation then wrote on
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@dataclass
+class RunRecords:
+    """A run folder, read. Device ids are in natural order (d2 before d10)."""
+
+    folder: Path
+    scenario: Scenario
+    devices: list[str]
+    metrics: dict[str, list[Record]] = field(default_factory=dict)
+    events: dict[str, list[Record]] = field(default_factory=dict)
+    evaluations: list[Record] = field(default_factory=list)
+    consensus: dict[int, float] = field(default_factory=dict)  # by round
+    run: Record = field(default_factory=dict)
+
+    @property
+    def injected(self) -> list[Record]:
+        """What the launcher did to devices, in order: round, kind, device, t_s."""
+        return sorted(self.run.get("events", []), key=lambda event: float(event["t_s"]))
+
+    def tagged(self, tag: str) -> list[Record]:
+        """Evaluations with a tag, in the order of their rounds."""
+        return sorted((e for e in self.evaluations if e["tag"] == tag), key=lambda e: int(e["round"]))
+
+
+def load(folder: Path) -> RunRecords:
+    """Raises InputError if the folder is not one that `unweft run` wrote."""
+    if not (folder / "scenario.toml").is_file():
+        raise InputError(
+            f"{folder}: holds no run (no scenario.toml); allowed: a folder that `unweft run` wrote"
+        )
+    run_file = folder / "run.json"
+    run = (_parse(run_file.read_bytes()) or {}) if run_file.exists() else {}
+    found = {path.name for path in (folder / "devices").glob("*") if path.is_dir()}
+    records = RunRecords(folder, read(folder / "scenario.toml"), in_order({*found, *run.get("devices", {})}))
+    records.run = run
+    for device in records.devices:
+        records.metrics[device] = read_lines(folder / "devices" / device / "metrics.jsonl")
+        records.events[device] = read_lines(folder / "devices" / device / "events.jsonl")
+    for line in read_lines(folder / "evaluations.jsonl"):
+        if "consensus_error" in line:
+            records.consensus[int(line["round"])] = float(line["consensus_error"])
+        else:
+            records.evaluations.append(line)
+    return records
+
+
+def in_order(devices: set[str] | list[str]) -> list[str]:
+    """Natural order."""
+    return sorted(devices, key=lambda d: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", d)])

@@ -1,0 +1,238 @@
+"""A scenario: what devices read (`peers.config`) and what only the testbed needs; from TOML and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator
+
+from emulation.scenario_errors import Place, explain
+from peers.config import DeviceConfig, Section
+from peers.errors import InputError
+
+DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]*$"  # ids become folder names and keys such as d5@0
+GONE = ("leave", "retire", "crash")
+
+
+class DevicesConfig(Section):
+    """Who starts: `prefix` and a number from 0 on."""
+
+    count: Annotated[int, Field(ge=1)] = 6
+    prefix: Annotated[str, Field(pattern=DEVICE_ID)] = "d"
+
+
+class EvalConfig(Section):
+    """How often the harness looks at what the devices know."""
+
+    every: Annotated[int, Field(ge=1)] = 5  # rounds between two snapshots of a device
+
+
+class EventConfig(Section):
+    """What happens to a device once every device has closed `round`."""
+
+    round: Annotated[int, Field(ge=0)]
+    kind: Literal["leave", "retire", "crash", "stall", "join"]
+    device: Annotated[str, Field(pattern=DEVICE_ID)]
+    duration_s: Annotated[float, Field(gt=0)] | None = None  # stall: seconds until it goes on
+
+
+class Scenario(DeviceConfig):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "scenario"  # default: the file's name
+    devices: DevicesConfig = DevicesConfig()
+    eval: EvalConfig = EvalConfig()
+    event: tuple[EventConfig, ...] = ()
+
+    @field_validator("event")
+    @classmethod
+    def _in_order(cls, events: tuple[EventConfig, ...]) -> tuple[EventConfig, ...]:
+        return tuple(sorted(events, key=lambda event: event.round))
+
+    @property
+    def initial_devices(self) -> tuple[str, ...]:
+        """Devices that start together."""
+        return tuple(f"{self.devices.prefix}{i}" for i in range(self.devices.count))
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """The initial devices, then those that join, each once."""
+        joiners = (event.device for event in self.event if event.kind == "join")
+        return tuple(dict.fromkeys([*self.initial_devices, *joiners]))
+
+    def device_config(self) -> DeviceConfig:
+        """The part that every device is given."""
+        return DeviceConfig(**{name: getattr(self, name) for name in DeviceConfig.model_fields})
+
+
+def load(
+    path: Path, overrides: Sequence[str] = (), seed: int | None = None, clock: str | None = None
+) -> Scenario:
+    """The scenario of a file with `overrides` ("a.b=v", v as TOML or else text) put over it, checked.
+
+    Raises InputError, one line: where, key path, value, what is allowed.
+    """
+    given = [_parse_override(text) for text in overrides]
+    given += [(["seed"], seed, f"--seed {seed}")] if seed is not None else []
+    given += [(["clock"], clock, f"--clock {clock}")] if clock is not None else []
+    data = read_toml(path)
+    for keys, value, text in given:
+        _put(data, keys, value, text)
+    place = Place(str(path), {".".join(keys): text.split("=")[0] for keys, _, text in given})
+    data.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem) or "scenario")
+    scenario = _validated(data, place)
+    for where, problem in _problems(scenario):
+        raise InputError(f"{place.of(where)}: {where}: {problem}")
+    return scenario
+
+
+def read(path: Path) -> Scenario:
+    """The scenario that a run wrote: not checked against anything but its own form. Raises InputError."""
+    return _validated(read_toml(path), Place(str(path)))
+
+
+def dump(scenario: Scenario) -> str:
+    """The scenario as TOML that `load` reads from any folder: local paths are made absolute."""
+    data = scenario.model_dump(mode="json", exclude_none=True)
+    if data["data"].get("path"):
+        data["data"]["path"] = str(Path(data["data"]["path"]).expanduser().absolute())
+    model = Path(data["model"]["name"]).expanduser()
+    if model.is_dir() and data["model"]["name"] != "tiny":
+        data["model"]["name"] = str(model.absolute())
+    return tomli_w.dumps(data)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file's table. Raises InputError when it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML ({error}); allowed: a scenario in TOML") from error
+
+
+def _parse_override(text: str) -> tuple[list[str], Any, str]:
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {text}: is no assignment; allowed: a.b=value, for instance round.count=50")
+    try:
+        return keys, tomllib.loads(f"v = {value}")["v"], f"--set {text}"
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip(), f"--set {text}"
+
+
+def _put(data: dict[str, Any], keys: list[str], value: object, text: str) -> None:
+    table: Any = data
+    for depth, key in enumerate(keys):
+        if isinstance(table, list) and key.isdecimal() and int(key) < len(table):
+            index: Any = int(key)
+        elif isinstance(table, dict):
+            index = key
+        else:
+            raise InputError(f"{text}: {'.'.join(keys[:depth])} has no {key!r}; allowed: keys of a table")
+        if depth == len(keys) - 1:
+            table[index] = value
+        else:
+            table = table.setdefault(index, {}) if isinstance(table, dict) else table[index]
+
+
+def _validated(data: dict[str, Any], place: Place) -> Scenario:
+    for where, number in _numbers(data, ""):
+        if not math.isfinite(number):
+            raise InputError(f"{place.of(where)}: {where}: {number}; allowed: finite numbers")
+    try:
+        # Through JSON, where "strict" takes lists for tuples but neither true nor "5" for a number.
+        return Scenario.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise InputError(explain(Scenario, data, error, place)) from None
+
+
+def _numbers(value: object, where: str) -> Iterator[tuple[str, float]]:
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    elif isinstance(value, float):
+        yield where, value
+    for key, inner in items:
+        yield from _numbers(inner, f"{where}.{key}" if where else str(key))
+
+
+def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """What is wrong with a scenario whose form is right: (key path, value and what is allowed)."""
+    yield from _unavailable(scenario)
+    if scenario.mixing.mode == "newest" and scenario.isolation.leak > 0:
+        yield (
+            "isolation.leak",
+            f"{scenario.isolation.leak} with mixing.mode = 'newest', in which a block has one writer; "
+            "allowed: 0, or mixing.mode = 'average'",
+        )
+    yield from _event_problems(scenario)
+
+
+def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Names that no registry knows, and what later versions will add."""
+    from coordinator_free.mixing import MODES
+    from coordinator_free.topology import TOPOLOGIES
+    from peers import plugins
+
+    plugins.load(scenario.plugins)
+    for where, name, known in (
+        ("mixing.mode", scenario.mixing.mode, MODES),
+        ("topology.kind", scenario.topology.kind, TOPOLOGIES),
+        ("correction.policy", scenario.correction.policy, ("uniform",)),
+        ("clock", scenario.clock, ("real",)),
+    ):
+        if name not in known:
+            yield where, f"{name!r} is not available; allowed: {', '.join(sorted(known))}"
+
+
+def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Replays the events: who is live, and how many slots are taken."""
+    live = set(scenario.initial_devices)
+    kept = 0  # blocks that stay in their slots although their owner has gone
+    yield from _slot_problem(scenario, "devices.count", len(live))
+    for number, event in enumerate(scenario.event):
+        where = f"event.{number}"
+        last = scenario.round.count - 2
+        if event.round > last:
+            allowed = f"0 to {last}, since round.count = {scenario.round.count}"
+            yield f"{where}.round", f"{event.round} is too late; allowed: {allowed}"
+        if (event.kind == "stall") != (event.duration_s is not None):
+            yield f"{where}.duration_s", "goes with kind 'stall', which needs it; allowed: seconds above 0"
+        here = f"live at round {event.round} are {_names(live)}"
+        if event.kind == "join":
+            if event.device in live:
+                yield f"{where}.device", f"{event.device!r} cannot join: it is live; {here}"
+            live.add(event.device)
+            yield from _slot_problem(scenario, f"{where}.device", len(live) + kept)
+        elif event.device not in live:
+            yield f"{where}.device", f"{event.device!r} cannot {event.kind}: it is not live; {here}"
+        elif event.kind in GONE:
+            live.discard(event.device)
+            kept += event.kind == "retire" or (event.kind == "crash" and scenario.on_crash == "keep")
+            if not live:
+                yield f"{where}.device", f"{event.device!r} is the last live device; allowed: one that is not"
+
+
+def _slot_problem(scenario: Scenario, where: str, slots: int) -> Iterator[tuple[str, str]]:
+    limit = scenario.adapter.max_devices
+    if slots > limit:
+        yield (
+            where,
+            f"{slots} slots are needed and adapter.max_devices is {limit}; allowed: no more than {limit}",
+        )
+
+
+def _names(devices: Iterable[str]) -> str:
+    return ", ".join(sorted(devices, key=lambda name: (len(name), name)))
