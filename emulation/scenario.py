@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from emulation.scenario_errors import Place, explain
 from peers.config import DeviceConfig, Section
@@ -51,11 +51,6 @@ class Scenario(DeviceConfig):
     eval: EvalConfig = EvalConfig()
     event: tuple[EventConfig, ...] = ()
 
-    @field_validator("event")
-    @classmethod
-    def _in_order(cls, events: tuple[EventConfig, ...]) -> tuple[EventConfig, ...]:
-        return tuple(sorted(events, key=lambda event: event.round))
-
     @property
     def initial_devices(self) -> tuple[str, ...]:
         """Devices that start together."""
@@ -90,7 +85,7 @@ def load(
     scenario = _validated(data, place)
     for where, problem in _problems(scenario):
         raise InputError(f"{place.of(where)}: {where}: {problem}")
-    return scenario
+    return scenario.model_copy(update={"event": tuple(event for _, event in _in_order(scenario.event))})
 
 
 def read(path: Path) -> Scenario:
@@ -202,7 +197,7 @@ def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
     live = set(scenario.initial_devices)
     kept = 0  # blocks that stay in their slots although their owner has gone
     yield from _slot_problem(scenario, "devices.count", len(live))
-    for number, event in enumerate(scenario.event):
+    for number, event in _in_order(scenario.event):
         where = f"event.{number}"
         last = scenario.round.count - 2
         if event.round > last:
@@ -223,6 +218,11 @@ def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             kept += event.kind == "retire" or (event.kind == "crash" and scenario.on_crash == "keep")
             if not live:
                 yield f"{where}.device", f"{event.device!r} is the last live device; allowed: one that is not"
+
+
+def _in_order(events: tuple[EventConfig, ...]) -> list[tuple[int, EventConfig]]:
+    """Events as they will happen, each with its place in the file."""
+    return sorted(enumerate(events), key=lambda numbered: numbered[1].round)
 
 
 def _slot_problem(scenario: Scenario, where: str, slots: int) -> Iterator[tuple[str, str]]:

@@ -85,9 +85,10 @@ def _suggest(key: str, known: list[str]) -> str:
 
 
 def _allowed(message: str) -> str:
-    for start in ("Input should be ", "String should ", "Value error, "):
+    for start in ("Input should be ", "String ", "Value error, "):
         message = message.removeprefix(start)
     message = message.replace("a valid dictionary", "a table").replace("an object", "a table")
+    message = message.replace("should match pattern", "text that matches").replace("a valid array", "a list")
     return message.split(", unable")[0].split(", got")[0]
 
 
