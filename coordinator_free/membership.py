@@ -2,8 +2,9 @@
 
 One record per (device, incarnation). Merging two records of one incarnation keeps the later status, and
 within a status the later Lamport time, so the table is a join-semilattice: gossip may repeat, reorder and
-loop. A record that its owner made is signed by it (Ed25519); a crash verdict is anybody's and unsigned, which
-is why only an owner's Leave is a tombstone (method 9).
+loop. A record is signed by its owner (Ed25519). A crash verdict is anybody's: it carries the owner's
+signature of the record that it is about, so it cannot invent a device; nor is it a tombstone: only an owner's
+Leave is (method 9).
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ class Record:
         return Key(self.device, self.incarnation)
 
     def signed_data(self) -> bytes:
-        """The bytes that the owner's signature covers: everything but the signature."""
+        """What the owner's signature covers; of a crash verdict, that of the record it is about."""
         fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
-        return repr((*fields, int(self.status), self.since_round, self.public)).encode()
+        status = Status.ALIVE if self.status is Status.CRASHED else self.status
+        return repr((*fields, int(status), self.since_round, self.public)).encode()
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "status": int(self.status)}
@@ -74,7 +76,8 @@ class Record:
         for name, kind in _TYPES.items():
             if type(data[name]) is not kind:
                 raise ValueError(f"{name} of a membership record is no {kind.__name__}")
-        if not data["device"] or data["incarnation"] < 0 or data["slot"] < 0 or data["lamport"] < 0:
+        counts = (data[name] for name in ("incarnation", "slot", "lamport", "claimed"))
+        if not data["device"] or min(counts) < 0 or data["since_round"] < -1:
             raise ValueError("a membership record is out of range")
         return cls(**{**data, "status": Status(data["status"])})
 
@@ -136,10 +139,13 @@ class Membership:
         return tuple(d for d, r in self.alive().items() if 0 <= r.since_round <= round_)
 
     def blocks(self, keep_crashed: bool) -> dict[Key, Record]:
-        """Blocks that make up the adapter: of the living, the retired, and, if kept, the crashed."""
-        kept = {Status.RETIRED, Status.CRASHED} if keep_crashed else {Status.RETIRED}
-        living = {r.key for r in self.alive().values()}
-        return {r.key: r for r in self if r.key in living or r.status in kept}
+        """Blocks that make up the adapter: of the living, the retired, and, if kept, the crashed.
+
+        Not that of a gone device whose slot an earlier claim holds: it cannot move, and means nothing there.
+        """
+        held = self._held(keep_crashed)
+        lost = {r.key for r in slots.losers(held.values())} - {r.key for r in self.alive().values()}
+        return {key: record for key, record in held.items() if key not in lost}
 
     def tombstoned(self, key: Key) -> bool:
         record = self._records.get(key)
@@ -170,40 +176,38 @@ class Membership:
         record = self._records.get(key)
         if record is None or record.status is not Status.ALIVE:
             return None
-        return self._apply(replace(record, status=Status.CRASHED, signature=b""))
+        return self._apply(replace(record, status=Status.CRASHED))
 
     def merge(self, records: Iterable[Record]) -> list[Change]:
         """Take in what another device said; what it changed, in order of (device, incarnation)."""
         changes = []
         for record in sorted(records, key=lambda r: (r.device, r.incarnation, r.status)):
-            self._lamport = max(self._lamport, record.lamport)
             old = self._records.get(record.key)
             if old is not None and _rank(record) <= _rank(old):
                 continue
-            if not self._genuine(record, old):
+            if not self._genuine(record):
                 self.refused += 1
                 continue
+            self._lamport = max(self._lamport, record.lamport)
             changes.append(self._apply(record))
         return changes
 
-    def slot_losers(self) -> list[Record]:
-        """Living devices that must give their slot up to an earlier claim."""
-        return slots.losers(self.alive().values())
+    def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
+        """Living devices that must give their slot up to an earlier claim of a block of the adapter."""
+        living = {r.key for r in self.alive().values()}
+        return [r for r in slots.losers(self._held(keep_crashed).values()) if r.key in living]
 
     # -- inside ----------------------------------------------------------------------------------
-    def _genuine(self, record: Record, old: Record | None) -> bool:
+    def _genuine(self, record: Record) -> bool:
         """Whether the owner made this record, or it is a verdict on one that the owner made."""
         if self._public.get(record.device, record.public) != record.public:
             return False  # another key under a known id
-        if record.status is Status.CRASHED:
-            return record.since_round >= -1 and (old is None or _same_but_verdict(record, old))
         return self._verify(record.public, record.signed_data(), record.signature)
 
     def _apply(self, record: Record) -> Change:
         old = self._records.get(record.key)
         self._records[record.key] = record
-        if record.status is not Status.CRASHED:  # a verdict is unsigned: it vouches for no key
-            self._public.setdefault(record.device, record.public)
+        self._public.setdefault(record.device, record.public)
         return Change(record, old)
 
     def _own(self, record: Record) -> Record:
@@ -215,6 +219,11 @@ class Membership:
         self._lamport += 1
         return self._lamport
 
+    def _held(self, keep_crashed: bool) -> dict[Key, Record]:
+        kept = {Status.RETIRED, Status.CRASHED} if keep_crashed else {Status.RETIRED}
+        living = {r.key for r in self.alive().values()}
+        return {r.key: r for r in self if r.key in living or r.status in kept}
+
     def _taken(self) -> set[int]:
         return {r.slot for r in self.blocks(keep_crashed=True).values()}
 
@@ -224,7 +233,3 @@ class Membership:
 
 def _rank(record: Record) -> tuple[int, int]:
     return int(record.status), record.lamport
-
-
-def _same_but_verdict(record: Record, old: Record) -> bool:
-    return (record.slot, record.address) == (old.slot, old.address)
