@@ -1,0 +1,43 @@
+# demo, test and check each set up what they need: .venv from the first Python >= 3.11 found, with the versions of
+# constraints.txt. Another interpreter: make demo PYTHONS=/path/to/python
+PYTHONS ?= python3.11 python3.12 python3.13 python3
+PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check clean
+.NOTPARALLEL:
+
+demo: .venv/.installed
+	.venv/bin/unweft run scenarios/demo.toml
+
+test: .venv/.installed-dev
+	.venv/bin/python -m pytest
+
+check: .venv/.installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m mypy
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@for name in $(PYTHONS); do \
+	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "unweft needs Python 3.11 or later; tried: $(PYTHONS)" >&2; \
+	    echo "install one, or name it: make PYTHONS=/path/to/python" >&2; exit 1; \
+	fi; \
+	echo "setting up .venv with $$($$python --version) ..."; \
+	$$python -m venv .venv || { rm -rf .venv; \
+	    echo "$$python cannot make a virtual environment: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt | .venv/bin/python
+	@echo "setting up .venv: installing unweft (minutes the first time: torch is large) ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: setup.cfg pyproject.toml constraints.txt | .venv/bin/python
+	@echo "setting up .venv: installing unweft and what its tests need (minutes the first time: torch is large) ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch .venv/.installed $@
