@@ -15,7 +15,7 @@ KEPT = 2  # a round is closed when a snapshot of this many evaluations later com
 class RunningSpread:
     """Mean of vectors and sum of squared distances from it, one vector at a time (Welford), in float64.
 
-    Exactly 0 for equal vectors. A block that a device does not hold counts as B = 0, which is what it computes with.
+    Exactly 0 for equal vectors. A block that a device does not hold counts as B = 0: it computes with that.
     """
 
     n: int = 0

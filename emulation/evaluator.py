@@ -1,7 +1,7 @@
 """The harness's judge: what each device knows of everybody's data, from the snapshots that devices leave.
 
-A process beside the devices, at low priority. It costs no device time and no emulated time; no device ever sees
-what it finds (method 10).
+A process beside the devices, at low priority: it costs no emulated time, and no device sees what it finds
+(method 10).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peers.learner import SnapshotModel
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -26,10 +27,9 @@ from emulation.consensus import Consensus
 from emulation.records import Record
 from emulation.scenario import Scenario
 from peers import plugins
-from peers.learner import SnapshotModel
 from peers.models import LoadedModel, load_model
 from peers.process import guard, redirect_output
-from peers.tasks import Encoded, encode, tasks
+from peers.tasks import Encoded, Example, encode, tasks
 from peers.tasks.encode import IGNORED
 from peers.tasks.score import LOGITS_CEILING
 
@@ -99,7 +99,7 @@ class Judge:
         """The lines of evaluations.jsonl that a snapshot gives."""
         about = self._snapshot.load(path)
         tag, round_ = about["tag"], int(about["round"])
-        # Of ordinary rounds only the training facts: the rest would cost the devices' cores three times as much.
+        # Of ordinary rounds only the training facts: with the rest it would cost twice the time.
         exam = self._trained if tag == "round" else self._everything
         scores = exam.take(self._snapshot.model)
         line = {"device": about["device"], "round": round_, "tag": tag, **scores}
@@ -142,27 +142,28 @@ class Exam:
 def _exams(scenario: Scenario, loaded: LoadedModel) -> tuple[Exam, Exam]:
     """What each shard trains on; and that with the other wording and the facts that nobody trains."""
     task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
-    parts, examples = [], []
+    parts: list[tuple[str, str, int, int]] = []
+    examples: list[Example] = []
 
-    def ask(kind: str, shard: str, added: list[object]) -> None:
+    def ask(kind: str, shard: str, added: list[Example]) -> None:
         if added:
             parts.append((kind, shard, len(examples), len(examples) + len(added)))
             examples.extend(added)
 
     for shard in scenario.all_devices:
-        ask("accuracy", shard, list(task.train_examples(shard)))
+        ask("accuracy", shard, task.train_examples(shard))
     trained = len(parts)
     for shard in scenario.all_devices:
-        ask("other_wording", shard, list(task.other_wording(shard)))
-    ask(CONTROL, "", list(task.control_examples()))
-    encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)  # type: ignore[arg-type]
+        ask("other_wording", shard, task.other_wording(shard))
+    ask(CONTROL, "", task.control_examples())
+    encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
     rows = torch.arange(parts[trained - 1][3])
     return Exam(encoded.take(rows), tuple(parts[:trained])), Exam(encoded, tuple(parts))
 
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    """By example, [n] each: whether every response token is the most likely one; summed loss; response tokens.
+    """By example, [n] each: whether every response token is the most likely one; summed loss; tokens.
 
     The rule of `peers.tasks.score`, kept apart by example.
     """

@@ -114,6 +114,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not TOML ({error}); allowed: a scenario in TOML") from error
 
 
+def check_device(device: str) -> None:
+    """Raises InputError for what cannot be a device's id."""
+    if not re.match(DEVICE_ID, device):
+        raise InputError(
+            f"--id: {device!r} is no device id; allowed: a letter, then letters, digits, - and _"
+        )
+
+
 def _parse_override(text: str) -> tuple[list[str], Any, str]:
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")

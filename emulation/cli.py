@@ -1,0 +1,181 @@
+"""The command line. What is heavy (torch, matplotlib) is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from peers.errors import InputError
+
+app = typer.Typer(
+    name="unweft",
+    help="Devices that fine-tune a language model together, with nobody in charge, and forget who leaves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Puts a value over the scenario's; may be repeated."),
+]
+
+
+def main() -> None:
+    """Entry point: exit status 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    try:
+        app()
+    except InputError as error:
+        _say(str(error))
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _say(message: str) -> None:
+    print(f"unweft: {' '.join(message.split())}", file=sys.stderr)
+
+
+@app.command(epilog="Example: unweft run scenarios/demo.toml --set round.count=60 --seed 1 --out runs/first")
+def run(
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="What is to happen.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all that the run writes; default: runs/<time>-<scenario>.")
+    ] = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Puts another seed over the scenario's.")] = None,
+    clock: Annotated[
+        Literal["real", "virtual"] | None, typer.Option(help="Which time devices live by.")
+    ] = None,
+    on: Annotated[Literal["local"], typer.Option(help="local: each device is a process here.")] = "local",
+) -> None:
+    """Run a scenario: start its devices, inject its events, report what happened."""
+    from emulation.scenario import check_against_model, load
+
+    loaded = load(scenario, set_ or (), seed, clock)
+    folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
+    _refuse_full(folder)
+    check_against_model(loaded)
+    from emulation import launcher
+
+    console = Console()
+    try:
+        status = launcher.run(loaded, folder, console)
+    except launcher.RunFailed as error:
+        _say(str(error))
+        raise typer.Exit(FAILED) from None
+    finish(folder, console)
+    raise typer.Exit(status)
+
+
+def _refuse_full(folder: Path) -> None:
+    """Raises InputError for a folder that holds something: two runs in one would give wrong figures."""
+    try:
+        full = folder.exists() and any(folder.iterdir())
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: {folder} cannot be used ({error.strerror}); allowed: a new or empty folder"
+        ) from None
+    if full:
+        raise InputError(f"--out: {folder} is not empty; allowed: a new or empty folder")
+
+
+def finish(folder: Path, console: Console) -> None:
+    """Summary, report and pictures of a run that is over; prints the result and where the report is."""
+    from emulation import report, result, summary
+
+    found = summary.write(folder)
+    page = report.write(folder)
+    console.print(result.table(found))
+    for story in result.stories(found):
+        console.print(f"• {story}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
+    "--advertise tcp://10.0.0.5:7000 --seeds tcp://10.0.0.6:7000 --out runs/edge"
+)
+def device(
+    id_: Annotated[str, typer.Option("--id", envvar="UNWEFT_ID", help="Its name, for instance d0.")],
+    scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario that all share.")],
+    listen: Annotated[str, typer.Option(envvar="UNWEFT_LISTEN", help="Endpoint to bind, tcp://host:port.")],
+    out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for what it writes.")],
+    advertise: Annotated[
+        str | None,
+        typer.Option(envvar="UNWEFT_ADVERTISE", help="Endpoint for the others; default: --listen."),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(envvar="UNWEFT_SEEDS", help="Endpoints of devices that may be there, with commas.")
+    ] = "",
+    set_: Set = None,
+) -> None:
+    """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
+    from emulation.scenario import check_device, load
+
+    loaded = load(scenario, set_ or ())
+    check_device(id_)
+    others = tuple(seed.strip() for seed in seeds.split(",") if seed.strip())
+    for option, endpoint in (
+        ("--listen", listen),
+        ("--advertise", advertise or listen),
+        *(("--seeds", s) for s in others),
+    ):
+        _check_endpoint(option, endpoint)
+    from coordinator_free.slots import NoFreeSlot
+    from peers.device import DeviceSpec, run_device
+
+    spec = DeviceSpec(
+        id=id_,
+        config=loaded.device_config(),
+        listen=listen,
+        advertise=advertise or listen,
+        seeds=others,
+        out=str(out),
+        cohort=len(loaded.initial_devices) if id_ in loaded.initial_devices else 0,
+        epoch_ns=None,
+    )
+    try:
+        status = run_device(spec)
+    except NoFreeSlot as error:
+        raise InputError(f"adapter.max_devices: {error}") from None
+    raise typer.Exit(status)
+
+
+def _check_endpoint(option: str, endpoint: str) -> None:
+    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
+    good = endpoint.startswith("tcp://") and host and colon and port.isdecimal() and 0 < int(port) < 65536
+    if not good:
+        raise InputError(f"{option}: {endpoint!r} is no endpoint; allowed: tcp://host:port")
+
+
+@app.command(epilog="Example: unweft report runs/first")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `unweft run` wrote.")],
+) -> None:
+    """Write DIR/report.html, one page that holds everything, and bring DIR/summary.json up to date."""
+    finish(folder, Console())
+
+
+@app.command(epilog="Example: unweft forget runs/first/adapters/d0 --device d3 --out without-d3")
+def forget(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER_DIR", help="An adapter that a run exported.")],
+    device_id: Annotated[str, typer.Option("--device", help="Whose contribution goes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter without it; new or empty.")],
+) -> None:
+    """Delete one device's contribution from a saved adapter. Needs no training data and no run."""
+    from peers import forget as forgetting
+
+    _refuse_full(out)
+    console = Console()
+    console.print(forgetting.forget(adapter, device_id, out))
