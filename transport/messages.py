@@ -1,0 +1,305 @@
+"""Typed messages: a fixed prefix, a small msgpack header, and raw tensor bytes in a frame of their own.
+
+The prefix names the kind before anything is unpacked, so that each kind's cap in bytes is checked first;
+types and ranges of all fields follow (fields.py). Whatever is wrong is a WireError, never another
+exception; and what would be refused there is a ValueError when it is packed here. Pickle is never used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgpack
+
+from transport.errors import WireError
+from transport.fields import (
+    RECORDS,
+    TREE,
+    WORDS,
+    Check,
+    Field,
+    capped,
+    data,
+    flag,
+    name,
+    one_of,
+    optional,
+    rows,
+    text,
+    unpack_array,
+    whole,
+)
+
+VERSION = 1
+MAGIC = b"uw"
+PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
+MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
+MAX_ITEMS = 4096  # of a manifest
+Buffer = bytes | memoryview
+
+Item = tuple[str, int, str, int, str]  # block's device, incarnation, group, version, status
+Wish = tuple[str, int, str, int]  # block's device, incarnation, group, version held
+
+
+class Envelope(NamedTuple):
+    """Who sent a message and when (ns of the sender's clock). `kind`: filled in by `unpack`."""
+
+    src: str
+    src_incarnation: int
+    seq: int = 0
+    depart_ns: int = 0
+    arrive_ns: int = 0
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message on a connection: who I am, where I listen, which bases I use."""
+
+    address: str
+    fingerprint: dict[str, Any]
+    reply: bool
+    capabilities: list[str]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The other side's bases or identity do not fit; nothing more will be accepted from it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip:
+    """Membership records: small maps of scalars. `reply`: send me yours."""
+
+    records: list[dict[str, Any]]
+    reply: bool
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A part of an encoded (block, group) matrix; its bytes are in a frame of their own.
+
+    They go from `offset` on in a payload of `total` bytes. `crc`: zlib.crc32 of the whole payload; None where
+    the link is authenticated.
+    """
+
+    block: str
+    block_incarnation: int
+    group: str
+    version: int
+    round: int
+    cause: str
+    codec: str
+    rows: int
+    rank: int
+    offset: int
+    total: int
+    crc: int | None = None
+    part: int = 0
+    parts: int = 1
+    signature: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The end of a round's data: what was sent, unchanged or withheld. `view`: hash of the members."""
+
+    round: int
+    phase: str
+    view: bytes
+    items: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A joiner asks for blocks."""
+
+    items: list[Wish]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """I am here. `reply`: and you?"""
+
+    round: int
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The last message of a stream, with what was sent before it on this link."""
+
+    reason: str
+    sent_messages: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Virtual clock: nothing that is yet to be sent on this link arrives before `until_ns`."""
+
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """So many more bytes may be in flight to me."""
+
+    bytes: int
+
+
+Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Promise | Credit
+
+
+_COUNT = whole(0, (1 << 63) - 1)
+_INCARNATION = whole(0, 1 << 31)
+_ROUND = whole(-1, 1 << 40)
+_BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of message: the cap on its header in bytes and its fields, in order."""
+
+    type: type[Any]
+    cap: int
+    fields: tuple[Field, ...]
+    names: tuple[str, ...]
+    payload: bool
+
+    @property
+    def name(self) -> str:
+        return self.type.__name__
+
+
+def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = False) -> _Kind:
+    names = tuple(f.name for f in dataclasses.fields(type_))
+    assert len(names) == len(fields), type_
+    return _Kind(type_, cap, tuple(f if isinstance(f, Field) else Field(f) for f in fields), names, payload)
+
+
+_SIZE = whole(1, 1 << 34)
+_STATUS = one_of("sent", "unchanged", "withheld")
+_UPDATE = (
+    *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), name),
+    *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, (1 << 32) - 1))),
+    *(whole(0, 1 << 20), whole(1, 1 << 20), optional(data(0, 128))),
+)
+_KINDS: dict[int, _Kind] = {
+    1: _kind(Hello, 32 << 10, text(256), TREE, flag, WORDS, _ROUND),
+    2: _kind(Refuse, 4 << 10, text(512)),
+    3: _kind(Gossip, 256 << 10, RECORDS, flag, _ROUND),
+    4: _kind(Update, 1 << 10, *_UPDATE, payload=True),
+    5: _kind(
+        Manifest,
+        256 << 10,
+        _ROUND,
+        one_of("train", "correction"),
+        data(8, 32),
+        rows(MAX_ITEMS, *_BLOCK, _STATUS),
+    ),
+    6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
+    7: _kind(Ping, 256, _ROUND, flag),
+    8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
+    9: _kind(Promise, 256, _COUNT),
+    10: _kind(Credit, 256, _COUNT),
+}
+_CODES = {kind.type: code for code, kind in _KINDS.items()}
+
+
+def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
+    """[header] or, for an Update, [header, payload]. Raises ValueError for what `unpack` would refuse."""
+    code = _CODES[type(message)]
+    kind = _KINDS[code]
+    body = [envelope.src, envelope.src_incarnation]
+    for field, label in zip(kind.fields, kind.names, strict=True):
+        value = getattr(message, label)
+        if not field.check(value):
+            raise ValueError(f"{kind.name}.{label} is out of range: {value!r:.200}")
+        body.append(field.dump(value) if field.dump else value)
+    prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
+    frames: list[Buffer] = [prefix + msgpack.packb(body)]
+    if payload is not None:
+        frames.append(payload)
+    try:
+        _check_frames(frames, kind)
+    except WireError as error:
+        raise ValueError(str(error)) from None
+    return frames
+
+
+def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:
+    """The same header with its sequence number and times, known only when the message leaves."""
+    magic, version, code, *_ = PREFIX.unpack_from(header)
+    return PREFIX.pack(magic, version, code, seq, depart_ns, arrive_ns) + bytes(header[PREFIX.size :])
+
+
+def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
+    """The message in these frames. Raises WireError for whatever is not exactly one."""
+    if not 1 <= len(frames) <= 2:
+        raise WireError(f"{len(frames)} frames")
+    header = memoryview(frames[0])
+    if len(header) < PREFIX.size:
+        raise WireError("shorter than a prefix")
+    magic, version, code, seq, depart_ns, arrive_ns = PREFIX.unpack_from(header)
+    if magic != MAGIC:
+        raise WireError("no unweft message")
+    if version != VERSION:
+        raise WireError(f"protocol version {version}; this is {VERSION}")
+    kind = _KINDS.get(code)
+    if kind is None:
+        raise WireError(f"unknown kind {code}")
+    _check_frames(frames, kind)
+    src, incarnation, *fields = _body(header[PREFIX.size :], kind)
+    if not (name(src) and _INCARNATION(incarnation) and min(seq, depart_ns, arrive_ns) >= 0):
+        raise WireError("no proper sender")
+    message: Message = kind.type(*fields)
+    if isinstance(message, Update):
+        _check_update(message, len(frames[1]))
+    return Envelope(src, incarnation, seq, depart_ns, arrive_ns, kind.name), message
+
+
+def _check_frames(frames: Sequence[Buffer], kind: _Kind) -> None:
+    if len(frames[0]) > kind.cap:
+        raise WireError(f"a {kind.name} of {len(frames[0])} bytes; at most {kind.cap}")
+    if (len(frames) == 2) != kind.payload or (kind.payload and not 0 < len(frames[1]) <= MAX_PAYLOAD):
+        raise WireError(f"a {kind.name} with a wrong payload")
+
+
+def _check_update(update: Update, size: int) -> None:
+    if update.part >= update.parts or update.offset + size > update.total:
+        raise WireError("a part that is none of its update")
+
+
+def _body(packed: Buffer, kind: _Kind) -> list[Any]:
+    try:
+        body = unpack_array(packed, 2 + len(kind.fields))
+        for at, (field, label) in enumerate(zip(kind.fields, kind.names, strict=True), 2):
+            if field.load:
+                body[at] = field.load(capped(body[at], kind.cap))
+            if not field.check(body[at]):
+                raise WireError(f"{kind.name}.{label} is out of range")
+    except WireError:
+        raise
+    except Exception as error:  # msgpack raises many kinds for malformed bytes; all mean the same here
+        raise WireError(f"malformed header: {type(error).__name__}") from None
+    return body
+
+
+def wire_bytes(frames: Sequence[Buffer], curve: bool = False) -> int:
+    """Bytes of a message on the wire: ZMTP puts 2 bytes before a frame under 256 bytes, else 9.
+
+    With CURVE each frame travels as a MESSAGE command: 8 bytes name, 8 nonce, 16 authentication tag and 1
+    flag more (ZMTP 3.1). A ROUTER's identity frame is local and not on the wire.
+    """
+    extra = 33 if curve else 0
+    return sum(len(f) + extra + (2 if len(f) + extra < 256 else 9) for f in frames)
