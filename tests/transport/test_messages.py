@@ -214,6 +214,7 @@ def test_random_bytes_and_mutated_messages() -> None:
         only_wire_errors([bytes(mutated), *rest])
 
 
+MAPS = b"\x81\xa1k\xdc\x00\x3d" + (b"\xdc\x01\x00" + b"\x80" * 256) * 60  # and then a NaN
 PAIRS = b"\x81\xa0" * 500
 BOMBS = {
     "1 MB of nested maps": hostile("Gossip", b"\x81\xa0" * 500_000),
@@ -223,14 +224,12 @@ BOMBS = {
     "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
     "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
     "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),
-    "arrays that claim to be long, small": hostile("Update", b"\xdc\x10\x00" * 300),
+    "arrays that claim to be long, small": [*hostile("Update", b"\xdc\x00\x11" * 320), b"payload"],
     "items that are empty arrays": raw("Manifest", 1, "train", b"v" * 8, b"\x90" * 260_000),
     "items that are empty maps": raw("Manifest", 1, "train", b"v" * 8, b"\x80" * 20_480),
     "records that are nested maps": raw("Gossip", b"".join([msgpack.packb(PAIRS)] * 250), True, 0),
     "records of empty arrays": raw("Gossip", b"".join([msgpack.packb(b"\x81\xa0\x90")] * 40_000), True, 0),
-    "a fingerprint of empty maps": raw(
-        "Hello", "a", b"\x81\xa1k\xdc\x01\x00" + b"\x80" * 16_000, True, b"", 0
-    ),
+    "a fingerprint of empty maps": raw("Hello", "a", MAPS + b"\xca\x7f\xc0\x00\x00", True, b"", 0),
     "a deep fingerprint": raw("Hello", "a", b"\x81\xa1k" + b"\xdc\x01\x00" * 5_000, True, b"", 0),
 }
 
