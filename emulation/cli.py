@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -59,14 +60,14 @@ def run(
     on: Annotated[Literal["local"], typer.Option(help="local: each device is a process here.")] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report what happened."""
-    from emulation.scenario import check_against_model, load
+    from emulation.scenario import load
 
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
-    _refuse_full(folder)
-    check_against_model(loaded)
-    from emulation import launcher
+    _refuse_unusable(folder)
+    from emulation import launcher, preflight
 
+    preflight.check_against_model(loaded)
     console = Console()
     try:
         status = launcher.run(loaded, folder, console)
@@ -77,16 +78,12 @@ def run(
     raise typer.Exit(status)
 
 
-def _refuse_full(folder: Path) -> None:
-    """Raises InputError for a folder that holds something: two runs in one would give wrong figures."""
-    try:
-        full = folder.exists() and any(folder.iterdir())
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--out: {folder} cannot be used ({error.strerror}); allowed: a new or empty folder"
-        ) from None
-    if full:
+def _refuse_unusable(folder: Path) -> None:
+    """Raises InputError for a folder that holds something (two runs in one: wrong figures) or cannot be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out: {folder} cannot be made in {there}; allowed: a new or empty folder")
+    if there == folder.absolute() and any(there.iterdir()):
         raise InputError(f"--out: {folder} is not empty; allowed: a new or empty folder")
 
 
@@ -176,6 +173,6 @@ def forget(
     """Delete one device's contribution from a saved adapter. Needs no training data and no run."""
     from peers import forget as forgetting
 
-    _refuse_full(out)
+    _refuse_unusable(out)
     console = Console()
     console.print(forgetting.forget(adapter, device_id, out))

@@ -177,8 +177,8 @@ def _after(event: Event, first: int) -> list[tuple[int, list[Record]]]:
 def _sent_until(event: Event, round_: int) -> int:
     """Bytes of all devices in the rounds that closed after the injection, up to `round_`."""
     total = 0
-    for lines in event.run.metrics.values():
-        sent = sent_by_round(lines)
+    for device, lines in event.run.metrics.items():
+        sent = sent_by_round(lines, event.run.events[device])
         counted = {int(line["round"]) for line in lines if float(line["t1_s"]) > event.t_s}
         total += sum(sent[r] for r in counted if r <= round_)
     return total

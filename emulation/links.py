@@ -12,25 +12,33 @@ Books = Mapping[str, Record]  # peer -> counters, as in metrics.jsonl
 
 def final_links(metrics: Iterable[Record], events: Iterable[Record]) -> dict[str, Record]:
     """A device's books at its end, over all its lives; latencies are those of its last life."""
+    events = list(events)
     states = [(float(line["t1_s"]), line["links"]) for line in metrics]
     states += [(float(e["t_s"]), e["links"]) for e in events if e["event"] == "finished" and "links" in e]
-    past: dict[str, Record] = {}
-    last: Books = {}
-    for _, books in sorted(states, key=lambda state: state[0]):
-        if total_sent(books) < total_sent(last):
-            past = _added(past, last)
-        last = books
-    return _added(past, last)
+    total: dict[str, Record] = {}
+    lives: dict[int, Books] = {}
+    for t_s, books in sorted(states, key=lambda state: state[0]):
+        lives[life(events, t_s)] = books
+    for books in lives.values():
+        total = _added(total, books)
+    return total
 
 
-def sent_by_round(metrics: Iterable[Record]) -> dict[int, int]:
+def sent_by_round(metrics: Iterable[Record], events: Iterable[Record]) -> dict[int, int]:
     """Bytes that a device sent from the end of its round before until the end of each round."""
-    sent, before = {}, 0
+    events = list(events)
+    sent: dict[int, int] = {}
+    before, previous = 0, -1
     for line in metrics:
-        now = total_sent(line["links"])
-        sent[int(line["round"])] = now - before if now >= before else now
-        before = now
+        now, current = total_sent(line["links"]), life(events, float(line["t1_s"]))
+        sent[int(line["round"])] = now if current != previous else now - before
+        before, previous = now, current
     return sent
+
+
+def life(events: Iterable[Record], t_s: float) -> int:
+    """Which start of the device a moment belongs to: the number of its `started` records up to then."""
+    return sum(e["event"] == "started" and float(e["t_s"]) <= t_s for e in events)
 
 
 def total_sent(books: Books) -> int:

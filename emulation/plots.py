@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from emulation.event_story import GONE
@@ -41,7 +43,8 @@ def png(figure: Figure, path: Path) -> None:
 def _saved(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}  # equal runs give equal files
-    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+    with rc_context({"svg.hashsalt": "unweft"}):
+        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()
 
 
@@ -159,8 +162,15 @@ def _plain(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, panels: list[Axes], title: str) -> None:
-    handles, labels = panels[0].get_legend_handles_labels() if panels else ([], [])
-    if handles:
+    drawn = (
+        [line for line in panels[0].get_lines() if not str(line.get_label()).startswith("_")]
+        if panels
+        else []
+    )
+    if drawn:
+        # Not the lines themselves: one that is thick in this panel is thin in the next.
+        handles = [Line2D([], [], color=line.get_color(), linestyle=line.get_linestyle()) for line in drawn]
+        labels = [str(line.get_label()) for line in drawn]
         figure.legend(handles, labels, title=title, loc="outside right upper", frameon=False, fontsize=9)
 
 

@@ -145,7 +145,9 @@ def percent(share: float | None) -> str:
 
 
 def megabytes(count: float | None) -> str:
-    """12.3 MB (10^6 bytes), or kB below one tenth of it."""
+    """12.3 MB (10^6 bytes); kB and bytes for less."""
     if count is None:
         return "–"
+    if count < 1000:
+        return f"{count:.0f} B"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

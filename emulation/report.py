@@ -47,7 +47,7 @@ def render(run: RunRecords, found: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, megabytes=megabytes, number=_number)
+    environment.filters.update(percent=percent, megabytes=megabytes, number=_number, plural=result.plural)
     return environment.get_template("report.html.j2").render(
         summary=found,
         run=run,
@@ -62,7 +62,7 @@ def render(run: RunRecords, found: Record) -> str:
 
 def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
     events = "; ".join(f"{e['device']} {e['kind']} at round {e['round']}" for e in run.injected) or "none"
-    has_rounds = any(run.metrics.values())
+    has_rounds, final = any(run.metrics.values()), found["final"]
     return {
         "headline": _picture(
             plots.headline(run) if run.evaluations else None,
@@ -76,7 +76,7 @@ def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
         "budget": _picture(
             plots.budget(run) if has_rounds else None,
             "Bytes that each device spent in each round, beneath the budget of a round; "
-            f"{found['budget']['violations']} violations.",
+            f"{result.plural(found['budget']['violations'], 'violation')}.",
         ),
         "contributions": _picture(
             plots.contributions(run) if has_rounds else None,
@@ -84,8 +84,8 @@ def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
         ),
         "matrix": _picture(
             plots.matrix(found),
-            "Accuracy at the end of each live device on each live device's facts; "
-            f"mean {percent(found['final']['accuracy_all'])}, worst {percent(found['final']['accuracy_min'])}",
+            "At the end, each live device on each live device's facts; "
+            f"mean {percent(final['accuracy_all'])}, worst {percent(final['accuracy_min'])}.",
         ),
     }
 

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from rich.table import Table
 
+from emulation.event_story import RECOVERED
 from emulation.progress import megabytes, percent
 from emulation.records import Record
 
@@ -64,7 +65,7 @@ def stories(summary: Record) -> list[str]:
     )
     told.append(
         f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
-        f"{budget['violations']} violations"
+        f"{plural(budget['violations'], 'violation')}"
     )
     return told
 
@@ -97,7 +98,17 @@ def _survivors(event: Record) -> str:
     steps = " -> ".join(percent(value) for value in values if value is not None)
     if not steps:
         return ""
-    if event["rounds_to_recover"] is None:
-        return f"survivors {steps}, not back at 95 % of it"
+    rounds, before = event["rounds_to_recover"], known["before"]
+    if before is None or (
+        rounds is not None and min(v for v in values if v is not None) >= before * RECOVERED
+    ):
+        return f"survivors {steps}"
+    if rounds is None:
+        return f"survivors {steps}, never back at 95 % of it"
     cost = megabytes(event["bytes_to_recover"])
-    return f"survivors {steps}, back at 95 % of it after {event['rounds_to_recover']} rounds, {cost}"
+    return f"survivors {steps}, back at 95 % of it after {plural(rounds, 'round')}, {cost}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

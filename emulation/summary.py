@@ -104,7 +104,7 @@ def _rounds(run: RunRecords) -> list[Record]:
     for device in run.devices:
         for line in run.metrics[device]:
             by_round.setdefault(int(line["round"]), {})[device] = line
-    sent = {device: sent_by_round(run.metrics[device]) for device in run.devices}
+    sent = {device: sent_by_round(run.metrics[device], run.events[device]) for device in run.devices}
     mixes = run.scenario.mixing.mode != "newest"  # there copies replace each other: no matrix acts
     rounds = []
     for number, lines in sorted(by_round.items()):

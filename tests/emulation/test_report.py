@@ -1,0 +1,81 @@
+"""report.html: complete, self-contained, and written for runs that broke off too."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from emulation import report, summary
+from tests.emulation import synthetic_run
+
+VOID = {"meta", "img", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and collects what a page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(found)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return synthetic_run.write(tmp_path / "run")
+
+
+def test_page_is_self_contained(folder: Path) -> None:
+    text = report.write(folder).read_text()
+    page = Page(text)
+    assert len(page.images) == 5
+    for image in page.images:
+        assert str(image["src"]).startswith("data:image/svg+xml;base64,")
+        assert len(str(image["alt"])) > 30
+    assert not re.search(r"(src|href)=.https?:|@import|url\(", text)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_tells_the_story(folder: Path) -> None:
+    text = report.write(folder).read_text()
+    assert "d2 left at round 4: its facts 90 % -&gt; 4 % at once" in text
+    assert "1 violation" in text and "tombstoned" in text and "hash-d0" in text
+    assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_users_name_is_escaped(folder: Path) -> None:
+    path = folder / "devices" / "d0" / "events.jsonl"
+    path.write_text(path.read_text().replace("hash-d0", "<script>"))
+    assert "<script>" not in report.write(folder).read_text()
+
+
+def test_a_run_that_broke_off_has_a_report(folder: Path) -> None:
+    for path in folder.rglob("*.jsonl"):
+        path.unlink()
+    summary.write(folder)
+    text = report.write(folder).read_text()
+    assert "No device reached the end." in text
+    assert Page(text).images == []
+
+
+def test_equal_runs_give_equal_pages(folder: Path) -> None:
+    first = report.write(folder).read_text()
+    assert report.write(folder).read_text() == first
