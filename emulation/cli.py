@@ -79,7 +79,7 @@ def run(
 
 
 def _refuse_unusable(folder: Path) -> None:
-    """Raises InputError for a folder that holds something (two runs in one: wrong figures) or cannot be made."""
+    """Raises InputError for a folder that cannot be made or holds something: two runs would mix figures."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--out: {folder} cannot be made in {there}; allowed: a new or empty folder")

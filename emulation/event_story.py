@@ -47,18 +47,19 @@ class Event:
 
 def build(run: RunRecords) -> list[Record]:
     """The `events` of summary.json, in the order of their injection."""
-    return [_entry(event) for event in _events(run)]
+    return [_entry(event) for event in events(run)]
 
 
-def _events(run: RunRecords) -> list[Event]:
+def events(run: RunRecords) -> list[Event]:
+    """What was injected, in order, each with its survivors."""
     live = list(run.scenario.initial_devices)
-    events = []
+    found = []
     for record in run.injected:
-        events.append(Event(run, record, [d for d in live if d != record["device"]]))
+        found.append(Event(run, record, [d for d in live if d != record["device"]]))
         live = [d for d in live if d != record["device"] or record["kind"] not in GONE]
         if record["kind"] == "join":
             live.append(record["device"])
-    return events
+    return found
 
 
 def _entry(event: Event) -> Record:

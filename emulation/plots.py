@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from emulation.event_story import GONE
+from emulation.event_story import GONE, events
 from emulation.records import Record, RunRecords, in_order
 
 if TYPE_CHECKING:
@@ -220,38 +221,39 @@ def contributions(run: RunRecords) -> Figure | None:
     return figure
 
 
-def _moments(run: RunRecords) -> list[tuple[str, tuple[float, bool]]]:
-    """(name, (seconds, whether up to then)) of the columns: around each event, and the end."""
-    moments: list[tuple[str, tuple[float, bool]]] = []
-    for event in run.injected:
-        name = f"{event['device']} {event['kind']}"
-        at = float(event["t_s"])
-        moments += [(f"before\n{name}", (at, True)), (f"after\n{name}", (_noticed(run, event), False))]
-    return [*moments, ("end", (float("inf"), True))]
+def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
+    """The columns: before and after each event, and the end."""
+    moments = []
+    for event in events(run):
+        name, seen = f"{event.device} {event.record['kind']}", event.noticed().values()
+        after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
+        before = [*event.survivors, *([event.device] if event.record["kind"] != "join" else [])]
+        moments.append((f"before\n{name}", Moment(before, until_s=event.t_s)))
+        moments.append((f"after\n{name}", Moment(event.survivors, since_s=after)))
+    ended = in_order({str(e["device"]) for e in run.tagged("end")})
+    return [*moments, ("end", Moment(ended, until_s=float("inf")))]
 
 
-def _noticed(run: RunRecords, event: Record) -> float:
-    """When the last of those who noticed an event did so."""
-    names = ("peer_joined", "peer_gone")
-    seen = [
-        float(entry["t_s"])
-        for entries in run.events.values()
-        for entry in entries
-        if entry["event"] in names and entry.get("peer") == event["device"] and entry["t_s"] >= event["t_s"]
-    ]
-    return max(seen, default=float(event["t_s"]))
+@dataclass(frozen=True)
+class Moment:
+    """Whose rounds count: each one's last closed by `until_s`, or else its first closed after `since_s`."""
+
+    devices: list[str]
+    until_s: float | None = None
+    since_s: float = 0.0
+
+    def pick(self, lines: list[Record]) -> Record | None:
+        if self.until_s is not None:
+            return next((line for line in reversed(lines) if float(line["t1_s"]) <= self.until_s), None)
+        return next((line for line in lines if float(line["t1_s"]) > self.since_s), None)
 
 
-def _norms(run: RunRecords, moment: tuple[float, bool]) -> dict[str, dict[str, float]]:
-    """Mean over devices of the norms in each one's last round up to a moment, or its first after it."""
-    at, up_to = moment
+def _norms(run: RunRecords, moment: Moment) -> dict[str, dict[str, float]]:
+    """By block and group, the mean over the moment's devices."""
     found: dict[str, dict[str, list[float]]] = {}
-    for device in run.devices:
-        lines = [line for line in run.metrics[device] if (float(line["t1_s"]) <= at) == up_to]
-        last = run.metrics[device][-1:] == lines[-1:] and at == float("inf")
-        if not lines or (last and not any(e["device"] == device for e in run.tagged("end"))):
-            continue  # at the end only those count that reached it
-        for block, groups in lines[-1 if up_to else 0].get("norms", {}).items():
+    for device in moment.devices:
+        line = moment.pick(run.metrics.get(device, []))
+        for block, groups in line["norms"].items() if line else ():
             for group, norm in groups.items():
                 found.setdefault(block, {}).setdefault(group, []).append(float(norm))
     return {b: {g: float(np.mean(v)) for g, v in groups.items()} for b, groups in found.items()}

@@ -64,13 +64,12 @@ class Progress:
         """Take in what was recorded since; `seconds` of the run's clock."""
         self._seconds = seconds
         for folder in (self._out / "devices").glob("*"):
-            row = self._rows.get(folder.name)
-            if row is None:
+            if folder.name not in self._rows:
                 row = Row(Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl"))
                 self._rows[folder.name] = row
-            for crashed in _take(row):
-                if crashed in self._rows:
-                    self._rows[crashed].state = "crashed"
+        for crashed in [peer for row in self._rows.values() for peer in _take(row)]:
+            if crashed in self._rows:
+                self._rows[crashed].state = "crashed"
         for evaluation in self._evaluations.read():
             if "accuracy" in evaluation and evaluation["device"] in self._rows:
                 self._rows[evaluation["device"]].accuracy = evaluation["accuracy"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation import report, summary
+from emulation import plots, records, report, summary
 from tests.emulation import synthetic_run
 
 VOID = {"meta", "img", "link", "br"}
@@ -79,3 +79,15 @@ def test_a_run_that_broke_off_has_a_report(folder: Path) -> None:
 def test_equal_runs_give_equal_pages(folder: Path) -> None:
     first = report.write(folder).read_text()
     assert report.write(folder).read_text() == first
+
+
+def test_heat_map_shows_who_held_what(folder: Path) -> None:
+    run = records.load(folder)
+    held = {name: set(plots._norms(run, moment)) for name, moment in plots._moments(run)}
+    assert held == {
+        "before\nd2 leave": {"d0@0", "d1@0", "d2@0"},
+        "after\nd2 leave": {"d0@0", "d1@0"},
+        "before\nd3 join": {"d0@0", "d1@0"},
+        "after\nd3 join": {"d0@0", "d1@0", "d3@0"},
+        "end": {"d0@0", "d1@0", "d3@0"},
+    }
