@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from peers.errors import InputError
 
@@ -65,9 +67,11 @@ def run(
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     _refuse_unusable(folder)
-    from emulation import launcher, preflight
+    from emulation.preflight import check_against_model
 
-    preflight.check_against_model(loaded)
+    check_against_model(loaded)
+    from emulation import launcher
+
     console = Console()
     try:
         status = launcher.run(loaded, folder, console)
@@ -171,8 +175,18 @@ def forget(
     out: Annotated[Path, typer.Option(help="Folder for the adapter without it; new or empty.")],
 ) -> None:
     """Delete one device's contribution from a saved adapter. Needs no training data and no run."""
-    from peers import forget as forgetting
+    from peers.forget import forget as delete
 
     _refuse_unusable(out)
     console = Console()
-    console.print(forgetting.forget(adapter, device_id, out))
+    console.print(_receipt(f"{device_id} is deleted", delete(adapter, device_id, out)))
+    console.print(f"adapter: {out}", highlight=False, soft_wrap=True)
+
+
+def _receipt(title: str, receipt: object) -> Table:
+    """What a deletion did, one row for each field of its receipt."""
+    fields = asdict(receipt) if is_dataclass(receipt) and not isinstance(receipt, type) else {}
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in fields.items():
+        table.add_row(name.replace("_", " "), str(value))
+    return table

@@ -36,6 +36,10 @@ def test_help_carries_an_example(
         (["--set", "round.cuont=3"], "round.cuont: unknown key"),
         (["--set", "adapter.rank=eight"], "adapter.rank: 'eight'"),
         (["--set", "event.0.device=d9"], "'d9' cannot leave"),
+        (["--set", "adapter.rank=100"], "rank"),
+        (["--set", "data.kind=jsonl", "--set", "data.path=/no/such"], "data.path: /no/such"),
+        (["--set", "data.kind=poems"], "data.kind: 'poems'"),
+        (["--set", "model.name=/no/such/model"], "model.name"),
     ],
 )
 def test_bad_scenario_is_one_line(
