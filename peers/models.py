@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -82,26 +87,63 @@ def load_model(config: ModelConfig) -> LoadedModel:
 def load_pretrained(name: str) -> Pretrained:
     """Model and tokenizer of a local folder, or by name from the hub or its cache. Raises InputError."""
     folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if not local and not fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
+    if folder.is_dir():
+        return _checked(name, str(folder), offline=True)
+    if not fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
         raise InputError(f"model.name: folder {name!r} does not exist; {_allowed_names()}")
-    source = str(folder) if local else name
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):  # downloaded once: needs no network, and stays the same
+        with suppress(InputError):  # an incomplete download: the hub completes it
+            return _checked(name, str(Path(cached).parent), offline=True)
+    obstacle = _hub_obstacle()
+    if obstacle:
+        raise InputError(
+            f"model.name: {name!r} is no folder, not (whole) in the Hugging Face cache, and the hub is "
+            f"out of reach ({obstacle}); {_allowed_names()}"
+        )
+    return _checked(name, name, offline=False)
+
+
+def _checked(name: str, source: str, offline: bool) -> Pretrained:
     try:
         with _no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, local_files_only=local, output_loading_info=True
+                source, dtype=torch.float32, local_files_only=offline, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+            tokenizer = _tokenizer(source, offline)
     # Damaged files end in errors of many libraries (JSON, safetensors, tokenizers): all mean the same here.
     except Exception as error:
-        raise InputError(
-            f"model.name: cannot load {name!r} ({_first_line(error)}); {_allowed_names()}"
-        ) from error
+        reason = _first_line(error)
+        raise InputError(f"model.name: cannot load {name!r} ({reason}); {_allowed_names()}") from error
     if info["missing_keys"]:
         # transformers fills these with random numbers, different on every device.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise InputError(f"model.name: {name!r} lacks the weights {missing}; allowed: causal language models")
     return Pretrained(model, tokenizer)
+
+
+def _tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
+    """As it was saved: AutoTokenizer rebuilds some generic ones by model type (qwen2), to split otherwise."""
+    declared = get_tokenizer_config(source, local_files_only=offline).get("tokenizer_class")
+    generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    loader = PreTrainedTokenizerFast if generic else AutoTokenizer
+    return loader.from_pretrained(source, local_files_only=offline)
+
+
+def _hub_obstacle() -> str | None:
+    """Why the hub is out of reach; None if it may answer. Asked first, since its client retries for 45 s."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
+    except HTTPError:
+        return None  # it answered
+    except URLError as error:
+        # The hub's client may trust certificates that this probe does not.
+        return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def _allowed_names() -> str:
