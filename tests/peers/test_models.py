@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 
 from peers import models, pretrain
 from peers.config import ModelConfig
@@ -113,7 +115,7 @@ def test_the_scenario_chooses_the_modules(tmp_path: Path) -> None:
 
 
 def test_a_type_without_a_default_asks_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(models.PEFT_DEFAULTS, "gpt2")
+    monkeypatch.delitem(PEFT_DEFAULTS, "gpt2")
     with pytest.raises(InputError, match=r"model\.target_modules.*no default for 'gpt2'.*allowed: c_attn"):
         load_model(ModelConfig(name=str(save_small_model(tmp_path, "gpt2"))))
 
@@ -121,7 +123,7 @@ def test_a_type_without_a_default_asks_for_modules(tmp_path: Path, monkeypatch: 
 def test_a_default_that_is_a_pattern_becomes_full_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(models.PEFT_DEFAULTS, "llama", r".*layers\.[01]\..*\.q_proj")
+    monkeypatch.setitem(PEFT_DEFAULTS, "llama", r".*layers\.[01]\..*\.q_proj")
     loaded = load_model(ModelConfig(name=str(save_small_model(tmp_path, "llama"))))
     assert loaded.target_modules == ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 
@@ -139,10 +141,8 @@ def test_a_name_that_neither_cache_nor_hub_can_give(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_hub_that_cannot_be_reached_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        models.constants, "ENDPOINT", "http://127.0.0.1:9"
-    )  # the discard port: nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     assert models._hub_obstacle()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def persons(examples: list[Example]) -> set[str]:
     return {" ".join(e.prompt.split()[:2]) for e in examples}
 
 
-def jsonl(folder: Path, seed: int = 0, **settings: object) -> Task:
+def jsonl(folder: Path, seed: int = 0, **settings: str | float | None) -> Task:
     config = DataConfig.model_validate({"kind": "jsonl", "path": str(folder), **settings})
     return tasks.get("jsonl")(config, seed)
 
@@ -202,7 +203,7 @@ def test_iid_deals_out_the_pool_of_all_files(tmp_path: Path) -> None:
         ({"path": "nowhere"}, r"data\.path: nowhere is not a folder"),
     ],
 )
-def test_settings_that_jsonl_has_no_use_for(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+def test_settings_that_jsonl_has_no_use_for(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         jsonl(tmp_path, **settings)
 
