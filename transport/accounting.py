@@ -1,0 +1,152 @@
+"""Bytes and latencies per link, counted where they happen. Sans-I/O.
+
+A message that arrived counts as received or, if it was refused, as dropped under its reason: never both, and
+never as the difference of two other numbers. So on a link between live devices sent = received + dropped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+CAUSES = ("train", "correction", "transfer", "control")
+MAX_PEERS = 4096  # sources are claims: whoever invents names must not grow the books without end
+OTHERS = "(others)"  # the account of all further sources
+
+PER_DECADE = 32  # a bucket is 10^(1/32) = 7.5 % wide
+# upper bounds in ns, 1 us to 1000 s; what is longer has a bucket of its own
+BOUNDS_NS = tuple(round(1000 * 10 ** (i / PER_DECADE)) for i in range(9 * PER_DECADE + 1))
+
+
+class LatencyHistogram:
+    """Counts in log-spaced buckets of ns; quantiles are right within 7.5 % and within what was seen."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._min_ns = self._max_ns = 0
+        self.negative = 0  # arrivals before their departure: a clock or a sender is wrong; in no quantile
+
+    def add(self, latency_ns: int) -> None:
+        if latency_ns < 0:
+            self.negative += 1
+            return
+        first = not self._counts
+        self._min_ns = latency_ns if first else min(self._min_ns, latency_ns)
+        self._max_ns = max(self._max_ns, latency_ns)
+        self._counts[bisect_left(BOUNDS_NS, latency_ns)] += 1
+
+    def merge(self, other: LatencyHistogram) -> None:
+        """Add another link's or life's latencies to these."""
+        self.negative += other.negative
+        if other._counts:
+            self._min_ns = min(self._min_ns, other._min_ns) if self._counts else other._min_ns
+            self._max_ns = max(self._max_ns, other._max_ns)
+            self._counts.update(other._counts)
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def quantile_ns(self, percent: int) -> int:
+        """Upper bound of the bucket of rank ceil(percent/100 * n). Raises ValueError when empty."""
+        if not self._counts:
+            raise ValueError("no latencies yet")
+        rank = max(1, -(-percent * len(self) // 100))
+        buckets = sorted(self._counts)
+        seen = accumulate(self._counts[b] for b in buckets)
+        bucket = next(b for b, n in zip(buckets, seen, strict=True) if n >= rank)
+        bound = BOUNDS_NS[bucket] if bucket < len(BOUNDS_NS) else self._max_ns
+        return max(self._min_ns, min(bound, self._max_ns))
+
+    def quantiles_s(self) -> dict[str, float] | None:
+        """p50, p95 and p99 in seconds; None before the first."""
+        if not self._counts:
+            return None
+        return {f"p{percent}": self.quantile_ns(percent) / 1e9 for percent in (50, 95, 99)}
+
+
+class LinkAccount:
+    """What one device sent to and received from one peer. Bytes are the wire's unless they say otherwise."""
+
+    def __init__(self) -> None:
+        self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
+        self.payload_bytes = 0  # of the sent bytes: tensors
+        self.header_bytes: int | None = 0  # of the sent bytes: packed headers; None: a sender did not say
+        self.sent_by_cause: Counter[str] = Counter()
+        self.dropped_messages: Counter[str] = Counter()
+        self.dropped_bytes: Counter[str] = Counter()
+        self.abandoned_bytes: Counter[str] = Counter()
+        self.latency = LatencyHistogram()
+
+    def sent(self, cause: str, wire_bytes: int, payload_bytes: int, header_bytes: int | None = None) -> None:
+        """A message that a link took. Without `header_bytes` the rest's split is unknown from then on."""
+        self.sent_messages += 1
+        self.sent_bytes += wire_bytes
+        self.payload_bytes += payload_bytes
+        unknown = self.header_bytes is None or header_bytes is None
+        self.header_bytes = None if unknown else (self.header_bytes or 0) + (header_bytes or 0)
+        self.sent_by_cause[cause] += wire_bytes
+
+    def received(self, wire_bytes: int, latency_ns: int | None) -> None:
+        """A message that was taken in. `latency_ns`: arrival less departure; None: it has none."""
+        self.received_messages += 1
+        self.received_bytes += wire_bytes
+        if latency_ns is not None:
+            self.latency.add(latency_ns)
+
+    def dropped(self, reason: str, wire_bytes: int) -> None:
+        """A message that arrived and was refused (malformed, stale, late, duplicate, loss, ...)."""
+        self.dropped_messages[reason] += 1
+        self.dropped_bytes[reason] += wire_bytes
+
+    def abandoned(self, reason: str, wire_bytes: int) -> None:
+        """Bytes that never reached a link: taken back from the queue (purged, ...) or refused (no_route)."""
+        self.abandoned_bytes[reason] += wire_bytes
+
+    def frame_bytes(self) -> int | None:
+        """Of the sent bytes: neither payload nor header, so the transport's framing and encryption."""
+        return None if self.header_bytes is None else self.sent_bytes - self.payload_bytes - self.header_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of metrics.jsonl (docs/design.md); `latency_s` is that of messages received."""
+        return {
+            "sent_messages": self.sent_messages,
+            "sent_bytes": self.sent_bytes,
+            "received_messages": self.received_messages,
+            "received_bytes": self.received_bytes,
+            "payload_bytes": self.payload_bytes,
+            "header_bytes": self.header_bytes,
+            "frame_bytes": self.frame_bytes(),
+            "bytes_by_cause": dict.fromkeys(CAUSES, 0) | dict(self.sent_by_cause),
+            "dropped_messages": dict(self.dropped_messages),
+            "dropped_bytes": dict(self.dropped_bytes),
+            "abandoned_bytes": dict(self.abandoned_bytes),
+            "latency_s": self.latency.quantiles_s(),
+        }
+
+
+class Accounts:
+    """The accounts of one device, by peer."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, LinkAccount] = {}
+
+    def link(self, peer: str) -> LinkAccount:
+        """A peer's account. Past `MAX_PEERS` names, strangers share one."""
+        if peer not in self._links and len(self._links) >= MAX_PEERS:
+            peer = OTHERS
+        return self._links.setdefault(peer, LinkAccount())
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {peer: account.to_dict() for peer, account in sorted(self._links.items())}
+
+
+def open_bytes(sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> int:
+    """Bytes of one direction that are in neither of the receiver's books: in flight, or lost with an end.
+
+    `sender`: the sending end's `to_dict()` for that peer; `receiver`: the other end's. 0 on a quiet link
+    between live devices; it is a check of the books, never a source of one of them.
+    """
+    return int(sender["sent_bytes"] - receiver["received_bytes"] - sum(receiver["dropped_bytes"].values()))

@@ -1,0 +1,228 @@
+"""Keys: the network's (who may talk at all), a device's CURVE pair (who is connected), and its signing key.
+
+A network key is 32 random bytes that all devices of a run hold. Two CURVE pairs are derived from each: the
+*server* pair, which every inbox uses, and the *client* pair. Without the key nobody knows the server's public
+key, and a first message that is not made for it gets no answer. A client then proves itself: with the client
+pair of the same network key or, where there is an allow-list, with a pair of its own that the list binds to
+its id.
+
+Rotation, as in serf: `installed` (both keys are known everywhere, the old one serves), `used` (the new one
+serves), `removed`. libzmq fixes a socket's server key when it binds, so an inbox serves the *primary* key
+alone and a client tries each key it holds until one fits (zmq_dealer.py). The other way, one bound ROUTER
+for each active key, would never break a connection, but costs a second port to publish and map for every
+device, and a link that moves between two sockets reorders messages. Ours costs one broken connection per
+link at `used`: what is in flight then may be lost, so it is done between rounds. Old connections do not
+outlive it: a key that has leaked is out of use at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import zmq
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from zmq.utils import z85
+
+NETWORK_FILE, ALLOWED_FILE = "network.keys", "allowed.json"
+SECRET_BYTES = 32
+MAX_ACTIVE = 2
+log = logging.getLogger("unweft")
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePair:
+    """A CURVE key pair, both halves in Z85 (40 bytes)."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> CurvePair:
+        return cls(*zmq.curve_keypair())
+
+    @classmethod
+    def of_secret(cls, secret: bytes) -> CurvePair:
+        """The pair of a secret half in Z85. Raises ValueError for anything else."""
+        if len(secret) != 40 or len(_z85(secret)) != 32:
+            raise ValueError("no CURVE secret key: 40 characters of Z85 are needed")
+        return cls(zmq.curve_public(secret), secret)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkKeys:
+    """What a device needs to talk: the network's keys and, with an allow-list, its own pair. Picklable.
+
+    `secrets`: the primary first, at most one more. `allowed`: device id -> CURVE public key (Z85); None:
+    whoever has the network key may use any id. Raises ValueError for what is not such material.
+    """
+
+    secrets: tuple[bytes, ...] = field(repr=False)
+    device: CurvePair | None = None
+    allowed: Mapping[str, bytes] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.secrets) <= MAX_ACTIVE or len(set(self.secrets)) != len(self.secrets):
+            raise ValueError(f"one or two different network keys can be active, not {len(self.secrets)}")
+        if any(len(secret) != SECRET_BYTES for secret in self.secrets):
+            raise ValueError(f"a network key has {SECRET_BYTES} bytes")
+        if self.allowed is not None and self.device is None:
+            raise ValueError("with an allow-list a device needs a key pair of its own")
+
+    @classmethod
+    def generate(cls) -> NetworkKeys:
+        return cls((secrets.token_bytes(SECRET_BYTES),))
+
+    def server(self, index: int = 0) -> CurvePair:
+        """What an inbox of this network uses; `index` counts the active keys."""
+        return _derived(self.secrets[index], b"server")
+
+    def client(self, index: int = 0) -> CurvePair:
+        """What this device proves itself with."""
+        return self.device or _derived(self.secrets[index], b"client")
+
+    def admits(self, public: bytes) -> bool:
+        """Whether a client with this public key (Z85) may connect."""
+        return public in (self.allowed.values() if self.allowed is not None else (self.client().public,))
+
+    def binds(self, source: str, public: str) -> bool:
+        """Whether a connection authenticated with `public` (Z85) may speak as `source`."""
+        return self.allowed is None or self.allowed.get(source) == public.encode()
+
+    def owner(self, public: str) -> str:
+        """The device id that a public key is bound to; empty without an allow-list."""
+        return next((d for d, key in (self.allowed or {}).items() if key == public.encode()), "")
+
+    def installed(self, secret: bytes) -> NetworkKeys:
+        """First step of a rotation: the new key is known, the primary goes on serving."""
+        return replace(self, secrets=(*self.secrets, secret))
+
+    def used(self, secret: bytes) -> NetworkKeys:
+        """Second step: an installed key becomes the primary. Raises ValueError if it is not installed."""
+        if secret not in self.secrets:
+            raise ValueError("a key is installed everywhere before it is used")
+        return replace(self, secrets=(secret, *(s for s in self.secrets if s != secret)))
+
+    def removed(self, secret: bytes) -> NetworkKeys:
+        """Last step: the old key is forgotten. Raises ValueError for the primary."""
+        if secret == self.secrets[0]:
+            raise ValueError("the primary key cannot be removed; use another one first")
+        return replace(self, secrets=tuple(s for s in self.secrets if s != secret))
+
+
+def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
+    """New key material in a folder (mode 0600): a network key and, for named devices, pairs and allow-list.
+
+    Raises FileExistsError, before anything is written, rather than replace material that is there.
+    """
+    pairs = {device: CurvePair.generate() for device in devices}
+    names = [NETWORK_FILE, *([ALLOWED_FILE] if pairs else []), *map(_device_file, pairs)]
+    for name in names:
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name} exists; key material is never overwritten")
+    keys = NetworkKeys.generate()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write_private(folder / NETWORK_FILE, keys.secrets[0].hex().encode() + b"\n")
+    for device, pair in pairs.items():
+        _write_private(folder / _device_file(device), pair.secret + b"\n")
+    if pairs:
+        allowed = {device: pair.public.decode() for device, pair in pairs.items()}
+        _write_private(folder / ALLOWED_FILE, json.dumps(allowed, indent=1).encode() + b"\n")
+    return keys
+
+
+def load(folder: Path, device: str) -> NetworkKeys:
+    """A device's keys from a folder that `generate` wrote: one network key in hex a line, the primary first.
+
+    Raises ValueError, with the file's name, for what is missing or malformed.
+    """
+    path = folder / NETWORK_FILE
+    try:
+        found = tuple(bytes.fromhex(line) for line in _read(path).decode().split())
+        allowed = pair = None
+        path = folder / ALLOWED_FILE
+        if path.exists():
+            allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read(path))).items()}
+            path = folder / _device_file(device)
+            pair = CurvePair.of_secret(_read(path).strip())
+        return NetworkKeys(found, pair, allowed)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class DeviceIdentity:
+    """An Ed25519 private key and its public half (32 bytes): what a device says cannot be said by another."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @classmethod
+    def generate(cls, seed: bytes | None = None) -> DeviceIdentity:
+        """A new key; the same for the same 32 bytes of `seed`. Raises ValueError for another length."""
+        if seed is None:
+            return cls(Ed25519PrivateKey.generate())
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> DeviceIdentity:
+        """The key in a file that only its owner may read; a returning device keeps it. Raises ValueError if
+        the file holds something else."""
+        if path.exists():
+            return cls.generate(_read(path))
+        identity = cls.generate()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_private(path, identity._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
+        return identity
+
+    def sign(self, data: bytes) -> bytes:
+        """A signature of 64 bytes."""
+        return self._private.sign(data)
+
+
+def verify(public: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether the holder of `public` signed `data`; False for malformed keys and signatures too."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _derived(secret: bytes, role: bytes) -> CurvePair:
+    raw = HKDF(SHA256(), 32, salt=None, info=b"unweft curve " + role).derive(secret)
+    return CurvePair.of_secret(z85.encode(raw))
+
+
+def _z85(text: bytes) -> bytes:
+    try:
+        return bytes(z85.decode(text))
+    except (KeyError, IndexError, OverflowError, ValueError) as error:
+        raise ValueError(f"not Z85: {type(error).__name__}") from None
+
+
+def _device_file(device: str) -> str:
+    if not device or Path(device).name != device:
+        raise ValueError(f"{device!r} cannot name a key file")
+    return f"{device}.curve"
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_mode & 0o077:
+        log.warning("%s may be read by others: chmod 600", path)
+    return path.read_bytes()
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """O_EXCL with the mode from the start: there is no moment at which others could open it."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
