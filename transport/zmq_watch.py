@@ -1,0 +1,77 @@
+"""A plain ZeroMQ socket in an asyncio loop. (zmq.asyncio makes a future and a poll of each message.)
+
+A socket's descriptor signals *changes*, not states, and any call on the socket may swallow the signal: so
+it is always read until it is empty before its descriptor is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import zmq
+
+Socket = zmq.Socket[bytes]
+BATCH = 64  # messages at a time, so that a flood on one socket does not hold up the loop
+
+
+class Watch:
+    """Calls `handle` with each message of a socket, which it owns from here on."""
+
+    def __init__(self, socket: Socket, handle: Callable[[list[bytes]], None]) -> None:
+        self._socket, self._handle = socket, handle
+        self._loop = asyncio.get_running_loop()
+        self._fd = _descriptor(socket)
+        self._loop.add_reader(self._fd, self._drain)
+        self._loop.call_soon(self._drain)  # what came before the descriptor was watched
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._loop.remove_reader(self._fd)
+            self._socket.close(linger=0)
+
+    def _drain(self) -> None:
+        for _ in range(BATCH):
+            if self._socket.closed:  # also by what a message led to
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self._handle(frames)
+        self._loop.call_soon(self._drain)
+
+
+class Waiter:
+    """Suspends one task until one of several sockets has news, or `wake` is called."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+        self._fds: list[int] = []
+
+    def wake(self) -> None:
+        """Before one of the sockets is closed too: its descriptor's number may soon be another's."""
+        for fd in self._fds:
+            asyncio.get_running_loop().remove_reader(fd)
+        self._fds = []
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, sockets: Sequence[Socket]) -> None:
+        """Raises RuntimeError when another task waits already: one of the two would never wake."""
+        if self._future is not None:
+            raise RuntimeError("another task waits here already")
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
+        self._fds = [_descriptor(socket) for socket in sockets]
+        for fd in self._fds:
+            loop.add_reader(fd, self.wake)
+        try:
+            await self._future
+        finally:
+            self.wake()
+            self._future = None
+
+
+def _descriptor(socket: Socket) -> int:
+    return int(socket.get(zmq.FD))
