@@ -87,7 +87,9 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
                 judge.join(POLL_S)
             progress.update(state.seconds())
         if judge.exitcode:
-            raise RunFailed(f"the evaluator failed with exit status {judge.exitcode}; log: {out / 'evaluator.log'}")
+            raise RunFailed(
+                f"the evaluator failed with exit status {judge.exitcode}; log: {out / 'evaluator.log'}"
+            )
         return 0
     finally:
         _stop_all([judge, *(s.process for s in state.devices.values())])
@@ -195,7 +197,12 @@ def _no_interrupt() -> Iterator[None]:
 
 def _write_run(state: Run) -> None:
     devices = {d: {"pid": s.process.pid, "exit": s.process.exitcode} for d, s in state.devices.items()}
-    record = {"devices": devices, "events": state.events, "epoch_ns": state.epoch_ns, "ended_s": state.seconds()}
+    record = {
+        "devices": devices,
+        "events": state.events,
+        "epoch_ns": state.epoch_ns,
+        "ended_s": state.seconds(),
+    }
     (state.out / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

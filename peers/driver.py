@@ -45,7 +45,12 @@ class Driver:
     """One device's event loop."""
 
     def __init__(
-        self, spec: DeviceSpec, links: ZmqLinks, learner: Learner, recorder: Recorder, identity: DeviceIdentity
+        self,
+        spec: DeviceSpec,
+        links: ZmqLinks,
+        learner: Learner,
+        recorder: Recorder,
+        identity: DeviceIdentity,
     ) -> None:
         self.spec, self.links, self.learner, self.recorder = spec, links, learner, recorder
         self.accounts = Accounts()
@@ -54,10 +59,8 @@ class Driver:
         self.exit: do.Exit | None = None
         self._changed: set[Part] = set()
         self._trained = TrainResult(0.0, 0, 0.0)
-        self.outbox = Outbox(spec.id, spec.config.radio, learner, links, self.accounts)
-        me = Identity(
-            spec.id, spec.advertise, identity.public, spec.seeds, spec.cohort, spec.snapshot_every
-        )
+        self.outbox = Outbox(spec.id, spec.config.radio, learner, links, self.accounts, self.now())
+        me = Identity(spec.id, spec.advertise, identity.public, spec.seeds, spec.cohort, spec.snapshot_every)
         self.protocol = DeviceProtocol(
             me,
             spec.config,
@@ -141,14 +144,18 @@ class Driver:
                 await pending
 
     # -- the learner's thread --------------------------------------------------------------------------
-    def _learn(self, work: Callable[[], Result], then: Callable[[int, Result], list[do.Action]] | None = None) -> None:
+    def _learn(
+        self, work: Callable[[], Result], then: Callable[[int, Result], list[do.Action]] | None = None
+    ) -> None:
         """Queue work for the learner; `then` becomes an event when it is done. A failure ends the device."""
 
         def done(future: Future[Result]) -> None:
             if future.cancelled():
                 return
             error = future.exception()
-            event: Event = (lambda now: [do.Exit(1, f"{type(error).__name__}: {error}")]) if error else _nothing
+            event: Event = (
+                (lambda now: [do.Exit(1, f"{type(error).__name__}: {error}")]) if error else _nothing
+            )
             if error is None and then is not None:
                 event = lambda now: then(now, future.result())  # noqa: E731
             if error:
@@ -158,7 +165,7 @@ class Driver:
         self.worker.submit(work).add_done_callback(done)
 
     def _on_train(self, action: do.Train) -> None:
-        self.outbox.start_round(action.round)
+        self.outbox.start_round()
         self._learn(partial(self._train, action), self._after_training)
 
     def _train(self, action: do.Train) -> tuple[TrainResult, set[Part]]:
@@ -230,17 +237,18 @@ class Driver:
 
     def _on_disconnect(self, action: do.Disconnect) -> None:
         self.outbox.forget(action.peer)
+        self.inbox.forget(action.peer)
         self.links.disconnect(action.peer)
 
     def _on_tell(self, action: do.Tell) -> None:
-        self.outbox.tell(action.peer, self._incarnation(), action.message, self.now())
+        self.outbox.tell(action.peer, self._incarnation(), action.message)
 
     async def _on_publish(self, action: do.Publish) -> None:
         payloads = await self._loop.run_in_executor(self.worker, self.outbox.encode, action)
-        self.outbox.publish(action, payloads, self._incarnation(), self.now())
+        self.outbox.publish(action, payloads, self._incarnation())
 
     def _on_farewell(self, action: do.Farewell) -> None:
-        self.outbox.farewell(action.peer, self._incarnation(), action.reason, self.now())
+        self.outbox.farewell(action.peer, self._incarnation(), action.reason)
 
     def _incarnation(self) -> int:
         return self.protocol.own.incarnation if self.protocol.own else 0
@@ -285,7 +293,6 @@ class Driver:
             if getattr(event, "func", None) != self._signal:
                 await self._do([a for a in event(self.now()) if isinstance(a, do.Log)])
         await self.outbox.drained(FLUSH_S)
-        await self.links.flush(FLUSH_S)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._event(
             "finished",

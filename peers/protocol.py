@@ -328,9 +328,7 @@ class DeviceProtocol:
         joins = self.network_round >= 0 or self.round >= 0
         since = -1 if joins and self.round < 0 else max(self.round, 0)
         me = self.me
-        record = self.members.claim(
-            me.device, me.address, me.public, self.config.adapter.max_devices, since
-        )
+        record = self.members.claim(me.device, me.address, me.public, self.config.adapter.max_devices, since)
         if self.round < 0 and joins:
             self.state = State.JOIN
         kept = carry if carry is not None and self._slot_of(carry) == record.slot else None
@@ -510,7 +508,9 @@ class DeviceProtocol:
         if self.state is State.WAIT:
             self._close(now)
         elif self.state is State.TRAIN:
-            self._timers["deadline"] = now + SECOND // 10  # own steps are late: close as soon as they are done
+            self._timers["deadline"] = (
+                now + SECOND // 10
+            )  # own steps are late: close as soon as they are done
 
     def _try_close(self, now: int) -> None:
         if self.state is not State.WAIT:
