@@ -20,7 +20,7 @@ from zmq.utils.garbage import GarbageCollectorThread
 from zmq.utils.garbage import gc as zmq_gc
 
 GRACE_S = 2.0  # what is on its way out may take this long
-KEPT_THREADS = ("TMonitor", "asyncio_", "pytest_timeout", "ThreadPoolExecutor-HF")
+KEPT_THREADS = ("TMonitor", "tqdm_monitor", "asyncio_")
 KEPT_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 TASKS, FDS = Path("/proc/self/task"), Path("/proc/self/fd")
 
