@@ -24,8 +24,7 @@ from peers.learner import Learner
 from peers.models import load_model
 from peers.process import guard, redirect_output
 from peers.recorder import Recorder
-from peers.tasks import build_task
-from peers.tasks.encode import encode
+from peers.tasks import encode, tasks
 from transport.keys import DeviceIdentity
 from transport.zmq_links import ZmqLinks
 
@@ -89,6 +88,6 @@ def build_learner(spec: DeviceSpec) -> Learner:
     """The model, the data and the bases of one device."""
     torch.set_num_threads(spec.config.model.threads)
     loaded = load_model(spec.config.model)
-    task = build_task(spec.config.data, spec.config.seed)
+    task = tasks.get(spec.config.data.kind)(spec.config.data, spec.config.seed)
     examples = encode(task.train_examples(spec.id), loaded.tokenizer, spec.config.data.max_length)
     return Learner(loaded, spec.config, examples, spec.id)

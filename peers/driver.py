@@ -64,7 +64,7 @@ class Driver:
         self.protocol = DeviceProtocol(
             me,
             spec.config,
-            learner.fingerprint.to_dict(),
+            learner.fingerprint(),
             learner.difference,
             learner.groups,
             self.outbox.part_bytes,

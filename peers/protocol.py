@@ -350,7 +350,7 @@ class DeviceProtocol:
         if self.own is None or self.state is State.GONE:
             return
         recorded = self.members.get(self.own.key)
-        lost = any(r.key == self.own.key for r in self.members.slot_losers())
+        lost = any(r.key == self.own.key for r in self.members.slot_losers(self.config.on_crash == "keep"))
         if recorded is not None and recorded.status is Status.ALIVE and not lost:
             return
         old = self.own.key
@@ -418,7 +418,7 @@ class DeviceProtocol:
             return
         alive = self.members.alive()
         met = all(p in self.peers and self.peers[p].greeted for p in self._graph(alive)[self.me.device])
-        if len(alive) >= self.me.cohort and met and not self.members.slot_losers():
+        if len(alive) >= self.me.cohort and met and not self.members.slot_losers(self.config.on_crash == "keep"):
             self._begin(now, 0)
 
     def _ask_for_blocks(self, now: int) -> None:
