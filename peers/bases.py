@@ -152,7 +152,7 @@ def _check_room(recipe: Recipe) -> None:
             return
         fits = f"r = {d // slots}" if d >= slots else "no rank"
         raise InputError(
-            f"adapter.rank / adapter.max_devices: module {module.name!r} (group {module.group!r}) has d = {d} "
-            f"inputs, too few for {slots} slots of r = {r}; with {slots} slots the largest that fits is {fits}, "
+            f"adapter.rank / adapter.max_devices: module {module.name!r} ({module.group}) has d = {d} inputs, too "
+            f"few for {slots} slots of r = {r}; with {slots} slots the largest that fits is {fits}, "
             f"with r = {r} it is {d // r} slots"
         )

@@ -64,7 +64,7 @@ class Union:
         return sorted(self._blocks)
 
     def add(self, key: BlockKey, slot: int) -> Block:
-        """A block at B = 0. Raises ValueError if it is held already, InputError for a slot that is not there."""
+        """A block at B = 0. Raises ValueError if it is held already, InputError if there is no such slot."""
         if key in self._blocks:
             raise ValueError(f"block {key} is held already")
         block = Block(slot, self.layout.zeros(self._device), self._bases.block(slot, self._device))
@@ -86,7 +86,7 @@ class Union:
     def part(self, key: BlockKey, module: str) -> Tensor:
         """B_u of one module, [k, r]: a view."""
         group = self.layout.by_name[module].group
-        return self._blocks[key].data[group][self.layout.slices(group)[module]]
+        return self._blocks[key].data[group].detach()[self.layout.slices(group)[module]]
 
     def delta(self, module: str, keys: Collection[BlockKey] | None = None) -> Tensor:
         """dW = s * sum B A^T of the given blocks (None: of all), [k, d] float32."""

@@ -23,7 +23,7 @@ from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
 from peers import actions as do
 from peers.blocks import BlockKey
-from peers.learner import Learner, TrainResult
+from peers.learner import Learner, Receipt, TrainResult
 from peers.outbox import Outbox
 from peers.inbox import Inbox
 from peers.protocol import DeviceProtocol, Identity
@@ -54,6 +54,7 @@ class Driver:
     ) -> None:
         self.spec, self.links, self.learner, self.recorder = spec, links, learner, recorder
         self.accounts = Accounts()
+        links.on_drop = lambda source, reason, size: self.accounts.link(source).dropped(reason, size)
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.exit: do.Exit | None = None
@@ -64,7 +65,7 @@ class Driver:
         self.protocol = DeviceProtocol(
             me,
             spec.config,
-            learner.fingerprint(),
+            learner.fingerprint.to_dict(),
             learner.difference,
             learner.groups,
             self.outbox.part_bytes,
@@ -209,11 +210,21 @@ class Driver:
         self.inbox.purge(action.key)
         key = action.key
         self._changed = {p for p in self._changed if p.block != key}
-        self._learn(partial(self.learner.delete_block, BlockKey(*key)), partial(self._deleted, key=key))
+        self._learn(partial(self._delete, BlockKey(*key)), partial(self._deleted, key=key))
 
-    def _deleted(self, now: int, receipt: object, key: Key) -> list[do.Action]:
-        hashes = {n: getattr(receipt, n) for n in ("sha256_before", "sha256_after")}
-        self._event("deleted", peer=key.device, incarnation=key.incarnation, **hashes)
+    def _delete(self, key: BlockKey) -> Receipt | None:
+        return self.learner.delete_block(key) if self.learner.has(key) else None
+
+    def _deleted(self, now: int, receipt: Receipt | None, key: Key) -> list[do.Action]:
+        if receipt is not None:
+            before, after = receipt.sha256_before, receipt.sha256_after
+            self._event(
+                "deleted",
+                peer=key.device,
+                incarnation=key.incarnation,
+                sha256_before=before,
+                sha256_after=after,
+            )
         return []
 
     def _on_snapshot(self, action: do.Snapshot) -> None:
@@ -221,7 +232,9 @@ class Driver:
         name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
         meta = {"device": self.spec.id, "round": str(action.round), "tag": action.tag}
         meta["incarnation"] = str(own.incarnation if own else 0)
-        self._learn(partial(self.learner.snapshot, self.recorder.folder / "snapshots" / name, meta))
+        settled = ":" in action.tag  # at an event, local steps may be under way: show the last mixed state
+        path = self.recorder.folder / "snapshots" / name
+        self._learn(partial(self.learner.snapshot, path, meta, settled))
 
     def _on_export(self, action: do.Export) -> None:
         path = Path(self.spec.out) / "adapters" / self.spec.id

@@ -1,62 +1,153 @@
-"""A saved adapter: PEFT's format, readable without unweft, and beside it what deletion needs.
+"""Adapters as folders that plain PEFT loads (docs/design.md).
 
-DIR/adapter_model.safetensors holds the union: lora_A = stacked A_u^T, lora_B = stacked s B_u, alpha = rank.
-DIR/blocks/<device>/ holds each block likewise; unweft.json the recipe of the bases and each block's slot.
+DIR/adapter_model.safetensors is the union: lora_A stacks A_u^T, lora_B stacks s B_u, and lora_alpha = r, so
+that PEFT's scaling is 1. DIR/blocks/<owner>/ is the same for one owner; DIR/unweft.json says what lies where.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peers.adapter import lora_config
+from peers.bases import Recipe
 from peers.blocks import BlockKey, Union
-from peers.layout import ModelLayout
+from peers.layout import ModelLayout, ModuleShape
 
-PREFIX = "base_model.model."
-
-
-def write(folder: Path, union: Union, model_name: str, model_sha256: str) -> str:
-    """Write the union and each block; returns the hash of the union. Shapes per module: A (N r, d), B (k, N r)."""
-    keys = sorted(union.data)
-    write_peft(folder, union.layout, tensors(union, keys), max(len(keys), 1), model_name)
-    for key in keys:
-        write_peft(folder / "blocks" / key.device, union.layout, tensors(union, [key]), 1, model_name)
-    blocks = [{"device": k.device, "incarnation": k.incarnation, "slot": union.slots[k]} for k in keys]
-    write_index(folder, union.bases.recipe, union.scale, model_name, blocks)
-    return union.sha256()
+FORMAT = 1
+WEIGHTS = "adapter_model.safetensors"
+ABOUT = "unweft.json"
+BLOCKS = "blocks"
+Factors = tuple[Tensor, Tensor]  # lora_A [r, d] = A^T and lora_B [k, r] = s B; float32, CPU
 
 
-def tensors(union: Union, keys: list[BlockKey]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A (N r, d), B (k, N r)) of each module; one zero rank when there is no block."""
-    pairs = {}
-    for m in union.layout.modules:
-        a = [union.bases.basis(m, union.slots[k]).T for k in keys] or [torch.zeros(m.rank, m.in_features)]
-        b = [union.scale * union.b(k, m) for k in keys] or [torch.zeros(m.out_features, m.rank)]
-        pairs[m.name] = (torch.cat(a, dim=0), torch.cat(b, dim=1))
-    return pairs
+@dataclass(frozen=True)
+class SavedBlock:
+    """One block as files hold it; `factors` by module."""
+
+    key: BlockKey
+    slot: int
+    factors: Mapping[str, Factors]
 
 
-def write_peft(
-    folder: Path, layout: ModelLayout, pairs: dict[str, tuple[Tensor, Tensor]], blocks: int, model_name: str
-) -> None:
-    """adapter_config.json and adapter_model.safetensors with alpha = r."""
+def saved_blocks(union: Union, keys: Sequence[BlockKey]) -> list[SavedBlock]:
+    """Blocks of a union as files hold them."""
+    return [SavedBlock(key, union[key].slot, _factors(union, key)) for key in keys]
+
+
+def _factors(union: Union, key: BlockKey) -> dict[str, Factors]:
+    bases = union[key].bases
+    return {
+        name: (bases[name].T.cpu().contiguous(), (union.scale * union.part(key, name)).cpu())
+        for name in union.layout.by_name
+    }
+
+
+def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
+    """Make `folder` the adapter of the blocks; returns its sha256. Nothing of an earlier export stays."""
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tensors = _write_peft(unfinished, recipe, blocks)
+    for owner in sorted({block.key.device for block in blocks}):
+        own = [block for block in blocks if block.key.device == owner]
+        _write_peft(unfinished / BLOCKS / folder_of(owner), recipe, own)
+    digest = tensors_sha256(tensors)
+    about = {
+        "format": FORMAT,
+        "adapter_sha256": digest,
+        "recipe": recipe.to_dict(),
+        "blocks": [
+            {"device": b.key.device, "incarnation": b.key.incarnation, "slot": b.slot}
+            for b in _ordered(blocks)
+        ],
+    }
+    (unfinished / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return digest
+
+
+def folder_of(owner: str) -> str:
+    """A device id as a file name: ids come from the network and may hold anything ("../x")."""
+    name = quote(owner, safe="")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def adapter_sha256(folder: Path) -> str:
+    """The hash of an exported adapter, from its file: what `Learner.sha256` said of the union."""
+    return tensors_sha256(load_file(folder / WEIGHTS))
+
+
+def blocks_sha256(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> str:
+    """The hash that the adapter of these blocks will have."""
+    return tensors_sha256(union_tensors(layout, blocks))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Over name, shape, dtype and bytes of the tensors, in the order of their names."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weight_names(module: str) -> tuple[str, str]:
+    """Under which names PEFT saves lora_A and lora_B of a module."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def union_tensors(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
+    """The file's tensors: blocks side by side in the order of their keys. No blocks: zeros of rank 1."""
+    tensors = {}
+    for shape in layout.modules:
+        factors = [block.factors[shape.name] for block in _ordered(blocks)] or [_nothing(shape)]
+        a_name, b_name = weight_names(shape.name)
+        tensors[a_name] = torch.cat([a for a, _ in factors], dim=0).contiguous()
+        tensors[b_name] = torch.cat([b for _, b in factors], dim=1).contiguous()
+    return tensors
+
+
+def _ordered(blocks: Sequence[SavedBlock]) -> list[SavedBlock]:
+    return sorted(blocks, key=lambda block: block.key)
+
+
+def _nothing(shape: ModuleShape) -> Factors:
+    return torch.zeros(1, shape.in_features), torch.zeros(shape.out_features, 1)
+
+
+def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
     folder.mkdir(parents=True, exist_ok=True)
-    lora_config(layout, 1, blocks, model_name).save_pretrained(str(folder))
-    flat = {}
-    for name, (a, b) in pairs.items():
-        flat[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous()
-        flat[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous()
-    save_file(flat, folder / "adapter_model.safetensors", {"format": "pt"})
+    tensors = union_tensors(recipe.layout, blocks)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
+    _peft_config(recipe, ranks).save_pretrained(folder)
+    return tensors
 
 
-def write_index(
-    folder: Path, recipe: dict[str, Any], scale: float, model_name: str, blocks: list[dict[str, Any]]
-) -> None:
-    index = {"schema": 1, "model": model_name, "scale": scale, "recipe": recipe, "blocks": blocks}
-    (folder / "unweft.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+def _peft_config(recipe: Recipe, ranks: Mapping[str, int]) -> Any:
+    """alpha = r: lora_B holds the scale already. Patterns only where the groups' ranks differ."""
+    rank = max(ranks.values())
+    others = {name: r for name, r in ranks.items() if r != rank}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=others,
+        alpha_pattern=others,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=any(m.conv1d for m in recipe.modules),
+        base_model_name_or_path=recipe.model_name,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )

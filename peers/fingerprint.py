@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 64
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`recipe`: fields by name. `shapes`: what kinds of modules, to say what differs. `sketch`: of the bases."""
+    """recipe: fields by name. shapes: kinds of modules, to say what differs. sketch: numbers of the bases."""
 
     recipe: dict[str, str | int | float]
     shapes: tuple[str, ...]
@@ -87,7 +87,7 @@ class Fingerprint:
 
 
 def _fields(recipe: Recipe) -> dict[str, str | int | float]:
-    """By the key paths of the scenario where there is one. The model's name may be a path: its hash counts."""
+    """Named by key paths of the scenario. The model's name may be a path of one machine: its hash counts."""
     modules = json.dumps([m.to_dict() for m in recipe.modules], sort_keys=True)
     return {
         "algorithm": ALGORITHM,
@@ -102,9 +102,10 @@ def _fields(recipe: Recipe) -> dict[str, str | int | float]:
 
 def _shapes(modules: tuple[ModuleShape, ...]) -> tuple[str, ...]:
     """How many modules of each kind: "4 x q_proj 128->128 early r=8"."""
+    names = [m.name.rpartition(".")[2][:SHOWN_CHARACTERS] for m in modules]
     kinds = Counter(
-        f"{m.name.rpartition('.')[2][:SHOWN_CHARACTERS]} {m.in_features}->{m.out_features} {m.group} r={m.rank}"
-        for m in modules
+        f"{name} {m.in_features}->{m.out_features} {m.group} r={m.rank}"
+        for name, m in zip(names, modules, strict=True)
     )
     return tuple(f"{count} x {kind}" for kind, count in kinds.items())
 

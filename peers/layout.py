@@ -63,7 +63,7 @@ class ModelLayout:
 
     def rows(self, group: str) -> int:
         """rows_g: the sum of out_features over the group's modules."""
-        return max(rows.stop for rows in self._slices[group].values())
+        return sum(m.out_features for m in self.modules if m.group == group)
 
     def rank(self, group: str) -> int:
         """r_g."""

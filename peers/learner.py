@@ -1,234 +1,292 @@
-"""What one device learns: its blocks, its model, its data and its local steps (method 4).
+"""What a device knows and learns: its blocks, the model that computes with them, local steps on its data.
 
-Every method runs in one thread. Gradients reach the own block only, unless `isolation.leak` lets a share of them
-reach the copies of other blocks.
+Not thread-safe: one thread at a time.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from peers import export
 from peers.adapter import Adapter
-from peers.bases import Bases
-from peers.blocks import BlockKey, Union
-from peers.config import DeviceConfig
-from peers.layout import build_layout
-from peers.models import LoadedModel
-from peers.tasks import Encoded, batch_generator, sample_batch
+from peers.bases import Bases, Recipe
+from peers.blocks import Block, BlockKey, Union
+from peers.errors import InputError
+from peers.export import blocks_sha256, saved_blocks, write_adapter
+from peers.fingerprint import Fingerprint
+from peers.snapshots import SnapshotModel, write_snapshot
+from peers.tasks.batches import batch_generator, sample_batch
 
+if TYPE_CHECKING:
+    from peers.config import DeviceConfig
+    from peers.models import LoadedModel
+    from peers.tasks.encode import Encoded
+
+__all__ = ["Learner", "Receipt", "SnapshotModel", "TrainResult"]
 PAPER_LITERAL = "paper-literal"
 
 
-class TrainResult(NamedTuple):
-    """Mean loss of the local steps, their number, and their wall-clock seconds."""
+@dataclass(frozen=True)
+class TrainResult:
+    """loss: mean over the steps, nats per response token (nan for no steps). seconds: wall time."""
 
     loss: float
     steps: int
     seconds: float
 
 
-class Receipt(NamedTuple):
-    """Hashes of all that the device holds, before and after a deletion."""
+@dataclass(frozen=True)
+class Receipt:
+    """Hashes of what an export would have held just before and just after a deletion."""
 
     sha256_before: str
     sha256_after: str
 
 
-def build_union(loaded: LoadedModel, config: DeviceConfig) -> Union:
-    """An empty union for a model. Raises InputError for impossible ranks or target modules."""
-    layout = build_layout(loaded.model, loaded.target_modules, config.adapter.rank)
-    adapter = config.adapter
-    bases = Bases(layout, adapter.max_devices, config.seed, loaded.sha256, adapter.bases)
-    return Union(bases, adapter.scale)
-
-
 class Learner:
-    """One device's blocks and model. Raises InputError when the configuration does not fit the model."""
+    """One device's model; `loaded.model` is changed in place.
 
-    def __init__(self, loaded: LoadedModel, config: DeviceConfig, data: Encoded, device: str) -> None:
-        self.config, self.device = config, device
-        self.union = build_union(loaded, config)
-        self.layout, self.groups = self.union.layout, self.union.layout.groups
-        self._model_name, self._model_sha256 = loaded.name, loaded.sha256
-        self._adapter = Adapter(loaded.model, self.union)
-        self._data = data.to(loaded.model.device)
-        self.own: BlockKey | None = None
-        self._optimiser: torch.optim.AdamW | None = None
-        self._foreign_moments: dict[tuple[BlockKey, str], torch.optim.AdamW] = {}
-        self._round_start: dict[str, Tensor] = {}
+    Every block that is held is part of the model, except in `paper-literal`: there the model is the base with
+    the own block alone, and foreign blocks are only kept.
 
-    def fingerprint(self) -> dict[str, object]:
-        """What two devices compare when they meet (method 2)."""
-        return {**self.union.bases.fingerprint(), "scale": self.union.scale}
+    Raises InputError if the configuration does not fit the model (target modules, ranks, slots).
+    """
 
-    def difference(self, theirs: dict[str, object]) -> str | None:
-        if theirs.get("scale") != self.union.scale:
-            return f"scale: {self.union.scale} here, {theirs.get('scale')} there"
-        return self.union.bases.difference(theirs)
+    def __init__(
+        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Encoded, device_id: str
+    ) -> None:
+        self._config, self._encoded, self._device_id = config, encoded_train, device_id
+        self._recipe = Recipe.make(loaded, config)
+        self.layout = self._recipe.layout
+        self.groups = self.layout.groups
+        bases = Bases(self._recipe)
+        self.fingerprint = Fingerprint.make(bases)
+        self._literal = config.mixing.mode == PAPER_LITERAL
+        self._device = next(loaded.model.parameters()).device
+        self._union = Union(bases, self._device)
+        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
+        self._own: BlockKey | None = None
+        self._before: dict[str, Tensor] = {}  # the own block when the last train() began
+        self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
+        self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None  # None: what is placed is out of date
 
     # -- blocks ----------------------------------------------------------------------------------------
     def has(self, key: BlockKey) -> bool:
-        return key in self.union.data
+        return key in self._union
+
+    def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
+        """What another device's fingerprint, as it came over the wire, differs in; None if in nothing."""
+        try:
+            return self.fingerprint.difference(Fingerprint.from_dict(fingerprint))
+        except InputError as error:
+            return str(error)
 
     def add_block(self, key: BlockKey, slot: int) -> None:
-        self.union.add(key, slot)
+        """Hold another device's block, at B = 0. Raises ValueError if it is held already."""
+        self._union.add(key, slot)
+        self._outdate()
 
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None) -> None:
-        """Start the own block on a slot at B = 0 (or with the values of `carry`), with fresh moments."""
-        values = self.union.data.get(carry) if carry is not None else None
-        self.union.add(key, slot)
-        if values is not None:
-            self.union.data[key] = {g: m.clone() for g, m in values.items()}
-        self.own, self._round_start = key, {}
-        train = self.config.train
-        self._optimiser = torch.optim.AdamW(
-            self._adapter.parameters(), lr=train.lr, weight_decay=train.weight_decay
-        )
-        self._adapter.load_own(key)
+        """Train this block from now on: at B = 0, or with the values of `carry`, an earlier one on that slot.
+
+        The optimiser starts anew. The block that was trained before stays, frozen, until it is deleted.
+        """
+        block = self._union.add(key, slot)
+        if carry is not None and carry in self._union:
+            for group, values in self._union[carry].data.items():
+                self._union.set(key, group, values)
+        if self._own is not None:
+            self._optimizers.pop(self._own, None)
+        self._own, self._before = key, {}
+        self._adapter.attach(block)
+        self._outdate()
 
     def delete_block(self, key: BlockKey) -> Receipt:
-        """Drop a block and every moment of it; nothing is asked of any history (method 3)."""
-        before = self.union.sha256()
-        self.union.delete(key)
-        self._foreign_moments = {k: m for k, m in self._foreign_moments.items() if k[0] != key}
-        self._adapter.unhook()
-        return Receipt(before, self.union.sha256())
+        """Forget a block: its values, its optimiser's moments, its share of the weights.
+
+        `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW,
+        which removes next to nothing. Raises KeyError if the block is not held.
+        """
+        before = self.sha256()
+        basis = self._union[key].bases
+        self._union.delete(key)
+        self._optimizers.pop(key, None)
+        if key == self._own:
+            self._own, self._before = None, {}
+            self._adapter.attach(None)
+        elif self._literal:
+            self._project_out(basis)
+        self._outdate()
+        return Receipt(before, self.sha256())
+
+    def _project_out(self, gone: Mapping[str, Tensor]) -> None:
+        """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
+        if self._own is None:
+            return
+        for name, basis in self._union[self._own].bases.items():
+            b, overlap = self._union.part(self._own, name), basis.T @ gone[name]
+            b -= b @ overlap @ overlap.T
 
     def read(self, key: BlockKey, group: str) -> Tensor:
-        """A copy of a (block, group) matrix, fp32 (rows_g, r_g)."""
-        return self.union.data[key][group].clone()
+        """B_u of a group, a float32 copy on the CPU, [rows_g, r_g]. Raises KeyError if it is not held."""
+        return self._union[key].data[group].detach().to("cpu", copy=True)
 
-    def write(self, key: BlockKey, group: str, matrix: Tensor) -> None:
-        self.union.data[key][group].copy_(matrix)
-        if key == self.own:
-            self._adapter.load_own(key)
+    def write(self, key: BlockKey, group: str, values: Tensor) -> None:
+        """B_u of a group <- values. Raises KeyError if it is not held, ValueError for another shape.
+
+        The own block trains on from there, with the moments that it has.
+        """
+        self._union.set(key, group, values)
+        if key != self._own:
+            self._outdate()
 
     def scale_own_move(self, omega: float) -> None:
-        """B <- B_before + omega (B_after - B_before) over the last local steps (mode `newest`)."""
-        assert self.own is not None
-        for group, before in self._round_start.items():
-            after = self.union.data[self.own][group]
-            after.copy_(before + omega * (after - before))
-        self._adapter.load_own(self.own)
+        """B <- B_before + omega (B - B_before), B_before from the start of the last train() (method 5)."""
+        if self._own is None:
+            return
+        for group, before in self._before.items():
+            own = self._union[self._own].data[group]
+            own.copy_(before + omega * (own - before))
 
-    def norms(self) -> dict[str, dict[str, float]]:
-        return self.union.norms()
+    # -- training --------------------------------------------------------------------------------------
+    @property
+    def model(self) -> Any:
+        """The PEFT model as the device computes with it now."""
+        self._place(())
+        return self._adapter.model
 
-    def sha256(self) -> str:
-        return self.union.sha256()
+    def train(self, round: int, steps: int, rehearse: bool) -> TrainResult:
+        """`steps` local steps of AdamW on the own block; its moments last over rounds.
 
-    # -- local steps -----------------------------------------------------------------------------------
-    def train(self, round_: int, steps: int, rehearse: bool) -> TrainResult:
-        """`steps` AdamW steps on the own block. Raises RuntimeError when the loss is not finite."""
-        assert self.own is not None and self._optimiser is not None
-        started = time.perf_counter()
-        self._round_start = {g: m.clone() for g, m in self.union.data[self.own].items()}
-        foreign = [] if self.config.mixing.mode == PAPER_LITERAL else [k for k in self.union.data if k != self.own]
-        rehearsal = self.config.train.rehearsal if rehearse else 0.0
-        leak = self.config.isolation.leak
-        if rehearsal or leak:
-            self._adapter.apart(foreign, trainable=leak > 0)
-        else:
-            self._adapter.fold(foreign)
-        total = sum(self._step(round_, step, foreign, rehearsal, leak) for step in range(steps))
-        self._adapter.store_own(self.own)
-        for (key, group), values in self._adapter.foreign.items():
-            if leak:
-                self.union.data[key][group].copy_(values.detach())
-        return TrainResult(total / max(steps, 1), steps, time.perf_counter() - started)
+        Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
+        move too. rehearse: `train.rehearsal` applies. Raises RuntimeError without an own block or if the loss
+        is not finite.
+        """
+        own = self._own
+        if own is None:
+            raise RuntimeError("train: this device has no block of its own yet")
+        start = time.perf_counter()
+        self._before = {g: b.clone() for g, b in self._union[own].data.items()}
+        self._adapter.freeze()
+        losses = []
+        for step in range(steps):
+            self._place(self._rehearsed(round, step) if rehearse else ())
+            losses.append(self._step(own, round, step))
+        return TrainResult(sum(losses) / steps if steps else math.nan, steps, time.perf_counter() - start)
 
-    def _step(self, round_: int, step: int, foreign: list[BlockKey], rehearsal: float, leak: float) -> float:
-        rng = batch_generator(self.config.seed, self.device, round_, step)
-        batch = self._data.take(sample_batch(self._data, self.config.data.batch, rng))
-        drop = bool(foreign) and rng.random() < rehearsal
-        self._adapter.dropped = sorted(foreign)[int(rng.integers(len(foreign)))] if drop else None
-        loss = self._adapter.model(
+    def _step(self, own: BlockKey, round: int, step: int) -> float:
+        indices = sample_batch(
+            self._encoded,
+            self._config.data.batch,
+            batch_generator(self._config.seed, self._device_id, round, step),
+        )
+        batch = self._encoded.take(indices).to(self._device)
+        for gradient in self._adapter.gradients.values():
+            gradient.zero_()
+        output = self._adapter.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-        ).loss
-        assert self._optimiser is not None
-        self._optimiser.zero_grad()
-        loss.backward()
-        self._optimiser.step()
-        if leak:
-            self._leak(leak)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RuntimeError(f"the loss of {self.device} in round {round_} is {value}; lower train.lr")
-        return value
+        )
+        loss = float(output.loss.detach())
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
+            )
+        output.loss.backward()
+        self._move(own)
+        return loss
 
-    def _leak(self, share: float) -> None:
-        """Foreign copies move by `share` of an ordinary step; their moments are purged with the block."""
-        for part, values in self._adapter.foreign.items():
-            moments = self._foreign_moments.get(part)
-            if moments is None:
-                moments = torch.optim.AdamW([values], lr=self.config.train.lr * share, weight_decay=0.0)
-                self._foreign_moments[part] = moments
-            gradient, state = values.grad, moments.state
-            old = moments.param_groups[0]["params"][0]
-            if old is not values:  # a new round: the same moments go on with the new copy
-                moments.param_groups[0]["params"] = [values]
-                if old in state:
-                    state[values] = state.pop(old)
-            if gradient is not None:
-                moments.step()
+    def _move(self, own: BlockKey) -> None:
+        """One step of AdamW for the own block and, if gradients leak, for each foreign one that has some."""
+        for group, gradient in self._adapter.gradients.items():
+            self._union[own].data[group].grad = gradient
+        self._optimizer(own).step()
+        for key in self._foreign() if self._leaks() else ():
+            self._optimizer(key).step()
+            for values in self._union[key].data.values():
                 values.grad = None
 
-    # -- out ---------------------------------------------------------------------------------------------
-    def snapshot(self, path: Path, meta: dict[str, str]) -> None:
-        """All that is held, for the harness: the state at the last mixing, before the steps that run now."""
-        tensors = {}
-        for key, data in self.union.data.items():
-            settled = self._round_start if key == self.own and self._round_start and _midway(meta) else data
-            tensors |= {f"{key}/{g}": settled[g].contiguous().clone() for g in self.groups}
-        slots = {str(k): s for k, s in self.union.slots.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {**meta, "slots": json.dumps(slots), "own": str(self.own)})
-        os.replace(temporary, path)
+    def _optimizer(self, key: BlockKey) -> torch.optim.AdamW:
+        """Of one block, so that its moments go when it goes.
 
-    def export(self, folder: Path) -> str:
-        """Write adapters/<id>/ in PEFT's format; returns the adapter's hash."""
-        return export.write(folder, self.union, self._model_name, self._model_sha256)
+        AdamW divides a gradient by its own size: a leak has to scale the step, which for plain gradient
+        descent is the same as scaling the gradient.
+        """
+        if key not in self._optimizers:
+            train = self._config.train
+            lr = train.lr if key == self._own else train.lr * self._config.isolation.leak
+            parameters = list(self._union[key].data.values())
+            decay = train.weight_decay if key == self._own else 0.0
+            self._optimizers[key] = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        return self._optimizers[key]
 
+    def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:
+        """Departure rehearsal: in a share of the steps, exactly one random foreign block is dropped."""
+        foreign, share = self._foreign(), self._config.train.rehearsal
+        if not foreign or not share:
+            return ()
+        # A stream of its own: batches are the same with and without rehearsal.
+        draw = batch_generator(self._config.seed, f"{self._device_id}/rehearsal", round, step)
+        return (foreign[int(draw.integers(len(foreign)))],) if draw.random() < share else ()
 
-def _midway(meta: dict[str, str]) -> bool:
-    return meta["tag"].startswith(("before:", "deleted:"))
+    def _leaks(self) -> bool:
+        return self._config.isolation.leak > 0 and not self._literal
 
+    def _foreign(self) -> list[BlockKey]:
+        """The blocks beside the own one that are part of the model."""
+        return [] if self._literal else [key for key in self._union.keys() if key != self._own]  # noqa: SIM118
 
-class SnapshotModel:
-    """The harness's model: a snapshot's blocks folded into the dense weights of the base."""
+    def _place(self, dropped: Sequence[BlockKey]) -> None:
+        """Put the foreign blocks but the dropped ones beside the own: apart if they train, else folded."""
+        keys = tuple(key for key in self._foreign() if key not in dropped)
+        wanted = (self._leaks(), keys)
+        if self._placed == wanted:
+            return
+        blocks: list[Block] = [self._union[key] for key in keys]
+        for block in blocks:
+            for values in block.data.values():
+                values.requires_grad_(self._leaks())
+        self._adapter.place(blocks, apart=self._leaks())
+        self._placed = wanted
 
-    def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
-        self._union = build_union(loaded, config)
-        self._adapter = Adapter(loaded.model, self._union)
-        self._literal = config.mixing.mode == PAPER_LITERAL
-        self.model = self._adapter.model
-        self.model.eval()
+    def _outdate(self) -> None:
+        """Blocks have changed: take what was placed out of the model at once, place it when it is needed."""
+        self._adapter.clear()
+        self._placed = None
 
-    def load(self, path: Path) -> dict[str, str]:
-        """Take a snapshot in; returns its metadata. In paper-literal only the own block is part of the model."""
-        union = self._union
-        union.data.clear()
-        union.slots.clear()
-        with safe_open(path, "pt") as file:
-            meta = dict(file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for text, slot in json.loads(meta["slots"]).items():
-            device, _, incarnation = text.rpartition("@")
-            key = BlockKey(device, int(incarnation))
-            union.add(key, slot)
-            union.data[key] = {g: tensors[f"{text}/{g}"] for g in union.layout.groups}
-        keys = [k for k in union.data if not self._literal or str(k) == meta["own"]]
-        self._adapter.fold(keys)
-        return meta
+    # -- records ---------------------------------------------------------------------------------------
+    def norms(self) -> dict[str, dict[str, float]]:
+        """||C_u||_F = s ||B_u||_F by block ("d0@0") and group."""
+        return self._union.norms()
+
+    def sha256(self) -> str:
+        """Of the adapter as an export would write it now (`peers.export.adapter_sha256`)."""
+        return blocks_sha256(self.layout, saved_blocks(self._union, self._shown()))
+
+    def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
+        """Write what this device computes with to `path` (.safetensors), for the harness (docs/design.md).
+
+        `settled`: the own block as it was before the local steps that are under way.
+        """
+        shown = self._shown()
+        slots = {str(key): self._union[key].slot for key in shown}
+        tensors = self._union.tensors(shown)
+        if settled and self._own is not None:
+            tensors |= {f"{self._own}/{g}": b.detach().to("cpu", copy=True) for g, b in self._before.items()}
+        write_snapshot(path, tensors, slots, meta)
+
+    def export(self, path: Path) -> str:
+        """Write the adapter as a folder that plain PEFT loads (peers/export.py); returns its sha256."""
+        return write_adapter(path, self._recipe, saved_blocks(self._union, self._shown()))
+
+    def _shown(self) -> list[BlockKey]:
+        """The blocks of the model: all, but in `paper-literal` the own one alone."""
+        if self._literal:
+            return [] if self._own is None else [self._own]
+        return self._union.keys()

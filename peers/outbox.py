@@ -128,7 +128,7 @@ class Outbox:
         frames = [stamp(item.frames[0], self._seq, now_ns, now_ns), *item.frames[1:]]
         account = self._accounts.link(item.peer)
         if self._links.send(item.peer, frames):
-            account.sent(item.cause, item.wire_bytes, item.payload_bytes)
+            account.sent(item.cause, item.wire_bytes, item.payload_bytes, len(frames[0]))
         else:
             account.abandoned("no_link", item.wire_bytes)
 
