@@ -1,4 +1,4 @@
-"""`unweft run`: start every device as an OS process, inject the scenario's events, and leave no process behind."""
+"""`unweft run`: start each device as a process, inject the scenario's events, leave no process behind."""
 
 from __future__ import annotations
 

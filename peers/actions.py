@@ -21,6 +21,14 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class Meet:
+    """The device reached under an alias, a seed's address, is known now: its books go under its name."""
+
+    alias: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """A control message: never waits behind data."""
 
@@ -127,6 +135,6 @@ class Drop:
 
 
 Action = (
-    Connect | Disconnect | Tell | Publish | Farewell | Train | Apply | AddBlock | OwnBlock | DropBlock
+    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Apply | AddBlock | OwnBlock | DropBlock
     | Snapshot | Log | RoundDone | Export | Exit | Drop
 )  # fmt: skip

@@ -52,7 +52,9 @@ class TrainConfig(Section):
 
     lr: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    rehearsal: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that drop one foreign block (method 4)
+    rehearsal: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # share of steps that drop one foreign block (method 4)
+    )
 
 
 class IsolationConfig(Section):

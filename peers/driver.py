@@ -1,7 +1,7 @@
 """Performs what the protocol decides: sockets, pacing, the learner's thread, files. One event at a time.
 
-Events come from one queue (messages, finished local steps, signals) and from the protocol's timers. The learner
-works in a thread of its own, first in first out, so that what is decided in order happens in order while the
+Events come from one queue (messages, finished local steps, signals) and from the protocol's timers. The
+learner works in a thread of its own, first in first out, so that what is decided in order happens in order while the
 event loop goes on answering.
 """
 
@@ -23,9 +23,9 @@ from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
 from peers import actions as do
 from peers.blocks import BlockKey
+from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
 from peers.outbox import Outbox
-from peers.inbox import Inbox
 from peers.protocol import DeviceProtocol, Identity
 from peers.recorder import Recorder
 from transport.accounting import Accounts
@@ -76,6 +76,7 @@ class Driver:
         self._perform = {
             do.Connect: self._on_connect,
             do.Disconnect: self._on_disconnect,
+            do.Meet: self._on_meet,
             do.Tell: self._on_tell,
             do.Publish: self._on_publish,
             do.Farewell: self._on_farewell,
@@ -252,6 +253,11 @@ class Driver:
         self.outbox.forget(action.peer)
         self.inbox.forget(action.peer)
         self.links.disconnect(action.peer)
+
+    def _on_meet(self, action: do.Meet) -> None:
+        self.outbox.forget(action.alias)
+        self.links.disconnect(action.alias)
+        self.accounts.rename(action.alias, action.peer)
 
     def _on_tell(self, action: do.Tell) -> None:
         self.outbox.tell(action.peer, self._incarnation(), action.message)

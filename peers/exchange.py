@@ -49,13 +49,14 @@ class Exchange:
         return [Part(key, group) for group in self.groups]
 
     def add(self, key: Key, version: int = ZERO) -> None:
-        self.held.update({part: version for part in self.parts(key)})
+        self.held.update(dict.fromkeys(self.parts(key), version))
 
     def drop(self, key: Key) -> None:
         """Forget all of a block: held, cached, waiting, received."""
-        for table in (self.held, *self._inbox.values()):
-            for part in [p for p in table if p.block == key]:
-                del table[part]
+        for part in self.parts(key):
+            self.held.pop(part, None)
+            for box in self._inbox.values():
+                box.pop(part, None)
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
             for part in self.parts(key):
@@ -72,7 +73,7 @@ class Exchange:
 
     # -- sending -----------------------------------------------------------------------------------
     def plan(self, own: Key, receivers: Iterable[str], budget_bytes: int, cause: str) -> dict[str, Plan]:
-        """What goes to whom within the round's data budget; what waited longest goes first, then the own block."""
+        """What goes to whom within the data budget; what waited longest first, then the own block."""
         receivers = sorted(receivers)
         wanted = [(peer, part) for peer in receivers for part in self._offers(own, peer)]
         wanted.sort(key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0]))

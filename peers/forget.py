@@ -39,7 +39,9 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     index = _read_index(adapter)
     known = [b["device"] for b in index["blocks"]]
     if device not in known:
-        raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {', '.join(known) or 'none'}")
+        raise InputError(
+            f"--device: {device!r} has no block in {adapter}; it holds {', '.join(known) or 'none'}"
+        )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; choose another folder")
     recipe = Recipe.from_dict(index["recipe"])
@@ -69,14 +71,15 @@ def _recover(adapter: Path, index: dict[str, Any], recipe: Recipe) -> tuple[dict
         coordinates = gram_coordinates(delta, slots)
         for block, basis, c in zip(index["blocks"], slots, coordinates, strict=True):
             blocks[block["device"]][module.name] = (basis.T, c.float())
-        rebuilt = sum((c.float() @ basis.T for c, basis in zip(coordinates, slots, strict=True)), torch.zeros_like(delta))
+        rebuilt = sum(
+            (c.float() @ basis.T for c, basis in zip(coordinates, slots, strict=True)),
+            torch.zeros_like(delta),
+        )
         residual = max(residual, float((delta - rebuilt).abs().max()))
     return blocks, residual
 
 
-def _write(
-    out: Path, recipe: Recipe, kept: list[dict[str, Any]], blocks: dict[str, Pairs]
-) -> None:
+def _write(out: Path, recipe: Recipe, kept: list[dict[str, Any]], blocks: dict[str, Pairs]) -> None:
     layout = recipe.layout
     union: Pairs = {}
     for m in layout.modules:

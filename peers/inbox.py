@@ -74,11 +74,11 @@ class Inbox:
         if (message.rows, message.rank) != (rows, rank):
             raise WireError(f"{message.group} is {rows} x {rank} here, {message.rows} x {message.rank} there")
         if message.total != payload_bytes(message.codec, message.rows, message.rank):
-            raise WireError(f"a payload of {message.total} bytes is not what {message.codec} makes of its shape")
+            raise WireError(
+                f"a payload of {message.total} bytes is not what {message.codec} makes of its shape"
+            )
 
-    def _count(
-        self, now: int, envelope: Envelope, received: Received, actions: list[Action]
-    ) -> list[Action]:
+    def _count(self, now: int, envelope: Envelope, received: Received, actions: list[Action]) -> list[Action]:
         link = self._accounts.link(received.source)
         drops = [action.reason for action in actions if isinstance(action, Drop)]
         if drops:

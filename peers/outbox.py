@@ -1,8 +1,9 @@
-"""What goes out: matrices to parts, parts to frames, frames through the shaper to the links, every byte counted."""
+"""What goes out: matrices to parts, parts to frames, frames through the shaper to the links."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Outbox:
         self._shaper = Shaper(radio.rate_Bps, FRAME_BYTES + HEADER_BYTES, self.quota, now_ns)
         self._wake = asyncio.Event()
         self._seq = 0
+        self._idle = asyncio.Event()
         self._encoded: dict[Part, tuple[int, _Payload]] = {}
 
     def part_bytes(self, group: str) -> int:
@@ -68,7 +70,7 @@ class Outbox:
         self._wake.set()
 
     def encode(self, action: Publish) -> dict[Part, _Payload]:
-        """The matrices of a round as bytes, each encoded once for all neighbours. Runs in the learner's thread."""
+        """The matrices of a round as bytes, encoded once for all neighbours. Runs in the learner's thread."""
         payloads = {}
         for part, version, _ in action.parts:
             done = self._encoded.get(part)
@@ -92,7 +94,7 @@ class Outbox:
         self._last(action.peer, pack(envelope, action.manifest))
 
     def farewell(self, peer: str, incarnation: int, reason: str) -> None:
-        """The end of the stream to a peer, behind all that is queued; a leaver's data is not sent any more."""
+        """The end of the stream to a peer, behind all that is queued; a leaver's data is not sent."""
         if reason == "leave":
             self._remove(lambda item: item.peer == peer and item.cause != "control", "leaving")
         self._last(peer, pack(Envelope(self.device, incarnation), Bye(reason)))
@@ -103,6 +105,7 @@ class Outbox:
         self._encoded = {part: e for part, e in self._encoded.items() if part.block != block}
 
     def forget(self, peer: str) -> None:
+        """A link that is given up: what is queued for it is not sent."""
         self._remove(lambda item: item.peer == peer, "gone")
 
     async def pace(self, now: Callable[[], int]) -> None:
@@ -111,6 +114,8 @@ class Outbox:
             self._wake.clear()
             for item in self._shaper.pop(now()):
                 self._send(item, now())
+            if not self._shaper.pending_bytes():
+                self._idle.set()
             due = self._shaper.next_ns(now())
             try:
                 await asyncio.wait_for(self._wake.wait(), None if due is None else max(0, due - now()) / 1e9)
@@ -119,9 +124,10 @@ class Outbox:
 
     async def drained(self, timeout_s: float) -> None:
         """Until nothing is queued, or for `timeout_s`."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._shaper.pending_bytes() and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.005)
+        self._idle.clear()
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
 
     def _send(self, item: Outgoing, now_ns: int) -> None:
         self._seq += 1
@@ -148,9 +154,18 @@ class Outbox:
     def _header(
         self, part: Part, version: int, round_: int, cause: str, offset: int, payload: _Payload
     ) -> Update:
-        layout, codec = self._learner.layout, self._radio.codec
-        rows, rank = layout.rows(part.group), layout.rank(part.group)
-        block, total = part.block, len(payload.data)
+        layout = self._learner.layout
         return Update(
-            block.device, block.incarnation, part.group, version, round_, cause, codec, rows, rank, offset, total, payload.crc
-        )  # fmt: skip
+            block=part.block.device,
+            block_incarnation=part.block.incarnation,
+            group=part.group,
+            version=version,
+            round=round_,
+            cause=cause,
+            codec=self._radio.codec,
+            rows=layout.rows(part.group),
+            rank=layout.rank(part.group),
+            offset=offset,
+            total=len(payload.data),
+            crc=payload.crc,
+        )

@@ -14,4 +14,6 @@ def load(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"plugins: {name!r} cannot be imported ({error}); allowed: importable modules") from None
+            raise InputError(
+                f"plugins: {name!r} cannot be imported ({error}); allowed: modules on the path"
+            ) from None

@@ -26,6 +26,7 @@ from peers.actions import (
     Export,
     Farewell,
     Log,
+    Meet,
     OwnBlock,
     Publish,
     RoundDone,
@@ -232,7 +233,7 @@ class DeviceProtocol:
             return
         for alias in [p for p, peer in self.peers.items() if p[0] == "?" and peer.address == hello.address]:
             del self.peers[alias]
-            self._out.append(Disconnect(alias))
+            self._out.append(Meet(alias, source))
         self.network_round = max(self.network_round, hello.round)
         peer = self.peers[source]
         peer.greeted, peer.heard_ns = True, now
@@ -418,7 +419,11 @@ class DeviceProtocol:
             return
         alive = self.members.alive()
         met = all(p in self.peers and self.peers[p].greeted for p in self._graph(alive)[self.me.device])
-        if len(alive) >= self.me.cohort and met and not self.members.slot_losers(self.config.on_crash == "keep"):
+        if (
+            len(alive) >= self.me.cohort
+            and met
+            and not self.members.slot_losers(self.config.on_crash == "keep")
+        ):
             self._begin(now, 0)
 
     def _ask_for_blocks(self, now: int) -> None:

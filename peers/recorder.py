@@ -1,4 +1,4 @@
-"""What a device writes into its folder: one JSON object a line, flushed, so that a killed device loses one line at most."""
+"""What a device writes into its folder: one JSON object a line, flushed: a kill costs one line at most."""
 
 from __future__ import annotations
 

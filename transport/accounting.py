@@ -89,6 +89,16 @@ class LinkAccount:
         self.header_bytes = None if unknown else (self.header_bytes or 0) + (header_bytes or 0)
         self.sent_by_cause[cause] += wire_bytes
 
+    def add_sent(self, other: LinkAccount) -> None:
+        """Take over what another account sent and abandoned."""
+        self.sent_messages += other.sent_messages
+        self.sent_bytes += other.sent_bytes
+        self.payload_bytes += other.payload_bytes
+        if self.header_bytes is not None and other.header_bytes is not None:
+            self.header_bytes += other.header_bytes
+        self.sent_by_cause.update(other.sent_by_cause)
+        self.abandoned_bytes.update(other.abandoned_bytes)
+
     def received(self, wire_bytes: int, latency_ns: int | None) -> None:
         """A message that was taken in. `latency_ns`: arrival less departure; None: it has none."""
         self.received_messages += 1
@@ -138,6 +148,12 @@ class Accounts:
         if peer not in self._links and len(self._links) >= MAX_PEERS:
             peer = OTHERS
         return self._links.setdefault(peer, LinkAccount())
+
+    def rename(self, alias: str, peer: str) -> None:
+        """What was sent to an address before its device was known belongs to that device's link."""
+        early = self._links.pop(alias, None)
+        if early is not None:
+            self.link(peer).add_sent(early)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {peer: account.to_dict() for peer, account in sorted(self._links.items())}
