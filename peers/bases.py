@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from peers.errors import InputError
-from peers.layout import ModelLayout, ModuleShape
+from peers.layout import GROUPS, ModelLayout, ModuleShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,12 +80,15 @@ class Recipe:
         return recipe
 
     def _check_types(self) -> None:
+        if type(self.scale) not in (int, float) or not all(type(m.conv1d) is bool for m in self.modules):
+            raise InputError("recipe: a field has the wrong type")
         whole = [self.seed, self.max_devices]
         whole += [n for m in self.modules for n in (m.in_features, m.out_features, m.rank)]
         text = [self.model_name, self.model_sha256] + [t for m in self.modules for t in (m.name, m.group)]
         if not all(type(n) is int for n in whole) or not all(type(t) is str for t in text):
             raise InputError("recipe: a field has the wrong type")
-        if any(n < 1 for n in whole[1:]) or not isinstance(self.scale, int | float) or self.mode not in MODES:
+        in_range = self.scale > 0 and self.mode in MODES and all(m.group in GROUPS for m in self.modules)
+        if not in_range or any(n < 1 for n in whole[1:]):
             raise InputError("recipe: a field is out of range")
 
 
@@ -152,7 +155,7 @@ def _check_room(recipe: Recipe) -> None:
             return
         fits = f"r = {d // slots}" if d >= slots else "no rank"
         raise InputError(
-            f"adapter.rank / adapter.max_devices: module {module.name!r} ({module.group}) has d = {d} inputs, too "
-            f"few for {slots} slots of r = {r}; with {slots} slots the largest that fits is {fits}, "
+            f"adapter.rank / adapter.max_devices: module {module.name!r} ({module.group}) has d = {d}, "
+            f"too few for {slots} slots of r = {r}; with {slots} slots the largest that fits is {fits}, "
             f"with r = {r} it is {d // r} slots"
         )

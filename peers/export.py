@@ -7,6 +7,7 @@ that PEFT's scaling is 1. DIR/blocks/<owner>/ is the same for one owner; DIR/unw
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class SavedBlock:
 
     key: BlockKey
     slot: int
-    factors: Mapping[str, Factors]
+    factors: dict[str, Factors]
 
 
 def saved_blocks(union: Union, keys: Sequence[BlockKey]) -> list[SavedBlock]:
@@ -54,14 +55,28 @@ def _factors(union: Union, key: BlockKey) -> dict[str, Factors]:
 
 
 def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
-    """Make `folder` the adapter of the blocks; returns its sha256. Nothing of an earlier export stays."""
-    unfinished = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """Make `folder` the adapter of the blocks; returns its sha256. Nothing of an earlier export stays.
+
+    Written beside it, then renamed. Raises FileExistsError if the folder holds something that is no export.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
+        raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
     unfinished.mkdir(parents=True)
-    tensors = _write_peft(unfinished, recipe, blocks)
+    try:
+        digest = _write_all(unfinished, recipe, blocks)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return digest
+
+
+def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
+    tensors = _write_peft(folder, recipe, blocks)
     for owner in sorted({block.key.device for block in blocks}):
         own = [block for block in blocks if block.key.device == owner]
-        _write_peft(unfinished / BLOCKS / folder_of(owner), recipe, own)
+        _write_peft(folder / BLOCKS / folder_of(owner), recipe, own)
     digest = tensors_sha256(tensors)
     about = {
         "format": FORMAT,
@@ -72,9 +87,7 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
             for b in _ordered(blocks)
         ],
     }
-    (unfinished / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return digest
 
 

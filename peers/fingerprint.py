@@ -78,12 +78,11 @@ class Fingerprint:
     def _sketch_difference(self, other: Fingerprint) -> str | None:
         if len(self.sketch) != len(other.sketch):
             return f"bases: {len(self.sketch)} numbers here, {len(other.sketch)} there"
-        largest = max((abs(a - b) for a, b in zip(self.sketch, other.sketch, strict=True)), default=0.0)
-        if largest <= TOLERANCE:
+        gaps = [abs(a - b) for a, b in zip(self.sketch, other.sketch, strict=True)]
+        if all(gap <= TOLERANCE for gap in gaps):  # false for nan
             return None
-        return (
-            f"bases: same recipe, but numbers differ by {largest:.1e} (allowed {TOLERANCE}): other libraries?"
-        )
+        largest = f"{max(gaps):.1e} (allowed {TOLERANCE})"
+        return f"bases: same recipe, but numbers differ by {largest}: other libraries?"
 
 
 def _fields(recipe: Recipe) -> dict[str, str | int | float]:

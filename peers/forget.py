@@ -1,8 +1,13 @@
-"""History-free deletion from a saved adapter (method 3): no data, no base model, no run folder needed."""
+"""History-free deletion from a saved adapter (method 3): no data, no base model, no run folder needed.
+
+With blocks/ a block is dropped. Without it the merged adapter is taken apart with the bases that the recipe
+in unweft.json makes again: C = dW A (A^T A)^-1, exact also where the bases are not orthogonal.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,104 +17,187 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from peers import export
 from peers.bases import Bases, Recipe
-from peers.blocks import gram_coordinates
+from peers.blocks import BlockKey, gram_coordinates
 from peers.errors import InputError
-from peers.layout import ModelLayout
+from peers.export import (
+    ABOUT,
+    BLOCKS,
+    FORMAT,
+    WEIGHTS,
+    Factors,
+    SavedBlock,
+    folder_of,
+    weight_names,
+    write_adapter,
+)
+from peers.layout import ModuleShape
 
-Pairs = dict[str, tuple[Tensor, Tensor]]
+CONFIG = "adapter_config.json"
+TOLERANCE = 1e-2  # share of a module's dW that may lie outside the known blocks: a file in fp16 has 3e-4
+Placed = list[tuple[BlockKey, int]]  # the blocks of an adapter, in the order of the file, with their slots
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetReport:
-    """What was done: `path` is blocks (the block's file was there) or gram (only the merged adapter was)."""
+    """path: "blocks" (blocks/ was there) or "gram" (only the merged adapter was). survivors: blocks kept.
+
+    residual: the largest share of a module's dW that no known block accounts for. sha256: of the new adapter.
+    """
 
     path: str
-    forgotten: str
+    forgotten: tuple[str, ...]
     survivors: tuple[str, ...]
-    residual: float  # gram: largest part of dW outside the known bases; 0 when every block is accounted for
+    residual: float
+    sha256: str
 
 
 def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
-    """Write to `out` the adapter without the device's block.
+    """Write to `out` the adapter without any block of the device. `adapter` is left as it is.
 
-    Raises InputError for a folder that is no such adapter, an unknown device, or an `out` that is in use.
+    Raises InputError: no adapter that unweft wrote, missing or damaged files, a device without a block, an
+    `out` that is in use, blocks that do not make up the adapter, or N r > d where only the merged adapter is
+    left.
     """
-    index = _read_index(adapter)
-    known = [b["device"] for b in index["blocks"]]
-    if device not in known:
+    _check_free(out)
+    recipe, placed = _read_about(adapter)
+    gone = [key for key, _ in placed if key.device == device]
+    if not gone:
+        known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
+        raise InputError(f"--device: {device!r} has no block in {adapter}; allowed: {known}")
+    _check_scaling(adapter / CONFIG)
+    merged = _read_factors(adapter, recipe)
+    split = (adapter / BLOCKS).is_dir()
+    blocks = _read_blocks(adapter, recipe, placed) if split else _take_apart(recipe, placed, merged)
+    residual = _residual(recipe, blocks, merged)
+    if not residual <= TOLERANCE:
+        advice = f"; without {BLOCKS}/ the merged adapter alone is used" if split else ""
         raise InputError(
-            f"--device: {device!r} has no block in {adapter}; it holds {', '.join(known) or 'none'}"
+            f"{adapter}: {residual:.1%} of the adapter is in none of its blocks: it was changed after it was "
+            f"written, or {ABOUT} is not its own{advice}"
         )
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out: {out} is not empty; choose another folder")
-    recipe = Recipe.from_dict(index["recipe"])
-    layout = recipe.layout
-    has_blocks = all((adapter / "blocks" / d / "adapter_model.safetensors").exists() for d in known)
-    if has_blocks:
-        blocks = {d: _read_pairs(adapter / "blocks" / d, layout) for d in known}
-        residual = 0.0
-    else:
-        blocks, residual = _recover(adapter, index, recipe)
-    kept = [b for b in index["blocks"] if b["device"] != device]
-    _write(out, recipe, kept, blocks)
-    path = "blocks" if has_blocks else "gram"
-    return ForgetReport(path, device, tuple(b["device"] for b in kept), residual)
+    kept = [block for block in blocks if block.key.device != device]
+    digest = write_adapter(out, recipe, kept)
+    names = tuple(str(key) for key in gone), tuple(str(block.key) for block in kept)
+    return ForgetReport("blocks" if split else "gram", *names, residual, digest)
 
 
-def _recover(adapter: Path, index: dict[str, Any], recipe: Recipe) -> tuple[dict[str, Pairs], float]:
-    """Each block's coordinates from the merged adapter alone: C = dW A (A^T A)^-1 with the recipe's bases."""
-    bases, layout = Bases(recipe), recipe.layout
-    merged = _read_pairs(adapter, layout)
-    blocks: dict[str, Pairs] = {b["device"]: {} for b in index["blocks"]}
-    residual = 0.0
-    for module in layout.modules:
-        a, b = merged[module.name]
-        delta = b @ a
-        slots = [bases.basis(module.name, block["slot"]) for block in index["blocks"]]
-        coordinates = gram_coordinates(delta, slots)
-        for block, basis, c in zip(index["blocks"], slots, coordinates, strict=True):
-            blocks[block["device"]][module.name] = (basis.T, c.float())
-        rebuilt = sum(
-            (c.float() @ basis.T for c, basis in zip(coordinates, slots, strict=True)),
-            torch.zeros_like(delta),
-        )
-        residual = max(residual, float((delta - rebuilt).abs().max()))
-    return blocks, residual
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"--out: {out} is in use; allowed: a new or empty folder")
 
 
-def _write(out: Path, recipe: Recipe, kept: list[dict[str, Any]], blocks: dict[str, Pairs]) -> None:
-    layout = recipe.layout
-    union: Pairs = {}
-    for m in layout.modules:
-        a = [blocks[k["device"]][m.name][0] for k in kept] or [torch.zeros(m.rank, m.in_features)]
-        b = [blocks[k["device"]][m.name][1] for k in kept] or [torch.zeros(m.out_features, m.rank)]
-        union[m.name] = (torch.cat(a), torch.cat(b, dim=1))
-    export.write_peft(out, layout, union, max(len(kept), 1), recipe.model_name)
-    for block in kept:
-        name = block["device"]
-        export.write_peft(out / "blocks" / name, layout, blocks[name], 1, recipe.model_name)
-    export.write_index(out, recipe.to_dict(), kept)
-
-
-def _read_index(adapter: Path) -> dict[str, Any]:
-    path = adapter / "unweft.json"
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        blocks = index["blocks"]
-        assert all({"device", "incarnation", "slot"} <= set(b) for b in blocks) and index["recipe"]["modules"]
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path}: no adapter that unweft wrote ({type(error).__name__})") from None
-    return dict(index)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected is an exported adapter"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is no JSON object")
+    return found
 
 
-def _read_pairs(folder: Path, layout: ModelLayout) -> Pairs:
-    path = folder / "adapter_model.safetensors"
+def _read_about(adapter: Path) -> tuple[Recipe, Placed]:
+    path = adapter / ABOUT
+    about = _read_json(path)
+    if about.get("format") != FORMAT:
+        raise InputError(f"{path}: format {about.get('format')!r} is not known; allowed: {FORMAT}")
     try:
-        flat = load_file(path)
-        names = [m.name for m in layout.modules]
-        prefix = export.PREFIX
-        return {n: (flat[f"{prefix}{n}.lora_A.weight"], flat[f"{prefix}{n}.lora_B.weight"]) for n in names}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as the adapter ({error})") from None
+        recipe = Recipe.from_dict(about["recipe"])
+        placed = [(BlockKey(b["device"], b["incarnation"]), b["slot"]) for b in about["blocks"]]
+        right = all(type(k.device) is str and type(k.incarnation) is type(s) is int for k, s in placed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not complete ({error})") from None
+    if not right:
+        raise InputError(f"{path}: blocks need a device (text), an incarnation and a slot (integers)")
+    return recipe, sorted(placed)
+
+
+def _check_scaling(path: Path) -> None:
+    """An export has scaling 1 everywhere: with another the file's factors would not be what they seem."""
+    config = _read_json(path)
+    same = config.get("lora_alpha") == config.get("r")
+    same &= config.get("alpha_pattern", {}) == config.get("rank_pattern", {})
+    if not same or config.get("use_rslora"):
+        raise InputError(f"{path}: lora_alpha differs from r: not as unweft wrote it")
+
+
+def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
+    """lora_A and lora_B of each module, float32."""
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+        factors = {}
+        for shape in recipe.modules:
+            a, b = (tensors[name].float() for name in weight_names(shape.name))
+            if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
+                raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
+            factors[shape.name] = (a, b)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except KeyError as error:
+        raise InputError(f"{path}: lacks {error}") from None
+    return factors
+
+
+def _read_blocks(adapter: Path, recipe: Recipe, placed: Placed) -> list[SavedBlock]:
+    """From blocks/: the file of an owner stacks its blocks in the order of their incarnations."""
+    blocks = []
+    for owner in dict.fromkeys(key.device for key, _ in placed):
+        own = [(key, slot) for key, slot in placed if key.device == owner]
+        folder = adapter / BLOCKS / folder_of(owner)
+        factors = _read_factors(folder, recipe)
+        for shape in recipe.modules:
+            if factors[shape.name][0].shape[0] != len(own) * shape.rank:
+                raise InputError(f"{folder}: {shape.name!r} has another rank than {ABOUT} says")
+        for i, (key, slot) in enumerate(own):
+            parts = {
+                m.name: _cut(factors[m.name], slice(i * m.rank, (i + 1) * m.rank)) for m in recipe.modules
+            }
+            blocks.append(SavedBlock(key, slot, parts))
+    return blocks
+
+
+def _cut(factors: Factors, ranks: slice) -> Factors:
+    return factors[0][ranks], factors[1][:, ranks]
+
+
+def _take_apart(recipe: Recipe, placed: Placed, merged: dict[str, Factors]) -> list[SavedBlock]:
+    """From the merged adapter alone."""
+    bases = Bases(recipe)
+    blocks = [SavedBlock(key, slot, {}) for key, slot in placed]
+    for shape in recipe.modules:
+        stack = [bases.basis(shape.name, slot) for _, slot in placed]
+        for block, basis, c in zip(blocks, stack, _coordinates(shape, stack, merged), strict=True):
+            block.factors[shape.name] = (basis.T.contiguous(), c.float())
+    return blocks
+
+
+def _coordinates(shape: ModuleShape, bases: list[Tensor], merged: dict[str, Factors]) -> list[Tensor]:
+    try:
+        return gram_coordinates(_delta(merged[shape.name]), bases)
+    except InputError as error:
+        raise InputError(f"module {shape.name!r}: {error}") from None
+
+
+def _delta(factors: Factors) -> Tensor:
+    """dW = lora_B lora_A, [k, d] float64."""
+    return factors[1].double() @ factors[0].double()
+
+
+def _residual(recipe: Recipe, blocks: list[SavedBlock], merged: dict[str, Factors]) -> float:
+    """max over modules of ||dW - sum_u C_u A_u^T|| / ||dW||."""
+    largest = 0.0
+    for shape in recipe.modules:
+        delta = _delta(merged[shape.name])
+        known = sum((_delta(block.factors[shape.name]) for block in blocks), torch.zeros_like(delta))
+        apart, whole = float((delta - known).norm()), float(delta.norm())
+        if not math.isfinite(apart):
+            return math.inf
+        if apart:
+            largest = max(largest, apart / whole if whole else math.inf)
+    return largest
