@@ -1,7 +1,7 @@
 """Performs what the protocol decides: sockets, pacing, the learner's thread, files. One event at a time.
 
 Events come from one queue (messages, finished local steps, signals) and from the protocol's timers. The
-learner works in a thread of its own, first in first out, so that what is decided in order happens in order while the
+learner works in a thread of its own, first in first out: what is decided in order happens in order, while the
 event loop goes on answering.
 """
 
