@@ -56,9 +56,9 @@ class Outbox:
         return size + HEADER_BYTES * -(-size // FRAME_BYTES)
 
     def start_round(self) -> None:
-        """A new quota; data of an earlier round that is still queued gives way to this round's."""
+        """A new quota. What the last one left in the queue goes on under this one, unless it is replaced."""
         self.quota.start_round()
-        self._remove(lambda item: item.cause in ("train", "correction"), "superseded")
+        self._wake.set()
 
     def data_budget(self) -> int:
         return self.quota.data_left()
@@ -85,6 +85,9 @@ class Outbox:
         envelope = Envelope(self.device, incarnation)
         for part, version, cause in action.parts:
             payload = payloads[part]
+            older = self._shaper.abandon_older(part, version, action.peer)
+            if older.bytes:
+                self._accounts.link(action.peer).abandoned("superseded", older.bytes)
             for offset in range(0, len(payload.data), FRAME_BYTES):
                 piece = memoryview(payload.data)[offset : offset + FRAME_BYTES]
                 header = self._header(part, version, action.round, cause, offset, payload)
