@@ -13,7 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.peers.tiny_models import save_small_model
+from tests.peers.tiny_models import WORDS, save_small_model
+
+# Each test starts several processes that import torch: a loaded machine needs more than the usual minute.
+pytestmark = pytest.mark.timeout(240)
 
 QUICK = Path(__file__).parents[2] / "scenarios" / "quick.toml"
 
@@ -25,7 +28,7 @@ def command(out: Path, *options: str) -> list[str]:
 def started(out: Path, device: str) -> int:
     """The pid of a device once it has closed a round."""
     metrics = out / "devices" / device / "metrics.jsonl"
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 150
     while not (metrics.exists() and metrics.stat().st_size):
         assert time.monotonic() < deadline, "no round was closed"
         time.sleep(0.05)
@@ -44,7 +47,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_a_run_balances_its_books_and_forgets_the_leaver(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=55)
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert summary["schema"] == 1
@@ -74,7 +77,7 @@ def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals
         started(out, "d1")
         children = [c.pid for c in psutil.Process(launcher.pid).children(recursive=True)]
         launcher.send_signal(number)
-        assert launcher.wait(30) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert launcher.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         assert gone(children)
     finally:
         launcher.kill()
@@ -86,7 +89,7 @@ def test_a_killed_device_does_not_stop_the_others(tmp_path: Path) -> None:
     options = ("--set", "round.count=40", "--set", "devices.count=4", "--set", "membership.crash_after_s=2.0")
     with subprocess.Popen(command(out, *options), stdout=subprocess.DEVNULL) as launcher:
         os.kill(started(out, "d1"), signal.SIGKILL)
-        assert launcher.wait(50) == 0
+        assert launcher.wait(200) == 0
     summary = json.loads((out / "summary.json").read_text())
     rounds = {d["id"]: d["rounds"] for d in summary["devices"]}
     assert rounds["d0"] == rounds["d3"] == 40
@@ -98,7 +101,7 @@ def test_a_local_qwen2_folder_learns_from_jsonl(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for device in ("d0", "d1", "d2"):
-        rows = [{"prompt": f"{device} asks {i}", "response": "yes" if i % 2 else "no"} for i in range(6)]
+        rows = [{"prompt": f"{device} asks {i}", "response": WORDS[i % 2]} for i in range(6)]
         (data / f"{device}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "run"
     options = [f"model.name={model}", "data.kind=jsonl", f"data.path={data}", "adapter.rank=2"]
@@ -106,7 +109,7 @@ def test_a_local_qwen2_folder_learns_from_jsonl(tmp_path: Path) -> None:
         command(out, *(word for option in options for word in ("--set", option))),
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((out / "summary.json").read_text())["final"]["accuracy_all"] is not None
