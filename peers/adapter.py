@@ -150,4 +150,6 @@ def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         # Models may mix Linear and Conv1D: PEFT then sets the flag by module, and says so.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
+        # A shared weight stays as it is: folding gives the module one of its own.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         return get_peft_model(model, config).eval()
