@@ -157,11 +157,22 @@ class Membership:
         return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
 
     # -- changing --------------------------------------------------------------------------------
-    def claim(self, device: str, address: str, public: bytes, max_slots: int, since_round: int) -> Record:
-        """A new incarnation of the own device on a free slot. Raises slots.NoFreeSlot."""
+    def claim(
+        self,
+        device: str,
+        address: str,
+        public: bytes,
+        max_slots: int,
+        since_round: int,
+        wish: int | None = None,
+    ) -> Record:
+        """A new incarnation of the own device on a slot: `wish` if it is free. Raises slots.NoFreeSlot."""
         previous = self.newest(device)
         incarnation = 0 if previous is None else previous.incarnation + 1
-        slot = slots.choose(device, self._taken(), self._used(), max_slots)
+        taken = self._taken()
+        slot = wish if wish is not None and wish not in taken else None
+        if slot is None:
+            slot = slots.choose(device, taken, self._used(), max_slots)
         now = self._tick()
         return self._own(
             Record(device, incarnation, address, slot, now, now, public=public, since_round=since_round)

@@ -39,6 +39,7 @@ from peers.exchange import ZERO, Exchange
 from transport.messages import Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
 
 SECOND = 1_000_000_000
+MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
 
 
@@ -259,6 +260,8 @@ class DeviceProtocol:
         self.network_round = max(self.network_round, gossip.round)
         try:
             records = [Record.from_dict(r) for r in gossip.records]
+            if any(r.slot >= self.config.adapter.max_devices or r.lamport > MAX_LAMPORT for r in records):
+                raise ValueError("a slot or a time that cannot be")
         except (ValueError, TypeError):
             self._out.append(Drop("malformed"))
             return
@@ -329,7 +332,9 @@ class DeviceProtocol:
         joins = self.network_round >= 0 or self.round >= 0
         since = -1 if joins and self.round < 0 else max(self.round, 0)
         me = self.me
-        record = self.members.claim(me.device, me.address, me.public, self.config.adapter.max_devices, since)
+        wish = None if carry is None else self._slot_of(carry)
+        slots = self.config.adapter.max_devices
+        record = self.members.claim(me.device, me.address, me.public, slots, since, wish)
         if self.round < 0 and joins:
             self.state = State.JOIN
         kept = carry if carry is not None and self._slot_of(carry) == record.slot else None
