@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peers.learner import SnapshotModel
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -27,6 +26,7 @@ from emulation.consensus import Consensus
 from emulation.records import Record
 from emulation.scenario import Scenario
 from peers import plugins
+from peers.learner import SnapshotModel
 from peers.models import LoadedModel, load_model
 from peers.process import guard, redirect_output
 from peers.tasks import Encoded, Example, encode, tasks

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from peers.learner import Learner
-
 from emulation.scenario import Scenario
 from peers import plugins
 from peers.errors import InputError
+from peers.learner import Learner
 from peers.models import load_model, pick_device
 from peers.tasks import encode, tasks
 
