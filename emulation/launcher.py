@@ -26,7 +26,6 @@ from peers.device import DeviceSpec, process_main
 POLL_S = 0.1
 PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"]
 SIGNALS = {"leave": signal.SIGTERM, "retire": signal.SIGINT, "crash": signal.SIGKILL, "stall": signal.SIGSTOP}
-DONE_MARKER = ".devices-done"
 
 
 class RunFailed(Exception):
@@ -81,20 +80,17 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
             _start(state, device, len(scenario.initial_devices), lifeline)
         with Progress(scenario, out, console) as progress:
             _watch(state, progress, lifeline, judge)
-            (out / DONE_MARKER).touch()
+            (out / evaluator.DONE_MARKER).touch()
             while judge.is_alive():
                 progress.update(state.seconds())
                 judge.join(POLL_S)
             progress.update(state.seconds())
-        if judge.exitcode:
-            raise RunFailed(
-                f"the evaluator failed with exit status {judge.exitcode}; log: {out / 'evaluator.log'}"
-            )
+        _check(state, judge)
         return 0
     finally:
         _stop_all([judge, *(s.process for s in state.devices.values())])
         _write_run(state)
-        (out / DONE_MARKER).unlink(missing_ok=True)
+        (out / evaluator.DONE_MARKER).unlink(missing_ok=True)
         keep.close()
         lifeline.close()
 
