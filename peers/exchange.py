@@ -71,6 +71,10 @@ class Exchange:
     def peer(self, name: str) -> PeerCopies:
         return self.peers.setdefault(name, PeerCopies())
 
+    def want(self, peer: str, parts: Iterable[Part]) -> None:
+        """A peer asks for parts; those that are held here go to it when a round is published."""
+        self.peer(peer).wants |= {part for part in parts if part in self.held}
+
     # -- sending -----------------------------------------------------------------------------------
     def plan(self, own: Key, receivers: Iterable[str], budget_bytes: int, cause: str) -> dict[str, Plan]:
         """What goes to whom within the data budget; what waited longest first, then the own block."""

@@ -1,0 +1,61 @@
+"""Joining a run that goes on: fetch the blocks from a neighbour, then train from the network's next round."""
+
+from __future__ import annotations
+
+from coordinator_free.mixing import Arrival, Mix, Part
+from peers.actions import Apply
+from peers.exchange import ZERO
+from peers.presence import Presence
+from peers.rounds import Rounds
+from peers.state import SECOND, DeviceState, State
+from transport.messages import Request
+
+
+class Joining:
+    """Asks one neighbour after the other until a copy of every block is here."""
+
+    def __init__(self, state: DeviceState, presence: Presence, rounds: Rounds) -> None:
+        self._state, self._presence, self._rounds = state, presence, rounds
+        self._asked = 0
+
+    def ask(self, now: int) -> None:
+        """Ask one neighbour for what is missing; another one if that takes too long."""
+        state = self._state
+        if not self._joins():
+            return
+        missing = state.missing()
+        helpers = [name for name in state.greeted() if not state.peers[name].done]
+        if not missing or not helpers:
+            self._enter(now)
+            return
+        helper = helpers[self._asked % len(helpers)]
+        self._asked += 1
+        items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in missing]
+        state.tell(helper, Request(items, state.round))
+        state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
+
+    def try_ask(self, now: int) -> None:
+        """Once the slot is claimed."""
+        if self._joins() and "ask" not in self._state.timers:
+            self.ask(now)
+
+    def take(self, now: int, source: str, part: Part, copy: Arrival) -> None:
+        """A block that was asked for."""
+        state = self._state
+        state.act(Apply((Mix(part, ((1.0, copy.values),), copy.version),)))
+        state.exchange.held[part] = copy.version
+        state.exchange.peer(source).cache[part] = copy
+        if state.own and not state.missing():
+            self._enter(now)
+
+    def _joins(self) -> bool:
+        return self._state.phase is State.JOIN and self._state.own is not None
+
+    def _enter(self, now: int) -> None:
+        """All blocks are here: train from the network's next round on."""
+        state = self._state
+        assert state.own is not None
+        state.timers.pop("ask", None)
+        first = state.network_round + 2
+        self._presence.amend(state.members.amend(state.own, since_round=first))
+        self._rounds.begin(now, first)

@@ -1,0 +1,174 @@
+"""The rounds: (train -> publish -> wait -> mix)*, how they begin and how they end (method 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from coordinator_free.mixing import Part, metropolis_row
+from peers.actions import Apply, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
+from peers.meeting import Meeting
+from peers.state import SECOND, DeviceState, State
+from transport.messages import Manifest
+
+FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
+LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran the deadline are done
+
+
+class Rounds:
+    """Decides when a round begins and closes, and what is sent in it."""
+
+    def __init__(self, state: DeviceState, meeting: Meeting) -> None:
+        self._state, self._meeting = state, meeting
+        self._start_ns = self._trained_ns = 0
+        self._withheld = 0
+
+    # -- the first one -----------------------------------------------------------------------------
+    def try_begin(self, now: int) -> None:
+        """Start the first round once the cohort is known, has its slots and has met its neighbours."""
+        state = self._state
+        if state.phase is not State.SETTLE or state.own is None:
+            return
+        enough = len(state.members.alive()) >= state.me.cohort
+        if enough and not state.members.slot_losers(state.keep_crashed) and self._meeting.met_neighbours():
+            self.begin(now, 0)
+
+    def settle(self, now: int) -> None:
+        """The cohort did not come together in time: begin with those who are here."""
+        state = self._state
+        if state.phase is State.SETTLE and state.own is not None:
+            state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
+            self.begin(now, max(state.network_round, 0))
+
+    def begin(self, now: int, first: int) -> None:
+        """The first round of this device. A joiner tells which versions it was given."""
+        state = self._state
+        state.timers.pop("settle", None)
+        state.round = first
+        if first:
+            state.start_correction(first)
+        if first and state.mode.shared_versions:
+            held = sorted(state.exchange.held.items())
+            items = [(p.block.device, p.block.incarnation, p.group, v, "unchanged") for p, v in held]
+            state.tell_all(Manifest(first - 1, "train", state.members.view(), items))
+        state.log("training", round=first, members=sorted(state.members.alive()))
+        self._start(now, first)
+
+    # -- one round ---------------------------------------------------------------------------------
+    def _start(self, now: int, round_: int) -> None:
+        state = self._state
+        state.round, state.phase, self._start_ns = round_, State.TRAIN, now
+        state.network_round = max(state.network_round, round_)
+        state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
+        damping = state.mode.damping(len(state.training()), state.config.mixing.omega)
+        steps, rehearse = state.config.round.local_steps, state.work == "train"
+        state.act(Train(round_, steps, rehearse, damping))
+
+    def trained(self, now: int, changed: Iterable[Part], budget_bytes: int) -> None:
+        """The local steps are done; `changed`: copies that the last mixing moved."""
+        state = self._state
+        if state.phase is not State.TRAIN or state.own is None:
+            return
+        held = state.exchange.held
+        moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
+        held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
+        state.phase, self._trained_ns = State.WAIT, now
+        self._publish(budget_bytes)
+
+    def _publish(self, budget_bytes: int) -> None:
+        state, exchange = self._state, self._state.exchange
+        assert state.own is not None
+        receivers = {p for p in state.greeted() if not state.peers[p].done}
+        wanting = {p for p in receivers if exchange.peer(p).wants}
+        to = receivers & ({*state.neighbours()} | wanting)
+        plans = exchange.plan(state.own.key, to, budget_bytes, state.work)
+        view = state.members.view()
+        for peer, plan in plans.items():
+            manifest = Manifest(state.round, state.work, view, list(plan.items))
+            state.act(Publish(peer, state.round, plan.parts, manifest))
+        self._withheld = sum(plan.withheld for plan in plans.values())
+
+    def on_manifest(self, source: str, manifest: Manifest) -> None:
+        state = self._state
+        state.peers[source].manifests[manifest.round] = manifest
+        state.network_round = max(state.network_round, manifest.round)
+        state.exchange.note(source, manifest)
+        if manifest.view != state.members.view():
+            state.tell(source, state.gossip(state.members))
+
+    def on_deadline(self, now: int) -> None:
+        if self._state.phase is State.WAIT:
+            self._close(now)
+        elif self._state.phase is State.TRAIN:  # own steps are late: close as soon as they are done
+            self._state.timers["deadline"] = now + LATE_NS
+
+    def try_close(self, now: int) -> None:
+        """Close once every neighbour's manifest of this round is in; nobody waits for one that is done."""
+        state = self._state
+        if state.phase is State.WAIT and all(map(self._is_in, state.neighbours())):
+            self._close(now)
+
+    def _is_in(self, name: str) -> bool:
+        peer = self._state.peers.get(name)
+        return peer is not None and (peer.done or self._state.round in peer.manifests)
+
+    def _close(self, now: int) -> None:
+        state = self._state
+        assert state.own is not None
+        members = state.training()
+        row = metropolis_row(state.graph(members), state.me.device)
+        heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
+        weights = {n: state.config.mixing.gamma * w for n, w in row.items() if n in heard}
+        state.act(Apply(state.exchange.close(state.own.key, state.round, weights, heard)))
+        times = (self._start_ns, self._trained_ns, now)
+        state.act(RoundDone(state.round, state.work, *times, weights, self._withheld, members))
+        self._show()
+        following = self._following()
+        if following < state.config.round.count:
+            self._start(now, following)
+        else:
+            self._finish(now)
+
+    def _following(self) -> int:
+        """The next round; later if others went on at their deadline."""
+        peers = self._state.peers.values()
+        latest = max((max(peer.manifests, default=-1) for peer in peers), default=-1)
+        following = max(self._state.round + 1, latest)
+        for peer in peers:
+            peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
+        return following
+
+    def _show(self) -> None:
+        state = self._state
+        every = state.me.snapshot_every
+        if every and (state.round + 1) % every == 0:
+            state.act(Snapshot(state.round, "round"))
+        if every and state.round in state.corrected_at:
+            state.act(Snapshot(state.round, "corrected"))
+
+    # -- the end -----------------------------------------------------------------------------------
+    def _finish(self, now: int) -> None:
+        state = self._state
+        state.phase = State.FINISH
+        state.timers.pop("deadline", None)
+        if state.me.snapshot_every:
+            state.act(Snapshot(state.round, "end"))
+        state.act(Export())
+        self.say_farewell("finished")
+        state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)
+
+    def say_farewell(self, reason: str) -> None:
+        self._state.act(*(Farewell(name, reason) for name in self._state.greeted()))
+
+    def on_grace(self, now: int) -> None:
+        self._exit("finished; not all others said goodbye")
+
+    def try_exit(self) -> None:
+        """Go once everyone alive has said goodbye."""
+        state = self._state
+        alive = state.members.alive()
+        if state.phase is State.FINISH and all(p.done for n, p in state.peers.items() if n in alive):
+            self._exit("finished")
+
+    def _exit(self, reason: str) -> None:
+        self._state.phase = State.GONE
+        self._state.act(Exit(0, reason))

@@ -1,0 +1,145 @@
+"""What a device knows and has decided so far, shared by the parts of its protocol (peers/protocol.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from coordinator_free import topology
+from coordinator_free.membership import Key, Membership, Record, Verify
+from coordinator_free.mixing import MODES, Part
+from peers.actions import Action, Log, Tell
+from peers.config import DeviceConfig
+from peers.exchange import Exchange
+from transport.messages import Gossip, Manifest, Message
+
+SECOND = 1_000_000_000
+
+
+class State(Enum):
+    SETTLE = "settle"
+    JOIN = "join"
+    TRAIN = "train"
+    WAIT = "wait"
+    FINISH = "finish"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this device is and how it is reached."""
+
+    device: str
+    address: str
+    public: bytes
+    seeds: tuple[str, ...]
+    cohort: int  # devices that start together; 0: whoever is there
+    snapshot_every: int  # rounds between snapshots; 0: none
+
+
+@dataclass(slots=True)
+class Peer:
+    """A device this one talks to."""
+
+    address: str
+    heard_ns: int
+    greeted: bool = False
+    done: bool = False
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+
+
+class DeviceState:
+    """The state proper, the actions decided in the event at hand, and what all parts ask of both."""
+
+    def __init__(
+        self,
+        me: Identity,
+        config: DeviceConfig,
+        groups: Iterable[str],
+        part_bytes: Callable[[str], int],
+        sign: Callable[[bytes], bytes],
+        verify: Verify,
+    ) -> None:
+        self.me, self.config = me, config
+        self.members = Membership(verify, sign)
+        self.mode = MODES[config.mixing.mode]()
+        self.exchange = Exchange(self.mode, groups, part_bytes)
+        self.phase = State.SETTLE
+        self.round = self.network_round = -1
+        self.own: Record | None = None
+        self.peers: dict[str, Peer] = {}
+        self.blocks: dict[Key, Record] = {}
+        self.timers: dict[str, int] = {}
+        self.correct_until = -1
+        self.corrected_at: set[int] = set()
+        self._out: list[Action] = []
+        kind = config.topology
+        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
+
+    # -- who is there ------------------------------------------------------------------------------
+    @property
+    def keep_crashed(self) -> bool:
+        return self.config.on_crash == "keep"
+
+    def greeted(self) -> list[str]:
+        """Peers that may be told something, in order of id."""
+        return sorted(name for name, peer in self.peers.items() if peer.greeted)
+
+    def graph(self, members: Iterable[str]) -> topology.Graph[str]:
+        return topology.build(list(members), self._shape)
+
+    def training(self) -> tuple[str, ...]:
+        """Those that train in this round, this device among them."""
+        return tuple(sorted({*self.members.training(self.round), self.me.device}))
+
+    def neighbours(self) -> list[str]:
+        """Those this device trains beside in this round, in order of id."""
+        return sorted(self.graph(self.training())[self.me.device])
+
+    def slot_lost(self) -> bool:
+        """Another device holds the own slot with the better claim."""
+        losers = self.members.slot_losers(self.keep_crashed)
+        return self.own is not None and any(record.key == self.own.key for record in losers)
+
+    def missing(self) -> list[Part]:
+        """Foreign parts of which no copy has come yet."""
+        own = None if self.own is None else self.own.key
+        return [
+            part for part, version in sorted(self.exchange.held.items()) if version < 0 and part.block != own
+        ]
+
+    # -- correction --------------------------------------------------------------------------------
+    def start_correction(self, from_round: int) -> None:
+        if self.round >= 0 and self.config.correction.rounds:
+            until = from_round + self.config.correction.rounds
+            self.correct_until = max(self.correct_until, until)
+            self.corrected_at.add(until)
+
+    @property
+    def work(self) -> str:
+        """What this round is: "train" or "correction"."""
+        return "correction" if self.round <= self.correct_until else "train"
+
+    # -- actions -----------------------------------------------------------------------------------
+    def act(self, *actions: Action) -> None:
+        self._out.extend(actions)
+
+    def tell(self, peer: str, message: Message) -> None:
+        self.act(Tell(peer, message))
+
+    def tell_all(self, message: Message, but: str | None = None) -> None:
+        for name in self.greeted():
+            if name != but:
+                self.tell(name, message)
+
+    def gossip(self, records: Iterable[Record]) -> Gossip:
+        return Gossip([record.to_dict() for record in records], False, self.round)
+
+    def log(self, event: str, **fields: Any) -> None:
+        self.act(Log(event, fields))
+
+    def flush(self) -> list[Action]:
+        out, self._out = self._out, []
+        return out
