@@ -35,6 +35,7 @@ class Links(Protocol):
     security_events: Counter[str]  # attempts that were refused, by kind
     unsent_bytes: Counter[str]  # by peer: taken by `send`, but certainly never on the wire
     on_drop: DropHook | None  # called for what arrives and is not handed on by `recv`
+    on_broken: Callable[[str], None] | None  # called with the peer when a link's connection is lost
 
     @property
     def address(self) -> str:

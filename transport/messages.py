@@ -39,6 +39,7 @@ MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
 MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
+NEVER_NS = 1 << 62  # a time that does not come
 Buffer = bytes | memoryview
 
 Item = tuple[str, int, str, int, str]  # block's device, incarnation, group, version, status
@@ -144,10 +145,17 @@ class Bye:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """Virtual clock: nothing that is yet to be sent on this link arrives before `until_ns`."""
+class Window:
+    """Virtual clock, window `index`: because of me nothing happens anywhere before `next_ns` (windows.py).
 
-    until_ns: int
+    `round`: the last one that I have closed. `sent`: how many messages I have sent to you. `last`: I am gone.
+    """
+
+    index: int
+    next_ns: int
+    round: int
+    sent: int
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +165,7 @@ class Credit:
     bytes: int
 
 
-Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Promise | Credit
+Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit
 
 
 _COUNT = whole(0, (1 << 63) - 1)
@@ -210,7 +218,7 @@ _KINDS: dict[int, _Kind] = {
     6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
     7: _kind(Ping, 256, _ROUND, flag),
     8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
-    9: _kind(Promise, 256, _COUNT),
+    9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag),
     10: _kind(Credit, 256, _COUNT),
 }
 _CODES = {kind.type: code for code, kind in _KINDS.items()}

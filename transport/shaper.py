@@ -195,13 +195,6 @@ class Shaper:
         settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage)
         self._link(peer).set(settings, self._depth, self._time(now_ns))
 
-    def promise_ns(self, peer: str, now_ns: int) -> int:
-        """No message that has yet to be popped arrives at `peer` before this, while its latency stays.
-
-        Not the last arrival: control may overtake data that is on the air.
-        """
-        return self._time(now_ns) + self._link(peer).settings.latency_ns
-
     # -- in --------------------------------------------------------------------------------------------
     def enqueue(self, item: Outgoing) -> None:
         """Queue by cause: control leaves at the next `pop`, all else behind what its link has queued."""

@@ -68,7 +68,7 @@ def configure(socket: Socket, limits: Limits, endpoint: str) -> None:
 
 
 class Dealer:
-    """A link to one peer. `report(kind, detail)` is told of refused handshakes."""
+    """A link to one peer. `report(kind, detail)`: of refused handshakes; `broken()`: of a lost connection."""
 
     def __init__(
         self,
@@ -77,7 +77,9 @@ class Dealer:
         limits: Limits,
         keys: NetworkKeys | None,
         report: Callable[[str, str], None],
+        broken: Callable[[], None],
     ) -> None:
+        self._broken = broken
         self.device, self.address, self._limits, self._keys, self._report = (
             device,
             address,
@@ -184,6 +186,7 @@ class Dealer:
             self._pump()
         elif kind == zmq.EVENT_DISCONNECTED:
             self.up = self._keys is None
+            self._broken()
         elif kind in FAILURES:
             self._refused(kind)
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -48,6 +49,7 @@ class ZmqLinks:
         # of the inbox; of some garbage (ZMTP 1.0 where keys are needed) libzmq tells only that it came
         self.connections: Counter[str] = Counter()
         self.on_drop: DropHook | None = None
+        self.on_broken: Callable[[str], None] | None = None
         self._limits = limits or Limits()
         self._keys = keys
         self._inside: Context = zmq.Context()
@@ -88,7 +90,8 @@ class ZmqLinks:
             if self._dealers[peer].address == address:
                 return
             self.disconnect(peer)
-        dealer = Dealer(self.device, address, self._limits, self._keys, self._refused_by_peer)
+        broken = partial(self._on_broken, peer)
+        dealer = Dealer(self.device, address, self._limits, self._keys, self._refused_by_peer, broken)
         try:
             if address.partition("://")[0] != self.listen.partition("://")[0]:
                 raise ValueError(f"{address!r} is not of the kind of {self.listen!r}")
@@ -266,6 +269,10 @@ class ZmqLinks:
             self.connections[CONNECTIONS[event]] += 1
         elif event in FAILURES:
             self._note(f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake")
+
+    def _on_broken(self, peer: str) -> None:
+        if self.on_broken is not None:
+            self.on_broken(peer)
 
     def _refused_by_peer(self, kind: str, address: str) -> None:
         self._note(f"link_{kind}", f"the handshake with {address} failed")

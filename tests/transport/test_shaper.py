@@ -283,16 +283,6 @@ def test_delivered_rate_is_the_configured_rate_even_when_every_wakeup_is_late() 
     assert rate == pytest.approx(125_000, rel=0.01)
 
 
-def test_a_promise_is_kept_by_every_later_departure() -> None:
-    made = shaper()
-    made.set_link("b", rate_Bps=1000, latency_ns=10**6, jitter_ns=10**6)
-    made.enqueue(item())
-    made.pop(0)
-    promised = made.promise_ns("b", 500)
-    made.enqueue(item(cause="control", size=1))
-    assert made.pop(500)[0].arrive_ns >= promised == 500 + 10**6
-
-
 def test_jitter_and_loss_depend_on_the_seed_and_not_on_other_traffic() -> None:
     def fates(seed: int, pings: int) -> list[tuple[int, bool]]:
         made = shaper(rate_Bps=10**9, seed=seed)

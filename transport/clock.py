@@ -1,0 +1,56 @@
+"""Which time a device lives by. One interface, two clocks: `real` here, `virtual` in virtual_clock.py."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time and waits for it. For one event loop, with one waiter.
+
+    The caller keeps what is to happen at which time; the clock says when it may.
+    """
+
+    def now(self) -> int:
+        """The time in ns: monotonic (real), or that of the event at hand (virtual)."""
+
+    async def reach(self, due_ns: int | None) -> bool:
+        """Until `due_ns` (None: nothing is planned). True: it is time now. False: there may be news first."""
+
+    def poke(self) -> None:
+        """There is news from outside: whoever waits in `reach` looks again."""
+
+    def completed_ns(self, asked_ns: int) -> int:
+        """When work that was asked for then is done; in virtual time only local steps take any."""
+
+
+class RealClock:
+    """Monotonic time, the same for all processes of a host. Waits end at a deadline, never by polling."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+    async def reach(self, due_ns: int | None) -> bool:
+        """A timer of asyncio may ring early by its resolution; then it is asked for the rest."""
+        if not self._news.is_set():
+            wait_s = None if due_ns is None else (due_ns - self.now()) / 1e9
+            if wait_s is not None and wait_s <= 0:
+                await asyncio.sleep(0)  # whatever is due, sockets are read in between
+                return True
+            try:
+                await asyncio.wait_for(self._news.wait(), wait_s)
+            except TimeoutError:
+                return due_ns is not None and self.now() >= due_ns
+        self._news.clear()
+        return due_ns is not None and self.now() >= due_ns
+
+    def poke(self) -> None:
+        self._news.set()
+
+    def completed_ns(self, asked_ns: int) -> int:
+        return self.now()

@@ -1,0 +1,104 @@
+"""The virtual clock: time goes from event to event, as fast as the processors allow, and depends on no load.
+
+Devices agree on it window by window (windows.py) over links of their own, whose messages are the harness's
+and are in nobody's budget or books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from transport.links import Links
+from transport.messages import Envelope, Window, pack
+from transport.windows import STARTED, Grant, Windows
+
+WARN_S = 30.0  # real seconds: how often a device that waits for another says so
+ROOM_S = 5.0
+log = logging.getLogger("unweft")
+
+
+class VirtualClock:
+    """`group`: the address of every device of the run, this one included. Time starts at 0."""
+
+    def __init__(self, device: str, group: Mapping[str, str], lookahead_ns: int, links: Links) -> None:
+        self.device = device
+        self.grant: Grant | None = None
+        self.round = STARTED  # the last round that this device has closed, or ABSENT
+        self._group, self._links = group, links
+        self._windows = Windows(device, group, lookahead_ns)
+        self._news = asyncio.Event()
+        self._now_ns = self._horizon_ns = 0
+
+    def start(self) -> None:
+        """Link to everyone's clock. What breaks a link is a death from outside; see `Windows.lost`."""
+        for device in self._windows.others:
+            self._links.connect(_link(device), self._group[device])
+
+    def now(self) -> int:
+        return self._now_ns
+
+    async def reach(self, due_ns: int | None) -> bool:
+        """True if nothing can come before `due_ns`; False once a window has brought what there is."""
+        if due_ns is not None and due_ns < self._horizon_ns:
+            self._now_ns = max(self._now_ns, due_ns)
+            return True
+        await self._agree(due_ns)
+        return False
+
+    def poke(self) -> None:
+        self._news.set()
+
+    def completed_ns(self, asked_ns: int) -> int:
+        return asked_ns
+
+    # -- messages --------------------------------------------------------------------------------------
+    def sent(self, peer_address: str, arrive_ns: int) -> None:
+        """A message has gone to the device at an address."""
+        for device, address in self._group.items():
+            if address == peer_address:
+                self._windows.sent(device, arrive_ns)
+
+    def received(self, source: str, seq: int) -> None:
+        self._windows.received(source, seq)
+        self._news.set()
+
+    def heard(self, source: str, window: Window) -> None:
+        self._windows.heard(source, window)
+        self._news.set()
+
+    def broken(self, link: str) -> None:
+        """A link has broken. If it is one of the clock's, its device has died, at no time in particular."""
+        if link[:1] == "~" and link[1:] in self._windows.others:
+            log.warning(
+                "%s: %s died outside virtual time: this run cannot be repeated", self.device, link[1:]
+            )
+            self._windows.lost(link[1:])
+            self._news.set()
+
+    # -- windows ---------------------------------------------------------------------------------------
+    async def finish(self) -> None:
+        """The end of this device's stream: no one waits for it from here on."""
+        await self._announce(None, last=True)
+
+    async def _agree(self, due_ns: int | None) -> None:
+        await self._announce(due_ns)
+        while (grant := self._windows.grant()) is None:
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), WARN_S)
+            except TimeoutError:
+                log.warning("%s: virtual time waits for %s", self.device, ", ".join(self._windows.missing()))
+        self.grant, self._horizon_ns = grant, grant.horizon_ns
+
+    async def _announce(self, due_ns: int | None, last: bool = False) -> None:
+        for peer, window in self._windows.announce(due_ns, self.round, last).items():
+            frames = pack(Envelope(self.device, 0), window)
+            while not self._links.send(_link(peer), frames):
+                if not await self._links.wait_writable(_link(peer), ROOM_S):
+                    log.warning("%s: no room on the clock's link to %s", self.device, peer)
+
+
+def _link(device: str) -> str:
+    return f"~{device}"
