@@ -22,6 +22,7 @@ from emulation.progress import Progress
 from emulation.records import Tail
 from emulation.scenario import EventConfig, Scenario, dump
 from peers.device import DeviceSpec, process_main
+from transport.keys import NetworkKeys
 
 POLL_S = 0.1
 PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"]
@@ -51,6 +52,7 @@ class Run:
     epoch_ns: int
     addresses: dict[str, str]
     pending: list[EventConfig]
+    keys: dict[str, NetworkKeys] = field(repr=False)  # of this run alone, and in no file: runs are shared
     devices: dict[str, Started] = field(default_factory=dict)
     events: list[dict[str, object]] = field(default_factory=list)
     resume_at: list[tuple[float, str]] = field(default_factory=list)
@@ -72,7 +74,8 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     lifeline, keep = context.Pipe(duplex=False)
-    state = Run(scenario, out, context, time.monotonic_ns(), _addresses(scenario), list(scenario.event))
+    epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
+    state = Run(scenario, out, context, epoch_ns, addresses, list(scenario.event), _keys(scenario))
     judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
     try:
         judge.start()
@@ -107,6 +110,7 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
         cohort=cohort,
         epoch_ns=state.epoch_ns,
         snapshot_every=state.scenario.eval.every,
+        keys=state.keys.get(device),
     )
     process = state.context.Process(target=process_main, args=(spec, lifeline), name=device)
     process.start()
@@ -205,6 +209,15 @@ def _write_run(state: Run) -> None:
 def _addresses(scenario: Scenario) -> dict[str, str]:
     """A loopback port for each device, outside the range that outgoing connections are given."""
     return dict(zip(scenario.all_devices, map(_address, _free_ports(len(scenario.all_devices))), strict=True))
+
+
+def _keys(scenario: Scenario) -> dict[str, NetworkKeys]:
+    """What each device proves itself with; of none where all is in the clear."""
+    if not scenario.keys.enabled:
+        return {}
+    if scenario.keys.allow_list:
+        return NetworkKeys.for_devices(scenario.all_devices)
+    return dict.fromkeys(scenario.all_devices, NetworkKeys.generate())
 
 
 def _address(port: int) -> str:

@@ -68,6 +68,7 @@ def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record
         "peak_rss_bytes": finished.get("peak_rss_bytes"),
         "peak_pss_bytes": finished.get("peak_pss_bytes"),
         "train_cpu_s": finished.get("train_cpu_s"),
+        "security_events": finished.get("security_events"),
         "adapter_sha256": _latest(events, "exported").get("adapter_sha256"),
     }
 

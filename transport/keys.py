@@ -82,6 +82,13 @@ class NetworkKeys:
     def generate(cls) -> NetworkKeys:
         return cls((secrets.token_bytes(SECRET_BYTES),))
 
+    @classmethod
+    def for_devices(cls, devices: Iterable[str]) -> dict[str, NetworkKeys]:
+        """One network key for all, a pair for each, and the list that binds their ids to the pairs."""
+        common, pairs = cls.generate(), {device: CurvePair.generate() for device in devices}
+        allowed = {device: pair.public for device, pair in pairs.items()}
+        return {device: replace(common, device=pair, allowed=allowed) for device, pair in pairs.items()}
+
     def server(self, index: int = 0) -> CurvePair:
         """What an inbox of this network uses; `index` counts the active keys."""
         return _derived(self.secrets[index], b"server")
