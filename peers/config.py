@@ -111,16 +111,6 @@ class MembershipConfig(Section):
     crash_after_s: Annotated[float, Field(gt=0)] = 5.0  # silence after which a neighbour counts as crashed
 
 
-class ComputeConfig(Section):
-    """What local steps cost in virtual time. With a real clock they take what they take."""
-
-    step_s: Annotated[float, Field(gt=0)] = 0.05  # emulated seconds of one local step
-    devices: dict[str, Annotated[float, Field(gt=0)]] = {}  # the same, for devices that differ
-
-    def step_ns(self, device: str) -> int:
-        return round(self.devices.get(device, self.step_s) * 1_000_000_000)
-
-
 class KeysConfig(Section):
     """Who may talk (docs/security.md). The keys themselves are never part of a scenario."""
 
@@ -143,7 +133,6 @@ class DeviceConfig(Section):
     mixing: MixingConfig = MixingConfig()
     topology: TopologyConfig = TopologyConfig()
     round: RoundConfig = RoundConfig()
-    compute: ComputeConfig = ComputeConfig()
     radio: RadioConfig = RadioConfig()
     correction: CorrectionConfig = CorrectionConfig()
     membership: MembershipConfig = MembershipConfig()
