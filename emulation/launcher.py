@@ -17,11 +17,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation import evaluator
+from emulation import evaluator, radio
 from emulation.progress import Progress
-from emulation.records import Tail
+from emulation.records import Tail, read_lines
 from emulation.scenario import EventConfig, Scenario, dump
 from peers.device import DeviceSpec, process_main
+from peers.script import Scripted
+from transport.channel import Channel
 from transport.keys import NetworkKeys
 
 POLL_S = 0.1
@@ -52,6 +54,7 @@ class Run:
     epoch_ns: int
     addresses: dict[str, str]
     pending: list[EventConfig]
+    channel: Channel
     keys: dict[str, NetworkKeys] = field(repr=False)  # of this run alone, and in no file: runs are shared
     devices: dict[str, Started] = field(default_factory=dict)
     events: list[dict[str, object]] = field(default_factory=list)
@@ -75,12 +78,17 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     context.set_forkserver_preload(PRELOAD)
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
-    state = Run(scenario, out, context, epoch_ns, addresses, list(scenario.event), _keys(scenario))
+    pending, channel = list(scenario.event), radio.channel(scenario, scenario.all_devices)
+    state = Run(scenario, out, context, epoch_ns, addresses, pending, channel, _keys(scenario))
     judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
     try:
         judge.start()
         for device in scenario.initial_devices:
             _start(state, device, len(scenario.initial_devices), lifeline)
+        if scenario.clock == "virtual":  # all clocks know from the start who will join, and each device when
+            for device in scenario.all_devices[len(scenario.initial_devices) :]:
+                _start(state, device, 0, lifeline)
+            state.pending.clear()
         with Progress(scenario, out, console) as progress:
             _watch(state, progress, lifeline, judge)
             (out / evaluator.DONE_MARKER).touch()
@@ -100,6 +108,8 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
 
 def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
     seeds = tuple(state.addresses[d] for d in state.scenario.initial_devices if d != device)[:3]
+    virtual = state.scenario.clock == "virtual"
+    script = tuple(_scripted(e) for e in state.scenario.event if e.device == device) if virtual else ()
     spec = DeviceSpec(
         id=device,
         config=state.scenario.device_config(),
@@ -111,10 +121,17 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
         epoch_ns=state.epoch_ns,
         snapshot_every=state.scenario.eval.every,
         keys=state.keys.get(device),
+        channel=state.channel,
+        group=state.addresses,
+        script=script,
     )
     process = state.context.Process(target=process_main, args=(spec, lifeline), name=device)
     process.start()
-    state.devices[device] = Started(process)
+    state.devices[device] = Started(process, killed=any(event.kind == "crash" for event in script))
+
+
+def _scripted(event: EventConfig) -> Scripted:
+    return Scripted(event.round, event.kind, event.duration_s or 0.0)
 
 
 def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:
@@ -134,10 +151,11 @@ def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerPr
 
 
 def _inject_due(state: Run, lifeline: object) -> None:
-    for at, device in [r for r in state.resume_at if r[0] <= state.seconds()]:
-        os.kill(state.devices[device].process.pid or 0, signal.SIGCONT)
-        state.resume_at.remove((at, device))
     running = state.running()
+    for at, device in [r for r in state.resume_at if r[0] <= state.seconds()]:
+        state.resume_at.remove((at, device))
+        if device in running:
+            _signal(running[device], signal.SIGCONT)
     slowest = min((s.last_round for s in running.values()), default=-1)
     for event in [e for e in state.pending if e.round <= slowest]:
         state.pending.remove(event)
@@ -147,10 +165,15 @@ def _inject_due(state: Run, lifeline: object) -> None:
         elif event.device in running:
             started = state.devices[event.device]
             started.killed = event.kind == "crash"
-            os.kill(started.process.pid or 0, SIGNALS[event.kind])
+            _signal(started, SIGNALS[event.kind])
             if event.kind == "stall":
                 state.resume_at.append((at + (event.duration_s or 0.0), event.device))
         state.events.append({"round": event.round, "kind": event.kind, "device": event.device, "t_s": at})
+
+
+def _signal(started: Started, number: signal.Signals) -> None:
+    if started.process.pid is not None:
+        os.kill(started.process.pid, number)
 
 
 def _check(state: Run, judge: ForkServerProcess) -> None:
@@ -195,7 +218,19 @@ def _no_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _acted_out(out: Path, device: str) -> list[dict[str, object]]:
+    """What a device of a virtual run did as its scenario says, at its own time."""
+    lines = read_lines(out / "devices" / device / "events.jsonl")
+    return [
+        {"round": e["at_round"], "kind": e["kind"], "device": device, "t_s": e["t_s"]}
+        for e in lines
+        if e["event"] == "scripted"
+    ]
+
+
 def _write_run(state: Run) -> None:
+    if state.scenario.clock == "virtual":
+        state.events += [event for device in state.devices for event in _acted_out(state.out, device)]
     devices = {d: {"pid": s.process.pid, "exit": s.process.exitcode} for d, s in state.devices.items()}
     record = {
         "devices": devices,

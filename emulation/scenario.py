@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
+from emulation.radio import channel
 from emulation.scenario_errors import Place, explain
-from peers.config import DeviceConfig, Section
+from peers.config import DeviceConfig, MobilityConfig, Section, WirelessConfig
 from peers.errors import InputError
 
 DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]*$"  # ids become folder names and keys such as d5@0
@@ -98,6 +99,8 @@ def dump(scenario: Scenario) -> str:
     data = scenario.model_dump(mode="json", exclude_none=True)
     if data["data"].get("path"):
         data["data"]["path"] = str(Path(data["data"]["path"]).expanduser().absolute())
+    if data["radio"].get("trace"):
+        data["radio"]["trace"] = str(Path(data["radio"]["trace"]).expanduser().absolute())
     model = Path(data["model"]["name"]).expanduser()
     if model.is_dir() and data["model"]["name"] != "tiny":
         data["model"]["name"] = str(model.absolute())
@@ -180,6 +183,7 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.isolation.leak} with mixing.mode = 'newest', in which a block has one writer; "
             "allowed: 0, or mixing.mode = 'average'",
         )
+    yield from _radio_problems(scenario)
     yield from _event_problems(scenario)
 
 
@@ -194,10 +198,33 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
         ("mixing.mode", scenario.mixing.mode, MODES),
         ("topology.kind", scenario.topology.kind, TOPOLOGIES),
         ("correction.policy", scenario.correction.policy, ("uniform",)),
-        ("clock", scenario.clock, ("real",)),
     ):
         if name not in known:
             yield where, f"{name!r} is not available; allowed: {', '.join(sorted(known))}"
+
+
+def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """What does not go with `radio.kind`, places outside the area, a trace that cannot be replayed."""
+    radio = scenario.radio
+    for table, kind, given in (
+        ("trace", "trace", radio.trace is not None),
+        ("wireless", "wireless", radio.wireless != WirelessConfig()),
+        ("mobility", "wireless", radio.mobility != MobilityConfig()),
+    ):
+        if given and radio.kind != kind:
+            yield f"radio.{table}", f"has no meaning with radio.kind = {radio.kind!r}; allowed: with {kind!r}"
+    if radio.kind == "trace" and radio.trace is None:
+        yield "radio.trace", "is missing; allowed: a CSV file, which radio.kind = 'trace' replays"
+    for device, place in radio.wireless.positions.items():
+        where, side = f"radio.wireless.positions.{device}", radio.wireless.area_m
+        if device not in scenario.all_devices:
+            yield where, f"is no device of the run; allowed: {_names(scenario.all_devices)}"
+        if not all(0 <= metres <= side for metres in place):
+            yield where, f"{list(place)} is outside the area; allowed: 0 to {side}, radio.wireless.area_m"
+    try:
+        channel(scenario, scenario.all_devices)
+    except InputError as error:
+        yield "radio.trace", str(error)
 
 
 def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MIN_LATENCY_S = 1e-6  # virtual time cannot advance without a latency above 0
+
 
 class Section(BaseModel):
     """A table of a scenario: unknown keys are errors, values are immutable."""
@@ -87,13 +89,50 @@ class RoundConfig(Section):
     deadline_s: Annotated[float, Field(gt=0)] = 30.0  # from the round's start
 
 
+class WirelessConfig(Section):
+    """kind = "wireless": where devices are and how radio waves reach each other (docs/radio.md)."""
+
+    area_m: Annotated[float, Field(ge=1)] = 100.0  # side of the square; path loss is published up to 150 m
+    positions: dict[str, Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]] = {}  # x, y in m
+    carrier_GHz: Annotated[float, Field(ge=0.5, le=100)] = 2.0  # TR 36.843 A.2.1: device-to-device
+    exponent: Annotated[float, Field(ge=1, le=10)] = 3.19  # n; TR 38.901 table 7.4.1-1, InH office NLOS
+    shadowing_dB: Annotated[float, Field(ge=0, le=30)] = 8.29  # standard deviation; same line of the table
+    fading: bool = True  # Rayleigh: power gain exponential with mean 1, each round anew
+    tx_power_dBm: Annotated[float, Field(ge=-50, le=60)] = 23.0  # TS 36.101 table 6.2.2-1, power class 3
+    noise_figure_dB: Annotated[float, Field(ge=0, le=30)] = 9.0  # TR 36.885 annex A: sidelink receivers
+    bandwidth_Hz: Annotated[float, Field(ge=1e3, le=1e10)] = 10e6  # TS 36.101 table 5.6-1: an LTE channel
+    subchannels: Annotated[int, Field(ge=1)] | None = None  # parts of it; None: one for each live receiver
+    max_bps_Hz: Annotated[float, Field(gt=0, le=100)] = 5.5547  # TS 36.213 table 7.2.3-1: best of 64-QAM
+    interference: Annotated[float, Field(ge=0, le=1)] = 1.0  # i: 1 as the paper's (7), 0 separate bands
+
+
+class MobilityConfig(Section):
+    """kind = "wireless": how devices move between rounds (docs/radio.md)."""
+
+    kind: Literal["none", "random-waypoint"] = "none"
+    speed_mps: Annotated[float, Field(gt=0, le=100)] = 0.83  # 3 km/h: TR 38.901 table 7.2-2
+    round_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # how long a round counts, however long it takes
+
+
 class RadioConfig(Section):
-    """The wireless budget (method 8)."""
+    """The wireless budget and how links behave (method 8)."""
 
     budget_bytes: Annotated[int, Field(ge=1)] = 4_000_000  # C_t: per device and round, does not carry over
     rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # pace of the device's radio beneath the quota
     control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t, kept for membership and manifests
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp16"
+    beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes that a second on the air costs
+    kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps
+    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = (
+        0.005  # one way; TR 25.913 6.2.2: LTE's aim
+    )
+    jitter_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # added to the latency: uniform in [0, jitter_s]
+    loss: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability per message
+    outage_bytes: Annotated[int, Field(ge=1)] = 1 << 16  # b in b/R > tau_max, outage; one full frame
+    tau_max_s: Annotated[float, Field(gt=0)] | None = None  # None: round.deadline_s, later mixes nothing
+    trace: str | None = None  # kind = "trace": CSV of round,src,dst,rate_Bps[,latency_s,loss]
+    wireless: WirelessConfig = WirelessConfig()
+    mobility: MobilityConfig = MobilityConfig()
 
 
 class CorrectionConfig(Section):
@@ -109,6 +148,16 @@ class MembershipConfig(Section):
     settle_s: Annotated[float, Field(gt=0)] = 60.0  # longest wait for the initial cohort
     heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
     crash_after_s: Annotated[float, Field(gt=0)] = 5.0  # silence after which a neighbour counts as crashed
+
+
+class ComputeConfig(Section):
+    """What local steps cost in virtual time. With a real clock they take what they take."""
+
+    step_s: Annotated[float, Field(gt=0)] = 0.05  # emulated seconds of one local step
+    devices: dict[str, Annotated[float, Field(gt=0)]] = {}  # the same, for devices that differ
+
+    def step_ns(self, device: str) -> int:
+        return round(self.devices.get(device, self.step_s) * 1_000_000_000)
 
 
 class KeysConfig(Section):
@@ -133,6 +182,7 @@ class DeviceConfig(Section):
     mixing: MixingConfig = MixingConfig()
     topology: TopologyConfig = TopologyConfig()
     round: RoundConfig = RoundConfig()
+    compute: ComputeConfig = ComputeConfig()
     radio: RadioConfig = RadioConfig()
     correction: CorrectionConfig = CorrectionConfig()
     membership: MembershipConfig = MembershipConfig()

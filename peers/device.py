@@ -9,7 +9,8 @@ import asyncio
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,9 +25,13 @@ from peers.learner import Learner
 from peers.models import load_model
 from peers.process import guard, redirect_output
 from peers.recorder import Recorder
+from peers.script import Scripted
 from peers.tasks import encode, tasks
+from transport.channel import Channel, FixedChannel, LinkQuality
 from transport.keys import DeviceIdentity, NetworkKeys
 from transport.zmq_links import ZmqLinks
+
+NEAR = FixedChannel(LinkQuality(1 << 40, 1_000_000))  # 1 ms, and as fast as the device's own radio
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class DeviceSpec:
     epoch_ns: int | None = None  # monotonic time of the run's start; None: now
     snapshot_every: int = 0  # rounds between snapshots for the harness; 0: none
     keys: NetworkKeys | None = None  # None: everything travels in the clear
+    channel: Channel = NEAR  # how links behave
+    group: Mapping[str, str] = field(default_factory=dict)  # virtual clock: the address of every device
+    script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device
 
 
 def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
@@ -66,7 +74,7 @@ def run_device(spec: DeviceSpec) -> int:
     """
     torch.set_num_threads(spec.config.model.threads)
     plugins.load(spec.config.plugins)
-    epoch_ns = time.monotonic_ns() if spec.epoch_ns is None else spec.epoch_ns
+    epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or time.monotonic_ns()
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns)
     try:
         return asyncio.run(_live(spec, recorder))

@@ -1,8 +1,8 @@
-"""Performs what the protocol decides: sockets, pacing, the learner's thread, files. One event at a time.
+"""Performs what the protocol decides, one event at a time: sockets, pacing, the learner's thread, files.
 
-Events come from one queue (messages, finished local steps, signals) and from the protocol's timers. The
-learner works in a thread of its own, first in first out: what is decided in order happens in order, while the
-event loop goes on answering.
+What is to happen is on the agenda (messages at their arrival, finished local steps), in the protocol's timers
+and in the outbox (departures); the clock says when it may. Signals and failures come from outside the clock
+and are handled first.
 """
 
 from __future__ import annotations
@@ -12,33 +12,38 @@ import logging
 import os
 import resource
 import signal
-import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Mix, Part
 from peers import actions as do
-from peers.blocks import BlockKey
+from peers.agenda import Agenda, Event, Kind
 from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
 from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
 from peers.recorder import Recorder
+from peers.script import Script, Scripted
+from peers.workshop import Trained, Workshop
 from transport.accounting import Accounts
+from transport.clock import Clock, RealClock
 from transport.keys import DeviceIdentity, verify
-from transport.zmq_links import ZmqLinks
+from transport.links import Links, Received
+from transport.messages import Credit, Envelope, Hello, Message, Window
+from transport.virtual_clock import VirtualClock
+from transport.windows import ABSENT, STARTED
 
 if TYPE_CHECKING:
     from peers.device import DeviceSpec
 
-Event = Callable[[int], list[do.Action]]
 Result = TypeVar("Result")
 log = logging.getLogger("unweft")
-FLUSH_S = 5.0
+SECOND = 1_000_000_000
+FLUSH_NS = 5 * SECOND  # longest time that a device which ends gives its queue
+MAX_FLIGHT_NS = 60 * SECOND  # no message may claim to arrive later than this
 
 
 class Driver:
@@ -47,7 +52,7 @@ class Driver:
     def __init__(
         self,
         spec: DeviceSpec,
-        links: ZmqLinks,
+        links: Links,
         learner: Learner,
         recorder: Recorder,
         identity: DeviceIdentity,
@@ -55,13 +60,19 @@ class Driver:
         self.spec, self.links, self.learner, self.recorder = spec, links, learner, recorder
         self.accounts = Accounts()
         links.on_drop = lambda source, reason, size: self.accounts.link(source).dropped(reason, size)
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self.virtual = _virtual_clock(spec, links)
+        self.clock: Clock = self.virtual or RealClock()
+        self.agenda = Agenda()
+        self.workshop = Workshop(learner, recorder, self._on_failure)
         self.exit: do.Exit | None = None
-        self._changed: set[Part] = set()
+        self._outside: deque[Event] = deque()
+        self._script = Script(spec.script)
+        self._stalled_until_ns = 0
+        self._dying = False
         self._trained = TrainResult(0.0, 0, 0.0)
-        curve = spec.keys is not None
-        self.outbox = Outbox(spec.id, spec.config.radio, learner, links, self.accounts, self.now(), curve)
+        self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now())
+        if self.virtual is not None:
+            self.outbox.on_sent = self.virtual.sent
         me = Identity(spec.id, spec.advertise, identity.public, spec.seeds, spec.cohort, spec.snapshot_every)
         self.protocol = DeviceProtocol(
             me,
@@ -74,247 +85,289 @@ class Driver:
             verify,
         )
         self.inbox = Inbox(self.protocol, learner, self.accounts)
-        self._perform = {
+        self._perform: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: self._on_connect,
             do.Disconnect: self._on_disconnect,
             do.Meet: self._on_meet,
-            do.Tell: self._on_tell,
-            do.Publish: self._on_publish,
-            do.Farewell: self._on_farewell,
+            do.Tell: lambda action: self.outbox.tell(action.peer, self._incarnation(), action.message),
+            do.Farewell: lambda action: self.outbox.farewell(action.peer, self._incarnation(), action.reason),
             do.Train: self._on_train,
-            do.Apply: self._on_apply,
-            do.AddBlock: self._on_add_block,
-            do.OwnBlock: self._on_own_block,
+            do.Apply: lambda action: self.workshop.mix(action.mixes),
+            do.AddBlock: self.workshop.add_block,
+            do.OwnBlock: self.workshop.own_block,
             do.DropBlock: self._on_drop_block,
-            do.Snapshot: self._on_snapshot,
-            do.Log: self._on_log,
+            do.Snapshot: lambda action: self.workshop.snapshot(action, self.spec.id, self._incarnation()),
+            do.Log: lambda action: self._record(self.clock.now(), action.event, **action.fields),
             do.RoundDone: self._on_round_done,
             do.Export: self._on_export,
             do.Exit: self._on_exit,
         }
 
-    def now(self) -> int:
-        return time.monotonic_ns()
-
     async def run(self) -> int:
         """Until the protocol says Exit; returns the exit status."""
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         for number, kind in ((signal.SIGTERM, "leave"), (signal.SIGINT, "retire")):
-            loop.add_signal_handler(number, self._post, partial(self._signal, kind=kind))
-        self._event("started", pid=os.getpid(), address=self.spec.advertise)
-        background = [asyncio.create_task(self._receive()), asyncio.create_task(self.outbox.pace(self.now))]
+            self._loop.add_signal_handler(number, self._post, partial(self._signal, kind=kind))
+        receiving = asyncio.create_task(self._receive())
         try:
-            await self._do(self.protocol.start(self.now()))
+            if self.virtual is not None:
+                self.virtual.start()
+                self.virtual.round = ABSENT if self._script.waits else STARTED
+            if not self._script.waits:
+                await self._do(self._start(self.clock.now()))
             while self.exit is None:
-                _raise_if_failed(background)
+                if receiving.done():
+                    receiving.result()
+                if self._dying:
+                    await self._die()
                 await self._step()
             await self._drain()
             return self.exit.code
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            self.worker.shutdown(wait=True, cancel_futures=True)
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+            self.workshop.close()
 
+    # -- one event after the other ---------------------------------------------------------------------
     async def _step(self) -> None:
-        due = self.protocol.next_timer_ns()
-        wait = None if due is None else max(0.0, (due - self.now()) / 1e9)
-        if wait == 0.0:
-            await self._do(self.protocol.tick(self.now()))
+        if self._outside:
+            await self._do(self._outside.popleft()(self.clock.now()))
             return
-        try:
-            event = await asyncio.wait_for(self.events.get(), wait)
-        except TimeoutError:
+        due = self._due()
+        at = min(due.values(), default=None)
+        if not await self.clock.reach(None if at is None else max(at, self._stalled_until_ns)):
+            self._follow_script()
             return
-        await self._do(event(self.now()))
+        now = self.clock.now()
+        match min(due, key=lambda source: due[source]):
+            case "agenda":
+                await self._happen(now)
+            case "outbox":
+                self.outbox.send_due(now)
+            case _:
+                await self._do(self.protocol.tick(now))
 
-    async def _receive(self) -> None:
-        while True:
-            received = await self.links.recv()
-            self._post(partial(self.inbox.take, received=received))
+    def _due(self) -> dict[str, int]:
+        """When each source of events has its next one. In this order, at equal times."""
+        now = self.clock.now()
+        sources = {
+            "agenda": self.agenda.next_ns(),
+            "timer": self.protocol.next_timer_ns(),
+            "outbox": self.outbox.next_ns(now),
+        }
+        return {source: at for source, at in sources.items() if at is not None}
 
+    async def _happen(self, now: int) -> None:
+        planned = self.agenda.pop()
+        if planned.ready is not None:
+            await asyncio.wait([asyncio.wrap_future(planned.ready)])
+            if planned.ready.cancelled() or planned.ready.exception():
+                return  # told by `_on_failure`
+        await self._do(planned.event(now))
+
+    async def _do(self, actions: list[do.Action]) -> None:
+        for action in actions:
+            if isinstance(action, do.Publish):
+                await self._publish(action)
+            else:
+                self._perform[type(action)](action)
+
+    # -- from outside ----------------------------------------------------------------------------------
     def _post(self, event: Event) -> None:
-        self.events.put_nowait(event)
+        self._outside.append(event)
+        self.clock.poke()
 
     def _signal(self, now: int, kind: str) -> list[do.Action]:
         return self.protocol.signal(now, kind)
 
-    async def _do(self, actions: list[do.Action]) -> None:
-        for action in actions:
-            pending = self._perform[type(action)](action)  # type: ignore[operator]
-            if pending is not None:
-                await pending
+    def _on_failure(self, error: BaseException) -> None:
+        """The learner has failed, in its thread: that ends the device."""
+        log.error("the learner failed", exc_info=error)
+        actions: list[do.Action] = [do.Exit(1, f"{type(error).__name__}: {error}")]
+        self._loop.call_soon_threadsafe(self._post, lambda now: actions)
 
-    # -- the learner's thread --------------------------------------------------------------------------
-    def _learn(
-        self, work: Callable[[], Result], then: Callable[[int, Result], list[do.Action]] | None = None
-    ) -> None:
-        """Queue work for the learner; `then` becomes an event when it is done. A failure ends the device."""
+    async def _receive(self) -> None:
+        while True:
+            received = await self.links.recv()
+            opened = self.inbox.open(received)
+            if opened is None:
+                continue
+            envelope, message = opened
+            if isinstance(message, Window):
+                self._on_window(envelope, message, received.wire_bytes)
+                continue
+            if self.virtual is not None:
+                self.virtual.received(envelope.src, envelope.seq)
+            elif envelope.arrive_ns > self.clock.now() + MAX_FLIGHT_NS:
+                self.accounts.link(envelope.src).dropped("malformed", received.wire_bytes)
+                continue
+            event = partial(self._take, envelope=envelope, message=message, received=received)
+            self.agenda.add(envelope.arrive_ns, Kind.MESSAGE, event, envelope.src, envelope.seq)
+            self.clock.poke()
 
-        def done(future: Future[Result]) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            event: Event = (
-                (lambda now: [do.Exit(1, f"{type(error).__name__}: {error}")]) if error else _nothing
-            )
-            if error is None and then is not None:
-                event = lambda now: then(now, future.result())  # noqa: E731
-            if error:
-                log.error("the learner failed", exc_info=error)
-            self._loop.call_soon_threadsafe(self._post, event)
+    def _on_window(self, envelope: Envelope, window: Window, size: int) -> None:
+        if self.virtual is None:
+            self.accounts.link(envelope.src).dropped("unexpected", size)
+        else:
+            self.virtual.heard(envelope.src, window)
 
-        self.worker.submit(work).add_done_callback(done)
+    def _take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[do.Action]:
+        if isinstance(message, Credit):
+            self.outbox.credit(envelope.src, message.bytes)
+        elif isinstance(message, Hello):
+            self.outbox.credit(envelope.src)  # it may have been started again: nothing is on its way any more
+        return self.inbox.take(now, envelope, message, received)
 
+    # -- the scenario, in virtual time -----------------------------------------------------------------
+    def _start(self, now: int) -> list[do.Action]:
+        self._record(now, "started", pid=os.getpid(), address=self.spec.advertise)
+        return self.protocol.start(now)
+
+    def _follow_script(self) -> None:
+        grant = None if self.virtual is None else self.virtual.grant
+        if grant is None:
+            return
+        for event in self._script.due(grant.slowest_round):
+            self.agenda.add(grant.start_ns, Kind.SCRIPT, partial(self._act_out, event=event))
+
+    def _act_out(self, now: int, event: Scripted) -> list[do.Action]:
+        assert self.virtual is not None
+        self._record(now, "scripted", kind=event.kind, at_round=event.round)
+        match event.kind:
+            case "join":
+                self.virtual.round = STARTED
+                return self._start(now)
+            case "stall":
+                self._stalled_until_ns = now + int(event.duration_s * SECOND)
+                return []
+            case "crash":
+                self._dying = True
+                return []
+            case _:
+                return self.protocol.signal(now, event.kind)
+
+    async def _die(self) -> NoReturn:
+        """End the stream in virtual time, then go as a power loss would have it."""
+        await self._leave_time()
+        await self.links.flush(FLUSH_NS / SECOND)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise SystemExit(1)  # not reached
+
+    # -- the learner -----------------------------------------------------------------------------------
     def _on_train(self, action: do.Train) -> None:
-        self.outbox.start_round()
-        self._learn(partial(self._train, action), self._after_training)
+        now = self.clock.now()
+        self.outbox.start_round(action.round, self.protocol.members.alive(), now)
+        trained = self.workshop.train(action)
+        event = partial(self._after_training, trained=trained)
+        if self.virtual is not None:
+            steps_ns = action.steps * self.spec.config.compute.step_ns(self.spec.id)
+            self.agenda.add(now + steps_ns, Kind.LEARNER, event, ready=trained)
+        else:
+            self._when_done(trained, lambda _: self._now(event))
 
-    def _train(self, action: do.Train) -> tuple[TrainResult, set[Part]]:
-        changed, self._changed = self._changed, set()
-        result = self.learner.train(action.round, action.steps, action.rehearse)
-        if action.damping != 1.0:
-            self.learner.scale_own_move(action.damping)
-        return result, changed
-
-    def _after_training(self, now: int, outcome: tuple[TrainResult, set[Part]]) -> list[do.Action]:
-        self._trained, changed = outcome
+    def _after_training(self, now: int, trained: Future[Trained]) -> list[do.Action]:
+        self._trained, changed = trained.result()
         return self.protocol.trained(now, changed, self.outbox.data_budget())
 
-    def _on_apply(self, action: do.Apply) -> None:
-        self._learn(partial(self._mix, action.mixes))
+    def _now(self, event: Event) -> None:
+        self.agenda.add(self.clock.now(), Kind.LEARNER, event)
+        self.clock.poke()
 
-    def _mix(self, mixes: tuple[Mix, ...]) -> None:
-        """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
-        for mix in mixes:
-            key = BlockKey(*mix.part.block)
-            if not self.learner.has(key):
-                continue
-            own = self.learner.read(key, mix.part.group)
-            mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, values in mix.terms:
-                if values is not None:
-                    mixed += weight * values
-            if not mixed.equal(own):
-                self.learner.write(key, mix.part.group, mixed)
-                self._changed.add(mix.part)
+    def _when_done(self, future: Future[Result], then: Callable[[Result], None]) -> None:
+        """Call `then` in the event loop; failures are told by `_on_failure`."""
 
-    def _on_add_block(self, action: do.AddBlock) -> None:
-        self._learn(partial(self.learner.add_block, BlockKey(*action.key), action.slot))
+        def done(future: Future[Result]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self._loop.call_soon_threadsafe(then, future.result())
 
-    def _on_own_block(self, action: do.OwnBlock) -> None:
-        carry = None if action.carry is None else BlockKey(*action.carry)
-        self._learn(partial(self.learner.set_own, BlockKey(*action.key), action.slot, carry))
+        future.add_done_callback(done)
 
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
         self.inbox.purge(action.key)
-        key = action.key
-        self._changed = {p for p in self._changed if p.block != key}
-        self._learn(partial(self._delete, BlockKey(*key)), partial(self._deleted, key=key))
+        peer, incarnation, asked = action.key.device, action.key.incarnation, self.clock.now()
 
-    def _delete(self, key: BlockKey) -> Receipt | None:
-        return self.learner.delete_block(key) if self.learner.has(key) else None
+        def deleted(receipt: Receipt | None) -> None:
+            if receipt is not None:
+                hashes = {"sha256_before": receipt.sha256_before, "sha256_after": receipt.sha256_after}
+                at = self.clock.completed_ns(asked)
+                self._record(at, "deleted", peer=peer, incarnation=incarnation, **hashes)
 
-    def _deleted(self, now: int, receipt: Receipt | None, key: Key) -> list[do.Action]:
-        if receipt is not None:
-            before, after = receipt.sha256_before, receipt.sha256_after
-            self._event(
-                "deleted",
-                peer=key.device,
-                incarnation=key.incarnation,
-                sha256_before=before,
-                sha256_after=after,
-            )
-        return []
-
-    def _on_snapshot(self, action: do.Snapshot) -> None:
-        own = self.protocol.own
-        name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
-        meta = {"device": self.spec.id, "round": str(action.round), "tag": action.tag}
-        meta["incarnation"] = str(own.incarnation if own else 0)
-        settled = ":" in action.tag  # at an event, local steps may be under way: show the last mixed state
-        path = self.recorder.folder / "snapshots" / name
-        self._learn(partial(self.learner.snapshot, path, meta, settled))
+        self._when_done(self.workshop.drop_block(action.key), deleted)
 
     def _on_export(self, action: do.Export) -> None:
+        asked = self.clock.now()
         path = Path(self.spec.out) / "adapters" / self.spec.id
-        self._learn(partial(self.learner.export, path), self._exported)
 
-    def _exported(self, now: int, sha256: str) -> list[do.Action]:
-        self._event("exported", adapter_sha256=sha256)
-        return []
+        def exported(sha256: str) -> None:
+            self._record(self.clock.completed_ns(asked), "exported", adapter_sha256=sha256)
+
+        self._when_done(self.workshop.export(path), exported)
 
     # -- the network -----------------------------------------------------------------------------------
-    def _on_connect(self, action: do.Connect) -> None:
-        self.links.connect(action.peer, action.address)
-
-    def _on_disconnect(self, action: do.Disconnect) -> None:
-        self.outbox.forget(action.peer)
-        self.inbox.forget(action.peer)
-        self.links.disconnect(action.peer)
-
-    def _on_meet(self, action: do.Meet) -> None:
-        self.outbox.forget(action.alias)
-        self.links.disconnect(action.alias)
-        self.accounts.rename(action.alias, action.peer)
-
-    def _on_tell(self, action: do.Tell) -> None:
-        self.outbox.tell(action.peer, self._incarnation(), action.message)
-
-    async def _on_publish(self, action: do.Publish) -> None:
-        payloads = await self._loop.run_in_executor(self.worker, self.outbox.encode, action)
+    async def _publish(self, action: do.Publish) -> None:
+        payloads = await asyncio.wrap_future(self.workshop.submit(partial(self.outbox.encode, action)))
         self.outbox.publish(action, payloads, self._incarnation())
 
-    def _on_farewell(self, action: do.Farewell) -> None:
-        self.outbox.farewell(action.peer, self._incarnation(), action.reason)
+    def _on_connect(self, action: do.Connect) -> None:
+        self.outbox.connect(action.peer, action.address, self.clock.now())
+
+    def _on_disconnect(self, action: do.Disconnect) -> None:
+        self.outbox.disconnect(action.peer)
+        self.inbox.forget(action.peer)
+
+    def _on_meet(self, action: do.Meet) -> None:
+        self.outbox.disconnect(action.alias)
+        self.accounts.rename(action.alias, action.peer)
 
     def _incarnation(self) -> int:
         return self.protocol.own.incarnation if self.protocol.own else 0
 
     # -- records ---------------------------------------------------------------------------------------
-    def _event(self, event: str, **fields: object) -> None:
-        self.recorder.event(self.now(), self.protocol.round, event, fields)
-
-    def _on_log(self, action: do.Log) -> None:
-        self._event(action.event, **action.fields)
+    def _record(self, at_ns: int, event: str, **fields: object) -> None:
+        self.recorder.event(at_ns, self.protocol.round, event, fields)
 
     def _on_round_done(self, action: do.RoundDone) -> None:
+        if self.virtual is not None:
+            self.virtual.round = action.round
         seconds = self.recorder.seconds
-        record: dict[str, object] = {
-            "round": action.round,
-            "phase": action.phase,
-            "t0_s": seconds(action.start_ns),
-            "t1_s": seconds(action.end_ns),
-            "loss": self._trained.loss,
-            "steps": self._trained.steps,
-            "train_s": self._trained.seconds,
-            "wait_s": (action.end_ns - action.trained_ns) / 1e9,
-            "weights": action.weights,
-            "withheld": action.withheld,
-            "members": list(action.members),
-            "granted_bytes": self.outbox.quota.budget_bytes,
-            "spent_bytes": self.outbox.quota.spent,
-            "links": self.accounts.to_dict(),
-        }
-        self._learn(lambda: self.recorder.metrics({**record, "norms": self.learner.norms()}))
+        self.workshop.record(
+            {
+                "round": action.round,
+                "phase": action.phase,
+                "t0_s": seconds(action.start_ns),
+                "t1_s": seconds(action.end_ns),
+                "loss": self._trained.loss,
+                "steps": self._trained.steps,
+                "train_s": (action.trained_ns - action.start_ns) / 1e9,
+                "compute_s": self._trained.seconds,
+                "wait_s": (action.end_ns - action.trained_ns) / 1e9,
+                "weights": action.weights,
+                "withheld": action.withheld,
+                "members": list(action.members),
+                "granted_bytes": self.outbox.quota.budget_bytes,
+                "spent_bytes": self.outbox.quota.spent,
+                "links": self.accounts.to_dict(),
+            }
+        )
 
+    # -- the end ---------------------------------------------------------------------------------------
     def _on_exit(self, action: do.Exit) -> None:
         self.exit = self.exit or action
         if action.code:
             log.error("%s: %s", self.spec.id, action.reason)
 
     async def _drain(self) -> None:
-        """Finish what was begun: the learner's queue, the outgoing queue, the sockets."""
-        await self._loop.run_in_executor(self.worker, _nothing, 0)
-        while not self.events.empty():
-            event = self.events.get_nowait()
-            if getattr(event, "func", None) != self._signal:
-                await self._do([a for a in event(self.now()) if isinstance(a, do.Log)])
-        await self.outbox.drained(FLUSH_S)
+        """Finish what was begun: the learner's queue, the outgoing queue, what has arrived."""
+        await asyncio.wrap_future(self.workshop.submit(lambda: None))
+        await asyncio.sleep(0)  # what the learner's last work led to is recorded
+        await self._send_rest(self.clock.now() + FLUSH_NS)
+        self.outbox.abandon("end")
+        for planned in self.agenda.take(self.clock.now(), Kind.MESSAGE):
+            await self._do([a for a in planned.event(self.clock.now()) if isinstance(a, do.Log)])
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._event(
+        self._record(
+            self.clock.now(),
             "finished",
             reason=self.exit.reason if self.exit else "",
             links=self.accounts.to_dict(),
@@ -323,13 +376,22 @@ class Driver:
             violations=self.outbox.quota.violations,
             security_events=dict(self.links.security_events),
         )
+        await self._leave_time()
+
+    async def _send_rest(self, until_ns: int) -> None:
+        while (due := self.outbox.next_ns(self.clock.now())) is not None and due <= until_ns:
+            if await self.clock.reach(due):
+                self.outbox.send_due(self.clock.now())
+
+    async def _leave_time(self) -> None:
+        if self.virtual is not None:
+            self.virtual.round = ABSENT
+            await self.virtual.finish()
 
 
-def _nothing(now: int) -> list[do.Action]:
-    return []
-
-
-def _raise_if_failed(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        if task.done():
-            task.result()
+def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
+    if spec.config.clock != "virtual":
+        return None
+    clock = VirtualClock(spec.id, spec.group, spec.channel.min_latency_ns, links)
+    links.on_broken = clock.broken
+    return clock

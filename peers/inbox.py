@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from coordinator_free.membership import Key
-from peers.actions import Action, Drop
+from peers.actions import Action, Drop, Tell
 from transport.accounting import Accounts
 from transport.codec import decode, payload_bytes
 from transport.errors import WireError
 from transport.links import Received
-from transport.messages import Envelope, Update, unpack
+from transport.messages import Credit, Envelope, Message, Update, unpack
 from transport.parts import Reassembler
 
 if TYPE_CHECKING:
     from peers.learner import Learner
     from peers.protocol import DeviceProtocol
 
+CREDIT_BYTES = 2 << 20  # a quarter of the outbox's window
 log = logging.getLogger("unweft")
 
 
@@ -29,18 +31,20 @@ class Inbox:
         self._accounts = accounts
         self._rows = {group: learner.layout.rows(group) for group in learner.groups}
         self._ranks = {group: learner.layout.rank(group) for group in learner.groups}
+        self._taken: Counter[str] = Counter()  # bytes of data by peer since the last credit
         whole = sum(4 * self._rows[g] * self._ranks[g] for g in learner.groups)
         self._parts = Reassembler(max_bytes_in_flight=64 * whole)
 
     def forget(self, peer: str) -> None:
+        self._taken.pop(peer, None)
         self._parts.drop_source(peer)
 
     def purge(self, block: Key) -> None:
         """Deletion: drop the unfinished matrices of a block."""
         self._parts.drop(block.device, block.incarnation)
 
-    def take(self, now: int, received: Received) -> list[Action]:
-        """One received message; a bad one costs a counter and a log line, never more."""
+    def open(self, received: Received) -> tuple[Envelope, Message] | None:
+        """The message in what a socket received; None for a bad one, which costs a counter and a log line."""
         try:
             envelope, message = unpack(received.frames)
             if envelope.src != received.source:
@@ -48,17 +52,32 @@ class Inbox:
         except WireError as error:
             log.warning("malformed message from %r dropped: %s", received.source, error)
             self._accounts.link(received.source).dropped("malformed", received.wire_bytes)
-            return []
+            return None
+        return envelope, message
+
+    def take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
+        """A message that has arrived; what it leads to."""
         try:
             actions = self._handle(now, envelope, message, received)
         except WireError as error:
             log.warning("bad payload from %r dropped: %s", received.source, error)
             actions = [Drop("malformed")]
-        return self._count(now, envelope, received, actions)
+        actions = self._count(now, envelope, received, actions)
+        return actions if not isinstance(message, Update) else actions + self._credit(received)
 
-    def _handle(self, now: int, envelope: Envelope, message: object, received: Received) -> list[Action]:
+    def _credit(self, received: Received) -> list[Action]:
+        """In lumps, tell a peer how much of its data has been taken in: so much more may be on its way."""
+        peer = received.source
+        if peer not in self._protocol.peers:
+            return []
+        self._taken[peer] += received.wire_bytes
+        if self._taken[peer] < CREDIT_BYTES:
+            return []
+        return [Tell(peer, Credit(self._taken.pop(peer)))]
+
+    def _handle(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         if not isinstance(message, Update):
-            return self._protocol.receive(now, envelope.src, envelope.src_incarnation, message)  # type: ignore[arg-type]
+            return self._protocol.receive(now, envelope.src, envelope.src_incarnation, message)
         reason = self._protocol.accepts(envelope.src, Key(message.block, message.block_incarnation))
         if reason is not None:
             return [Drop(reason)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,20 +12,21 @@ from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
 from peers.actions import Publish
 from peers.blocks import BlockKey
-from peers.config import RadioConfig
 from transport.accounting import Accounts
 from transport.codec import encode, payload_bytes
 from transport.links import Links
 from transport.messages import Bye, Envelope, Message, Update, pack, stamp, wire_bytes
-from transport.shaper import Outgoing, Shaper
+from transport.shaper import Departure, Outgoing, Shaper
 from transport.token_bucket import Quota
 
 if TYPE_CHECKING:
+    from peers.device import DeviceSpec
     from peers.learner import Learner
 
 FRAME_BYTES = 1 << 16  # payload of one message; the bucket's depth is two of them
 HEADER_BYTES = 256  # upper bound of an update's header and framing, for planning: ids of <= 64 characters
 CURVE_BYTES = 80  # so much more where messages are encrypted
+WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +39,76 @@ class Outbox:
     """The sending side of one device."""
 
     def __init__(
-        self,
-        device: str,
-        radio: RadioConfig,
-        learner: Learner,
-        links: Links,
-        accounts: Accounts,
-        now_ns: int,
-        curve: bool = False,  # whether the links encrypt, which the shaper has to pay for
+        self, spec: DeviceSpec, learner: Learner, links: Links, accounts: Accounts, now_ns: int
     ) -> None:
-        self.device, self._radio, self._curve = device, radio, curve
-        self._header_bytes = HEADER_BYTES + curve * CURVE_BYTES
+        radio = spec.config.radio
+        self.device, self._radio, self._channel = spec.id, radio, spec.channel
+        self._curve = spec.keys is not None
+        self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES
         self._learner, self._links, self._accounts = learner, links, accounts
         self.quota = Quota(radio.budget_bytes, radio.control_share)
-        self._shaper = Shaper(radio.rate_Bps, FRAME_BYTES + self._header_bytes, self.quota, now_ns)
-        self._wake = asyncio.Event()
-        self._seq = 0
-        self._idle = asyncio.Event()
+        frame_bytes, seed = FRAME_BYTES + self._header_bytes, (spec.config.seed, spec.id)
+        self._shaper = Shaper(radio.rate_Bps, frame_bytes, self.quota, now_ns, seed=seed)
+        self._address: dict[str, str] = {}
+        self._seq: Counter[str] = Counter()  # by address: a peer may be known under an alias first
+        self._in_flight: Counter[str] = Counter()
         self._encoded: dict[Part, tuple[int, _Payload]] = {}
+        self._round = -1
+        self._live: tuple[str, ...] = (spec.id,)
+        self.on_sent: Callable[[str, int], None] = lambda address, arrive_ns: None
 
+    # -- links -----------------------------------------------------------------------------------------
+    def connect(self, peer: str, address: str, now_ns: int) -> None:
+        self._links.connect(peer, address)
+        self._address[peer] = address
+        self._shape(peer, now_ns)
+        self._set_in_flight(peer, 0)
+
+    def disconnect(self, peer: str) -> None:
+        """A link that is given up: what is queued for it is not sent."""
+        self._remove(lambda item: item.peer == peer, "gone")
+        self._links.disconnect(peer)
+        self._address.pop(peer, None)
+        self._set_in_flight(peer, 0)
+
+    def credit(self, peer: str, size: int | None = None) -> None:
+        """The peer has taken so many bytes of data in (None: all): as many more may be on their way to it."""
+        if peer in self._address:
+            left = 0 if size is None else max(0, self._in_flight[peer] - size)
+            self._set_in_flight(peer, left)
+
+    def _set_in_flight(self, peer: str, size: int) -> None:
+        self._in_flight[peer] = size
+        self._shaper.hold(peer, size >= WINDOW_BYTES)
+
+    # -- what is to be sent ----------------------------------------------------------------------------
     def part_bytes(self, group: str) -> int:
         """What one (block, group) matrix costs on the wire, at most."""
         layout = self._learner.layout
         size = payload_bytes(self._radio.codec, layout.rows(group), layout.rank(group))
         return size + self._header_bytes * -(-size // FRAME_BYTES)
 
-    def start_round(self) -> None:
-        """A new quota. What the last one left in the queue goes on under this one, unless it is replaced."""
+    def start_round(self, round_: int, live: Iterable[str], now_ns: int) -> None:
+        """A new quota, and links as the channel makes them in this round, in which all who are live transmit.
+
+        What the last round left in the queue goes on under this one, unless it is replaced.
+        """
         self.quota.start_round()
-        self._wake.set()
+        self._round, self._live = round_, tuple(sorted({*live, self.device}))
+        for peer in self._address:
+            self._shape(peer, now_ns)
+
+    def _shape(self, peer: str, now_ns: int) -> None:
+        link = self._channel.link(max(self._round, 0), self.device, peer, self._live)
+        self._shaper.set_link(
+            peer,
+            link.rate_Bps,
+            link.latency_ns,
+            link.jitter_ns,
+            link.loss,
+            link.outage,
+            now_ns=now_ns,
+        )
 
     def data_budget(self) -> int:
         return self.quota.data_left()
@@ -76,7 +117,6 @@ class Outbox:
         """Send a control message at once."""
         frames = pack(Envelope(self.device, incarnation), message)
         self._shaper.control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
-        self._wake.set()
 
     def encode(self, action: Publish) -> dict[Part, _Payload]:
         """The matrices of a round as bytes, encoded once for all neighbours. Runs in the learner's thread."""
@@ -116,43 +156,39 @@ class Outbox:
         self._remove(lambda item: isinstance(item.key, Part) and item.key.block == block, reason)
         self._encoded = {part: e for part, e in self._encoded.items() if part.block != block}
 
-    def forget(self, peer: str) -> None:
-        """A link that is given up: what is queued for it is not sent."""
-        self._remove(lambda item: item.peer == peer, "gone")
+    # -- what leaves -----------------------------------------------------------------------------------
+    def next_ns(self, now_ns: int) -> int | None:
+        """When something can leave; None: nothing before there is a new message, round or credit."""
+        return self._shaper.next_ns(now_ns)
 
-    async def pace(self, now: Callable[[], int]) -> None:
-        """Send what may leave, when it may; for ever."""
-        while True:
-            self._wake.clear()
-            for item in self._shaper.pop(now()):
-                self._send(item, now())
-            if not self._shaper.pending_bytes():
-                self._idle.set()
-            due = self._shaper.next_ns(now())
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if due is None else max(0, due - now()) / 1e9)
-            except TimeoutError:
-                continue
+    def send_due(self, now_ns: int) -> None:
+        """Send what may leave now."""
+        for item in self._shaper.pop(now_ns):
+            self._send(item, now_ns)
 
-    async def drained(self, timeout_s: float) -> None:
-        """Until nothing is queued, or for `timeout_s`."""
-        self._idle.clear()
-        self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+    def abandon(self, reason: str) -> None:
+        """The device ends: what is still queued is not sent."""
+        self._remove(lambda item: True, reason)
 
-    def _send(self, item: Outgoing, now_ns: int) -> None:
-        self._seq += 1
-        frames = [stamp(item.frames[0], self._seq, now_ns, now_ns), *item.frames[1:]]
-        account = self._accounts.link(item.peer)
-        if self._links.send(item.peer, frames):
-            account.sent(item.cause, item.wire_bytes, item.payload_bytes, len(frames[0]))
-        else:
+    def _send(self, item: Departure, now_ns: int) -> None:
+        account, header = self._accounts.link(item.peer), item.frames[0]
+        if item.lost:  # it has been on the air all the same
+            account.sent(item.cause, item.wire_bytes, item.payload_bytes, len(header))
+            account.lost(item.wire_bytes)
+            return
+        address = self._address.get(item.peer, "")
+        frames = [stamp(header, self._seq[address] + 1, now_ns, item.arrive_ns), *item.frames[1:]]
+        if not self._links.send(item.peer, frames):
             account.abandoned("no_link", item.wire_bytes)
+            return
+        self._seq[address] += 1
+        account.sent(item.cause, item.wire_bytes, item.payload_bytes, len(header))
+        if item.cause != "control":
+            self._set_in_flight(item.peer, self._in_flight[item.peer] + item.wire_bytes)
+        self.on_sent(address, item.arrive_ns)
 
     def _last(self, peer: str, frames: list[bytes | memoryview]) -> None:
         self._shaper.data(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
-        self._wake.set()
 
     def _remove(self, doomed: Callable[[Outgoing], bool], reason: str) -> None:
         def counted(item: Outgoing) -> bool:

@@ -78,6 +78,7 @@ class LinkAccount:
         self.dropped_messages: Counter[str] = Counter()
         self.dropped_bytes: Counter[str] = Counter()
         self.abandoned_bytes: Counter[str] = Counter()
+        self.lost_bytes = 0  # of the sent bytes: what the emulated channel lost
         self.latency = LatencyHistogram()
 
     def sent(self, cause: str, wire_bytes: int, payload_bytes: int, header_bytes: int | None = None) -> None:
@@ -98,6 +99,7 @@ class LinkAccount:
             self.header_bytes += other.header_bytes
         self.sent_by_cause.update(other.sent_by_cause)
         self.abandoned_bytes.update(other.abandoned_bytes)
+        self.lost_bytes += other.lost_bytes
 
     def received(self, wire_bytes: int, latency_ns: int | None) -> None:
         """A message that was taken in. `latency_ns`: arrival less departure; None: it has none."""
@@ -110,6 +112,10 @@ class LinkAccount:
         """A message that arrived and was refused (malformed, stale, late, duplicate, loss, ...)."""
         self.dropped_messages[reason] += 1
         self.dropped_bytes[reason] += wire_bytes
+
+    def lost(self, wire_bytes: int) -> None:
+        """Of what was sent: a message that the emulated channel loses."""
+        self.lost_bytes += wire_bytes
 
     def abandoned(self, reason: str, wire_bytes: int) -> None:
         """Bytes that never reached a link: taken back from the queue (purged, ...) or refused (no_route)."""
@@ -133,6 +139,7 @@ class LinkAccount:
             "dropped_messages": dict(self.dropped_messages),
             "dropped_bytes": dict(self.dropped_bytes),
             "abandoned_bytes": dict(self.abandoned_bytes),
+            "lost_bytes": self.lost_bytes,
             "latency_s": self.latency.quantiles_s(),
         }
 
@@ -160,9 +167,10 @@ class Accounts:
 
 
 def open_bytes(sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> int:
-    """Bytes of one direction that are in neither of the receiver's books: in flight, or lost with an end.
+    """Bytes of one direction that are in nobody's books as arrived or lost: in flight, or gone with an end.
 
     `sender`: the sending end's `to_dict()` for that peer; `receiver`: the other end's. 0 on a quiet link
     between live devices; it is a check of the books, never a source of one of them.
     """
-    return int(sender["sent_bytes"] - receiver["received_bytes"] - sum(receiver["dropped_bytes"].values()))
+    arrived = receiver["received_bytes"] + sum(receiver["dropped_bytes"].values())
+    return int(sender["sent_bytes"] - sender["lost_bytes"] - arrived)

@@ -140,9 +140,10 @@ class _Fate:
 class _Link:
     """One peer: its data queue, its bucket and line where it has a rate of its own."""
 
-    def __init__(self, seed: int, peer: str) -> None:
+    def __init__(self, seed: object, peer: str) -> None:
         self.queue: deque[Outgoing] = deque()
         self.settings = LinkSettings()
+        self.held = False
         self.bucket: TokenBucket | None = None
         self.line: _Line | None = None
         self.fates = {urgent: _Fate(philox(seed, peer, urgent)) for urgent in (False, True)}
@@ -165,7 +166,7 @@ class Shaper:
     """Queues, buckets, a quota and the fate of each message. `seed`: of jitter and loss (run and device)."""
 
     def __init__(
-        self, rate_Bps: int, frame_bytes: int, quota: Quota, now_ns: int = 0, *, seed: int = 0
+        self, rate_Bps: int, frame_bytes: int, quota: Quota, now_ns: int = 0, *, seed: object = 0
     ) -> None:
         self.quota = quota
         self.queued, self.sent, self.lost = Counts(), Counts(), Counts()
@@ -194,6 +195,10 @@ class Shaper:
         """
         settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage)
         self._link(peer).set(settings, self._depth, self._time(now_ns))
+
+    def hold(self, peer: str, held: bool) -> None:
+        """Whether data to a peer has to wait, for instance for credit."""
+        self._link(peer).held = held
 
     # -- in --------------------------------------------------------------------------------------------
     def enqueue(self, item: Outgoing) -> None:
@@ -336,7 +341,9 @@ class Shaper:
 
 def _allowed(link: _Link, data_left: int) -> bool:
     head = link.queue[0]
-    return not link.settings.outage and (head.cause == "control" or head.wire_bytes <= data_left)
+    return not (link.settings.outage or link.held) and (
+        head.cause == "control" or head.wire_bytes <= data_left
+    )
 
 
 def _drain(queue: deque[Outgoing]) -> Iterator[Outgoing]:

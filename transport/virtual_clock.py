@@ -16,6 +16,7 @@ from transport.windows import STARTED, Grant, Windows
 
 WARN_S = 30.0  # real seconds: how often a device that waits for another says so
 ROOM_S = 5.0
+LAST_WORD_S = 1.0  # what a device that ends has said may be read after its link is seen to break
 log = logging.getLogger("unweft")
 
 
@@ -69,12 +70,14 @@ class VirtualClock:
         self._news.set()
 
     def broken(self, link: str) -> None:
-        """A link has broken. If it is one of the clock's, its device has died, at no time in particular."""
-        if link[:1] == "~" and link[1:] in self._windows.others:
-            log.warning(
-                "%s: %s died outside virtual time: this run cannot be repeated", self.device, link[1:]
-            )
-            self._windows.lost(link[1:])
+        """A link has broken. If it is one of the clock's and no last word comes, its device has died."""
+        if link[:1] == "~":
+            asyncio.get_running_loop().call_later(LAST_WORD_S, self._mourn, link[1:])
+
+    def _mourn(self, device: str) -> None:
+        if self._windows.expects(device):
+            log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
+            self._windows.lost(device)
             self._news.set()
 
     # -- windows ---------------------------------------------------------------------------------------

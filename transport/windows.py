@@ -81,6 +81,10 @@ class Windows:
     def heard(self, source: str, window: Window) -> None:
         self._heard.setdefault(source, {})[window.index] = window
 
+    def expects(self, source: str) -> bool:
+        """Whether another announcement of a device has to come."""
+        return source in self._live and not any(w.last for w in self._heard.get(source, {}).values())
+
     def lost(self, source: str) -> None:
         """A device has died without a last announcement: nobody waits for it any more."""
         self._live.discard(source)

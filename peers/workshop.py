@@ -1,0 +1,101 @@
+"""The learner's thread, first in, first out: what is decided in order happens in order, beside the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from coordinator_free.membership import Key
+from coordinator_free.mixing import Mix, Part
+from peers import actions as do
+from peers.blocks import BlockKey
+from peers.learner import Learner, Receipt, TrainResult
+from peers.recorder import Recorder
+
+Result = TypeVar("Result")
+Trained = tuple[TrainResult, set[Part]]  # and the copies that mixing has moved since the last training
+
+
+class Workshop:
+    """Everything that touches the model. Each method queues work and returns its future."""
+
+    def __init__(self, learner: Learner, recorder: Recorder, failed: Callable[[BaseException], None]) -> None:
+        self._learner, self._recorder, self._failed = learner, recorder, failed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._changed: set[Part] = set()
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Queue any work. `failed` is told, in the thread, what it raises."""
+        future = self._thread.submit(work)
+        future.add_done_callback(self._check)
+        return future
+
+    def train(self, action: do.Train) -> Future[Trained]:
+        return self.submit(partial(self._train, action))
+
+    def mix(self, mixes: tuple[Mix, ...]) -> Future[None]:
+        return self.submit(partial(self._mix, mixes))
+
+    def add_block(self, action: do.AddBlock) -> Future[None]:
+        return self.submit(partial(self._learner.add_block, BlockKey(*action.key), action.slot))
+
+    def own_block(self, action: do.OwnBlock) -> Future[None]:
+        carry = None if action.carry is None else BlockKey(*action.carry)
+        return self.submit(partial(self._learner.set_own, BlockKey(*action.key), action.slot, carry))
+
+    def drop_block(self, key: Key) -> Future[Receipt | None]:
+        """None: it was not held."""
+        return self.submit(partial(self._drop, key))
+
+    def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
+        """For the harness. At an event local steps may be under way: it shows the last mixed state."""
+        name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
+        meta = {"device": device, "round": str(action.round), "tag": action.tag}
+        meta["incarnation"] = str(incarnation)
+        path = self._recorder.folder / "snapshots" / name
+        return self.submit(partial(self._learner.snapshot, path, meta, ":" in action.tag))
+
+    def export(self, path: Path) -> Future[str]:
+        return self.submit(partial(self._learner.export, path))
+
+    def record(self, metrics: dict[str, object]) -> Future[None]:
+        """A line of metrics.jsonl with the norms as they are when all that was queued before is done."""
+        return self.submit(lambda: self._recorder.metrics({**metrics, "norms": self._learner.norms()}))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self, future: Future[Result]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._failed(error)
+
+    def _train(self, action: do.Train) -> Trained:
+        changed, self._changed = self._changed, set()
+        result = self._learner.train(action.round, action.steps, action.rehearse)
+        if action.damping != 1.0:
+            self._learner.scale_own_move(action.damping)
+        return result, changed
+
+    def _mix(self, mixes: tuple[Mix, ...]) -> None:
+        """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
+        for mix in mixes:
+            key = BlockKey(*mix.part.block)
+            if not self._learner.has(key):
+                continue
+            own = self._learner.read(key, mix.part.group)
+            mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
+            for weight, values in mix.terms:
+                if values is not None:
+                    mixed += weight * values
+            if not mixed.equal(own):
+                self._learner.write(key, mix.part.group, mixed)
+                self._changed.add(mix.part)
+
+    def _drop(self, key: Key) -> Receipt | None:
+        self._changed = {part for part in self._changed if part.block != key}
+        block = BlockKey(*key)
+        return self._learner.delete_block(block) if self._learner.has(block) else None
