@@ -1,14 +1,16 @@
 """Typed messages: a fixed prefix, a small msgpack header, and raw tensor bytes in a frame of their own.
 
-The prefix names the kind before anything is unpacked, so that each kind's cap in bytes is checked first;
-types and ranges of all fields follow (fields.py). Whatever is wrong is a WireError, never another
-exception; and what would be refused there is a ValueError when it is packed here. Pickle is never used.
+The prefix names the kind before anything is unpacked, so that each kind's cap in bytes is checked first; the
+header's checksum follows (it finds what a fault has altered, also in the clear; it stops no forger, keys do),
+then types and ranges of all fields (fields.py). Whatever is wrong is a WireError, never another exception;
+and what would be refused there is a ValueError when it is packed here. Pickle is never used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,9 +36,10 @@ from transport.fields import (
     whole,
 )
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
+CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
 NEVER_NS = 1 << 62  # a time that does not come
@@ -235,7 +238,7 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
             raise ValueError(f"{kind.name}.{label} is out of range: {value!r:.200}")
         body.append(field.dump(value) if field.dump else value)
     prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
-    frames: list[Buffer] = [prefix + msgpack.packb(body)]
+    frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
     if payload is not None:
         frames.append(payload)
     try:
@@ -248,7 +251,13 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
 def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:
     """The same header with its sequence number and times, known only when the message leaves."""
     magic, version, code, *_ = PREFIX.unpack_from(header)
-    return PREFIX.pack(magic, version, code, seq, depart_ns, arrive_ns) + bytes(header[PREFIX.size :])
+    prefix = PREFIX.pack(magic, version, code, seq, depart_ns, arrive_ns)
+    return seal(prefix + bytes(header[PREFIX.size : -CHECKSUM.size]))
+
+
+def seal(header: bytes) -> bytes:
+    """A prefix and its body with their checksum: the first frame of a message."""
+    return header + CHECKSUM.pack(zlib.crc32(header))
 
 
 def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
@@ -256,7 +265,7 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
     if not 1 <= len(frames) <= 2:
         raise WireError(f"{len(frames)} frames")
     header = memoryview(frames[0])
-    if len(header) < PREFIX.size:
+    if len(header) < PREFIX.size + CHECKSUM.size:
         raise WireError("shorter than a prefix")
     magic, version, code, seq, depart_ns, arrive_ns = PREFIX.unpack_from(header)
     if magic != MAGIC:
@@ -267,6 +276,9 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
     if kind is None:
         raise WireError(f"unknown kind {code}")
     _check_frames(frames, kind)
+    header, checksum = header[: -CHECKSUM.size], header[-CHECKSUM.size :]
+    if CHECKSUM.pack(zlib.crc32(header)) != checksum:
+        raise WireError("a header whose checksum does not match")
     src, incarnation, *fields = _body(header[PREFIX.size :], kind)
     if not (name(src) and _INCARNATION(incarnation) and min(seq, depart_ns, arrive_ns) >= 0):
         raise WireError("no proper sender")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from transport.errors import WireError
 from transport.messages import (
+    CHECKSUM,
     MAX_ITEMS,
     MAX_PAYLOAD,
     PREFIX,
@@ -31,6 +32,7 @@ from transport.messages import (
     Update,
     Window,
     pack,
+    seal,
     stamp,
     unpack,
     wire_bytes,
@@ -69,7 +71,7 @@ def frames(message) -> list:
 
 
 def hostile(kind: str, body: bytes) -> list[bytes]:
-    return [PREFIX.pack(b"uw", VERSION, KINDS[kind], 0, 0, 0) + body]
+    return [seal(PREFIX.pack(b"uw", VERSION, KINDS[kind], 0, 0, 0) + body)]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -145,8 +147,8 @@ def raw(kind: str, *fields, src="d1", incarnation=0) -> list[bytes]:
         [b""],
         [b"uw"],
         [b"xx" + frames(Ping(1, True))[0][2:]],
-        [b"uw\x02" + frames(Ping(1, True))[0][3:]],
-        [b"uw\x01\x63" + frames(Ping(1, True))[0][4:]],
+        [b"uw\x63" + frames(Ping(1, True))[0][3:]],
+        [b"uw" + bytes([VERSION]) + b"\x63" + frames(Ping(1, True))[0][4:]],
         [frames(Ping(1, True))[0][:-1]],
         [frames(Ping(1, True))[0] + b"\x00"],
         [*frames(Ping(1, True)), b"payload"],
@@ -198,7 +200,7 @@ def only_wire_errors(candidate: list) -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.integers(0, 11), st.binary(max_size=300), st.none() | st.binary(max_size=20))
 def test_random_bytes_behind_a_valid_prefix(kind, body, payload) -> None:
-    header = PREFIX.pack(b"uw", VERSION, kind, 0, 0, 0) + body
+    header = seal(PREFIX.pack(b"uw", VERSION, kind, 0, 0, 0) + body)
     only_wire_errors([header] if payload is None else [header, payload])
 
 
@@ -213,6 +215,17 @@ def test_random_bytes_and_mutated_messages() -> None:
             at = draw.randrange(len(mutated))
             mutated[at : at + draw.choice((0, 1, 1, 1, 2))] = draw.randbytes(draw.choice((0, 1, 1, 1, 3)))
         only_wire_errors([bytes(mutated), *rest])
+        only_wire_errors([seal(bytes(mutated[: -CHECKSUM.size])), *rest])  # what a forger would send
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(MESSAGES), st.data())
+def test_no_altered_byte_of_a_header_gets_through(message, data) -> None:
+    header, *rest = frames(message)
+    at = data.draw(st.integers(0, len(header) - 1))
+    altered = bytes([header[at] ^ data.draw(st.integers(1, 255))])
+    with pytest.raises(WireError):
+        unpack([header[:at] + altered + header[at + 1 :], *rest])
 
 
 MAPS = b"\x81\xa1k\xdc\x00\x3d" + (b"\xdc\x01\x00" + b"\x80" * 256) * 60  # and then a NaN
