@@ -1,4 +1,4 @@
-"""Random numbers that depend on their names alone: the same on every machine, whatever the order of asking."""
+"""Random numbers that depend on their names alone: the same everywhere, in whatever order they are asked."""
 
 from __future__ import annotations
 

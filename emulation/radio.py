@@ -119,4 +119,4 @@ def _linear(decibel: float) -> float:
 
 
 def _tau_max_s(config: DeviceConfig) -> float:
-    return config.round.deadline_s if config.radio.tau_max_s is None else config.radio.tau_max_s
+    return config.radio.tau_max_s or max(1e-3, config.round.deadline_s)

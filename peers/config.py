@@ -92,9 +92,9 @@ class RoundConfig(Section):
 class WirelessConfig(Section):
     """kind = "wireless": where devices are and how radio waves reach each other (docs/radio.md)."""
 
-    area_m: Annotated[float, Field(ge=1)] = 100.0  # side of the square; path loss is published up to 150 m
+    area_m: Annotated[float, Field(ge=1, le=1e6)] = 100.0  # side of the square; path loss holds up to 150 m
     positions: dict[str, Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]] = {}  # x, y in m
-    carrier_GHz: Annotated[float, Field(ge=0.5, le=100)] = 2.0  # TR 36.843 A.2.1: device-to-device
+    carrier_GHz: Annotated[float, Field(ge=0.5, le=100)] = 2.0  # TR 36.843 annex A.2.1: device-to-device
     exponent: Annotated[float, Field(ge=1, le=10)] = 3.19  # n; TR 38.901 table 7.4.1-1, InH office NLOS
     shadowing_dB: Annotated[float, Field(ge=0, le=30)] = 8.29  # standard deviation; same line of the table
     fading: bool = True  # Rayleigh: power gain exponential with mean 1, each round anew
@@ -110,7 +110,7 @@ class MobilityConfig(Section):
     """kind = "wireless": how devices move between rounds (docs/radio.md)."""
 
     kind: Literal["none", "random-waypoint"] = "none"
-    speed_mps: Annotated[float, Field(gt=0, le=100)] = 0.83  # 3 km/h: TR 38.901 table 7.2-2
+    speed_mps: Annotated[float, Field(gt=0, le=50)] = 0.83  # 3 km/h: TR 38.901 table 7.2-2
     round_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # how long a round counts, however long it takes
 
 
@@ -123,13 +123,11 @@ class RadioConfig(Section):
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp16"
     beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes that a second on the air costs
     kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps
-    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = (
-        0.005  # one way; TR 25.913 6.2.2: LTE's aim
-    )
+    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = 0.005  # one way; TR 25.913: LTE's aim
     jitter_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # added to the latency: uniform in [0, jitter_s]
     loss: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability per message
-    outage_bytes: Annotated[int, Field(ge=1)] = 1 << 16  # b in b/R > tau_max, outage; one full frame
-    tau_max_s: Annotated[float, Field(gt=0)] | None = None  # None: round.deadline_s, later mixes nothing
+    outage_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 1 << 16  # b in b/R > tau_max: one full frame
+    tau_max_s: Annotated[float, Field(ge=1e-3)] | None = None  # None: round.deadline_s, later mixes nothing
     trace: str | None = None  # kind = "trace": CSV of round,src,dst,rate_Bps[,latency_s,loss]
     wireless: WirelessConfig = WirelessConfig()
     mobility: MobilityConfig = MobilityConfig()

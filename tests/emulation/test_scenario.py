@@ -95,7 +95,7 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("model.device=tpu", ["model.device: 'tpu'", "auto|cpu"]),
         ("topology.kind=star", ["topology.kind: 'star'", "full, random-geometric, ring"]),
         ("correction.policy=dominant", ["correction.policy: 'dominant'", "uniform"]),
-        ("clock=virtual", ["clock: 'virtual'", "real"]),
+        ("clock=sidereal", ["clock: 'sidereal'", "'real' or 'virtual'"]),
         ("plugins=['no_such_lab']", ["plugins: 'no_such_lab'"]),
         ("what", ["--set what", "a.b=value"]),
     ],
@@ -136,6 +136,72 @@ def test_the_last_device_must_stay(file: Path) -> None:
 
 def test_newest_refuses_leak(file: Path) -> None:
     assert "one writer" in refusal(file, "mixing.mode=newest", "isolation.leak=0.5")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("radio.kind=radio", ["radio.kind: 'radio'", "'fixed', 'wireless' or 'trace'"]),
+        ("radio.latency_s=0", ["radio.latency_s: 0", "greater than or equal to 0.000001"]),
+        ("radio.loss=2", ["radio.loss: 2", "less than or equal to 1"]),
+        ("radio.beta_Bps=-1", ["radio.beta_Bps: -1", "greater than or equal to 0"]),
+        ("radio.wireless.area_km=1", ["radio.wireless.area_km: unknown key", "did you mean area_m?"]),
+        ("radio.wireless.interference=2", ["radio.wireless.interference: 2", "less than or equal to 1"]),
+        ("radio.wireless.positions.d0=3", ["radio.wireless.positions.d0: 3", "a list"]),
+        ("radio.wireless.positions.d0=[1]", ["radio.wireless.positions.d0: [1]", "at least 2 items"]),
+        (
+            "radio.wireless.positions.d0=[1,2,3]",
+            ["radio.wireless.positions.d0: [1, 2, 3]", "at most 2 items"],
+        ),
+        ("radio.wireless.positions.d0=['x', 1]", ["radio.wireless.positions.d0.0: 'x'", "a valid number"]),
+        (
+            "radio.wireless.positions.d8=[1, 2]",
+            ["radio.wireless.positions.d8: is no device", "d0, d1, d2, d7"],
+        ),
+        ("radio.wireless.positions.d7=[1, 101]", ["radio.wireless.positions.d7: [1.0, 101.0]", "0 to 100.0"]),
+        ("radio.mobility.kind=jumping", ["radio.mobility.kind: 'jumping'", "'none' or 'random-waypoint'"]),
+        ("radio.mobility.speed_mps=-1", ["radio.mobility.speed_mps: -1", "greater than 0"]),
+        ("radio.trace=t.csv", ["radio.trace: has no meaning with radio.kind = 'wireless'", "with 'trace'"]),
+    ],
+)
+def test_bad_radio(file: Path, override: str, words: list[str]) -> None:
+    message = refusal(file, "radio.kind=wireless", override)
+    assert all(word in message for word in words), message
+
+
+def test_tables_of_another_kind_of_radio(file: Path) -> None:
+    for override, table in (("wireless.area_m=9", "wireless"), ("mobility.speed_mps=9", "mobility")):
+        message = refusal(file, f"radio.{override}")
+        assert f"radio.{table}: has no meaning with radio.kind = 'fixed'; allowed: with 'wireless'" in message
+
+
+def test_traces_that_cannot_be_replayed(file: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    given = ["radio.kind=trace", f"radio.trace={trace}"]
+    assert "radio.trace: is missing" in refusal(file, given[0])
+    assert f"--set: radio.trace: {trace}: cannot be read (No such file" in refusal(file, *given)
+    trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,fast\n")
+    assert f"{trace}: line 2: rate_Bps: 'fast'" in refusal(file, *given)
+    trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,9\n0,d2,d0,9\n")
+    assert f"{trace}: no line is of d7" in refusal(file, *given)
+
+
+def test_dump_makes_the_trace_absolute(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.csv").write_text("round,src,dst,rate_Bps\n0,d0,d1,9\n0,d2,d7,9\n")
+    scenario = load(file, ["radio.kind=trace", "radio.trace=here.csv"])
+    again = tmp_path / "again.toml"
+    again.write_text(dump(scenario))
+    monkeypatch.chdir("/")
+    radio = scenario.radio.model_copy(update={"trace": str(tmp_path / "here.csv")})
+    assert load(again) == scenario.model_copy(update={"radio": radio})
+
+
+def test_dump_keeps_a_wireless_radio(file: Path, tmp_path: Path) -> None:
+    scenario = load(file, ["radio.kind=wireless", "radio.wireless.positions.d0=[1, 2]"])
+    again = tmp_path / "again.toml"
+    again.write_text(dump(scenario))
+    assert load(again) == scenario
 
 
 def test_names_the_place(file: Path) -> None:
