@@ -84,7 +84,8 @@ class Driver:
             identity.sign,
             verify,
         )
-        self.inbox = Inbox(self.protocol, learner, self.accounts)
+        curve = spec.keys is not None
+        self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve)
         self._perform: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: self._on_connect,
             do.Disconnect: self._on_disconnect,
@@ -194,20 +195,20 @@ class Driver:
                 continue
             envelope, message = opened
             if isinstance(message, Window):
-                self._on_window(envelope, message, received.wire_bytes)
+                self._on_window(envelope, message, received)
                 continue
             if self.virtual is not None:
                 self.virtual.received(envelope.src, envelope.seq)
             elif envelope.arrive_ns > self.clock.now() + MAX_FLIGHT_NS:
-                self.accounts.link(envelope.src).dropped("malformed", received.wire_bytes)
+                self.inbox.refuse(received, "malformed", "it says that it arrives in a far future")
                 continue
             event = partial(self._take, envelope=envelope, message=message, received=received)
             self.agenda.add(envelope.arrive_ns, Kind.MESSAGE, event, envelope.src, envelope.seq)
             self.clock.poke()
 
-    def _on_window(self, envelope: Envelope, window: Window, size: int) -> None:
+    def _on_window(self, envelope: Envelope, window: Window, received: Received) -> None:
         if self.virtual is None:
-            self.accounts.link(envelope.src).dropped("unexpected", size)
+            self.inbox.refuse(received, "unexpected", "there is no virtual clock here")
         else:
             self.virtual.heard(envelope.src, window)
 

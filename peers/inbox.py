@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,23 +11,34 @@ from transport.accounting import Accounts
 from transport.codec import decode, payload_bytes
 from transport.errors import WireError
 from transport.links import Received
-from transport.messages import Credit, Envelope, Message, Update, unpack
+from transport.messages import Credit, Envelope, Message, Update, Window, unpack
 from transport.parts import Reassembler
+from transport.replay import ReplayGuard
+from transport.security_events import note
 
 if TYPE_CHECKING:
     from peers.learner import Learner
     from peers.protocol import DeviceProtocol
 
 CREDIT_BYTES = 2 << 20  # a quarter of the outbox's window
-log = logging.getLogger("unweft")
 
 
 class Inbox:
-    """Turns what a socket received into the protocol's actions and keeps the receiving side's accounts."""
+    """Turns what a socket received into the protocol's actions and keeps the receiving side's accounts.
 
-    def __init__(self, protocol: DeviceProtocol, learner: Learner, accounts: Accounts) -> None:
-        self._protocol = protocol
-        self._accounts = accounts
+    `events`: what was refused for what it is, by kind. `curve`: whether the links are authenticated already.
+    """
+
+    def __init__(
+        self,
+        protocol: DeviceProtocol,
+        learner: Learner,
+        accounts: Accounts,
+        events: Counter[str],
+        curve: bool,
+    ) -> None:
+        self._protocol, self._accounts, self._events = protocol, accounts, events
+        self._replays = None if curve else ReplayGuard()
         self._rows = {group: learner.layout.rows(group) for group in learner.groups}
         self._ranks = {group: learner.layout.rank(group) for group in learner.groups}
         self._taken: Counter[str] = Counter()  # bytes of data by peer since the last credit
@@ -44,23 +54,39 @@ class Inbox:
         self._parts.drop(block.device, block.incarnation)
 
     def open(self, received: Received) -> tuple[Envelope, Message] | None:
-        """The message in what a socket received; None for a bad one, which costs a counter and a log line."""
+        """The message in what a socket received; None for a bad one, which is only counted."""
         try:
             envelope, message = unpack(received.frames)
             if envelope.src != received.source:
                 raise WireError(f"it names {envelope.src!r} as its sender")
         except WireError as error:
-            log.warning("malformed message from %r dropped: %s", received.source, error)
-            self._accounts.link(received.source).dropped("malformed", received.wire_bytes)
+            self.refuse(received, "malformed", str(error))
+            return None
+        if self._is_replay(envelope):
+            self.refuse(received, "replayed", f"it has been here: a {envelope.kind}, number {envelope.seq}")
             return None
         return envelope, message
+
+    def _is_replay(self, envelope: Envelope) -> bool:
+        """The virtual clock's own messages have no number: their window's index orders them."""
+        if self._replays is None or envelope.kind == Window.__name__:
+            return False
+        return not self._replays.fresh(envelope.src, envelope.seq)
+
+    def refuse(self, received: Received, kind: str, why: str) -> None:
+        """Drop a message that no honest device sends: a counter, and now and then a line in the log."""
+        self._note(received, kind, why)
+        self._accounts.link(received.source).dropped(kind, received.wire_bytes)
+
+    def _note(self, received: Received, kind: str, why: str) -> None:
+        note(self._events, kind, f"message from {received.source!r} dropped: {why}")
 
     def take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         """A message that has arrived; what it leads to."""
         try:
             actions = self._handle(now, envelope, message, received)
         except WireError as error:
-            log.warning("bad payload from %r dropped: %s", received.source, error)
+            self._note(received, "malformed", str(error))
             actions = [Drop("malformed")]
         actions = self._count(now, envelope, received, actions)
         return actions if not isinstance(message, Update) else actions + self._credit(received)

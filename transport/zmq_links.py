@@ -26,6 +26,7 @@ from zmq.utils.monitor import parse_monitor_message
 from transport.keys import NetworkKeys
 from transport.links import DropHook, Received
 from transport.messages import Buffer, wire_bytes
+from transport.security_events import note
 from transport.zap import DOMAIN, ENDPOINT, Doorkeeper
 from transport.zmq_dealer import FAILURES, Context, Dealer, Limits, configure
 from transport.zmq_watch import Socket, Waiter, Watch
@@ -278,11 +279,7 @@ class ZmqLinks:
         self._note(f"link_{kind}", f"the handshake with {address} failed")
 
     def _note(self, kind: str, what: str) -> None:
-        """Count all; log the 1st, 2nd, 4th, 8th, ... of a kind, so that no attacker fills the disk."""
-        self.security_events[kind] += 1
-        count = self.security_events[kind]
-        if count & (count - 1) == 0:
-            log.warning("%s: %s (%s, %d so far)", self.device, what, kind, count)
+        note(self.security_events, kind, f"{self.device}: {what}")
 
     def _unsent(self, peer: str, lost: int) -> int:
         if lost:

@@ -1,0 +1,16 @@
+"""Attempts that were refused: handshakes, ids that are not bound, malformed or replayed messages."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+log = logging.getLogger("unweft")
+
+
+def note(events: Counter[str], kind: str, what: str) -> None:
+    """Count all; log the 1st, 2nd, 4th, 8th, ... of a kind, so that no attacker fills the disk."""
+    events[kind] += 1
+    count = events[kind]
+    if count & (count - 1) == 0:
+        log.warning("%s (%s, %d so far)", what, kind, count)
