@@ -113,7 +113,8 @@ class Judge:
 
 
 def _consensus_lines(errors: dict[int, float]) -> list[Record]:
-    return [{"round": r, "tag": "round", "consensus_error": error} for r, error in errors.items()]
+    """To 9 digits: the last ones depend on the order in which snapshots were read."""
+    return [{"round": r, "tag": "round", "consensus_error": float(f"{e:.9g}")} for r, e in errors.items()]
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,7 @@ class Driver:
             peak_rss_bytes=usage.ru_maxrss * 1024,
             violations=self.outbox.quota.violations,
             security_events=dict(self.links.security_events),
+            windows=self.virtual.windows if self.virtual else None,
         )
         await self._leave_time()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peers.actions import Connect, Disconnect, Drop, Exit, Meet
-from peers.state import DeviceState, Peer
+from peers.state import SECOND, DeviceState, Peer
 from transport.messages import Hello, Refuse
 
 Difference = Callable[[dict[str, Any]], str | None]
@@ -28,9 +28,17 @@ class Meeting:
         return bool(seeds)
 
     def connect(self, peer: str, address: str, now: int) -> None:
-        self._state.peers[peer] = Peer(address, now)
+        self._state.peers[peer] = Peer(address, now, greet_again_ns=now + SECOND)
         self._state.act(Connect(peer, address))
         self._state.tell(peer, self._hello(reply=True))
+
+    def greet_again(self, now: int) -> None:
+        """A hello can be lost on the air: repeat it where it was not answered, after ever longer pauses."""
+        for name, peer in sorted(self._state.peers.items()):
+            if not peer.greeted and now >= peer.greet_again_ns:
+                peer.greet_pause_ns *= 2
+                peer.greet_again_ns = now + peer.greet_pause_ns
+                self._state.tell(name, self._hello(reply=True))
 
     def connect_neighbours(self, now: int) -> None:
         """Have a link to everyone who is a neighbour now."""

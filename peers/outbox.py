@@ -14,13 +14,16 @@ from coordinator_free.mixing import Part
 from peers.actions import Publish
 from peers.blocks import BlockKey
 from transport.accounting import Accounts
-from transport.codec import encode, payload_bytes
+from transport.channel import LinkQuality
+from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
 from transport.links import Links
 from transport.messages import Bye, Envelope, Message, Update, pack, stamp, wire_bytes
-from transport.shaper import Departure, Outgoing, Shaper
+from transport.shaper import Departure, Outgoing, Shaper, philox
 from transport.token_bucket import Quota
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from peers.device import DeviceSpec
     from peers.learner import Learner
 
@@ -48,8 +51,8 @@ class Outbox:
         self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES
         self._learner, self._links, self._accounts = learner, links, accounts
         self.quota = Quota(radio.budget_bytes, radio.control_share)
-        frame_bytes, seed = FRAME_BYTES + self._header_bytes, (spec.config.seed, spec.id)
-        self._shaper = Shaper(radio.rate_Bps, frame_bytes, self.quota, now_ns, seed=seed)
+        self._seed, frame_bytes = (spec.config.seed, spec.id), FRAME_BYTES + self._header_bytes
+        self._shaper = Shaper(radio.rate_Bps, frame_bytes, self.quota, now_ns, seed=self._seed)
         self._address: dict[str, str] = {}
         # Virtual time needs numbers from 1 on by address: a peer may be known under an alias first. Else
         # a device that starts again goes on above what it has used: others hold less for a replay.
@@ -58,8 +61,10 @@ class Outbox:
         self._seq: Counter[str] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._encoded: dict[Part, tuple[int, _Payload]] = {}
+        self._errors: dict[Part, Tensor] = {}  # of int8 and int4: what has not been sent of what is held
         self._round = -1
         self._live: tuple[str, ...] = (spec.id,)
+        self._slowest_Bps = radio.rate_Bps
         self.on_sent: Callable[[str, int], None] = lambda address, arrive_ns: None
 
     # -- links -----------------------------------------------------------------------------------------
@@ -102,9 +107,14 @@ class Outbox:
         self._round, self._live = round_, tuple(sorted({*live, self.device}))
         for peer in self._address:
             self._shape(peer, now_ns)
+        rates = [self._quality(peer).rate_Bps for peer in self._address]
+        self._slowest_Bps = min(rates, default=self._radio.rate_Bps)
+
+    def _quality(self, peer: str) -> LinkQuality:
+        return self._channel.link(max(self._round, 0), self.device, peer, self._live)
 
     def _shape(self, peer: str, now_ns: int) -> None:
-        link = self._channel.link(max(self._round, 0), self.device, peer, self._live)
+        link = self._quality(peer)
         self._shaper.set_link(
             peer,
             link.rate_Bps,
@@ -112,11 +122,13 @@ class Outbox:
             link.jitter_ns,
             link.loss,
             link.outage,
+            beta_Bps=self._radio.beta_Bps,
             now_ns=now_ns,
         )
 
     def data_budget(self) -> int:
-        return self.quota.data_left()
+        """Bytes of data that this round can still carry, on the link that makes them cost most."""
+        return self.quota.data_left() * self._slowest_Bps // (self._slowest_Bps + self._radio.beta_Bps)
 
     def tell(self, peer: str, incarnation: int, message: Message) -> None:
         """Send a control message at once."""
@@ -129,11 +141,20 @@ class Outbox:
         for part, version, _ in action.parts:
             done = self._encoded.get(part)
             if done is None or done[0] != version:
-                data = encode(self._learner.read(BlockKey(*part.block), part.group), self._radio.codec)
+                data = self._encode(part, version)
                 crc = None if self._curve else zlib.crc32(data)  # CURVE authenticates what it carries
                 done = self._encoded[part] = (version, _Payload(data, crc))
             payloads[part] = done[1]
         return payloads
+
+    def _encode(self, part: Part, version: int) -> bytes:
+        """Codecs that round coarsely carry over what earlier sends of a part have lost."""
+        matrix, codec = self._learner.read(BlockKey(*part.block), part.group), self._radio.codec
+        if codec not in FEEDBACK:
+            return encode(matrix, codec)
+        draw = philox(*self._seed, *part.block, part.group, version)
+        data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
+        return data
 
     def publish(self, action: Publish, payloads: dict[Part, _Payload], incarnation: int) -> None:
         """Queue a round's data for a neighbour and the manifest that closes it."""
@@ -160,7 +181,9 @@ class Outbox:
     def purge(self, block: Key, reason: str) -> None:
         """Deletion: nothing of the block stays queued or encoded."""
         self._remove(lambda item: isinstance(item.key, Part) and item.key.block == block, reason)
-        self._encoded = {part: e for part, e in self._encoded.items() if part.block != block}
+        for kept in (self._encoded, self._errors):
+            for part in [part for part in kept if part.block == block]:
+                del kept[part]
 
     # -- what leaves -----------------------------------------------------------------------------------
     def next_ns(self, now_ns: int) -> int | None:

@@ -155,6 +155,7 @@ class Presence:
         stalled = now - self._tick_ns > max(4 * period, limit // 2)
         self._tick_ns = now
         state.timers["heartbeat"] = now + period
+        self._meeting.greet_again(now)
         alive = state.members.alive()
         for name, peer in sorted(state.peers.items()):
             if stalled:  # it was this device that stood still: everyone else starts afresh

@@ -46,6 +46,8 @@ class Peer:
     address: str
     heard_ns: int
     greeted: bool = False
+    greet_again_ns: int = 0  # when to say hello once more to one who has not answered
+    greet_pause_ns: int = SECOND
     done: bool = False
     manifests: dict[int, Manifest] = field(default_factory=dict)
 

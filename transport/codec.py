@@ -27,6 +27,7 @@ CHUNK_VALUES = 128  # values that share a scale, at least (the last chunk: what 
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LEVELS = {"int8": 127, "int4": 7}
 CODECS = (*_FLOATS, *_LEVELS)
+FEEDBACK = tuple(_LEVELS)  # these lose so much that senders should use `encode_feedback`
 
 
 class _Chunks(NamedTuple):
@@ -51,15 +52,17 @@ def payload_bytes(codec: str, rows: int, rank: int) -> int:
     return 2 * _chunks(rows, rank).scales + (values if codec == "int8" else -(-values // 2))
 
 
-def encode(matrix: Tensor, codec: str, rng: np.random.Generator | None = None) -> bytes:
-    """`matrix`: fp32 [rows, rank] on the CPU.
+def encode(
+    matrix: Tensor, codec: str, rng: np.random.Generator | None = None, *, finite: bool = True
+) -> bytes:
+    """`matrix`: fp32 [rows, rank] on the CPU. `finite` False: not looked through for NaN and infinity.
 
     fp16 saturates at +-65504. int8 and int4 round stochastically with `rng` (seeded Philox: the same seed,
     the same bytes), so that the mean over many sends is the value; without, to the nearest. Raises ValueError
     on NaN, infinity or values beyond the codec (bf16: 3.39e38; int8, int4: 1e37) and WireError for an unknown
     codec.
     """
-    _check_finite(matrix)
+    _check(matrix, finite)
     if codec in _FLOATS:
         if codec == "fp16":
             matrix = matrix.clamp(-FP16_MAX, FP16_MAX)
@@ -84,21 +87,26 @@ def encode_feedback(
     return payload, wanted - decode(bytearray(payload), codec, *wanted.shape)
 
 
-def decode(payload: Buffer, codec: str, rows: int, rank: int) -> Tensor:
-    """The fp32 [rows, rank] matrix, in memory of its own.
+def decode(
+    payload: Buffer, codec: str, rows: int, rank: int, *, finite: bool = True, owned: bool = False
+) -> Tensor:
+    """The fp32 [rows, rank] matrix.
 
-    Raises WireError on a wrong length, NaN, infinity or an impossible scale. A writable payload (what a
-    reassembler returns) is read in place.
+    `owned`: a writable payload that nobody else will change (what a reassembler returns); fp32 then stays
+    where it is, without a copy. Otherwise the matrix has memory of its own. Raises WireError on a wrong
+    length, an impossible scale and, unless `finite` is False (for those who trust their peers), on NaN and
+    infinity.
     """
     if len(payload) != payload_bytes(codec, rows, rank):
         raise WireError(f"{len(payload)} bytes are no {codec} matrix of {rows} x {rank}")
     own = memoryview(payload).readonly
     source = bytearray(payload) if own else payload  # torch warns, once a process, about read-only memory
+    own = own or owned
     if codec in _LEVELS:
         return _dequantise(source, codec, rows, rank)
     raw = torch.frombuffer(source, dtype=_FLOATS[codec])
     matrix = raw.to(torch.float32, copy=not own).reshape(rows, rank)
-    if not _finite(matrix):
+    if finite and not _finite(matrix):
         raise WireError("NaN or infinity in a matrix")
     return matrix
 
@@ -167,10 +175,10 @@ def _round_up_to_bf16(positive: Tensor) -> Tensor:
     return ((positive.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 
 
-def _check_finite(matrix: Tensor) -> None:
+def _check(matrix: Tensor, finite: bool) -> None:
     if matrix.dtype != torch.float32 or matrix.dim() != 2 or not matrix.numel():
         raise ValueError("only a matrix of fp32 values is encoded")
-    if not _finite(matrix):
+    if finite and not _finite(matrix):
         raise ValueError("a matrix with NaN or infinity is not sent")
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from transport.channel import cost_bytes
 from transport.token_bucket import SECOND_NS, Quota, TokenBucket
 
 Buffer = bytes | memoryview
@@ -65,6 +66,7 @@ class LinkSettings:
     jitter_ns: int = 0  # added to the latency: uniform in [0, jitter_ns]
     loss: float = 0.0  # probability per message; 1: a partition
     outage: bool = False
+    beta_Bps: int = 0  # of the cost b + beta b / R that the quota is charged (method 8)
 
     def __post_init__(self) -> None:
         if (self.rate_Bps is not None and self.rate_Bps < 1) or min(self.latency_ns, self.jitter_ns) < 0:
@@ -158,6 +160,11 @@ class _Link:
             self.bucket.set_rate(now_ns, settings.rate_Bps)
             self.line.rate_Bps = settings.rate_Bps
 
+    def cost(self, size: int) -> int:
+        """What `size` bytes cost of the quota."""
+        rate_Bps = self.settings.rate_Bps
+        return size if rate_Bps is None else cost_bytes(size, rate_Bps, self.settings.beta_Bps)
+
     def earliest(self, now_ns: int) -> int:
         return self.bucket.earliest(now_ns, self.queue[0].wire_bytes) if self.bucket else now_ns
 
@@ -187,13 +194,14 @@ class Shaper:
         loss: float = 0.0,
         outage: bool = False,
         *,
+        beta_Bps: int = 0,
         now_ns: int | None = None,
     ) -> None:
         """How a link behaves from now on (fields of `LinkSettings`); what has left keeps its arrival.
 
         Raises ValueError for a value out of range.
         """
-        settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage)
+        settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage, beta_Bps)
         self._link(peer).set(settings, self._depth, self._time(now_ns))
 
     def hold(self, peer: str, held: bool) -> None:
@@ -301,7 +309,7 @@ class Shaper:
 
     def _depart(self, now_ns: int, item: Outgoing, urgent: bool) -> Departure:
         link, size = self._link(item.peer), item.wire_bytes
-        self.quota.spend(size, data=item.cause != "control")
+        self.quota.spend(link.cost(size), data=item.cause != "control")
         self._bucket.take(now_ns, size)
         depart = self._line.occupy(now_ns, size, urgent)
         if link.bucket is not None and link.line is not None:

@@ -40,6 +40,11 @@ class VirtualClock:
     def now(self) -> int:
         return self._now_ns
 
+    @property
+    def windows(self) -> int:
+        """How many windows this device has agreed on."""
+        return self._windows.index
+
     async def reach(self, due_ns: int | None) -> bool:
         """True if nothing can come before `due_ns`; False once a window has brought what there is."""
         if due_ns is not None and due_ns < self._horizon_ns:
