@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from emulation import keys_cli
 from peers.errors import InputError
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(keys_cli.app, name="keys")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -105,7 +108,7 @@ def finish(folder: Path, console: Console) -> None:
 
 @app.command(
     epilog="Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
-    "--advertise tcp://10.0.0.5:7000 --seeds tcp://10.0.0.6:7000 --out runs/edge"
+    "--advertise tcp://10.0.0.5:7000 --seeds tcp://10.0.0.6:7000 --keys testbed-keys --out runs/edge"
 )
 def device(
     id_: Annotated[str, typer.Option("--id", envvar="UNWEFT_ID", help="Its name, for instance d0.")],
@@ -119,6 +122,12 @@ def device(
     seeds: Annotated[
         str, typer.Option(envvar="UNWEFT_SEEDS", help="Endpoints of devices that may be there, with commas.")
     ] = "",
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="UNWEFT_KEYS", help="Folder of its keys (unweft keys new); SIGHUP reads it again."
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
@@ -133,6 +142,7 @@ def device(
         *(("--seeds", s) for s in others),
     ):
         _check_endpoint(option, endpoint)
+    own_keys = keys_cli.of_device(loaded.keys, keys, id_)
     from coordinator_free.slots import NoFreeSlot
     from peers.device import DeviceSpec, run_device
 
@@ -145,6 +155,8 @@ def device(
         out=str(out),
         cohort=len(loaded.initial_devices) if id_ in loaded.initial_devices else 0,
         epoch_ns=None,
+        keys=own_keys,
+        keys_folder=None if own_keys is None else str(keys),
     )
     try:
         status = run_device(spec)

@@ -25,6 +25,7 @@ from peers.learner import Learner
 from peers.models import load_model
 from peers.process import guard, redirect_output
 from peers.recorder import Recorder
+from peers.rekey import on_hangup
 from peers.script import Scripted
 from peers.tasks import encode, tasks
 from transport.channel import Channel, FixedChannel, LinkQuality
@@ -48,6 +49,7 @@ class DeviceSpec:
     epoch_ns: int | None = None  # monotonic time of the run's start; None: now
     snapshot_every: int = 0  # rounds between snapshots for the harness; 0: none
     keys: NetworkKeys | None = None  # None: everything travels in the clear
+    keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
     group: Mapping[str, str] = field(default_factory=dict)  # virtual clock: the address of every device
     script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device
@@ -86,6 +88,8 @@ async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
     links = ZmqLinks(spec.id, spec.listen, spec.keys)
     await links.start()  # first: what others send while the model loads waits in the socket
     try:
+        if spec.keys_folder is not None:
+            on_hangup(links, Path(spec.keys_folder), spec.id)
         learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
         identity = DeviceIdentity.load_or_create(recorder.folder / "identity.key")
         return await Driver(spec, links, learner, recorder, identity).run()

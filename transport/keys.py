@@ -17,11 +17,12 @@ outlive it: a key that has leaked is out of use at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -119,6 +120,10 @@ class NetworkKeys:
             raise ValueError("a key is installed everywhere before it is used")
         return replace(self, secrets=(secret, *(s for s in self.secrets if s != secret)))
 
+    def label(self, index: int = 0) -> str:
+        """A name for an active key that can be shown: it tells nothing about the key."""
+        return hashlib.sha256(b"unweft label " + self.secrets[index]).hexdigest()[:8]
+
     def removed(self, secret: bytes) -> NetworkKeys:
         """Last step: the old key is forgotten. Raises ValueError for the primary."""
         if secret == self.secrets[0]:
@@ -137,8 +142,9 @@ def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists; key material is never overwritten")
     keys = NetworkKeys.generate()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write_private(folder / NETWORK_FILE, keys.secrets[0].hex().encode() + b"\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    _write_private(folder / NETWORK_FILE, _lines(keys.secrets))
     for device, pair in pairs.items():
         _write_private(folder / _device_file(device), pair.secret + b"\n")
     if pairs:
@@ -147,23 +153,50 @@ def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
     return keys
 
 
+def rotate(folder: Path, step: Callable[[NetworkKeys], NetworkKeys]) -> NetworkKeys:
+    """One step of a rotation on the network keys in a folder; a reader finds the old file or the new one.
+
+    Raises ValueError, and changes nothing, if the file or the step is wrong.
+    """
+    path = folder / NETWORK_FILE
+    keys = step(_network(path))
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)  # of a step that was cut short
+    _write_private(fresh, _lines(keys.secrets))
+    fresh.replace(path)
+    return keys
+
+
 def load(folder: Path, device: str) -> NetworkKeys:
     """A device's keys from a folder that `generate` wrote: one network key in hex a line, the primary first.
 
     Raises ValueError, with the file's name, for what is missing or malformed.
     """
-    path = folder / NETWORK_FILE
+    keys = _network(folder / NETWORK_FILE)
+    path = folder / ALLOWED_FILE
     try:
-        found = tuple(bytes.fromhex(line) for line in _read(path).decode().split())
-        allowed = pair = None
-        path = folder / ALLOWED_FILE
-        if path.exists():
-            allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read(path))).items()}
-            path = folder / _device_file(device)
-            pair = CurvePair.of_secret(_read(path).strip())
-        return NetworkKeys(found, pair, allowed)
-    except (OSError, ValueError, TypeError) as error:
+        if not path.exists():
+            return keys
+        allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read(path))).items()}
+        path = folder / _device_file(device)
+        return replace(keys, device=CurvePair.of_secret(_read(path).strip()), allowed=allowed)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _network(path: Path) -> NetworkKeys:
+    try:
+        return NetworkKeys(tuple(bytes.fromhex(line) for line in _read(path).decode().split()))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _lines(secrets_: Iterable[bytes]) -> bytes:
+    return b"".join(secret.hex().encode() + b"\n" for secret in secrets_)
 
 
 class DeviceIdentity:

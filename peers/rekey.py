@@ -1,0 +1,36 @@
+"""Rotation on a live device: SIGHUP has it read its keys again (docs/security.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+from transport.keys import load
+from transport.zmq_links import ZmqLinks
+
+log = logging.getLogger("unweft")
+
+
+def on_hangup(links: ZmqLinks, folder: Path, device: str) -> None:
+    """From now on SIGHUP puts the keys in a folder into use; what cannot be used changes nothing."""
+    loop, one_at_a_time = asyncio.get_running_loop(), asyncio.Lock()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def change() -> None:
+        async with one_at_a_time:
+            try:
+                keys = load(folder, device)
+                await links.use_keys(keys)
+            except (OSError, ValueError) as error:
+                log.error("%s: the keys stay as they are: %s", device, error)
+            else:
+                log.warning("%s: network key %s serves, %d active", device, keys.label(), len(keys.secrets))
+
+    def changing() -> None:
+        task = asyncio.create_task(change())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, changing)
