@@ -17,14 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation import evaluator, radio
+from emulation import evaluator, radio, run_keys
 from emulation.progress import Progress
 from emulation.records import Tail, read_lines
+from emulation.run_keys import DeviceKeys
 from emulation.scenario import EventConfig, Scenario, dump
 from peers.device import DeviceSpec, process_main
 from peers.script import Scripted
 from transport.channel import Channel
-from transport.keys import NetworkKeys
 
 POLL_S = 0.1
 PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"]
@@ -55,7 +55,7 @@ class Run:
     addresses: dict[str, str]
     pending: list[EventConfig]
     channel: Channel
-    keys: dict[str, NetworkKeys] = field(repr=False)  # of this run alone, and in no file: runs are shared
+    keys: dict[str, DeviceKeys] = field(repr=False)
     devices: dict[str, Started] = field(default_factory=dict)
     events: list[dict[str, object]] = field(default_factory=list)
     resume_at: list[tuple[float, str]] = field(default_factory=list)
@@ -79,7 +79,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
     pending, channel = list(scenario.event), radio.channel(scenario, scenario.all_devices)
-    state = Run(scenario, out, context, epoch_ns, addresses, pending, channel, _keys(scenario))
+    state = Run(scenario, out, context, epoch_ns, addresses, pending, channel, run_keys.make(scenario))
     judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
     try:
         judge.start()
@@ -120,7 +120,8 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
         cohort=cohort,
         epoch_ns=state.epoch_ns,
         snapshot_every=state.scenario.eval.every,
-        keys=state.keys.get(device),
+        keys=state.keys[device].network,
+        signing=state.keys[device].signing,
         channel=state.channel,
         group=state.addresses,
         script=script,
@@ -244,15 +245,6 @@ def _write_run(state: Run) -> None:
 def _addresses(scenario: Scenario) -> dict[str, str]:
     """A loopback port for each device, outside the range that outgoing connections are given."""
     return dict(zip(scenario.all_devices, map(_address, _free_ports(len(scenario.all_devices))), strict=True))
-
-
-def _keys(scenario: Scenario) -> dict[str, NetworkKeys]:
-    """What each device proves itself with; of none where all is in the clear."""
-    if not scenario.keys.enabled:
-        return {}
-    if scenario.keys.allow_list:
-        return NetworkKeys.for_devices(scenario.all_devices)
-    return dict.fromkeys(scenario.all_devices, NetworkKeys.generate())
 
 
 def _address(port: int) -> str:

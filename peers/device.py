@@ -49,6 +49,7 @@ class DeviceSpec:
     epoch_ns: int | None = None  # monotonic time of the run's start; None: now
     snapshot_every: int = 0  # rounds between snapshots for the harness; 0: none
     keys: NetworkKeys | None = None  # None: everything travels in the clear
+    signing: bytes | None = field(default=None, repr=False)  # Ed25519 seed; None: kept in its folder
     keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
     group: Mapping[str, str] = field(default_factory=dict)  # virtual clock: the address of every device
@@ -91,10 +92,15 @@ async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
         if spec.keys_folder is not None:
             on_hangup(links, Path(spec.keys_folder), spec.id)
         learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        identity = DeviceIdentity.load_or_create(recorder.folder / "identity.key")
-        return await Driver(spec, links, learner, recorder, identity).run()
+        return await Driver(spec, links, learner, recorder, _identity(spec, recorder)).run()
     finally:
         await links.close()
+
+
+def _identity(spec: DeviceSpec, recorder: Recorder) -> DeviceIdentity:
+    if spec.signing is not None:
+        return DeviceIdentity.generate(spec.signing)
+    return DeviceIdentity.load_or_create(recorder.folder / "identity.key")
 
 
 def build_learner(spec: DeviceSpec) -> Learner:
