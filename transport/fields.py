@@ -68,20 +68,23 @@ def _scalar(v: Any) -> bool:
         return -(1 << 63) < v < 1 << 63
     if type(v) is float:
         return math.isfinite(v)
-    return v is None or type(v) is bool or (type(v) is str and len(v) <= 256) or data(0, 128)(v)
+    return v is None or type(v) is bool or _label(v) or _short(v)
+
+
+_label, _short = text(256), data(0, 128)
 
 
 def _tree(v: Any, depth: int = 4) -> bool:
     """Scalars, and lists or maps of them a few levels deep."""
     if type(v) is dict:
-        return depth > 0 and all(text(256)(k) and _tree(x, depth - 1) for k, x in v.items())
+        return depth > 0 and (not v or all(_label(k) and _tree(x, depth - 1) for k, x in v.items()))
     if type(v) in (list, tuple):
         return depth > 0 and all(_tree(x, depth - 1) for x in v)
     return _scalar(v)
 
 
 def _record(v: Any) -> bool:
-    return type(v) is dict and len(v) <= 32 and all(text(256)(k) and _scalar(x) for k, x in v.items())
+    return type(v) is dict and len(v) <= 32 and all(_label(k) and _scalar(x) for k, x in v.items())
 
 
 def _many(check: Check, limit: int) -> Check:

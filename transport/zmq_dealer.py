@@ -159,9 +159,12 @@ class Dealer:
         self.up = self._keys is None
 
     def _put(self, frames: Sequence[Buffer]) -> bool:
-        assert self._socket is not None
+        socket, last = self._socket, frames[-1]
+        assert socket is not None
         try:
-            self._socket.send_multipart(frames, zmq.DONTWAIT, copy=len(frames[-1]) < ZERO_COPY_BYTES)
+            for frame in frames[:-1]:  # headers; only the first frame can find no room
+                socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
+            socket.send(last, zmq.DONTWAIT, copy=len(last) < ZERO_COPY_BYTES)
         except zmq.Again:
             return False
         return True

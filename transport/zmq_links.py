@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -232,18 +232,19 @@ class ZmqLinks:
 
     def _read(self, router: Socket) -> Received | None:
         """One message; None if it was dropped. Raises zmq.Again. A message is there whole or not at all."""
-        part = identity = router.recv(zmq.DONTWAIT, copy=False)
+        identity = router.recv(zmq.DONTWAIT)
         frames: list[Buffer] = []
-        count = size = 0
-        while part.more:
+        curve, limit, excess, more = self._keys is not None, self._limits.max_frames, 0, True
+        while more:  # a ROUTER hands on at least one frame behind the identity
             part = router.recv(zmq.DONTWAIT, copy=False)
-            count += 1
-            size += wire_bytes((part.buffer,), self._keys is not None)
-            if count <= self._limits.max_frames:
+            more = part.more
+            if len(frames) < limit:
                 frames.append(part.buffer)
-        source = _source(identity.bytes)
-        if count > self._limits.max_frames:
-            self._drop(source, "malformed", size, f"{count} frames")
+            else:
+                excess += wire_bytes((part.buffer,), curve)
+        source, size = _source(identity), wire_bytes(frames, curve) + excess
+        if excess:
+            self._drop(source, "malformed", size, f"more than {limit} frames")
             return None
         if self._keys is None or self._keys.allowed is None:
             return Received(source, tuple(frames), size)
@@ -294,6 +295,7 @@ def _shut(router: Socket, watch: Watch) -> None:
     router.close(linger=0)
 
 
+@lru_cache(maxsize=1024)
 def _source(identity: bytes) -> str:
     """The device that a connection claims to be: the identity before its nonce; hex when it is no text."""
     try:
