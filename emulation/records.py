@@ -66,7 +66,7 @@ class RunRecords:
     @property
     def injected(self) -> list[Record]:
         """What the launcher did to devices, in order: round, kind, device, t_s."""
-        return sorted(self.run.get("events", []), key=lambda event: float(event["t_s"]))
+        return sorted(self.run.get("events", []), key=lambda e: (float(e["t_s"]), int(e["round"])))
 
     def tagged(self, tag: str) -> list[Record]:
         """Evaluations with a tag, in the order of their rounds."""

@@ -41,9 +41,10 @@ class Exchange:
         self.groups = tuple(groups)
         self._part_bytes = part_bytes
         self.held: dict[Part, int] = {}
+        self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
         self.peers: dict[str, PeerCopies] = {}
         self._waiting: dict[tuple[str, Part], int] = {}
-        self._inbox: dict[str, dict[Part, tuple[int, Arrival]]] = {}
+        self._inbox: dict[str, dict[tuple[Part, int], Arrival]] = {}  # by part and round
 
     def parts(self, key: Key) -> list[Part]:
         return [Part(key, group) for group in self.groups]
@@ -55,8 +56,10 @@ class Exchange:
         """Forget all of a block: held, cached, waiting, received."""
         for part in self.parts(key):
             self.held.pop(part, None)
+            self.unknown.discard(part)
             for box in self._inbox.values():
-                box.pop(part, None)
+                for entry in [entry for entry in box if entry[0] == part]:
+                    del box[entry]
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
             for part in self.parts(key):
@@ -67,6 +70,10 @@ class Exchange:
     def forget_peer(self, peer: str) -> None:
         self.peers.pop(peer, None)
         self._inbox.pop(peer, None)
+
+    def untold(self, peer: str) -> None:
+        """A peer that may have started again has nothing of what was sent to it."""
+        self.peer(peer).has.clear()
 
     def peer(self, name: str) -> PeerCopies:
         return self.peers.setdefault(name, PeerCopies())
@@ -94,7 +101,10 @@ class Exchange:
 
     def _offers(self, own: Key, peer: str) -> list[Part]:
         copies = self.peer(peer)
-        mine = [p for p in self.held if self.mode.relays or p.block == own or p in copies.wants]
+        known = [p for p in self.held if p not in self.unknown]
+        mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
+        if self.mode.shared_versions:  # the owner alone changes a block: nobody has news of it for the owner
+            mine = [p for p in mine if p.block.device != peer]
         return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
 
     def _plan_one(
@@ -115,7 +125,7 @@ class Exchange:
                 parts.append((part, version, "transfer" if part in copies.wants else cause))
                 copies.has[part] = version
                 copies.wants.discard(part)
-            elif part in waiting:
+            elif part in waiting or part in self.unknown:
                 status = "withheld"
             elif not self.mode.relays and part.block != own:
                 continue
@@ -123,8 +133,15 @@ class Exchange:
         return Plan(tuple(parts), tuple(items), len(waiting) - len(parts))
 
     # -- receiving ---------------------------------------------------------------------------------
+    def adopt(self, peer: str, part: Part, copy: Arrival) -> Mix:
+        """Take a neighbour's copy over whole: there is none of its own to mix it with."""
+        self.held[part] = copy.version or 0
+        self.unknown.discard(part)
+        self.peer(peer).cache[part] = copy
+        return Mix(part, ((1.0, copy.values),), copy.version)
+
     def receive(self, peer: str, part: Part, version: int, round_: int, values: object) -> None:
-        self._inbox.setdefault(peer, {})[part] = (round_, Arrival(version, values))
+        self._inbox.setdefault(peer, {})[part, round_] = Arrival(version, values)
 
     def note(self, peer: str, manifest: Manifest) -> None:
         """A manifest tells which versions the sender holds: nothing older needs to go there."""
@@ -152,11 +169,10 @@ class Exchange:
         return mixes
 
     def _taken(self, peer: str, round_: int) -> dict[Part, Arrival]:
+        """What is due, the newest of each part; a neighbour that is ahead has sent for later rounds too."""
         box = self._inbox.get(peer, {})
-        due = {part: arrival for part, (at, arrival) in box.items() if at <= round_}
-        for part in due:
-            del box[part]
-        return due
+        due = sorted((at, part) for part, at in box if at <= round_)
+        return {part: box.pop((part, at)) for at, part in due}
 
     def _copies(self, peer: str, manifest: Manifest, fresh: dict[Part, Arrival]) -> dict[Part, Arrival]:
         """The neighbour's copies of this round: just sent, or the same as before."""

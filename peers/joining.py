@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator_free.mixing import Arrival, Mix, Part
+from coordinator_free.mixing import Arrival, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
 from peers.presence import Presence
@@ -25,7 +25,7 @@ class Joining:
             return
         missing = state.missing()
         helpers = [name for name in state.greeted() if not state.peers[name].done]
-        if not missing or not helpers:
+        if not missing or self._asked >= 2 * len(helpers):  # what nobody has sent in two rounds, nobody has
             self._enter(now)
             return
         helper = helpers[self._asked % len(helpers)]
@@ -42,11 +42,14 @@ class Joining:
     def take(self, now: int, source: str, part: Part, copy: Arrival) -> None:
         """A block that was asked for."""
         state = self._state
-        state.act(Apply((Mix(part, ((1.0, copy.values),), copy.version),)))
-        state.exchange.held[part] = copy.version
-        state.exchange.peer(source).cache[part] = copy
-        if state.own and not state.missing():
+        state.act(Apply((state.exchange.adopt(source, part, copy),)))
+        if self._joins() and not state.missing():
             self._enter(now)
+
+    def wants(self, part: Part, cause: str) -> bool:
+        """Whether a copy is to be taken over whole."""
+        asked = cause == "transfer" and self._state.phase is State.JOIN
+        return asked or part in self._state.exchange.unknown
 
     def _joins(self) -> bool:
         return self._state.phase is State.JOIN and self._state.own is not None
@@ -56,6 +59,10 @@ class Joining:
         state = self._state
         assert state.own is not None
         state.timers.pop("ask", None)
+        state.exchange.unknown |= set(state.missing())
         first = state.network_round + 2
         self._presence.amend(state.members.amend(state.own, since_round=first))
-        self._rounds.begin(now, first)
+        if first < state.config.round.count:
+            self._rounds.begin(now, first)
+        else:
+            self._rounds.finish(now)

@@ -40,6 +40,11 @@ class Meeting:
                 peer.greet_again_ns = now + peer.greet_pause_ns
                 self._state.tell(name, self._hello(reply=True))
 
+    def greet_all(self) -> None:
+        """Introduce this device anew on every link that it has."""
+        for name in sorted(self._state.peers):
+            self._state.tell(name, self._hello(reply=True))
+
     def connect_neighbours(self, now: int) -> None:
         """Have a link to everyone who is a neighbour now."""
         state = self._state
@@ -74,8 +79,10 @@ class Meeting:
             state.act(Drop("refused"))
             return
         self._name_aliases(source, hello.address)
-        state.network_round = max(state.network_round, hello.round)
+        state.network_round = max(state.network_round, min(hello.round, state.config.round.count - 1))
         peer = state.peers[source]
+        if hello.reply:
+            state.exchange.untold(source)
         peer.greeted, peer.heard_ns = True, now
         if hello.reply:
             state.tell(source, self._hello(reply=False))
@@ -85,6 +92,9 @@ class Meeting:
     def on_refuse(self, source: str, refuse: Refuse) -> None:
         """Before its first round a device whose bases do not fit has nothing to stay for."""
         state = self._state
+        if source not in state.peers:
+            state.act(Drop("stranger"))
+            return
         state.log("refused", by=source, reason=refuse.reason)
         if state.own is None or state.round < 0:
             state.act(Exit(1, f"{source} refused {state.me.device}: {refuse.reason}"))

@@ -69,19 +69,23 @@ class Presence:
         withdrawn = state.members.amend(state.own, status=Status.WITHDRAWN)
         state.tell_all(state.gossip([withdrawn]))
         state.log("lost_slot" if lost else "refuted", incarnation=old.incarnation)
+        if not lost:
+            self._meeting.greet_all()  # who believed the verdict has hung up
         self.claim(now, carry=None if lost else old)
 
     # -- changes -----------------------------------------------------------------------------------
     def on_gossip(self, now: int, source: str, gossip: Gossip) -> None:
         state = self._state
-        state.network_round = max(state.network_round, gossip.round)
         try:
             records = [Record.from_dict(r) for r in gossip.records]
             if any(r.slot >= state.config.adapter.max_devices or r.lamport > MAX_LAMPORT for r in records):
                 raise ValueError("a slot or a time that cannot be")
+            if gossip.round >= state.config.round.count:
+                raise ValueError("a round that cannot be")
         except (ValueError, TypeError):
             state.act(Drop("malformed"))
             return
+        state.network_round = max(state.network_round, gossip.round)
         self._changed(now, state.members.merge(records), source)
         if gossip.reply:
             state.tell(source, state.gossip(state.members))
@@ -113,8 +117,8 @@ class Presence:
         elif record.status in GONE and newest is not None and newest.key == record.key:
             kind = GONE[record.status]
             state.log("peer_gone", peer=record.device, incarnation=record.incarnation, kind=kind)
-            self._meeting.disconnect(record.device)
-            if record.status is not Status.WITHDRAWN:
+            if record.status is not Status.WITHDRAWN:  # who moves to another slot is still there
+                self._meeting.disconnect(record.device)
                 state.start_correction(state.round)
 
     def _sync_blocks(self) -> None:
@@ -124,7 +128,9 @@ class Presence:
         for key in [k for k in state.blocks if k not in wanted]:
             self._drop_block(key, state.members.get(key))
         for key, record in wanted.items():
-            if key not in state.blocks and key.device != state.me.device:
+            own = state.own is not None and key == state.own.key
+            alive = record.status is Status.ALIVE
+            if key not in state.blocks and not own and not (alive and key.device == state.me.device):
                 state.act(AddBlock(key, record.slot))
                 state.exchange.add(key)
         state.blocks = wanted
@@ -162,7 +168,8 @@ class Presence:
                 peer.heard_ns = now
             if peer.greeted and not peer.done:
                 state.tell(name, Ping(state.round, False))
-            if name in alive and not peer.done and now - peer.heard_ns > limit:
+            watched = name in alive and not peer.done and state.phase is not State.FINISH
+            if watched and now - peer.heard_ns > limit:
                 change = state.members.verdict(alive[name].key)
                 state.log("suspected", peer=name, silent_s=(now - peer.heard_ns) / SECOND)
                 self._changed(now, [change] if change else [], None)

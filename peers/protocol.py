@@ -137,7 +137,7 @@ class DeviceProtocol:
     def update(self, now: int, source: str, header: Update, values: object) -> list[Action]:
         """A whole (block, group) matrix has arrived; it was accepted before."""
         part = Part(Key(header.block, header.block_incarnation), header.group)
-        if header.cause == "transfer" and self._s.phase is State.JOIN:
+        if self._joining.wants(part, header.cause):
             self._joining.take(now, source, part, Arrival(header.version, values))
         else:
             self._s.exchange.receive(source, part, header.version, header.round, values)

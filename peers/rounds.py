@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coordinator_free.mixing import Part, metropolis_row
-from peers.actions import Apply, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
+from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
 from peers.meeting import Meeting
 from peers.state import SECOND, DeviceState, State
 from transport.messages import Manifest
@@ -89,6 +89,9 @@ class Rounds:
 
     def on_manifest(self, source: str, manifest: Manifest) -> None:
         state = self._state
+        if manifest.round >= state.config.round.count:
+            state.act(Drop("malformed"))
+            return
         state.peers[source].manifests[manifest.round] = manifest
         state.network_round = max(state.network_round, manifest.round)
         state.exchange.note(source, manifest)
@@ -126,7 +129,7 @@ class Rounds:
         if following < state.config.round.count:
             self._start(now, following)
         else:
-            self._finish(now)
+            self.finish(now)
 
     def _following(self) -> int:
         """The next round; later if others went on at their deadline."""
@@ -146,7 +149,8 @@ class Rounds:
             state.act(Snapshot(state.round, "corrected"))
 
     # -- the end -----------------------------------------------------------------------------------
-    def _finish(self, now: int) -> None:
+    def finish(self, now: int) -> None:
+        """Show, export, say goodbye."""
         state = self._state
         state.phase = State.FINISH
         state.timers.pop("deadline", None)

@@ -106,11 +106,11 @@ class DeviceState:
         return self.own is not None and any(record.key == self.own.key for record in losers)
 
     def missing(self) -> list[Part]:
-        """Foreign parts of which no copy has come yet."""
+        """Foreign parts of which no copy has come yet; a block whose owner does not train yet is B = 0."""
         own = None if self.own is None else self.own.key
-        return [
-            part for part, version in sorted(self.exchange.held.items()) if version < 0 and part.block != own
-        ]
+        trained = {key for key, record in self.blocks.items() if record.since_round >= 0 and key != own}
+        held = sorted(self.exchange.held.items())
+        return [part for part, version in held if version < 0 and part.block in trained]
 
     # -- correction --------------------------------------------------------------------------------
     def start_correction(self, from_round: int) -> None:

@@ -1,0 +1,84 @@
+"""Runs in virtual time: the same whatever the load; scripted events; what comes from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulation.test_run import command, started
+
+# Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
+pytestmark = pytest.mark.timeout(240)
+
+EVENTS = (
+    '[{round=1, kind="join", device="d3"}, {round=2, kind="crash", device="d2"}, '
+    '{round=3, kind="stall", device="d1", duration_s=0.7}]'
+)
+CHURN = ("--set", f"event={EVENTS}", "--set", "round.count=30", "--set", "membership.crash_after_s=1.0")
+UNREPEATABLE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s")  # what the machine makes of it
+
+
+def run(out: Path, *options: str) -> dict[str, Any]:
+    done = subprocess.run(
+        command(out, "--clock", "virtual", *options), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    for device in summary["devices"]:
+        for key in UNREPEATABLE:
+            device.pop(key)
+    return summary
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """Twice as many busy processes as there are processors."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+        for process in busy:
+            process.wait()
+
+
+def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
+    radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4")
+    quiet = run(tmp_path / "quiet", *radio)
+    with load():
+        loaded = run(tmp_path / "loaded", *radio)
+    assert any(device["adapter_sha256"] for device in quiet["devices"])
+    assert quiet == loaded
+
+
+def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", *CHURN)
+    assert [event["kind"] for event in first["events"]] == ["join", "crash", "stall"]
+    crash = first["events"][1]
+    assert 1.0 < crash["detected_s"]["max"] < 2.5  # the silence and at most a heartbeat or two
+    exits = {device["id"]: device["exit"] for device in first["devices"]}
+    assert exits == {"d0": 0, "d1": 0, "d2": -signal.SIGKILL, "d3": 0}
+    assert first == run(tmp_path / "second", *CHURN)
+
+
+def test_a_kill_from_outside_does_not_stop_virtual_time(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--clock", "virtual", "--set", "event=[]", "--set", "round.count=60")
+    process = subprocess.Popen(command(out, *options), stderr=subprocess.PIPE, text=True)
+    os.kill(started(out, "d1"), signal.SIGKILL)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    log = (out / "devices" / "d0" / "log.txt").read_text()
+    assert "d1 died outside virtual time" in log
