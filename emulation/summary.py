@@ -16,6 +16,7 @@ from coordinator_free.topology import spectral_rho
 from emulation import event_story, records
 from emulation.links import final_links, sent_by_round
 from emulation.records import Record, RunRecords
+from transport.accounting import open_bytes
 
 SCHEMA = 1
 CAUSES = ("train", "correction", "transfer", "control")
@@ -84,20 +85,27 @@ def _links(links: Mapping[str, Mapping[str, Record]]) -> list[Record]:
     entries = []
     for src, dst in sorted(pairs):
         out, into = links.get(src, {}).get(dst, {}), links.get(dst, {}).get(src, {})
-        entries.append(
-            {
-                "src": src,
-                "dst": dst,
-                "messages": out.get("sent_messages", 0),
-                "sent_bytes": out.get("sent_bytes", 0),
-                "received_bytes": into.get("received_bytes", 0),
-                "dropped_bytes": into.get("dropped_bytes", {}),
-                "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
-                "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
-                "abandoned_bytes": out.get("abandoned_bytes", {}),  # queued, then taken back: never sent
-            }
-        )
+        entries.append(_link(src, dst, out, into))
     return [e for e in entries if e["messages"] or e["received_bytes"] or e["dropped_bytes"]]
+
+
+def _link(src: str, dst: str, out: Record, into: Record) -> Record:
+    lost = out.get("lost_bytes", 0)
+    return {
+        "src": src,
+        "dst": dst,
+        "messages": out.get("sent_messages", 0),
+        "sent_bytes": out.get("sent_bytes", 0),
+        "payload_bytes": out.get("payload_bytes", 0),  # of the sent bytes: tensors, headers, and the rest,
+        "header_bytes": out.get("header_bytes", 0),
+        "frame_bytes": out.get("frame_bytes", 0),  # which is framing and encryption
+        "received_bytes": into.get("received_bytes", 0),
+        "dropped_bytes": into.get("dropped_bytes", {}) | ({"loss": lost} if lost else {}),
+        "open_bytes": open_bytes(out, into),  # not 0 only where an end has died
+        "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
+        "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
+        "abandoned_bytes": out.get("abandoned_bytes", {}),  # queued, then taken back: never sent
+    }
 
 
 def _rounds(run: RunRecords) -> list[Record]:

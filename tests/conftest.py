@@ -30,7 +30,7 @@ def _pyzmq_collector() -> Iterator[None]:
     """pyzmq starts a thread and a context with its first zero-copy send: have it there before any test."""
     zmq_gc.store(b"")
     deadline = time.monotonic() + GRACE_S
-    while not _zmq_contexts() and time.monotonic() < deadline:  # its threads take their names a little later
+    while len(_zmq_contexts()) < 2 and time.monotonic() < deadline:  # its threads take their names later
         time.sleep(0.01)
     yield
     zmq_gc.stop()

@@ -169,8 +169,8 @@ class Accounts:
 def open_bytes(sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> int:
     """Bytes of one direction that are in nobody's books as arrived or lost: in flight, or gone with an end.
 
-    `sender`: the sending end's `to_dict()` for that peer; `receiver`: the other end's. 0 on a quiet link
-    between live devices; it is a check of the books, never a source of one of them.
+    `sender`: the sending end's `to_dict()` for that peer; `receiver`: the other end's; {}: an end that has
+    written nothing. 0 on a quiet link between live devices. A check of the books, never a source of one.
     """
-    arrived = receiver["received_bytes"] + sum(receiver["dropped_bytes"].values())
-    return int(sender["sent_bytes"] - sender["lost_bytes"] - arrived)
+    arrived = receiver.get("received_bytes", 0) + sum(receiver.get("dropped_bytes", {}).values())
+    return int(sender.get("sent_bytes", 0) - sender.get("lost_bytes", 0) - arrived)
