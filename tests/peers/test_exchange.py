@@ -210,9 +210,6 @@ def test_newest_learns_nothing_from_an_older_manifest() -> None:
     assert plan(of)["d9"].parts == ()
 
 
-@pytest.mark.xfail(
-    reason="a new link sends the neighbour its own block, which it drops as 'own'", strict=True
-)
 def test_newest_sends_nobody_its_own_block() -> None:
     assert THEIRS not in {part.block for _, part in sent(plan(exchange("newest"), "d1"))}
 
@@ -256,7 +253,6 @@ def test_what_belongs_to_a_later_round_waits_for_it() -> None:
     assert close(of, 6, manifest(3, "sent", round_=6)) == (Mix(PART, ((0.5, "early copy"),)),)
 
 
-@pytest.mark.xfail(reason="the copy of the next round overwrites it in the inbox", strict=True)
 def test_average_mixes_this_rounds_copy_although_the_next_is_here_already() -> None:
     of = exchange()
     of.receive("d9", PART, 5, 5, "fifth")

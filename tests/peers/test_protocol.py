@@ -103,7 +103,6 @@ def test_a_device_without_seeds_begins_alone() -> None:
     assert net["d0"].slots == {Key("d0", 0): 0}
 
 
-@pytest.mark.xfail(reason="who gives a slot up is disconnected before its new claim is heard", strict=True)
 def test_members_of_a_cohort_that_want_one_slot_settle_on_two() -> None:
     net = Network(small_config())
     names = ["d0", "d8", "d16"]  # 8 slots: all prefer slot 0
@@ -137,7 +136,6 @@ def test_a_finished_device_does_not_wait_for_ever_for_one_that_is_slow() -> None
     assert net["d0"].exit == do.Exit(0, "finished; not all others said goodbye")
 
 
-@pytest.mark.xfail(reason="nobody pings one that said Bye, and it then takes them for dead", strict=True)
 def test_a_finished_device_does_not_take_a_slower_one_for_dead() -> None:
     net = finite()
     net["d2"].train_ns = 7 * SECOND
@@ -224,7 +222,6 @@ def test_a_strangers_data_is_not_taken() -> None:
     assert net["d0"].protocol.accepts("d1", Key("d1", 0)) is None
 
 
-@pytest.mark.xfail(reason="a Refuse ends a device before its first round, whoever says it", strict=True)
 def test_a_stranger_cannot_refuse_a_device_that_settles() -> None:
     net = Network(small_config())
     net.add("d0", "d1", cohort=2)
@@ -266,7 +263,6 @@ def test_forged_gossip_changes_nothing() -> None:
     assert state_of(net["d0"]) == before
 
 
-@pytest.mark.xfail(reason="the round of a gossip counts before its records are looked at", strict=True)
 def test_malformed_gossip_tells_no_round_either() -> None:
     net = started()
     net.add("d3", "d0")
@@ -277,7 +273,6 @@ def test_malformed_gossip_tells_no_round_either() -> None:
     assert net["d3"].round < 5_000
 
 
-@pytest.mark.xfail(reason="one manifest of a far round makes everyone skip to it", strict=True)
 def test_a_manifest_of_a_round_that_cannot_be_does_not_end_the_run() -> None:
     net = started(round={"count": 1000})
     say(net, "d0", "d1", Manifest(1 << 40, "train", b"viewview", []))

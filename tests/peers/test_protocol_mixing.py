@@ -189,9 +189,6 @@ def test_nothing_unchanged_is_sent_twice() -> None:
         assert {part.block for action in late for part, _, _ in action.parts} == {Key(device.name, 0)}
 
 
-@pytest.mark.xfail(
-    reason="average: a neighbour that is a round ahead overwrites its copy before it is mixed", strict=True
-)
 def test_average_keeps_the_mean_when_a_device_is_slower_than_the_others() -> None:
     net = started(6, "ring")
     net["d3"].train_ns = 350 * MILLI  # d1 publishes its next round while d2 still waits for d3

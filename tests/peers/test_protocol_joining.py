@@ -1,0 +1,156 @@
+"""Join: a newcomer gets every block, changes none, and begins when the network can train beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coordinator_free.membership import Key
+from coordinator_free.mixing import Part
+from peers import actions as do
+from peers.protocol import State
+from tests.peers.simulated import GROUPS, MILLI, PART_BYTES, SimDevice, Values, still
+from tests.peers.simulated_checks import agreed, rest, started, trains
+from transport.messages import Request, Update
+
+MODES = ["average", "newest"]
+
+
+def copies(device: SimDevice, but: str = "") -> dict[Part, Values]:
+    return {part: v.copy() for part, v in device.values.items() if part.block.device != but}
+
+
+def same(a: dict[Part, Values], b: dict[Part, Values]) -> bool:
+    return a.keys() == b.keys() and all(np.allclose(a[part], b[part], atol=1e-9) for part in a)
+
+
+def requests(device: SimDevice) -> list[str]:
+    """Whom it asked for blocks, in order."""
+    return [told.peer for told in device.done(do.Tell) if isinstance(told.message, Request)]
+
+
+@pytest.mark.parametrize("topology", ["full", "ring"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_joiner_gets_every_block_and_changes_none(mode: str, topology: str) -> None:
+    net = started(4, mode, topology={"kind": topology})
+    rest(net)
+    before = {device.name: copies(device) for device in net}
+    net.add("d4", "d0", move=still)
+    net.until(lambda: trains(net, "d4"))
+    assert same(copies(net["d4"], but="d4"), before["d0"])
+    assert not any(net["d4"].values[Part(Key("d4", 0), group)].any() for group in GROUPS)
+    net.rounds(5)
+    assert agreed(net)
+    for device in net:
+        assert same(copies(device, but="d4"), before.get(device.name, before["d0"]))
+
+
+def test_a_joiner_begins_two_rounds_after_the_networks_and_all_train_beside_it() -> None:
+    net = started()
+    net.add("d4", "d0")
+    net.until(lambda: trains(net, "d4"))
+    network = max(device.round for device in net if device.name != "d4")
+    assert net["d4"].round == network + 2
+    first = net["d4"].round
+    net.rounds(6)
+    for device in net:
+        members = {record.round: record.members for record in device.done(do.RoundDone)}
+        assert members.get(first - 1, ()) == () or "d4" not in members[first - 1]
+        assert members[first] == ("d0", "d1", "d2", "d3", "d4")
+
+
+def test_a_joiner_does_not_make_the_others_wait_or_skip() -> None:
+    net = started()
+    net.add("d4", "d0")
+    net.run(3.0)
+    for device in net:
+        records = device.done(do.RoundDone)
+        rounds = [record.round for record in records]
+        assert rounds == list(range(rounds[0], rounds[0] + len(rounds)))
+        waits = [record.end_ns - record.start_ns for record in records if record.round != rounds[0]]
+        assert max(waits) <= 200 * MILLI
+
+
+def test_a_transfer_stays_within_the_helpers_budget_and_is_counted_as_such() -> None:
+    net = started()
+    for device in net:
+        device.budget_bytes = 3 * PART_BYTES
+    net.add("d4", "d0")
+    net.until(lambda: trains(net, "d4"), 120.0)
+    sent = [action for device in net for action in device.done(do.Publish) if action.peer == "d4"]
+    carried = {part for action in sent for part, _, cause in action.parts if cause == "transfer"}
+    assert carried >= {Part(Key(f"d{i}", 0), group) for i in range(4) for group in GROUPS}
+
+
+def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> None:
+    net = started()
+    for device in net:
+        device.budget_bytes = 6 * PART_BYTES  # not all at once
+    net.add("d4", "d0")
+    net.until(lambda: len(net["d4"].done(do.Apply)) >= 2)
+    assert net["d4"].protocol.state is State.JOIN
+    first = requests(net["d4"])[0]
+    net.crash(first)
+    net.until(lambda: trains(net, "d4"), 10.0)
+    assert requests(net["d4"])[1] != first
+    net.run(10.0)
+    assert agreed(net)
+
+
+def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
+    net = started(1)
+    net.add("d1", "d0")
+    net.until(lambda: net["d1"].protocol.state is State.JOIN)
+    net.crash("d0")
+    net.until(lambda: trains(net, "d1"), 20.0)
+    net.run(6.0)
+    assert net["d1"].slots == {Key("d1", 0): 1}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_slot_conflict_of_two_joiners_ends_the_same_everywhere(mode: str) -> None:
+    net = started(3, mode)
+    net.add("d3", "d0")
+    net.add("d11", "d1")  # both prefer slot 3, of 8
+    net.run(3.0)
+    assert agreed(net)
+    assert sorted(net["d0"].slots.values()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_devices_join_at_once(mode: str) -> None:
+    net = started(3, mode)
+    net.add("d3", "d0")
+    net.add("d4", "d1")
+    net.until(lambda: trains(net, "d3") and trains(net, "d4"), 15.0)
+
+
+def test_a_device_joins_after_one_that_retired_before_it_trained() -> None:
+    net = started()
+    net.add("d4", "d0")
+    net.until(lambda: net["d4"].protocol.state is State.JOIN)
+    net.signal("d4", "retire")
+    net.run(1.0)
+    net.add("d5", "d0")
+    net.until(lambda: trains(net, "d5"), 15.0)
+
+
+def test_a_joiner_at_the_very_end_trains_no_round_beyond_the_last() -> None:
+    net = started(round={"count": 10})
+    net.until(lambda: net["d0"].round == 8)
+    net.add("d4", "d0")
+    net.until(lambda: not list(net))
+    assert all(train.round < 10 for train in net["d4"].done(do.Train))
+
+
+def test_a_joiner_that_was_sent_nothing_does_not_dilute_what_the_others_have() -> None:
+    net = started()
+    rest(net)
+    before = copies(net["d0"])
+    net.loses = lambda source, target, message: (
+        target == "d4" and isinstance(message, Update) and message.cause == "transfer"
+    )
+    net.add("d4", "d0", move=still)
+    net.until(lambda: trains(net, "d4"))
+    net.rounds(5)
+    assert same(copies(net["d0"], but="d4"), before)
