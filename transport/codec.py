@@ -76,7 +76,7 @@ def encode_view(
         narrow = matrix.to(_FLOATS[codec]).contiguous()
         if codec == "bf16" and not _finite(narrow):
             raise ValueError("a value beyond bf16")
-        return memoryview(narrow.view(torch.uint8).flatten().numpy())
+        return narrow.view(torch.uint8).numpy().data.cast("B")
     if codec not in _LEVELS:
         raise WireError(f"unknown codec {codec!r}")
     return _quantise(matrix, codec, rng)
@@ -111,8 +111,9 @@ def decode(
     own = own or owned
     if codec in _LEVELS:
         return _dequantise(source, codec, rows, rank)
-    raw = torch.frombuffer(source, dtype=_FLOATS[codec])
-    matrix = raw.to(torch.float32, copy=not own).reshape(rows, rank)
+    matrix = torch.frombuffer(source, dtype=_FLOATS[codec]).view(rows, rank)
+    if codec != "fp32" or not own:
+        matrix = matrix.to(torch.float32, copy=True)
     if finite and not _finite(matrix):
         raise WireError("NaN or infinity in a matrix")
     return matrix

@@ -243,28 +243,59 @@ _KINDS: dict[int, _Kind] = {
     10: _kind(Credit, 256, _COUNT),
 }
 _CODES = {kind.type: code for code, kind in _KINDS.items()}
+_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its place in the packed array
 
 
 def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
     """[header] or, for an Update, [header, payload]. Raises ValueError for what `unpack` would refuse."""
-    code = _CODES[type(message)]
-    kind = _KINDS[code]
+    kind = _KINDS[_CODES[type(message)]]
+    prefix, body = _packable(envelope, message, kind)
+    frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
+    if payload is not None:
+        frames.append(payload)
+    _check_packed(frames, kind)
+    return frames
+
+
+def pack_parts(
+    envelope: Envelope, update: Update, payload: Buffer, part_bytes: int
+) -> list[tuple[bytes, memoryview]]:
+    """(header, part) for each part of a payload, as `pack` makes them, but checked and packed once for all.
+
+    `update`: the header of the first part; in the others only `offset` differs. Raises ValueError as `pack`.
+    """
+    kind, view = _KINDS[_CODES[Update]], memoryview(payload)
+    if len(view) != update.total or update.offset:
+        raise ValueError(f"{len(view)} bytes of payload from {update.offset} on are not {update.total}")
+    prefix, body = _packable(envelope, update, kind)
+    first: bytes = msgpack.packb(body)
+    tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[1:]  # without the array's own byte: less than 16 values
+    head = prefix + first[: len(first) - len(tail) - 1]  # 1: the offset 0
+    offsets = range(0, len(view), part_bytes)
+    parts = [(seal(head + msgpack.packb(o) + tail), view[o : o + part_bytes]) for o in offsets]
+    _check_packed(parts[-1], kind)  # it has the longest header ...
+    _check_packed(parts[0], kind)  # ... and it the longest part
+    return parts
+
+
+def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes, list[Any]]:
+    """A header's prefix and what is to be packed behind it."""
     values = kind.values(message)
     wrong = kind.misfit(values)
     if wrong is not None:
         raise ValueError(f"{kind.name}.{wrong} is out of range: {getattr(message, wrong)!r:.200}")
     for at, dump in kind.dumps:
         values[at] = dump(values[at])
+    code = _CODES[kind.type]
     prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
-    body = [envelope.src, envelope.src_incarnation, *values]
-    frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
-    if payload is not None:
-        frames.append(payload)
+    return prefix, [envelope.src, envelope.src_incarnation, *values]
+
+
+def _check_packed(frames: Sequence[Buffer], kind: _Kind) -> None:
     try:
         _check_frames(frames, kind)
     except WireError as error:
         raise ValueError(str(error)) from None
-    return frames
 
 
 def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:

@@ -53,12 +53,17 @@ class Reassembler:
         self._unfinished: dict[_Key, _Unfinished] = {}
         self.bytes_in_flight = self.abandoned = self.abandoned_bytes = 0
 
-    def add(self, src: str, part: Update, payload: Buffer) -> bytearray | None:
-        """The whole payload once its last part is here. Raises WireError for a part that does not fit."""
+    def add(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
+        """The whole payload once its last part is here; the caller's own. A part that is all of it is handed
+        back as it is, without a copy. Raises WireError for a part that does not fit."""
         reason = self._expected(src, part)
         if reason is not None:
             raise WireError(reason)
         key = (src, part.block, part.block_incarnation, part.group)
+        if part.offset == 0 and len(payload) == part.total:
+            self._replace(key, part)
+            _check(payload, part)
+            return payload
         entry = self._begin(key, part) if part.offset == 0 else self._continue(key, part)
         if not entry.fits(part, len(payload)):
             self._give_up(key)
@@ -68,8 +73,7 @@ class Reassembler:
         if entry.filled < part.total:
             return None
         self._remove(key)
-        if part.crc is not None and zlib.crc32(entry.data) != part.crc:
-            raise WireError("an update's checksum does not match")
+        _check(entry.data, part)
         return entry.data
 
     def drop(self, block: str, incarnation: int) -> int:
@@ -81,11 +85,15 @@ class Reassembler:
         """The link is gone: forget what it left unfinished; how many updates that was."""
         return sum(self._remove(key) is not None for key in [k for k in self._unfinished if k[0] == src])
 
-    def _begin(self, key: _Key, part: Update) -> _Unfinished:
+    def _replace(self, key: _Key, part: Update) -> None:
+        """An update begins: what is unfinished of an older one, or of the same, is given up."""
         old = self._unfinished.get(key)
         if old is not None and part.version < old.first.version:
             raise WireError("an update that a newer one has replaced")
         self._give_up(key)
+
+    def _begin(self, key: _Key, part: Update) -> _Unfinished:
+        self._replace(key, part)
         if self.bytes_in_flight + part.total > self._limit:
             raise WireError("too many unfinished updates")
         self.bytes_in_flight += part.total
@@ -111,3 +119,8 @@ class Reassembler:
         entry = self._unfinished.pop(key, None)
         self.bytes_in_flight -= len(entry.data) if entry else 0
         return entry
+
+
+def _check(payload: Buffer | bytearray, update: Update) -> None:
+    if update.crc is not None and zlib.crc32(payload) != update.crc:
+        raise WireError("an update's checksum does not match")
