@@ -7,6 +7,7 @@ from typing import Any
 
 from peers.actions import Connect, Disconnect, Drop, Exit, Meet
 from peers.state import SECOND, DeviceState, Peer
+from transport.codec import CODECS
 from transport.messages import Hello, Refuse
 
 Difference = Callable[[dict[str, Any]], str | None]
@@ -18,6 +19,13 @@ class Meeting:
 
     def __init__(self, state: DeviceState, fingerprint: dict[str, Any], difference: Difference) -> None:
         self._state, self._fingerprint, self._difference = state, fingerprint, difference
+        config = state.config
+        self._required = [
+            f"mixing:{config.mixing.mode}",
+            f"clock:{config.clock}",
+            f"codec:{config.radio.codec}",
+        ]
+        self._capabilities = sorted({*self._required, *(f"codec:{codec}" for codec in CODECS)})
 
     def call_seeds(self, now: int) -> bool:
         """Greet the seeds under aliases, since their names are not known yet. False: there are none."""
@@ -67,7 +75,7 @@ class Meeting:
 
     def on_hello(self, now: int, source: str, hello: Hello) -> None:
         state = self._state
-        difference = self._difference(hello.fingerprint)
+        difference = self._difference(hello.fingerprint) or self._incapable(hello.capabilities)
         if source == state.me.device:
             difference = f"another device runs under the id {source}"
         known = state.peers.get(source)
@@ -106,4 +114,9 @@ class Meeting:
             self._state.act(Meet(alias, source))
 
     def _hello(self, reply: bool) -> Hello:
-        return Hello(self._state.me.address, self._fingerprint, reply, [], self._state.round)
+        return Hello(self._state.me.address, self._fingerprint, reply, self._capabilities, self._state.round)
+
+    def _incapable(self, theirs: list[str]) -> str | None:
+        """What this device does and the other does not; None: nothing."""
+        missing = sorted(set(self._required) - set(theirs))
+        return f"it lacks {', '.join(missing)}" if missing else None

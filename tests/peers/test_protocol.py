@@ -191,6 +191,16 @@ def test_a_joiner_with_other_bases_goes_and_changes_nothing() -> None:
     assert net["d0"].dropped["refused"] >= 1
 
 
+@pytest.mark.parametrize("lacks", ["mixing:average", "clock:real", "codec:fp16"])
+def test_one_that_mixes_counts_time_or_encodes_otherwise_is_refused(lacks: str) -> None:
+    net = started()
+    able = [word for word in ("mixing:average", "clock:real", "codec:fp16") if word != lacks]
+    actions = say(net, "d0", "d9", Hello("sim://d9", {"bases": "q"}, True, able, 0))
+    told = [a.message for a in actions if isinstance(a, do.Tell)]
+    assert Refuse(f"it lacks {lacks}") in told
+    assert [a.fields["reason"] for a in actions if isinstance(a, do.Log)] == [f"it lacks {lacks}"]
+
+
 def test_a_second_device_under_the_own_id_is_refused() -> None:
     net = started()
     actions = say(net, "d0", "d0", Hello("sim://elsewhere", {"bases": "q"}, True, [], 0))
