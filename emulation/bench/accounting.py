@@ -1,0 +1,74 @@
+"""`unweft bench accounting`: a whole run's books against the kernel's counters of the interface it ran on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from emulation.bench.figures import Findings, Measure
+from emulation.bench.namespace import Namespace, NoNamespace, Traffic, namespace
+
+HEADERS = 14 + 20 + 32  # bytes of a packet: Ethernet, IPv4, TCP with its timestamp option
+SCENARIO = """
+[devices]
+count = 4
+[data]
+persons = 2
+batch = 8
+[adapter]
+rank = 8
+max_devices = 8
+[round]
+count = {rounds}
+local_steps = 1
+[eval]
+every = 1000
+[keys]
+enabled = {keys}
+"""
+RUN = "from emulation.cli import main; main()"
+
+
+def run(rounds: int = 40) -> Findings:
+    """Bytes of all links of a run, with keys and without, and what its namespace's loopback has carried."""
+    findings = Findings(
+        "Accounting against the kernel: a whole run in its own network namespace", "unweft bench accounting"
+    )
+    try:
+        for keys in (True, False):
+            with namespace() as inside, tempfile.TemporaryDirectory() as folder:
+                before = inside.traffic()
+                sent = _run(inside, Path(folder), rounds, keys)
+                _compare(
+                    findings, "with keys" if keys else "in the clear", sent, inside.traffic().since(before)
+                )
+    except NoNamespace as error:
+        findings.notes.append(f"not measured: {error}")
+    return findings
+
+
+def _run(inside: Namespace, folder: Path, rounds: int, keys: bool) -> int:
+    """Bytes that the devices of a run say they have sent."""
+    scenario = folder / "accounting.toml"
+    scenario.write_text(SCENARIO.format(rounds=rounds, keys=str(keys).lower()))
+    out = folder / "run"
+    command = inside.command(sys.executable, "-c", RUN, "run", str(scenario), "--out", str(out))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return sum(int(link["sent_bytes"]) for link in summary["links"])
+
+
+def _compare(findings: Findings, group: str, sent: int, kernel: Traffic) -> None:
+    headers = kernel.packets * HEADERS
+    payload = kernel.bytes - headers
+    findings.measures += [
+        Measure(group, "interface, bytes received", "MB", (kernel.bytes / 1e6,)),
+        Measure(group, f"of them {HEADERS} bytes a packet of headers", "MB", (headers / 1e6,)),
+        Measure(group, "what TCP carried", "MB", (payload / 1e6,)),
+        Measure(group, "unweft, all links", "MB", (sent / 1e6,), "what TCP carried", 0.97, 1.03),
+    ]

@@ -1,0 +1,81 @@
+"""`unweft bench clock`: a scenario in virtual time, three times, once under load; and once in real time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from emulation.bench.figures import Findings, Measure
+from emulation.scenario import Scenario, dump
+
+RUN = "from emulation.cli import main; main()"
+OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s")
+
+
+def run(scenario: Scenario) -> Findings:
+    """Whether hashes, bytes and latencies are the same, and how long a run takes with either clock."""
+    findings = Findings(f"Clocks: {scenario.name}", "unweft bench clock")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scenario.toml"
+        file.write_text(dump(scenario), encoding="utf-8")
+        seconds, summaries = {}, {}
+        for name, clock, busy in (
+            ("real", "real", False),
+            ("virtual", "virtual", False),
+            ("virtual again", "virtual", False),
+            ("virtual, both cores busy", "virtual", True),
+        ):
+            out = Path(folder) / name.replace(" ", "-")
+            with load() if busy else nullcontext():
+                seconds[name], summaries[name] = _timed(file, out, clock)
+    for name, taken in seconds.items():
+        most = 1.0 if name == "virtual" else None
+        findings.measures.append(Measure("wall time", name, "s", (taken,), "real", most=most))
+    first = summaries["virtual"]
+    findings.measures.append(Measure("virtual", "emulated time", "s", (emulated_s(first),)))
+    for name in ("virtual again", "virtual, both cores busy"):
+        for what in ("devices", "links", "events", "rounds"):
+            same = float(summaries[name][what] == first[what])
+            findings.measures.append(Measure(name, f"{what} the same", "1 = yes", (same,), least=1.0))
+    return findings
+
+
+def repeatable(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without what the machine makes of a run: process ids, memory, processor time."""
+    devices = [{k: v for k, v in d.items() if k not in OF_THE_MACHINE} for d in summary["devices"]]
+    return {**summary, "devices": devices}
+
+
+def emulated_s(summary: dict[str, Any]) -> float:
+    return sum(float(entry["seconds"]) for entry in summary["rounds"])
+
+
+def _timed(scenario: Path, out: Path, clock: str) -> tuple[float, dict[str, Any]]:
+    command = [sys.executable, "-c", RUN, "run", str(scenario), "--clock", clock, "--out", str(out)]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+    taken = time.monotonic() - start
+    return taken, repeatable(json.loads((out / "summary.json").read_text(encoding="utf-8")))
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """As many busy processes as there are processors."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+        for process in busy:
+            process.wait()

@@ -1,0 +1,182 @@
+"""Ends of a link, each in a process of its own: what `unweft bench transport` compares.
+
+All send `count` tensors of `size` bytes as fast as they are taken and say when (monotonic ns) they began or
+had the last one. Frames carry `FRAME_BYTES` of payload, as a device's do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from datetime import timedelta
+from itertools import cycle, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import zmq
+
+from peers.inbox import CREDIT_BYTES
+from peers.outbox import FRAME_BYTES, WINDOW_BYTES
+from transport.codec import decode, encode_view
+from transport.keys import NetworkKeys
+from transport.memory import keep_freed_memory
+from transport.messages import Credit, Envelope, Update, pack, pack_parts, stamp, unpack
+from transport.parts import Reassembler, split
+from transport.zmq_links import ZmqLinks
+
+LISTEN = "tcp://127.0.0.1:0"
+PATIENCE_S = 30.0
+RANK = 8
+HEADER = bytes(80)  # of the raw frames: what an update's header is long
+
+
+class Checks(NamedTuple):
+    """What the receiver does not take on trust. Caps on sizes are no option: they come with unpacking."""
+
+    crc: bool = True
+    finite: bool = True
+
+
+class Arrived(NamedTuple):
+    """When the last tensor was there, and what all took on the wire, headers and framing included."""
+
+    at_ns: int
+    wire_bytes: int = 0
+
+
+class RawEnd:
+    """pyzmq and nothing else: one buffer sent again and again without a copy, frames that nobody looks at."""
+
+    def __init__(self, keys: NetworkKeys | None) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._inbox, self._out = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        if keys is not None:
+            server, client = keys.server(), keys.client()
+            self._inbox.curve_server = True
+            self._inbox.curve_publickey, self._inbox.curve_secretkey = server.public, server.secret
+            self._out.curve_serverkey = server.public
+            self._out.curve_publickey, self._out.curve_secretkey = client.public, client.secret
+
+    def bind(self) -> str:
+        self._inbox.bind(LISTEN)
+        return self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def connect(self, address: str) -> None:
+        self._out.connect(address)
+
+    def send(self, size: int, count: int) -> int:
+        parts = split(bytes(size), FRAME_BYTES)
+        start = time.monotonic_ns()
+        for part in islice(cycle(parts), count * len(parts)):
+            self._out.send_multipart((HEADER, part), copy=False)
+        return start
+
+    def receive(self, size: int, count: int) -> Arrived:
+        for _ in range(count * -(-size // FRAME_BYTES)):
+            self._inbox.recv_multipart(copy=False)
+        return Arrived(time.monotonic_ns())
+
+
+class LinksEnd:
+    """The way a device's tensors go: encode, split, pack, ZmqLinks; unpack, Reassembler, decode, credit."""
+
+    def __init__(self, name: str, peer: str, keys: NetworkKeys | None, checks: Checks) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self._name, self._peer, self._keys, self._checks = name, peer, keys, checks
+        self._loop = asyncio.new_event_loop()
+        self._parts = Reassembler(1 << 30)
+        self._in_flight = self._taken = 0
+
+    def bind(self) -> str:
+        return self._loop.run_until_complete(self._bind())
+
+    async def _bind(self) -> str:
+        self._links = ZmqLinks(self._name, LISTEN, self._keys)
+        await self._links.start()
+        return self._links.address
+
+    def connect(self, address: str) -> None:
+        self._loop.run_until_complete(self._connect(address))
+
+    async def _connect(self, address: str) -> None:
+        self._links.connect(self._peer, address)
+
+    def send(self, size: int, count: int) -> int:
+        return self._loop.run_until_complete(self._send(torch.randn(size // 4 // RANK, RANK), size, count))
+
+    async def _send(self, matrix: torch.Tensor, size: int, count: int) -> int:
+        start = time.monotonic_ns()
+        envelope = Envelope(self._name, 0)
+        for version in range(count):
+            payload = encode_view(matrix, "fp32", finite=self._checks.finite)
+            crc = zlib.crc32(payload) if self._checks.crc else None
+            shape = (*matrix.shape, 0, size, crc)
+            header = Update(self._name, 0, "early", version, version, "train", "fp32", *shape)
+            for frames in pack_parts(envelope, header, payload, FRAME_BYTES):
+                await self._put(*frames)
+        return start
+
+    async def _put(self, header: bytes, part: memoryview) -> None:
+        while self._in_flight >= WINDOW_BYTES:
+            _, credit = unpack((await self._links.recv()).frames)
+            assert isinstance(credit, Credit)
+            self._in_flight -= credit.bytes
+        self._in_flight += len(part)
+        frames = (stamp(header, 0, time.monotonic_ns(), 0), part)
+        while not self._links.send(self._peer, frames):
+            if not await self._links.wait_writable(self._peer, PATIENCE_S):
+                raise TimeoutError("the receiver takes nothing")
+
+    def receive(self, size: int, count: int) -> Arrived:
+        return self._loop.run_until_complete(self._receive(count))
+
+    async def _receive(self, count: int) -> Arrived:
+        wire = 0
+        while count:
+            received = await self._links.recv()
+            wire += received.wire_bytes
+            envelope, update = unpack(received.frames)
+            assert isinstance(update, Update)
+            self._credit(len(received.frames[1]))
+            payload = self._parts.add(envelope.src, update, received.frames[1])
+            if payload is not None:
+                shape = (update.rows, update.rank)
+                decode(payload, update.codec, *shape, finite=self._checks.finite, owned=True)
+                count -= 1
+        return Arrived(time.monotonic_ns(), wire)
+
+    def _credit(self, size: int) -> None:
+        self._taken += size
+        if self._taken >= CREDIT_BYTES:
+            self._links.send(self._peer, pack(Envelope(self._name, 0), Credit(self._taken)))
+            self._taken = 0
+
+
+class GlooEnd:
+    """torch.distributed's own send and recv of whole tensors."""
+
+    def __init__(self, rank: int, store: Path) -> None:
+        torch.set_num_threads(1)
+        self._rank, self._store = rank, store
+
+    def open(self) -> None:
+        where = f"file://{self._store}"
+        patience = timedelta(seconds=PATIENCE_S)
+        dist.init_process_group("gloo", init_method=where, rank=self._rank, world_size=2, timeout=patience)
+
+    def send(self, size: int, count: int) -> int:
+        tensor = torch.randn(size // 4)
+        start = time.monotonic_ns()
+        for _ in range(count):
+            dist.send(tensor, 1)
+        return start
+
+    def receive(self, size: int, count: int) -> Arrived:
+        tensor = torch.empty(size // 4)
+        for _ in range(count):
+            dist.recv(tensor, 0)
+        return Arrived(time.monotonic_ns())

@@ -1,0 +1,143 @@
+"""What a benchmark found: measures with their spread, ratios to a reference of the same run, a table, JSON.
+
+Repetitions of all contenders are interleaved, and a ratio is the median of the ratios of one repetition each:
+what else the machine does then meets both sides of a ratio, not one.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One contender: a value for each repetition, in `unit`; a table's row.
+
+    `reference`: the contender it is divided by, in the same group. `least`, `most`: what that ratio (without
+    a reference: the median itself) should keep; None: nothing is asked.
+    """
+
+    group: str
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+    reference: str | None = None
+    least: float | None = None
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples) if self.samples else math.nan
+
+
+@dataclass
+class Findings:
+    """All that one benchmark found. `notes`: what could not be measured, and why."""
+
+    title: str
+    command: str
+    measures: list[Measure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def ratio(self, measure: Measure) -> float | None:
+        """Of `measure` to its reference; None without one."""
+        if measure.reference is None:
+            return None
+        base = next(m for m in self.measures if (m.group, m.name) == (measure.group, measure.reference))
+        pairs = [a / b for a, b in zip(measure.samples, base.samples, strict=True) if b]
+        return statistics.median(pairs) if pairs else math.nan
+
+    def met(self, measure: Measure) -> bool | None:
+        """Whether it keeps what is asked of it; None if nothing is."""
+        if measure.least is None and measure.most is None:
+            return None
+        ratio = self.ratio(measure)
+        value = measure.median if ratio is None else ratio
+        low = -math.inf if measure.least is None else measure.least
+        high = math.inf if measure.most is None else measure.most
+        return low <= value <= high
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "title": self.title,
+            "command": self.command,
+            "machine": machine(),
+            "measures": [self._row(measure) for measure in self.measures],
+            "notes": self.notes,
+        }
+
+    def print(self, console: Console) -> None:
+        console.print(self._table())
+        for note in self.notes:
+            console.print(f"• {note}", highlight=False, soft_wrap=True)
+
+    def _row(self, m: Measure) -> dict[str, object]:
+        asked = {k: v for k, v in (("least", m.least), ("most", m.most)) if v is not None}
+        return {
+            "group": m.group,
+            "name": m.name,
+            "unit": m.unit,
+            "samples": list(m.samples),
+            "median": _finite(m.median),
+            "reference": m.reference,
+            "ratio": _finite(self.ratio(m)),
+            "asked": asked,
+            "met": self.met(m),
+            "note": m.note,
+        }
+
+    def _table(self) -> Table:
+        table = Table(title=self.title, title_justify="left", caption=machine(), caption_justify="left")
+        for column in ("", "what"):
+            table.add_column(column)
+        for column in ("median", "from ... to", "unit", "ratio", "asked", "met"):
+            table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
+        group = ""
+        for m in self.measures:
+            if m.group != group and group:
+                table.add_section()
+            table.add_row(m.group if m.group != group else "", *self._cells(m))
+            group = m.group
+        return table
+
+    def _cells(self, m: Measure) -> Sequence[str]:
+        ratio = self.ratio(m)
+        name = f"{m.name} ({m.note})" if m.note else m.name
+        spread = f"{shown(min(m.samples))} ... {shown(max(m.samples))}" if len(m.samples) > 1 else ""
+        verdict = {None: "", True: "yes", False: "[bold red]no[/]"}[self.met(m)]
+        against = "" if ratio is None else f"{ratio:.2f} x"
+        return (name, shown(m.median), spread, m.unit, against, _asked(m), verdict)
+
+
+def shown(value: float) -> str:
+    """Four digits, without an exponent where there is no need for one."""
+    if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.3e}"
+
+
+def machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    python, system = platform.python_version(), platform.system()
+    return f"{psutil.cpu_count()} CPUs, {memory:.0f} GiB, Python {python}, {system}"
+
+
+def _asked(m: Measure) -> str:
+    if m.least is not None and m.most is not None:
+        return f"{shown(m.least)} ... {shown(m.most)}"
+    return (
+        f">= {shown(m.least)}" if m.least is not None else f"<= {shown(m.most)}" if m.most is not None else ""
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
