@@ -6,14 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emulation.bench.clock import load, repeatable
 from tests.emulation.test_run import command, started
 
 # Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
@@ -24,7 +22,6 @@ EVENTS = (
     '{round=3, kind="stall", device="d1", duration_s=0.7}]'
 )
 CHURN = ("--set", f"event={EVENTS}", "--set", "round.count=30", "--set", "membership.crash_after_s=1.0")
-UNREPEATABLE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s")  # what the machine makes of it
 
 
 def run(out: Path, *options: str) -> dict[str, Any]:
@@ -32,26 +29,7 @@ def run(out: Path, *options: str) -> dict[str, Any]:
         command(out, "--clock", "virtual", *options), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    for device in summary["devices"]:
-        for key in UNREPEATABLE:
-            device.pop(key)
-    return summary
-
-
-@contextmanager
-def load() -> Iterator[None]:
-    """Twice as many busy processes as there are processors."""
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
-    ]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-        for process in busy:
-            process.wait()
+    return repeatable(json.loads((out / "summary.json").read_text()))
 
 
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
