@@ -146,6 +146,7 @@ class MembershipConfig(Section):
     settle_s: Annotated[float, Field(gt=0)] = 60.0  # longest wait for the initial cohort
     heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
     crash_after_s: Annotated[float, Field(gt=0)] = 5.0  # silence after which a neighbour counts as crashed
+    leave_grace_s: Annotated[float, Field(ge=0)] = 0.0  # after SIGTERM: is it for all? (ending.py)
 
 
 class ComputeConfig(Section):

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coordinator_free.membership import Key, Membership, Record, Status, Verify
+from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import Arrival, Part
-from peers.actions import Action, Drop, Exit, Export
+from peers.actions import Action, Drop
 from peers.config import DeviceConfig
+from peers.ending import Ending
 from peers.exchange import Exchange
 from peers.joining import Joining
 from peers.meeting import Difference, Meeting
 from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, Identity, Peer, State
-from transport.messages import Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
+from transport.messages import Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Stopping, Update
 
 __all__ = ["DeviceProtocol", "Identity", "Peer", "State"]
 
@@ -44,12 +45,14 @@ class DeviceProtocol:
         self._presence = Presence(self._s, self._meeting)
         self._rounds = Rounds(self._s, self._meeting)
         self._joining = Joining(self._s, self._presence, self._rounds)
+        self._ending = Ending(self._s, self._presence, self._rounds, sign, verify)
         self._timers: dict[str, Callable[[int], None]] = {
             "heartbeat": self._presence.on_heartbeat,
             "settle": self._on_settle,
             "ask": self._joining.ask,
             "deadline": self._rounds.on_deadline,
             "grace": self._rounds.on_grace,
+            "last_call": self._ending.on_last_call,
         }
 
     # -- what can be seen --------------------------------------------------------------------------
@@ -107,18 +110,8 @@ class DeviceProtocol:
 
     def signal(self, now: int, kind: str) -> list[Action]:
         """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
-        state = self._s
-        if state.phase in (State.FINISH, State.GONE) or state.own is None:
-            return [Exit(0, "finished" if state.phase is State.FINISH else "gone")]
-        status = Status.LEFT if kind == "leave" else Status.RETIRED
-        state.log("leaving", kind=kind, round=state.round)
-        self._presence.amend(state.members.amend(state.own, status=status))
-        if kind == "retire":
-            state.act(Export())
-        self._rounds.say_farewell(kind)
-        state.phase = State.GONE
-        state.act(Exit(0, kind))
-        return state.flush()
+        self._ending.signal(now, kind)
+        return self._done(now)
 
     def accepts(self, source: str, block: Key) -> str | None:
         """Why data of a block from a neighbour is not taken in; None: it is."""
@@ -169,6 +162,8 @@ class DeviceProtocol:
                 self._s.tell(source, Ping(self._s.round, False))
             case Bye():
                 peer.done = True
+            case Stopping():
+                self._ending.heard(now, source, message)
 
     def _on_settle(self, now: int) -> None:
         if self._s.own is None:
@@ -180,5 +175,6 @@ class DeviceProtocol:
         self._joining.try_ask(now)
         self._rounds.try_begin(now)
         self._rounds.try_close(now)
+        self._ending.try_end(now)
         self._rounds.try_exit()
         return self._s.flush()

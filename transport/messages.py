@@ -168,7 +168,16 @@ class Credit:
     bytes: int
 
 
-Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """A device was told to stop, and asks whether all were; signed by it, and passed on by others."""
+
+    device: str
+    incarnation: int
+    signature: bytes
+
+
+Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Stopping
 
 
 _COUNT = whole(0, (1 << 63) - 1)
@@ -241,6 +250,7 @@ _KINDS: dict[int, _Kind] = {
     8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag),
     10: _kind(Credit, 256, _COUNT),
+    11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
 }
 _CODES = {kind.type: code for code, kind in _KINDS.items()}
 _OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its place in the packed array
