@@ -1,0 +1,194 @@
+"""Links over torch.distributed: three real processes, each a rank, that say what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transport.gloo_links import GlooLinks
+from transport.messages import wire_bytes
+from transport.zmq_dealer import Limits
+
+WORLD = 3
+DEADLINE_S = 30.0
+MESSAGES, LARGE = 200, 70_000
+LIMITS = Limits(high_water=8, linger_ms=5000)
+Scene = Callable[[GlooLinks], Coroutine[Any, Any, object]]
+
+
+def in_all_ranks(scene: Scene, folder: Path, world: int = WORLD, last: int | None = None) -> list[object]:
+    """What `scene` returned in each rank. `last`: a rank that is expected to die. Nothing outlives this."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed"])
+    started = []
+    try:
+        for rank in range(world):
+            mine, theirs = context.Pipe(duplex=False)
+            args = (scene, rank, world, f"file://{folder / 'store'}", theirs)
+            process = context.Process(target=_live, args=args)
+            process.start()
+            theirs.close()
+            started.append((process, mine))
+        return [_answer(pipe) for rank, (_, pipe) in enumerate(started) if rank != last]
+    finally:
+        for process, pipe in started:
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _answer(pipe: Connection) -> object:
+    assert pipe.poll(DEADLINE_S), "no answer in time"
+    good, value = pipe.recv()
+    assert good, value
+    return value
+
+
+def _live(scene: Scene, rank: int, world: int, store: str, answer: Connection) -> None:
+    torch.set_num_threads(1)
+
+    async def whole() -> object:
+        links = GlooLinks(f"d{rank}", rank, world, store, LIMITS, patience_s=DEADLINE_S)
+        await links.start()
+        try:
+            for other in range(world):
+                links.connect(f"d{other}", f"gloo://{other}")
+            return await scene(links)
+        finally:
+            await links.close()
+
+    try:
+        answer.send((True, asyncio.run(whole())))
+    except Exception:
+        answer.send((False, traceback.format_exc()))
+    time.sleep(DEADLINE_S)  # until it is killed: so that no exit can be taken for an end of the stream
+
+
+def others(links: GlooLinks) -> list[str]:
+    return [f"d{rank}" for rank in range(links.world) if rank != links.rank]
+
+
+def message(source: str, n: int) -> list[bytes]:
+    return [f"{source} {n}".encode(), bytes([n % 256]) * (n % 3 * LARGE), b""][: 1 + n % 3]
+
+
+async def exchange(links: GlooLinks) -> object:
+    """Everyone sends everyone else `MESSAGES` messages; returns what was wrong."""
+
+    async def send(peer: str) -> None:
+        for n in range(MESSAGES):
+            while not links.send(peer, message(links.device, n)):
+                assert await links.wait_writable(peer, DEADLINE_S)
+
+    sending = [asyncio.create_task(send(peer)) for peer in others(links)]
+    seen = dict.fromkeys(others(links), 0)
+    wrong = []
+    while any(n < MESSAGES for n in seen.values()):
+        received = await links.recv()
+        expected = message(received.source, seen[received.source])
+        seen[received.source] += 1
+        if [bytes(f) for f in received.frames] != expected or received.wire_bytes != wire_bytes(expected):
+            wrong.append((received.source, seen[received.source]))
+    await asyncio.gather(*sending)
+    assert await links.flush(DEADLINE_S)
+    return wrong
+
+
+def test_frames_arrive_whole_and_in_order(tmp_path: Path) -> None:
+    assert in_all_ranks(exchange, tmp_path) == [[]] * WORLD
+
+
+def tensor(rank: int) -> torch.Tensor:
+    return torch.randn(100, 8, generator=torch.Generator().manual_seed(rank))
+
+
+async def reduce_beside_messages(links: GlooLinks) -> object:
+    mean = (await asyncio.gather(links.all_reduce_mean(tensor(links.rank)), exchange(links)))[0]
+    return mean.tolist()
+
+
+def test_all_reduce_gives_the_exact_mean_also_beside_messages(tmp_path: Path) -> None:
+    mean = torch.stack([tensor(rank).double() for rank in range(WORLD)]).mean(0).float()
+    assert in_all_ranks(reduce_beside_messages, tmp_path) == [mean.tolist()] * WORLD
+
+
+async def refuse_what_no_receiver_takes(links: GlooLinks) -> object:
+    peer = others(links)[0]
+    refused = []
+    for frames in ([], [b""] * 5, [bytes(LIMITS.max_frame_bytes + 1)]):
+        try:
+            links.send(peer, frames)
+        except ValueError:
+            refused.append(len(frames))
+    links.connect("x", "gloo://7")
+    links.connect("y", f"gloo://{links.rank}")
+    links.connect("z", "tcp://127.0.0.1:1")
+    links.disconnect(peer)
+    return refused, [links.send(name, [b"a"]) for name in ("x", "y", "z", peer, "nobody")], links.address
+
+
+def test_what_no_receiver_would_take_is_refused_and_only_ranks_are_addresses(tmp_path: Path) -> None:
+    first = in_all_ranks(refuse_what_no_receiver_takes, tmp_path)[0]
+    assert first == ([0, 5, 1], [False] * 5, "gloo://0")
+
+
+async def outlive(links: GlooLinks) -> object:
+    """d2 is killed; d0 and d1 notice, and go on."""
+    if links.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    links.on_broken = lambda peer: None if broken.done() else broken.set_result(peer)
+    gone = await asyncio.wait_for(broken, DEADLINE_S)
+    peer = others(links)[0]
+    assert links.send(peer, [b"still here"])
+    received = await asyncio.wait_for(links.recv(), DEADLINE_S)
+    return gone, links.send("d2", [b"to the dead"]), bytes(received.frames[0])
+
+
+def test_a_killed_peer_is_noticed_and_the_others_go_on(tmp_path: Path) -> None:
+    assert in_all_ranks(outlive, tmp_path, last=2) == [("d2", False, b"still here")] * 2
+
+
+async def close_alone(links: GlooLinks) -> object:
+    """d0 closes its end at once; the others get what it sent before, then notice nothing."""
+    if links.rank == 0:
+        assert all(links.send(peer, [b"last"]) for peer in others(links))
+        await links.close()
+        try:
+            await links.recv()
+        except ConnectionError as error:
+            return str(error)
+    received = await asyncio.wait_for(links.recv(), DEADLINE_S)
+    return received.source, bytes(received.frames[0])
+
+
+def test_what_was_sent_before_the_end_arrives(tmp_path: Path) -> None:
+    answers = in_all_ranks(close_alone, tmp_path)
+    assert answers == ["the links are closed", ("d0", b"last"), ("d0", b"last")]
+
+
+def test_there_is_no_address_before_the_start() -> None:
+    links = GlooLinks("d0", 0, 2, "file:///nowhere")
+    with pytest.raises(RuntimeError, match="started"):
+        _ = links.address
+
+
+def test_ranks_that_do_not_come_are_an_error(tmp_path: Path) -> None:
+    async def alone() -> None:
+        links = GlooLinks("d0", 0, 2, f"file://{tmp_path / 'store'}", patience_s=0.2)
+        with pytest.raises(OSError, match="rank 0 of 2"):
+            await links.start()
+        await links.close()
+
+    asyncio.run(alone())
