@@ -20,6 +20,8 @@ class Meeting:
     def __init__(self, state: DeviceState, fingerprint: dict[str, Any], difference: Difference) -> None:
         self._state, self._fingerprint, self._difference = state, fingerprint, difference
         config = state.config
+        # names are claims, and each takes sockets: aliases of seeds, everyone, and as many who have gone
+        self._most_peers = len(state.me.seeds) + 2 * config.adapter.max_devices
         self._required = [
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
@@ -79,10 +81,15 @@ class Meeting:
         if source == state.me.device:
             difference = f"another device runs under the id {source}"
         known = state.peers.get(source)
+        if known is None and len(state.peers) >= self._most_peers:
+            state.act(Drop("crowded"))
+            return
         if known is None or known.address != hello.address:
             self.connect(source, hello.address, now)
         if difference is not None:
-            state.log("refused", peer=source, reason=difference)
+            if known is None or not known.refused:  # a line each would let anybody fill the disk
+                state.log("refused", peer=source, reason=difference)
+            state.peers[source].refused = True
             state.tell(source, Refuse(difference[:MAX_REASON]))
             state.act(Drop("refused"))
             return

@@ -48,6 +48,7 @@ class Peer:
     greeted: bool = False
     greet_again_ns: int = 0  # when to say hello once more to one who has not answered
     greet_pause_ns: int = SECOND
+    refused: bool = False
     done: bool = False
     manifests: dict[int, Manifest] = field(default_factory=dict)
 

@@ -96,9 +96,19 @@ class Dealer:
         self.up = keys is None  # without keys there is nothing to try: libzmq may hold what waits
 
     def open(self, context: Context) -> None:
-        """Connect, with the key whose turn it is. Raises ValueError for an endpoint that cannot be one."""
+        """Connect, with the key whose turn it is. Raises ValueError for an endpoint that cannot be one, and
+        where there are as many sockets as there may be."""
         self._context = context
-        socket = context.socket(zmq.DEALER)
+        try:
+            self._socket = context.socket(zmq.DEALER)
+            self._set_up(self._socket)
+            self._watch = Watch(self._socket.get_monitor_socket(HANDSHAKES), self._on_event)
+            self._socket.connect(self.address)
+        except zmq.ZMQError as error:
+            self._shut(0)
+            raise ValueError(f"cannot connect to {self.address!r}: {error}") from None
+
+    def _set_up(self, socket: Socket) -> None:
         configure(socket, self._limits, self.address)
         socket.set(zmq.IDENTITY, f"{self.device}/{secrets.token_hex(8)}".encode())
         socket.set(zmq.RECONNECT_IVL, self._limits.reconnect_ms)
@@ -107,18 +117,11 @@ class Dealer:
             mine = self._keys.client(self._key)
             socket.curve_serverkey = self._keys.server(self._key).public
             socket.curve_publickey, socket.curve_secretkey = mine.public, mine.secret
-        self._socket = socket
-        self._watch = Watch(socket.get_monitor_socket(HANDSHAKES), self._on_event)
-        try:
-            socket.connect(self.address)
-        except zmq.ZMQError as error:
-            self._shut(0)
-            raise ValueError(f"cannot connect to {self.address!r}: {error}") from None
 
     def send(self, frames: Sequence[Buffer]) -> bool:
-        """Never blocks; False when the link holds all it may."""
-        if self._socket is None:
-            self.open(self._context)
+        """Never blocks; False when the link holds all it may, or no socket is to be had."""
+        if self._socket is None and not self._open_again():
+            return False
         if self.up and not self._pending:
             return self._put(frames)
         if len(self._pending) >= self._limits.high_water:
@@ -208,7 +211,14 @@ class Dealer:
     def _remake(self) -> None:
         self._shut(0)
         self.up = self._keys is None
-        self.open(self._context)
+        self._open_again()
+
+    def _open_again(self) -> bool:
+        try:
+            self.open(self._context)
+        except ValueError:
+            self._report("no_socket", self.address)
+        return self._socket is not None
 
     def _wake(self) -> None:
         self._waiter.wake()
@@ -222,8 +232,9 @@ class Dealer:
     def _shut(self, linger_ms: int) -> None:
         self._cancel_retry()
         self._wake()
-        if self._socket is not None and self._watch is not None:
+        if self._socket is not None:
             self._socket.disable_monitor()
-            self._watch.close()
+            if self._watch is not None:
+                self._watch.close()
             self._socket.close(linger=linger_ms)
         self._socket = self._watch = None

@@ -22,6 +22,7 @@ from transport.messages import (
     Credit,
     Envelope,
     Gossip,
+    Hello,
     Manifest,
     Ping,
     Request,
@@ -200,6 +201,31 @@ def test_forged_messages_of_a_stranger(tmp_path: Path) -> None:
 
     outcome = live(tmp_path, attack)
     assert outcome.result == undisturbed().result
+
+
+def test_a_crowd_of_strangers_takes_no_sockets_without_end(tmp_path: Path) -> None:
+    """Hundreds of names, and one that is at another address each time: a link to each would take them all."""
+    limit = 1 + 2 * 8  # seeds, and twice the slots of `small_config`
+
+    async def attack(devices: Mapping[str, Device]) -> None:
+        victim, count = devices["d0"], 0
+        for name in [*["y"] * 3 * limit, *(f"x{i}" for i in range(3 * limit))]:
+            async with device(name) as evil:
+                evil.connect("d0", victim.links.address)
+                evil.send("d0", pack(Envelope(name, 0, count), hello(f"tcp://127.0.0.1:{20_000 + count}")))
+                count += 1
+                await until(lambda: victim.refused() == count)  # noqa: B023
+        assert len(victim.driver.protocol.peers) == limit
+
+    outcome = live(tmp_path, attack)
+    assert outcome.adapters == undisturbed().adapters
+    lines = (tmp_path / "devices" / "d0" / "events.jsonl").read_text().splitlines()
+    assert sum('"refused"' in line for line in lines) <= limit
+
+
+def hello(address: str) -> Hello:
+    """Of one whose bases are others."""
+    return Hello(address, {}, True, [], 0)
 
 
 @pytest.mark.parametrize("mode", ["average", "newest"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import zmq
 
 from tests.transport.live_links import both, device, next_of, parts, run, until
 from tests.transport.relay import relay
@@ -63,6 +64,19 @@ def test_an_altered_byte_ends_the_connection(place: int) -> None:
             d1.send("d0", [b"after"])
             assert parts(await next_of(d0)) == [b"after"]  # what was altered is lost, never wrong
             assert hit
+
+    run(test())
+
+
+def test_without_sockets_there_is_no_link_and_no_error() -> None:
+    async def test() -> None:
+        async with device("d0") as d0, device("d1") as d1:
+            d0._outside.set(zmq.MAX_SOCKETS, 8)
+            for i in range(10):
+                d0.connect(f"x{i}", d1.address)
+            assert d0.security_events["bad_address"] > 0
+            assert d0.send("x0", [b"heard"]) and not d0.send("x9", [b"not heard"])
+            assert parts(await next_of(d1)) == [b"heard"]
 
     run(test())
 
