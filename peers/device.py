@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from coordinator_free.slots import NoFreeSlot
-from peers import plugins
+from peers import health, plugins
 from peers.config import DeviceConfig
 from peers.driver import Driver
 from peers.errors import InputError
@@ -52,6 +52,7 @@ class DeviceSpec:
     signing: bytes | None = field(default=None, repr=False)  # Ed25519 seed; None: kept in its folder
     keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
+    health: str | None = None  # socket file on which its event loop says how it is (health.py)
     group: Mapping[str, str] = field(default_factory=dict)  # virtual clock: the address of every device
     script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device
 
@@ -92,7 +93,9 @@ async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
         if spec.keys_folder is not None:
             on_hangup(links, Path(spec.keys_folder), spec.id)
         learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        return await Driver(spec, links, learner, recorder, _identity(spec, recorder)).run()
+        driver = Driver(spec, links, learner, recorder, _identity(spec, recorder))
+        async with health.answering(spec.health, driver):
+            return await driver.run()
     finally:
         await links.close()
 
