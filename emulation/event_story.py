@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from emulation.events import ARRIVALS, GONE
 from emulation.links import sent_by_round
 from emulation.records import Record, RunRecords
 
-GONE = ("leave", "retire", "crash")
 RECOVERED = 0.95  # share of the accuracy before the event
 Choose = Callable[[str], Record | None]  # the evaluation of a device that counts
 
@@ -36,7 +36,7 @@ class Event:
 
     def noticed(self) -> dict[str, Record]:
         """By survivor: its first record of the event after it happened."""
-        name = "peer_joined" if self.record["kind"] == "join" else "peer_gone"
+        name = "peer_joined" if self.record["kind"] in ARRIVALS else "peer_gone"
         seen: dict[str, Record] = {}
         for survivor in self.survivors:
             for entry in self.run.events.get(survivor, []):
@@ -57,7 +57,7 @@ def events(run: RunRecords) -> list[Event]:
     for record in run.injected:
         found.append(Event(run, record, [d for d in live if d != record["device"]]))
         live = [d for d in live if d != record["device"] or record["kind"] not in GONE]
-        if record["kind"] == "join":
+        if record["kind"] in ARRIVALS:
             live.append(record["device"])
     return found
 
@@ -66,7 +66,7 @@ def _entry(event: Event) -> Record:
     kind = event.record["kind"]
     noticed = [float(entry["t_s"]) - event.t_s for entry in event.noticed().values()]
     rounds, sent = _recovery(event)
-    leaves, joins = kind in GONE, kind == "join"
+    leaves, joins = kind in GONE, kind in ARRIVALS
     choices = {"before": _before(event), "deleted": _tagged(event, f"deleted:{event.device}")}
     choices["corrected"] = _corrected(event)
     leaver = {name: _mean(event, [event.device], choose) for name, choose in choices.items()}

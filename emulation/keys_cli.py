@@ -42,7 +42,7 @@ def new(
     ] = "",
 ) -> None:
     """Make a network key in DIR, which is new or empty; readable by its owner alone."""
-    from emulation.scenario import DEVICE_ID
+    from emulation.events import DEVICE_ID
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: is not an empty folder; allowed: a new or empty one")

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,16 +19,20 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation import evaluator, radio, run_keys
+from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig, cut_off
 from emulation.progress import Progress
-from emulation.records import Tail, read_lines
+from emulation.records import Tail
 from emulation.run_keys import DeviceKeys
-from emulation.scenario import EventConfig, Scenario, dump
+from emulation.scenario import Scenario, dump
+from emulation.scripts import acted_out, met, scripts, shown
+from peers import partition
 from peers.device import DeviceSpec, process_main
-from peers.script import Scripted
 from transport.channel import Channel
+from transport.virtual_clock import life_name
 
 POLL_S = 0.1
 PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"]
+SEEDS = 4  # addresses that a device starts from
 SIGNALS = {"leave": signal.SIGTERM, "retire": signal.SIGINT, "crash": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 
@@ -42,6 +47,7 @@ class Started:
     process: ForkServerProcess
     killed: bool = False
     last_round: int = -1
+    life: int = 0  # processes of this id before it
 
 
 @dataclass
@@ -59,9 +65,20 @@ class Run:
     devices: dict[str, Started] = field(default_factory=dict)
     events: list[dict[str, object]] = field(default_factory=list)
     resume_at: list[tuple[float, str]] = field(default_factory=list)
+    processes: list[ForkServerProcess] = field(default_factory=list)  # all that were ever started
+    partition: tuple[tuple[str, ...], ...] = ()
 
     def seconds(self) -> float:
         return (time.monotonic_ns() - self.epoch_ns) / 1e9
+
+    def note(self, round_: int, kind: str, device: str) -> None:
+        """An event, for the records."""
+        self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
+
+    def cut_off(self, device: str) -> frozenset[str]:
+        """Whom a device does not hear in the partition that there is."""
+        groups = self.partition
+        return cut_off(device, groups, self.scenario.all_devices) if groups else frozenset()
 
     def running(self) -> dict[str, Started]:
         return {d: s for d, s in self.devices.items() if s.process.is_alive()}
@@ -78,7 +95,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     context.set_forkserver_preload(PRELOAD)
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
-    pending, channel = list(scenario.event), radio.channel(scenario, scenario.all_devices)
+    pending, channel = list(scenario.events), radio.channel(scenario, scenario.all_devices)
     state = Run(scenario, out, context, epoch_ns, addresses, pending, channel, run_keys.make(scenario))
     judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
     try:
@@ -86,8 +103,9 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         for device in scenario.initial_devices:
             _start(state, device, len(scenario.initial_devices), lifeline)
         if scenario.clock == "virtual":  # all clocks know from the start who will join, and each device when
-            for device in scenario.all_devices[len(scenario.initial_devices) :]:
-                _start(state, device, 0, lifeline)
+            for event in scenario.events:
+                if event.kind in ARRIVALS and event.device:
+                    _start(state, event.device, 0, lifeline)
             state.pending.clear()
         with Progress(scenario, out, console) as progress:
             _watch(state, progress, lifeline, judge)
@@ -99,7 +117,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         _check(state, judge)
         return 0
     finally:
-        _stop_all([judge, *(s.process for s in state.devices.values())])
+        _stop_all([judge, *state.processes])
         _write_run(state)
         (out / evaluator.DONE_MARKER).unlink(missing_ok=True)
         keep.close()
@@ -107,15 +125,18 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
 
 
 def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
-    seeds = tuple(state.addresses[d] for d in state.scenario.initial_devices if d != device)[:3]
-    virtual = state.scenario.clock == "virtual"
-    script = tuple(_scripted(e) for e in state.scenario.event if e.device == device) if virtual else ()
+    before = state.devices.get(device)
+    life = 0 if before is None else before.life + 1
+    address = state.addresses[life_name(device, life)]
+    script = scripts(state.scenario, device, life) if state.scenario.clock == "virtual" else ()
+    if state.partition:
+        partition.write(state.out / "devices" / device, state.cut_off(device))
     spec = DeviceSpec(
         id=device,
         config=state.scenario.device_config(),
-        listen=state.addresses[device],
-        advertise=state.addresses[device],
-        seeds=seeds,
+        listen=address,
+        advertise=address,
+        seeds=tuple(state.addresses[other] for other in met(state.scenario, device, life)[:SEEDS]),
         out=str(state.out),
         cohort=cohort,
         epoch_ns=state.epoch_ns,
@@ -124,21 +145,20 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
         signing=state.keys[device].signing,
         channel=state.channel,
         group=state.addresses,
+        life=life,
         script=script,
     )
     process = state.context.Process(target=process_main, args=(spec, lifeline), name=device)
     process.start()
-    state.devices[device] = Started(process, killed=any(event.kind == "crash" for event in script))
-
-
-def _scripted(event: EventConfig) -> Scripted:
-    return Scripted(event.round, event.kind, event.duration_s or 0.0)
+    killed = any(event.kind == "crash" for event in script)
+    state.devices[device] = Started(process, killed, life=life)
+    state.processes.append(process)
 
 
 def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:
     """Until all devices are gone: follow their rounds, inject what is due, notice who fell."""
     tails: dict[str, Tail] = {}
-    while state.running() or any(e.kind == "join" for e in state.pending):
+    while state.running() or any(e.kind in ARRIVALS for e in state.pending):
         for device, started in state.devices.items():
             tail = tails.setdefault(device, Tail(state.out / "devices" / device / "metrics.jsonl"))
             for record in tail.read():
@@ -159,17 +179,28 @@ def _inject_due(state: Run, lifeline: object) -> None:
             _signal(running[device], signal.SIGCONT)
     slowest = min((s.last_round for s in running.values()), default=-1)
     for event in [e for e in state.pending if e.round <= slowest]:
+        if event.kind == "return" and event.device in running:
+            continue  # its last life has not quite ended
         state.pending.remove(event)
-        at = state.seconds()
-        if event.kind == "join":
-            _start(state, event.device, 0, lifeline)
-        elif event.device in running:
-            started = state.devices[event.device]
-            started.killed = event.kind == "crash"
-            _signal(started, SIGNALS[event.kind])
-            if event.kind == "stall":
-                state.resume_at.append((at + (event.duration_s or 0.0), event.device))
-        state.events.append({"round": event.round, "kind": event.kind, "device": event.device, "t_s": at})
+        state.note(event.round, event.kind, shown(event))
+        _inject(state, event, lifeline)
+
+
+def _inject(state: Run, event: EventConfig, lifeline: object) -> None:
+    running = state.running()
+    if event.kind in OF_THE_NETWORK:
+        state.partition = event.groups
+        for device, started in running.items():
+            partition.write(state.out / "devices" / device, state.cut_off(device))
+            _signal(started, signal.SIGUSR1)
+    elif event.kind in ARRIVALS and event.device:
+        _start(state, event.device, 0, lifeline)
+    elif event.device in running:
+        started = running[event.device]
+        started.killed = event.kind == "crash"
+        _signal(started, SIGNALS[event.kind])
+        if event.kind == "stall":
+            state.resume_at.append((state.seconds() + (event.duration_s or 0.0), event.device))
 
 
 def _signal(started: Started, number: signal.Signals) -> None:
@@ -182,8 +213,7 @@ def _check(state: Run, judge: ForkServerProcess) -> None:
         code = started.process.exitcode
         if code == -signal.SIGKILL and not started.killed:  # from outside: a crash like any other
             started.killed = True
-            event = {"round": started.last_round, "kind": "crash", "device": device, "t_s": state.seconds()}
-            state.events.append(event)
+            state.note(started.last_round, "crash", device)
         elif code not in (None, 0, -signal.SIGKILL):
             log = state.out / "devices" / device / "log.txt"
             raise RunFailed(f"{device} ended with exit status {code}: {_last_line(log)}; its log: {log}")
@@ -219,19 +249,9 @@ def _no_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _acted_out(out: Path, device: str) -> list[dict[str, object]]:
-    """What a device of a virtual run did as its scenario says, at its own time."""
-    lines = read_lines(out / "devices" / device / "events.jsonl")
-    return [
-        {"round": e["at_round"], "kind": e["kind"], "device": device, "t_s": e["t_s"]}
-        for e in lines
-        if e["event"] == "scripted"
-    ]
-
-
 def _write_run(state: Run) -> None:
     if state.scenario.clock == "virtual":
-        state.events += [event for device in state.devices for event in _acted_out(state.out, device)]
+        state.events += acted_out(state.out, state.devices)
     devices = {d: {"pid": s.process.pid, "exit": s.process.exitcode} for d, s in state.devices.items()}
     record = {
         "devices": devices,
@@ -243,8 +263,11 @@ def _write_run(state: Run) -> None:
 
 
 def _addresses(scenario: Scenario) -> dict[str, str]:
-    """A loopback port for each device, outside the range that outgoing connections are given."""
-    return dict(zip(scenario.all_devices, map(_address, _free_ports(len(scenario.all_devices))), strict=True))
+    """A loopback port for each life of each device, outside the range that outgoing connections are given."""
+    lives = Counter(event.device for event in scenario.events if event.kind in ARRIVALS)
+    lives.update(scenario.initial_devices)
+    names = [life_name(d, life) for d in scenario.all_devices for life in range(lives[d])]
+    return dict(zip(names, map(_address, _free_ports(len(names))), strict=True))
 
 
 def _address(port: int) -> str:

@@ -15,14 +15,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from emulation.event_story import GONE, events
+from emulation.event_story import events
+from emulation.events import ARRIVALS, GONE
 from emulation.records import Record, RunRecords, in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7f3c8d", "#555555")
-MARKS = {"leave": "#b00020", "retire": "#b06a00", "crash": "#b00020", "stall": "#777777", "join": "#1b7a2f"}
+MARKS = {
+    "leave": "#b00020",
+    "retire": "#b06a00",
+    "crash": "#b00020",
+    "stall": "#777777",
+    "join": "#1b7a2f",
+    "return": "#1b7a2f",
+    "partition": "#777777",
+    "heal": "#777777",
+}
 WIDTH = 10.0  # inches
 
 
@@ -115,7 +125,7 @@ def _curve(run: RunRecords, device: str, shard: str) -> list[tuple[float, float]
 
 def _with_gaps(run: RunRecords, device: str, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """A device that went and came back is not joined by a line over its absence."""
-    starts = [e["t_s"] for e in run.injected if e["kind"] == "join" and e["device"] == device]
+    starts = [e["t_s"] for e in run.injected if e["kind"] in ARRIVALS and e["device"] == device]
     lines = run.metrics.get(device, [])
     for start in starts:
         earlier = [int(line["round"]) for line in lines if line["t1_s"] <= start]
@@ -227,7 +237,7 @@ def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
     for event in events(run):
         name, seen = f"{event.device} {event.record['kind']}", event.noticed().values()
         after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
-        before = [*event.survivors, *([event.device] if event.record["kind"] != "join" else [])]
+        before = [*event.survivors, *([event.device] if event.record["kind"] not in ARRIVALS else [])]
         moments.append((f"before\n{name}", Moment(before, until_s=event.t_s)))
         moments.append((f"after\n{name}", Moment(event.survivors, since_s=after)))
     ended = in_order({str(e["device"]) for e in run.tagged("end")})

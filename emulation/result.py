@@ -7,11 +7,21 @@ from statistics import fmean
 from rich.table import Table
 
 from emulation.event_story import RECOVERED
+from emulation.events import ARRIVALS
 from emulation.progress import megabytes, percent
 from emulation.records import Record
 
 HEADS = ("device", "slot", "rounds", "own facts", "all live facts", "worst", "sent", "received")
-NAMES = {"leave": "left", "retire": "retired", "crash": "crashed", "stall": "stalled", "join": "joined"}
+NAMES = {
+    "leave": "left",
+    "retire": "retired",
+    "crash": "crashed",
+    "stall": "stalled",
+    "join": "joined",
+    "return": "returned",
+    "partition": "were cut off",
+    "heal": "the partition healed",
+}
 
 
 def rows(summary: Record) -> list[tuple[str, ...]]:
@@ -71,9 +81,9 @@ def stories(summary: Record) -> list[str]:
 
 
 def _story(event: Record) -> str:
-    head = f"{event['device']} {NAMES[event['kind']]} at round {event['round']}"
+    head = f"{event['device']} {NAMES[event['kind']]} at round {event['round']}".strip()
     parts = []
-    if event["kind"] == "join":
+    if event["kind"] in ARRIVALS:
         end = event["joiner_accuracy"]
         if end["end_mean"] is not None:
             parts.append(
@@ -89,7 +99,8 @@ def _story(event: Record) -> str:
         leaver = event["leaver_accuracy"]
         parts.append(f"its facts {percent(leaver['before'])} -> {percent(leaver['end'])} at the end")
     parts.append(_survivors(event))
-    return f"{head}: {'; '.join(part for part in parts if part)}"
+    told = "; ".join(part for part in parts if part)
+    return f"{head}: {told}" if told else head
 
 
 def _survivors(event: Record) -> str:

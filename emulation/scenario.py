@@ -7,19 +7,18 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli_w
 from pydantic import Field, ValidationError
 
+from emulation.events import DEVICE_ID, ChurnConfig, EventConfig, Population, churn, names, problems
 from emulation.radio import channel
 from emulation.scenario_errors import Place, explain
 from peers.config import DeviceConfig, MobilityConfig, Section, WirelessConfig
 from peers.errors import InputError
-
-DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]*$"  # ids become folder names and keys such as d5@0
-GONE = ("leave", "retire", "crash")
 
 
 class DevicesConfig(Section):
@@ -35,15 +34,6 @@ class EvalConfig(Section):
     every: Annotated[int, Field(ge=1)] = 5  # rounds between two snapshots of a device
 
 
-class EventConfig(Section):
-    """What happens to a device once every device has closed `round`."""
-
-    round: Annotated[int, Field(ge=0)]
-    kind: Literal["leave", "retire", "crash", "stall", "join"]
-    device: Annotated[str, Field(pattern=DEVICE_ID)]
-    duration_s: Annotated[float, Field(gt=0)] | None = None  # stall: seconds until it goes on
-
-
 class Scenario(DeviceConfig):
     """A whole run."""
 
@@ -51,6 +41,7 @@ class Scenario(DeviceConfig):
     devices: DevicesConfig = DevicesConfig()
     eval: EvalConfig = EvalConfig()
     event: tuple[EventConfig, ...] = ()
+    churn: ChurnConfig = ChurnConfig()
 
     @property
     def initial_devices(self) -> tuple[str, ...]:
@@ -60,8 +51,17 @@ class Scenario(DeviceConfig):
     @property
     def all_devices(self) -> tuple[str, ...]:
         """The initial devices, then those that join, each once."""
-        joiners = (event.device for event in self.event if event.kind == "join")
+        joiners = (event.device for event in self.events if event.kind == "join" and event.device)
         return tuple(dict.fromkeys([*self.initial_devices, *joiners]))
+
+    @cached_property
+    def events(self) -> tuple[EventConfig, ...]:
+        """All that happens, listed or drawn, in order."""
+        listed, config = list(self.event), self.churn
+        if config.rate:
+            population, slots = Population(self.initial_devices, self.on_crash), self.adapter.max_devices
+            listed += churn(config, self.seed, self.round.count, slots, population, listed)
+        return tuple(sorted(listed, key=lambda event: event.round))
 
     def device_config(self) -> DeviceConfig:
         """The part that every device is given."""
@@ -218,7 +218,7 @@ def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for device, place in radio.wireless.positions.items():
         where, side = f"radio.wireless.positions.{device}", radio.wireless.area_m
         if device not in scenario.all_devices:
-            yield where, f"is no device of the run; allowed: {_names(scenario.all_devices)}"
+            yield where, f"is no device of the run; allowed: {names(scenario.all_devices)}"
         if not all(0 <= metres <= side for metres in place):
             yield where, f"{list(place)} is outside the area; allowed: 0 to {side}, radio.wireless.area_m"
     try:
@@ -228,46 +228,11 @@ def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 
 
 def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    """Replays the events: who is live, and how many slots are taken."""
-    live = set(scenario.initial_devices)
-    kept = 0  # blocks that stay in their slots although their owner has gone
-    yield from _slot_problem(scenario, "devices.count", len(live))
-    for number, event in _in_order(scenario.event):
-        where = f"event.{number}"
-        last = scenario.round.count - 2
-        if event.round > last:
-            allowed = f"0 to {last}, since round.count = {scenario.round.count}"
-            yield f"{where}.round", f"{event.round} is too late; allowed: {allowed}"
-        if (event.kind == "stall") != (event.duration_s is not None):
-            yield f"{where}.duration_s", "goes with kind 'stall', which needs it; allowed: seconds above 0"
-        here = f"live at round {event.round} are {_names(live)}"
-        if event.kind == "join":
-            if event.device in live:
-                yield f"{where}.device", f"{event.device!r} cannot join: it is live; {here}"
-            live.add(event.device)
-            yield from _slot_problem(scenario, f"{where}.device", len(live) + kept)
-        elif event.device not in live:
-            yield f"{where}.device", f"{event.device!r} cannot {event.kind}: it is not live; {here}"
-        elif event.kind in GONE:
-            live.discard(event.device)
-            kept += event.kind == "retire" or (event.kind == "crash" and scenario.on_crash == "keep")
-            if not live:
-                yield f"{where}.device", f"{event.device!r} is the last live device; allowed: one that is not"
+    population = Population(scenario.initial_devices, scenario.on_crash)
+    in_order = _in_order(scenario.event)
+    yield from problems(in_order, population, scenario.round.count, scenario.adapter.max_devices)
 
 
 def _in_order(events: tuple[EventConfig, ...]) -> list[tuple[int, EventConfig]]:
     """Events as they will happen, each with its place in the file."""
     return sorted(enumerate(events), key=lambda numbered: numbered[1].round)
-
-
-def _slot_problem(scenario: Scenario, where: str, slots: int) -> Iterator[tuple[str, str]]:
-    limit = scenario.adapter.max_devices
-    if slots > limit:
-        yield (
-            where,
-            f"{slots} slots are needed and adapter.max_devices is {limit}; allowed: no more than {limit}",
-        )
-
-
-def _names(devices: Iterable[str]) -> str:
-    return ", ".join(sorted(devices, key=lambda name: (len(name), name)))

@@ -53,7 +53,8 @@ class DeviceSpec:
     keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
     health: str | None = None  # socket file on which its event loop says how it is (health.py)
-    group: Mapping[str, str] = field(default_factory=dict)  # virtual clock: the address of every device
+    group: Mapping[str, str] = field(default_factory=dict)  # the address of every device of the run, if known
+    life: int = 0  # how many processes of this id have been before in the run
     script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from peers import actions as do
+from peers import partition
 from peers.agenda import Agenda, Event, Kind
 from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
@@ -109,6 +110,8 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         for number, kind in ((signal.SIGTERM, "leave"), (signal.SIGINT, "retire")):
             self._loop.add_signal_handler(number, self._post, partial(self._signal, kind=kind))
+        self._loop.add_signal_handler(signal.SIGUSR1, self._post, self._read_partition)
+        self._read_partition(self.clock.now())
         receiving = asyncio.create_task(self._receive())
         try:
             if self.virtual is not None:
@@ -181,6 +184,11 @@ class Driver:
     def _signal(self, now: int, kind: str) -> list[do.Action]:
         return self.protocol.signal(now, kind)
 
+    def _read_partition(self, now: int) -> list[do.Action]:
+        """SIGUSR1: a testbed with a real clock has written whom this device hears no more."""
+        self.outbox.cut_off(partition.read(self.recorder.folder), now)
+        return []
+
     def _on_failure(self, error: BaseException) -> None:
         """The learner has failed, in its thread: that ends the device."""
         log.error("the learner failed", exc_info=error)
@@ -213,6 +221,9 @@ class Driver:
             self.virtual.heard(envelope.src, window)
 
     def _take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[do.Action]:
+        if self._script.waits:  # the process is there, the device is not
+            self.accounts.link(envelope.src).dropped("absent", received.wire_bytes)
+            return []
         if isinstance(message, Credit):
             self.outbox.credit(envelope.src, message.bytes)
         elif isinstance(message, Hello):
@@ -235,7 +246,7 @@ class Driver:
         assert self.virtual is not None
         self._record(now, "scripted", kind=event.kind, at_round=event.round)
         match event.kind:
-            case "join":
+            case "join" | "return":
                 self.virtual.round = STARTED
                 return self._start(now)
             case "stall":
@@ -243,6 +254,9 @@ class Driver:
                 return []
             case "crash":
                 self._dying = True
+                return []
+            case "partition" | "heal":
+                self.outbox.cut_off(event.cut_off, now)
                 return []
             case _:
                 return self.protocol.signal(now, event.kind)
@@ -394,6 +408,6 @@ class Driver:
 def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
     if spec.config.clock != "virtual":
         return None
-    clock = VirtualClock(spec.id, spec.group, spec.channel.min_latency_ns, links)
+    clock = VirtualClock(spec.id, spec.life, spec.group, spec.channel.min_latency_ns, links)
     links.on_broken = clock.broken
     return clock

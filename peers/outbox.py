@@ -65,6 +65,8 @@ class Outbox:
         self._round = -1
         self._live: tuple[str, ...] = (spec.id,)
         self._slowest_Bps = radio.rate_Bps
+        self._by_address = {address: life.partition("#")[0] for life, address in spec.group.items()}
+        self._cut_off: frozenset[str] = frozenset()
         self.on_sent: Callable[[str, int], None] = lambda address, arrive_ns: None
 
     # -- links -----------------------------------------------------------------------------------------
@@ -80,6 +82,12 @@ class Outbox:
         self._links.disconnect(peer)
         self._address.pop(peer, None)
         self._set_in_flight(peer, 0)
+
+    def cut_off(self, devices: frozenset[str], now_ns: int) -> None:
+        """A partition: all that is sent to these devices from now on is lost."""
+        self._cut_off = devices
+        for peer in self._address:
+            self._shape(peer, now_ns)
 
     def credit(self, peer: str, size: int | None = None) -> None:
         """The peer has taken so many bytes of data in (None: all): as many more may be on their way to it."""
@@ -111,7 +119,11 @@ class Outbox:
         self._slowest_Bps = min(rates, default=self._radio.rate_Bps)
 
     def _quality(self, peer: str) -> LinkQuality:
-        return self._channel.link(max(self._round, 0), self.device, peer, self._live)
+        return self._channel.link(max(self._round, 0), self.device, self._behind(peer), self._live)
+
+    def _behind(self, peer: str) -> str:
+        """The device that is known under an alias so far."""
+        return self._by_address.get(self._address[peer], peer)
 
     def _shape(self, peer: str, now_ns: int) -> None:
         link = self._quality(peer)
@@ -120,7 +132,7 @@ class Outbox:
             link.rate_Bps,
             link.latency_ns,
             link.jitter_ns,
-            link.loss,
+            1.0 if self._behind(peer) in self._cut_off else link.loss,
             link.outage,
             beta_Bps=self._radio.beta_Bps,
             now_ns=now_ns,

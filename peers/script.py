@@ -8,11 +8,12 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Scripted:
-    """Once every device that is there has closed `round`. `join`: this device starts only then."""
+    """Once every device that is there has closed `round`. `join`, `return`: this device starts only then."""
 
     round: int
-    kind: Literal["join", "leave", "retire", "crash", "stall"]
+    kind: Literal["leave", "retire", "crash", "stall", "join", "return", "partition", "heal"]
     duration_s: float = 0.0  # stall: emulated seconds until it goes on
+    cut_off: frozenset[str] = frozenset()  # partition: whom this device does not hear any more
 
 
 class Script:
@@ -24,7 +25,7 @@ class Script:
     @property
     def waits(self) -> bool:
         """The device has yet to join."""
-        return bool(self._left) and self._left[0].kind == "join"
+        return any(event.kind in ("join", "return") for event in self._left)
 
     def due(self, slowest_round: int | None) -> list[Scripted]:
         """What the slowest device's closed round makes due; taken once."""

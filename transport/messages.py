@@ -152,6 +152,7 @@ class Window:
     """Virtual clock, window `index`: because of me nothing happens anywhere before `next_ns` (windows.py).
 
     `round`: the last one that I have closed. `sent`: how many messages I have sent to you. `last`: I am gone.
+    `life`: how many of my name have been before me.
     """
 
     index: int
@@ -159,6 +160,7 @@ class Window:
     round: int
     sent: int
     last: bool
+    life: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +250,7 @@ _KINDS: dict[int, _Kind] = {
     6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
     7: _kind(Ping, 256, _ROUND, flag),
     8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
-    9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag),
+    9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
     11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
 }

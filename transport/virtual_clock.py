@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from transport.links import Links
 from transport.messages import Envelope, Window, pack
@@ -20,15 +21,22 @@ LAST_WORD_S = 1.0  # what a device that ends has said may be read after its link
 log = logging.getLogger("unweft")
 
 
-class VirtualClock:
-    """`group`: the address of every device of the run, this one included. Time starts at 0."""
+def life_name(device: str, life: int) -> str:
+    """How clocks call a device: one that returns is another process, known beforehand like all others."""
+    return f"{device}#{life}" if life else device
 
-    def __init__(self, device: str, group: Mapping[str, str], lookahead_ns: int, links: Links) -> None:
-        self.device = device
+
+class VirtualClock:
+    """`group`: the address of every device of the run by `life_name`, this one's too. Time starts at 0."""
+
+    def __init__(
+        self, device: str, life: int, group: Mapping[str, str], lookahead_ns: int, links: Links
+    ) -> None:
+        self.device, self._life = device, life
         self.grant: Grant | None = None
         self.round = STARTED  # the last round that this device has closed, or ABSENT
         self._group, self._links = group, links
-        self._windows = Windows(device, group, lookahead_ns)
+        self._windows = Windows(life_name(device, life), group, lookahead_ns)
         self._news = asyncio.Event()
         self._now_ns = self._horizon_ns = 0
 
@@ -67,11 +75,11 @@ class VirtualClock:
                 self._windows.sent(device, arrive_ns)
 
     def received(self, source: str, seq: int) -> None:
-        self._windows.received(source, seq)
+        self._windows.received(self._windows.life_of(source), seq)
         self._news.set()
 
     def heard(self, source: str, window: Window) -> None:
-        self._windows.heard(source, window)
+        self._windows.heard(life_name(source, window.life), window)
         self._news.set()
 
     def broken(self, link: str) -> None:
@@ -102,7 +110,7 @@ class VirtualClock:
 
     async def _announce(self, due_ns: int | None, last: bool = False) -> None:
         for peer, window in self._windows.announce(due_ns, self.round, last).items():
-            frames = pack(Envelope(self.device, 0), window)
+            frames = pack(Envelope(self.device, 0), replace(window, life=self._life))
             while not self._links.send(_link(peer), frames):
                 if not await self._links.wait_writable(_link(peer), ROOM_S):
                     log.warning("%s: no room on the clock's link to %s", self.device, peer)

@@ -56,6 +56,11 @@ class Windows:
         """Whose announcements are waited for."""
         return sorted(self._live)
 
+    def life_of(self, device: str) -> str:
+        """The first of a device's lives ("d5", then "d5#1", ...) that has not ended."""
+        lives = [name for name in self._live if name.partition("#")[0] == device]
+        return min(lives, key=lambda name: int(name.partition("#")[2] or 0), default=device)
+
     def sent(self, peer: str, arrive_ns: int) -> None:
         """A message has gone to a device of the group."""
         self._sent[peer] += 1

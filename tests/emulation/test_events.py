@@ -1,0 +1,120 @@
+"""Events of a scenario: what is drawn can be, what cannot be is said, and each device knows its part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emulation.events import ChurnConfig, EventConfig, Population, churn, cut_off, problems
+from emulation.scenario import Scenario, load
+from emulation.scripts import met, scripts
+from peers import partition
+from peers.errors import InputError
+
+KINDS = ("leave", "retire", "crash", "stall", "join", "return")
+
+
+def event(round_: int, kind: str, device: str | None = None, **more: object) -> EventConfig:
+    return EventConfig.model_validate({"round": round_, "kind": kind, "device": device, **more})
+
+
+def scenario(*events: EventConfig, **more: object) -> Scenario:
+    return Scenario.model_validate({"event": events, **more})
+
+
+@given(
+    st.integers(0, 10**6),
+    st.floats(0, 3),
+    st.lists(st.sampled_from(KINDS), min_size=1, max_size=6),
+    st.integers(1, 6),
+    st.integers(0, 4),
+    st.sampled_from(["forget", "keep"]),
+)
+def test_what_churn_draws_can_be(
+    seed: int, rate: float, kinds: list[str], devices: int, more: int, on_crash: str
+) -> None:
+    config = ChurnConfig.model_validate({"rate": rate, "kind": tuple(kinds), "least": 1})
+    initial = [f"d{i}" for i in range(devices)]
+    fixed = [event(4, "leave", "d0")] if devices > 1 else []
+    drawn = churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
+    in_order = sorted(enumerate([*fixed, *drawn]), key=lambda numbered: numbered[1].round)
+    if fixed:  # what was drawn before it did not know of it
+        in_order = [(n, e) for n, e in in_order if e.round >= 4]
+        drawn = [e for e in drawn if e.round >= 4]
+    again = churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
+    assert [e for e in again if e.round >= 4 or not fixed] == drawn
+    if not fixed:
+        assert not list(problems(in_order, Population(initial, on_crash), 60, devices + more))
+
+
+def test_the_rate_of_churn_is_events_a_round() -> None:
+    config = ChurnConfig(rate=0.5, kind="stall", stop=998)
+    drawn = churn(config, 1, 1000, 8, Population(["d0", "d1"], "forget"), [])
+    assert len(drawn) == pytest.approx(500, abs=80)
+
+
+def test_a_scenario_has_the_events_of_its_churn() -> None:
+    made = scenario(churn={"rate": 0.2, "kind": "join"}, adapter={"max_devices": 9})
+    joined = [e.device for e in made.events]
+    assert joined == ["d6", "d7", "d8"]
+    assert made.all_devices == ("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8")
+    assert made.events == scenario(churn={"rate": 0.2, "kind": "join"}, adapter={"max_devices": 9}).events
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{round=3, kind="return", device="d1"}', "has not gone"),
+        ('{round=3, kind="partition"}', "groups"),
+        ('{round=3, kind="partition", groups=[["d0"], ["d0", "d1"]]}', "twice"),
+        ('{round=3, kind="partition", groups=[["d0"]], device="d1"}', "all kinds but partition"),
+        ('{round=3, kind="heal", groups=[["d0"]]}', "groups"),
+        ('{round=3, kind="leave"}', "the id of one"),
+    ],
+)
+def test_an_event_that_cannot_be_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(f"devices.count = 3\nevent = [{line}]\n")
+    with pytest.raises(InputError, match=says):
+        load(file)
+
+
+def test_in_a_partition_the_unlisted_are_a_group_too() -> None:
+    devices = ["d0", "d1", "d2", "d3"]
+    deaf = {device: cut_off(device, [["d0", "d1"]], devices) for device in devices}
+    assert deaf["d0"] == {"d2", "d3"}
+    assert deaf["d3"] == {"d0", "d1"}
+    assert all((b in deaf[a]) == (a in deaf[b]) for a in devices for b in devices)
+
+
+def test_each_life_of_a_device_has_its_part_of_the_script() -> None:
+    made = scenario(
+        event(1, "partition", groups=[["d0"]]),
+        event(2, "leave", "d1"),
+        event(3, "return", "d1"),
+        event(5, "crash", "d1"),
+    )
+    first, second = (scripts(made, "d1", life) for life in (0, 1))
+    assert [(s.kind, s.round) for s in first] == [("partition", 1), ("leave", 2)]
+    assert [(s.kind, s.round) for s in second] == [("partition", 1), ("return", 3), ("crash", 5)]
+    assert second[0].cut_off == {"d0"}
+
+
+def test_one_that_starts_later_begins_with_those_who_are_there() -> None:
+    made = scenario(
+        event(2, "leave", "d1"), event(3, "return", "d1"), event(4, "join", "d9"), devices={"count": 3}
+    )
+    assert met(made, "d1", 0) == ["d0", "d2"]
+    assert met(made, "d1", 1) == ["d0", "d2"]
+    assert met(made, "d9", 0) == ["d0", "d2", "d1#1"]
+
+
+def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:
+    assert partition.read(tmp_path) == frozenset()
+    partition.write(tmp_path, {"d1", "d2"})
+    assert partition.read(tmp_path) == {"d1", "d2"}
+    (tmp_path / partition.FILE).write_text("[1]")
+    assert partition.read(tmp_path) == frozenset()
