@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emulation import keys_cli
+from emulation import device_cli, keys_cli
 from peers.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(keys_cli.app, name="keys")
+app.command(epilog=device_cli.EXAMPLE)(device_cli.device)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -104,72 +105,6 @@ def finish(folder: Path, console: Console) -> None:
     for story in result.stories(found):
         console.print(f"• {story}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-
-
-@app.command(
-    epilog="Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
-    "--advertise tcp://10.0.0.5:7000 --seeds tcp://10.0.0.6:7000 --keys testbed-keys --out runs/edge"
-)
-def device(
-    id_: Annotated[str, typer.Option("--id", envvar="UNWEFT_ID", help="Its name, for instance d0.")],
-    scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario that all share.")],
-    listen: Annotated[str, typer.Option(envvar="UNWEFT_LISTEN", help="Endpoint to bind, tcp://host:port.")],
-    out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for what it writes.")],
-    advertise: Annotated[
-        str | None,
-        typer.Option(envvar="UNWEFT_ADVERTISE", help="Endpoint for the others; default: --listen."),
-    ] = None,
-    seeds: Annotated[
-        str, typer.Option(envvar="UNWEFT_SEEDS", help="Endpoints of devices that may be there, with commas.")
-    ] = "",
-    keys: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="UNWEFT_KEYS", help="Folder of its keys (unweft keys new); SIGHUP reads it again."
-        ),
-    ] = None,
-    set_: Set = None,
-) -> None:
-    """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
-    from emulation.scenario import check_device, load
-
-    loaded = load(scenario, set_ or ())
-    check_device(id_)
-    others = tuple(seed.strip() for seed in seeds.split(",") if seed.strip())
-    for option, endpoint in (
-        ("--listen", listen),
-        ("--advertise", advertise or listen),
-        *(("--seeds", s) for s in others),
-    ):
-        _check_endpoint(option, endpoint)
-    own_keys = keys_cli.of_device(loaded.keys, keys, id_)
-    from coordinator_free.slots import NoFreeSlot
-    from peers.device import DeviceSpec, run_device
-
-    spec = DeviceSpec(
-        id=id_,
-        config=loaded.device_config(),
-        listen=listen,
-        advertise=advertise or listen,
-        seeds=others,
-        out=str(out),
-        cohort=len(loaded.initial_devices) if id_ in loaded.initial_devices else 0,
-        epoch_ns=None,
-        keys=own_keys,
-        keys_folder=None if own_keys is None else str(keys),
-    )
-    try:
-        status = run_device(spec)
-    except NoFreeSlot as error:
-        raise InputError(f"adapter.max_devices: {error}") from None
-    raise typer.Exit(status)
-
-
-def _check_endpoint(option: str, endpoint: str) -> None:
-    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
-    good = endpoint.startswith("tcp://") and host and colon and port.isdecimal() and 0 < int(port) < 65536
-    if not good:
-        raise InputError(f"{option}: {endpoint!r} is no endpoint; allowed: tcp://host:port")
 
 
 @app.command(epilog="Example: unweft report runs/first")

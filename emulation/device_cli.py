@@ -1,0 +1,198 @@
+"""`unweft device`: one device in the foreground, as a container or a machine of its own runs it.
+
+Whatever it needs to know comes from flags or UNWEFT_ variables; what others know too it finds out by itself
+(docs/deploy.md): its id, its own address, where the others are.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from emulation import addresses, claims, epoch, keys_cli
+from peers import health
+from peers.errors import InputError
+from transport.keys import DeviceIdentity
+
+if TYPE_CHECKING:
+    from emulation.scenario import Scenario
+    from peers.device import DeviceSpec
+
+EXAMPLE = (
+    "Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
+    "--seeds tcp://10.0.0.6:7000 --keys testbed-keys --out runs/edge"
+)
+IDENTITY_FILE = "identity.key"
+
+
+def _ask(wanted: bool) -> None:
+    if wanted:
+        raise typer.Exit(health.main())
+
+
+def device(
+    scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario that all share.")],
+    listen: Annotated[str, typer.Option(envvar="UNWEFT_LISTEN", help="Endpoint to bind, tcp://host:port.")],
+    out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for what it writes.")],
+    id_: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            envvar="UNWEFT_ID",
+            help="Its name, for instance d0; default: the first one that is free in --out, which all share.",
+        ),
+    ] = None,
+    replica: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="UNWEFT_REPLICA", help="In place of --id: replica 1 is d0, 2 is d1, …"),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            envvar="UNWEFT_ADVERTISE",
+            help="Endpoint for the others; default: --listen, or where it listens on every interface its "
+            "address in the others' network.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            envvar="UNWEFT_SEEDS",
+            help="Endpoints of devices that may be there, with commas; a name stands for all its addresses.",
+        ),
+    ] = "",
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="UNWEFT_KEYS", help="Folder of its keys (unweft keys new); SIGHUP reads it again."
+        ),
+    ] = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="UNWEFT_IDENTITY",
+            help="Folder of its signing key: with it, it can return; default: --out.",
+        ),
+    ] = None,
+    snapshots: Annotated[
+        bool, typer.Option(envvar="UNWEFT_SNAPSHOTS", help="Leave snapshots in --out, for `unweft report`.")
+    ] = False,
+    leave_grace_s: Annotated[
+        float | None,
+        typer.Option(
+            "--leave-grace",
+            min=0,
+            envvar="UNWEFT_LEAVE_GRACE_S",
+            help="Seconds after SIGTERM to find out whether all are told to stop; default: the scenario's.",
+        ),
+    ] = None,
+    health_socket: Annotated[
+        str | None,
+        typer.Option(envvar=health.VARIABLE, help="Socket file at which it says how it is."),
+    ] = None,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--health",
+            is_eager=True,
+            callback=_ask,
+            help=f"Only ask the device at the socket {health.VARIABLE}; exit status 0: it lives.",
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=V", help="Puts a value over the scenario's; may be repeated."),
+    ] = None,
+) -> None:
+    """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
+    signal.signal(signal.SIGTERM, _gone_before_it_came)
+    from emulation.scenario import check_device, load
+
+    loaded = _with_grace(load(scenario, set_ or ()), leave_grace_s)
+    named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
+    _check(listen, advertise, named)
+    public, signing = _identity(identity)
+    name = id_ or _unnamed(loaded, out, replica, public)
+    check_device(name)
+    own_keys = keys_cli.of_device(loaded.keys, keys, name)
+    from emulation import radio
+    from peers.device import DeviceSpec
+
+    # As late as can be: whoever has started by now is found under the service's name.
+    others = [other for seed in named for other in addresses.resolve(seed)]
+    here = advertise or addresses.own(listen, others)
+    spec = DeviceSpec(
+        id=name,
+        config=loaded.device_config(),
+        listen=listen,
+        advertise=here,
+        seeds=tuple(other for other in others if other != here),
+        out=str(out),
+        cohort=len(loaded.initial_devices) if name in loaded.initial_devices else 0,
+        epoch_ns=epoch.read(out),
+        snapshot_every=loaded.eval.every if snapshots else 0,
+        keys=own_keys,
+        signing=signing,
+        keys_folder=None if own_keys is None else str(keys),
+        channel=radio.channel(loaded, loaded.all_devices),
+        health=health_socket,
+    )
+    raise typer.Exit(_run(spec))
+
+
+def _gone_before_it_came(number: int, frame: FrameType | None) -> NoReturn:
+    """Nobody knows of it yet, so there is nothing to forget. As PID 1 it must say so itself: SIGTERM alone
+    ends no first process."""
+    os._exit(0)
+
+
+def _with_grace(scenario: Scenario, leave_grace_s: float | None) -> Scenario:
+    if leave_grace_s is None:
+        return scenario
+    membership = scenario.membership.model_copy(update={"leave_grace_s": leave_grace_s})
+    return scenario.model_copy(update={"membership": membership})
+
+
+def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
+    for option, endpoint in (
+        ("--listen", listen),
+        *([("--advertise", advertise)] if advertise else []),
+        *(("--seeds", seed) for seed in seeds),
+    ):
+        addresses.split(option, endpoint)
+
+
+def _identity(folder: Path | None) -> tuple[str | None, bytes | None]:
+    """Public half in hex and seed of the signing key that a folder keeps; None: its results keep it."""
+    if folder is None:
+        return None, None
+    path = folder / IDENTITY_FILE
+    try:
+        public = DeviceIdentity.load_or_create(path).public.hex()
+        return public, path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--identity: {path}: {error}; allowed: a folder that can be written") from None
+
+
+def _unnamed(scenario: Scenario, out: Path, replica: int | None, public: str | None) -> str:
+    """The id of a device that was given none."""
+    prefix = scenario.devices.prefix
+    if replica is not None:
+        return f"{prefix}{replica - 1}"
+    return claims.claim(out, prefix, public or secrets.token_hex(16))
+
+
+def _run(spec: DeviceSpec) -> int:
+    from coordinator_free.slots import NoFreeSlot
+    from peers.device import run_device
+
+    try:
+        return run_device(spec)
+    except NoFreeSlot as error:
+        raise InputError(f"adapter.max_devices: {error}") from None

@@ -1,0 +1,225 @@
+"""What `unweft device` finds out by itself: its id, its address, the others, when the run began."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from emulation import addresses, claims, device_cli, epoch
+from peers import device as device_module
+from peers.device import DeviceSpec
+from tests.emulation.test_cli import QUICK, unweft
+from transport import keys
+from transport.keys import DeviceIdentity
+
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+SERVICE = {"device": ["10.0.0.12", "10.0.0.3", "10.0.0.4"]}
+OWN = "10.0.0.4"
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch: Patch) -> None:
+    """A service of three containers, of which this is one."""
+
+    def getaddrinfo(host: str, port: int, family: int) -> list[Any]:
+        if host not in SERVICE and not host[0].isdecimal():
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(family, 1, 6, "", (address, port)) for address in SERVICE.get(host, [host])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(addresses, "local_addresses", lambda: ["127.0.0.1", "172.17.0.9", OWN])
+
+
+@pytest.fixture
+def started(monkeypatch: Patch) -> list[DeviceSpec]:
+    """What devices were started with; none runs."""
+    found: list[DeviceSpec] = []
+    monkeypatch.setattr(device_module, "run_device", lambda spec: found.append(spec) or 0)
+    monkeypatch.setattr(device_cli.signal, "signal", lambda number, handler: None)
+    return found
+
+
+def start(monkeypatch: Patch, run: Path, **variables: str) -> int:
+    """`unweft device` as a container runs it: all from the environment."""
+    folder = run.with_name(f"{run.name}-keys")
+    if not folder.exists():
+        keys.generate(folder)
+    given = {
+        **{"scenario": QUICK, "listen": "tcp://0.0.0.0:7000", "out": str(run), "keys": str(folder)},
+        **{"seeds": "tcp://device:7000", **variables},
+    }
+    with monkeypatch.context() as environment:
+        for name, value in given.items():
+            environment.setenv(f"UNWEFT_{name.upper()}", value)
+        return unweft(monkeypatch, "device")
+
+
+# -- the others ------------------------------------------------------------------------------------------
+
+
+def test_a_name_stands_for_all_its_addresses_in_numeric_order() -> None:
+    found = [f"tcp://10.0.0.{number}:7000" for number in (3, 4, 12)]
+    assert addresses.resolve("tcp://device:7000") == found
+
+
+def test_a_name_that_nobody_has_yet_is_nobody() -> None:
+    assert addresses.resolve("tcp://nobody:7000") == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*"])
+def test_it_is_reached_in_the_network_that_it_shares(host: str) -> None:
+    others = addresses.resolve("tcp://device:7000")
+    assert addresses.own(f"tcp://{host}:7001", others) == f"tcp://{OWN}:7001"
+
+
+def test_one_that_listens_on_one_address_is_reached_there() -> None:
+    assert addresses.own("tcp://192.0.2.7:7000", []) == "tcp://192.0.2.7:7000"
+
+
+def test_alone_it_takes_the_address_that_it_would_call_from(monkeypatch: Patch) -> None:
+    monkeypatch.undo()
+    host, port = addresses.split("--listen", addresses.own("tcp://0.0.0.0:7000", ["tcp://127.0.0.1:7000"]))
+    assert (host, port) == ("127.0.0.1", 7000)
+
+
+def test_local_addresses_are_those_of_the_interfaces(monkeypatch: Patch) -> None:
+    monkeypatch.undo()
+    assert "127.0.0.1" in addresses.local_addresses()
+    assert psutil.net_if_addrs()
+
+
+def test_a_device_calls_all_others_of_its_service(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    assert start(monkeypatch, tmp_path / "run", id="d1") == 0
+    (spec,) = started
+    assert spec.advertise == f"tcp://{OWN}:7000"
+    assert spec.seeds == ("tcp://10.0.0.3:7000", "tcp://10.0.0.12:7000")
+    assert spec.listen == "tcp://0.0.0.0:7000" and spec.keys is not None
+
+
+# -- its id ----------------------------------------------------------------------------------------------
+
+
+def test_ids_are_taken_from_the_lowest_free_number_on(tmp_path: Path) -> None:
+    assert [claims.claim(tmp_path, "d", token) for token in "abc"] == ["d0", "d1", "d2"]
+    (tmp_path / "claims" / "d1").unlink()
+    assert claims.claim(tmp_path, "d", "e") == "d1"
+
+
+def test_the_same_token_gets_the_same_id_again(tmp_path: Path) -> None:
+    first = [claims.claim(tmp_path, "d", token) for token in "abc"]
+    assert [claims.claim(tmp_path, "d", token) for token in "cba"] == first[::-1]
+
+
+def test_a_claim_says_where_its_device_is(tmp_path: Path) -> None:
+    claims.claim(tmp_path, "d", "a")
+    assert claims.owners(tmp_path) == {"d0": socket.gethostname()}
+
+
+def test_two_that_claim_at_once_never_get_the_same(monkeypatch: Patch, tmp_path: Path) -> None:
+    """The other one comes between the look at what is there and the own claim."""
+    looked = claims._words
+    monkeypatch.setattr(claims, "_take", lambda path, token, take=claims._take: _race(path, token, take))
+    assert claims.claim(tmp_path, "d", "mine") == "d1"
+    assert looked(tmp_path / "claims" / "d0") == ["other"]
+
+
+def _race(path: Path, token: str, take: Any) -> bool:
+    if path.name == "d0" and not path.exists():
+        path.write_text("other")
+    return bool(take(path, token))
+
+
+def test_without_an_id_a_device_claims_one(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    for _ in range(4):
+        start(monkeypatch, tmp_path / "run")
+    assert [spec.id for spec in started] == ["d0", "d1", "d2", "d3"]
+    assert [spec.cohort for spec in started] == [3, 3, 3, 0]  # the fourth joins whoever is there
+
+
+def test_one_that_kept_its_identity_returns(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    for container in ("a", "b", "a"):
+        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / container))
+    assert [spec.id for spec in started] == ["d0", "d1", "d0"]
+    assert started[0].signing == started[2].signing != started[1].signing
+
+
+def test_a_replica_is_the_device_of_its_number(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", replica="3")
+    assert started[0].id == "d2"
+
+
+@pytest.mark.parametrize("name", ["a/b", "3", ""])
+def test_only_what_can_be_an_id(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture, name: str
+) -> None:
+    """An empty variable, as compose makes it of one that is not set, is none."""
+    status = start(monkeypatch, tmp_path / "run", id=name)
+    if name:
+        assert status == 2 and "--id" in capsys.readouterr().err and not started
+    else:
+        assert started[0].id == "d0"
+
+
+def test_an_identity_that_is_none_is_bad_input(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    folder = tmp_path / "identity"
+    DeviceIdentity.load_or_create(folder / device_cli.IDENTITY_FILE)
+    (folder / device_cli.IDENTITY_FILE).write_bytes(b"short")
+    assert start(monkeypatch, tmp_path / "run", identity=str(folder)) == 2
+    assert "--identity" in capsys.readouterr().err and not started
+
+
+# -- the run ---------------------------------------------------------------------------------------------
+
+
+def test_all_count_from_the_same_moment(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    epoch.write(run)
+    start(monkeypatch, run)
+    assert started[0].epoch_ns == epoch.read(run) is not None
+
+
+def test_another_machine_counts_from_its_own_start(monkeypatch: Patch, tmp_path: Path) -> None:
+    epoch.write(tmp_path)
+    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    assert epoch.read(tmp_path) is None
+
+
+def test_the_grace_comes_from_the_variable_or_the_scenario(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", leave_grace_s="2.5")
+    start(monkeypatch, tmp_path / "run")
+    assert [spec.config.membership.leave_grace_s for spec in started] == [2.5, 0.0]
+
+
+def test_snapshots_are_left_where_they_are_asked_for(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", snapshots="1")
+    start(monkeypatch, tmp_path / "run")
+    assert [spec.snapshot_every for spec in started] == [2, 0]
+
+
+def test_links_are_those_of_the_scenarios_radio(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run")
+    assert started[0].channel.link(0, "d0", "d1", ["d0", "d1"]).latency_ns == 5_000_000
