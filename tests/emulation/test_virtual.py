@@ -22,7 +22,16 @@ EVENTS = (
     '{round=3, kind="stall", device="d1", duration_s=0.7}, {round=12, kind="return", device="d2"}, '
     '{round=18, kind="partition", groups=[["d0"]]}, {round=20, kind="heal"}]'
 )
-CHURN = ("--set", f"event={EVENTS}", "--set", "round.count=30", "--set", "membership.crash_after_s=1.0")
+CHURN = (
+    "--set",
+    f"event={EVENTS}",
+    "--set",
+    "adapter.max_devices=8",
+    "--set",
+    "round.count=30",
+    "--set",
+    "membership.crash_after_s=1.0",
+)
 
 
 def run(out: Path, *options: str) -> dict[str, Any]:
