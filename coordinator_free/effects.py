@@ -1,0 +1,152 @@
+"""The corrective actions: what each changes, what it is predicted to do and what it costs (method 7).
+
+| action                    | residual                           | predicted factor                          |
+|---------------------------|------------------------------------|-------------------------------------------|
+| local steps n0 -> n       | R_loc, but raises R_con and R_het  | (1 - eta mu)^2 a step; (n / n0)^2         |
+| proximal damping lambda   | R_het and drift                    | (1 + eta lambda)^(-2n); R_loc is slower   |
+| topology, rho0 -> rho     | R_con                              | (rho / rho0)^2                            |
+| exchange every H-th round | R_con grows with H n steps between | (H / H0)^2; bytes / H                     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from coordinator_free.decision import GroupAction, Limits, Settings, View
+from coordinator_free.residuals import Residuals, contraction
+from coordinator_free.topology_refine import Ladder
+
+MIN_RHO = 0.05  # a complete graph has rho = 0, beside which every other graph would be infinitely worse
+LEAST_COST = 1e-6  # of a round in which nobody is there to send to
+OPPOSITE = {"more": "less", "less": "more"}
+
+
+class Move(NamedTuple):
+    """One knob of one group, one notch."""
+
+    group: str
+    label: str
+    action: GroupAction
+
+    def told(self) -> str:
+        """As a reason shows it: `prox 1e-3`."""
+        action = self.action
+        told = {
+            "steps": f"steps {action.steps}",
+            "prox": f"prox {_short(action.prox)}",
+            "rung": f"graph {action.rung:+d}",
+            "period": f"sync {action.period}",
+        }
+        return told[self.label.rpartition("-")[2]]
+
+
+def moves(settings: Settings, limits: Limits, ladder: Ladder) -> Iterator[Move]:
+    """Every notch up and down of every knob, within the limits; groups and knobs in a fixed order."""
+    for group, action in settings.items():
+        options = {
+            "more-steps": replace(action, steps=min(_more(action.steps), limits.steps_max)),
+            "less-steps": replace(action, steps=max(_less(action.steps), limits.steps_min)),
+            "more-prox": replace(action, prox=_more_prox(action.prox, limits)),
+            "less-prox": replace(action, prox=_less_prox(action.prox, limits)),
+            "more-rung": replace(action, rung=ladder.clipped(action.rung + 1)),
+            "less-rung": replace(action, rung=ladder.clipped(action.rung - 1)),
+            "more-period": replace(action, period=min(2 * action.period, limits.period_max)),
+            "less-period": replace(action, period=max(action.period // 2, 1)),
+        }
+        yield from (Move(group, label, after) for label, after in options.items() if after != action)
+
+
+def opposite(label: str) -> str:
+    way, _, knob = label.partition("-")
+    return f"{OPPOSITE[way]}-{knob}" if knob else label
+
+
+def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -> Residuals:
+    """A group's residuals at the next diagnosis. They were observed under `before`.
+
+    R_loc has contracted by q^2 a round, q = (1 - eta mu / (1 + eta lambda))^n. R_con and R_het are what the
+    settings sustain, so they move with the settings alone; R_het keeps its 1 - q^2 beneath n^2.
+    """
+    g = view.groups[group]
+    q0, q = (contraction(g.eta, g.mu / (1 + g.eta * a.prox), a.steps) for a in (before, after))
+    steps, between = after.steps / before.steps, after.period / before.period
+    # Where nothing contracts, 1 - q^2 ~ 2 n eta mu.
+    summed = (1 - q0 * q0) / (1 - q * q) if q * q < 1 - 1e-9 else 1 / steps
+    rho = max(view.ladder.at(after.rung).rho, MIN_RHO) / max(view.ladder.at(before.rung).rho, MIN_RHO)
+    return Residuals(
+        g.residuals.local * q ** (2 * view.rounds),
+        g.residuals.consensus * (rho * between * steps) ** 2,
+        g.residuals.heterogeneity * summed * steps**2 * _damped(g.eta, after) / _damped(g.eta, before),
+    )
+
+
+def bytes_used(settings: Settings, view: View) -> float:
+    """Bytes of a mean round: a group's, over the edges of its graph, every H-th round."""
+    base = view.ladder.at(0).cost or 1.0
+    return sum(
+        view.groups[g].bytes * view.ladder.at(a.rung).cost / base / a.period for g, a in settings.items()
+    )
+
+
+def steps_used(settings: Settings) -> int:
+    """Local steps of a round: a step computes through all layers whichever groups it moves."""
+    return max((action.steps for action in settings.values()), default=0)
+
+
+def relative_cost(settings: Settings, view: View, limits: Limits) -> float:
+    """Of a round, in that of a round of `limits.base`: bytes and compute, weighted by `byte_share`."""
+    sent, steps = relative_use(settings, view, limits)
+    return max(limits.byte_share * sent + (1 - limits.byte_share) * steps, LEAST_COST)
+
+
+def affordable(settings: Settings, view: View, limits: Limits) -> bool:
+    sent, steps = relative_use(settings, view, limits)
+    return sent <= limits.bytes_max * (1 + 1e-9) and steps <= limits.compute_max
+
+
+def relative_use(settings: Settings, view: View, limits: Limits) -> tuple[float, float]:
+    """Bytes and local steps of a round, each in those of a round of `limits.base`."""
+    uniform = dict.fromkeys(settings, limits.base)
+    sent = bytes_used(uniform, view)
+    return (bytes_used(settings, view) / sent if sent else 0.0), steps_used(settings) / limits.base.steps
+
+
+def in_force(view: View, limits: Limits, held: Settings) -> dict[str, GroupAction]:
+    """`held`, the base where nothing is, on rungs that there still are."""
+    settings = {group: held.get(group, limits.base) for group in view.groups}
+    return {g: replace(a, rung=view.ladder.clipped(a.rung)) for g, a in settings.items()}
+
+
+def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAction]:
+    """The settings after one move of each of some groups."""
+    return {g: chosen[g].action if g in chosen else a for g, a in settings.items()}
+
+
+def _damped(eta: float, action: GroupAction) -> float:
+    """(1 + eta lambda)^(-2n)."""
+    return float((1 + eta * action.prox) ** (-2 * action.steps))
+
+
+def _short(value: float) -> str:
+    """0.001 as 1e-3."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+00", "")
+
+
+def _more(steps: int) -> int:
+    """1 2 3 4 6 9 13: a step more where there are few, half as many again where there are many."""
+    return steps + max(1, steps // 2)
+
+
+def _less(steps: int) -> int:
+    return steps - max(1, steps // 3)
+
+
+def _more_prox(prox: float, limits: Limits) -> float:
+    return limits.prox_min if prox == 0 else min(prox * 10**0.5, limits.prox_max)
+
+
+def _less_prox(prox: float, limits: Limits) -> float:
+    less = prox / 10**0.5
+    return less if less >= limits.prox_min * 0.99 else 0.0

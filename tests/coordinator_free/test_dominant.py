@@ -1,0 +1,161 @@
+"""The dominant action in regimes made by construction, its hysteresis, and what it learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator_free.decision import GroupAction, Memory
+from coordinator_free.dominant import DWELL, MAX_CORRECTION, dominant
+from coordinator_free.effects import relative_use
+from coordinator_free.policies import decide
+from tests.coordinator_free.diagnoses import GROUPS, LADDER, LIMITS, group, view
+
+BASE = LIMITS.base
+SMALL = 1e-4
+ROOMY = replace(LIMITS, bytes_max=3.0, compute_max=4.0)
+
+
+def calm(**changed):
+    """A group with next to nothing left to do."""
+    return group(**{"local": SMALL, "consensus": SMALL, "heterogeneity": SMALL, **changed})
+
+
+def regime(index=0, **late):
+    return view(index=index, early=calm(), mid=calm(), late=calm(**late))
+
+
+# -- which action --------------------------------------------------------------------------------------------
+def test_where_descent_is_far_from_done_it_takes_more_steps():
+    made = dominant(regime(local=1.0), ROOMY, Memory())
+    assert made.settings["late"].steps > BASE.steps
+    assert made.reason.startswith("late, R_loc 1 of 1 -> steps 6")
+
+
+def test_where_copies_differ_it_adds_edges():
+    made = dominant(regime(consensus=1.0, mu=0.001), ROOMY, Memory())
+    assert made.settings["late"].rung > 0 or made.settings["late"].steps < BASE.steps
+
+
+def test_where_copies_differ_and_steps_are_few_it_adds_edges():
+    limits = replace(ROOMY, base=GroupAction(1))
+    made = dominant(regime(consensus=1.0), limits, Memory())
+    assert made.settings["late"].rung == 1
+    assert made.reason.startswith("late, R_con 1 of 1 -> graph +1")
+
+
+def test_an_edge_that_the_budget_has_no_room_for_is_paid_by_a_group_that_can_wait():
+    limits = replace(LIMITS, base=GroupAction(1))
+    made = dominant(regime(consensus=1.0), limits, Memory())
+    assert made.settings["late"].rung >= 1
+    assert max(made.settings[g].period for g in ("early", "mid")) > 1
+    assert relative_use(made.settings, view(), limits)[0] <= 1 + 1e-9
+    assert "late graph" in made.reason or "-> graph" in made.reason
+
+
+def test_where_devices_pull_apart_it_damps():
+    made = dominant(regime(heterogeneity=1.0, eta=2.0, mu=1e-3), replace(ROOMY, prox_min=0.1), Memory())
+    assert made.settings["late"].prox > 0
+    assert made.reason == "late, R_het 1 of 1 -> prox 1e-1, early sync 2, mid sync 2"
+
+
+def test_where_copies_agree_it_exchanges_less_often():
+    shown = view(**{g: group(local=1.0, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
+    made = dominant(shown, replace(LIMITS, steps_max=4), Memory())
+    assert all(action.period > 1 or action.rung < 0 for action in made.settings.values())
+
+
+def test_it_acts_on_the_group_that_needs_it():
+    shown = view(early=calm(local=1.0), mid=calm(), late=calm())
+    made = dominant(shown, ROOMY, Memory())
+    assert made.settings["early"].steps > made.settings["late"].steps
+
+
+def test_where_nothing_is_left_it_stays():
+    shown = view(**{g: calm(local=0.0, consensus=0.0, heterogeneity=0.0) for g in GROUPS})
+    made = decide("dominant", shown, LIMITS, Memory())
+    assert set(made.settings.values()) == {BASE}
+    assert made.reason == "dominant: early, R_loc 0 of 0 -> stay"
+
+
+# -- hysteresis ----------------------------------------------------------------------------------------------
+def test_a_small_advantage_is_not_acted_on():
+    """Everything contracts at once whatever is done: one more step gains little."""
+    shown = view(**{g: group(local=1.0, consensus=0.0, heterogeneity=0.0, mu=9.0) for g in GROUPS})
+    limits = replace(LIMITS, byte_share=0.0, steps_min=4, period_max=1)
+    assert set(dominant(shown, limits, Memory()).settings.values()) == {BASE}
+
+
+def test_a_move_is_not_undone_at_once():
+    up = dominant(regime(local=1.0), ROOMY, Memory())
+    memory = replace(up.memory, settings=up.settings)
+    for index in range(1, DWELL + 1):
+        after = dominant(regime(index, heterogeneity=1.0, consensus=5.0, mu=1e-6), ROOMY, memory)
+        assert after.settings["late"].steps >= up.settings["late"].steps
+    later = dominant(regime(DWELL + 1, heterogeneity=1.0, consensus=5.0, mu=1e-6), ROOMY, memory)
+    assert later.settings["late"].steps < up.settings["late"].steps
+
+
+def test_it_settles_in_a_world_that_behaves_as_predicted():
+    shown, memory, settings = view(late=group(0.5, 0.2, 0.5)), Memory(), []
+    for index in range(20):
+        made = decide("dominant", replace(shown, index=index), LIMITS, memory)
+        memory = replace(made.memory, expected={})
+        settings.append(made.settings)
+        # Residuals are what the settings in force sustain: those of the base, scaled.
+        shown = view(index, late=group(0.5, 0.2 * (made.settings["late"].steps / 4) ** 2, 0.5))
+    assert settings[-1] == settings[-2] == settings[-3]
+
+
+# -- what it learns ------------------------------------------------------------------------------------------
+def learn(label: str, ratio: float, times: int = 1, stay: float = 1.0) -> dict[str, float]:
+    """Corrections after `times` diagnoses: late did `label`, the others stayed."""
+    shown, memory = view(late=group(1.0, 0.0, 0.0), early=group(1.0, 0.0, 0.0)), Memory()
+    for _ in range(times):
+        expected = {"late": (label, 1.0 / ratio / stay), "early": ("stay", 1.0 / stay)}
+        memory = dominant(shown, LIMITS, replace(memory, expected=expected)).memory
+    return dict(memory.corrections)
+
+
+def test_an_action_that_does_better_than_predicted_is_believed_more():
+    assert learn("more-prox", 0.5)["more-prox"] == pytest.approx(0.5**0.3)
+    assert learn("more-prox", 2.0)["more-prox"] > 1
+    assert learn("more-prox", 1.0)["more-prox"] == pytest.approx(1)
+
+
+def test_what_is_learnt_approaches_observed_over_predicted():
+    assert learn("more-prox", 0.5, times=30)["more-prox"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_trend_that_all_groups_share_says_nothing_of_an_action():
+    learnt = learn("more-prox", 1.0, times=30, stay=1.5)
+    assert learnt["stay"] == pytest.approx(1.5, rel=1e-3)
+    assert learnt["more-prox"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_one_odd_round_does_not_rule_an_action_out():
+    assert learn("more-prox", 1e-9)["more-prox"] >= 1 / MAX_CORRECTION
+    assert learn("more-prox", 1e9, times=9)["more-prox"] <= MAX_CORRECTION
+
+
+def test_an_action_that_kept_failing_is_no_longer_chosen():
+    shown = regime(heterogeneity=1.0, eta=2.0, mu=1e-3)
+    limits = replace(ROOMY, prox_min=0.1)
+    failed = Memory(corrections={"more-prox": MAX_CORRECTION})
+    assert dominant(shown, limits, Memory()).settings["late"].prox > 0
+    assert dominant(shown, limits, failed).settings["late"].prox == 0
+
+
+def test_a_new_event_keeps_what_was_learnt_and_nothing_else():
+    made = decide("dominant", regime(local=1.0), ROOMY, Memory(corrections={"more-steps": 0.9}))
+    assert made.memory.expected["late"][0] == "more-steps" and made.memory.last
+    fresh = made.memory.after_event()
+    assert fresh == Memory(corrections={"more-steps": 0.9})
+
+
+def test_what_was_predicted_is_kept_for_every_group():
+    made = decide("dominant", regime(local=1.0), ROOMY, Memory())
+    assert list(made.memory.expected) == list(GROUPS)
+    assert made.memory.settings == made.settings
+    assert LADDER.top > 0

@@ -1,0 +1,146 @@
+"""What an action is predicted to do and to cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator_free.decision import GroupAction, Limits
+from coordinator_free.effects import (
+    affordable,
+    bytes_used,
+    moves,
+    opposite,
+    predicted,
+    relative_cost,
+    relative_use,
+)
+from tests.coordinator_free.diagnoses import GROUPS, LADDER, LIMITS, group, view
+
+BASE = LIMITS.base
+
+
+def after(**knobs) -> GroupAction:
+    return replace(BASE, **knobs)
+
+
+def effect(before: GroupAction, then: GroupAction, **seen) -> tuple[float, float, float]:
+    """Factors on the three residuals."""
+    return tuple(predicted(view(late=group(1.0, 1.0, 1.0, **seen)), "late", before, then))
+
+
+def test_staying_contracts_what_is_local_and_leaves_the_rest():
+    assert effect(BASE, BASE) == pytest.approx(((1 - 0.1 * 0.05) ** (2 * 4 * 5), 1, 1))
+
+
+def test_a_step_more_lowers_the_local_residual_and_raises_the_others():
+    more, stay = effect(BASE, after(steps=5)), effect(BASE, BASE)
+    assert more[0] / stay[0] == pytest.approx((1 - 0.1 * 0.05) ** (2 * 5))  # one more in each of 5 rounds
+    assert more[1] == pytest.approx((5 / 4) ** 2)
+    q = 1 - 0.1 * 0.05
+    assert more[2] == pytest.approx((5 / 4) ** 2 * (1 - q**8) / (1 - q**10))
+
+
+def test_where_nothing_contracts_heterogeneity_grows_with_n():
+    assert effect(BASE, after(steps=8), mu=0.0)[2] == pytest.approx(2)
+
+
+def test_damping_lowers_heterogeneity_and_slows_descent():
+    damped, stay = effect(BASE, after(prox=1.0)), effect(BASE, BASE)
+    assert damped[2] == pytest.approx(1.1 ** (-8), rel=0.12)
+    assert damped[0] > stay[0]
+    assert damped[1] == 1
+
+
+def test_a_denser_graph_lowers_disagreement_by_the_square_of_rho():
+    ratio = LADDER.at(2).rho / LADDER.at(0).rho
+    assert effect(BASE, after(rung=2))[1:] == pytest.approx((ratio**2, 1))
+
+
+def test_exchanging_every_other_round_quadruples_disagreement_and_halves_the_bytes():
+    assert effect(BASE, after(period=2))[1] == pytest.approx(4)
+    rare = dict.fromkeys(GROUPS, after(period=2))
+    assert bytes_used(rare, view()) == bytes_used(dict.fromkeys(GROUPS, BASE), view()) / 2
+
+
+def test_the_cost_of_the_base_is_one():
+    uniform = dict.fromkeys(GROUPS, BASE)
+    assert relative_use(uniform, view(), LIMITS) == (1, 1)
+    assert relative_cost(uniform, view(), LIMITS) == 1
+
+
+def test_bytes_follow_the_edges_of_each_groups_graph():
+    settings = {"early": BASE, "mid": BASE, "late": after(rung=1)}
+    edges = len(LADDER.at(1).edges)
+    assert relative_use(settings, view(), LIMITS)[0] == pytest.approx((6 + 6 + edges) / 18)
+
+
+def test_compute_follows_the_group_with_the_most_steps():
+    settings = {"early": after(steps=1), "mid": BASE, "late": after(steps=8)}
+    assert relative_use(settings, view(), LIMITS)[1] == 2
+
+
+def test_what_is_affordable():
+    denser, steps = after(rung=1), after(steps=8)
+    uniform = dict.fromkeys(GROUPS, BASE)
+    assert affordable(uniform, view(), LIMITS)
+    assert not affordable({**uniform, "late": denser}, view(), LIMITS)
+    assert affordable({**uniform, "late": denser, "early": after(period=2)}, view(), LIMITS)
+    assert affordable({**uniform, "late": steps}, view(), LIMITS)
+    assert not affordable({**uniform, "late": steps}, view(), replace(LIMITS, compute_max=1.9))
+
+
+def test_a_device_alone_has_no_bytes_to_pay_for():
+    alone = replace(view(), groups={g: group(bytes=0.0) for g in GROUPS})
+    uniform = dict.fromkeys(GROUPS, BASE)
+    assert relative_cost(uniform, alone, LIMITS) == 0.5
+    assert relative_cost(uniform, alone, replace(LIMITS, byte_share=1.0)) > 0
+
+
+def test_moves_are_one_notch_and_stop_at_the_limits():
+    settings = {"late": GroupAction(13, prox=10.0, period=8, rung=LADDER.top)}
+    labels = {move.label for move in moves(settings, LIMITS, LADDER)}
+    assert labels == {"less-steps", "less-prox", "less-period", "less-rung"}
+    settings = {"late": GroupAction(1, rung=-LADDER.base)}
+    labels = {move.label for move in moves(settings, LIMITS, LADDER)}
+    assert labels == {"more-steps", "more-prox", "more-period", "more-rung"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 9])
+def test_a_notch_up_is_undone_by_a_notch_down(steps):
+    start = {"late": GroupAction(steps, prox=1e-2, period=2, rung=0)}
+    for move in moves(start, LIMITS, LADDER):
+        back = {m.label: m for m in moves({"late": move.action}, LIMITS, LADDER)}[opposite(move.label)]
+        assert back.action == replace(start["late"], prox=pytest.approx(1e-2))
+
+
+def test_damping_goes_to_zero_and_back():
+    first = {m.label: m for m in moves({"late": BASE}, LIMITS, LADDER)}["more-prox"]
+    assert first.action.prox == LIMITS.prox_min
+    assert {m.label: m for m in moves({"late": first.action}, LIMITS, LADDER)}["less-prox"].action.prox == 0
+
+
+def test_how_a_move_is_told():
+    told = {m.label: m.told() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, LADDER)}
+    assert told["more-steps"] == "steps 6" and told["less-period"] == "sync 1"
+    assert told["more-rung"] == "graph +1" and told["more-prox"] == "prox 3.2"
+    assert {m.label: m.told() for m in moves({"late": BASE}, LIMITS, LADDER)}["more-prox"] == "prox 1e-3"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps_min": 5},
+        {"steps_max": 3},
+        {"prox_min": 0.0},
+        {"prox_min": 11.0},
+        {"base": GroupAction(4, prox=11.0)},
+        {"base": GroupAction(4, gamma=0.1)},
+        {"base": GroupAction(4, period=9)},
+    ],
+)
+def test_limits_that_leave_nothing_are_refused(bad):
+    with pytest.raises(ValueError):
+        replace(LIMITS, **bad)
+    assert Limits()
