@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from emulation import launcher, run_keys
+from emulation import launcher, run_keys, summary
 from emulation.run_keys import DeviceKeys
 from emulation.scenario import Scenario, load
+from tests.emulation import synthetic_run
 from tests.emulation.test_cli import QUICK
 
 
@@ -44,6 +46,15 @@ def test_keys_are_shown_nowhere() -> None:
     assert found.network is not None and found.network.device is not None
     shown = repr(found) + repr(found.network)
     assert repr(found.network.secrets[0]) not in shown and repr(found.network.device.secret) not in shown
+
+
+def test_the_summary_tells_what_was_refused(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run")
+    finished = {"t_s": 12.0, "round": 9, "event": "finished", "security_events": {"inbox_protocol": 3}}
+    with (folder / "devices" / "d0" / "events.jsonl").open("a") as file:
+        file.write(json.dumps(finished) + "\n")
+    told = {device["id"]: device["security_events"] for device in summary.build(folder)["devices"]}
+    assert told["d0"] == {"inbox_protocol": 3} and told["d1"] is None
 
 
 @pytest.mark.timeout(240)  # a whole run: its processes import torch

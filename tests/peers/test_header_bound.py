@@ -1,0 +1,31 @@
+"""What planning takes for an update's header and framing is enough, with and without keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from peers.outbox import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
+from transport.messages import Envelope, Update, pack, wire_bytes
+
+LONGEST_ID = "d" * 60
+
+
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+@pytest.mark.parametrize("size", [1, FRAME_BYTES])
+def test_a_header_takes_no_more_than_is_planned_for_it(size: int, curve: bool) -> None:
+    largest = Update(
+        block=LONGEST_ID,
+        block_incarnation=1 << 31,
+        group="early",
+        version=1 << 62,
+        round=1 << 40,
+        cause="correction",
+        codec="int8",
+        rows=1 << 31,
+        rank=1 << 16,
+        offset=(1 << 34) - size,
+        total=1 << 34,
+        crc=None if curve else (1 << 32) - 1,
+    )
+    frames = pack(Envelope(LONGEST_ID, 1 << 31), largest, bytes(size))
+    assert wire_bytes(frames, curve) - size <= HEADER_BYTES + curve * CURVE_BYTES
