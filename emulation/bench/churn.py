@@ -1,0 +1,52 @@
+"""`unweft bench churn`: a soak of random joins, leaves, crashes, stalls and returns, and a verdict on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from emulation import records
+from emulation.bench.figures import Findings, Measure
+from emulation.invariants import check
+from emulation.scenario import Scenario, dump
+
+RUN = "from emulation.cli import main; main()"
+TIMEOUT_S = 1800
+
+
+def run(scenario: Scenario, seeds: tuple[int, ...] = (0,)) -> Findings:
+    """One run a seed, each judged by the invariants; the number of events that were survived."""
+    findings = Findings(f"Churn: {scenario.name}", "unweft bench churn")
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            verdicts, events = _soak(scenario.model_copy(update={"seed": seed}), Path(folder))
+        findings.measures += [
+            Measure(f"seed {seed}", "events survived", "events", (float(events),)),
+            Measure(f"seed {seed}", "violations", "violations", (float(len(verdicts)),), most=0.0),
+        ]
+        findings.notes += [f"seed {seed}: violated: {verdict}" for verdict in verdicts] or [
+            f"seed {seed}: ok"
+        ]
+    return findings
+
+
+def _soak(scenario: Scenario, folder: Path) -> tuple[list[str], int]:
+    file, out = folder / "scenario.toml", folder / "run"
+    file.write_text(dump(scenario), encoding="utf-8")
+    command = [sys.executable, "-c", RUN, "run", str(file), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    verdicts = [] if done.returncode == 0 else [f"the run failed: {done.stderr.strip()[-300:]}"]
+    survivors = [p.pid for p in psutil.process_iter() if str(out) in " ".join(_command(p))]
+    verdicts += [f"a process is left: {pid}" for pid in survivors]
+    return verdicts + [str(violation) for violation in check(out)], len(records.load(out).injected)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
