@@ -1,4 +1,4 @@
-"""Random schedules of leave, crash, join and return under random latencies: the living agree in the end."""
+"""Random schedules of joins, leaves, crashes and stalls: in the end the living agree on everything."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 from coordinator_free.membership import Key
-from peers.protocol import State
-from tests.peers.simulated import MILLI, SECOND, Network, small_config
+from tests.peers.simulated import MILLI, SECOND, Network, SimDevice, small_config
 from tests.peers.simulated_checks import agreed
 
-KINDS = ["leave", "retire", "crash", "join", "return"]
+KINDS = ["leave", "retire", "crash", "stall", "join", "join", "return"]
+SLOTS = 16
 
 
 class Step(NamedTuple):
@@ -30,7 +30,7 @@ steps = st.builds(
 
 
 class Story:
-    """Carries a schedule out as far as it makes sense: one newcomer at a time, someone always stays."""
+    """Carries a schedule out as far as it makes sense: two that train always stay."""
 
     def __init__(self, net: Network) -> None:
         self.net = net
@@ -39,34 +39,19 @@ class Story:
 
     def happen(self, step: Step) -> None:
         self.net.run(step.pause_s)
-        if step.kind in ("join", "return"):
-            self._come(step)
-        else:
-            self._go(step)
-
-    def _come(self, step: Step) -> None:
         living = [device.name for device in self.net]
-        known = self._absent() if step.kind == "return" else [f"d{len(self.net.devices)}"]
-        if known and len(living) < 6 and not self._joining():
-            device = known[step.pick % len(known)]
+        if step.kind in ("join", "return"):
+            known = self._absent() if step.kind == "return" else [self._newcomer(step.pick)]
+            if known and len(living) < 6:
+                event(step.kind)
+                self.net.add(known[step.pick % len(known)], *living, train_ns=1 * SECOND)
+        elif sum(device.round >= 0 for device in self.net) > 2:
             event(step.kind)
-            self.net.add(device, *living)
+            self._strike(step, self.net[living[step.pick % len(living)]])
 
-    def _go(self, step: Step) -> None:
-        living = [device.name for device in self.net if device.round >= 0]
-        if len(living) < 3 or (step.kind == "retire" and self._joining()):
-            return
-        device = living[step.pick % len(living)]
-        event(step.kind)
-        if step.kind != "retire":  # see test_a_device_that_returns_holds_what_it_left_behind_when_it_retired
-            self.ended_ns[device] = self.net.now
-        if step.kind == "crash":
-            self.net.crash(device)
-            return
-        own = self.net[device].protocol.own
-        if step.kind == "leave" and own is not None:
-            self.left.add(own.key)
-        self.net.signal(device, step.kind)
+    def _newcomer(self, pick: int) -> str:
+        """One that prefers the slot of another every second time."""
+        return f"d{len(self.net.devices) + SLOTS * (pick % 2) - pick % 2}"
 
     def _absent(self) -> list[str]:
         """Who may return. A process takes seconds to start: what its earlier life sent has come by then."""
@@ -74,9 +59,18 @@ class Story:
             d for d, at in self.ended_ns.items() if not self.net[d].live and self.net.now - at > 2 * SECOND
         ]
 
-    def _joining(self) -> bool:
-        """Nobody may have trained a newcomer's block yet: see test_two_devices_join_at_once."""
-        return any(device.protocol.state in (State.JOIN, State.SETTLE) for device in self.net)
+    def _strike(self, step: Step, device: SimDevice) -> None:
+        if step.kind == "stall":
+            self.net.stall(device.name, 1.0 + step.pick)
+            return
+        if step.kind != "retire":  # see test_a_device_that_returns_holds_what_it_left_behind_when_it_retired
+            self.ended_ns[device.name] = self.net.now
+        own = device.protocol.own
+        if step.kind == "crash":
+            self.net.crash(device.name)
+        elif self.net.now >= device.stalled_until:
+            self.left |= {own.key} if step.kind == "leave" and own is not None else set()
+            self.net.signal(device.name, step.kind)
 
 
 @settings(deadline=None, max_examples=25, phases=set(Phase) - {Phase.explain})
@@ -84,7 +78,7 @@ class Story:
     size=st.integers(2, 4),
     kind=st.sampled_from(["full", "ring", "ring-chords"]),
     mode=st.sampled_from(["average", "newest"]),
-    schedule=st.lists(steps, min_size=1, max_size=6),
+    schedule=st.lists(steps, min_size=1, max_size=7),
     longest_ms=st.sampled_from([1, 30, 300]),
     seed=st.integers(0, 2**16),
 )
@@ -92,15 +86,16 @@ def test_whatever_happens_the_living_agree_on_members_blocks_and_slots(
     size: int, kind: str, mode: str, schedule: list[Step], longest_ms: int, seed: int
 ) -> None:
     draw = random.Random(seed)
-    config = small_config(mixing={"mode": mode}, topology={"kind": kind}, adapter={"max_devices": 16})
+    shape = {"mixing": {"mode": mode}, "topology": {"kind": kind}, "adapter": {"max_devices": SLOTS}}
+    config = small_config(**shape, round={"deadline_s": 4.0}, membership={"heartbeat_s": 1.0})
     net = Network(config, lambda: draw.randint(1, longest_ms) * MILLI)
-    net.cohort(size, train_ns=300 * MILLI)
-    net.run(2.0)
+    net.cohort(size, train_ns=1 * SECOND)
+    net.run(3.0)
     story = Story(net)
     for step in schedule:
         story.happen(step)
-    net.run(15.0)  # a crash is found after 5 s
-    assert agreed(net)
+    net.run(60.0)  # a crash is found after 5 s, a joiner asks everybody twice
+    assert agreed(net) and all(device.round >= 0 for device in net)
     slots = next(iter(net)).slots
     assert len(set(slots.values())) == len(slots)
     assert not story.left & set(slots)
