@@ -10,7 +10,7 @@ from pydantic import Field
 
 from peers.config import Section
 
-DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]*$"  # ids become folder names and keys such as d5@0
+DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"  # ids become folder names and keys such as d5@0
 GONE = ("leave", "retire", "crash")
 ARRIVALS = ("join", "return")
 OF_THE_NETWORK = ("partition", "heal")

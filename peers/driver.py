@@ -26,7 +26,7 @@ from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
 from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
-from peers.recorder import Recorder
+from peers.recorder import Recorder, round_line
 from peers.script import Script, Scripted
 from peers.workshop import Trained, Workshop
 from transport.accounting import Accounts
@@ -74,6 +74,7 @@ class Driver:
         self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now())
         if self.virtual is not None:
             self.outbox.on_sent = self.virtual.sent
+        links.on_broken = self._on_broken
         me = Identity(spec.id, spec.advertise, identity.public, spec.seeds, spec.cohort, spec.snapshot_every)
         self.protocol = DeviceProtocol(
             me,
@@ -324,6 +325,14 @@ class Driver:
         payloads = await asyncio.wrap_future(self.workshop.submit(partial(self.outbox.encode, action)))
         self.outbox.publish(action, payloads, self._incarnation())
 
+    def _on_broken(self, link: str) -> None:
+        """A connection was lost, and what was on its way with it: that needs no credit any more."""
+        if self.virtual is not None:
+            self.virtual.broken(link)
+        else:
+            self.outbox.credit(link)
+            self.clock.poke()
+
     def _on_connect(self, action: do.Connect) -> None:
         self.outbox.connect(action.peer, action.address, self.clock.now())
 
@@ -345,21 +354,9 @@ class Driver:
     def _on_round_done(self, action: do.RoundDone) -> None:
         if self.virtual is not None:
             self.virtual.round = action.round
-        seconds = self.recorder.seconds
         self.workshop.record(
             {
-                "round": action.round,
-                "phase": action.phase,
-                "t0_s": seconds(action.start_ns),
-                "t1_s": seconds(action.end_ns),
-                "loss": self._trained.loss,
-                "steps": self._trained.steps,
-                "train_s": (action.trained_ns - action.start_ns) / 1e9,
-                "compute_s": self._trained.seconds,
-                "wait_s": (action.end_ns - action.trained_ns) / 1e9,
-                "weights": action.weights,
-                "withheld": action.withheld,
-                "members": list(action.members),
+                **round_line(action, self._trained, self.recorder.seconds),
                 "granted_bytes": self.outbox.quota.budget_bytes,
                 "spent_bytes": self.outbox.quota.spent,
                 "links": self.accounts.to_dict(),
@@ -408,6 +405,4 @@ class Driver:
 def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
     if spec.config.clock != "virtual":
         return None
-    clock = VirtualClock(spec.id, spec.life, spec.group, spec.channel.min_latency_ns, links)
-    links.on_broken = clock.broken
-    return clock
+    return VirtualClock(spec.id, spec.life, spec.group, spec.channel.min_latency_ns, links)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from peers.actions import RoundDone
+
+if TYPE_CHECKING:
+    from peers.learner import TrainResult
 
 
 class Recorder:
@@ -30,6 +36,24 @@ class Recorder:
     def close(self) -> None:
         self._events.close()
         self._metrics.close()
+
+
+def round_line(done: RoundDone, trained: TrainResult, seconds: Callable[[int], float]) -> dict[str, object]:
+    """What a closed round says of itself. `compute_s` is real time, all else the run's clock's."""
+    return {
+        "round": done.round,
+        "phase": done.phase,
+        "t0_s": seconds(done.start_ns),
+        "t1_s": seconds(done.end_ns),
+        "loss": trained.loss,
+        "steps": trained.steps,
+        "train_s": (done.trained_ns - done.start_ns) / 1e9,
+        "compute_s": trained.seconds,
+        "wait_s": (done.end_ns - done.trained_ns) / 1e9,
+        "weights": done.weights,
+        "withheld": done.withheld,
+        "members": list(done.members),
+    }
 
 
 def _write(file: TextIO, record: dict[str, object]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import time
 import tracemalloc
 import zlib
 
@@ -249,22 +248,13 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_hostile_message_costs_little_memory_and_time(bomb) -> None:
+def test_a_hostile_message_costs_little_memory(bomb) -> None:
     tracemalloc.start()
     with pytest.raises(WireError):
         unpack(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 << 20
-    best = min(_timed(bomb) for _ in range(3))
-    assert best < 0.01
-
-
-def _timed(bomb: list) -> float:
-    start = time.perf_counter()
-    with pytest.raises(WireError):
-        unpack(bomb)
-    return time.perf_counter() - start
 
 
 def test_wire_bytes_are_zmtps() -> None:
