@@ -1,0 +1,255 @@
+"""What a device measures of its own loss for the residuals of a correction (method 6).
+
+Everything comes from one forward and one backward pass, in which no weight gets a gradient. With W the dense
+weight W0 + s sum_u B_u A_u^T that a module computes with, x its input and d its output's gradient,
+
+    dL/dB_u = s (dL/dW) A_u = s (sum_t d_t x_t^T) A_u = s sum_t d_t (A_u^T x_t)^T
+
+so the gradients of *all* blocks are had though foreign ones are folded into W, and dL/dW, k x d numbers, is
+never made. Rows of a batch do not meet in the model, hence the sum over the tokens of one example is that
+example's own gradient: no pass for each of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coordinator_free.residuals import HEADER, Observables
+from peers.blocks import Block, BlockKey
+from peers.layout import ModelLayout, ModuleShape
+from peers.sketch import Sketcher, Vector
+from peers.tasks.encode import IGNORED, Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+LEAST_MICROBATCHES = 16  # from a single gradient, lambda_max(F) is its own energy: both factors of S_g alike
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """microbatch: examples whose mean gradient counts as one (1: per-example, the empirical Fisher proper).
+
+    labels: "data", the empirical Fisher; "model", drawn from what the model predicts, the Fisher itself, at
+    the cost of a second backward pass. Gradients and sketches are always those of the data.
+    """
+
+    microbatch: int = 1
+    labels: Literal["data", "model"] = "data"
+
+
+class Cost(NamedTuple):
+    """flops: of adapted modules' matrix products. seconds: wall time. bytes: of one report on one link."""
+
+    flops: float
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
+
+    energy: float
+    curvature: float
+    sketch: Vector
+    blocks: dict[BlockKey, float]
+
+    def observables(
+        self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
+    ) -> Observables:
+        """With what is known from elsewhere (coordinator_free/residuals.py). smoothness None: curvature."""
+        smooth = self.curvature if smoothness is None else smoothness
+        return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diagnosis:
+    """loss: mean nats per response token of the batch. groups: in the layout's order."""
+
+    loss: float
+    groups: dict[str, Measured]
+    cost: Cost
+
+
+def diagnose(
+    model: nn.Module,
+    layout: ModelLayout,
+    scale: float,
+    blocks: Mapping[BlockKey, Block],
+    batch: Encoded,
+    sketcher: Sketcher,
+    options: Options,
+    draw: np.random.Generator,
+) -> Diagnosis:
+    """Measure a batch on `model` (the PEFT model, with all `blocks` in it, own and foreign, folded or apart).
+
+    `draw`: for labels from the model. Leaves parameters and their gradients as they are. Raises ValueError
+    for micro-batches of which there are fewer than 16, or without blocks or examples.
+    """
+    start = time.perf_counter()
+    batch = _trimmed(batch, options)
+    if not blocks:
+        raise ValueError("a device without blocks has nothing to diagnose")
+    batch = batch.to(next(model.parameters()).device)
+    with _taps(model, layout) as taps:
+        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        logits = output.logits[:, :-1].float()
+        labels = batch.labels[:, 1:]
+        loss = _mean_loss(logits, labels)
+        drawn = _mean_loss(logits, _sampled(logits, labels, draw)) if options.labels == "model" else None
+        gradients = _backward(loss, taps, keep=drawn is not None)
+        fisher = gradients if drawn is None else _backward(drawn, taps, keep=False)
+    totals = {group: _Total() for group in layout.groups}
+    for shape in layout.modules:
+        _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
+    groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
+    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3)
+    cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
+    return Diagnosis(float(loss.detach()), groups, cost)
+
+
+def report_bytes(groups: int, sketch: int) -> int:
+    """Of one device's packed observables, float32; every device relays everybody's to every neighbour."""
+    return 4 * groups * (len(HEADER) + sketch)
+
+
+def step_flops(layout: ModelLayout, tokens: int) -> float:
+    """Of a local step's matrix products in adapted modules, to compare a diagnosis with."""
+    dense = sum(m.in_features * m.out_features for m in layout.modules)
+    own = sum(m.rank * (m.in_features + m.out_features) for m in layout.modules)
+    return 2.0 * tokens * (2 * dense + 3 * own)
+
+
+# -- passes ----------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Tap:
+    """What went in and came out of a module: [n, T, d] and [n, T, k]."""
+
+    x: Tensor
+    y: Tensor
+
+
+class _Pass(NamedTuple):
+    """x: [n, T, d]; d: dL/dy, [n, T, k]."""
+
+    x: Tensor
+    d: Tensor
+
+
+@contextmanager
+def _taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, _Tap]]:
+    taps: dict[str, _Tap] = {}
+    hooks: list[RemovableHandle] = []
+
+    def tap(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            taps[name] = _Tap(args[0].detach(), y)
+
+        return hook
+
+    try:
+        for shape in layout.modules:
+            module = model.base_model.model.get_submodule(shape.name)
+            hooks.append(module.register_forward_hook(tap(shape.name)))
+        yield taps
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _backward(loss: Tensor, taps: Mapping[str, _Tap], keep: bool) -> dict[str, _Pass]:
+    found = torch.autograd.grad(loss, [tap.y for tap in taps.values()], retain_graph=keep)
+    return {name: _Pass(tap.x, d.float()) for (name, tap), d in zip(taps.items(), found, strict=True)}
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean nats per response token: the loss that local steps descend."""
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def _sampled(logits: Tensor, labels: Tensor, draw: np.random.Generator) -> Tensor:
+    """`labels` with each response token drawn from the model's prediction at its place."""
+    wanted = labels != IGNORED
+    cumulated = logits[wanted].double().softmax(dim=-1).cumsum(dim=-1)
+    u = torch.from_numpy(draw.random(len(cumulated))).to(cumulated.device) * cumulated[:, -1]
+    sampled = labels.clone()
+    sampled[wanted] = (cumulated < u[:, None]).sum(dim=-1).clamp_(max=logits.shape[-1] - 1)
+    return sampled
+
+
+# -- from passes to gradients ----------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Total:
+    """Of a group. gram: [m, m], of the micro-batches' shares of the loss; gradients: g_i, modules stacked."""
+
+    gram: Tensor | float = 0.0
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+def _add_module(
+    total: _Total,
+    shape: ModuleShape,
+    scale: float,
+    blocks: Mapping[BlockKey, Block],
+    passed: _Pass,
+    fisher: Mapping[str, _Pass],
+    options: Options,
+) -> None:
+    bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
+    shares = _shares(passed, bases, scale)
+    total.gradients.append(shares.sum(dim=0))
+    counted = shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, scale)
+    rows = counted.view(len(counted) // options.microbatch, options.microbatch, -1).sum(dim=1)
+    total.gram = total.gram + (rows @ rows.T).double()
+
+
+def _shares(passed: _Pass, bases: Tensor, scale: float) -> Tensor:
+    """[n, k, N r]: each example's share of the loss's gradient w.r.t. all blocks' B; they sum to g_i."""
+    return scale * passed.d.transpose(1, 2) @ (passed.x.float() @ bases)
+
+
+def _measured(
+    layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher
+) -> Measured:
+    """With m micro-batches of loss shares G_c, grad l_c = m G_c, and F = (1/m) sum grad l_c grad l_c^T."""
+    assert isinstance(total.gram, Tensor)
+    curvature = len(total.gram) * float(torch.linalg.eigvalsh(total.gram)[-1])
+    columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
+    energies = {key: float(part.double().square().sum()) for key, part in zip(keys, columns, strict=True)}
+    sketches = [sketcher.sketch(key, group, part) for key, part in zip(keys, columns, strict=True)]
+    return Measured(sum(energies.values()), max(curvature, 0.0), np.sum(sketches, axis=0), energies)
+
+
+def _trimmed(batch: Encoded, options: Options) -> Encoded:
+    """A whole number of micro-batches."""
+    count = len(batch) // options.microbatch
+    if count < (LEAST_MICROBATCHES if options.microbatch > 1 else 1):
+        raise ValueError(
+            f"{len(batch)} examples make {count} micro-batches of {options.microbatch}; "
+            f"{LEAST_MICROBATCHES} are needed"
+        )
+    return batch.take(torch.arange(count * options.microbatch))
+
+
+def _flops(layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int) -> float:
+    """Forward and activations' backward, then shares and Gram matrix of each module."""
+    n, length = batch.input_ids.shape
+    flops = 0.0
+    for m in layout.modules:
+        columns = m.rank * len(blocks)
+        dense = n * length * m.in_features * m.out_features * passes
+        shares = n * length * columns * (m.in_features + m.out_features)
+        flops += 2.0 * (dense + (passes - 1) * shares + n * n * m.out_features * columns)
+    return flops
