@@ -114,7 +114,7 @@ def diagnose(
     for shape in layout.modules:
         _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
     groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
-    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3)
+    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
     return Diagnosis(float(loss.detach()), groups, cost)
 
@@ -208,16 +208,20 @@ def _add_module(
     options: Options,
 ) -> None:
     bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
-    shares = _shares(passed, bases, scale)
-    total.gradients.append(shares.sum(dim=0))
-    counted = shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, scale)
-    rows = counted.view(len(counted) // options.microbatch, options.microbatch, -1).sum(dim=1)
-    total.gram = total.gram + (rows @ rows.T).double()
+    shares = _shares(passed, bases, options.microbatch)
+    total.gradients.append(scale * shares.sum(dim=0))
+    counted = (
+        shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, options.microbatch)
+    )
+    rows = counted.flatten(1)
+    total.gram = total.gram + scale**2 * (rows @ rows.T).double()
 
 
-def _shares(passed: _Pass, bases: Tensor, scale: float) -> Tensor:
-    """[n, k, N r]: each example's share of the loss's gradient w.r.t. all blocks' B; they sum to g_i."""
-    return scale * passed.d.transpose(1, 2) @ (passed.x.float() @ bases)
+def _shares(passed: _Pass, bases: Tensor, microbatch: int) -> Tensor:
+    """[m, k, N r]: each micro-batch's share of the loss's gradient w.r.t. all blocks' B, over s."""
+    count = len(passed.x) // microbatch
+    z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)
+    return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
 
 
 def _measured(
@@ -243,7 +247,9 @@ def _trimmed(batch: Encoded, options: Options) -> Encoded:
     return batch.take(torch.arange(count * options.microbatch))
 
 
-def _flops(layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int) -> float:
+def _flops(
+    layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int, microbatch: int
+) -> float:
     """Forward and activations' backward, then shares and Gram matrix of each module."""
     n, length = batch.input_ids.shape
     flops = 0.0
@@ -251,5 +257,5 @@ def _flops(layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded
         columns = m.rank * len(blocks)
         dense = n * length * m.in_features * m.out_features * passes
         shares = n * length * columns * (m.in_features + m.out_features)
-        flops += 2.0 * (dense + (passes - 1) * shares + n * n * m.out_features * columns)
+        flops += 2.0 * (dense + (passes - 1) * shares + (n // microbatch) ** 2 * m.out_features * columns)
     return flops
