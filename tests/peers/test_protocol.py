@@ -143,6 +143,19 @@ def test_a_finished_device_does_not_take_a_slower_one_for_dead() -> None:
     assert not [device.name for device in net.everyone if device.logged("suspected")]
 
 
+def test_nobody_waits_for_one_that_said_goodbye() -> None:
+    net = started()
+    net.loses = lambda source, target, message: source == "d1" and not isinstance(message, Bye)
+    for peer in ("d0", "d2"):
+        net.send(net["d1"], peer, Bye("finished"), data=True)
+    net.rounds(1)
+    net.run(2.0)
+    for name in ("d0", "d2"):
+        records = net[name].done(do.RoundDone)
+        assert len(records) > 15
+        assert max(record.end_ns - record.start_ns for record in records) < 200 * MILLI
+
+
 @pytest.mark.parametrize("kind", ["leave", "retire"])
 def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
     net = finite()
