@@ -13,19 +13,22 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
+
+import psutil
 
 from peers.process import guard
 
 PRELOAD = ["torch", "transport.zmq_links", "transport.codec"]
 ANSWER_S = 60.0
+Context = ForkServerContext | SpawnContext
 
 
 class Remote:
     """One object in a process of its own. Calls return what its methods return; one at a time."""
 
-    def __init__(self, context: ForkServerContext, make: type, args: Sequence[object], lifeline: Connection):
+    def __init__(self, context: Context, make: type, args: Sequence[object], lifeline: Connection) -> None:
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(make, args, theirs, lifeline), daemon=True)
         self.process.start()
@@ -61,7 +64,7 @@ class Remote:
 class Crew:
     """The remote objects of one benchmark."""
 
-    def __init__(self, context: ForkServerContext, lifeline: Connection) -> None:
+    def __init__(self, context: Context, lifeline: Connection) -> None:
         self._context, self._lifeline = context, lifeline
         self._remotes: list[Remote] = []
 
@@ -76,10 +79,17 @@ class Crew:
 
 
 @contextmanager
-def crew(preload: Sequence[str] = PRELOAD) -> Iterator[Crew]:
-    """Ends all of its processes on the way out, whatever happened."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*preload])
+def crew(preload: Sequence[str] | None = PRELOAD) -> Iterator[Crew]:
+    """Ends all of its processes on the way out, whatever happened.
+
+    `preload` None: each process starts from nothing and imports what it needs itself (spawn).
+    """
+    context: Context
+    if preload is None:
+        context = multiprocessing.get_context("spawn")
+    else:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*preload])
     lifeline, keep = context.Pipe(duplex=False)
     crew = Crew(context, lifeline)
     try:
@@ -88,6 +98,18 @@ def crew(preload: Sequence[str] = PRELOAD) -> Iterator[Crew]:
         crew.end()
         keep.close()
         lifeline.close()
+
+
+def tree_pss_bytes() -> int:
+    """Proportional set size of all processes beneath this one: what they share is counted once."""
+    return sum(_pss_bytes(process) for process in psutil.Process().children(recursive=True))
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _serve(make: type, args: Sequence[object], pipe: Connection, lifeline: Connection) -> None:

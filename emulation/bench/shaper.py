@@ -1,4 +1,4 @@
-"""`unweft bench shaper`: the bucket's invariant, the rate it delivers on the real clock, the kernel's beside it."""
+"""`unweft bench shaper`: the bucket's invariant, and the rate it delivers beside the kernel's bucket."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Meter:
 
 
 class Pacer:
-    """The sending device: a shaper whose queue is never empty, on the real clock (the loop of peers.driver)."""
+    """The sending device: a shaper whose queue is never empty, on the real clock (as in peers.driver)."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

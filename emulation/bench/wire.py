@@ -100,7 +100,9 @@ class Victim:
         return spent * 1e3, peak / 1e6, grown * 1024 / 1e6
 
 
-def run(batch: int = BATCH, repetitions: int = REPETITIONS, random_messages: int = RANDOM_MESSAGES) -> Findings:
+def run(
+    batch: int = BATCH, repetitions: int = REPETITIONS, random_messages: int = RANDOM_MESSAGES
+) -> Findings:
     """Microseconds per message, beside msgpack alone on the same fields; what hostile messages cost."""
     findings = Findings("Messages: what they cost, and what hostile ones do", "unweft bench wire")
     for message in SAMPLES:
