@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from coordinator_free.decision import STAY, Decision, Limits, Memory, Settings, View
+from coordinator_free.decision import STAY, Decision, GroupAction, Limits, Memory, Settings, View
 from coordinator_free.effects import (
     Move,
     affordable,
@@ -17,116 +18,148 @@ from coordinator_free.effects import (
     relative_cost,
 )
 
-MARGIN = 0.1  # hysteresis: how much better than staying a move must be, as a share
-LEAST_GAIN = 0.01  # and as a share of the whole residual, for where staying gains nothing
+MARGIN = 0.02  # hysteresis: the share of what staying would leave by which moves must lower it together
+THRIFT = 0.02  # a saving move may raise it by this share for each base round's cost that it saves
+LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
 MOVES = 3  # groups that may move in one diagnosis
-SMOOTHING = 0.3  # weight of the newest observed / predicted
-MAX_CORRECTION = 4.0  # and its inverse: one odd round must not rule an action out for good
+RATE = 0.5  # of learning from one diagnosis
+NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
+MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
 
 
 def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     """The action whose predicted residual drop per unit cost is largest, with hysteresis.
 
-    drop = sum_g R_g - c_stay c_g R'_g with the predicted R' and the learnt corrections c; cost is that of a
-    round as it would then be, so that saving counts as well. Up to MOVES groups move; one that is too dear is
-    tried together with one of another group that saves. Together they must beat staying by MARGIN, and none
-    may undo the group's last move within DWELL diagnoses.
+    A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
+    corrected by what was learnt. Up to MOVES groups move; a move that does not fit the budget is tried
+    together with one of another group that saves. Moves must lower what is left by MARGIN together, and none
+    may undo its group's last one within DWELL diagnoses. Groups that do not move save where that does next to
+    no harm.
     """
     learnt = _learn(view, memory)
-    before = in_force(view, limits, memory.settings)
-    chosen = _chosen(view, limits, learnt, before)
-    after = applied(before, chosen)
-    expected = {g: (_label(chosen, g), predicted(view, g, before[g], after[g]).total) for g in after}
+    search = _Search(view, limits, learnt, in_force(view, limits, memory.settings))
+    chosen = search.saving(search.spending())
+    after = applied(search.before, chosen)
+    expected = {
+        g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
+        for g, action in search.before.items()
+    }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
     return Decision(after, _reason(view, chosen), replace(learnt, expected=expected, last=last))
 
 
-def _chosen(view: View, limits: Limits, memory: Memory, before: Settings) -> dict[str, Move]:
-    """The best move, then the best beside it, while there is a gain; nothing unless it is clear in all."""
-    chosen: dict[str, Move] = {}
-    stay = gain = _gain(view, limits, memory, before, chosen)
-    clear = max(MARGIN * abs(stay), LEAST_GAIN * sum(g.residuals.total for g in view.groups.values()))
-    while len(chosen) < MOVES:
-        found = [
-            (_gain(view, limits, memory, before, o), o)
-            for o in _options(view, limits, memory, before, chosen)
-        ]
-        best, option = max(found, key=lambda scored: scored[0], default=(gain, chosen))
-        if best <= gain + clear / MOVES:
-            break
-        gain, chosen = best, option
-    return chosen if gain > stay + clear else {}
+Moves = dict[str, Move]  # at most one of each group
 
 
-def _options(
-    view: View, limits: Limits, memory: Memory, before: Settings, chosen: dict[str, Move]
-) -> Iterator[dict[str, Move]]:
-    """One further move each, or two where the first cannot be paid for alone."""
-    free = [
-        move
-        for move in moves(before, limits, view.ladder)
-        if move.group not in chosen and not _undoes(move, view, memory)
-    ]
-    for move in free:
-        single = {**chosen, move.group: move}
-        if affordable(applied(before, single), view, limits):
-            yield single
-            continue
-        for other in free:
-            both = {**single, other.group: other}
-            if other.group != move.group and affordable(applied(before, both), view, limits):
-                yield both
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """For the best moves from the settings `before`."""
+
+    view: View
+    limits: Limits
+    memory: Memory
+    before: Settings
+
+    def spending(self) -> Moves:
+        """The best move, then the best beside it, while they lower what is left; none unless it is clear."""
+        chosen: Moves = {}
+        while len(chosen) < MOVES:
+            rates = [(self._rate(option, chosen), option) for option in self._options(chosen)]
+            rate, best = max(rates, key=lambda rated: rated[0], default=(0.0, chosen))
+            if rate <= 0:
+                break
+            chosen = best
+        return chosen if self._left(chosen) < (1 - MARGIN) * self._left({}) else {}
+
+    def saving(self, chosen: Moves) -> Moves:
+        """And, of each group that does not move, the move that saves most for next to nothing."""
+        for group in self.before:
+            left, cost = self._left(chosen), self._cost(chosen)
+            best, most = chosen, 0.0
+            for move in self._free(chosen):
+                option = {**chosen, move.group: move}
+                saved = cost - self._cost(option)
+                if move.group == group and saved > most and self._left(option) - left < THRIFT * saved * left:
+                    best, most = option, saved
+            chosen = best
+        return chosen
+
+    def _rate(self, option: Moves, chosen: Moves) -> float:
+        """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise."""
+        left = self._left(chosen)
+        drop = left - self._left(option)
+        more = self._cost(option) - self._cost(chosen)
+        return drop / max(more, LEAST_COST) if drop > MARGIN / MOVES * left else 0.0
+
+    def _options(self, chosen: Moves) -> Iterator[Moves]:
+        """One further move each, or two where the first cannot be paid for alone."""
+        free = self._free(chosen)
+        for move in free:
+            single = {**chosen, move.group: move}
+            if self._fits(single):
+                yield single
+                continue
+            pairs = ({**single, other.group: other} for other in free if other.group != move.group)
+            yield from (pair for pair in pairs if self._fits(pair))
+
+    def _free(self, chosen: Moves) -> list[Move]:
+        """Moves of groups that have none yet, but those that would undo a group's last."""
+        every = moves(self.before, self.limits, self.view.ladder)
+        return [m for m in every if m.group not in chosen and not _undoes(m, self.view, self.memory)]
+
+    def _fits(self, chosen: Moves) -> bool:
+        return affordable(applied(self.before, chosen), self.view, self.limits)
+
+    def _cost(self, chosen: Moves) -> float:
+        return relative_cost(applied(self.before, chosen), self.view, self.limits)
+
+    def _left(self, chosen: Moves) -> float:
+        """All residuals as predicted for the next diagnosis: R'_stay (R'_move / R'_stay)^c."""
+        left = 0.0
+        for group, action in self.before.items():
+            move = chosen.get(group)
+            stay, then = _expected(self.view, group, action, action if move is None else move.action)
+            trust = 1.0 if move is None else self.memory.corrections.get(move.label, 1.0)
+            left += stay * (then / stay) ** trust if stay > 0 else then
+        return left
 
 
-def _gain(view: View, limits: Limits, memory: Memory, before: Settings, chosen: Mapping[str, Move]) -> float:
-    """Predicted drop of all residuals until the next diagnosis, per cost of a round."""
-    drop = 0.0
-    for group, action in before.items():
-        then = chosen[group].action if group in chosen else action
-        left = predicted(view, group, action, then).total * _correction(memory, _label(chosen, group))
-        drop += view.groups[group].residuals.total - left
-    return drop / relative_cost(applied(before, chosen), view, limits)
+def _expected(view: View, group: str, before: GroupAction, after: GroupAction) -> tuple[float, float]:
+    """What is left of a group if it stays, and after the move."""
+    return predicted(view, group, before, before).total, predicted(view, group, before, after).total
 
 
 def _learn(view: View, memory: Memory) -> Memory:
-    """Corrections with what has come of the last decision.
+    """Corrections, observed / predicted effect by label of move, with what has come of the last decision.
 
-    Of STAY: observed / predicted. Of a move: the same beyond what staying accounts for, so that a trend that
-    all groups share speaks neither for nor against it.
+    An effect is log(R' / R'_stay). What groups that stayed deviate by is common to all and says nothing of a
+    move. The corrections follow by normalised least mean squares, so that small effects do not teach noise.
     """
-    learnt = dict(memory.corrections)
-    seen = {
-        group: (label, view.groups[group].residuals.total / expected)
-        for group, (label, expected) in memory.expected.items()
-        if group in view.groups and expected > 0
-    }
-    for group in sorted(seen, key=lambda g: (seen[g][0] != STAY[1], g)):
-        label, ratio = seen[group]
-        if label != STAY[1]:
-            ratio /= learnt.get(STAY[1], 1.0)
-        learnt[label] = _smoothed(learnt.get(label, 1.0), ratio)
+    learnt, trend = dict(memory.corrections), _trend(view, memory)
+    for group, (label, stay, then) in memory.expected.items():
+        left = view.groups[group].residuals.total if group in view.groups else 0.0
+        if label != STAY[1] and min(stay, then, left) > 0:
+            effect, seen = math.log(then / stay), math.log(left / stay) - trend
+            old = learnt.get(label, 1.0)
+            new = old + RATE * effect * (seen - old * effect) / (effect**2 + NOISE**2)
+            learnt[label] = min(max(new, 0.0), MOST)
     return replace(memory, corrections=learnt)
 
 
-def _smoothed(old: float, ratio: float) -> float:
-    """Geometric, within MAX_CORRECTION either way."""
-    ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
-    return float(old ** (1 - SMOOTHING) * ratio**SMOOTHING)
-
-
-def _correction(memory: Memory, label: str) -> float:
-    stay = memory.corrections.get(STAY[1], 1.0)
-    return stay if label == STAY[1] else stay * memory.corrections.get(label, 1.0)
+def _trend(view: View, memory: Memory) -> float:
+    """Mean log(observed / predicted) of the groups that stayed; 0 if none did."""
+    logs = [
+        math.log(view.groups[group].residuals.total / stay)
+        for group, (label, stay, _) in sorted(memory.expected.items())
+        if label == STAY[1] and group in view.groups and min(stay, view.groups[group].residuals.total) > 0
+    ]
+    return sum(logs) / len(logs) if logs else 0.0
 
 
 def _undoes(move: Move, view: View, memory: Memory) -> bool:
     label, index = memory.last.get(move.group, ("", 0))
     return label == opposite(move.label) and view.index - index <= DWELL
-
-
-def _label(chosen: Mapping[str, Move], group: str) -> str:
-    return chosen[group].label if group in chosen else STAY[1]
 
 
 def _reason(view: View, chosen: Mapping[str, Move]) -> str:

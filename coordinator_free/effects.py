@@ -18,7 +18,9 @@ from coordinator_free.decision import GroupAction, Limits, Settings, View
 from coordinator_free.residuals import Residuals, contraction
 from coordinator_free.topology_refine import Ladder
 
-MIN_RHO = 0.05  # a complete graph has rho = 0, beside which every other graph would be infinitely worse
+MIN_RHO = 0.05  # a complete graph has rho = 0: no other may look infinitely worse
+MAX_RHO = 0.999  # nor infinitely bad
+NO_CONTRACTION = 1e-9
 LEAST_COST = 1e-6  # of a round in which nobody is there to send to
 OPPOSITE = {"more": "less", "less": "more"}
 
@@ -64,21 +66,27 @@ def opposite(label: str) -> str:
 
 
 def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -> Residuals:
-    """A group's residuals at the next diagnosis. They were observed under `before`.
+    """A group's residuals at the next diagnosis, `view.rounds` = K later. They were observed under `before`.
 
-    R_loc has contracted by q^2 a round, q = (1 - eta mu / (1 + eta lambda))^n. R_con and R_het are what the
-    settings sustain, so they move with the settings alone; R_het keeps its 1 - q^2 beneath n^2.
+    R_loc contracts by q^(2K), q = (1 - eta mu / (1 + eta lambda))^n. Of R_con, as in Theorem 2, one part is
+    sustained: what the steps between two exchanges drive apart, L eta^2 (H n)^2 zeta^2 rho^2 / (1 - rho^2);
+    it moves with the settings, and the rest contracts by rho^(2K/H). R_het is sustained; 1 - q^2 is beneath.
     """
-    g = view.groups[group]
+    g, rounds = view.groups[group], view.rounds
     q0, q = (contraction(g.eta, g.mu / (1 + g.eta * a.prox), a.steps) for a in (before, after))
-    steps, between = after.steps / before.steps, after.period / before.period
+    steps2, between2 = (after.steps / before.steps) ** 2, (after.period / before.period) ** 2
+    damped = _damped(g.eta, after) / _damped(g.eta, before)
+    left0, left = 1 - q0 * q0, 1 - q * q
     # Where nothing contracts, 1 - q^2 ~ 2 n eta mu.
-    summed = (1 - q0 * q0) / (1 - q * q) if q * q < 1 - 1e-9 else 1 / steps
-    rho = max(view.ladder.at(after.rung).rho, MIN_RHO) / max(view.ladder.at(before.rung).rho, MIN_RHO)
+    summed = left0 / left if left > NO_CONTRACTION else before.steps / after.steps
+    rho0, rho = (min(max(view.ladder.at(a.rung).rho, MIN_RHO), MAX_RHO) for a in (before, after))
+    driven = g.residuals.heterogeneity * left0 * before.period**2 * _kept(rho0)
+    sustained = min(g.residuals.consensus, driven)
     return Residuals(
-        g.residuals.local * q ** (2 * view.rounds),
-        g.residuals.consensus * (rho * between * steps) ** 2,
-        g.residuals.heterogeneity * summed * steps**2 * _damped(g.eta, after) / _damped(g.eta, before),
+        g.residuals.local * q ** (2 * rounds),
+        (g.residuals.consensus - sustained) * rho ** (2 * rounds / after.period)
+        + sustained * steps2 * between2 * damped * _kept(rho) / _kept(rho0),
+        g.residuals.heterogeneity * summed * steps2 * damped,
     )
 
 
@@ -122,6 +130,11 @@ def in_force(view: View, limits: Limits, held: Settings) -> dict[str, GroupActio
 def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAction]:
     """The settings after one move of each of some groups."""
     return {g: chosen[g].action if g in chosen else a for g, a in settings.items()}
+
+
+def _kept(rho: float) -> float:
+    """sum_{s >= 1} rho^(2s): how much of all rounds' driving apart is still there."""
+    return rho * rho / (1 - rho * rho)
 
 
 def _damped(eta: float, action: GroupAction) -> float:

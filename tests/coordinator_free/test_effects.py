@@ -25,13 +25,29 @@ def after(**knobs) -> GroupAction:
     return replace(BASE, **knobs)
 
 
+SUSTAINED = {"consensus": 1.0, "heterogeneity": 100.0}  # the steps between exchanges make up for all of R_con
+PASSING = {"consensus": 1.0, "heterogeneity": 0.0}  # copies differ from before: nothing drives them apart
+
+
 def effect(before: GroupAction, then: GroupAction, **seen) -> tuple[float, float, float]:
     """Factors on the three residuals."""
-    return tuple(predicted(view(late=group(1.0, 1.0, 1.0, **seen)), "late", before, then))
+    late = group(1.0, **{**SUSTAINED, **seen})
+    left = predicted(view(late=late), "late", before, then)
+    return tuple(a / b if b else 1.0 for a, b in zip(left, late.residuals, strict=True))
 
 
-def test_staying_contracts_what_is_local_and_leaves_the_rest():
+def kept(rung: int) -> float:
+    rho = LADDER.at(rung).rho
+    return rho**2 / (1 - rho**2)
+
+
+def test_staying_contracts_what_is_local_and_leaves_what_is_sustained():
     assert effect(BASE, BASE) == pytest.approx(((1 - 0.1 * 0.05) ** (2 * 4 * 5), 1, 1))
+
+
+def test_staying_contracts_copies_that_nothing_drives_apart_by_rho_squared_a_round():
+    """R_con = rho^(2K) D_0 in Theorem 2."""
+    assert effect(BASE, BASE, **PASSING)[1] == pytest.approx(LADDER.at(0).rho ** (2 * 5))
 
 
 def test_a_step_more_lowers_the_local_residual_and_raises_the_others():
@@ -46,20 +62,30 @@ def test_where_nothing_contracts_heterogeneity_grows_with_n():
     assert effect(BASE, after(steps=8), mu=0.0)[2] == pytest.approx(2)
 
 
-def test_damping_lowers_heterogeneity_and_slows_descent():
+def test_damping_lowers_heterogeneity_and_drift_and_slows_descent():
     damped, stay = effect(BASE, after(prox=1.0)), effect(BASE, BASE)
+    assert damped[1] == pytest.approx(1.1 ** (-8))
     assert damped[2] == pytest.approx(1.1 ** (-8), rel=0.12)
     assert damped[0] > stay[0]
-    assert damped[1] == 1
 
 
-def test_a_denser_graph_lowers_disagreement_by_the_square_of_rho():
+def test_a_denser_graph_lowers_disagreement():
+    """By (rho' / rho)^2 where both are small, and by that in every round where it is only passing."""
+    assert effect(BASE, after(rung=2))[1:] == pytest.approx((kept(2) / kept(0), 1))
     ratio = LADDER.at(2).rho / LADDER.at(0).rho
-    assert effect(BASE, after(rung=2))[1:] == pytest.approx((ratio**2, 1))
+    passing = effect(BASE, after(rung=2), **PASSING)[1] / effect(BASE, BASE, **PASSING)[1]
+    assert passing == pytest.approx(ratio ** (2 * 5))
+
+
+def test_part_of_the_disagreement_may_be_sustained():
+    mixed = effect(BASE, BASE, heterogeneity=10.0)[1]
+    share = 10 * (1 - 0.995**8) * kept(0)
+    assert mixed == pytest.approx(share + (1 - share) * LADDER.at(0).rho ** 10)
 
 
 def test_exchanging_every_other_round_quadruples_disagreement_and_halves_the_bytes():
     assert effect(BASE, after(period=2))[1] == pytest.approx(4)
+    assert effect(BASE, after(period=2), **PASSING)[1] == pytest.approx(LADDER.at(0).rho ** 5)
     rare = dict.fromkeys(GROUPS, after(period=2))
     assert bytes_used(rare, view()) == bytes_used(dict.fromkeys(GROUPS, BASE), view()) / 2
 
