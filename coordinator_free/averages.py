@@ -8,7 +8,7 @@ crashed device's own vector, and that is dropped with its block. Messages may be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,6 +125,11 @@ class Averages:
         self._newest.pop(origin, None)
         for told in self._told.values():
             told.pop(origin, None)
+
+    def keep(self, origins: Container[Key]) -> None:
+        """Drop all others."""
+        for origin in [key for key in self._newest if key not in origins]:
+            self.drop(origin)
 
     def missing(self, members: Iterable[Key], epoch: int) -> list[Key]:
         """Members of whom nothing as new as `epoch` is here."""

@@ -190,6 +190,7 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Names that no registry knows, and what later versions will add."""
     from coordinator_free.mixing import MODES
+    from coordinator_free.policies import POLICIES
     from coordinator_free.topology import TOPOLOGIES
     from peers import plugins
 
@@ -197,7 +198,7 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for where, name, known in (
         ("mixing.mode", scenario.mixing.mode, MODES),
         ("topology.kind", scenario.topology.kind, TOPOLOGIES),
-        ("correction.policy", scenario.correction.policy, ("uniform",)),
+        ("correction.policy", scenario.correction.policy, POLICIES.keys() - {"lookahead"}),
     ):
         if name not in known:
             yield where, f"{name!r} is not available; allowed: {', '.join(sorted(known))}"

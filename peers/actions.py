@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coordinator_free.decision import Settings
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
 from transport.messages import Manifest, Message
@@ -60,6 +61,15 @@ class Train:
     steps: int
     rehearse: bool
     damping: float
+    settings: Settings = field(default_factory=dict)  # of a correction policy, by group
+    anchor: bool = False  # the own block as it is now becomes the anchor of proximal damping
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Measure the loss's gradients when what was decided before is done (peers/diagnosis.py)."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,6 @@ class Drop:
 
 
 Action = (
-    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Apply | AddBlock | OwnBlock | DropBlock
-    | Snapshot | Log | RoundDone | Export | Exit | Drop
+    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | Apply | AddBlock | OwnBlock
+    | DropBlock | Snapshot | Log | RoundDone | Export | Exit | Drop
 )  # fmt: skip

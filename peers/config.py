@@ -136,8 +136,19 @@ class RadioConfig(Section):
 class CorrectionConfig(Section):
     """What follows every membership event (method 6-7)."""
 
-    policy: str = "uniform"
+    policy: str = "uniform"  # name in the registry of coordinator_free/policies.py
     rounds: Annotated[int, Field(ge=0)] = 20  # K
+    period: Annotated[int, Field(ge=1)] = (
+        5  # a diagnosis every so many rounds, on all devices in the same ones
+    )
+    delay: Annotated[int, Field(ge=1)] = 2  # rounds from a diagnosis to its decision: reports travel by hops
+    sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers a gradient is told in, per group
+    labels: Literal["data", "model"] = "data"  # empirical Fisher, or the Fisher itself at a second pass
+    steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
+    steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
+    prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)
+    gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10)
+    period_max: Annotated[int, Field(ge=1)] = 8  # H_g at most
 
 
 class MembershipConfig(Section):

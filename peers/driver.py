@@ -28,7 +28,7 @@ from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
 from peers.recorder import Recorder, round_line
 from peers.script import Script, Scripted
-from peers.workshop import Trained, Workshop
+from peers.workshop import Diagnosed, Trained, Workshop
 from transport.accounting import Accounts
 from transport.clock import Clock, RealClock
 from transport.keys import DeviceIdentity, verify
@@ -64,11 +64,12 @@ class Driver:
         self.virtual = _virtual_clock(spec, links)
         self.clock: Clock = self.virtual or RealClock()
         self.agenda = Agenda()
-        self.workshop = Workshop(learner, recorder, self._on_failure)
+        self.workshop = Workshop(learner, recorder, spec.config, self._on_failure)
         self.exit: do.Exit | None = None
         self._outside: deque[Event] = deque()
         self._script = Script(spec.script)
         self._stalled_until_ns = 0
+        self._busy_until_ns = 0
         self._dying = False
         self._trained = TrainResult(0.0, 0, 0.0)
         self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now())
@@ -95,6 +96,7 @@ class Driver:
             do.Tell: lambda action: self.outbox.tell(action.peer, self._incarnation(), action.message),
             do.Farewell: lambda action: self.outbox.farewell(action.peer, self._incarnation(), action.reason),
             do.Train: self._on_train,
+            do.Diagnose: self._on_diagnose,
             do.Apply: lambda action: self.workshop.mix(action.mixes),
             do.AddBlock: self.workshop.add_block,
             do.OwnBlock: self.workshop.own_block,
@@ -271,15 +273,27 @@ class Driver:
 
     # -- the learner -----------------------------------------------------------------------------------
     def _on_train(self, action: do.Train) -> None:
-        now = self.clock.now()
-        self.outbox.start_round(action.round, self.protocol.members.alive(), now)
+        self.outbox.start_round(action.round, self.protocol.members.alive(), self.clock.now())
         trained = self.workshop.train(action)
-        event = partial(self._after_training, trained=trained)
-        if self.virtual is not None:
-            steps_ns = action.steps * self.spec.config.compute.step_ns(self.spec.id)
-            self.agenda.add(now + steps_ns, Kind.LEARNER, event, ready=trained)
-        else:
-            self._when_done(trained, lambda _: self._now(event))
+        self._computed(trained, action.steps, partial(self._after_training, trained=trained))
+
+    def _computed(self, done: Future[Any], steps: int, event: Event) -> None:
+        """`event` happens when work that costs so many local steps is done, after what was begun before."""
+        if self.virtual is None:
+            self._when_done(done, lambda _: self._now(event))
+            return
+        start = max(self.clock.now(), self._busy_until_ns)
+        self._busy_until_ns = start + steps * self.spec.config.compute.step_ns(self.spec.id)
+        self.agenda.add(self._busy_until_ns, Kind.LEARNER, event, ready=done)
+
+    def _on_diagnose(self, action: do.Diagnose) -> None:
+        done = self.workshop.diagnose(action)
+        self._computed(done, 1, partial(self._diagnosed, epoch=action.round, done=done))
+
+    def _diagnosed(self, now: int, epoch: int, done: Future[Diagnosed]) -> list[do.Action]:
+        values, found = done.result()
+        self._record(now, "diagnosis", epoch=epoch, loss=found.loss, **found.cost._asdict())
+        return self.protocol.diagnosed(now, epoch, values)
 
     def _after_training(self, now: int, trained: Future[Trained]) -> list[do.Action]:
         self._trained, changed = trained.result()

@@ -5,6 +5,7 @@ Sans-I/O. A received matrix is an opaque object here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -39,7 +40,7 @@ class Exchange:
     def __init__(self, mode: MixingMode, groups: Iterable[str], part_bytes: Callable[[str], int]) -> None:
         self.mode = mode
         self.groups = tuple(groups)
-        self._part_bytes = part_bytes
+        self.part_bytes = part_bytes
         self.held: dict[Part, int] = {}
         self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
         self.peers: dict[str, PeerCopies] = {}
@@ -83,21 +84,41 @@ class Exchange:
         self.peer(peer).wants |= {part for part in parts if part in self.held}
 
     # -- sending -----------------------------------------------------------------------------------
-    def plan(self, own: Key, receivers: Iterable[str], budget_bytes: int, cause: str) -> dict[str, Plan]:
-        """What goes to whom within the data budget; what waited longest first, then the own block."""
-        receivers = sorted(receivers)
-        wanted = [(peer, part) for peer in receivers for part in self._offers(own, peer)]
+    def plan(
+        self,
+        own: Key,
+        receivers: Iterable[str],
+        budget_bytes: int,
+        cause: str,
+        goes: Callable[[str, str], bool] = lambda peer, group: True,
+    ) -> dict[str, Plan]:
+        """What goes to whom within the data budget; what waited longest first, then the own block.
+
+        `goes(peer, group)`: whether a group is exchanged with a peer in this round; what was asked for is.
+        """
+        offers = {peer: self._offers(own, peer) for peer in sorted(receivers)}
+        wanted = [
+            (peer, part)
+            for peer, parts in offers.items()
+            for part in parts
+            if goes(peer, part.group) or part in self.peer(peer).wants
+        ]
         wanted.sort(key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0]))
         chosen: set[tuple[str, Part]] = set()
         for want in wanted:
-            size = self._part_bytes(want[1].group)
+            size = self.part_bytes(want[1].group)
             if size <= budget_bytes:
                 budget_bytes -= size
                 chosen.add(want)
                 self._waiting.pop(want, None)
             else:
                 self._waiting[want] = self._waiting.get(want, 0) + 1
-        return {peer: self._plan_one(own, peer, wanted, chosen, cause) for peer in receivers}
+        lacking = Counter(peer for peer, part in wanted if (peer, part) not in chosen)
+        plans = {}
+        for peer, parts in offers.items():
+            sent = {part for to, part in chosen if to == peer}
+            plans[peer] = self._plan_one(own, peer, set(parts), sent, cause, lacking[peer])
+        return plans
 
     def _offers(self, own: Key, peer: str) -> list[Part]:
         copies = self.peer(peer)
@@ -108,29 +129,23 @@ class Exchange:
         return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
 
     def _plan_one(
-        self,
-        own: Key,
-        peer: str,
-        wanted: list[tuple[str, Part]],
-        chosen: set[tuple[str, Part]],
-        cause: str,
+        self, own: Key, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int
     ) -> Plan:
         copies = self.peer(peer)
         parts, items = [], []
-        waiting = {part for to, part in wanted if to == peer}
         for part, version in sorted(self.held.items()):
             status = "unchanged"
-            if (peer, part) in chosen:
+            if part in chosen:
                 status = "sent"
                 parts.append((part, version, "transfer" if part in copies.wants else cause))
                 copies.has[part] = version
                 copies.wants.discard(part)
-            elif part in waiting or part in self.unknown:
+            elif part in offered or part in self.unknown:
                 status = "withheld"
             elif not self.mode.relays and part.block != own:
                 continue
             items.append((part.block.device, part.block.incarnation, part.group, version, status))
-        return Plan(tuple(parts), tuple(items), len(waiting) - len(parts))
+        return Plan(tuple(parts), tuple(items), withheld)
 
     # -- receiving ---------------------------------------------------------------------------------
     def adopt(self, peer: str, part: Part, copy: Arrival) -> Mix:
@@ -153,20 +168,39 @@ class Exchange:
             has[part] = max(has.get(part, ZERO), version)
 
     def close(
-        self, own: Key, round_: int, weights: Mapping[str, float], manifests: Mapping[str, Manifest]
+        self,
+        own: Key,
+        round_: int,
+        weights: Mapping[str, Mapping[str, float]],
+        manifests: Mapping[str, Manifest],
     ) -> tuple[Mix, ...]:
-        """The operations that end a round; takes what has arrived for it out of the inbox."""
+        """The operations that end a round; takes what has arrived for it out of the inbox.
+
+        `weights`: by group, of the neighbours heard.
+        """
         arrived: dict[str, dict[Part, Arrival]] = {}
         for peer in sorted({*self._inbox, *manifests}):
             arrived[peer] = self._taken(peer, round_)
             if not self.mode.shared_versions:
                 manifest = manifests.get(peer)
                 arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
-        mixes = tuple(self.mode.combine(own, self.held, weights, arrived))
+        mixes = tuple(
+            mix for group in self.groups for mix in self._combine(own, group, weights[group], arrived)
+        )
         for mix in mixes:
             if mix.version is not None:
                 self.held[mix.part] = mix.version
         return mixes
+
+    def _combine(
+        self,
+        own: Key,
+        group: str,
+        weights: Mapping[str, float],
+        arrived: Mapping[str, Mapping[Part, Arrival]],
+    ) -> list[Mix]:
+        held = {part: version for part, version in self.held.items() if part.group == group}
+        return self.mode.combine(own, held, weights, arrived)
 
     def _taken(self, peer: str, round_: int) -> dict[Part, Arrival]:
         """What is due, the newest of each part; a neighbour that is ahead has sent for later rounds too."""

@@ -18,13 +18,16 @@ from torch import Tensor
 from peers.adapter import Adapter
 from peers.bases import Bases, Recipe
 from peers.blocks import Block, BlockKey, Union
+from peers.diagnosis import Diagnosis, Options, diagnose
 from peers.errors import InputError
 from peers.export import blocks_sha256, saved_blocks, write_adapter
 from peers.fingerprint import Fingerprint
+from peers.sketch import Sketcher
 from peers.snapshots import SnapshotModel, write_snapshot
 from peers.tasks.batches import batch_generator, sample_batch
 
 if TYPE_CHECKING:
+    from coordinator_free.decision import Settings
     from peers.config import DeviceConfig
     from peers.models import LoadedModel
     from peers.tasks.encode import Encoded
@@ -74,6 +77,8 @@ class Learner:
         self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
         self._own: BlockKey | None = None
         self._before: dict[str, Tensor] = {}  # the own block when the last train() began
+        self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
+        self._sketcher: Sketcher | None = None
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None  # None: what is placed is out of date
 
@@ -104,7 +109,7 @@ class Learner:
                 self._union.set(key, group, values)
         if self._own is not None:
             self._optimizers.pop(self._own, None)
-        self._own, self._before = key, {}
+        self._own, self._before, self._anchor = key, {}, {}
         self._adapter.attach(block)
         self._outdate()
 
@@ -118,8 +123,10 @@ class Learner:
         basis = self._union[key].bases
         self._union.delete(key)
         self._optimizers.pop(key, None)
+        if self._sketcher is not None:
+            self._sketcher.forget(key)
         if key == self._own:
-            self._own, self._before = None, {}
+            self._own, self._before, self._anchor = None, {}, {}
             self._adapter.attach(None)
         elif self._literal:
             self._project_out(basis)
@@ -162,12 +169,13 @@ class Learner:
         self._place(())
         return self._adapter.model
 
-    def train(self, round: int, steps: int, rehearse: bool) -> TrainResult:
+    def train(self, round: int, steps: int, rehearse: bool, settings: Settings | None = None) -> TrainResult:
         """`steps` local steps of AdamW on the own block; its moments last over rounds.
 
         Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
-        move too. rehearse: `train.rehearsal` applies. Raises RuntimeError without an own block or if the loss
-        is not finite.
+        move too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: how many of
+        the steps move the group, and lambda_g. Raises RuntimeError without an own block or if the loss is not
+        finite.
         """
         own = self._own
         if own is None:
@@ -178,10 +186,34 @@ class Learner:
         losses = []
         for step in range(steps):
             self._place(self._rehearsed(round, step) if rehearse else ())
-            losses.append(self._step(own, round, step))
+            losses.append(self._step(own, round, step, settings or {}))
         return TrainResult(sum(losses) / steps if steps else math.nan, steps, time.perf_counter() - start)
 
-    def _step(self, own: BlockKey, round: int, step: int) -> float:
+    def set_anchor(self) -> None:
+        """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it."""
+        own = self._own
+        self._anchor = {} if own is None else {g: b.clone() for g, b in self._union[own].data.items()}
+
+    def own_move(self) -> dict[str, float]:
+        """||B - B_before||_F by group, B_before from the start of the last `train`."""
+        own = self._own
+        if own is None:
+            return {}
+        after = self._union[own].data
+        return {g: float(torch.linalg.vector_norm(after[g] - before)) for g, before in self._before.items()}
+
+    def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
+        """What the device measures of its loss on one batch, all blocks included (peers/diagnosis.py)."""
+        draw = batch_generator(self._config.seed, f"{self._device_id}/diagnosis", round, 0)
+        batch = self._encoded.take(sample_batch(self._encoded, self._config.data.batch, draw))
+        self._place(())
+        if self._sketcher is None or self._sketcher.size != sketch:
+            self._sketcher = Sketcher(self._config.seed, self.layout, sketch)
+        blocks = {key: self._union[key] for key in self._shown()}
+        model, scale = self._adapter.model, self._recipe.scale
+        return diagnose(model, self.layout, scale, blocks, batch, self._sketcher, options, draw)
+
+    def _step(self, own: BlockKey, round: int, step: int, settings: Settings) -> float:
         indices = sample_batch(
             self._encoded,
             self._config.data.batch,
@@ -199,13 +231,20 @@ class Learner:
                 f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
             )
         output.loss.backward()
-        self._move(own)
+        self._move(own, {g: a for g, a in settings.items() if g in self._adapter.gradients}, step)
         return loss
 
-    def _move(self, own: BlockKey) -> None:
+    def _move(self, own: BlockKey, settings: Settings, step: int) -> None:
         """One step of AdamW for the own block and, if gradients leak, for each foreign one that has some."""
+        data = self._union[own].data
         for group, gradient in self._adapter.gradients.items():
-            self._union[own].data[group].grad = gradient
+            data[group].grad = gradient
+        for group, action in settings.items():
+            if step >= action.steps:
+                data[group].grad = None  # AdamW passes over it, moments and all
+            elif action.prox and group in self._anchor:
+                pull = action.prox * (data[group] - self._anchor[group])
+                data[group].grad = self._adapter.gradients[group] + pull
         self._optimizer(own).step()
         for key in self._foreign() if self._leaks() else ():
             self._optimizer(key).step()

@@ -14,6 +14,7 @@ from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Action, Drop
 from peers.config import DeviceConfig
+from peers.correction import Correction
 from peers.ending import Ending
 from peers.exchange import Exchange
 from peers.joining import Joining
@@ -21,7 +22,19 @@ from peers.meeting import Difference, Meeting
 from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, Identity, Peer, State
-from transport.messages import Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Stopping, Update
+from transport.messages import (
+    Bye,
+    Gossip,
+    Hello,
+    Manifest,
+    Message,
+    Observed,
+    Ping,
+    Refuse,
+    Request,
+    Stopping,
+    Update,
+)
 
 __all__ = ["DeviceProtocol", "Identity", "Peer", "State"]
 
@@ -43,7 +56,8 @@ class DeviceProtocol:
         self._s = DeviceState(me, config, groups, part_bytes, sign, verify)
         self._meeting = Meeting(self._s, fingerprint, difference)
         self._presence = Presence(self._s, self._meeting)
-        self._rounds = Rounds(self._s, self._meeting)
+        self._correction = Correction(self._s, self._meeting, sign, verify)
+        self._rounds = Rounds(self._s, self._meeting, self._correction)
         self._joining = Joining(self._s, self._presence, self._rounds)
         self._ending = Ending(self._s, self._presence, self._rounds, sign, verify)
         self._timers: dict[str, Callable[[int], None]] = {
@@ -108,6 +122,11 @@ class DeviceProtocol:
         self._rounds.trained(now, changed, budget_bytes)
         return self._done(now)
 
+    def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:
+        """What the device was to measure after round `epoch` is there (coordinator_free/residuals.py)."""
+        self._correction.diagnosed(epoch, values)
+        return self._done(now)
+
     def signal(self, now: int, kind: str) -> list[Action]:
         """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
         self._ending.signal(now, kind)
@@ -160,6 +179,8 @@ class DeviceProtocol:
                 self._s.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in message.items))
             case Ping() if message.reply:
                 self._s.tell(source, Ping(self._s.round, False))
+            case Observed():
+                self._correction.heard(source, message)
             case Bye():
                 peer.done = True
             case Stopping():

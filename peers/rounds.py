@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from coordinator_free.mixing import Part, metropolis_row
 from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
+from peers.correction import Correction
 from peers.meeting import Meeting
 from peers.state import SECOND, DeviceState, State
 from transport.messages import Manifest
@@ -17,8 +18,8 @@ LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran 
 class Rounds:
     """Decides when a round begins and closes, and what is sent in it."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting) -> None:
-        self._state, self._meeting = state, meeting
+    def __init__(self, state: DeviceState, meeting: Meeting, correction: Correction) -> None:
+        self._state, self._meeting, self._correction = state, meeting, correction
         self._start_ns = self._trained_ns = 0
         self._withheld = 0
 
@@ -60,8 +61,10 @@ class Rounds:
         state.network_round = max(state.network_round, round_)
         state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
         damping = state.mode.damping(len(state.training()), state.config.mixing.omega)
-        steps, rehearse = state.config.round.local_steps, state.work == "train"
-        state.act(Train(round_, steps, rehearse, damping))
+        settings, rehearse = self._correction.settings(), state.work == "train"
+        steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
+        anchor = self._correction.takes_anchor()
+        state.act(Train(round_, steps, rehearse, damping, settings, anchor))
 
     def trained(self, now: int, changed: Iterable[Part], budget_bytes: int) -> None:
         """The local steps are done; `changed`: copies that the last mixing moved."""
@@ -79,13 +82,18 @@ class Rounds:
         assert state.own is not None
         receivers = {p for p in state.greeted() if not state.peers[p].done}
         wanting = {p for p in receivers if exchange.peer(p).wants}
-        to = receivers & ({*state.neighbours()} | wanting)
-        plans = exchange.plan(state.own.key, to, budget_bytes, state.work)
+        to = receivers & ({*self._correction.neighbours()} | wanting)
+        plans = exchange.plan(state.own.key, to, budget_bytes, state.work, self._goes)
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
             state.act(Publish(peer, state.round, plan.parts, manifest))
         self._withheld = sum(plan.withheld for plan in plans.values())
+
+    def _goes(self, peer: str, group: str) -> bool:
+        """Whether a group is exchanged with a peer in this round."""
+        around = self._correction.graph(group)[self._state.me.device]
+        return peer in around and self._correction.exchanged(group)
 
     def on_manifest(self, source: str, manifest: Manifest) -> None:
         state = self._state
@@ -107,7 +115,7 @@ class Rounds:
     def try_close(self, now: int) -> None:
         """Close once every neighbour's manifest of this round is in; nobody waits for one that is done."""
         state = self._state
-        if state.phase is State.WAIT and all(map(self._is_in, state.neighbours())):
+        if state.phase is State.WAIT and all(map(self._is_in, self._correction.neighbours())):
             self._close(now)
 
     def _is_in(self, name: str) -> bool:
@@ -118,18 +126,24 @@ class Rounds:
         state = self._state
         assert state.own is not None
         members = state.training()
-        row = metropolis_row(state.graph(members), state.me.device)
         heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
-        weights = {n: state.config.mixing.gamma * w for n, w in row.items() if n in heard}
-        state.act(Apply(state.exchange.close(state.own.key, state.round, weights, heard)))
+        by_group = {group: self._weights(group, heard) for group in state.exchange.groups}
+        weights = next(iter(by_group.values()))
+        state.act(Apply(state.exchange.close(state.own.key, state.round, by_group, heard)))
         times = (self._start_ns, self._trained_ns, now)
         state.act(RoundDone(state.round, state.work, *times, weights, self._withheld, members))
         self._show()
+        self._correction.round_closed(now)
         following = self._following()
         if following < state.config.round.count:
             self._start(now, following)
         else:
             self.finish(now)
+
+    def _weights(self, group: str, heard: Container[str]) -> dict[str, float]:
+        """gamma_g w_ij of the neighbours heard."""
+        row = metropolis_row(self._correction.graph(group), self._state.me.device)
+        return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
 
     def _following(self) -> int:
         """The next round; later if others went on at their deadline."""

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
+from coordinator_free.residuals import effective_eta, mu_from_losses, pack
 from peers import actions as do
 from peers.blocks import BlockKey
+from peers.config import DeviceConfig
+from peers.correction import PLAIN
+from peers.diagnosis import Diagnosis, Options
 from peers.learner import Learner, Receipt, TrainResult
 from peers.recorder import Recorder
 
 Result = TypeVar("Result")
+Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables
 Trained = tuple[TrainResult, set[Part]]  # and the copies that mixing has moved since the last training
 
 
 class Workshop:
     """Everything that touches the model. Each method queues work and returns its future."""
 
-    def __init__(self, learner: Learner, recorder: Recorder, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        recorder: Recorder,
+        config: DeviceConfig,
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._learner, self._recorder, self._failed = learner, recorder, failed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._config = config
+        self._own: BlockKey | None = None
         self._changed: set[Part] = set()
+        self._losses: list[tuple[int, float]] = []  # since the correction began: steps so far, loss
+        self._steps = 0
+        self._disagreement: dict[str, float] = {}  # D_g of the last mixing
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work. `failed` is told, in the thread, what it raises."""
         future = self._thread.submit(work)
         future.add_done_callback(self._check)
         return future
+
+    def diagnose(self, action: do.Diagnose) -> Future[Diagnosed]:
+        return self.submit(partial(self._diagnose, action))
 
     def train(self, action: do.Train) -> Future[Trained]:
         return self.submit(partial(self._train, action))
@@ -44,7 +68,8 @@ class Workshop:
 
     def own_block(self, action: do.OwnBlock) -> Future[None]:
         carry = None if action.carry is None else BlockKey(*action.carry)
-        return self.submit(partial(self._learner.set_own, BlockKey(*action.key), action.slot, carry))
+        self._own = BlockKey(*action.key)
+        return self.submit(partial(self._learner.set_own, self._own, action.slot, carry))
 
     def drop_block(self, key: Key) -> Future[Receipt | None]:
         """None: it was not held."""
@@ -75,13 +100,20 @@ class Workshop:
 
     def _train(self, action: do.Train) -> Trained:
         changed, self._changed = self._changed, set()
-        result = self._learner.train(action.round, action.steps, action.rehearse)
+        if action.anchor:
+            self._learner.set_anchor()
+            self._losses = []
+        result = self._learner.train(action.round, action.steps, action.rehearse, action.settings)
+        self._steps = result.steps
+        before = self._losses[-1][0] if self._losses else 0
+        self._losses.append((before + result.steps, result.loss))
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
         return result, changed
 
     def _mix(self, mixes: tuple[Mix, ...]) -> None:
         """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
+        self._disagreement = dict.fromkeys(self._learner.groups, 0.0)
         for mix in mixes:
             key = BlockKey(*mix.part.block)
             if not self._learner.has(key):
@@ -91,9 +123,28 @@ class Workshop:
             for weight, values in mix.terms:
                 if values is not None:
                     mixed += weight * values
+                    self._note_distance(mix.part.group, weight, values, own)
             if not mixed.equal(own):
                 self._learner.write(key, mix.part.group, mixed)
                 self._changed.add(mix.part)
+
+    def _note_distance(self, group: str, weight: float, values: Tensor, own: Tensor) -> None:
+        """w ||B^(i) - B^(j)||^2, of D_g; not where no policy asks for it."""
+        if self._config.correction.policy != PLAIN:
+            self._disagreement[group] += weight * float((values - own).square().sum())
+
+    def _diagnose(self, action: do.Diagnose) -> Diagnosed:
+        """The device's observables, packed; what is known beside the gradients goes with them (method 6)."""
+        correction = self._config.correction
+        found = self._learner.diagnose(action.round, correction.sketch, Options(labels=correction.labels))
+        moves, own = self._learner.own_move(), self._own
+        groups = []
+        for group, measured in found.groups.items():
+            gradient = math.sqrt(measured.blocks.get(own, 0.0)) if own is not None else 0.0
+            eta = effective_eta(moves.get(group, 0.0), self._steps, gradient)
+            mu = mu_from_losses(self._losses, eta)
+            groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
+        return pack(groups), found
 
     def _drop(self, key: Key) -> Receipt | None:
         self._changed = {part for part in self._changed if part.block != key}

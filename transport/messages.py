@@ -164,6 +164,17 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """What a device has measured of its loss (coordinator_free/averages.py): float32, relayed as it is."""
+
+    device: str
+    incarnation: int
+    epoch: int
+    values: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """So many more bytes may be in flight to me."""
 
@@ -179,7 +190,9 @@ class Stopping:
     signature: bytes
 
 
-Message = Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Stopping
+Message = (
+    Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed | Stopping
+)
 
 
 _COUNT = whole(0, (1 << 63) - 1)
@@ -254,6 +267,7 @@ _KINDS: dict[int, _Kind] = {
     10: _kind(Credit, 256, _COUNT),
     11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
 }
+_KINDS[20] = _kind(Observed, 128 << 10, name, _INCARNATION, _ROUND, data(4, 100 << 10), data(0, 128))
 _CODES = {kind.type: code for code, kind in _KINDS.items()}
 _OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its place in the packed array
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -94,6 +94,7 @@ class SimDevice:
         self.crashed = False
         self.stalled_until = self.wake_ns = 0
         self.budget_bytes, self.train_ns, self.move = PLENTY, 100 * MILLI, move
+        self.measure: Callable[[str, int], Iterable[float]] | None = None  # of a device after a round
 
     @property
     def live(self) -> bool:
@@ -286,6 +287,8 @@ class Network:
                     self.send(device, action.peer, Bye(action.reason), data=True)
                 case do.Train():
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
+                case do.Diagnose() if device.measure is not None:
+                    self.at(self.now + 20 * MILLI, partial(self._measured, device, action.round))
                 case do.Apply():
                     device.apply(action)
                 case do.AddBlock():
@@ -298,6 +301,11 @@ class Network:
                     device.dropped[action.reason] += 1
                 case do.Exit():
                     device.exit = device.exit or action
+
+    def _measured(self, device: SimDevice, epoch: int) -> None:
+        assert device.measure is not None
+        values = device.measure(device.name, epoch)
+        self._handle(device, lambda now: device.protocol.diagnosed(now, epoch, values))
 
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:

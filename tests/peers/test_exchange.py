@@ -52,7 +52,8 @@ def manifest(version: int, status: str, part: Part = PART, round_: int = 5) -> M
 
 def close(of: Exchange, round_: int, said: Manifest | None = None) -> tuple[Mix, ...]:
     manifests = {} if said is None else {"d9": said}
-    return of.close(OWN, round_, dict.fromkeys(manifests, 0.5), manifests)
+    weights = dict.fromkeys(of.groups, dict.fromkeys(manifests, 0.5))
+    return of.close(OWN, round_, weights, manifests)
 
 
 def everything(value: object) -> Iterator[object]:

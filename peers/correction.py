@@ -1,0 +1,202 @@
+"""Correction by priority: measure, tell everyone, decide alike, act (method 6 and 7).
+
+In correction, every `correction.period` rounds each device measures its loss's gradients, and tells all
+others through its neighbours; `correction.delay` rounds later everyone computes the same residuals from the
+mean of what it has heard, and the policy's decision for each layer group. It holds until the next one or the
+end of the correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from coordinator_free import residuals
+from coordinator_free.averages import Averages, Mean, Report
+from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
+from coordinator_free.membership import Key, Verify
+from coordinator_free.policies import decide
+from coordinator_free.topology import Graph
+from coordinator_free.topology_refine import Bounds, Ladder, edge, ladder
+from peers.actions import Diagnose, Drop
+from peers.config import DeviceConfig
+from peers.meeting import Meeting
+from peers.state import DeviceState
+from transport.messages import Observed
+
+PLAIN = "uniform"  # needs no diagnosis
+
+
+class Correction:
+    """What the groups do in this round. `sign`, `verify`: of reports, which others relay."""
+
+    def __init__(
+        self, state: DeviceState, meeting: Meeting, sign: Callable[[bytes], bytes], verify: Verify
+    ) -> None:
+        self._state, self._meeting, self._config = state, meeting, state.config.correction
+        self._limits = limits(state.config)
+        length = len(state.exchange.groups) * (len(residuals.HEADER) + self._config.sketch)
+        self._averages = Averages(length, state.config.adapter.max_devices, self._genuine)
+        self._sign, self._verify = sign, verify
+        self._memory, self._decision = Memory(), Decision({}, "", Memory())
+        self._members: tuple[str, ...] = ()  # for whom it was decided
+        self._corrects_until = -1
+        self._anchor = False
+        self._asked: list[int] = []  # epochs that are to be decided from
+        self._drawn: tuple[object, dict[str, Graph[str]]] = ((), {})
+
+    # -- what holds in this round ----------------------------------------------------------------------
+    def settings(self) -> dict[str, GroupAction]:
+        """By group; nothing: the base."""
+        return dict(self._decision.settings) if self._state.work == "correction" else {}
+
+    def takes_anchor(self) -> bool:
+        """Whether a correction has begun since this was asked last."""
+        self._notice()
+        anchor, self._anchor = self._anchor, False
+        return anchor
+
+    def graph(self, group: str) -> Graph[str]:
+        """Of this round; the scenario's, unless it was refined for just these members."""
+        members = self._state.training()
+        refined = self._state.work == "correction" and self._members == members
+        key = (members, id(self._decision) if refined else None)
+        if self._drawn[0] != key:
+            graph = self._state.graph(members)
+            groups = self._state.exchange.groups
+            self._drawn = key, {g: self._refined(graph, g) if refined else graph for g in groups}
+        return self._drawn[1][group]
+
+    def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
+        refined: Graph[str] = nx.Graph(graph)
+        refined.remove_edges_from(self._decision.drop.get(group, ()))
+        refined.add_edges_from(self._decision.add.get(group, ()))
+        return refined
+
+    def neighbours(self) -> list[str]:
+        """Over all groups, in order of id."""
+        me = self._state.me.device
+        return sorted({peer for group in self._state.exchange.groups for peer in self.graph(group)[me]})
+
+    def exchanged(self, group: str) -> bool:
+        """Whether it is a round of the group's period H_g."""
+        action = self.settings().get(group)
+        return action is None or self._state.round % action.period == 0
+
+    def gamma(self, group: str) -> float:
+        action = self.settings().get(group)
+        return self._state.config.mixing.gamma * (1.0 if action is None else action.gamma)
+
+    # -- measuring and telling -------------------------------------------------------------------------
+    def round_closed(self, now: int) -> None:
+        """Decide from the diagnosis that is old enough; begin the next one."""
+        state, config = self._state, self._config
+        self._notice()
+        self._averages.keep(state.blocks)
+        if config.policy == PLAIN or state.work != "correction":
+            return
+        if self._asked and state.round >= self._asked[0] + config.delay:
+            self._decide(self._asked.pop(0))
+            self._meet(now)
+        if state.round % config.period == 0:
+            self._asked.append(state.round)
+            state.act(Diagnose(state.round))
+
+    def diagnosed(self, epoch: int, values: Iterable[float]) -> None:
+        """What this device has measured after round `epoch`."""
+        if self._state.own is None:
+            return
+        self._averages.own(self._state.own.key, epoch, values, self._sign)
+        self._spread()
+
+    def heard(self, source: str, message: Observed) -> None:
+        """Another's measurement."""
+        key = Key(message.device, message.incarnation)
+        if len(message.values) != 4 * self._averages.length:
+            self._state.act(Drop("malformed"))
+            return
+        values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
+        refused = self._averages.refused
+        if self._averages.receive(source, Report(key, message.epoch, values, message.signature)):
+            self._spread()
+        elif self._averages.refused > refused:
+            self._state.act(Drop("forged"))
+
+    def _meet(self, now: int) -> None:
+        """Have a link to everyone whom a denser graph makes a neighbour."""
+        alive = self._state.members.alive()
+        for peer in self.neighbours():
+            if peer not in self._state.peers and peer in alive:
+                self._meeting.connect(peer, alive[peer].address, now)
+
+    def _spread(self) -> None:
+        for peer in self._state.greeted():
+            for r in self._averages.news(peer):
+                packed = r.values.astype("<f4").tobytes()
+                self._state.tell(
+                    peer, Observed(r.origin.device, r.origin.incarnation, r.epoch, packed, r.signature)
+                )
+
+    def _genuine(self, report: Report) -> bool:
+        record = self._state.members.get(report.origin)
+        return record is not None and self._verify(record.public, report.signed_data(), report.signature)
+
+    def _notice(self) -> None:
+        """Another event: what was predicted no longer holds, what was learnt does."""
+        if self._state.correct_until != self._corrects_until:
+            self._corrects_until = self._state.correct_until
+            self._memory, self._anchor, self._asked = self._memory.after_event(), True, []
+            self._decision, self._members = Decision({}, "", self._memory), ()
+
+    # -- deciding --------------------------------------------------------------------------------------
+    def _decide(self, epoch: int) -> None:
+        state = self._state
+        keys = [record.key for device, record in state.members.alive().items() if device in state.training()]
+        missing = self._averages.missing(keys, epoch)
+        mean = self._averages.mean(key for key in keys if key not in missing)
+        if mean is None:
+            state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
+            return
+        view, told = self._view(mean, epoch)
+        self._decision = decide(self._config.policy, view, self._limits, self._memory)
+        self._memory, self._members = self._decision.memory, state.training()
+        record = {**self._decision.record(), "residuals": told, "digest": mean.digest.hex()}
+        state.log("decision", epoch=epoch, missing=sorted(map(str, missing)), **record)
+
+    def _view(self, mean: Mean, epoch: int) -> tuple[View, dict[str, Any]]:
+        state, groups = self._state, self._state.exchange.groups
+        means = residuals.unpack(mean.values, groups)
+        shares = residuals.priorities(means)
+        members = state.training()
+        rungs = self._ladder(members)
+        copies = 2 * len(rungs.at(0).edges) * len(state.blocks)
+        views, told = {}, {}
+        for group in groups:
+            steps = self.settings().get(group, self._limits.base).steps
+            found = residuals.residuals(means[group], steps)
+            size = float(copies * state.exchange.part_bytes(group))
+            views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
+            told[group] = {**found._asdict(), "S": shares[group].score, "p": shares[group].share}
+        index = epoch // self._config.period
+        return View(index, self._config.period, views, rungs, state.config.seed), told
+
+    def _ladder(self, members: tuple[str, ...]) -> Ladder:
+        links = {edge(a, b): 1.0 for a in members for b in members if a < b}
+        return ladder(members, self._state.graph(members), links, self._state.config.seed, Bounds())
+
+
+def limits(config: DeviceConfig) -> Limits:
+    """What a policy may do in a scenario."""
+    steps, correction = config.round.local_steps, config.correction
+    return Limits(
+        base=GroupAction(steps),
+        steps_min=min(steps, correction.steps_min or max(1, steps // 2)),
+        steps_max=max(steps, correction.steps_max or 2 * steps),
+        prox_min=correction.prox_max / 10,
+        prox_max=correction.prox_max,
+        gamma_min=correction.gamma_min,
+        period_max=correction.period_max,
+    )

@@ -1,0 +1,148 @@
+"""Correction by priority among devices in simulated time: measured, told, decided alike, acted on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator_free.residuals import HEADER, Observables, pack
+from peers import actions as do
+from peers.correction import limits
+from tests.peers.simulated import GROUPS, Network, small_config
+from transport.messages import Observed
+
+SKETCH = 16
+
+
+def observed(device: str, epoch: int, **of: dict[str, float]) -> list[float]:
+    """Observables of the groups; every device's gradient points its own way."""
+    seed = sum(map(ord, device)) + epoch
+    groups = []
+    for group in GROUPS:
+        sketch = np.random.default_rng(seed).standard_normal(SKETCH)
+        known = {
+            "energy": 1.0,
+            "curvature": 1.0,
+            "smoothness": 1.0,
+            "mu": 0.1,
+            "eta": 0.1,
+            "disagreement": 0.0,
+        }
+        groups.append(Observables(**{**known, **of.get(group, {})}, sketch=sketch))
+    return [float(value) for value in pack(groups)]
+
+
+def corrected(policy: str, size: int = 5, rounds: int = 30, **correction: Any) -> Network:
+    """A ring from which one has left, some rounds later."""
+    settings = {"policy": policy, "rounds": rounds, "period": 4, "delay": 3, "sketch": SKETCH, **correction}
+    net = Network(small_config(topology={"kind": "ring"}, correction=settings, round={"local_steps": 2}))
+    for device in net.cohort(size):
+        device.measure = lambda name, epoch: observed(name, epoch, early={"curvature": 9.0})
+    net.rounds(3)
+    net.signal(f"d{size - 1}", "leave")
+    net.rounds(14)
+    return net
+
+
+def decisions(net: Network) -> list[list[dict[str, Any]]]:
+    return [device.logged("decision") for device in net]
+
+
+@pytest.mark.parametrize("policy", ["proportional", "dominant", "random", "topology", "sync", "ls+prox"])
+def test_everyone_decides_alike_from_the_same_figures(policy: str) -> None:
+    made = decisions(corrected(policy))
+    assert len(made) == 4
+    assert len(made[0]) >= 2
+    assert all(others == made[0] for others in made)
+    assert made[0][0]["missing"] == []
+    assert str(made[0][0]["reason"]).startswith(f"{policy}: ")
+
+
+def test_residuals_and_priorities_are_recorded() -> None:
+    record = decisions(corrected("proportional"))[0][0]
+    told = record["residuals"]["early"]
+    assert told["p"] == pytest.approx(0.9)  # S = 9 x 1 of 10 in all
+    assert set(told) == {"local", "consensus", "heterogeneity", "S", "p"}
+
+
+def test_uniform_measures_nothing() -> None:
+    net = corrected("uniform")
+    assert not any(device.done(do.Diagnose) for device in net)
+    assert not any(train.settings for device in net for train in device.done(do.Train))
+
+
+def test_what_is_decided_is_done() -> None:
+    net = corrected("local-steps", steps_min=1, steps_max=4)
+    for device in net:
+        trains = [train for train in device.done(do.Train) if train.settings]
+        assert trains
+        settings = trains[-1].settings
+        assert settings["early"].steps > settings["late"].steps
+        assert trains[-1].steps == max(action.steps for action in settings.values())
+
+
+def test_a_group_is_exchanged_every_hth_round() -> None:
+    net = corrected("sync", period_max=4)
+    for device in net:
+        last = device.logged("decision")[-1]["groups"]
+        assert last["late"]["period"] == 4
+        sent = [p for p in device.done(do.Publish) if p.round >= device.round - 3]
+        rounds = {p.round for p in sent if any(part.group == "late" for part, _, _ in p.parts)}
+        assert rounds <= {r for r in range(device.round + 1) if r % 4 == 0}
+        assert {part.group for p in sent for part, _, _ in p.parts} >= {"early"}
+
+
+def test_a_denser_graph_has_links_and_acts_on_both_ends() -> None:
+    net = corrected("topology", size=7, rounds=60)
+    net.rounds(6)
+    added = net["d0"].logged("decision")[-1]
+    assert added["groups"]["early"]["rung"] > 0
+    by_device = {device.name: device.protocol._correction.graph("early") for device in net}
+    edges = {name: sorted(map(sorted, graph.edges)) for name, graph in by_device.items()}
+    assert all(found == edges["d0"] for found in edges.values())
+    assert len(edges["d0"]) > 6
+    for device in net:
+        weights = device.protocol._rounds._weights("early", set(by_device[device.name]))
+        assert set(weights) == set(by_device[device.name][device.name])
+
+
+def test_when_the_correction_is_over_the_scenario_holds_again() -> None:
+    net = corrected("topology", size=7, rounds=12)
+    net.rounds(12)
+    for device in net:
+        assert not device.done(do.Train)[-1].settings
+        assert device.protocol._correction.graph("early").number_of_edges() == 6
+
+
+def test_the_first_training_of_a_correction_sets_the_anchor_once() -> None:
+    net = corrected("retain-prox")
+    for device in net:
+        anchors = [train.round for train in device.done(do.Train) if train.anchor]
+        leave = min(int(gone["round"]) if "round" in gone else 0 for gone in device.logged("peer_gone"))
+        assert len(anchors) == 1
+        assert anchors[0] >= leave
+
+
+def test_a_measurement_that_its_origin_did_not_sign_is_refused() -> None:
+    net = corrected("dominant")
+    values = np.zeros(len(GROUPS) * (len(HEADER) + SKETCH), dtype="<f4").tobytes()
+    forged = Observed("d1", 0, 1000, values, b"x" * 64)
+    assert net["d0"].protocol.receive(net.now, "d1", 0, forged) == [do.Drop("forged")]
+    short = Observed("d1", 0, 1000, values[:-4], b"x" * 64)
+    assert net["d0"].protocol.receive(net.now, "d1", 0, short) == [do.Drop("malformed")]
+
+
+def test_a_device_that_crashes_in_between_costs_its_own_measurement_alone() -> None:
+    net = corrected("dominant", size=6)
+    net.crash("d2")
+    net.rounds(20)
+    made = decisions(net)
+    assert all(others[-1]["digest"] == made[0][-1]["digest"] for others in made)
+    assert made[0][-1]["missing"] == []
+
+
+def test_the_ranges_of_a_policy_hold_the_scenarios_own_steps() -> None:
+    made = limits(small_config(round={"local_steps": 5}, correction={"steps_min": 7, "steps_max": 3}))
+    assert (made.steps_min, made.base.steps, made.steps_max) == (5, 5, 5)
