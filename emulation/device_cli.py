@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from emulation import addresses, claims, epoch, keys_cli
+from emulation import addresses, epoch, keys_cli, shared_run
+from emulation.claims import Claim
 from peers import health
 from peers.errors import InputError
 from transport.keys import DeviceIdentity
 
 if TYPE_CHECKING:
     from emulation.scenario import Scenario
+    from peers.config import DeviceConfig
     from peers.device import DeviceSpec
 
 EXAMPLE = (
@@ -109,41 +114,69 @@ def device(
         list[str] | None,
         typer.Option("--set", metavar="A.B=V", help="Puts a value over the scenario's; may be repeated."),
     ] = None,
+    variables: Annotated[
+        str, typer.Option("--sets", envvar="UNWEFT_SET", help="Such assignments, with blanks between them.")
+    ] = "",
 ) -> None:
     """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
     signal.signal(signal.SIGTERM, _gone_before_it_came)
-    from emulation.scenario import check_device, load
-
-    loaded = _with_grace(load(scenario, set_ or ()), leave_grace_s)
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
     public, signing = _identity(identity)
-    name = id_ or _unnamed(loaded, out, replica, public)
-    check_device(name)
-    own_keys = keys_cli.of_device(loaded.keys, keys, name)
-    from emulation import radio
-    from peers.device import DeviceSpec
+    load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
+    loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
+    try:
+        own_keys = keys_cli.of_device(loaded.keys, keys, claim.id)
+        from emulation import radio
+        from peers.device import DeviceSpec
 
-    # As late as can be: whoever has started by now is found under the service's name.
-    others = [other for seed in named for other in addresses.resolve(seed)]
-    here = advertise or addresses.own(listen, others)
-    spec = DeviceSpec(
-        id=name,
-        config=loaded.device_config(),
-        listen=listen,
-        advertise=here,
-        seeds=tuple(other for other in others if other != here),
-        out=str(out),
-        cohort=len(loaded.initial_devices) if name in loaded.initial_devices else 0,
-        epoch_ns=epoch.read(out),
-        snapshot_every=loaded.eval.every if snapshots else 0,
-        keys=own_keys,
-        signing=signing,
-        keys_folder=None if own_keys is None else str(keys),
-        channel=radio.channel(loaded, loaded.all_devices),
-        health=health_socket,
-    )
-    raise typer.Exit(_run(spec))
+        # As late as can be: whoever has started by now is found under the service's name.
+        others = [other for seed in named for other in addresses.resolve(seed)]
+        here = advertise or addresses.own(listen, others)
+        spec = DeviceSpec(
+            id=claim.id,
+            config=_with_grace(loaded.device_config(), leave_grace_s),
+            listen=listen,
+            advertise=here,
+            seeds=tuple(other for other in others if other != here),
+            out=str(out),
+            cohort=len(loaded.initial_devices) if claim.id in loaded.initial_devices else 0,
+            epoch_ns=epoch.read(out),
+            snapshot_every=loaded.eval.every if snapshots else 0,
+            keys=own_keys,
+            signing=signing,
+            keys_folder=None if own_keys is None else str(keys),
+            channel=radio.channel(loaded, loaded.all_devices),
+            health=health_socket,
+        )
+        raise typer.Exit(_run(spec))
+    finally:
+        claim.release()
+
+
+def _scenario(path: Path, overrides: list[str]) -> Callable[[], Scenario]:
+    from emulation.scenario import load
+
+    return partial(load, path, overrides)
+
+
+def _enter(
+    out: Path,
+    keys: Path | None,
+    load: Callable[[], Scenario],
+    token: str,
+    id_: str | None,
+    replica: int | None,
+) -> tuple[Scenario, Claim]:
+    """What is to be run, and as whom."""
+    from emulation.scenario import check_device
+
+    if id_ is None and replica is None:
+        return shared_run.enter(out, keys, load, token)
+    loaded = load()
+    name = id_ or f"{loaded.devices.prefix}{(replica or 1) - 1}"
+    check_device(name)
+    return loaded, shared_run.enter_as(out, loaded, name, token)
 
 
 def _gone_before_it_came(number: int, frame: FrameType | None) -> NoReturn:
@@ -152,11 +185,11 @@ def _gone_before_it_came(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(0)
 
 
-def _with_grace(scenario: Scenario, leave_grace_s: float | None) -> Scenario:
+def _with_grace(config: DeviceConfig, leave_grace_s: float | None) -> DeviceConfig:
     if leave_grace_s is None:
-        return scenario
-    membership = scenario.membership.model_copy(update={"leave_grace_s": leave_grace_s})
-    return scenario.model_copy(update={"membership": membership})
+        return config
+    membership = config.membership.model_copy(update={"leave_grace_s": leave_grace_s})
+    return config.model_copy(update={"membership": membership})
 
 
 def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
@@ -178,14 +211,6 @@ def _identity(folder: Path | None) -> tuple[str | None, bytes | None]:
         return public, path.read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"--identity: {path}: {error}; allowed: a folder that can be written") from None
-
-
-def _unnamed(scenario: Scenario, out: Path, replica: int | None, public: str | None) -> str:
-    """The id of a device that was given none."""
-    prefix = scenario.devices.prefix
-    if replica is not None:
-        return f"{prefix}{replica - 1}"
-    return claims.claim(out, prefix, public or secrets.token_hex(16))
 
 
 def _run(spec: DeviceSpec) -> int:

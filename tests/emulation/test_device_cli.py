@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from emulation import addresses, claims, device_cli, epoch
+from emulation import addresses, claims, device_cli, epoch, shared_run
+from emulation.scenario import load
 from peers import device as device_module
 from peers.device import DeviceSpec
 from tests.emulation.test_cli import QUICK, unweft
@@ -106,59 +107,47 @@ def test_a_device_calls_all_others_of_its_service(
 # -- its id ----------------------------------------------------------------------------------------------
 
 
-def test_ids_are_taken_from_the_lowest_free_number_on(tmp_path: Path) -> None:
-    assert [claims.claim(tmp_path, "d", token) for token in "abc"] == ["d0", "d1", "d2"]
-    (tmp_path / "claims" / "d1").unlink()
-    assert claims.claim(tmp_path, "d", "e") == "d1"
-
-
-def test_the_same_token_gets_the_same_id_again(tmp_path: Path) -> None:
-    first = [claims.claim(tmp_path, "d", token) for token in "abc"]
-    assert [claims.claim(tmp_path, "d", token) for token in "cba"] == first[::-1]
-
-
-def test_a_claim_says_where_its_device_is(tmp_path: Path) -> None:
-    claims.claim(tmp_path, "d", "a")
-    assert claims.owners(tmp_path) == {"d0": socket.gethostname()}
-
-
-def test_two_that_claim_at_once_never_get_the_same(monkeypatch: Patch, tmp_path: Path) -> None:
-    """The other one comes between the look at what is there and the own claim."""
-    looked = claims._words
-    monkeypatch.setattr(claims, "_take", lambda path, token, take=claims._take: _race(path, token, take))
-    assert claims.claim(tmp_path, "d", "mine") == "d1"
-    assert looked(tmp_path / "claims" / "d0") == ["other"]
-
-
-def _race(path: Path, token: str, take: Any) -> bool:
-    if path.name == "d0" and not path.exists():
-        path.write_text("other")
-    return bool(take(path, token))
-
-
-def test_without_an_id_a_device_claims_one(
-    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
-) -> None:
-    for _ in range(4):
-        start(monkeypatch, tmp_path / "run")
-    assert [spec.id for spec in started] == ["d0", "d1", "d2", "d3"]
-    assert [spec.cohort for spec in started] == [3, 3, 3, 0]  # the fourth joins whoever is there
-
-
-def test_one_that_kept_its_identity_returns(
-    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
-) -> None:
-    for container in ("a", "b", "a"):
-        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / container))
-    assert [spec.id for spec in started] == ["d0", "d1", "d0"]
-    assert started[0].signing == started[2].signing != started[1].signing
-
-
 def test_a_replica_is_the_device_of_its_number(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     start(monkeypatch, tmp_path / "run", replica="3")
     assert started[0].id == "d2"
+
+
+def test_without_an_id_a_device_claims_one(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    shared_run.begin(tmp_path / "run", load(Path(QUICK)))
+    others = [claims.claim(tmp_path / "run", "d", token) for token in "abc"]
+    start(monkeypatch, tmp_path / "run")
+    assert started[0].id == "d3" and started[0].cohort == 0  # not of the first three: it joins
+    others[1].release()
+    start(monkeypatch, tmp_path / "run")
+    assert started[1].id == "d4"
+    for other in (others[0], others[2]):
+        other.release()
+
+
+def test_one_that_kept_its_identity_returns(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    shared_run.begin(tmp_path / "run", load(Path(QUICK)))
+    another = claims.claim(tmp_path / "run", "d", "another")  # keeps the run alive
+    for container in ("a", "b", "a"):
+        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / container))
+    assert [spec.id for spec in started] == ["d1", "d2", "d1"]
+    assert started[0].signing == started[2].signing != started[1].signing
+    another.release()
+
+
+def test_an_id_that_lives_is_nobody_elses(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    another = claims.claim(tmp_path / "run", "d", "another")
+    assert start(monkeypatch, tmp_path / "run", id="d0") == 2
+    assert "--id: d0 lives already" in capsys.readouterr().err and not started
+    another.release()
+    assert start(monkeypatch, tmp_path / "run", id="d0") == 0
 
 
 @pytest.mark.parametrize("name", ["a/b", "3", ""])
