@@ -63,8 +63,7 @@ class Story:
         if step.kind == "stall":
             self.net.stall(device.name, 1.0 + step.pick)
             return
-        if step.kind != "retire":  # see test_a_device_that_returns_holds_what_it_left_behind_when_it_retired
-            self.ended_ns[device.name] = self.net.now
+        self.ended_ns[device.name] = self.net.now
         own = device.protocol.own
         if step.kind == "crash":
             self.net.crash(device.name)
