@@ -147,6 +147,7 @@ class CorrectionConfig(Section):
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
     prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)
+    c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: R_con exact where curvatures are equal
     gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10)
     period_max: Annotated[int, Field(ge=1)] = 8  # H_g at most
 

@@ -46,7 +46,7 @@ class Correction:
         self._corrects_until = -1
         self._anchor = False
         self._asked: list[int] = []  # epochs that are to be decided from
-        self._drawn: tuple[object, dict[str, Graph[str]]] = ((), {})
+        self._drawn: tuple[tuple[str, ...], Decision | None, dict[str, Graph[str]]] = ((), None, {})
 
     # -- what holds in this round ----------------------------------------------------------------------
     def settings(self) -> dict[str, GroupAction]:
@@ -63,12 +63,13 @@ class Correction:
         """Of this round; the scenario's, unless it was refined for just these members."""
         members = self._state.training()
         refined = self._state.work == "correction" and self._members == members
-        key = (members, id(self._decision) if refined else None)
-        if self._drawn[0] != key:
+        decided = self._decision if refined else None
+        if self._drawn[0] != members or self._drawn[1] is not decided:
             graph = self._state.graph(members)
             groups = self._state.exchange.groups
-            self._drawn = key, {g: self._refined(graph, g) if refined else graph for g in groups}
-        return self._drawn[1][group]
+            drawn = {g: self._refined(graph, g) if refined else graph for g in groups}
+            self._drawn = members, decided, drawn
+        return self._drawn[2][group]
 
     def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
         refined: Graph[str] = nx.Graph(graph)
@@ -176,7 +177,7 @@ class Correction:
         views, told = {}, {}
         for group in groups:
             steps = self.settings().get(group, self._limits.base).steps
-            found = residuals.residuals(means[group], steps)
+            found = residuals.residuals(means[group], steps, self._config.c)
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             told[group] = {**found._asdict(), "S": shares[group].score, "p": shares[group].share}

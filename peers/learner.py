@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner", "Receipt", "SnapshotModel", "TrainResult"]
 PAPER_LITERAL = "paper-literal"
+DIAGNOSED = 16  # examples at most: a diagnosis then costs about what a local step does (method 6: <= 5 %)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ class Learner:
     def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
         """What the device measures of its loss on one batch, all blocks included (peers/diagnosis.py)."""
         draw = batch_generator(self._config.seed, f"{self._device_id}/diagnosis", round, 0)
-        batch = self._encoded.take(sample_batch(self._encoded, self._config.data.batch, draw))
+        examples = min(self._config.data.batch, DIAGNOSED)
+        batch = self._encoded.take(sample_batch(self._encoded, examples, draw))
         self._place(())
         if self._sketcher is None or self._sketcher.size != sketch:
             self._sketcher = Sketcher(self._config.seed, self.layout, sketch)

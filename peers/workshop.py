@@ -45,7 +45,8 @@ class Workshop:
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
         self._losses: list[tuple[int, float]] = []  # since the correction began: steps so far, loss
-        self._steps = 0
+        self._most, self._steps = 0, dict[str, int]()  # of the last training, at most and by group
+        self._moves: dict[str, float] = {}
         self._disagreement: dict[str, float] = {}  # D_g of the last mixing
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -104,7 +105,9 @@ class Workshop:
             self._learner.set_anchor()
             self._losses = []
         result = self._learner.train(action.round, action.steps, action.rehearse, action.settings)
-        self._steps = result.steps
+        self._moves = self._learner.own_move()  # before damping, and before neighbours pull it back
+        self._steps = {group: action.steps for group, action in action.settings.items()}
+        self._most = result.steps
         before = self._losses[-1][0] if self._losses else 0
         self._losses.append((before + result.steps, result.loss))
         if action.damping != 1.0:
@@ -137,11 +140,12 @@ class Workshop:
         """The device's observables, packed; what is known beside the gradients goes with them (method 6)."""
         correction = self._config.correction
         found = self._learner.diagnose(action.round, correction.sketch, Options(labels=correction.labels))
-        moves, own = self._learner.own_move(), self._own
+        own = self._own
         groups = []
         for group, measured in found.groups.items():
             gradient = math.sqrt(measured.blocks.get(own, 0.0)) if own is not None else 0.0
-            eta = effective_eta(moves.get(group, 0.0), self._steps, gradient)
+            steps = min(self._most, self._steps.get(group, self._most))
+            eta = effective_eta(self._moves.get(group, 0.0), steps, gradient)
             mu = mu_from_losses(self._losses, eta)
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
         return pack(groups), found
