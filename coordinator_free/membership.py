@@ -10,7 +10,7 @@ Leave is (method 9).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -25,9 +25,13 @@ class Status(IntEnum):
 
     ALIVE = 0
     CRASHED = 1  # a verdict by others: evicted or kept, refuted by a new incarnation
-    RETIRED = 2  # gone, knowledge stays
-    WITHDRAWN = 3  # gave this incarnation up itself (lost a slot, came back after a verdict)
-    LEFT = 4  # asked to be forgotten: a tombstone for the whole run
+    FINISHED = 2  # has closed the run's last round: a member to the end, but silence is no crash any more
+    RETIRED = 3  # gone, knowledge stays
+    WITHDRAWN = 4  # gave this incarnation up itself (lost a slot, came back after a verdict)
+    LEFT = 5  # asked to be forgotten: a tombstone for the whole run
+
+
+PRESENT = (Status.ALIVE, Status.FINISHED)
 
 
 class Key(NamedTuple):
@@ -113,6 +117,8 @@ class Membership:
         self._sign = sign
         self._lamport = 0
         self.refused = 0
+        self.changes = 0  # so far: what follows from the table is not computed again while it is the same
+        self._seen: tuple[int, dict[str, Record], bytes] = (0, {}, _hash([]))
 
     # -- reading ---------------------------------------------------------------------------------
     def __iter__(self) -> Iterator[Record]:
@@ -124,15 +130,19 @@ class Membership:
 
     def newest(self, device: str) -> Record | None:
         """The record of the device's highest incarnation."""
-        known = [r for r in self._records.values() if r.device == device]
-        return max(known, key=lambda r: r.incarnation, default=None)
+        return self._overview()[0].get(device)
 
     def alive(self) -> dict[str, Record]:
-        """Devices whose highest incarnation is alive, in order of id."""
-        newest: dict[str, Record] = {}
-        for record in self:
-            newest[record.device] = record
-        return {d: r for d, r in newest.items() if r.status is Status.ALIVE}
+        """Devices whose highest incarnation is alive or has finished, in order of id."""
+        return {d: r for d, r in self._overview()[0].items() if r.status in PRESENT}
+
+    def active(self) -> dict[str, Record]:
+        """Those of them that have not finished: they answer, or have crashed."""
+        return {d: r for d, r in self._overview()[0].items() if r.status is Status.ALIVE}
+
+    def evicted(self) -> dict[str, Record]:
+        """Devices whose highest incarnation others gave up, in order of id: they may be cut off only."""
+        return {d: r for d, r in self._overview()[0].items() if r.status is Status.CRASHED}
 
     def training(self, round_: int) -> tuple[str, ...]:
         """Devices that take part in a round, in order of id."""
@@ -153,8 +163,7 @@ class Membership:
 
     def view(self) -> bytes:
         """A hash by which two devices see whether their tables agree (16 bytes)."""
-        state = [(r.device, r.incarnation, int(r.status), r.slot, r.since_round) for r in self]
-        return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
+        return self._overview()[1]
 
     # -- changing --------------------------------------------------------------------------------
     def claim(
@@ -165,14 +174,19 @@ class Membership:
         max_slots: int,
         since_round: int,
         wish: int | None = None,
+        barred: Collection[int] = (),
+        keep_crashed: bool = False,
     ) -> Record:
-        """A new incarnation of the own device on a slot: `wish` if it is free. Raises slots.NoFreeSlot."""
+        """A new incarnation of the own device on a slot: `wish` if nobody holds it, else none of `barred`.
+
+        Raises slots.NoFreeSlot.
+        """
         previous = self.newest(device)
         incarnation = 0 if previous is None else previous.incarnation + 1
-        taken = self._taken()
+        taken = {r.slot for r in self.blocks(keep_crashed).values()}
         slot = wish if wish is not None and wish not in taken else None
         if slot is None:
-            slot = slots.choose(device, taken, self._used(), max_slots)
+            slot = slots.choose(device, taken.union(barred), self._used(), max_slots)
         now = self._tick()
         return self._own(
             Record(device, incarnation, address, slot, now, now, public=public, since_round=since_round)
@@ -216,6 +230,7 @@ class Membership:
         return self._verify(record.public, record.signed_data(), record.signature)
 
     def _apply(self, record: Record) -> Change:
+        self.changes += 1
         old = self._records.get(record.key)
         self._records[record.key] = record
         self._public.setdefault(record.device, record.public)
@@ -235,11 +250,22 @@ class Membership:
         living = {r.key for r in self.alive().values()}
         return {r.key: r for r in self if r.key in living or r.status in kept}
 
-    def _taken(self) -> set[int]:
-        return {r.slot for r in self.blocks(keep_crashed=True).values()}
+    def _overview(self) -> tuple[dict[str, Record], bytes]:
+        """The newest incarnation of each device, in order of id, and the hash of the table."""
+        if self._seen[0] != self.changes:
+            newest: dict[str, Record] = {}
+            for record in self:
+                newest[record.device] = record
+            self._seen = self.changes, newest, _hash(self)
+        return self._seen[1:]
 
     def _used(self) -> set[int]:
         return {r.slot for r in self}
+
+
+def _hash(records: Iterable[Record]) -> bytes:
+    state = [(r.device, r.incarnation, int(r.status), r.lamport) for r in records]
+    return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
 
 
 def _rank(record: Record) -> tuple[int, int]:

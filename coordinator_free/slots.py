@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coordinator_free.membership import Record
+    from coordinator_free.membership import Key, Record
+
+
+EVERYBODY = "*"  # in the place of a device's id
 
 
 class NoFreeSlot(Exception):
@@ -51,3 +55,52 @@ def losers(living: Iterable[Record]) -> list[Record]:
         else:
             best[record.slot] = record
     return sorted(lost, key=lambda r: r.device)
+
+
+@dataclass(slots=True)
+class _Vacancy:
+    """A slot that a block has left."""
+
+    slot: int
+    since_ns: int
+    confirmed: set[str] = field(default_factory=set)
+
+
+class Quarantine:
+    """Slots whose block has gone. Nobody may take one before every living device has said that it holds the
+    block no more, or before `term_ns` is over since this device heard of it (method 9)."""
+
+    def __init__(self, term_ns: int) -> None:
+        self._term_ns = term_ns
+        self._vacant: dict[Key, _Vacancy] = {}
+
+    def add(self, now: int, record: Record) -> bool:
+        """The block of a record has gone. False: that is known."""
+        if record.key in self._vacant:
+            return False
+        self._vacant[record.key] = _Vacancy(record.slot, now)
+        return True
+
+    def confirm(self, now: int, key: Key, device: str) -> bool:
+        """A device holds this block no more; EVERYBODY: nobody does. Whether that is news that matters."""
+        vacancy = self._vacant.get(key)
+        if vacancy is None or device in vacancy.confirmed or self._over(now, vacancy):
+            return False
+        vacancy.confirmed.add(device)
+        return True
+
+    def told(self, now: int, living: Collection[str]) -> list[tuple[str, int, str]]:
+        """All that is known: the block's device and incarnation and who holds it no more, in order."""
+        out = []
+        for key, vacancy in sorted(self._vacant.items()):
+            free = self._over(now, vacancy) or vacancy.confirmed.issuperset(living)
+            out += [(*key, device) for device in ([EVERYBODY] if free else sorted(vacancy.confirmed))]
+        return out
+
+    def barred(self, now: int, living: Collection[str]) -> set[int]:
+        """Slots that nobody may take yet."""
+        open_ = [v for v in self._vacant.values() if not self._over(now, v)]
+        return {v.slot for v in open_ if not v.confirmed.issuperset(living)}
+
+    def _over(self, now: int, vacancy: _Vacancy) -> bool:
+        return now >= vacancy.since_ns + self._term_ns or EVERYBODY in vacancy.confirmed

@@ -79,8 +79,11 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class AddBlock:
+    """Another's block, at B = 0 or with the copy that is held of an earlier incarnation on that slot."""
+
     key: Key
     slot: int
+    carry: Key | None = None
 
 
 @dataclass(frozen=True, slots=True)

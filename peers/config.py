@@ -153,11 +153,29 @@ class CorrectionConfig(Section):
 
 
 class MembershipConfig(Section):
-    """Who is here (method 9)."""
+    """Who is here (method 9). Sources: SWIM (Das et al., 2002), Lifeguard (Dadgar et al., 2018); memberlist
+    and serf, which implement both."""
 
     settle_s: Annotated[float, Field(gt=0)] = 60.0  # longest wait for the initial cohort
-    heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
-    crash_after_s: Annotated[float, Field(gt=0)] = 5.0  # silence after which a neighbour counts as crashed
+    probe_s: Annotated[float, Field(gt=0)] = (
+        0.5  # protocol period T'; memberlist: 1 s. Suspected after T' e/(e-1) on average (SWIM, eq. 1)
+    )
+    ack_s: Annotated[float, Field(gt=0)] | None = (
+        None  # wait for a direct ack; None: max(probe_s/2, 1.5 RTT), RTT = 2 (latency_s + jitter_s)
+    )
+    helpers: Annotated[int, Field(ge=0)] = 3  # k: asked to ping when there was no ack; memberlist: 3
+    suspicion_alpha: Annotated[float, Field(gt=0)] = 4.0  # low = alpha max(1, log10 N) probe_s; memberlist: 4
+    suspicion_beta: Annotated[float, Field(ge=1)] = 6.0  # high = beta low; Lifeguard and memberlist: 6
+    confirmations: Annotated[int, Field(ge=0)] = 3  # K: that many more accusers make it low; Lifeguard: 3
+    crash_after_s: Annotated[float, Field(gt=0)] | None = None  # low itself; None: by alpha, 2 s for N <= 10
+    health_max: Annotated[int, Field(ge=0)] = 8  # S: waits are up to 1 + S times as long; Lifeguard: 8
+    links: Annotated[int, Field(ge=1)] = 3  # picked by each beside its neighbours: >= 2 connects (overlay.py)
+    idle_s: Annotated[float, Field(gt=0)] = 5.0  # a link that nothing needs is closed: 10 probe_s
+    push_pull_s: Annotated[float, Field(gt=0)] = 30.0  # whole tables with a random member; memberlist: 30 s
+    grace_s: Annotated[float, Field(ge=0)] = 1.0  # a crashed one's block stays so long: 2 probe_s to refute
+    reconnect_every_s: Annotated[float, Field(gt=0)] = 5.0  # a try at one crashed device; serf: 30 s
+    reconnect_s: Annotated[float, Field(ge=0)] = 86_400.0  # how long after the verdict; serf: 24 h
+    quarantine_s: Annotated[float, Field(ge=0)] = 60.0  # longest one of a slot: 2 push_pull_s
     leave_grace_s: Annotated[float, Field(ge=0)] = 0.0  # after SIGTERM: is it for all? (ending.py)
 
 

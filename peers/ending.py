@@ -74,7 +74,7 @@ class Ending:
         state = self._state
         if self._until_ns is None or state.phase in (State.FINISH, State.GONE):
             return
-        if all(record.key in self._stopping for record in state.members.alive().values()):
+        if all(record.key in self._stopping for record in state.members.active().values()):
             state.timers.pop("last_call", None)
             state.log("ended", round=state.round)
             if state.round >= 0:
@@ -96,7 +96,7 @@ class Ending:
         assert state.own is not None
         status = Status.LEFT if kind == "leave" else Status.RETIRED
         state.log("leaving", kind=kind, round=state.round)
-        self._presence.amend(state.members.amend(state.own, status=status))
+        self._presence.depart(status)
         if kind == "retire":
             state.act(Export())
         self._go(kind)

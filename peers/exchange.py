@@ -125,7 +125,7 @@ class Exchange:
         known = [p for p in self.held if p not in self.unknown]
         mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
         if self.mode.shared_versions:  # the owner alone changes a block: nobody has news of it for the owner
-            mine = [p for p in mine if p.block.device != peer]
+            mine = [p for p in mine if p.block.device != peer or p in copies.wants]  # it left a block behind
         return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
 
     def _plan_one(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
-from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, State
 from transport.messages import Request
@@ -14,8 +13,8 @@ from transport.messages import Request
 class Joining:
     """Asks one neighbour after the other until a copy of every block is here."""
 
-    def __init__(self, state: DeviceState, presence: Presence, rounds: Rounds) -> None:
-        self._state, self._presence, self._rounds = state, presence, rounds
+    def __init__(self, state: DeviceState, rounds: Rounds) -> None:
+        self._state, self._rounds = state, rounds
         self._asked = 0
 
     def ask(self, now: int) -> None:
@@ -61,7 +60,7 @@ class Joining:
         state.timers.pop("ask", None)
         state.exchange.unknown |= set(state.missing())
         first = state.network_round + 2
-        self._presence.amend(state.members.amend(state.own, since_round=first))
+        state.announce(state.members.amend(state.own, since_round=first))
         if first < state.config.round.count:
             self._rounds.begin(now, first)
         else:

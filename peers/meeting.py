@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from peers.actions import Connect, Disconnect, Drop, Exit, Meet
-from peers.state import SECOND, DeviceState, Peer
+from coordinator_free import overlay
+from coordinator_free.membership import Status
+from peers.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
+from peers.state import SECOND, DeviceState, Peer, State
 from transport.codec import CODECS
-from transport.messages import Hello, Refuse
+from transport.messages import Bye, Hello, Refuse
 
 Difference = Callable[[dict[str, Any]], str | None]
 MAX_REASON = 512  # characters of a refusal
+LONGEST_PAUSE_NS = 32 * SECOND  # between two hellos to one who does not answer
+_THERE = (Status.ALIVE, Status.FINISHED, Status.CRASHED, Status.WITHDRAWN)  # or may be
 
 
 class Meeting:
@@ -22,6 +26,8 @@ class Meeting:
         config = state.config
         # names are claims, and each takes sockets: aliases of seeds, everyone, and as many who have gone
         self._most_peers = len(state.me.seeds) + 2 * config.adapter.max_devices
+        self._wanted: tuple[int, set[str]] = (-1, set())
+        self.others_needed: Callable[[], Iterable[str]] = lambda: ()  # links that others asked for
         self._required = [
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
@@ -42,39 +48,88 @@ class Meeting:
         self._state.act(Connect(peer, address))
         self._state.tell(peer, self._hello(reply=True))
 
-    def greet_again(self, now: int) -> None:
-        """A hello can be lost on the air: repeat it where it was not answered, after ever longer pauses."""
-        for name, peer in sorted(self._state.peers.items()):
-            if not peer.greeted and now >= peer.greet_again_ns:
-                peer.greet_pause_ns *= 2
-                peer.greet_again_ns = now + peer.greet_pause_ns
-                self._state.tell(name, self._hello(reply=True))
+    # -- whom to be linked to ------------------------------------------------------------------------
+    def wanted(self) -> set[str]:
+        """Neighbours in the learning graph and partners for probes and gossip (coordinator_free/overlay.py);
+        not who has finished: nobody will answer there any more."""
+        state, me = self._state, self._state.me.device
+        if self._wanted[0] != state.members.changes:
+            alive, active, chosen = state.members.alive(), state.members.active(), set()
+            if me in alive:
+                seed, links = state.config.seed, state.config.membership.links
+                chosen = {*state.graph(alive)[me], *overlay.partners(me, tuple(active), seed, links)}
+            self._wanted = state.members.changes, chosen & {*active} - {me}
+        return self._wanted[1]
 
-    def greet_all(self) -> None:
-        """Introduce this device anew on every link that it has."""
-        for name in sorted(self._state.peers):
-            self._state.tell(name, self._hello(reply=True))
+    def connect_wanted(self, now: int) -> None:
+        """Have a link to everyone that is wanted."""
+        active = self._state.members.active()
+        for peer in sorted(self.wanted() - {*self._state.peers}):
+            self.connect(peer, active[peer].address, now)
 
-    def connect_neighbours(self, now: int) -> None:
-        """Have a link to everyone who is a neighbour now."""
+    def reach(self, now: int, peer: str) -> bool:
+        """Have a link to a member for once, if there are not too many. Whether there is one now."""
         state = self._state
-        alive = state.members.alive()
-        if state.me.device not in alive:
-            return
-        for peer in sorted(state.graph(alive)[state.me.device]):
-            if peer not in state.peers:
-                self.connect(peer, alive[peer].address, now)
+        if peer in state.peers:
+            return True
+        record = state.members.newest(peer)
+        if record is None or record.status not in _THERE or len(state.peers) >= self._most_peers:
+            return False
+        self.connect(peer, record.address, now)
+        return True
+
+    def recall(self, now: int, source: str) -> bool:
+        """Greet a member that talks to this device although they have no link, or have not met on it yet: its
+        link may be older, or its hello lost. False: it is no member that could be there."""
+        if source == self._state.me.device or not self.reach(now, source):
+            return False
+        record, peer = self._state.members.newest(source), self._state.peers[source]
+        if record is None or record.status not in _THERE or peer.refused:
+            return False
+        if now >= peer.greet_again_ns:
+            peer.greet_again_ns = now + SECOND
+            self._state.tell(source, self._hello(reply=True))
+        return True
 
     def met_neighbours(self) -> bool:
         state = self._state
         around = state.graph(state.members.alive())[state.me.device]
         return all(peer in state.peers and state.peers[peer].greeted for peer in around)
 
+    # -- now and then --------------------------------------------------------------------------------
+    def greet_again(self, now: int) -> None:
+        """A hello can be lost on the air: repeat it where it was not answered, after ever longer pauses."""
+        for name, peer in sorted(self._state.peers.items()):
+            if not peer.greeted and now >= peer.greet_again_ns:
+                peer.greet_pause_ns = min(2 * peer.greet_pause_ns, LONGEST_PAUSE_NS)
+                peer.greet_again_ns = now + peer.greet_pause_ns
+                self._state.tell(name, self._hello(reply=True))
+
+    def close_idle(self, now: int) -> None:
+        """Close the links that nothing needs, once they have been silent. Seeds are tried for ever."""
+        state, idle_ns = self._state, int(self._state.config.membership.idle_s * SECOND)
+        if state.phase not in (State.TRAIN, State.WAIT):
+            return
+        wanted = {*self.wanted(), *self.others_needed()}
+        for name, peer in sorted(state.peers.items()):
+            needed = name in wanted or name[0] == "?" or peer.refused or state.exchange.peer(name).wants
+            if not needed and now - peer.heard_ns > idle_ns:
+                self.disconnect(name)
+
+    def reconcile(self, now: int, source: str, view: bytes) -> None:
+        """One that knows other members is told all; not more than once a period, news is under way too."""
+        state, peer = self._state, self._state.peers[source]
+        peer.view = view
+        period_ns = int(state.config.membership.probe_s * SECOND)
+        if view != state.members.view() and now - peer.table_ns >= period_ns:
+            state.tell_table(now, source)
+
     def disconnect(self, peer: str) -> None:
         if self._state.peers.pop(peer, None) is not None:
             self._state.act(Disconnect(peer))
         self._state.exchange.forget_peer(peer)
 
+    # -- hellos --------------------------------------------------------------------------------------
     def on_hello(self, now: int, source: str, hello: Hello) -> None:
         state = self._state
         difference = self._difference(hello.fingerprint) or self._incapable(hello.capabilities)
@@ -99,10 +154,18 @@ class Meeting:
         if hello.reply:
             state.exchange.untold(source)
         peer.greeted, peer.heard_ns = True, now
+        peer.done = peer.finished = False  # who has started again is another
         if hello.reply:
             state.tell(source, self._hello(reply=False))
         # tombstones before any data: the whole table goes first on every (re)connection (method 9)
-        state.tell(source, state.gossip(state.members))
+        state.tell_table(now, source)
+        if state.phase is State.FINISH:
+            state.act(Farewell(source, "finished"))
+
+    def on_bye(self, source: str, bye: Bye) -> None:
+        """One that leaves or retires is still watched: that its word of it has arrived is not certain."""
+        peer = self._state.peers[source]
+        peer.done, peer.finished = True, bye.reason not in ("leave", "retire")
 
     def on_refuse(self, source: str, refuse: Refuse) -> None:
         """Before its first round a device whose bases do not fit has nothing to stay for."""

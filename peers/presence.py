@@ -1,42 +1,38 @@
-"""What a device does about who is here: its claim, changes in the table, silence (method 3 and 9)."""
+"""What a device does about who is here: its own place in the table, and changes of it (method 3 and 9)."""
 
 from __future__ import annotations
 
-from coordinator_free.membership import Change, Key, Record, Status
-from peers.actions import AddBlock, Drop, DropBlock, OwnBlock, Snapshot
+from coordinator_free.membership import PRESENT, Change, Key, Record, Status
+from coordinator_free.slots import NoFreeSlot
+from peers.actions import Drop, OwnBlock
+from peers.holdings import GONE, Holdings
 from peers.meeting import Meeting
-from peers.state import SECOND, DeviceState, State
-from transport.messages import Gossip, Ping
+from peers.state import DeviceState, State
+from transport.messages import Gossip
 
 MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
-GONE = {
-    Status.LEFT: "leave",
-    Status.RETIRED: "retire",
-    Status.CRASHED: "crash",
-    Status.WITHDRAWN: "moved",
-}
 
 
 class Presence:
-    """Keeps the table of members, the blocks that follow from it and the own place in it."""
+    """Keeps the table of members and the own place in it."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting) -> None:
-        self._state, self._meeting = state, meeting
-        self._tick_ns = 0
-
-    def start(self, now: int) -> None:
-        self._tick_ns = now
-        self._state.timers["heartbeat"] = now + self._period_ns()
+    def __init__(self, state: DeviceState, meeting: Meeting, holdings: Holdings) -> None:
+        self._state, self._meeting, self._holdings = state, meeting, holdings
+        self._waits = False  # for a slot
 
     # -- the own place -----------------------------------------------------------------------------
     def claim(self, now: int, carry: Key | None = None) -> None:
-        """A new incarnation of this device on a free slot; `carry`: the one whose values it goes on with."""
-        state, me = self._state, self._state.me
+        """A new incarnation of this device on a free slot; `carry`: the one whose values it goes on with.
+
+        Where only slots in quarantine are left, a device that does not train yet waits for one. Raises
+        NoFreeSlot where there is none at all.
+        """
+        state = self._state
         joins = state.network_round >= 0 or state.round >= 0
-        since = -1 if joins and state.round < 0 else max(state.round, 0)
         wish = None if carry is None else self._slot_of(carry)
-        slots = state.config.adapter.max_devices
-        record = state.members.claim(me.device, me.address, me.public, slots, since, wish)
+        record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
+        if record is None:
+            return
         if state.round < 0 and joins:
             state.phase = State.JOIN
         kept = carry if carry is not None and wish == record.slot else None
@@ -44,33 +40,66 @@ class Presence:
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
         state.act(OwnBlock(record.key, record.slot, kept))
         state.exchange.add(record.key)
-        state.tell_all(state.gossip([record]))
-        self._sync_blocks()
-        self._meeting.connect_neighbours(now)
+        earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
+        state.tell_all(state.gossip([*earlier, record]))
+        self._holdings.sync(now)
+        self._meeting.connect_wanted(now)
 
-    def amend(self, record: Record) -> None:
-        """The own record as it is from now on, told to all."""
-        self._state.own = record
-        self._state.tell_all(self._state.gossip([record]))
+    def _new_record(self, now: int, since: int, wish: int | None) -> Record | None:
+        state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
+        barred = self._holdings.barred(now) if state.round < 0 else set()
+        keep = state.keep_crashed
+        try:
+            return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
+        except NoFreeSlot:
+            if len({r.slot for r in state.members.blocks(keep).values()}) >= slots:
+                raise
+        if not self._waits:
+            state.log("waits_for_slot", quarantined=sorted(barred))
+        self._waits = True
+        return None
+
+    def try_claim(self, now: int) -> None:
+        """A slot may have become free."""
+        if self._waits and self._state.own is None:
+            self.claim(now)
+
+    def depart(self, status: Status) -> None:
+        """Leave or retire. Who asks to be forgotten means all that it has left behind, also earlier."""
+        state, own = self._state, self._state.own
+        assert own is not None
+        earlier = [r for r in state.members if r.device == own.device and r.key != own.key]
+        if status is Status.LEFT:
+            kept = (Status.RETIRED, Status.CRASHED)
+            left = [state.members.amend(r, status=status) for r in earlier if r.status in kept]
+            if left:
+                state.tell_all(state.gossip(left))
+        state.announce(state.members.amend(own, status=status))
+
+    def refute(self) -> None:
+        """Somebody suspects this device: a later word of its own is the answer."""
+        state = self._state
+        if state.own is not None and state.phase is not State.GONE:
+            state.log("refuted", incarnation=state.own.incarnation)
+            state.announce(state.members.amend(state.own))
 
     def _slot_of(self, key: Key) -> int | None:
         record = self._state.members.get(key)
         return None if record is None else record.slot
 
     def _defend(self, now: int) -> None:
-        """Refute a verdict on the own incarnation; give a lost slot up."""
+        """Come back after a verdict on the own incarnation; give a lost slot up."""
         state = self._state
         if state.own is None or state.phase is State.GONE:
             return
         recorded, lost = state.members.get(state.own.key), state.slot_lost()
-        if recorded is not None and recorded.status is Status.ALIVE and not lost:
+        if recorded is not None and recorded.status in PRESENT and not lost:
             return
         old = state.own.key
         withdrawn = state.members.amend(state.own, status=Status.WITHDRAWN)
-        state.tell_all(state.gossip([withdrawn]))
-        state.log("lost_slot" if lost else "refuted", incarnation=old.incarnation)
-        if not lost:
-            self._meeting.greet_all()  # who believed the verdict has hung up
+        state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
+        if lost:
+            state.tell_all(state.gossip([withdrawn]))
         self.claim(now, carry=None if lost else old)
 
     # -- changes -----------------------------------------------------------------------------------
@@ -87,10 +116,20 @@ class Presence:
             return
         state.network_round = max(state.network_round, gossip.round)
         self._changed(now, state.members.merge(records), source)
-        if gossip.reply:
-            state.tell(source, state.gossip(state.members))
-        if state.own is None:
+        if gossip.reply and source in state.peers:
+            state.tell_table(now, source)
+        if state.own is None and not self._waits:
             self.claim(now)
+
+    def declare(self, now: int, device: str) -> None:
+        """A device has crashed: it did not answer and did not refute that in time."""
+        newest = self._state.members.newest(device)
+        change = None if newest is None else self._state.members.verdict(newest.key)
+        self._changed(now, [] if change is None else [change], None)
+
+    def on_evict(self, now: int) -> None:
+        """The grace of a crashed device is over."""
+        self._holdings.sync(now)
 
     def _changed(self, now: int, changes: list[Change], source: str | None) -> None:
         """Act on what a merge or a verdict changed, and pass it on."""
@@ -99,17 +138,17 @@ class Presence:
         state = self._state
         state.tell_all(state.gossip([c.record for c in changes]), but=source)
         self._defend(now)
-        self._sync_blocks()
+        self._holdings.sync(now)
         for change in changes:
             self._follow(change)
-        self._meeting.connect_neighbours(now)
+        self._meeting.connect_wanted(now)
 
     def _follow(self, change: Change) -> None:
         state, record = self._state, change.record
         if record.device == state.me.device:
             return
         newest = state.members.newest(record.device)
-        if record.status is Status.ALIVE and (change.before is None or record.since_round >= 0):
+        if record.status is Status.ALIVE and (change.before is None or _trains_now(change)):
             event = "peer_joined" if change.before is None else "peer_trains"
             state.log(event, peer=record.device, incarnation=record.incarnation, slot=record.slot)
             if record.since_round > 0:
@@ -117,62 +156,11 @@ class Presence:
         elif record.status in GONE and newest is not None and newest.key == record.key:
             kind = GONE[record.status]
             state.log("peer_gone", peer=record.device, incarnation=record.incarnation, kind=kind)
-            if record.status is not Status.WITHDRAWN:  # who moves to another slot is still there
+            if record.status in (Status.LEFT, Status.RETIRED):
                 self._meeting.disconnect(record.device)
-                state.start_correction(state.round)
+            if record.status in (Status.LEFT, Status.RETIRED) or (kind == "crash" and state.keep_crashed):
+                state.start_correction(state.round)  # else once the block is dropped
 
-    def _sync_blocks(self) -> None:
-        """Make the held blocks those of the table: the only place where blocks come and go."""
-        state = self._state
-        wanted = state.members.blocks(keep_crashed=state.keep_crashed)
-        for key in [k for k in state.blocks if k not in wanted]:
-            self._drop_block(key, state.members.get(key))
-        for key, record in wanted.items():
-            own = state.own is not None and key == state.own.key
-            alive = record.status is Status.ALIVE
-            if key not in state.blocks and not own and not (alive and key.device == state.me.device):
-                state.act(AddBlock(key, record.slot))
-                state.exchange.add(key)
-        state.blocks = wanted
 
-    def _drop_block(self, key: Key, record: Record | None) -> None:
-        state = self._state
-        forgotten = record is not None and record.status in (Status.LEFT, Status.CRASHED)
-        shown = forgotten and state.round >= 0 and state.me.snapshot_every
-        if shown:
-            state.act(Snapshot(state.round, f"before:{key.device}"))
-        state.act(DropBlock(key, GONE.get(record.status, "moved") if record else "unknown"))
-        state.exchange.drop(key)
-        if shown:
-            state.act(Snapshot(state.round, f"deleted:{key.device}"))
-
-    # -- silence -----------------------------------------------------------------------------------
-    def heard(self, now: int, source: str, incarnation: int) -> None:
-        """A message of a peer. One that is held for dead is told so, so that it can refute."""
-        state = self._state
-        state.peers[source].heard_ns = now
-        record = state.members.get(Key(source, incarnation))
-        if record is not None and record.status is Status.CRASHED:
-            state.tell(source, state.gossip([record]))
-
-    def on_heartbeat(self, now: int) -> None:
-        state, period = self._state, self._period_ns()
-        limit = int(state.config.membership.crash_after_s * SECOND)
-        stalled = now - self._tick_ns > max(4 * period, limit // 2)
-        self._tick_ns = now
-        state.timers["heartbeat"] = now + period
-        self._meeting.greet_again(now)
-        alive = state.members.alive()
-        for name, peer in sorted(state.peers.items()):
-            if stalled:  # it was this device that stood still: everyone else starts afresh
-                peer.heard_ns = now
-            if peer.greeted and not peer.done:
-                state.tell(name, Ping(state.round, False))
-            watched = name in alive and not peer.done and state.phase is not State.FINISH
-            if watched and now - peer.heard_ns > limit:
-                change = state.members.verdict(alive[name].key)
-                state.log("suspected", peer=name, silent_s=(now - peer.heard_ns) / SECOND)
-                self._changed(now, [change] if change else [], None)
-
-    def _period_ns(self) -> int:
-        return int(self._state.config.membership.heartbeat_s * SECOND)
+def _trains_now(change: Change) -> bool:
+    return change.before is not None and change.before.since_round < 0 <= change.record.since_round

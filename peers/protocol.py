@@ -17,22 +17,30 @@ from peers.config import DeviceConfig
 from peers.correction import Correction
 from peers.ending import Ending
 from peers.exchange import Exchange
+from peers.holdings import Holdings
 from peers.joining import Joining
 from peers.meeting import Difference, Meeting
 from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, Identity, Peer, State
+from peers.upkeep import Upkeep
+from peers.watch import Watch
 from transport.messages import (
+    Ack,
     Bye,
+    Deleted,
     Gossip,
     Hello,
     Manifest,
     Message,
+    Nack,
     Observed,
     Ping,
+    PingRequest,
     Refuse,
     Request,
     Stopping,
+    Suspect,
     Update,
 )
 
@@ -55,13 +63,21 @@ class DeviceProtocol:
     ) -> None:
         self._s = DeviceState(me, config, groups, part_bytes, sign, verify)
         self._meeting = Meeting(self._s, fingerprint, difference)
-        self._presence = Presence(self._s, self._meeting)
+        self._holdings = Holdings(self._s)
+        self._presence = Presence(self._s, self._meeting, self._holdings)
+        self._watch = Watch(self._s, self._meeting, self._presence)
+        self._upkeep = Upkeep(self._s, self._meeting, self._presence, self._holdings)
         self._correction = Correction(self._s, self._meeting, sign, verify)
+        self._meeting.others_needed = self._correction.neighbours
         self._rounds = Rounds(self._s, self._meeting, self._correction)
-        self._joining = Joining(self._s, self._presence, self._rounds)
+        self._joining = Joining(self._s, self._rounds)
         self._ending = Ending(self._s, self._presence, self._rounds, sign, verify)
         self._timers: dict[str, Callable[[int], None]] = {
-            "heartbeat": self._presence.on_heartbeat,
+            "probe": self._watch.on_timer,
+            "upkeep": self._upkeep.on_timer,
+            "push_pull": self._upkeep.on_push_pull,
+            "reconnect": self._upkeep.on_reconnect,
+            "evict": self._presence.on_evict,
             "settle": self._on_settle,
             "ask": self._joining.ask,
             "deadline": self._rounds.on_deadline,
@@ -101,7 +117,8 @@ class DeviceProtocol:
     # -- events ------------------------------------------------------------------------------------
     def start(self, now: int) -> list[Action]:
         """The process is up and bound."""
-        self._presence.start(now)
+        self._watch.start(now)
+        self._upkeep.start(now)
         self._s.timers["settle"] = now + int(self._s.config.membership.settle_s * SECOND)
         if not self._meeting.call_seeds(now):
             self._presence.claim(now)
@@ -163,26 +180,44 @@ class DeviceProtocol:
         elif isinstance(message, Refuse):
             self._meeting.on_refuse(source, message)
         elif peer is None or not peer.greeted:
-            return [Drop("stranger")]
+            self._stranger(now, source, message)
         else:
-            self._presence.heard(now, source, incarnation)
-            self._receive(now, source, peer, message)
+            peer.heard_ns = now
+            self._receive(now, source, message)
         return self._done(now)
 
-    def _receive(self, now: int, source: str, peer: Peer, message: Message) -> None:
+    def _stranger(self, now: int, source: str, message: Message) -> None:
+        """What one says that was not met changes nothing; but a member is greeted, and told that this device
+        is there."""
+        if self._meeting.recall(now, source) and isinstance(message, Ping):
+            self._watch.on_ping(now, source, message)
+        else:
+            self._s.act(Drop("stranger"))
+
+    def _receive(self, now: int, source: str, message: Message) -> None:
         match message:
+            case Ping():
+                self._watch.on_ping(now, source, message)
+            case Ack():
+                self._watch.on_ack(now, source, message)
+            case PingRequest():
+                self._watch.on_ping_request(now, source, message)
+            case Nack():
+                self._watch.on_nack(source, message)
+            case Suspect():
+                self._watch.on_suspect(now, source, message)
             case Gossip():
                 self._presence.on_gossip(now, source, message)
+            case Deleted():
+                self._holdings.on_deleted(now, message)
             case Manifest():
-                self._rounds.on_manifest(source, message)
+                self._rounds.on_manifest(now, source, message)
             case Request():
                 self._s.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in message.items))
-            case Ping() if message.reply:
-                self._s.tell(source, Ping(self._s.round, False))
             case Observed():
                 self._correction.heard(source, message)
             case Bye():
-                peer.done = True
+                self._meeting.on_bye(source, message)
             case Stopping():
                 self._ending.heard(now, source, message)
 
@@ -198,4 +233,5 @@ class DeviceProtocol:
         self._rounds.try_close(now)
         self._ending.try_end(now)
         self._rounds.try_exit()
+        self._watch.refresh()
         return self._s.flush()

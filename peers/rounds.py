@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+from coordinator_free.membership import Status
 from coordinator_free.mixing import Part, metropolis_row
 from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
 from peers.correction import Correction
@@ -95,7 +96,7 @@ class Rounds:
         around = self._correction.graph(group)[self._state.me.device]
         return peer in around and self._correction.exchanged(group)
 
-    def on_manifest(self, source: str, manifest: Manifest) -> None:
+    def on_manifest(self, now: int, source: str, manifest: Manifest) -> None:
         state = self._state
         if manifest.round >= state.config.round.count:
             state.act(Drop("malformed"))
@@ -103,8 +104,7 @@ class Rounds:
         state.peers[source].manifests[manifest.round] = manifest
         state.network_round = max(state.network_round, manifest.round)
         state.exchange.note(source, manifest)
-        if manifest.view != state.members.view():
-            state.tell(source, state.gossip(state.members))
+        self._meeting.reconcile(now, source, manifest.view)
 
     def on_deadline(self, now: int) -> None:
         if self._state.phase is State.WAIT:
@@ -171,6 +171,8 @@ class Rounds:
         if state.me.snapshot_every:
             state.act(Snapshot(state.round, "end"))
         state.act(Export())
+        if state.own is not None:
+            state.announce(state.members.amend(state.own, status=Status.FINISHED))
         self.say_farewell("finished")
         state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from coordinator_free import topology
 from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import MODES, Part
+from coordinator_free.slots import Quarantine
 from peers.actions import Action, Log, Tell
 from peers.config import DeviceConfig
 from peers.exchange import Exchange
-from transport.messages import Gossip, Manifest, Message
+from transport.messages import MAX_DELETED, Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
+MAX_GOSSIP = 256  # records in one message
 
 
 class State(Enum):
@@ -49,7 +51,10 @@ class Peer:
     greet_again_ns: int = 0  # when to say hello once more to one who has not answered
     greet_pause_ns: int = SECOND
     refused: bool = False
-    done: bool = False
+    done: bool = False  # it has said goodbye: nobody waits for it
+    finished: bool = False  # ... after its last round
+    view: bytes = b""  # hash of the members that it last said it knows
+    table_ns: int = -SECOND * 3600  # when it was last told all members that this device knows
     manifests: dict[int, Manifest] = field(default_factory=dict)
 
 
@@ -75,11 +80,13 @@ class DeviceState:
         self.peers: dict[str, Peer] = {}
         self.blocks: dict[Key, Record] = {}
         self.timers: dict[str, int] = {}
+        self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))
         self.correct_until = -1
         self.corrected_at: set[int] = set()
         self._out: list[Action] = []
         kind = config.topology
         self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
+        self._graph: tuple[tuple[str, ...], topology.Graph[str]] = ((), topology.build([], self._shape))
 
     # -- who is there ------------------------------------------------------------------------------
     @property
@@ -91,7 +98,10 @@ class DeviceState:
         return sorted(name for name, peer in self.peers.items() if peer.greeted)
 
     def graph(self, members: Iterable[str]) -> topology.Graph[str]:
-        return topology.build(list(members), self._shape)
+        names = tuple(members)
+        if names != self._graph[0]:
+            self._graph = names, topology.build(names, self._shape)
+        return self._graph[1]
 
     def training(self) -> tuple[str, ...]:
         """Those that train in this round, this device among them."""
@@ -139,6 +149,23 @@ class DeviceState:
 
     def gossip(self, records: Iterable[Record]) -> Gossip:
         return Gossip([record.to_dict() for record in records], False, self.round)
+
+    def announce(self, record: Record) -> None:
+        """The own record as it is from now on, told to all."""
+        self.own = record
+        self.tell_all(self.gossip([record]))
+
+    def tell_table(self, now: int, peer: str, reply: bool = False) -> None:
+        """All members that are known. `reply`: it is asked for its own."""
+        records = list(self.members)
+        for start in range(0, len(records), MAX_GOSSIP) or [0]:
+            part = records[start : start + MAX_GOSSIP]
+            last = start + MAX_GOSSIP >= len(records)
+            self.tell(peer, replace(self.gossip(part), reply=reply and last))
+        departed = self.quarantine.told(now, {*self.members.active()})
+        if departed:
+            self.tell(peer, Deleted(departed[:MAX_DELETED]))
+        self.peers[peer].table_ns = now
 
     def log(self, event: str, **fields: Any) -> None:
         self.act(Log(event, fields))

@@ -65,7 +65,7 @@ class Workshop:
         return self.submit(partial(self._mix, mixes))
 
     def add_block(self, action: do.AddBlock) -> Future[None]:
-        return self.submit(partial(self._learner.add_block, BlockKey(*action.key), action.slot))
+        return self.submit(partial(self._add, action))
 
     def own_block(self, action: do.OwnBlock) -> Future[None]:
         carry = None if action.carry is None else BlockKey(*action.carry)
@@ -130,6 +130,14 @@ class Workshop:
             if not mixed.equal(own):
                 self._learner.write(key, mix.part.group, mixed)
                 self._changed.add(mix.part)
+
+    def _add(self, action: do.AddBlock) -> None:
+        key = BlockKey(*action.key)
+        self._learner.add_block(key, action.slot)
+        earlier = None if action.carry is None else BlockKey(*action.carry)
+        if earlier is not None and self._learner.has(earlier):
+            for group in self._learner.groups:
+                self._learner.write(key, group, self._learner.read(earlier, group))
 
     def _note_distance(self, group: str, weight: float, values: Tensor, own: Tensor) -> None:
         """w ||B^(i) - B^(j)||^2, of D_g; not where no policy asks for it."""

@@ -36,12 +36,13 @@ from transport.fields import (
     whole,
 )
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
 CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
+MAX_DELETED = 1024  # of a Deleted
 NEVER_NS = 1 << 62  # a time that does not come
 Buffer = bytes | memoryview
 
@@ -132,10 +133,50 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """I am here. `reply`: and you?"""
+    """Are you there? `view`: hash of the members that I know."""
 
-    round: int
-    reply: bool
+    number: int
+    view: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The one that the ping with this number was for is there."""
+
+    number: int
+    view: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PingRequest:
+    """Ping another for me, and pass its ack on."""
+
+    target: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """I am there, but got no answer from the one that you asked me to ping."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A device did not answer `accuser`. Its record of a later Lamport time refutes that."""
+
+    device: str
+    incarnation: int
+    lamport: int
+    accuser: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """Who holds which block no more: its device, its incarnation, who. `*`: everybody, as far as I know."""
+
+    items: list[tuple[str, int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +232,15 @@ class Stopping:
 
 
 Message = (
-    Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed | Stopping
-)
+    Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed
+    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted
+)  # fmt: skip
 
 
 _COUNT = whole(0, (1 << 63) - 1)
 _INCARNATION = whole(0, 1 << 31)
 _ROUND = whole(-1, 1 << 40)
+_VIEW = data(8, 32)
 _BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
 
 
@@ -257,15 +300,20 @@ _KINDS: dict[int, _Kind] = {
         256 << 10,
         _ROUND,
         one_of("train", "correction"),
-        data(8, 32),
+        _VIEW,
         rows(MAX_ITEMS, *_BLOCK, _STATUS),
     ),
     6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
-    7: _kind(Ping, 256, _ROUND, flag),
+    7: _kind(Ping, 256, _COUNT, _VIEW),
     8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
     11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
+    12: _kind(Ack, 256, _COUNT, _VIEW),
+    13: _kind(PingRequest, 512, name, _COUNT),
+    14: _kind(Nack, 256, _COUNT),
+    15: _kind(Suspect, 512, name, _INCARNATION, _COUNT, name),
+    16: _kind(Deleted, 64 << 10, rows(MAX_DELETED, name, _INCARNATION, name)),
 }
 _KINDS[20] = _kind(Observed, 128 << 10, name, _INCARNATION, _ROUND, data(4, 100 << 10), data(0, 128))
 _CODES = {kind.type: code for code, kind in _KINDS.items()}

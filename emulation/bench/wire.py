@@ -52,7 +52,7 @@ SAMPLES: tuple[Message, ...] = (
     Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 1 << 20, 12345678),
     Manifest(4, "train", b"v" * 16, [(*part, "sent") for part in _PARTS]),
     Request(_PARTS, 9),
-    Ping(0, True),
+    Ping(0, b"v" * 16),
     Bye("leave", 1000, 1 << 40),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 21),

@@ -41,7 +41,7 @@ def small_config(**sections: Any) -> DeviceConfig:
         "adapter": {"max_devices": 8},
         "round": {"count": 100_000, "deadline_s": 2.0},
         "correction": {"rounds": 3},
-        "membership": {"settle_s": 20.0, "heartbeat_s": 0.5, "crash_after_s": 5.0},
+        "membership": {"settle_s": 20.0},
     }
     for name, section in sections.items():
         known = defaults.get(name)
@@ -125,7 +125,8 @@ class SimDevice:
         members = self.protocol.members
         blocks = {key: record.slot for key, record in self.protocol.blocks.items()}
         alive = {device: record.key for device, record in members.alive().items()}
-        return members.view(), alive, blocks, self.slots, {part.block for part in self.values}
+        known = [(r.key, r.status, r.slot, r.since_round) for r in members]
+        return known, alive, blocks, self.slots, {part.block for part in self.values}
 
     # -- the learner's part ------------------------------------------------------------------------
     def train(self, action: do.Train) -> set[Part]:
@@ -292,7 +293,7 @@ class Network:
                 case do.Apply():
                     device.apply(action)
                 case do.AddBlock():
-                    device.add(action.key, action.slot)
+                    device.add(action.key, action.slot, action.carry)
                 case do.OwnBlock():
                     device.add(action.key, action.slot, action.carry)
                 case do.DropBlock():

@@ -289,7 +289,7 @@ def every_kind(source: str) -> list[Frames]:
         Gossip([{"device": source, "incarnation": 0}], True, 3),
         Manifest(3, "train", b"v" * 16, [(*item, 7, "sent")]),
         Request([(*item, -1)], 3),
-        Ping(3, True),
+        Ping(3, b"v" * 16),
         Bye("leave"),
         Window(3, 1 << 40, 3, 17, True),
         Credit(1 << 20),

@@ -14,7 +14,7 @@ from peers import actions as do
 from peers.protocol import State
 from tests.coordinator_free.network import public, sign_as
 from tests.peers.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
-from transport.messages import Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
+from transport.messages import Ack, Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
 
 ROUNDS = 4
 
@@ -226,7 +226,7 @@ STRANGERS = {
     "leave of another": gossip(replace(record("d1", 1), status=Status.LEFT)),
     "manifest": Manifest(3, "train", b"viewview", []),
     "request": Request([("d1", 0, "early", -1)], 0),
-    "ping": Ping(3, True),
+    "ping": Ping(3, b"viewview"),
     "bye": Bye("finished"),
 }
 
@@ -329,8 +329,7 @@ def test_a_request_for_what_is_not_held_is_not_answered() -> None:
     assert not [p for a in net["d0"].done(do.Publish) for p in a.parts if p[2] == "transfer"]
 
 
-def test_a_ping_is_answered_when_it_asks() -> None:
+def test_a_ping_is_answered_with_its_number() -> None:
     net = started()
-    reply = say(net, "d0", "d1", Ping(2, True))
-    assert reply == [do.Tell("d1", Ping(net["d0"].round, False))]
-    assert say(net, "d0", "d1", Ping(2, False)) == []
+    view = net["d0"].protocol.members.view()
+    assert say(net, "d0", "d1", Ping(2, view)) == [do.Tell("d1", Ack(2, view))]

@@ -161,8 +161,9 @@ def test_a_joiner_gets_a_retired_block_and_leaves_its_slot_alone(mode: str) -> N
     assert net["d10"].slots[D2] == 2 and net["d10"].slots[Key("d10", 0)] != 2
 
 
-def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired() -> None:
-    net = started()
+@pytest.mark.parametrize("mode", MODES)
+def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired(mode: str) -> None:
+    net = started(mode=mode)
     rest(net)
     net.signal("d2", "retire")
     net.run(2.0)
@@ -177,12 +178,14 @@ def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired() -> No
 
 
 @pytest.mark.parametrize("topology", ["full", "ring"])
-def test_a_crash_is_found_by_silence_and_the_block_dropped(topology: str) -> None:
-    net = started(5, topology={"kind": topology})
+def test_a_crash_is_found_and_the_block_dropped_after_a_grace(topology: str) -> None:
+    net = started(5, topology={"kind": topology}, membership={"grace_s": 3.0})
     net.crash("d2")
-    net.run(4.5)
-    assert not has_gone(net, D2)  # a pause is no crash: membership.crash_after_s = 5
     net.run(2.0)
+    assert all("d2" in device.protocol.members.alive() for device in net)  # a pause is no crash: at least 2 s
+    net.until(lambda: all("d2" not in device.protocol.members.alive() for device in net), 5.0)
+    assert all(D2 in device.slots for device in net)
+    net.run(3.1)
     assert has_gone(net, D2) and agreed(net)
     assert not any(device.protocol.members.tombstoned(D2) for device in net)
 
@@ -248,10 +251,9 @@ def test_a_device_that_starts_again_soon_gets_blocks_that_no_longer_change(mode:
 def test_a_short_stall_changes_nothing() -> None:
     net = started()
     before = [device.table() for device in net]
-    net.stall("d2", 3.0)
+    net.stall("d2", 2.0)
     net.run(10.0)
     assert [device.table() for device in net] == before
-    assert not any(device.logged("suspected") for device in net)
 
 
 def test_who_stood_still_does_not_take_the_others_for_dead() -> None:
@@ -270,7 +272,6 @@ def test_a_device_that_stood_still_too_long_comes_back_under_a_new_incarnation()
     assert agreed(net) and all(net["d0"].slots.keys() >= {Key("d2", 1)} for device in net)
 
 
-@pytest.mark.xfail(reason="both sides have hung up and nobody calls again", strict=True)
 def test_a_partition_that_heals_brings_everyone_back() -> None:
     net = started()
     net.loses = lambda source, target, message: (source in ("d0", "d1")) != (target in ("d0", "d1"))
