@@ -23,7 +23,7 @@ from transport.accounting import Accounts, LinkAccount
 from transport.channel import FixedChannel, LinkQuality
 from transport.codec import decode
 from transport.links import Links
-from transport.messages import Buffer, Bye, Manifest, Message, Ping, Update, unpack, wire_bytes
+from transport.messages import Buffer, Bye, Credit, Manifest, Message, Update, unpack, wire_bytes
 from transport.parts import Reassembler
 
 ROWS, RANK = 128, 4
@@ -134,16 +134,16 @@ def test_the_manifest_comes_after_the_data() -> None:
 def test_control_does_not_wait_behind_data() -> None:
     post = Post()
     post.publish(OWN)
-    post.box.tell("d1", 0, Ping(3, False))
+    post.box.tell("d1", 0, Credit(3))
     post.drain()
-    assert post.wire.messages("d1")[0] == Ping(3, False)
+    assert post.wire.messages("d1")[0] == Credit(3)
 
 
 def test_what_was_sent_is_counted_by_cause_to_the_byte() -> None:
     post = Post()
     post.publish(OWN)
     post.publish(THEIRS, cause="transfer")
-    post.box.tell("d1", 0, Ping(3, False))
+    post.box.tell("d1", 0, Credit(3))
     post.drain()
     link = post.link()
     assert link.sent_bytes == post.wire.wire_bytes("d1") == link.sent_by_cause.total()
@@ -243,7 +243,7 @@ def test_what_is_queued_for_a_link_that_is_given_up_is_not_sent() -> None:
 def test_what_a_link_does_not_take_is_not_counted_as_sent() -> None:
     post = Post()
     post.wire.broken = True
-    post.box.tell("d1", 0, Ping(3, False))
+    post.box.tell("d1", 0, Credit(3))
     post.drain()
     assert post.link().sent_messages == 0
     assert post.link().abandoned_bytes["no_link"] == post.wire.wire_bytes("d1")
