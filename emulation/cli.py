@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation import device_cli, keys_cli
+from emulation.bench import cli as bench_cli
 from peers.errors import InputError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.add_typer(keys_cli.app, name="keys")
 app.command(epilog=device_cli.EXAMPLE)(device_cli.device)
+app.command(epilog=bench_cli.EXAMPLE)(bench_cli.bench)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -97,8 +99,9 @@ def _refuse_unusable(folder: Path) -> None:
 
 def finish(folder: Path, console: Console) -> None:
     """Summary, report and pictures of a run that is over; prints the result and where the report is."""
-    from emulation import report, result, summary
+    from emulation import aftermath, report, result, summary
 
+    aftermath.complete(folder)
     found = summary.write(folder)
     page = report.write(folder)
     console.print(result.table(found))
