@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation import device_cli, keys_cli
-from emulation.bench import cli as bench_cli
 from peers.errors import InputError
 
 app = typer.Typer(
@@ -28,7 +27,6 @@ app = typer.Typer(
 
 app.add_typer(keys_cli.app, name="keys")
 app.command(epilog=device_cli.EXAMPLE)(device_cli.device)
-app.command(epilog=bench_cli.EXAMPLE)(bench_cli.bench)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
