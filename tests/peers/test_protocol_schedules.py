@@ -86,7 +86,7 @@ def test_whatever_happens_the_living_agree_on_members_blocks_and_slots(
 ) -> None:
     draw = random.Random(seed)
     shape = {"mixing": {"mode": mode}, "topology": {"kind": kind}, "adapter": {"max_devices": SLOTS}}
-    config = small_config(**shape, round={"deadline_s": 4.0}, membership={"heartbeat_s": 1.0})
+    config = small_config(**shape, round={"deadline_s": 4.0})
     net = Network(config, lambda: draw.randint(1, longest_ms) * MILLI)
     net.cohort(size, train_ns=1 * SECOND)
     net.run(3.0)
