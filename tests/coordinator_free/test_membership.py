@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator_free.membership import Key, Membership, Record, Status
 from tests.coordinator_free.network import digest, public, sign_as, table
 
-OWNED = [Status.ALIVE, Status.RETIRED, Status.WITHDRAWN, Status.LEFT]
+OWNED = [Status.ALIVE, Status.FINISHED, Status.RETIRED, Status.WITHDRAWN, Status.LEFT]
 
 
 def make(
@@ -196,6 +196,29 @@ def test_an_owner_withdraws_an_incarnation_that_others_gave_up():
     members.merge([crashed(own)])
     members.amend(own, status=Status.WITHDRAWN)
     assert members.claim("d1", "tcp://d1", public("d1"), 4, 0).key == Key("d1", 1)
+
+
+def test_who_has_finished_is_a_member_that_no_verdict_touches():
+    members = filled([make("d1", lamport=2, status=Status.FINISHED), crashed(make("d1"))])
+    assert list(members.alive()) == ["d1"] and members.active() == members.evicted() == {}
+    assert members.training(0) == ("d1",) and list(members.blocks(False)) == [Key("d1", 0)]
+    assert members.verdict(Key("d1", 0)) is None
+
+
+def test_who_was_given_up_is_told_apart_from_who_went():
+    members = everyone()
+    assert list(members.evicted()) == ["crashed"] and list(members.active()) == ["alive"]
+
+
+def test_the_view_is_another_after_each_change_also_of_a_refutation():
+    members = table("d0")
+    own = members.claim("d0", "tcp://d0", public("d0"), 4, 0)
+    views = [members.view()]
+    members.amend(own)
+    views.append(members.view())
+    members.verdict(own.key)
+    views.append(members.view())
+    assert len(set(views)) == 3 and members.changes == 3
 
 
 def everyone() -> Membership:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator_free import slots
-from coordinator_free.membership import Status
+from coordinator_free.membership import Key, Status
+from coordinator_free.slots import EVERYBODY, Quarantine
 from tests.coordinator_free.network import Cluster, table
 from tests.coordinator_free.test_membership import filled, make
 
@@ -108,3 +109,59 @@ def test_sixteen_devices_that_all_ask_for_slot_0_get_all_sixteen():
 
 def test_a_first_device_takes_its_preferred_slot():
     assert table("d5").claim("d5", "tcp://d5", b"", 16, 0).slot == 5
+
+
+# -- quarantine ------------------------------------------------------------------------------------------
+
+GONE = make("d5", slot=5, status=Status.LEFT)
+
+
+def vacant(term_ns: int = 100) -> Quarantine:
+    quarantine = Quarantine(term_ns)
+    assert quarantine.add(0, GONE) and not quarantine.add(50, GONE)
+    return quarantine
+
+
+def test_a_slot_is_barred_until_every_living_device_has_confirmed_the_deletion():
+    quarantine = vacant()
+    for device, barred in (("d0", {5}), ("d1", {5}), ("d2", set())):
+        assert quarantine.confirm(1, GONE.key, device)
+        assert quarantine.barred(1, ["d0", "d1", "d2"]) == barred
+    assert quarantine.barred(1, ["d0", "d3"]) == {5}  # one that has come since
+
+
+def test_or_until_its_term_is_over_since_it_was_heard_of():
+    quarantine = vacant()
+    assert (quarantine.barred(99, ["d0"]), quarantine.barred(100, ["d0"])) == ({5}, set())
+
+
+def test_a_confirmation_is_news_once_and_only_while_it_matters():
+    quarantine = vacant()
+    assert [quarantine.confirm(1, GONE.key, "d0") for _ in range(2)] == [True, False]
+    assert not quarantine.confirm(1, Key("d6", 0), "d0")
+    assert not quarantine.confirm(100, GONE.key, "d1")
+
+
+def test_who_has_just_come_is_told_what_is_known():
+    quarantine = vacant()
+    quarantine.confirm(1, GONE.key, "d0")
+    assert quarantine.told(1, ["d0", "d1"]) == [("d5", 0, "d0")]
+    assert quarantine.told(1, ["d0"]) == quarantine.told(100, ["d0", "d1"]) == [("d5", 0, EVERYBODY)]
+    other = vacant(10**9)
+    assert other.confirm(1, GONE.key, EVERYBODY)
+    assert other.barred(1, ["d0", "d1"]) == set()
+
+
+def test_two_blocks_that_left_one_slot_each_count():
+    quarantine = vacant()
+    quarantine.add(50, make("d6", slot=5, status=Status.LEFT))
+    quarantine.confirm(60, GONE.key, EVERYBODY)
+    assert quarantine.barred(60, ["d0"]) == {5}
+
+
+def test_a_barred_slot_is_not_chosen_but_may_be_wished_for():
+    members = table("d0")
+    assert members.claim("d0", "tcp://d0", b"", 4, 0, barred={0, 1}).slot == 2
+    assert members.claim("d0", "tcp://d0", b"", 4, 0, wish=1, barred={0, 1}).slot == 1
+    with pytest.raises(slots.NoFreeSlot):
+        members.claim("d0", "tcp://d0", b"", 4, 0, barred={0, 1, 2, 3})
