@@ -1,9 +1,9 @@
-# demo, test and check each set up what they need: .venv from the first Python >= 3.11 found, with the versions of
+# demo, test, check and bench each set up what they need: .venv from the first Python >= 3.11 found, with the versions of
 # constraints.txt. Another interpreter: make demo PYTHONS=/path/to/python
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -16,6 +16,9 @@ check: .venv/.installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m mypy
+
+bench: .venv/.installed
+	.venv/bin/unweft bench
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

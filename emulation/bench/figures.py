@@ -86,7 +86,7 @@ class Findings:
             "group": m.group,
             "name": m.name,
             "unit": m.unit,
-            "samples": list(m.samples),
+            "samples": [_finite(sample) for sample in m.samples],
             "median": _finite(m.median),
             "reference": m.reference,
             "ratio": _finite(self.ratio(m)),

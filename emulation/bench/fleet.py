@@ -24,7 +24,7 @@ import networkx as nx
 import torch
 
 from coordinator_free.topology import Graph, Shape, topology
-from emulation.bench.sgd import BenchLearner
+from emulation.bench.learner import BenchLearner
 from emulation.launcher import PRELOAD
 from peers.config import (
     AdapterConfig,

@@ -20,7 +20,6 @@ import psutil
 
 from peers.process import guard
 
-PRELOAD = ["torch", "transport.zmq_links", "transport.codec"]
 ANSWER_S = 60.0
 Context = ForkServerContext | SpawnContext
 
@@ -79,7 +78,7 @@ class Crew:
 
 
 @contextmanager
-def crew(preload: Sequence[str] | None = PRELOAD) -> Iterator[Crew]:
+def crew(preload: Sequence[str] | None) -> Iterator[Crew]:
     """Ends all of its processes on the way out, whatever happened.
 
     `preload` None: each process starts from nothing and imports what it needs itself (spawn).

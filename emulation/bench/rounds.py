@@ -26,6 +26,7 @@ DEVICES = (8, 16, 32)
 WINDOW_S, SLICES = 8.0, 4  # measured time, and its equal parts that give the spread
 WARM_ROUNDS, START_S = 3, 120.0
 WARM_S, AFTER_S = 1.5, 2.0  # of the references, before the window and after the kill
+WATCHED_S = DEADLINE_S + 4.0  # devices, after the kill
 PLAIN, BARE = "plain: pickle over ROUTER/DEALER", "bare zero-copy pyzmq"
 
 
@@ -131,7 +132,7 @@ def _kill(running: Fleet, names: Sequence[str]) -> float:
     """Seconds that the killing of the first device costs the survivor whom it costs most."""
     killed_ns = time.monotonic_ns()
     running.kill(names[0])
-    _sleep_until(killed_ns + int((DEADLINE_S + 2 * AFTER_S) * 1e9))
+    _sleep_until(killed_ns + int(WATCHED_S * 1e9))
     now_ns = time.monotonic_ns()
     lost = 0.0
     for name in names[1:]:

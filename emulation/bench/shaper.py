@@ -100,7 +100,7 @@ def run(
     findings = Findings("The shaper: its invariant, and the rate it delivers", "unweft bench shaper")
     broken = float(generated_violations(cases))
     findings.measures.append(Measure("invariant", f"violations in {cases} cases", "cases", (broken,), most=0))
-    with crew() as all_, ExitStack() as stack:
+    with crew([Pacer.__module__]) as all_, ExitStack() as stack:
         pacer, meter = all_.remote(Pacer), all_.remote(Meter)
         pacer.call("connect", meter.call("bind"))
         try:

@@ -32,7 +32,7 @@ def run(
 ) -> Findings:
     """MB/s of payload from the first encode to the last decode; fp32, one link, both ends on this machine."""
     findings = Findings("Goodput of full tensors, device to device, unshaped", "unweft bench transport")
-    with crew() as all_, tempfile.TemporaryDirectory() as folder:
+    with crew([LinksEnd.__module__]) as all_, tempfile.TemporaryDirectory() as folder:
         contenders = _contenders(all_, Path(folder))
         for size in sizes:
             _measure(findings, contenders, size, max(1, moved_bytes // size), repetitions)

@@ -1,0 +1,62 @@
+"""The command `unweft bench`. What is heavy (torch) is imported by the benchmark that is run."""
+
+from __future__ import annotations
+
+import importlib
+import json as json_
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from peers.errors import InputError
+
+if TYPE_CHECKING:
+    from emulation.bench.figures import Findings
+
+EXAMPLE = "Example: unweft bench transport --json transport.json"
+NAMES = ("transport", "shaper", "wire", "rounds")
+
+
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help=f"One of {', '.join(NAMES)}; all of them without it.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Writes all figures there.")] = None,
+    n: Annotated[
+        list[int] | None,
+        typer.Option("--n", help="rounds: how many devices; may be repeated. Default: 8, 16, 32."),
+    ] = None,
+) -> None:
+    """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
+    if name is not None and name not in NAMES:
+        raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(NAMES)}")
+    if n and min(n) < 2:
+        raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
+    if json is not None and not json.absolute().parent.is_dir():
+        raise InputError(f"--json: there is no folder {json.absolute().parent}")
+    found = []
+    for one in NAMES if name is None else (name,):
+        findings = _run(one, n)
+        findings.print(Console())
+        found.append(findings)
+        if json is not None:  # after each: a later one that is interrupted costs nothing of it
+            _write(json, found)
+
+
+def _run(name: str, devices: Sequence[int] | None) -> Findings:
+    module: Any = importlib.import_module(f"emulation.bench.{name}")
+    try:
+        found: Findings = module.run(devices=devices) if devices and name == "rounds" else module.run()
+    except RuntimeError as error:  # one of its processes failed
+        print(f"unweft: bench {name}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return found
+
+
+def _write(path: Path, found: Sequence[Findings]) -> None:
+    figures = [findings.to_dict() for findings in found]
+    path.write_text(json_.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""A learner that is one matrix, for the devices of `unweft bench rounds`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from emulation.bench.sgd import RANK, ROWS, SmallStep
+from peers.blocks import BlockKey
+from peers.learner import Receipt, TrainResult
+
+GROUP = "early"
+
+
+class BenchLearner:
+    """What peers.driver asks of a learner in `paper-literal`: the own block alone is kept and trained."""
+
+    groups = (GROUP,)
+
+    def __init__(self, device: str) -> None:
+        self._work = SmallStep(device)
+        self._own: BlockKey | None = None
+        self.layout = self.fingerprint = self
+
+    def rows(self, group: str) -> int:
+        return ROWS
+
+    def rank(self, group: str) -> int:
+        return RANK
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"bench": "rounds"}
+
+    def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
+        return None if fingerprint == self.to_dict() else "another benchmark"
+
+    def has(self, key: BlockKey) -> bool:
+        return key == self._own
+
+    def add_block(self, key: BlockKey, slot: int) -> None:
+        """Others' blocks are not kept: nothing here computes with them."""
+
+    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None) -> None:
+        self._own = key
+
+    def delete_block(self, key: BlockKey) -> Receipt:
+        return Receipt("", "")
+
+    def read(self, key: BlockKey, group: str) -> Tensor:
+        return self._work.weights.clone()
+
+    def write(self, key: BlockKey, group: str, values: Tensor) -> None:
+        self._work.weights.copy_(values)
+
+    def scale_own_move(self, omega: float) -> None:
+        """Nothing is damped in this mode."""
+
+    def train(self, round: int, steps: int, rehearse: bool, settings: object = None) -> TrainResult:
+        start = time.perf_counter()
+        losses = [self._work.step() for _ in range(steps)]
+        return TrainResult(losses[-1], steps, time.perf_counter() - start)
+
+    def own_move(self) -> dict[str, float]:
+        """Nothing is damped or corrected by it here."""
+        return {}
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        return {str(self._own): {GROUP: float(self._work.weights.norm())}}
+
+    def sha256(self) -> str:
+        return ""
+
+    def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
+        """The benchmark asks for none."""
+
+    def export(self, path: Path) -> str:
+        return ""
