@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emulation import churn_notes, epoch, records
+from emulation.events import OF_THE_NETWORK
 from emulation.records import Record, RunRecords
 from emulation.scenario import dump
 
+FIELDS = ("round", "kind", "device", "duration_s")
 SAME_S = 30.0  # what a device records of something and what was noted of it are no further apart
 
 
@@ -146,11 +148,19 @@ def _write(run: RunRecords) -> None:
         "ended_s": max(moments, default=0.0),
     }
     _dump(run.folder, record)
-    fields = ("round", "kind", "device", "duration_s")
-    listed = [{key: e[key] for key in fields if e.get(key) is not None} for e in events]
+    listed = [_listed(event) for event in events]
     changed = run.scenario.model_dump(mode="json", exclude_none=True) | {"event": listed, "churn": {}}
     scenario = type(run.scenario).model_validate_json(json.dumps(changed))
     (run.folder / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
+
+
+def _listed(event: Record) -> Record:
+    """As a scenario says it."""
+    fields = ("round", "kind", "duration_s") if event["kind"] in OF_THE_NETWORK else FIELDS
+    listed = {key: event[key] for key in fields if event.get(key) is not None}
+    if event["kind"] == "partition":
+        listed["groups"] = [group.split(",") for group in event["device"].split(" | ")]
+    return listed
 
 
 def _process(run: RunRecords, device: str) -> Record:

@@ -1,6 +1,7 @@
 """Is a device alive? Its event loop itself answers, on a socket file: a loop that hangs gives no answer.
 
-`python -m peers.health` asks (exit status 0: alive); it imports nothing heavy, since containers ask often.
+`python -m peers.health` asks (exit status 0: alive; with --json all that the device says); it imports nothing
+heavy, since containers ask often.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def main() -> int:
     except OSError as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 1
-    print(f"{said.get('id')}: {said.get('phase')}, round {said.get('round')}")
+    brief = f"{said.get('id')}: {said.get('phase')}, round {said.get('round')}"
+    print(json.dumps(said) if "--json" in sys.argv[1:] else brief)
     return 0
 
 

@@ -105,6 +105,16 @@ def test_the_scenario_becomes_what_happened_and_can_be_run_again(run: Path) -> N
     assert scenario.all_devices == ("d0", "d1", "d2", "d3")
 
 
+def test_a_partition_is_said_as_a_scenario_says_it(run: Path) -> None:
+    notes = [("partition", "d0 | d1", 1), ("heal", "", 2)]
+    lines = [{"kind": k, "device": d, "monotonic_ns": EPOCH_NS + s * 10**9} for k, d, s in notes]
+    (run / churn_notes.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    aftermath.complete(run)
+    partition, heal = records.load(run).scenario.event[:2]
+    assert partition.groups == (("d0",), ("d1",)) and partition.device is None
+    assert (heal.kind, heal.device) == ("heal", None)
+
+
 def test_it_is_made_up_for_anew_each_time(run: Path) -> None:
     aftermath.complete(run)
     append(run, "d3", {"t_s": 10.96, "round": 9, "event": "leaving", "kind": "retire"})
