@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emulation import churn_cli, device_cli, keys_cli
+from emulation import churn_cli, device_cli, experiment_cli, keys_cli
 from emulation.bench import cli as bench_cli
 from peers.errors import InputError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 app.add_typer(keys_cli.app, name="keys")
 app.command(epilog=device_cli.EXAMPLE)(device_cli.device)
+app.command(epilog=experiment_cli.EXAMPLE)(experiment_cli.experiment)
 app.command(epilog=churn_cli.EXAMPLE)(churn_cli.churn)
 app.command(epilog=bench_cli.EXAMPLE)(bench_cli.bench)
 

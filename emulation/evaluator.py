@@ -40,6 +40,7 @@ POLL_S = 0.2
 MAX_BATCH = 256
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
+KEPT = "snapshots"  # a folder of this name in the run's: snapshots go there, for another exam
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
@@ -69,12 +70,21 @@ def main(out: Path, scenario: Scenario) -> None:
             found = sorted((out / "devices").glob("*/snapshots/*.safetensors"), key=_age)
             for path in found:
                 _write(file.fileno(), judge.records(path))
-                path.unlink()
+                _put_away(path, out / KEPT)
             if last:
                 break
             if not found:
                 time.sleep(POLL_S)
         _write(file.fileno(), judge.rest())
+
+
+def _put_away(path: Path, kept: Path) -> None:
+    if not kept.is_dir():
+        path.unlink()
+        return
+    folder = kept / path.parts[-3]  # the device's
+    folder.mkdir(exist_ok=True)
+    path.replace(folder / path.name)
 
 
 def _age(path: Path) -> tuple[int, str]:

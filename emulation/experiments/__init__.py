@@ -1,0 +1,1 @@
+"""Experiments: every arm and seed of a published table, resumable (docs/experiments.md)."""

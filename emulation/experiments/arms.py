@@ -1,0 +1,55 @@
+"""The arms: what is done after the leave, or in its place, each as changes to one common scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+UNIFORM, NONE, ORACLE, PAPER_LITERAL = "uniform", "none", "oracle", "paper-literal"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to correct.
+
+    `changes`: key path -> value over the common scenario. `event`: what the leaver does; None: it never was
+    there. `branches`: whether it differs from `uniform` only after the event, so that its rounds before it
+    must be the same. `derived`: from another arm's state right after the deletion, without a run.
+    """
+
+    name: str
+    about: str
+    changes: Mapping[str, object] = field(default_factory=dict)
+    event: str | None = "leave"
+    branches: bool = True
+    derived: bool = False
+
+
+def _policy(name: str, about: str) -> Arm:
+    return Arm(name, about, {"correction.policy": name})
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        _policy("dominant", "the action with the largest predicted drop per cost"),
+        _policy("proportional", "Algorithm 1: steps, damping, mixing by priority (the paper's full)"),
+        _policy("ls+prox", "local steps and proximal damping by priority"),
+        _policy("local-steps", "local steps by priority"),
+        _policy("retain-prox", "proximal damping by priority"),
+        _policy(UNIFORM, "the same for all groups"),
+        _policy("topology", "denser graphs by priority"),
+        _policy("sync", "exchange periods by priority"),
+        _policy("random", "control: any action"),
+        Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
+        Arm("naive", "Naive Remove: no projection, the block stays and the others go on", event="retire"),
+        Arm(
+            PAPER_LITERAL,
+            "eq. (4) as printed: blocks of different bases are averaged",
+            {"mixing.mode": PAPER_LITERAL},
+            branches=False,
+        ),
+        Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
+    )
+}
+SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

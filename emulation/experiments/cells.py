@@ -1,0 +1,106 @@
+"""Makes the runs of an experiment one after the other; what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from rich.console import Console
+
+from emulation import launcher
+from emulation.evaluator import KEPT
+from emulation.experiments.arms import UNIFORM
+from emulation.experiments.measures import measure
+from emulation.experiments.plan import Cell
+from emulation.preflight import check_against_model
+from emulation.records import Record
+from emulation.scenario import dump
+from peers.errors import InputError
+
+DONE = "measures.json"  # written last and whole: where it is, the cell is done
+Make = Callable[[Cell, Path, Console], Record]
+
+
+def make_all(cells: Sequence[Cell], out: Path, console: Console, make: Make | None = None) -> list[Record]:
+    """The measures of all cells, of which those that OUT lacks are run now.
+
+    Raises launcher.RunFailed, and InputError where OUT holds a cell of other settings or where two arms that
+    should differ only after the event differ before it.
+    """
+    found: list[Record] = []
+    missing = sum(read(cell, out) is None for cell in cells)
+    began = time.monotonic()
+    made = 0
+    for number, cell in enumerate(cells, start=1):
+        done = read(cell, out)
+        if done is None:
+            left = (
+                f", about {(time.monotonic() - began) / made * (missing - made) / 60:.0f} min left"
+                if made
+                else ""
+            )
+            console.print(f"\\[{number}/{len(cells)}] {cell.name}{left}", highlight=False)
+            done = run_cell(cell, out, console, make or make_cell)
+            made += 1
+        found.append(done)
+    check_prefixes(found)
+    return found
+
+
+def run_cell(cell: Cell, out: Path, console: Console, make: Make) -> Record:
+    """Make a cell from nothing: what an interruption left of it is removed."""
+    folder = out / cell.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    record = {"scenario_sha256": digest(cell), **make(cell, folder, console)}
+    unfinished = folder / f"{DONE}.tmp"
+    unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+    unfinished.replace(folder / DONE)
+    return record
+
+
+def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
+    """Run the scenario, then examine its snapshots, which are removed after that."""
+    scenario, run = cell.scenario(), folder / "run"
+    check_against_model(scenario)
+    (run / KEPT).mkdir(parents=True)
+    launcher.run(scenario, run, console)
+    found = measure(cell, run)
+    for bulky in (KEPT, "adapters"):
+        shutil.rmtree(run / bulky, ignore_errors=True)
+    return found
+
+
+def read(cell: Cell, out: Path) -> Record | None:
+    """What a cell that is done gave. Raises InputError if it was made from another scenario."""
+    path = out / cell.name / DONE
+    if not path.exists():
+        return None
+    found: Record = json.loads(path.read_text(encoding="utf-8"))
+    if found["scenario_sha256"] != digest(cell):
+        raise InputError(
+            f"--out: {path.parent} was made with other settings; allowed: the folder of an experiment with "
+            "the same --scale, made by the same version, or a new one"
+        )
+    return found
+
+
+def digest(cell: Cell) -> str:
+    """Of the whole scenario."""
+    return sha256(dump(cell.scenario()).encode()).hexdigest()
+
+
+def check_prefixes(found: Sequence[Record]) -> None:
+    """Arms that branch are the same up to the event, or nothing follows from a difference after it."""
+    uniform = {(f["setting"], f["seed"]): f["prefix_sha256"] for f in found if f["arm"] == UNIFORM}
+    for one in found:
+        before = uniform.get((one["setting"], one["seed"]))
+        if one["prefix_sha256"] is not None and before is not None and one["prefix_sha256"] != before:
+            raise InputError(
+                f"{one['setting']}/{one['arm']}/seed-{one['seed']}: its rounds before the event are not "
+                f"those of {UNIFORM}; allowed: runs of the same code on the same machine"
+            )
