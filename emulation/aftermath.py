@@ -126,13 +126,17 @@ def _held_for_dead(run: RunRecords, life: Life) -> bool:
 
 def _closed_by_all(run: RunRecords, at_s: float, but: str) -> int:
     """The last round that all others who were at work then had closed; 0 before any."""
-    closed = []
-    for device in run.devices:
-        ends = [(float(line["t1_s"]), int(line["round"])) for line in run.metrics[device]]
-        before = [round_ for end_s, round_ in ends if end_s <= at_s]
-        if device != but and before and any(end_s > at_s for end_s, _ in ends):
-            closed.append(max(before))
-    return min(closed, default=0)
+    lives = [life for device in run.devices if device != but for life in _lives(run, device)]
+    closed = [
+        [
+            int(line["round"])
+            for line in run.metrics[life.device]
+            if life.start_s < float(line["t1_s"]) <= at_s
+        ]
+        for life in lives
+        if life.start_s <= at_s < life.last_s
+    ]
+    return min((max(rounds) for rounds in closed if rounds), default=0)
 
 
 def _write(run: RunRecords) -> None:

@@ -89,6 +89,17 @@ def test_one_that_started_again_has_returned(run: Path) -> None:
     assert ("return", "d2", 6, 7.2) in happened(run)
 
 
+def test_one_that_is_away_holds_no_round_back(run: Path) -> None:
+    """d2 closed round 4 before it left; when d3 joins, d2's next life has not begun."""
+    append(
+        run,
+        "d2",
+        {"t_s": 9.2, "round": -1, "event": "started", "pid": 7},
+        {"t_s": 10.9, "round": 9, "event": "finished"},
+    )
+    assert ("join", "d3", 7, JOINED_S) in happened(run)
+
+
 def test_what_was_noted_counts_for_what_was_seen(run: Path) -> None:
     note = {"kind": "leave", "device": "d2", "monotonic_ns": EPOCH_NS + int((LEFT_S - 0.3) * 1e9)}
     stall = {"kind": "stall", "device": "d1", "monotonic_ns": EPOCH_NS + 2_500_000_000, "duration_s": 1.0}
