@@ -18,6 +18,7 @@ from peers.state import SECOND, DeviceState, State
 from transport.messages import Stopping
 
 TELLINGS = 4  # in one grace: on the air a message may be lost
+INSIST_NS, INSISTS = SECOND // 4, 8  # so often a last word is repeated where nobody has confirmed it
 
 
 class Ending:
@@ -35,18 +36,21 @@ class Ending:
         self._sign, self._verify = sign, verify
         self._grace_ns = int(state.config.membership.leave_grace_s * SECOND)
         self._stopping: set[Key] = set()  # who has said so
+        self._going, self._insists = "", 0  # the signal that is carried out, once somebody has confirmed it
         self._until_ns: int | None = None  # when asking around ends; None: nobody asked this device to go
 
     def signal(self, now: int, kind: str) -> None:
         """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
         state = self._state
-        if state.phase in (State.FINISH, State.GONE) or state.own is None:
+        if self._going:
+            self._go(self._going)
+        elif state.phase in (State.FINISH, State.GONE) or state.own is None:
             state.act(Exit(0, "finished" if state.phase is State.FINISH else "gone"))
         elif kind == "leave" and self._grace_ns and self._until_ns is None:  # asked twice, it is meant
             self._until_ns = now + self._grace_ns
             self._tell(now)
         else:
-            self._depart(kind)
+            self._depart(now, kind)
 
     def heard(self, now: int, source: str, message: Stopping) -> None:
         """Another was told to stop; its word is passed on once."""
@@ -67,11 +71,23 @@ class Ending:
         if self._until_ns is not None and now < self._until_ns:
             self._tell(now)
         elif self._state.phase not in (State.FINISH, State.GONE):
-            self._depart("leave")
+            self._depart(now, "leave")
+
+    def on_insist(self, now: int) -> None:
+        """Nobody has confirmed yet that this device goes: say it again, but not for ever."""
+        state = self._state
+        self._insists -= 1
+        if self._insists <= 0 or state.own is None or not state.greeted():
+            self._go(self._going)
+            return
+        state.announce(state.own)
+        state.timers["insist"] = now + INSIST_NS
 
     def try_end(self, now: int) -> None:
         """The run is over once everyone alive was told to stop."""
         state = self._state
+        if self._going and state.heard:
+            self._go(self._going)
         if self._until_ns is None or state.phase in (State.FINISH, State.GONE):
             return
         if all(record.key in self._stopping for record in state.members.active().values()):
@@ -91,7 +107,7 @@ class Ending:
             state.tell_all(Stopping(key.device, key.incarnation, self._sign(_word(key))))
         state.timers["last_call"] = now + self._grace_ns // TELLINGS
 
-    def _depart(self, kind: str) -> None:
+    def _depart(self, now: int, kind: str) -> None:
         state = self._state
         assert state.own is not None
         status = Status.LEFT if kind == "leave" else Status.RETIRED
@@ -99,9 +115,14 @@ class Ending:
         self._presence.depart(status)
         if kind == "retire":
             state.act(Export())
-        self._go(kind)
+        state.phase, self._going, self._insists = State.GONE, kind, INSISTS
+        state.timers["insist"] = now + INSIST_NS
+        if not state.greeted():
+            self._go(kind)
 
     def _go(self, reason: str) -> None:
+        self._going = ""
+        self._state.timers.pop("insist", None)
         self._rounds.say_farewell(reason)
         self._state.phase = State.GONE
         self._state.act(Exit(0, reason))

@@ -154,7 +154,7 @@ class Meeting:
         if hello.reply:
             state.exchange.untold(source)
         peer.greeted, peer.heard_ns = True, now
-        peer.done = peer.finished = False  # who has started again is another
+        peer.done = peer.finished = peer.parting = False  # who has started again is another
         if hello.reply:
             state.tell(source, self._hello(reply=False))
         # tombstones before any data: the whole table goes first on every (re)connection (method 9)
@@ -162,9 +162,19 @@ class Meeting:
         if state.phase is State.FINISH:
             state.act(Farewell(source, "finished"))
 
+    def part(self, device: str) -> None:
+        """A device leaves or retires: nobody waits for it, its link closes with its goodbye or once idle."""
+        peer = self._state.peers.get(device)
+        if peer is not None:
+            peer.done = peer.parting = True
+            self._state.exchange.forget_peer(device)
+
     def on_bye(self, source: str, bye: Bye) -> None:
-        """One that leaves or retires is still watched: that its word of it has arrived is not certain."""
+        """One that leaves or retires is still watched where its word of it has not arrived."""
         peer = self._state.peers[source]
+        if peer.parting:
+            self.disconnect(source)
+            return
         peer.done, peer.finished = True, bye.reason not in ("leave", "retire")
 
     def on_refuse(self, source: str, refuse: Refuse) -> None:

@@ -10,6 +10,7 @@ from peers.meeting import Meeting
 from peers.state import DeviceState, State
 from transport.messages import Gossip
 
+GOING = (Status.LEFT, Status.RETIRED)
 MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
 
 
@@ -116,10 +117,20 @@ class Presence:
             return
         state.network_round = max(state.network_round, gossip.round)
         self._changed(now, state.members.merge(records), source)
+        self._confirm_going(source, records)
         if gossip.reply and source in state.peers:
             state.tell_table(now, source)
         if state.own is None and not self._waits:
             self.claim(now)
+
+    def _confirm_going(self, source: str, records: list[Record]) -> None:
+        """Who goes waits until somebody has said that it knows: its last word must not be lost."""
+        state = self._state
+        for record in records:
+            if record.device == source and record.status in GOING and source in state.peers:
+                state.tell(source, state.gossip([record]))
+            elif state.own is not None and (record.key, record.status) == (state.own.key, state.own.status):
+                state.heard = state.heard or record.status in GOING
 
     def declare(self, now: int, device: str) -> None:
         """A device has crashed: it did not answer and did not refute that in time."""
@@ -156,9 +167,9 @@ class Presence:
         elif record.status in GONE and newest is not None and newest.key == record.key:
             kind = GONE[record.status]
             state.log("peer_gone", peer=record.device, incarnation=record.incarnation, kind=kind)
-            if record.status in (Status.LEFT, Status.RETIRED):
-                self._meeting.disconnect(record.device)
-            if record.status in (Status.LEFT, Status.RETIRED) or (kind == "crash" and state.keep_crashed):
+            if record.status in GOING:
+                self._meeting.part(record.device)
+            if record.status in GOING or (kind == "crash" and state.keep_crashed):
                 state.start_correction(state.round)  # else once the block is dropped
 
 

@@ -83,6 +83,7 @@ class DeviceProtocol:
             "deadline": self._rounds.on_deadline,
             "grace": self._rounds.on_grace,
             "last_call": self._ending.on_last_call,
+            "insist": self._ending.on_insist,
         }
 
     # -- what can be seen --------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Peer:
     refused: bool = False
     done: bool = False  # it has said goodbye: nobody waits for it
     finished: bool = False  # ... after its last round
+    parting: bool = False  # it leaves or retires: nothing more is told to it
     view: bytes = b""  # hash of the members that it last said it knows
     table_ns: int = -SECOND * 3600  # when it was last told all members that this device knows
     manifests: dict[int, Manifest] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class DeviceState:
         self.peers: dict[str, Peer] = {}
         self.blocks: dict[Key, Record] = {}
         self.timers: dict[str, int] = {}
+        self.heard = False  # somebody has confirmed that it knows this device to go
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))
         self.correct_until = -1
         self.corrected_at: set[int] = set()
@@ -95,7 +97,7 @@ class DeviceState:
 
     def greeted(self) -> list[str]:
         """Peers that may be told something, in order of id."""
-        return sorted(name for name, peer in self.peers.items() if peer.greeted)
+        return sorted(name for name, peer in self.peers.items() if peer.greeted and not peer.parting)
 
     def graph(self, members: Iterable[str]) -> topology.Graph[str]:
         names = tuple(members)

@@ -78,12 +78,14 @@ def test_training_goes_on_in_the_grace() -> None:
 def test_asked_twice_it_leaves_at_once() -> None:
     net = with_grace()
     stop(net, "d2", "d2")
+    net.run(0.1)
     assert net["d2"].exit == do.Exit(0, "leave")
 
 
 def test_retiring_takes_no_grace() -> None:
     net = with_grace()
     net.signal("d2", "retire")
+    net.run(0.1)
     assert net["d2"].exit == do.Exit(0, "retire")
 
 
@@ -138,3 +140,66 @@ def test_nobody_can_say_it_for_another(device: str, reason: str) -> None:
     assert net["d2"].dropped[reason] >= 1
     assert net["d2"].exit == do.Exit(0, "leave") and has_gone(net, D2)
     assert all(device.block(Key("d0", 0)).keys() == set(GROUPS) for device in net)
+
+
+# -- the last word ---------------------------------------------------------------------------------------
+
+
+def test_a_last_word_that_was_lost_is_repeated_until_somebody_has_heard_it() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: source == "d1"
+    net.signal("d1", "leave")
+    net.run(0.6)
+    assert net["d1"].live
+    net.loses = lambda source, target, message: False
+    net.run(0.4)
+    assert net["d1"].exit == do.Exit(0, "leave")
+    assert net["d0"].protocol.members.tombstoned(Key("d1", 0)) and has_gone(net, Key("d1", 0))
+
+
+def test_a_confirmation_that_was_lost_is_asked_for_again() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: target == "d1"
+    net.signal("d1", "leave")
+    net.run(0.4)
+    net.loses = lambda source, target, message: False
+    net.run(0.4)
+    assert net["d1"].exit == do.Exit(0, "leave")
+
+
+def test_one_that_nobody_hears_goes_all_the_same() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: True
+    net.signal("d1", "retire")
+    net.run(2.5)
+    assert net["d1"].exit == do.Exit(0, "retire")
+
+
+def test_told_again_while_it_waits_to_be_heard_it_goes_at_once() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: True
+    stop(net, "d1", "d1")
+    assert net["d1"].exit == do.Exit(0, "leave")
+
+
+def test_nothing_is_trained_after_the_last_word() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: source == "d1"
+    net.signal("d1", "leave")
+    trained = len(net["d1"].done(do.Train))
+    net.run(1.5)
+    assert len(net["d1"].done(do.Train)) == trained
+
+
+def test_who_leaves_is_forgotten_with_what_it_left_behind_when_it_retired() -> None:
+    net = started(3)
+    net.signal("d1", "retire")
+    net.run(1.0)
+    net.add("d1", "d0")
+    net.until(lambda: net["d1"].round >= 0)
+    net.rounds(2)
+    assert Key("d1", 0) in net["d0"].slots
+    net.signal("d1", "leave")
+    net.run(1.0)
+    assert agreed(net) and {key.device for key in net["d0"].slots} == {"d0", "d2"}
+    assert net["d0"].protocol.members.tombstoned(Key("d1", 0))

@@ -84,6 +84,7 @@ def test_what_gossip_has_lost_for_good_a_ping_brings_to_light() -> None:
     net = started(4)
     net.loses = lambda source, target, message: source == "d2"
     net.signal("d2", "leave")  # nobody hears it ...
+    net.crash("d2")
     net.loses = lambda source, target, message: False
     tombstone = net["d2"].protocol.members.get(Key("d2", 0))
     assert tombstone is not None
