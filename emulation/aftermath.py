@@ -23,7 +23,7 @@ SAME_S = 30.0  # what a device records of something and what was noted of it are
 
 @dataclass(frozen=True)
 class Life:
-    """One process of a device, from its first record to its last."""
+    """One process of a device, from its first record to its last, or to its leave."""
 
     device: str
     number: int
@@ -94,7 +94,8 @@ def _lives(run: RunRecords, device: str) -> list[Life]:
         own = events[first:end]
         until_s = float(events[end]["t_s"]) if end < len(events) else float("inf")
         ends_s = [float(line["t1_s"]) for line in run.metrics[device] if float(line["t1_s"]) < until_s]
-        last_s = max([float(e["t_s"]) for e in own] + ends_s)
+        left_s = [float(e["t_s"]) for e in own if e["event"] == "leaving"]
+        last_s = left_s[0] if left_s else max([float(e["t_s"]) for e in own] + ends_s)
         found.append(Life(device, number, float(own[0]["t_s"]), last_s, own))
     return found
 
