@@ -10,6 +10,7 @@ import os
 import secrets
 import shlex
 import signal
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,6 @@ EXAMPLE = (
     "Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
     "--seeds tcp://10.0.0.6:7000 --keys testbed-keys --out runs/edge"
 )
-IDENTITY_FILE = "identity.key"
 
 
 def _ask(wanted: bool) -> None:
@@ -122,7 +122,7 @@ def device(
     signal.signal(signal.SIGTERM, _gone_before_it_came)
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
-    public, signing = _identity(identity)
+    public, signing = _identity(identity, id_ or socket.gethostname())
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
     loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
     try:
@@ -201,11 +201,14 @@ def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
         addresses.split(option, endpoint)
 
 
-def _identity(folder: Path | None) -> tuple[str | None, bytes | None]:
-    """Public half in hex and seed of the signing key that a folder keeps; None: its results keep it."""
+def _identity(folder: Path | None, name: str) -> tuple[str | None, bytes | None]:
+    """Public half in hex and seed of the signing key that a folder keeps under this name.
+
+    A container's name stays when it is started again. None: the device's results keep its key.
+    """
     if folder is None:
         return None, None
-    path = folder / IDENTITY_FILE
+    path = folder / f"{name}.key"
     try:
         public = DeviceIdentity.load_or_create(path).public.hex()
         return public, path.read_bytes()

@@ -134,7 +134,8 @@ def test_one_that_kept_its_identity_returns(
     shared_run.begin(tmp_path / "run", load(Path(QUICK)))
     another = claims.claim(tmp_path / "run", "d", "another")  # keeps the run alive
     for container in ("a", "b", "a"):
-        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / container))
+        monkeypatch.setattr(socket, "gethostname", lambda name=container: name)
+        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / "identity"))
     assert [spec.id for spec in started] == ["d1", "d2", "d1"]
     assert started[0].signing == started[2].signing != started[1].signing
     another.release()
@@ -166,8 +167,9 @@ def test_an_identity_that_is_none_is_bad_input(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
 ) -> None:
     folder = tmp_path / "identity"
-    DeviceIdentity.load_or_create(folder / device_cli.IDENTITY_FILE)
-    (folder / device_cli.IDENTITY_FILE).write_bytes(b"short")
+    path = folder / f"{socket.gethostname()}.key"
+    DeviceIdentity.load_or_create(path)
+    path.write_bytes(b"short")
     assert start(monkeypatch, tmp_path / "run", identity=str(folder)) == 2
     assert "--identity" in capsys.readouterr().err and not started
 
