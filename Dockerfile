@@ -5,16 +5,21 @@
 # index for CPU). For CUDA name its index for your CUDA version instead. Without one, the registry's build.
 ARG PYTHON_IMAGE=python:3.11-slim
 
+# What unweft needs, without unweft: read from setup.cfg, so that it is said in one place; in a stage of its own,
+# so that only a change of the list installs anything anew.
+FROM ${PYTHON_IMAGE} AS list
+COPY setup.cfg .
+RUN python -c "import configparser as c; s = c.ConfigParser(); s.read('setup.cfg'); print(s['options']['install_requires'])" \
+        > /needs.txt
+
 FROM ${PYTHON_IMAGE} AS needs
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv /opt/needs
 WORKDIR /src
-COPY setup.cfg constraints.txt ./
-# What unweft needs, without unweft: read from setup.cfg, so that it is said in one place.
-RUN python -c "import configparser as c; s = c.ConfigParser(); s.read('setup.cfg'); print(s['options']['install_requires'])" \
-        > needs.txt \
-    && /opt/needs/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+COPY --from=list /needs.txt ./
+COPY constraints.txt ./
+RUN /opt/needs/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         -c constraints.txt -r needs.txt 'setuptools>=69' wheel \
     && cd /opt/needs/lib/python3*/site-packages \
     && rm -rf torch/include torch/share torch/test torch/bin/protoc*

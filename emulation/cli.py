@@ -67,7 +67,10 @@ def run(
     clock: Annotated[
         Literal["real", "virtual"] | None, typer.Option(help="Which time devices live by.")
     ] = None,
-    on: Annotated[Literal["local"], typer.Option(help="local: each device is a process here.")] = "local",
+    on: Annotated[
+        Literal["local", "compose"],
+        typer.Option(help="local: each device is a process here; compose: a container."),
+    ] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report what happened."""
     from emulation.scenario import load
@@ -78,11 +81,11 @@ def run(
     from emulation.preflight import check_against_model
 
     check_against_model(loaded)
-    from emulation import launcher
+    from emulation import compose, launcher
 
     console = Console()
     try:
-        status = launcher.run(loaded, folder, console)
+        status = (compose if on == "compose" else launcher).run(loaded, folder, console)
     except launcher.RunFailed as error:
         _say(str(error))
         raise typer.Exit(FAILED) from None

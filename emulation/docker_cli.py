@@ -33,6 +33,7 @@ def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.
             timeout=TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is ours to handle: nothing is left half done
         )
     except FileNotFoundError:
         raise InputError("docker: not found; a compose project needs Docker with Compose v2") from None
