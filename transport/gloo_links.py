@@ -123,16 +123,18 @@ class GlooLinks:
         with self._changed:
             if to is None or not self._takes(to):
                 return False
-            to.queue.append(frames)
-            self._changed.notify_all()
+            if to.broken or to.ending:  # nobody is told that at once: not who sends over ZeroMQ either
+                self.unsent_bytes[peer] += wire_bytes(frames)
+            else:
+                to.queue.append(frames)
+                self._changed.notify_all()
         return True
 
     async def wait_writable(self, peer: str, timeout_s: float) -> bool:
         to = self._to(peer)
         if to is None:
             return False
-        await self._until(lambda: self._takes(to) or to.broken, timeout_s)
-        return self._to(peer) is to and self._takes(to)
+        return await self._until(lambda: self._takes(to), timeout_s) and self._to(peer) is to
 
     async def recv(self) -> Received:
         while not self._arrived:
@@ -261,7 +263,7 @@ class GlooLinks:
             self._changed.notify_all()
         if not self._closed:
             log.warning("%s: the connection with %s is lost: %s", self.device, peer.device, error)
-        self._call(self._on_broken, peer.device)
+        self._call(self._on_broken, peer.rank)
 
     def _call(self, what: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -272,15 +274,16 @@ class GlooLinks:
         self._arrived.append((rank, received))
         self._news.set()
 
-    def _on_broken(self, device: str) -> None:
-        if self.on_broken is not None:
-            self.on_broken(device)
+    def _on_broken(self, rank: int) -> None:
+        for name in [name for name, of in self._ranks.items() if of == rank]:
+            if self.on_broken is not None:
+                self.on_broken(name)
 
     def _to(self, peer: str) -> _Peer | None:
         return self._peers.get(self._ranks.get(peer, -1))
 
     def _takes(self, peer: _Peer) -> bool:
-        return not (peer.broken or peer.ending) and len(peer.queue) < self._limits.high_water
+        return peer.broken or peer.ending or len(peer.queue) < self._limits.high_water
 
     def _end(self, peer: _Peer) -> None:
         """Queue the end of the stream to a peer, once."""

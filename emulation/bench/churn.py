@@ -40,13 +40,20 @@ def _soak(scenario: Scenario, folder: Path) -> tuple[list[str], int]:
     command = [sys.executable, "-c", RUN, "run", str(file), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     verdicts = [] if done.returncode == 0 else [f"the run failed: {done.stderr.strip()[-300:]}"]
-    survivors = [p.pid for p in psutil.process_iter() if str(out) in " ".join(_command(p))]
-    verdicts += [f"a process is left: {pid}" for pid in survivors]
+    verdicts += [f"a process is left: {pid}" for pid in _left(out)]
     return verdicts + [str(violation) for violation in check(out)], len(records.load(out).injected)
 
 
-def _command(process: psutil.Process) -> list[str]:
+def _left(out: Path) -> list[int]:
+    """Devices of a run that are still there, by what they wrote of themselves when they started."""
+    run = records.load(out)
+    started = [int(e["pid"]) for d in run.devices for e in run.events[d] if e["event"] == "started"]
+    return [pid for pid in started if psutil.pid_exists(pid) and _forked(pid)]
+
+
+def _forked(pid: int) -> bool:
+    """Not another process that was given the number since."""
     try:
-        return process.cmdline()
+        return "forkserver" in " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
-        return []
+        return False

@@ -17,7 +17,7 @@ from emulation.bench.figures import Findings, Measure
 from emulation.scenario import Scenario, dump
 
 RUN = "from emulation.cli import main; main()"
-OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s")
+OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
 
 
 def run(scenario: Scenario) -> Findings:

@@ -142,7 +142,7 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns = time.monotonic_ns()
     names = [f"d{n}" for n in range(devices)]
-    addresses = dict(zip(names, _addresses(devices), strict=True))
+    addresses = dict(zip(names, free_addresses(devices), strict=True))
     settings, channel = config(devices), FixedChannel(LinkQuality(UNSHAPED, 1))
     processes: dict[str, ForkServerProcess] = {}
     try:
@@ -162,7 +162,7 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
         lifeline.close()
 
 
-def _addresses(count: int) -> list[str]:
+def free_addresses(count: int) -> list[str]:
     """Loopback ports beneath the range from which outgoing connections take theirs."""
     ports = (p for p in random.SystemRandom().sample(range(10_000, 30_000), 4000) if _free(p))
     return [f"tcp://127.0.0.1:{next(ports)}" for _ in range(count)]

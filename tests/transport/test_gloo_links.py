@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -11,17 +12,29 @@ import traceback
 from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from emulation.bench.fleet import config, free_addresses
+from emulation.bench.learner import BenchLearner
+from peers.config import MixingConfig, RoundConfig
+from peers.device import DeviceSpec
+from peers.driver import Driver
+from peers.learner import Learner
+from peers.process import guard, redirect_output
+from peers.recorder import Recorder
 from transport.gloo_links import GlooLinks
+from transport.keys import DeviceIdentity
+from transport.links import Links
 from transport.messages import wire_bytes
 from transport.zmq_dealer import Limits
+from transport.zmq_links import ZmqLinks
 
 WORLD = 3
 DEADLINE_S = 30.0
+ROUNDS = 6
 MESSAGES, LARGE = 200, 70_000
 LIMITS = Limits(high_water=8, linger_ms=5000)
 Scene = Callable[[GlooLinks], Coroutine[Any, Any, object]]
@@ -153,11 +166,15 @@ async def outlive(links: GlooLinks) -> object:
     peer = others(links)[0]
     assert links.send(peer, [b"still here"])
     received = await asyncio.wait_for(links.recv(), DEADLINE_S)
-    return gone, links.send("d2", [b"to the dead"]), bytes(received.frames[0])
+    assert links.send("d2", [b"to the dead"])
+    return gone, dict(links.unsent_bytes), bytes(received.frames[0])
 
 
 def test_a_killed_peer_is_noticed_and_the_others_go_on(tmp_path: Path) -> None:
-    assert in_all_ranks(outlive, tmp_path, last=2) == [("d2", False, b"still here")] * 2
+    assert (
+        in_all_ranks(outlive, tmp_path, last=2)
+        == [("d2", {"d2": wire_bytes([b"to the dead"])}, b"still here")] * 2
+    )
 
 
 async def close_alone(links: GlooLinks) -> object:
@@ -176,6 +193,75 @@ async def close_alone(links: GlooLinks) -> object:
 def test_what_was_sent_before_the_end_arrives(tmp_path: Path) -> None:
     answers = in_all_ranks(close_alone, tmp_path)
     assert answers == ["the links are closed", ("d0", b"last"), ("d0", b"last")]
+
+
+# -- the same devices over gloo and over ZeroMQ ----------------------------------------------------------
+def train(how: str, rank: int, addresses: list[str], folder: Path, lifeline: Connection) -> None:
+    """One device that averages a matrix with its neighbours, `ROUNDS` times.
+
+    In virtual time: with a real clock, a fast device may replace what it has not sent by its next version.
+    """
+    guard(lifeline)
+    torch.set_num_threads(1)
+    redirect_output(folder / f"{how}.{rank}.log")
+    changes: dict[str, object] = {
+        "clock": "virtual",
+        "round": RoundConfig(count=ROUNDS, local_steps=1, deadline_s=DEADLINE_S),
+        "mixing": MixingConfig(mode="paper-literal", gamma=0.5),  # at 1, all three end up the same
+    }
+    settings = config(WORLD).model_copy(update=changes)
+    others = tuple(address for address in addresses if address != addresses[rank])
+    group = {f"d{rank}": address for rank, address in enumerate(addresses)}
+    where = (addresses[rank], addresses[rank], others, str(folder / how), WORLD)
+    spec = DeviceSpec(f"d{rank}", settings, *where, group=group)
+
+    async def live() -> None:
+        links: Links = ZmqLinks(spec.id, spec.listen)
+        if how == "gloo":
+            links = GlooLinks(spec.id, rank, WORLD, f"file://{folder / 'store'}", patience_s=DEADLINE_S)
+        await links.start()
+        recorder = Recorder(folder / how / "devices" / spec.id, 0)
+        learner = cast(Learner, BenchLearner(spec.id))
+        await Driver(spec, links, learner, recorder, DeviceIdentity.generate()).run()
+        await links.close()
+
+    asyncio.run(live())
+
+
+def adapters(how: str, addresses: list[str], folder: Path) -> list[str]:
+    """The hash of what each device exported at the end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "emulation.bench.fleet"])
+    lifeline, keep = context.Pipe(duplex=False)
+    devices = [
+        context.Process(target=train, args=(how, rank, addresses, folder, lifeline)) for rank in range(WORLD)
+    ]
+    try:
+        for device in devices:
+            device.start()
+        for device in devices:
+            device.join(2 * DEADLINE_S)
+        logs = {log.name: log.read_text() for log in folder.glob("*.log")}
+        assert [device.exitcode for device in devices] == [0] * WORLD, logs
+    finally:
+        for device in devices:
+            device.kill()
+            device.join()
+        keep.close()
+        lifeline.close()
+    found = []
+    for rank in range(WORLD):
+        events = (folder / how / "devices" / f"d{rank}" / "events.jsonl").read_text().splitlines()
+        found += [e["adapter_sha256"] for e in map(json.loads, events) if e["event"] == "exported"]
+    return found
+
+
+@pytest.mark.timeout(240)  # twice three processes, which take a while to start on a loaded machine
+def test_the_same_seeds_and_rounds_give_the_same_adapters_as_over_zeromq(tmp_path: Path) -> None:
+    over_gloo = adapters("gloo", [f"gloo://{rank}" for rank in range(WORLD)], tmp_path)
+    over_zeromq = adapters("zeromq", free_addresses(WORLD), tmp_path)
+    assert len(over_gloo) == WORLD and len(set(over_gloo)) == WORLD
+    assert over_gloo == over_zeromq
 
 
 def test_there_is_no_address_before_the_start() -> None:
