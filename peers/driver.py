@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from coordinator_free.mixing import MODES
 from peers import actions as do
 from peers import partition
 from peers.agenda import Agenda, Event, Kind
@@ -28,6 +29,7 @@ from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
 from peers.recorder import Recorder, round_line
 from peers.script import Script, Scripted
+from peers.versions import Versions
 from peers.workshop import Diagnosed, Trained, Workshop
 from transport.accounting import Accounts
 from transport.clock import Clock, RealClock
@@ -64,7 +66,8 @@ class Driver:
         self.virtual = _virtual_clock(spec, links)
         self.clock: Clock = self.virtual or RealClock()
         self.agenda = Agenda()
-        self.workshop = Workshop(learner, recorder, spec.config, self._on_failure)
+        versions = Versions(spec.id, identity.sign)
+        self.workshop = Workshop(learner, recorder, spec.config, self._on_failure, versions)
         self.exit: do.Exit | None = None
         self._outside: deque[Event] = deque()
         self._script = Script(spec.script)
@@ -72,7 +75,8 @@ class Driver:
         self._busy_until_ns = 0
         self._dying = False
         self._trained = TrainResult(0.0, 0, 0.0)
-        self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now())
+        signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
+        self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now(), signed)
         if self.virtual is not None:
             self.outbox.on_sent = self.virtual.sent
         links.on_broken = self._on_broken

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from coordinator_free.membership import Key
 from peers.actions import Action, Drop, Tell
+from peers.versions import SignedCopy
 from transport.accounting import Accounts
 from transport.codec import decode, payload_bytes
 from transport.errors import WireError
@@ -111,8 +112,15 @@ class Inbox:
         payload = self._parts.add(envelope.src, message, received.frames[1])
         if payload is None:
             return []
-        values = decode(payload, message.codec, message.rows, message.rank)
-        return self._protocol.update(now, envelope.src, message, values)
+        matrix = decode(payload, message.codec, message.rows, message.rank)
+        if not self._protocol.signed_versions:
+            return self._protocol.update(now, envelope.src, message, matrix)
+        signature = message.signature or b""
+        if not self._protocol.authentic(message, payload, signature):
+            self._note(received, "forged", f"{message.block} has not signed this version of its block")
+            return [Drop("forged")]
+        copy = SignedCopy(matrix, bytes(payload), signature)
+        return self._protocol.update(now, envelope.src, message, copy)
 
     def _check_shape(self, message: Update) -> None:
         rows, rank = self._rows.get(message.group), self._ranks.get(message.group)

@@ -16,6 +16,7 @@ class Joining:
     def __init__(self, state: DeviceState, rounds: Rounds) -> None:
         self._state, self._rounds = state, rounds
         self._asked = 0
+        self._helper = ""
 
     def ask(self, now: int) -> None:
         """Ask one neighbour for what is missing; another one if that takes too long."""
@@ -27,15 +28,16 @@ class Joining:
         if not missing or self._asked >= 2 * len(helpers):  # what nobody has sent in two rounds, nobody has
             self._enter(now)
             return
-        helper = helpers[self._asked % len(helpers)]
+        self._helper = helper = helpers[self._asked % len(helpers)]
         self._asked += 1
         items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in missing]
         state.tell(helper, Request(items, state.round))
         state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
 
     def try_ask(self, now: int) -> None:
-        """Once the slot is claimed."""
-        if self._joins() and "ask" not in self._state.timers:
+        """Once the slot is claimed, and again once the helper has gone: only for what has not come yet."""
+        lost = self._helper and self._helper not in self._state.members.active()
+        if self._joins() and (lost or "ask" not in self._state.timers):
             self.ask(now)
 
     def take(self, now: int, source: str, part: Part, copy: Arrival) -> None:

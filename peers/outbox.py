@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from peers.device import DeviceSpec
     from peers.learner import Learner
+    from peers.versions import Versions
 
 FRAME_BYTES = 1 << 16  # payload of one message; the bucket's depth is two of them
 HEADER_BYTES = 256  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
+SIGNATURE_BYTES = 66  # so much more where versions are signed
 CURVE_BYTES = 80  # so much more where messages are encrypted
 WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
 
@@ -37,18 +39,28 @@ WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given 
 class _Payload:
     data: bytes
     crc: int | None
+    signature: bytes | None
 
 
 class Outbox:
     """The sending side of one device."""
 
     def __init__(
-        self, spec: DeviceSpec, learner: Learner, links: Links, accounts: Accounts, now_ns: int
+        self,
+        spec: DeviceSpec,
+        learner: Learner,
+        links: Links,
+        accounts: Accounts,
+        now_ns: int,
+        versions: Versions | None = None,
     ) -> None:
+        """`versions`: where a block's versions are their owner's, and signed."""
         radio = spec.config.radio
         self.device, self._radio, self._channel = spec.id, radio, spec.channel
         self._curve = spec.keys is not None
-        self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES
+        self._versions = versions
+        signed = versions is not None
+        self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES + signed * SIGNATURE_BYTES
         self._learner, self._links, self._accounts = learner, links, accounts
         self.quota = Quota(radio.budget_bytes, radio.control_share)
         self._seed, frame_bytes = (spec.config.seed, spec.id), FRAME_BYTES + self._header_bytes
@@ -153,11 +165,20 @@ class Outbox:
         for part, version, _ in action.parts:
             done = self._encoded.get(part)
             if done is None or done[0] != version:
-                data = self._encode(part, version)
+                data, signature = self._signed(part, version)
                 crc = None if self._curve else zlib.crc32(data)  # CURVE authenticates what it carries
-                done = self._encoded[part] = (version, _Payload(data, crc))
+                done = self._encoded[part] = (version, _Payload(data, crc, signature))
             payloads[part] = done[1]
         return payloads
+
+    def _signed(self, part: Part, version: int) -> tuple[bytes, bytes | None]:
+        """A version's bytes and its owner's signature; of another's block just those that came."""
+        copy = None if self._versions is None else self._versions.relayed(part, version)
+        if copy is not None:
+            return copy.payload, copy.signature
+        data = self._encode(part, version)
+        signs = self._versions.sign if self._versions is not None else None
+        return data, None if signs is None else signs(part, version, self._radio.codec, data)
 
     def _encode(self, part: Part, version: int) -> bytes:
         """Codecs that round coarsely carry over what earlier sends of a part have lost."""
@@ -259,4 +280,5 @@ class Outbox:
             offset=offset,
             total=len(payload.data),
             crc=payload.crc,
+            signature=payload.signature,
         )

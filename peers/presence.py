@@ -115,9 +115,11 @@ class Presence:
         except (ValueError, TypeError):
             state.act(Drop("malformed"))
             return
+        self._confirm_going(source, records)
+        if state.phase is State.GONE:  # what goes on here does not concern it any more
+            return
         state.network_round = max(state.network_round, gossip.round)
         self._changed(now, state.members.merge(records), source)
-        self._confirm_going(source, records)
         if gossip.reply and source in state.peers:
             state.tell_table(now, source)
         if state.own is None and not self._waits:
@@ -127,7 +129,7 @@ class Presence:
         """Who goes waits until somebody has said that it knows: its last word must not be lost."""
         state = self._state
         for record in records:
-            if record.device == source and record.status in GOING and source in state.peers:
+            if record.device == source and record.status in GOING:
                 state.tell(source, state.gossip([record]))
             elif state.own is not None and (record.key, record.status) == (state.own.key, state.own.status):
                 state.heard = state.heard or record.status in GOING

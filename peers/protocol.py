@@ -24,6 +24,7 @@ from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, Identity, Peer, State
 from peers.upkeep import Upkeep
+from peers.versions import statement
 from peers.watch import Watch
 from transport.messages import (
     Ack,
@@ -61,6 +62,7 @@ class DeviceProtocol:
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:
+        self._verify = verify
         self._s = DeviceState(me, config, groups, part_bytes, sign, verify)
         self._meeting = Meeting(self._s, fingerprint, difference)
         self._holdings = Holdings(self._s)
@@ -163,6 +165,18 @@ class DeviceProtocol:
         if state.own is not None and block == state.own.key and state.mode.shared_versions:
             return "own"
         return None
+
+    @property
+    def signed_versions(self) -> bool:
+        """Whether a version of a block is its owner's alone, and signed by it."""
+        return self._s.mode.shared_versions
+
+    def authentic(self, header: Update, payload: bytes | bytearray | memoryview, signature: bytes) -> bool:
+        """Whether the owner of a block has made this version of it."""
+        part = Part(Key(header.block, header.block_incarnation), header.group)
+        record = self._s.members.get(part.block)
+        said = statement(part, header.version, header.codec, payload)
+        return record is not None and self._verify(record.public, said, signature)
 
     def update(self, now: int, source: str, header: Update, values: object) -> list[Action]:
         """A whole (block, group) matrix has arrived; it was accepted before."""

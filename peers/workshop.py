@@ -23,6 +23,7 @@ from peers.correction import PLAIN
 from peers.diagnosis import Diagnosis, Options
 from peers.learner import Learner, Receipt, TrainResult
 from peers.recorder import Recorder
+from peers.versions import SignedCopy, Versions
 
 Result = TypeVar("Result")
 Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables
@@ -38,8 +39,10 @@ class Workshop:
         recorder: Recorder,
         config: DeviceConfig,
         failed: Callable[[BaseException], None],
+        versions: Versions,
     ) -> None:
         self._learner, self._recorder, self._failed = learner, recorder, failed
+        self._versions = versions
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
         self._own: BlockKey | None = None
@@ -123,7 +126,10 @@ class Workshop:
                 continue
             own = self._learner.read(key, mix.part.group)
             mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, values in mix.terms:
+            for weight, copy in mix.terms:
+                values = copy.matrix if isinstance(copy, SignedCopy) else copy
+                if isinstance(copy, SignedCopy) and mix.version is not None:
+                    self._versions.keep(mix.part, mix.version, copy)
                 if values is not None:
                     mixed += weight * values
                     self._note_distance(mix.part.group, weight, values, own)
@@ -160,5 +166,6 @@ class Workshop:
 
     def _drop(self, key: Key) -> Receipt | None:
         self._changed = {part for part in self._changed if part.block != key}
+        self._versions.drop(key)
         block = BlockKey(*key)
         return self._learner.delete_block(block) if self._learner.has(block) else None

@@ -122,8 +122,8 @@ def test_who_starts_again_has_nothing_on_its_way(full: Sender) -> None:
 
 
 def test_control_passes_while_data_waits_for_credit(full: Sender) -> None:
-    full.outbox.tell("d1", 0, Ping(1, False))
-    assert [message for _, message in full.go()] == [Ping(1, False)]
+    full.outbox.tell("d1", 0, Ping(1, b"v" * 16))
+    assert [message for _, message in full.go()] == [Ping(1, b"v" * 16)]
 
 
 def test_a_strangers_credit_is_not_kept() -> None:
@@ -136,7 +136,7 @@ def test_messages_to_one_device_are_numbered_without_a_gap_in_virtual_time() -> 
     sender = Sender("virtual")
     sender.outbox.connect("?0", ADDRESSES["d1"], 0)
     for peer in ("?0", "d1", "?0", "d1"):
-        sender.outbox.tell(peer, 0, Ping(1, False))
+        sender.outbox.tell(peer, 0, Ping(1, b"v" * 16))
     assert sorted(envelope.seq for envelope, _ in sender.go()) == [1, 2, 3, 4]
 
 
@@ -145,12 +145,12 @@ def test_in_a_partition_what_is_sent_is_lost_and_counted_as_such(peer: str) -> N
     sender = Sender()
     sender.outbox.connect("?0", ADDRESSES["d1"], 0)
     sender.outbox.cut_off(frozenset({"d1"}), 0)
-    sender.outbox.tell(peer, 0, Ping(1, False))
+    sender.outbox.tell(peer, 0, Ping(1, b"v" * 16))
     assert sender.go() == []
     account = sender.accounts.link(peer)
     assert 0 < account.lost_bytes == account.sent_bytes
     sender.outbox.cut_off(frozenset(), sender.now)
-    sender.outbox.tell(peer, 0, Ping(2, False))
+    sender.outbox.tell(peer, 0, Ping(2, b"v" * 16))
     assert len(sender.go()) == 1
 
 

@@ -97,6 +97,17 @@ def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> No
     assert agreed(net)
 
 
+def test_another_helper_is_asked_as_soon_as_the_first_is_known_to_be_gone() -> None:
+    net = started(round={"deadline_s": 60.0})
+    for device in net:
+        device.budget_bytes = 6 * PART_BYTES
+    net.add("d4", "d0")
+    net.until(lambda: len(net["d4"].done(do.Apply)) >= 2)
+    net.crash(requests(net["d4"])[0])
+    net.until(lambda: len(requests(net["d4"])) == 2, 10.0)
+    net.until(lambda: trains(net, "d4"), 100.0)
+
+
 def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
     net = started(1)
     net.add("d1", "d0")
