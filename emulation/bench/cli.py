@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulation.bench.figures import Findings
 
 EXAMPLE = "Example: unweft bench transport --json transport.json"
+WIDTH = 140  # of tables that no terminal bounds
 NAMES = ("transport", "shaper", "wire", "rounds")
 
 
@@ -38,10 +39,13 @@ def bench(
         raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json: there is no folder {json.absolute().parent}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
         findings = _run(one, n)
-        findings.print(Console())
+        findings.print(console)
         found.append(findings)
         if json is not None:  # after each: a later one that is interrupted costs nothing of it
             _write(json, found)
