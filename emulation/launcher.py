@@ -11,7 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -65,7 +65,7 @@ class Run:
     devices: dict[str, Started] = field(default_factory=dict)
     events: list[dict[str, object]] = field(default_factory=list)
     resume_at: list[tuple[float, str]] = field(default_factory=list)
-    processes: list[ForkServerProcess] = field(default_factory=list)  # all that were ever started
+    lives: list[tuple[str, Started]] = field(default_factory=list)  # all that were ever started
     partition: tuple[tuple[str, ...], ...] = ()
 
     def seconds(self) -> float:
@@ -117,7 +117,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         _check(state, judge)
         return 0
     finally:
-        _stop_all([judge, *state.processes])
+        _stop_all([judge, *(started.process for _, started in state.lives)])
         _write_run(state)
         (out / evaluator.DONE_MARKER).unlink(missing_ok=True)
         keep.close()
@@ -152,7 +152,7 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
     process.start()
     killed = any(event.kind == "crash" for event in script)
     state.devices[device] = Started(process, killed, life=life)
-    state.processes.append(process)
+    state.lives.append((device, state.devices[device]))
 
 
 def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:
@@ -182,8 +182,9 @@ def _inject_due(state: Run, lifeline: object) -> None:
         if event.kind == "return" and event.device in running:
             continue  # its last life has not quite ended
         state.pending.remove(event)
-        state.note(event.round, event.kind, shown(event))
-        _inject(state, event, lifeline)
+        if event.device is None or event.kind in ARRIVALS or event.device in running:
+            state.note(event.round, event.kind, shown(event))
+            _inject(state, event, lifeline)
 
 
 def _inject(state: Run, event: EventConfig, lifeline: object) -> None:
@@ -205,11 +206,12 @@ def _inject(state: Run, event: EventConfig, lifeline: object) -> None:
 
 def _signal(started: Started, number: signal.Signals) -> None:
     if started.process.pid is not None:
-        os.kill(started.process.pid, number)
+        with suppress(ProcessLookupError):  # it has ended by itself meanwhile
+            os.kill(started.process.pid, number)
 
 
 def _check(state: Run, judge: ForkServerProcess) -> None:
-    for device, started in state.devices.items():
+    for device, started in state.lives:
         code = started.process.exitcode
         if code == -signal.SIGKILL and not started.killed:  # from outside: a crash like any other
             started.killed = True

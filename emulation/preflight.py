@@ -7,7 +7,9 @@ from peers import plugins
 from peers.errors import InputError
 from peers.learner import Learner
 from peers.models import load_model, pick_device
+from peers.outbox import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from peers.tasks import encode, tasks
+from transport.codec import payload_bytes
 
 
 def check_against_model(scenario: Scenario) -> None:
@@ -29,4 +31,20 @@ def check_against_model(scenario: Scenario) -> None:
     for device, shard in zip(scenario.all_devices, shards, strict=True):
         if not len(shard):
             raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
-    Learner(loaded, config, shards[0], scenario.all_devices[0])
+    learner = Learner(loaded, config, shards[0], scenario.all_devices[0])
+    _check_budget(scenario, learner)
+
+
+def _check_budget(scenario: Scenario, learner: Learner) -> None:
+    """A round's data share must hold the largest matrix: it is sent whole or not at all."""
+    radio, layout = scenario.radio, learner.layout
+    sizes = {g: payload_bytes(radio.codec, layout.rows(g), layout.rank(g)) for g in layout.groups}
+    group = max(sizes, key=lambda g: sizes[g])
+    parts = -(-sizes[group] // FRAME_BYTES)
+    needed = sizes[group] + parts * (HEADER_BYTES + scenario.keys.enabled * CURVE_BYTES)
+    if needed > radio.budget_bytes * (1 - radio.control_share):
+        least = int(needed / (1 - radio.control_share)) + 1
+        raise InputError(
+            f"radio.budget_bytes: {radio.budget_bytes} a round cannot carry the group {group!r}, "
+            f"{needed} bytes as {radio.codec}; allowed: {least} or more, a lower rank or a coarser codec"
+        )

@@ -199,7 +199,7 @@ class KeysConfig(Section):
 class DeviceConfig(Section):
     """All that a device reads. One instance per run, the same on every device."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     clock: Literal["real", "virtual"] = "real"
     on_crash: Literal["forget", "keep"] = "forget"
     plugins: tuple[str, ...] = ()  # modules imported by every device: they add to the registries

@@ -30,6 +30,8 @@ from peers.script import Scripted
 from peers.tasks import encode, tasks
 from transport.channel import Channel, FixedChannel, LinkQuality
 from transport.keys import DeviceIdentity, NetworkKeys
+from transport.memory import keep_freed_memory
+from transport.zmq_dealer import Limits
 from transport.zmq_links import ZmqLinks
 
 NEAR = FixedChannel(LinkQuality(1 << 40, 1_000_000))  # 1 ms, and as fast as the device's own radio
@@ -78,6 +80,7 @@ def run_device(spec: DeviceSpec) -> int:
     Raises InputError when the configuration does not fit the model or the data.
     """
     torch.set_num_threads(spec.config.model.threads)
+    keep_freed_memory()
     plugins.load(spec.config.plugins)
     epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or time.monotonic_ns()
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns)
@@ -88,7 +91,9 @@ def run_device(spec: DeviceSpec) -> int:
 
 
 async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
-    links = ZmqLinks(spec.id, spec.listen, spec.keys)
+    virtual = spec.config.clock == "virtual"
+    limits = Limits(high_water=1 << 16, linger_ms=10_000) if virtual else Limits()  # no message may be lost
+    links = ZmqLinks(spec.id, spec.listen, spec.keys, limits)
     await links.start()  # first: what others send while the model loads waits in the socket
     try:
         if spec.keys_folder is not None:

@@ -27,6 +27,7 @@ from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
 from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
+from peers.reception import Reception
 from peers.recorder import Recorder, round_line
 from peers.script import Script, Scripted
 from peers.versions import Versions
@@ -35,7 +36,7 @@ from transport.accounting import Accounts
 from transport.clock import Clock, RealClock
 from transport.keys import DeviceIdentity, verify
 from transport.links import Links, Received
-from transport.messages import Credit, Envelope, Hello, Message, Window
+from transport.messages import Credit, Envelope, Hello, Message
 from transport.virtual_clock import VirtualClock
 from transport.windows import ABSENT, STARTED
 
@@ -46,7 +47,6 @@ Result = TypeVar("Result")
 log = logging.getLogger("unweft")
 SECOND = 1_000_000_000
 FLUSH_NS = 5 * SECOND  # longest time that a device which ends gives its queue
-MAX_FLIGHT_NS = 60 * SECOND  # no message may claim to arrive later than this
 
 
 class Driver:
@@ -92,7 +92,11 @@ class Driver:
             verify,
         )
         curve = spec.keys is not None
-        self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve)
+        rounds = spec.config.round.count
+        self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve, rounds)
+        self.reception = Reception(
+            links, self.inbox, self.protocol, self.agenda, self.clock, self.virtual, self._take
+        )
         self._perform: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: self._on_connect,
             do.Disconnect: self._on_disconnect,
@@ -119,7 +123,7 @@ class Driver:
             self._loop.add_signal_handler(number, self._post, partial(self._signal, kind=kind))
         self._loop.add_signal_handler(signal.SIGUSR1, self._post, self._read_partition)
         self._read_partition(self.clock.now())
-        receiving = asyncio.create_task(self._receive())
+        receiving = asyncio.create_task(self.reception.run())
         try:
             if self.virtual is not None:
                 self.virtual.start()
@@ -202,31 +206,6 @@ class Driver:
         actions: list[do.Action] = [do.Exit(1, f"{type(error).__name__}: {error}")]
         self._loop.call_soon_threadsafe(self._post, lambda now: actions)
 
-    async def _receive(self) -> None:
-        while True:
-            received = await self.links.recv()
-            opened = self.inbox.open(received)
-            if opened is None:
-                continue
-            envelope, message = opened
-            if isinstance(message, Window):
-                self._on_window(envelope, message, received)
-                continue
-            if self.virtual is not None:
-                self.virtual.received(envelope.src, envelope.seq)
-            elif envelope.arrive_ns > self.clock.now() + MAX_FLIGHT_NS:
-                self.inbox.refuse(received, "malformed", "it says that it arrives in a far future")
-                continue
-            event = partial(self._take, envelope=envelope, message=message, received=received)
-            self.agenda.add(envelope.arrive_ns, Kind.MESSAGE, event, envelope.src, envelope.seq)
-            self.clock.poke()
-
-    def _on_window(self, envelope: Envelope, window: Window, received: Received) -> None:
-        if self.virtual is None:
-            self.inbox.refuse(received, "unexpected", "there is no virtual clock here")
-        else:
-            self.virtual.heard(envelope.src, window)
-
     def _take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[do.Action]:
         if self._script.waits:  # the process is there, the device is not
             self.accounts.link(envelope.src).dropped("absent", received.wire_bytes)
@@ -269,7 +248,12 @@ class Driver:
                 return self.protocol.signal(now, event.kind)
 
     async def _die(self) -> NoReturn:
-        """End the stream in virtual time, then go as a power loss would have it."""
+        """End the stream in virtual time, then go as a power loss would have it.
+
+        What was decided before is done first, whatever real time that takes.
+        """
+        await asyncio.wrap_future(self.workshop.submit(lambda: None))
+        await asyncio.sleep(0)
         await self._leave_time()
         await self.links.flush(FLUSH_NS / SECOND)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -320,21 +304,24 @@ class Driver:
         self.outbox.purge(action.key, action.reason)
         self.inbox.purge(action.key)
         peer, incarnation, asked = action.key.device, action.key.incarnation, self.clock.now()
+        round_ = self.protocol.round
 
         def deleted(receipt: Receipt | None) -> None:
             if receipt is not None:
                 hashes = {"sha256_before": receipt.sha256_before, "sha256_after": receipt.sha256_after}
                 at = self.clock.completed_ns(asked)
-                self._record(at, "deleted", peer=peer, incarnation=incarnation, **hashes)
+                fields = {"peer": peer, "incarnation": incarnation, **hashes}
+                self.recorder.event(at, round_, "deleted", fields)
 
         self._when_done(self.workshop.drop_block(action.key), deleted)
 
     def _on_export(self, action: do.Export) -> None:
-        asked = self.clock.now()
+        asked, round_ = self.clock.now(), self.protocol.round
         path = Path(self.spec.out) / "adapters" / self.spec.id
 
         def exported(sha256: str) -> None:
-            self._record(self.clock.completed_ns(asked), "exported", adapter_sha256=sha256)
+            at = self.clock.completed_ns(asked)
+            self.recorder.event(at, round_, "exported", {"adapter_sha256": sha256})
 
         self._when_done(self.workshop.export(path), exported)
 

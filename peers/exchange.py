@@ -81,7 +81,11 @@ class Exchange:
 
     def want(self, peer: str, parts: Iterable[Part]) -> None:
         """A peer asks for parts; those that are held here go to it when a round is published."""
-        self.peer(peer).wants |= {part for part in parts if part in self.held}
+        copies = self.peer(peer)
+        for part in parts:
+            if part in self.held:
+                copies.wants.add(part)
+                copies.has.pop(part, None)  # an earlier answer may have been lost
 
     # -- sending -----------------------------------------------------------------------------------
     def plan(

@@ -28,6 +28,7 @@ class Inbox:
     """Turns what a socket received into the protocol's actions and keeps the receiving side's accounts.
 
     `events`: what was refused for what it is, by kind. `curve`: whether the links are authenticated already.
+    `rounds`: of the run; no data is of a later one.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Inbox:
         accounts: Accounts,
         events: Counter[str],
         curve: bool,
+        rounds: int = 1 << 40,
     ) -> None:
         self._protocol, self._accounts, self._events = protocol, accounts, events
+        self._rounds = rounds
         self._replays = None if curve else ReplayGuard()
         self._rows = {group: learner.layout.rows(group) for group in learner.groups}
         self._ranks = {group: learner.layout.rank(group) for group in learner.groups}
@@ -78,6 +81,8 @@ class Inbox:
         """Drop a message that no honest device sends: a counter, and now and then a line in the log."""
         self._note(received, kind, why)
         self._accounts.link(received.source).dropped(kind, received.wire_bytes)
+        if len(received.frames) > 1 and received.source in self._protocol.peers:
+            self._taken[received.source] += received.wire_bytes  # it was on its way, and is no more
 
     def _note(self, received: Received, kind: str, why: str) -> None:
         note(self._events, kind, f"message from {received.source!r} dropped: {why}")
@@ -105,6 +110,8 @@ class Inbox:
     def _handle(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         if not isinstance(message, Update):
             return self._protocol.receive(now, envelope.src, envelope.src_incarnation, message)
+        if message.round >= self._rounds:
+            return [Drop("malformed")]
         reason = self._protocol.accepts(envelope.src, Key(message.block, message.block_incarnation))
         if reason is not None:
             return [Drop(reason)]

@@ -17,9 +17,10 @@ from transport.accounting import Accounts
 from transport.channel import LinkQuality
 from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
 from transport.links import Links
-from transport.messages import Bye, Envelope, Message, Update, pack, stamp, wire_bytes
+from transport.messages import Bye, Envelope, Message, Update, pack, pack_parts, stamp, wire_bytes
 from transport.shaper import Departure, Outgoing, Shaper, philox
 from transport.token_bucket import Quota
+from transport.windows import LIFE_BITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ class Outbox:
         # Virtual time needs numbers from 1 on by address: a peer may be known under an alias first. Else
         # a device that starts again goes on above what it has used: others hold less for a replay.
         self._virtual = spec.config.clock == "virtual"
-        self._before_first = 0 if self._virtual else time.time_ns()
+        self._before_first = spec.life << LIFE_BITS if self._virtual else time.time_ns()
         self._seq: Counter[str] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._encoded: dict[Part, tuple[int, _Payload]] = {}
@@ -197,12 +198,10 @@ class Outbox:
             older = self._shaper.abandon_older(part, version, action.peer)
             if older.bytes:
                 self._accounts.link(action.peer).abandoned("superseded", older.bytes)
-            for offset in range(0, len(payload.data), FRAME_BYTES):
-                piece = memoryview(payload.data)[offset : offset + FRAME_BYTES]
-                header = self._header(part, version, action.round, cause, offset, payload)
-                frames = pack(envelope, header, piece)
+            header = self._header(part, version, action.round, cause, payload)
+            for frames in pack_parts(envelope, header, payload.data, FRAME_BYTES):
                 size = wire_bytes(frames, self._curve)
-                self._shaper.data(Outgoing(action.peer, cause, frames, size, len(piece), part, version))
+                self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
         self._last(action.peer, pack(envelope, action.manifest))
 
     def farewell(self, peer: str, incarnation: int, reason: str) -> None:
@@ -263,9 +262,8 @@ class Outbox:
 
         self._shaper.remove(counted)
 
-    def _header(
-        self, part: Part, version: int, round_: int, cause: str, offset: int, payload: _Payload
-    ) -> Update:
+    def _header(self, part: Part, version: int, round_: int, cause: str, payload: _Payload) -> Update:
+        """Of the first part of a payload."""
         layout = self._learner.layout
         return Update(
             block=part.block.device,
@@ -277,7 +275,7 @@ class Outbox:
             codec=self._radio.codec,
             rows=layout.rows(part.group),
             rank=layout.rank(part.group),
-            offset=offset,
+            offset=0,
             total=len(payload.data),
             crc=payload.crc,
             signature=payload.signature,

@@ -13,7 +13,8 @@ def load(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # whatever a user's module raises
+            why = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"plugins: {name!r} cannot be imported ({error}); allowed: modules on the path"
+                f"plugins: {name!r} cannot be imported ({why}); allowed: modules on the path"
             ) from None

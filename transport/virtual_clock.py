@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from transport.links import Links
 from transport.messages import Envelope, Window, pack
-from transport.windows import STARTED, Grant, Windows
+from transport.windows import LIFE_BITS, STARTED, Grant, Windows
 
 WARN_S = 30.0  # real seconds: how often a device that waits for another says so
 ROOM_S = 5.0
@@ -75,7 +75,8 @@ class VirtualClock:
                 self._windows.sent(device, arrive_ns)
 
     def received(self, source: str, seq: int) -> None:
-        self._windows.received(self._windows.life_of(source), seq)
+        life, number = divmod(seq, 1 << LIFE_BITS)
+        self._windows.received(life_name(source, life), number)
         self._news.set()
 
     def heard(self, source: str, window: Window) -> None:

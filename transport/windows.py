@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from transport.messages import NEVER_NS, Window
 
+LIFE_BITS = 40  # a message's number: above these bits, which life of its device sent it
 ABSENT = -2  # the round of a device that has not joined yet, or has gone
 STARTED = -1  # the round of one that is there and has closed none
 
@@ -55,11 +56,6 @@ class Windows:
     def others(self) -> list[str]:
         """Whose announcements are waited for."""
         return sorted(self._live)
-
-    def life_of(self, device: str) -> str:
-        """The first of a device's lives ("d5", then "d5#1", ...) that has not ended."""
-        lives = [name for name in self._live if name.partition("#")[0] == device]
-        return min(lives, key=lambda name: int(name.partition("#")[2] or 0), default=device)
 
     def sent(self, peer: str, arrive_ns: int) -> None:
         """A message has gone to a device of the group."""
