@@ -26,7 +26,7 @@ from transport.messages import MAX_PAYLOAD, Buffer, wire_bytes
 from transport.zmq_watch import Socket, Waiter, Watch
 
 Context = zmq.Context[Socket]
-ZERO_COPY_BYTES = 1 << 17  # frames from here on are handed over: for less, pyzmq's bookkeeping costs more
+ZERO_COPY_BYTES = 1 << 16  # frames from here on are handed over, not copied
 RETRY_S, RETRY_MAX_S = 0.1, 2.0
 PUMP_S = 0.005  # between tries to pass on what waited when the socket is full
 FAILURES: dict[int, str] = {
