@@ -52,4 +52,5 @@ ARMS: dict[str, Arm] = {
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )
 }
+POLICIES = tuple(name for name, arm in ARMS.items() if "correction.policy" in arm.changes)
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

@@ -117,7 +117,7 @@ def worst_loss(run: RunRecords, cell: Cell) -> float | None:
 def _decisions(run: RunRecords, cell: Cell) -> list[Record]:
     """What was decided, why and from which residuals; all survivors decide alike, so one tells."""
     return [
-        {"k": int(e["round"]) - cell.event_round, "reason": e["reason"], "residuals": e["residuals"]}
+        {"k": int(e["round"]) - cell.event_round, **{n: e[n] for n in ("reason", "groups", "residuals")}}
         for e in run.events[cell.survivors[0]]
         if e["event"] == "decision"
     ]

@@ -20,25 +20,36 @@ Entry = Mapping[str, Record | None]
 DASH = "–"
 
 
-def write(out: Path, rows: Sequence[Record], summary: Sequence[Record], verdicts: Sequence[Record]) -> None:
+def write(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Record]]) -> None:
     """OUT/rows.csv: a line for each setting, arm and seed. OUT/results.json: that, summed up."""
     with (out / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    results = {"schema": 1, "summary": summary, "verdicts": verdicts}
-    text = json.dumps(results, indent=1, allow_nan=False)
+    text = json.dumps({"schema": 1, **results}, indent=1, allow_nan=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
 
 
-def show(console: Console, summary: Sequence[Record], verdicts: Sequence[Record]) -> None:
-    """Two tables for each setting, then the verdicts, one a line."""
+def show(console: Console, summary: Sequence[Record]) -> None:
+    """Two tables for each setting."""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         entries = [entry for entry in summary if entry["setting"] == setting]
         console.print(correction(setting, entries))
         console.print(forgetting(setting, entries))
-    for verdict in verdicts:
-        console.print(f"• {line(verdict)}", highlight=False, soft_wrap=True)
+
+
+def say(console: Console, evidence: Sequence[Record], verdicts: Sequence[Record]) -> None:
+    """What each setting turned out to be, then the verdicts: one a line."""
+    for told in (*map(regime, evidence), *map(line, verdicts)):
+        console.print(f"• {told}", highlight=False, soft_wrap=True)
+
+
+def regime(evidence: Record) -> str:
+    """One setting's residuals, and what was chosen."""
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in evidence["shares"].items())
+    chosen = ", ".join(f"{name} {count}" for name, count in evidence["choices"].items())
+    text = f"{evidence['setting']}: at the first diagnosis {shares}"
+    return f"{text}; dominant chose {chosen} (decisions)" if chosen else text
 
 
 def correction(setting: str, entries: Sequence[Record]) -> Table:
@@ -46,7 +57,7 @@ def correction(setting: str, entries: Sequence[Record]) -> Table:
     table = _table(f"{setting}: correction")
     heads = ("arm", "gap", "− uniform's", "RI %", "Norm\nComm", "retain", "back", "rounds", "bytes")
     for head in heads:
-        table.add_column(head, justify="left" if head == "arm" else "right")
+        table.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in entries:
         costs = [number(e["recovery_rounds"], 1), megabytes((e["recovery_bytes"] or {}).get("mean"))]
         gap = [spread(e["eg"]), spread(e["eg_minus_uniform"]), number(e["ri_gap"], 1)]
@@ -61,7 +72,7 @@ def forgetting(setting: str, entries: Sequence[Record]) -> Table:
     table = _table(f"{setting}: forgetting")
     heads = ("arm", "forget", "Δ at 0", "same", "AUC", "Δ at 0", "same", "TPR", "test", "ToW")
     for number_, head in enumerate(heads):
-        table.add_column(head, justify="right" if number_ else "left")
+        table.add_column(head, justify="right" if number_ else "left", no_wrap=not number_)
     for e in entries:
         cells = []
         for name in ("forget", "auc"):

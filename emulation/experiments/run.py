@@ -11,6 +11,7 @@ from emulation.experiments import cells, output, plan, plot
 from emulation.experiments.arms import NONE
 from emulation.experiments.catalogue import Experiment, Scale
 from emulation.experiments.compare import rows
+from emulation.experiments.evidence import evidence
 from emulation.experiments.summarise import summary, verdicts
 
 
@@ -32,9 +33,11 @@ def run(request: Request, console: Console, make: cells.Make | None = None) -> N
     with_none = NONE in request.arms
     compared = rows(measures, with_none)
     summed, found = summary(compared), verdicts(compared)
-    output.write(request.out, compared, summed, found)
+    seen = evidence(measures)
+    output.write(request.out, compared, {"summary": summed, "verdicts": found, "evidence": seen})
     plot.write(measures, with_none, request.out / "curves.png")
-    output.show(console, summed, found)
+    output.show(console, summed)
+    output.say(console, seen, found)
     console.print(
         f"written: {request.out}/rows.csv, results.json, curves.png", highlight=False, soft_wrap=True
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from emulation.experiments.arms import ORACLE, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.arms import ORACLE, POLICIES, SINGLE_ACTIONS, UNIFORM
 from emulation.experiments.statistics import Interval, equivalence_p, interval
 from emulation.records import Record
 
@@ -95,9 +95,9 @@ def _best_single(rows: Sequence[Record], setting: str) -> Record | None:
 
 
 def _dominant(rows: Sequence[Record], setting: str) -> Record | None:
-    """Beside the best of all other arms. `allowed`: 5 % of its gap or 0.01, whichever is larger."""
+    """Beside the best of the other policies. `allowed`: 5 % of its gap or 0.01, whichever is larger."""
     mine = of(rows, setting, DOMINANT)
-    ranked = _ranked(rows, setting, lambda arm: arm not in (DOMINANT, ORACLE))
+    ranked = _ranked(rows, setting, lambda arm: arm in POLICIES and arm != DOMINANT)
     if not mine or not ranked:
         return None
     best = of(rows, setting, ranked[0])
@@ -105,7 +105,7 @@ def _dominant(rows: Sequence[Record], setting: str) -> Record | None:
     allowed = max(0.05 * abs(fmean(r["eg"] for r in best)), 0.01)
     frugal = all(share <= 1.0 for share in _known(mine, "norm_comm"))
     return {
-        "what": f"{DOMINANT} - best other arm {ranked[0]}",
+        "what": f"{DOMINANT} - best other policy {ranked[0]}",
         "setting": setting,
         "eg": told(excess),
         "allowed": allowed,

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from emulation.evaluator import DONE_MARKER, KEPT
-from emulation.experiments import cells, compare, measures, output, plan, summarise
+from emulation.experiments import cells, compare, evidence, measures, output, plan, summarise
 from emulation.experiments.arms import ARMS, NONE, ORACLE, UNIFORM
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
 from emulation.experiments.exam import write_mean
@@ -241,12 +241,37 @@ def test_verdicts_name_the_best_single_action_and_judge_dominant() -> None:
     assert single["what"] == "best single action topology - runner-up sync"
     assert single["eg"]["high"] == pytest.approx(-0.1)
     assert (dominant["what"], dominant["allowed"], dominant["holds"]) == (
-        "dominant - best other arm topology",
+        "dominant - best other policy topology",
         pytest.approx(0.01),
         False,
     )
     assert against["what"] == "dominant - uniform"
     assert output.line(single).endswith("-0.100 \\[-0.100, -0.100], which excludes 0")
+
+
+def decision(reason: str, local: float, consensus: float, heterogeneity: float) -> dict[str, Any]:
+    half = {"local": local / 2, "consensus": consensus / 2, "heterogeneity": heterogeneity / 2, "S": 9.0}
+    return {"k": 1, "reason": reason, "groups": {}, "residuals": {"early": half, "late": half}}
+
+
+def test_a_regime_is_told_by_the_first_diagnosis_and_the_choices() -> None:
+    sync, stay = (
+        "dominant: late, R_loc 1 of 2 -> sync 2, early steps 1",
+        "dominant: late, R_loc 1 of 2 -> stay",
+    )
+    first, second = decision(sync, 1.0, 2.0, 1.0), decision(stay, 5.0, 0.0, 0.0)
+    told = [{**measured("dominant", 1.0), "decisions": [first, second, second]}, measured(UNIFORM, 1.0)]
+    found = evidence.evidence(told)
+    assert [e["choices"] for e in found] == [{"stay": 2, "sync": 1}]
+    assert found[0]["shares"] == pytest.approx({"R_loc": 0.25, "R_con": 0.5, "R_het": 0.25})
+    assert output.regime(found[0]) == (
+        "paper: at the first diagnosis R_loc 25 %, R_con 50 %, R_het 25 %; "
+        "dominant chose stay 2, sync 1 (decisions)"
+    )
+
+
+def test_without_a_diagnosis_nothing_is_told_of_a_regime() -> None:
+    assert evidence.evidence([measured(UNIFORM, 1.0), measured(ORACLE, 1.0)]) == []
 
 
 # -- the whole -------------------------------------------------------------------------------------------
