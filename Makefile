@@ -3,7 +3,7 @@
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench clean testbed
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -11,6 +11,10 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	.venv/bin/python -m pytest
+
+# container tests; without a Docker engine they are skipped, and say so
+testbed: .venv/.installed-dev
+	UNWEFT_TESTBED=1 .venv/bin/python -m pytest tests/testbed
 
 check: .venv/.installed-dev
 	.venv/bin/ruff check .

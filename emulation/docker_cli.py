@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peers.errors import InputError
@@ -78,11 +78,7 @@ class Project:
     # -- who is there ------------------------------------------------------------------------------
     def containers(self) -> list[Container]:
         """Of all its devices, also those that have ended."""
-        ids = [
-            line
-            for service in DEVICE_SERVICES
-            for line in self.docker("ps", "-aq", *self._filters(service)).split()
-        ]
+        ids = [line for service in DEVICE_SERVICES for line in self._ids(service)]
         if not ids:
             return []
         found = [_container(about) for about in json.loads(self.docker("inspect", *ids))]
@@ -104,9 +100,10 @@ class Project:
         by_host = {container.id: container for container in containers}
         return {device: by_host[host] for device, host in claimed.items() if host in by_host}
 
-    def _filters(self, service: str) -> tuple[str, ...]:
+    def _ids(self, service: str) -> list[str]:
         wanted = (f"{LABEL}.project={self.name}", f"{LABEL}.service={service}")
-        return tuple(word for label in wanted for word in ("--filter", f"label={label}"))
+        filters = [word for label in wanted for word in ("--filter", f"label={label}")]
+        return self.docker("ps", "-aq", *filters).split()
 
     # -- what happens to it ------------------------------------------------------------------------
     def signal(self, container: Container, number: str) -> None:
@@ -123,9 +120,17 @@ class Project:
         self.docker("start", container.id)
 
     def join(self, device: str) -> None:
-        """One more container, for a device of this id."""
-        with_id = ("-e", f"UNWEFT_ID={device}")
-        self.compose("run", "-d", "--no-deps", "--use-aliases", *with_id, "device")
+        """One more container of the service, for a device of this id.
+
+        Created, then started: `up --scale` would also start those again that have ended.
+        """
+        before = {container.id for container in self.containers()}
+        named = replace(self, variables={**self.variables, "UNWEFT_ID": device})
+        scale = ("--scale", f"device={1 + len(self._ids('device'))}")
+        named.compose("create", "--no-recreate", "--no-build", *scale, "device")
+        for container in self.containers():
+            if container.id not in before:
+                self.start(container)
 
     def network(self) -> str:
         """The name of the devices' network."""

@@ -170,7 +170,7 @@ NOTE = "exec aaaaaaaaaaaa python -m emulation.churn_notes"
             ["heal", "d0"],
             [f"{NOTE} heal ", "network connect --alias device --ip 10.93.0.7 tb_testbed aaaaaaaaaaaa"],
         ),
-        (["join", "d7"], ["compose -p tb run -d --no-deps --use-aliases -e UNWEFT_ID=d7 device"]),
+        (["join", "d7"], ["compose -p tb create --no-recreate --no-build --scale device=4 device"]),
     ],
 )
 def test_an_event_is_what_docker_does_to_each_container(

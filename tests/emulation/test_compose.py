@@ -37,6 +37,7 @@ class Docker:
         self.states = dict.fromkeys(hosts, ("running", 0))
         self.asked: list[str] = []
         self.variables: Mapping[str, str] = {}
+        self.created_with: Mapping[str, str] = {}
         self.fails = ""
 
     def __call__(
@@ -62,6 +63,9 @@ class Docker:
                 return json.dumps(about)
             case "logs":
                 return "what it said last\n"
+            case "compose" if "create" in words:
+                self.states["7" * 12] = ("created", 0)
+                self.created_with = self.variables
             case "pause" | "unpause" | "start":
                 self.states[words[-1]] = ("paused" if words[0] == "pause" else "running", 0)
             case "kill":
@@ -113,7 +117,7 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         ('round = 5\nkind = "stall"\ndevice = "d1"\nduration_s = 1.0', "pause 111111111111"),
         (
             'round = 5\nkind = "join"\ndevice = "d7"',
-            "compose -p tb run -d --no-deps --use-aliases -e UNWEFT_ID=d7 device",
+            "compose -p tb create --no-recreate --no-build --scale device=4 device",
         ),
     ],
 )
@@ -125,8 +129,21 @@ def test_an_event_is_what_docker_does_once_all_have_closed_its_round(
     assert docker.asked == [] and len(early.pending) == 1
     state = started(tmp_path, docker, event)
     compose._inject_due(state)
-    assert docker.asked == [asked] and state.pending == []
+    assert docker.asked[0] == asked and state.pending == []
     assert [(e["round"], e["kind"]) for e in state.events] == [(5, event.split('"')[1])]
+
+
+def test_one_that_joins_is_one_container_more_that_knows_its_id(tmp_path: Path, docker: Docker) -> None:
+    """Those that have ended stay as they are."""
+    state = started(tmp_path, docker, 'round = 5\nkind = "join"\ndevice = "d7"')
+    docker.states["2" * 12] = ("exited", 137)
+    compose._inject_due(state)
+    assert docker.created_with["UNWEFT_ID"] == "d7"
+    assert docker.asked[1:] == ["start 777777777777"]
+    assert docker.states == {
+        **{"0" * 12: ("running", 0), "1" * 12: ("running", 0)},
+        **{"2" * 12: ("exited", 137), "7" * 12: ("running", 0)},
+    }
 
 
 def test_a_stall_ends_after_its_seconds(tmp_path: Path, docker: Docker) -> None:
