@@ -73,10 +73,13 @@ def encode_view(
     if codec in _FLOATS:
         if codec == "fp16":
             matrix = matrix.clamp(-FP16_MAX, FP16_MAX)
-        narrow = matrix.to(_FLOATS[codec]).contiguous()
-        if codec == "bf16" and not _finite(narrow):
-            raise ValueError("a value beyond bf16")
-        return narrow.view(torch.uint8).numpy().data.cast("B")
+        if codec != "fp32":
+            matrix = matrix.to(_FLOATS[codec])
+        if codec == "bf16":
+            if not _finite(matrix):
+                raise ValueError("a value beyond bf16")
+            matrix = matrix.contiguous().view(torch.uint8)  # numpy has no bf16
+        return matrix.contiguous().numpy().data.cast("B")
     if codec not in _LEVELS:
         raise WireError(f"unknown codec {codec!r}")
     return _quantise(matrix, codec, rng)

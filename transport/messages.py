@@ -343,6 +343,10 @@ def pack_parts(
         raise ValueError(f"{len(view)} bytes of payload from {update.offset} on are not {update.total}")
     prefix, body = _packable(envelope, update, kind)
     first: bytes = msgpack.packb(body)
+    if len(view) <= part_bytes:
+        only = (seal(prefix + first), view)
+        _check_packed(only, kind)
+        return [only]
     tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[1:]  # without the array's own byte: less than 16 values
     head = prefix + first[: len(first) - len(tail) - 1]  # 1: the offset 0
     offsets = range(0, len(view), part_bytes)

@@ -12,8 +12,8 @@ from emulation.bench.processes import Crew, Remote, crew
 from transport.keys import NetworkKeys
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22)  # bytes of a tensor, fp32
-MOVED_BYTES = 128 << 20  # in one repetition
-REPETITIONS = 9
+MOVED_BYTES = 64 << 20  # in one repetition
+REPETITIONS = 17
 RAW, RAW_CURVE = "raw pyzmq", "raw pyzmq, CURVE"
 
 
