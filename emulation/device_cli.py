@@ -101,6 +101,13 @@ def device(
         str | None,
         typer.Option(envvar=health.VARIABLE, help="Socket file at which it says how it is."),
     ] = None,
+    wall_clock: Annotated[
+        bool,
+        typer.Option(
+            envvar="UNWEFT_WALL_CLOCK",
+            help="Devices are on several machines: count time as the world does, not from a machine's start.",
+        ),
+    ] = False,
     ask: Annotated[
         bool,
         typer.Option(
@@ -141,13 +148,14 @@ def device(
             seeds=tuple(other for other in others if other != here),
             out=str(out),
             cohort=len(loaded.initial_devices) if claim.id in loaded.initial_devices else 0,
-            epoch_ns=epoch.read(out),
+            epoch_ns=epoch.read(out, wall_clock),
             snapshot_every=loaded.eval.every if snapshots else 0,
             keys=own_keys,
             signing=signing,
             keys_folder=None if own_keys is None else str(keys),
             channel=radio.channel(loaded, loaded.all_devices),
             health=health_socket,
+            wall_clock=wall_clock,
         )
         raise typer.Exit(_run(spec))
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -29,6 +28,7 @@ from peers.rekey import on_hangup
 from peers.script import Scripted
 from peers.tasks import encode, tasks
 from transport.channel import Channel, FixedChannel, LinkQuality
+from transport.clock import RealClock
 from transport.keys import DeviceIdentity, NetworkKeys
 from transport.memory import keep_freed_memory
 from transport.zmq_dealer import Limits
@@ -55,6 +55,7 @@ class DeviceSpec:
     keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
     health: str | None = None  # socket file on which its event loop says how it is (health.py)
+    wall_clock: bool = False  # devices are on several hosts (transport/clock.py)
     group: Mapping[str, str] = field(default_factory=dict)  # the address of every device of the run, if known
     life: int = 0  # how many processes of this id have been before in the run
     script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device
@@ -82,7 +83,8 @@ def run_device(spec: DeviceSpec) -> int:
     torch.set_num_threads(spec.config.model.threads)
     keep_freed_memory()
     plugins.load(spec.config.plugins)
-    epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or time.monotonic_ns()
+    now_ns = RealClock(spec.wall_clock).now()
+    epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or now_ns
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns)
     try:
         return asyncio.run(_live(spec, recorder))

@@ -64,7 +64,7 @@ class Driver:
         self.accounts = Accounts()
         links.on_drop = lambda source, reason, size: self.accounts.link(source).dropped(reason, size)
         self.virtual = _virtual_clock(spec, links)
-        self.clock: Clock = self.virtual or RealClock()
+        self.clock: Clock = self.virtual or RealClock(spec.wall_clock)
         self.agenda = Agenda()
         versions = Versions(spec.id, identity.sign)
         self.workshop = Workshop(learner, recorder, spec.config, self._on_failure, versions)

@@ -27,13 +27,18 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """Monotonic time, the same for all processes of a host. Waits end at a deadline, never by polling."""
+    """Monotonic time, the same for all processes of a host. Waits end at a deadline, never by polling.
 
-    def __init__(self) -> None:
+    `wall`: counted from 1970 on, for devices on several hosts, of which each counts from its own boot. Links
+    are then as exact as the hosts' clocks agree (NTP: milliseconds). A clock that is set later is not followed.
+    """
+
+    def __init__(self, wall: bool = False) -> None:
         self._news = asyncio.Event()
+        self._offset_ns = time.time_ns() - time.monotonic_ns() if wall else 0
 
     def now(self) -> int:
-        return time.monotonic_ns()
+        return time.monotonic_ns() + self._offset_ns
 
     async def reach(self, due_ns: int | None) -> bool:
         """A timer of asyncio may ring early by its resolution; then it is asked for the rest."""

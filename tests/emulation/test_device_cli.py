@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peers import device as device_module
 from peers.device import DeviceSpec
 from tests.emulation.test_cli import QUICK, unweft
 from transport import keys
+from transport.clock import RealClock
 from transport.keys import DeviceIdentity
 
 Patch = pytest.MonkeyPatch
@@ -191,6 +193,17 @@ def test_another_machine_counts_from_its_own_start(monkeypatch: Patch, tmp_path:
     epoch.write(tmp_path)
     monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
     assert epoch.read(tmp_path) is None
+
+
+def test_on_several_machines_all_count_as_the_world_does(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    epoch.write(tmp_path)
+    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    start(monkeypatch, tmp_path, wall_clock="1")
+    assert started[0].wall_clock and started[0].epoch_ns == epoch.read(tmp_path, wall=True)
+    assert abs(time.time_ns() - RealClock(wall=True).now()) < 10**9
+    assert abs(started[0].epoch_ns - RealClock(wall=True).now()) < 60 * 10**9
 
 
 def test_the_grace_comes_from_the_variable_or_the_scenario(
