@@ -30,7 +30,7 @@ class RealClock:
     """Monotonic time, the same for all processes of a host. Waits end at a deadline, never by polling.
 
     `wall`: counted from 1970 on, for devices on several hosts, of which each counts from its own boot. Links
-    are then as exact as the hosts' clocks agree (NTP: milliseconds). A clock that is set later is not followed.
+    are then as exact as the hosts' clocks agree (NTP: milliseconds). One that is set later is not followed.
     """
 
     def __init__(self, wall: bool = False) -> None:
