@@ -39,6 +39,7 @@ RUN mkdir /results /keys /identity \
     && chmod 1777 /results /identity && chmod 700 /keys
 COPY --from=needs /opt/needs /opt/needs
 COPY --from=build /opt/unweft /opt/unweft
+COPY scenarios /scenarios
 USER 10001:10001
 EXPOSE 7000
 HEALTHCHECK --interval=15s --timeout=10s --start-period=90s --retries=2 CMD ["python", "-m", "peers.health"]

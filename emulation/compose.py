@@ -21,7 +21,7 @@ from statistics import median
 
 from rich.console import Console
 
-from emulation import claims, epoch, evaluator, shared_run
+from emulation import claims, epoch, evaluator, gate, shared_run
 from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project
 from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off
 from emulation.launcher import PRELOAD, RunFailed, _no_interrupt
@@ -63,7 +63,17 @@ class Run:
         self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
 
     def running(self) -> dict[str, Container]:
-        return {device: c for device, c in self.containers.items() if c.live}
+        """Those that take part; who has no id yet is about to."""
+        unnamed = {c.name for c in self.containers.values()}
+        return {
+            device: c
+            for device, c in self.containers.items()
+            if c.live and (device in unnamed or gate.is_open(self.out, device))
+        }
+
+    def returns(self, device: str) -> bool:
+        """Whether the scenario has it come back yet."""
+        return any((event.kind, event.device) == ("return", device) for event in self.pending)
 
 
 def run(scenario: Scenario, out: Path, console: Console) -> int:
@@ -81,7 +91,9 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         project = Project(_name(out), files, _variables(scenario, out, Path(secret)))
         _build(project, console)
         shared_run.begin(out, scenario)
-        with _judged(scenario, out) as judge, _up(project):
+        for device in scenario.initial_devices:
+            gate.open_to(out, device)
+        with _judged(scenario, out) as judge, _up(project, scenario):
             state = Run(scenario, out, project, epoch.read(out) or 0, list(scenario.events))
             try:
                 _live(state, judge, console)
@@ -125,6 +137,7 @@ def _variables(scenario: Scenario, out: Path, secret: Path) -> Mapping[str, str]
         "UNWEFT_DEVICES": str(scenario.devices.count),
         "UNWEFT_SCENARIO": "/results/scenario.toml",
         "UNWEFT_SET": "",
+        "UNWEFT_GATES": f"/results/{gate.FOLDER}",
         "UNWEFT_RESULTS": str(out.absolute()),
         "UNWEFT_KEYS_FROM": str(secret / "keys"),
         "UNWEFT_USER": f"{os.getuid()}:{os.getgid()}",
@@ -156,10 +169,12 @@ def _build(project: Project, console: Console) -> None:
 
 
 @contextmanager
-def _up(project: Project) -> Iterator[None]:
-    """The containers, from their start to their end, whatever happens."""
+def _up(project: Project, scenario: Scenario) -> Iterator[None]:
+    """The containers, from their start to their end, whatever happens. Who joins later waits from now on."""
     try:
         project.compose("up", "-d", "device")
+        for device in scenario.all_devices[len(scenario.initial_devices) :]:
+            project.join(device)
         yield
     except DockerFailed as error:
         raise RunFailed(str(error)) from None
@@ -191,12 +206,13 @@ def _judged(scenario: Scenario, out: Path) -> Iterator[ForkServerProcess]:
 def _live(state: Run, judge: ForkServerProcess, console: Console) -> None:
     with Progress(state.scenario, state.out, console) as progress:
         _look(state)
-        while state.running() or not state.containers or any(e.kind in ARRIVALS for e in state.pending):
+        while state.running() or not state.containers:
             _inject_due(state)
             progress.update(state.seconds())
             time.sleep(POLL_S)
             _look(state)
             _check_ends(state, judge)
+            _ready_those_who_return(state)
         (state.out / evaluator.DONE_MARKER).touch()
         while judge.is_alive():
             progress.update(state.seconds())
@@ -218,6 +234,15 @@ def _look(state: Run) -> None:
             state.last_round[device] = int(str(record["round"]))
 
 
+def _ready_those_who_return(state: Run) -> None:
+    """Their containers, once they have ended, are started again at once, and wait."""
+    for device, container in state.containers.items():
+        if not container.live and state.returns(device):
+            gate.close_to(state.out, device)
+            state.killed.discard(device)
+            state.project.start(container)
+
+
 def _inject_due(state: Run) -> None:
     for at_s, device in [r for r in state.resume_at if r[0] <= state.seconds()]:
         state.resume_at.remove((at_s, device))
@@ -226,11 +251,16 @@ def _inject_due(state: Run) -> None:
     running = state.running()
     slowest = min((state.last_round.get(device, -1) for device in running), default=-1)
     for event in [e for e in state.pending if e.round <= slowest]:
-        if event.kind == "return" and event.device in running:
+        if event.kind == "return" and (event.device in running or not _waits(state, event.device)):
             continue  # its last life has not quite ended
         state.pending.remove(event)
         state.note(event.round, event.kind, shown(event))
         _inject(state, event)
+
+
+def _waits(state: Run, device: str | None) -> bool:
+    container = state.containers.get(device or "")
+    return container is not None and container.live and not gate.is_open(state.out, device or "")
 
 
 def _inject(state: Run, event: EventConfig) -> None:
@@ -238,9 +268,7 @@ def _inject(state: Run, event: EventConfig) -> None:
     if event.kind in OF_THE_NETWORK:
         _cut(state, event)
     elif event.kind in ARRIVALS:
-        there = state.containers.get(device)
-        state.killed.discard(device)
-        project.join(device) if there is None else project.start(there)
+        gate.open_to(state.out, device)
     elif device in running and event.kind in GONE:
         state.killed |= {device} if event.kind == "crash" else set()
         project.signal(running[device], SIGNALS[event.kind])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from emulation import addresses, epoch, keys_cli, shared_run
+from emulation import addresses, epoch, gate, keys_cli, shared_run
 from emulation.claims import Claim
 from peers import health
 from peers.errors import InputError
@@ -101,6 +101,13 @@ def device(
         str | None,
         typer.Option(envvar=health.VARIABLE, help="Socket file at which it says how it is."),
     ] = None,
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="UNWEFT_GATES",
+            help="Be ready, but begin only when a file with its id is in this folder.",
+        ),
+    ] = None,
     wall_clock: Annotated[
         bool,
         typer.Option(
@@ -137,6 +144,8 @@ def device(
         from emulation import radio
         from peers.device import DeviceSpec
 
+        if gates is not None:
+            gate.wait(gates, claim.id)
         # As late as can be: whoever has started by now is found under the service's name.
         others = [other for seed in named for other in addresses.resolve(seed)]
         here = advertise or addresses.own(listen, others)

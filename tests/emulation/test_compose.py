@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from emulation import claims, compose, docker_cli
+from emulation import claims, compose, docker_cli, gate
 from emulation.compose import Run
 from emulation.docker_cli import DockerFailed, Project
 from emulation.launcher import RunFailed
@@ -100,6 +100,7 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
     for device in scenario.initial_devices:
         path = tmp_path / "run" / "devices" / device / "metrics.jsonl"
         path.write_text(json.dumps({"round": closed}) + "\n")
+        gate.open_to(tmp_path / "run", device)
     state = Run(scenario, tmp_path / "run", Project("tb", execute=docker), 0, list(scenario.events))
     compose._look(state)
     return state
@@ -115,10 +116,6 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         ('round = 5\nkind = "retire"\ndevice = "d1"', "kill --signal SIGINT 111111111111"),
         ('round = 5\nkind = "crash"\ndevice = "d1"', "kill --signal SIGKILL 111111111111"),
         ('round = 5\nkind = "stall"\ndevice = "d1"\nduration_s = 1.0', "pause 111111111111"),
-        (
-            'round = 5\nkind = "join"\ndevice = "d7"',
-            "compose -p tb create --no-recreate --no-build --scale device=4 device",
-        ),
     ],
 )
 def test_an_event_is_what_docker_does_once_all_have_closed_its_round(
@@ -129,17 +126,29 @@ def test_an_event_is_what_docker_does_once_all_have_closed_its_round(
     assert docker.asked == [] and len(early.pending) == 1
     state = started(tmp_path, docker, event)
     compose._inject_due(state)
-    assert docker.asked[0] == asked and state.pending == []
+    assert docker.asked == [asked] and state.pending == []
     assert [(e["round"], e["kind"]) for e in state.events] == [(5, event.split('"')[1])]
 
 
-def test_one_that_joins_is_one_container_more_that_knows_its_id(tmp_path: Path, docker: Docker) -> None:
-    """Those that have ended stay as they are."""
+def test_one_that_joins_has_been_ready_and_begins(tmp_path: Path, docker: Docker) -> None:
     state = started(tmp_path, docker, 'round = 5\nkind = "join"\ndevice = "d7"')
-    docker.states["2" * 12] = ("exited", 137)
+    docker.states["7" * 12] = ("running", 0)
+    (state.out / claims.FOLDER / "d7").write_text(f"token {'7' * 12}\n")
+    compose._look(state)
+    assert "d7" in state.containers and "d7" not in state.running()  # it holds no round back
     compose._inject_due(state)
+    assert "d7" in state.running() and docker.asked == []
+
+
+def test_a_container_more_knows_its_id(docker: Docker) -> None:
+    """Those that have ended stay as they are."""
+    docker.states["2" * 12] = ("exited", 137)
+    Project("tb", execute=docker).join("d7")
     assert docker.created_with["UNWEFT_ID"] == "d7"
-    assert docker.asked[1:] == ["start 777777777777"]
+    assert docker.asked == [
+        "compose -p tb create --no-recreate --no-build --scale device=4 device",
+        "start 777777777777",
+    ]
     assert docker.states == {
         **{"0" * 12: ("running", 0), "1" * 12: ("running", 0)},
         **{"2" * 12: ("exited", 137), "7" * 12: ("running", 0)},
@@ -166,8 +175,12 @@ def test_one_that_returns_is_the_same_container(tmp_path: Path, docker: Docker) 
     compose._inject_due(state)
     assert [e.kind for e in state.pending] == ["return"]  # its last life has not quite ended
     compose._look(state)
-    compose._inject_due(state)
+    compose._ready_those_who_return(state)
     assert docker.asked == ["kill --signal SIGKILL 111111111111", "start 111111111111"]
+    compose._look(state)
+    assert "d1" not in state.running()  # it is ready, and waits
+    compose._inject_due(state)
+    assert "d1" in state.running() and state.pending == []
 
 
 def test_a_partition_is_emulated_as_among_processes(tmp_path: Path, docker: Docker) -> None:

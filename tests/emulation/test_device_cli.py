@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from emulation import addresses, claims, device_cli, epoch, shared_run
+from emulation import addresses, claims, device_cli, epoch, gate, shared_run
 from emulation.scenario import load
 from peers import device as device_module
 from peers.device import DeviceSpec
@@ -212,6 +212,22 @@ def test_the_grace_comes_from_the_variable_or_the_scenario(
     start(monkeypatch, tmp_path / "run", leave_grace_s="2.5")
     start(monkeypatch, tmp_path / "run")
     assert [spec.config.membership.leave_grace_s for spec in started] == [2.5, 0.0]
+
+
+def test_it_begins_when_its_gate_is_open(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert not started
+        if len(slept) == 3:
+            gate.open_to(tmp_path / "run", "d0")
+
+    monkeypatch.setattr(gate.time, "sleep", sleep)
+    start(monkeypatch, tmp_path / "run", gates=str(tmp_path / "run" / gate.FOLDER))
+    assert len(slept) == 3 and started[0].id == "d0"
 
 
 def test_snapshots_are_left_where_they_are_asked_for(
