@@ -250,7 +250,7 @@ class Swim:
     def accused(self, now: int, source: str, about: Sighting, accuser: str) -> list[Action]:
         """Somebody says that a device does not answer. Strangers and those who are gone do not matter."""
         latest = self._sightings.get(about.device)
-        if latest is None:
+        if latest is None or accuser not in self._sightings:
             return []
         if about < latest:
             return [Correct(source, about.device)]

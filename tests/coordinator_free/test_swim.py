@@ -324,6 +324,11 @@ def test_a_stranger_is_not_suspected() -> None:
     assert Bench().swim.accused(0, "d1", Sighting("mallory", 0, 1), "d1") == []
 
 
+def test_nor_does_one_accuse() -> None:
+    bench = Bench()
+    assert bench.swim.accused(0, "d1", bench.said["d5"], "mallory") == []
+
+
 def test_a_suspicion_of_this_device_is_refuted_and_taken_to_heart() -> None:
     bench = Bench()
     assert bench.swim.accused(0, "d1", bench.said["d0"], "d2") == [Refute()]
