@@ -49,9 +49,9 @@ def image() -> str:
     return IMAGE
 
 
-@pytest.fixture(scope="module")
-def bed(image: str, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    """A testbed of the module's own: four devices that have trained a round together."""
+@pytest.fixture(scope="session")
+def bed(image: str) -> Iterator[Bed]:
+    """A testbed of four devices that have trained a round together; test_testbed.py brings it to its end."""
     bed = Bed(f"unweft-test-{os.getpid()}")
     try:
         bed.up(devices=4)
