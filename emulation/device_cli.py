@@ -136,7 +136,8 @@ def device(
     signal.signal(signal.SIGTERM, _gone_before_it_came)
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
-    public, signing = _identity(identity, id_ or socket.gethostname())
+    own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())
+    public, signing = _identity(identity, own_name)
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
     loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
     try:
