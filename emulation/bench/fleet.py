@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import multiprocessing
 import os
@@ -51,6 +50,8 @@ OFFSETS = (1, 2)
 DEADLINE_S, CRASH_AFTER_S = 5.0, 3.0
 UNSHAPED = 1 << 40  # bytes per second, and bytes
 POLL_S = 0.05
+# also what the program's own main module imports: each child imports that again
+PRELOADED = [*PRELOAD, "emulation.cli", __name__, "emulation.bench.frozen"]
 
 
 @topology(FOUR_REGULAR)
@@ -83,7 +84,6 @@ def config(devices: int) -> DeviceConfig:
 
 def device_main(spec: DeviceSpec, lifeline: Connection) -> None:
     """Entry point of one device."""
-    gc.freeze()  # no collection writes to what all devices share with the forkserver
     guard(lifeline)
     redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
     torch.set_num_threads(1)
@@ -138,7 +138,7 @@ class Fleet:
 def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Fleet]:
     """Devices d0, d1, ... All of their processes are gone when the block is left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, __name__])
+    context.set_forkserver_preload(PRELOADED)
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns = time.monotonic_ns()
     names = [f"d{n}" for n in range(devices)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ class Remote:
     def __init__(self, context: Context, make: type, args: Sequence[object], lifeline: Connection) -> None:
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(make, args, theirs, lifeline), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
 
     def begin(self, method: str, *args: object) -> None:
@@ -97,6 +99,18 @@ def crew(preload: Sequence[str] | None) -> Iterator[Crew]:
         crew.end()
         keep.close()
         lifeline.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A child imports its parent's main module again: a command line, for which no contender should pay."""
+    main = sys.modules["__main__"]
+    before = {name: main.__dict__.get(name) for name in ("__file__", "__spec__")}
+    main.__dict__.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        main.__dict__.update(before)
 
 
 def tree_pss_bytes() -> int:
