@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
@@ -35,6 +35,69 @@ from transport.fields import (
     unpack_array,
     whole,
 )
+from transport.kinds import (
+    Ack,
+    Buffer,
+    Bye,
+    Credit,
+    Deleted,
+    Envelope,
+    Gossip,
+    Hello,
+    Item,
+    Manifest,
+    Message,
+    Nack,
+    Observed,
+    Ping,
+    PingRequest,
+    Refuse,
+    Request,
+    Stopping,
+    Suspect,
+    Update,
+    Window,
+    Wish,
+)
+
+__all__ = [
+    "CHECKSUM",
+    "MAGIC",
+    "MAX_DELETED",
+    "MAX_ITEMS",
+    "MAX_PAYLOAD",
+    "NEVER_NS",
+    "PREFIX",
+    "VERSION",
+    "Ack",
+    "Buffer",
+    "Bye",
+    "Credit",
+    "Deleted",
+    "Envelope",
+    "Gossip",
+    "Hello",
+    "Item",
+    "Manifest",
+    "Message",
+    "Nack",
+    "Observed",
+    "Ping",
+    "PingRequest",
+    "Refuse",
+    "Request",
+    "Stopping",
+    "Suspect",
+    "Update",
+    "Window",
+    "Wish",
+    "pack",
+    "pack_parts",
+    "seal",
+    "stamp",
+    "unpack",
+    "wire_bytes",
+]
 
 VERSION = 3
 MAGIC = b"uw"
@@ -44,197 +107,6 @@ MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
 MAX_DELETED = 1024  # of a Deleted
 NEVER_NS = 1 << 62  # a time that does not come
-Buffer = bytes | memoryview
-
-Item = tuple[str, int, str, int, str]  # block's device, incarnation, group, version, status
-Wish = tuple[str, int, str, int]  # block's device, incarnation, group, version held
-
-
-class Envelope(NamedTuple):
-    """Who sent a message and when (ns of the sender's clock). `kind`: filled in by `unpack`."""
-
-    src: str
-    src_incarnation: int
-    seq: int = 0
-    depart_ns: int = 0
-    arrive_ns: int = 0
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """The first message on a connection: who I am, where I listen, which bases I use."""
-
-    address: str
-    fingerprint: dict[str, Any]
-    reply: bool
-    capabilities: list[str]
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """The other side's bases or identity do not fit; nothing more will be accepted from it."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Gossip:
-    """Membership records: small maps of scalars. `reply`: send me yours."""
-
-    records: list[dict[str, Any]]
-    reply: bool
-    round: int
-
-
-@dataclass(slots=True)  # the most frequent kind by far; frozen, it takes five times as long to make
-class Update:
-    """A part of an encoded (block, group) matrix; its bytes are in a frame of their own.
-
-    They go from `offset` on in a payload of `total` bytes. `crc`: zlib.crc32 of the whole payload; None where
-    the link is authenticated.
-    """
-
-    block: str
-    block_incarnation: int
-    group: str
-    version: int
-    round: int
-    cause: str
-    codec: str
-    rows: int
-    rank: int
-    offset: int
-    total: int
-    crc: int | None = None
-    part: int = 0
-    parts: int = 1
-    signature: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The end of a round's data: what was sent, unchanged or withheld. `view`: hash of the members."""
-
-    round: int
-    phase: str
-    view: bytes
-    items: list[Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A joiner asks for blocks."""
-
-    items: list[Wish]
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Are you there? `view`: hash of the members that I know."""
-
-    number: int
-    view: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """The one that the ping with this number was for is there."""
-
-    number: int
-    view: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PingRequest:
-    """Ping another for me, and pass its ack on."""
-
-    target: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Nack:
-    """I am there, but got no answer from the one that you asked me to ping."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A device did not answer `accuser`. Its record of a later Lamport time refutes that."""
-
-    device: str
-    incarnation: int
-    lamport: int
-    accuser: str
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """Who holds which block no more: its device, its incarnation, who. `*`: everybody, as far as I know."""
-
-    items: list[tuple[str, int, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bye:
-    """The last message of a stream, with what was sent before it on this link."""
-
-    reason: str
-    sent_messages: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Virtual clock, window `index`: because of me nothing happens anywhere before `next_ns` (windows.py).
-
-    `round`: the last one that I have closed. `sent`: how many messages I have sent to you. `last`: I am gone.
-    `life`: how many of my name have been before me.
-    """
-
-    index: int
-    next_ns: int
-    round: int
-    sent: int
-    last: bool
-    life: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What a device has measured of its loss (coordinator_free/averages.py): float32, relayed as it is."""
-
-    device: str
-    incarnation: int
-    epoch: int
-    values: bytes
-    signature: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """So many more bytes may be in flight to me."""
-
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """A device was told to stop, and asks whether all were; signed by it, and passed on by others."""
-
-    device: str
-    incarnation: int
-    signature: bytes
-
-
-Message = (
-    Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed
-    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted
-)  # fmt: skip
 
 
 _COUNT = whole(0, (1 << 63) - 1)
