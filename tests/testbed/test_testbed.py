@@ -36,6 +36,12 @@ def test_learning_goes_on(bed: Bed) -> None:
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+@pytest.mark.parametrize("options", [("--profile", "*"), ("-f", str(ROOT / "deploy" / "swarm.yml"))])
+def test_the_compose_files_are_whole(bed: Bed, options: tuple[str, ...]) -> None:
+    """Those parts too that nothing here starts: slow devices, devices with a GPU, the swarm."""
+    bed.project.compose(*options, "config", "--quiet")
+
+
 def test_containers_are_what_they_should_be(bed: Bed) -> None:
     """No root, nothing that can be written but what is shared, no more rights than a process needs."""
     about = json.loads(bed.docker("inspect", bed.containers()["d0"].id))[0]
