@@ -94,7 +94,7 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("event=[{round=1}]", ["event.0.kind: is missing"]),
         ("model.device=tpu", ["model.device: 'tpu'", "auto|cpu"]),
         ("topology.kind=star", ["topology.kind: 'star'", "full, random-geometric, ring"]),
-        ("correction.policy=steepest", ["correction.policy: 'dominant'", "uniform"]),
+        ("correction.policy=steepest", ["correction.policy: 'steepest'", "uniform"]),
         ("clock=sidereal", ["clock: 'sidereal'", "'real' or 'virtual'"]),
         ("plugins=['no_such_lab']", ["plugins: 'no_such_lab'"]),
         ("what", ["--set what", "a.b=value"]),

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator_free.decision import Settings
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
 from peers.driver import Driver
@@ -79,11 +80,11 @@ class Hold:
     def on(self, learner: Learner) -> None:
         train = learner.train
 
-        def held(round: int, steps: int, rehearse: bool) -> TrainResult:
+        def held(round: int, steps: int, rehearse: bool, settings: Settings | None = None) -> TrainResult:
             if round == HELD_ROUND:
                 self.reached.set()
                 assert self.over.wait(PATIENCE_S), "the attack did not end"
-            return train(round, steps, rehearse)
+            return train(round, steps, rehearse, settings)
 
         learner.train = held  # type: ignore[method-assign]
 
