@@ -139,6 +139,10 @@ def device(
     own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())
     public, signing = _identity(identity, own_name)
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
+    if id_:
+        from emulation.scenario import check_device
+
+        check_device(id_)
     if keys is None:
         keys_cli.of_device(load().keys, None, own_name)  # refused before anything is written
     loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
