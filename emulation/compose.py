@@ -26,7 +26,7 @@ from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project
 from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off
 from emulation.launcher import PRELOAD, RunFailed, _no_interrupt
 from emulation.progress import Progress
-from emulation.records import Tail, read_lines
+from emulation.records import Tail, read_lines, write_run
 from emulation.scenario import Scenario
 from emulation.scripts import shown
 from peers import partition
@@ -302,13 +302,7 @@ def _check_ends(state: Run, judge: ForkServerProcess) -> None:
 # -- what is left of it ------------------------------------------------------------------------------------
 def _write_run(state: Run) -> None:
     devices = {d: {"container": c.id, "exit": c.exit} for d, c in state.containers.items()}
-    record = {
-        "devices": devices,
-        "events": state.events,
-        "epoch_ns": state.epoch_ns,
-        "ended_s": state.seconds(),
-    }
-    (state.out / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_run(state.out, devices, state.events, state.epoch_ns, state.seconds())
 
 
 def _say_memory(out: Path, console: Console) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from emulation import event_story, records
 from emulation.events import GONE
 from emulation.records import Record, RunRecords
-from emulation.summary import build
+from emulation.summary import summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,13 @@ def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
     """All violations in a run's folder; none is the verdict "ok"."""
     run = records.load(folder)
     about = {d: read for d in run.devices if (read := _exported(folder, d)) is not None}
-    summary = build(folder)
     return [
         *_forgotten(run, about),
         *_noticed(run, bounds.agree_s),
         *_agreed(about),
         *_slots(about),
         *_rounds(run, bounds.round_s),
-        *_books(summary, set(about)),
+        *_books(summarise(run), set(about)),
         *_left_over(folder),
     ]
 

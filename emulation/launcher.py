@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -21,7 +20,7 @@ from rich.console import Console
 from emulation import evaluator, radio, run_keys
 from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig, cut_off
 from emulation.progress import Progress
-from emulation.records import Tail
+from emulation.records import Tail, write_run
 from emulation.run_keys import DeviceKeys
 from emulation.scenario import Scenario, dump
 from emulation.scripts import acted_out, met, scripts, shown
@@ -255,13 +254,7 @@ def _write_run(state: Run) -> None:
     if state.scenario.clock == "virtual":
         state.events += acted_out(state.out, state.devices)
     devices = {d: {"pid": s.process.pid, "exit": s.process.exitcode} for d, s in state.devices.items()}
-    record = {
-        "devices": devices,
-        "events": state.events,
-        "epoch_ns": state.epoch_ns,
-        "ended_s": state.seconds(),
-    }
-    (state.out / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_run(state.out, devices, state.events, state.epoch_ns, state.seconds())
 
 
 def _addresses(scenario: Scenario) -> dict[str, str]:

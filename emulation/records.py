@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,14 @@ def load(folder: Path) -> RunRecords:
         else:
             records.evaluations.append(line)
     return records
+
+
+def write_run(
+    folder: Path, devices: Mapping[str, Record], events: Sequence[Record], epoch_ns: int, ended_s: float
+) -> None:
+    """run.json, as `load` reads it. `devices`: what a launcher knows of each, its `exit` among that."""
+    run = {"devices": devices, "events": events, "epoch_ns": epoch_ns, "ended_s": ended_s}
+    (folder / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
 
 
 def in_order(devices: set[str] | list[str]) -> list[str]:

@@ -32,7 +32,11 @@ def write(folder: Path) -> Record:
 
 def build(folder: Path) -> Record:
     """The summary of a run's folder, also of a run that failed or goes on."""
-    run = records.load(folder)
+    return summarise(records.load(folder))
+
+
+def summarise(run: RunRecords) -> Record:
+    """The summary of a run that has been read."""
     accuracy = _accuracy(run)
     links = {device: final_links(run.metrics[device], run.events[device]) for device in run.devices}
     return {

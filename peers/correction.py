@@ -60,7 +60,10 @@ class Correction:
         return anchor
 
     def graph(self, group: str) -> Graph[str]:
-        """Of this round; the scenario's, unless it was refined for just these members."""
+        return self._graphs()[group]
+
+    def _graphs(self) -> dict[str, Graph[str]]:
+        """Of this round, by group; the scenario's, unless it was refined for just these members."""
         members = self._state.training()
         refined = self._state.work == "correction" and self._members == members
         decided = self._decision if refined else None
@@ -69,7 +72,7 @@ class Correction:
             groups = self._state.exchange.groups
             drawn = {g: self._refined(graph, g) if refined else graph for g in groups}
             self._drawn = members, decided, drawn
-        return self._drawn[2][group]
+        return self._drawn[2]
 
     def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
         refined: Graph[str] = nx.Graph(graph)
@@ -80,7 +83,7 @@ class Correction:
     def neighbours(self) -> list[str]:
         """Over all groups, in order of id."""
         me = self._state.me.device
-        return sorted({peer for group in self._state.exchange.groups for peer in self.graph(group)[me]})
+        return sorted({peer for graph in self._graphs().values() for peer in graph[me]})
 
     def exchanged(self, group: str) -> bool:
         """Whether it is a round of the group's period H_g."""

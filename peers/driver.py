@@ -15,6 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -29,7 +30,7 @@ from peers.outbox import Outbox
 from peers.protocol import DeviceProtocol, Identity
 from peers.reception import Reception
 from peers.recorder import Recorder, round_line
-from peers.script import Script, Scripted
+from peers.script import Actor, Script, Scripted
 from peers.versions import Versions
 from peers.workshop import Diagnosed, Trained, Workshop
 from transport.accounting import Accounts
@@ -38,7 +39,7 @@ from transport.keys import DeviceIdentity, verify
 from transport.links import Links, Received
 from transport.messages import Credit, Envelope, Hello, Message
 from transport.virtual_clock import VirtualClock
-from transport.windows import ABSENT, STARTED
+from transport.windows import ABSENT
 
 if TYPE_CHECKING:
     from peers.device import DeviceSpec
@@ -70,10 +71,7 @@ class Driver:
         self.workshop = Workshop(learner, recorder, spec.config, self._on_failure, versions)
         self.exit: do.Exit | None = None
         self._outside: deque[Event] = deque()
-        self._script = Script(spec.script)
-        self._stalled_until_ns = 0
         self._busy_until_ns = 0
-        self._dying = False
         self._trained = TrainResult(0.0, 0, 0.0)
         signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
         self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now(), signed)
@@ -97,8 +95,17 @@ class Driver:
         self.reception = Reception(
             links, self.inbox, self.protocol, self.agenda, self.clock, self.virtual, self._take
         )
+        self._actor = Actor(
+            Script(spec.script),
+            self.virtual,
+            self.agenda,
+            self._start,
+            self.outbox.cut_off,
+            self.protocol.signal,
+            self._record_scripted,
+        )
         self._perform: dict[type[do.Action], Callable[[Any], object]] = {
-            do.Connect: self._on_connect,
+            do.Connect: lambda action: self.outbox.connect(action.peer, action.address, self.clock.now()),
             do.Disconnect: self._on_disconnect,
             do.Meet: self._on_meet,
             do.Tell: lambda action: self.outbox.tell(action.peer, self._incarnation(), action.message),
@@ -120,20 +127,18 @@ class Driver:
         """Until the protocol says Exit; returns the exit status."""
         self._loop = asyncio.get_running_loop()
         for number, kind in ((signal.SIGTERM, "leave"), (signal.SIGINT, "retire")):
-            self._loop.add_signal_handler(number, self._post, partial(self._signal, kind=kind))
+            self._loop.add_signal_handler(number, self._post, partial(self.protocol.signal, kind=kind))
         self._loop.add_signal_handler(signal.SIGUSR1, self._post, self._read_partition)
         self._read_partition(self.clock.now())
         receiving = asyncio.create_task(self.reception.run())
         try:
-            if self.virtual is not None:
-                self.virtual.start()
-                self.virtual.round = ABSENT if self._script.waits else STARTED
-            if not self._script.waits:
+            self._actor.enter()
+            if not self._actor.waits:
                 await self._do(self._start(self.clock.now()))
             while self.exit is None:
                 if receiving.done():
                     receiving.result()
-                if self._dying:
+                if self._actor.dying:
                     await self._die()
                 await self._step()
             await self._drain()
@@ -150,8 +155,8 @@ class Driver:
             return
         due = self._due()
         at = min(due.values(), default=None)
-        if not await self.clock.reach(None if at is None else max(at, self._stalled_until_ns)):
-            self._follow_script()
+        if not await self.clock.reach(None if at is None else max(at, self._actor.stalled_until_ns)):
+            self._actor.follow()
             return
         now = self.clock.now()
         match min(due, key=lambda source: due[source]):
@@ -192,9 +197,6 @@ class Driver:
         self._outside.append(event)
         self.clock.poke()
 
-    def _signal(self, now: int, kind: str) -> list[do.Action]:
-        return self.protocol.signal(now, kind)
-
     def _read_partition(self, now: int) -> list[do.Action]:
         """SIGUSR1: a testbed with a real clock has written whom this device hears no more."""
         self.outbox.cut_off(partition.read(self.recorder.folder), now)
@@ -207,7 +209,7 @@ class Driver:
         self._loop.call_soon_threadsafe(self._post, lambda now: actions)
 
     def _take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[do.Action]:
-        if self._script.waits:  # the process is there, the device is not
+        if self._actor.waits:  # the process is there, the device is not
             self.accounts.link(envelope.src).dropped("absent", received.wire_bytes)
             return []
         if isinstance(message, Credit):
@@ -221,39 +223,15 @@ class Driver:
         self._record(now, "started", pid=os.getpid(), address=self.spec.advertise)
         return self.protocol.start(now)
 
-    def _follow_script(self) -> None:
-        grant = None if self.virtual is None else self.virtual.grant
-        if grant is None:
-            return
-        for event in self._script.due(grant.slowest_round):
-            self.agenda.add(grant.start_ns, Kind.SCRIPT, partial(self._act_out, event=event))
-
-    def _act_out(self, now: int, event: Scripted) -> list[do.Action]:
-        assert self.virtual is not None
+    def _record_scripted(self, now: int, event: Scripted) -> None:
         self._record(now, "scripted", kind=event.kind, at_round=event.round)
-        match event.kind:
-            case "join" | "return":
-                self.virtual.round = STARTED
-                return self._start(now)
-            case "stall":
-                self._stalled_until_ns = now + int(event.duration_s * SECOND)
-                return []
-            case "crash":
-                self._dying = True
-                return []
-            case "partition" | "heal":
-                self.outbox.cut_off(event.cut_off, now)
-                return []
-            case _:
-                return self.protocol.signal(now, event.kind)
 
     async def _die(self) -> NoReturn:
         """End the stream in virtual time, then go as a power loss would have it.
 
         What was decided before is done first, whatever real time that takes.
         """
-        await asyncio.wrap_future(self.workshop.submit(lambda: None))
-        await asyncio.sleep(0)
+        await self._settle()
         await self._leave_time()
         await self.links.flush(FLUSH_NS / SECOND)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -303,27 +281,29 @@ class Driver:
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
         self.inbox.purge(action.key)
-        peer, incarnation, asked = action.key.device, action.key.incarnation, self.clock.now()
-        round_ = self.protocol.round
+        who = {"peer": action.key.device, "incarnation": action.key.incarnation}
 
-        def deleted(receipt: Receipt | None) -> None:
-            if receipt is not None:
-                hashes = {"sha256_before": receipt.sha256_before, "sha256_after": receipt.sha256_after}
-                at = self.clock.completed_ns(asked)
-                fields = {"peer": peer, "incarnation": incarnation, **hashes}
-                self.recorder.event(at, round_, "deleted", fields)
+        def deleted(receipt: Receipt | None) -> dict[str, object] | None:
+            return None if receipt is None else {**who, **asdict(receipt)}
 
-        self._when_done(self.workshop.drop_block(action.key), deleted)
+        self._record_when_done(self.workshop.drop_block(action.key), "deleted", deleted)
 
     def _on_export(self, action: do.Export) -> None:
+        exported = self.workshop.export(Path(self.spec.out) / "adapters" / self.spec.id)
+        self._record_when_done(exported, "exported", lambda sha256: {"adapter_sha256": sha256})
+
+    def _record_when_done(
+        self, future: Future[Result], event: str, fields: Callable[[Result], dict[str, object] | None]
+    ) -> None:
+        """Of the round in which the work was asked for. `fields`: None: there is nothing to record."""
         asked, round_ = self.clock.now(), self.protocol.round
-        path = Path(self.spec.out) / "adapters" / self.spec.id
 
-        def exported(sha256: str) -> None:
-            at = self.clock.completed_ns(asked)
-            self.recorder.event(at, round_, "exported", {"adapter_sha256": sha256})
+        def done(result: Result) -> None:
+            found = fields(result)
+            if found is not None:
+                self.recorder.event(self.clock.completed_ns(asked), round_, event, found)
 
-        self._when_done(self.workshop.export(path), exported)
+        self._when_done(future, done)
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:
@@ -337,9 +317,6 @@ class Driver:
         else:
             self.outbox.credit(link)
             self.clock.poke()
-
-    def _on_connect(self, action: do.Connect) -> None:
-        self.outbox.connect(action.peer, action.address, self.clock.now())
 
     def _on_disconnect(self, action: do.Disconnect) -> None:
         self.outbox.disconnect(action.peer)
@@ -376,8 +353,7 @@ class Driver:
 
     async def _drain(self) -> None:
         """Finish what was begun: the learner's queue, the outgoing queue, what has arrived."""
-        await asyncio.wrap_future(self.workshop.submit(lambda: None))
-        await asyncio.sleep(0)  # what the learner's last work led to is recorded
+        await self._settle()
         await self._send_rest(self.clock.now() + FLUSH_NS)
         self.outbox.abandon("end")
         for planned in self.agenda.take(self.clock.now(), Kind.MESSAGE):
@@ -395,6 +371,11 @@ class Driver:
             windows=self.virtual.windows if self.virtual else None,
         )
         await self._leave_time()
+
+    async def _settle(self) -> None:
+        """Until the learner has done all that was asked of it, and what that led to is recorded."""
+        await asyncio.wrap_future(self.workshop.submit(lambda: None))
+        await asyncio.sleep(0)
 
     async def _send_rest(self, until_ns: int) -> None:
         while (due := self.outbox.next_ns(self.clock.now())) is not None and due <= until_ns:

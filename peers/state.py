@@ -109,10 +109,6 @@ class DeviceState:
         """Those that train in this round, this device among them."""
         return tuple(sorted({*self.members.training(self.round), self.me.device}))
 
-    def neighbours(self) -> list[str]:
-        """Those this device trains beside in this round, in order of id."""
-        return sorted(self.graph(self.training())[self.me.device])
-
     def slot_lost(self) -> bool:
         """Another device holds the own slot with the better claim."""
         losers = self.members.slot_losers(self.keep_crashed)

@@ -154,7 +154,10 @@ class Accounts:
         """A peer's account. Past `MAX_PEERS` names, strangers share one."""
         if peer not in self._links and len(self._links) >= MAX_PEERS:
             peer = OTHERS
-        return self._links.setdefault(peer, LinkAccount())
+        account = self._links.get(peer)
+        if account is None:
+            account = self._links[peer] = LinkAccount()
+        return account
 
     def rename(self, alias: str, peer: str) -> None:
         """What was sent to an address before its device was known belongs to that device's link."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from emulation.bench.figures import Findings, Measure
 from emulation.bench.namespace import Namespace, NoNamespace, Traffic, namespace
+from emulation.bench.whole_run import whole_run
 
 HEADERS = 14 + 20 + 32  # bytes of a packet: Ethernet, IPv4, TCP with its timestamp option
 SCENARIO = """
@@ -29,7 +28,6 @@ every = 1000
 [keys]
 enabled = {keys}
 """
-RUN = "from emulation.cli import main; main()"
 
 
 def run(rounds: int = 40) -> Findings:
@@ -52,13 +50,10 @@ def run(rounds: int = 40) -> Findings:
 
 def _run(inside: Namespace, folder: Path, rounds: int, keys: bool) -> int:
     """Bytes that the devices of a run say they have sent."""
-    scenario = folder / "accounting.toml"
-    scenario.write_text(SCENARIO.format(rounds=rounds, keys=str(keys).lower()))
-    out = folder / "run"
-    command = inside.command(sys.executable, "-c", RUN, "run", str(scenario), "--out", str(out))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+    out = folder / "accounting"
+    whole_run(
+        SCENARIO.format(rounds=rounds, keys=str(keys).lower()), out, timeout_s=300, within=inside.command
+    )
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return sum(int(link["sent_bytes"]) for link in summary["links"])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,11 +9,12 @@ import psutil
 
 from emulation import records
 from emulation.bench.figures import Findings, Measure
+from emulation.bench.whole_run import whole_run
 from emulation.invariants import check
 from emulation.scenario import Scenario, dump
 
-RUN = "from emulation.cli import main; main()"
 TIMEOUT_S = 1800
+MOST_SAID = 300  # characters of why a run failed
 
 
 def run(scenario: Scenario, seeds: tuple[int, ...] = (0,)) -> Findings:
@@ -35,11 +34,11 @@ def run(scenario: Scenario, seeds: tuple[int, ...] = (0,)) -> Findings:
 
 
 def _soak(scenario: Scenario, folder: Path) -> tuple[list[str], int]:
-    file, out = folder / "scenario.toml", folder / "run"
-    file.write_text(dump(scenario), encoding="utf-8")
-    command = [sys.executable, "-c", RUN, "run", str(file), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    verdicts = [] if done.returncode == 0 else [f"the run failed: {done.stderr.strip()[-300:]}"]
+    out, verdicts = folder / "soak", []
+    try:
+        whole_run(dump(scenario), out, timeout_s=TIMEOUT_S)
+    except RuntimeError as error:
+        verdicts.append(str(error)[-MOST_SAID:])
     verdicts += [f"a process is left: {pid}" for pid in _left(out)]
     return verdicts + [str(violation) for violation in check(out)], len(records.load(out).injected)
 

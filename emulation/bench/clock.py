@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from emulation.bench.figures import Findings, Measure
+from emulation.bench.whole_run import whole_run
 from emulation.scenario import Scenario, dump
 
-RUN = "from emulation.cli import main; main()"
 OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
 
 
@@ -24,8 +24,6 @@ def run(scenario: Scenario) -> Findings:
     """Whether hashes, bytes and latencies are the same, and how long a run takes with either clock."""
     findings = Findings(f"Clocks: {scenario.name}", "unweft bench clock")
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "scenario.toml"
-        file.write_text(dump(scenario), encoding="utf-8")
         seconds, summaries = {}, {}
         for name, clock, busy in (
             ("real", "real", False),
@@ -35,7 +33,7 @@ def run(scenario: Scenario) -> Findings:
         ):
             out = Path(folder) / name.replace(" ", "-")
             with load() if busy else nullcontext():
-                seconds[name], summaries[name] = _timed(file, out, clock)
+                seconds[name], summaries[name] = _timed(scenario, out, clock)
     for name, taken in seconds.items():
         most = 1.0 if name == "virtual" else None
         findings.measures.append(Measure("wall time", name, "s", (taken,), "real", most=most))
@@ -58,12 +56,9 @@ def emulated_s(summary: dict[str, Any]) -> float:
     return sum(float(entry["seconds"]) for entry in summary["rounds"])
 
 
-def _timed(scenario: Path, out: Path, clock: str) -> tuple[float, dict[str, Any]]:
-    command = [sys.executable, "-c", RUN, "run", str(scenario), "--clock", clock, "--out", str(out)]
+def _timed(scenario: Scenario, out: Path, clock: str) -> tuple[float, dict[str, Any]]:
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+    whole_run(dump(scenario), out, "--clock", clock)
     taken = time.monotonic() - start
     return taken, repeatable(json.loads((out / "summary.json").read_text(encoding="utf-8")))
 

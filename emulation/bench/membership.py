@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +11,9 @@ import numpy as np
 
 from emulation import records
 from emulation.bench.figures import Findings, Measure
+from emulation.bench.whole_run import whole_run
 from emulation.records import RunRecords
 
-RUN = "from emulation.cli import main; main()"
 CRASHED = "d1"
 SCENARIO = """
 [devices]
@@ -74,12 +72,8 @@ def run(devices: Sequence[int] = (8, 16), starts: int = 10, rounds: int = 60, cr
 
 
 def _run(folder: Path, count: int, rounds: int, crash: int) -> RunRecords:
-    file, out = folder / "membership.toml", folder / "run"
-    file.write_text(SCENARIO.format(count=count, rounds=rounds, crash=crash), encoding="utf-8")
-    command = [sys.executable, "-c", RUN, "run", str(file), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    if done.returncode:
-        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+    out = folder / "membership"
+    whole_run(SCENARIO.format(count=count, rounds=rounds, crash=crash), out, timeout_s=900)
     return records.load(out)
 
 

@@ -16,7 +16,6 @@ from emulation.experiments.statistics import MARGIN
 from emulation.progress import megabytes
 from emulation.records import Record
 
-Entry = Mapping[str, Record | None]
 DASH = "–"
 
 

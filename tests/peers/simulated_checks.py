@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator_free.membership import Key
-from tests.peers.simulated import Network, small_config, still
+from tests.peers.simulated import SECOND, Network, SimDevice, small_config, still
 
 
 def started(size: int = 4, mode: str = "average", **sections: Any) -> Network:
@@ -35,3 +35,31 @@ def has_gone(net: Network, key: Key) -> bool:
 
 def trains(net: Network, device: str) -> bool:
     return net[device].round >= 0
+
+
+class Toll:
+    """A network and what has happened to its devices."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.left: set[Key] = set()
+        self.ended_ns: dict[str, int] = {}
+
+    def absent(self) -> list[str]:
+        """Who may return. A process takes seconds to start: what its earlier life sent has come by then."""
+        return [
+            d for d, at in self.ended_ns.items() if not self.net[d].live and self.net.now - at > 2 * SECOND
+        ]
+
+    def strike(self, kind: str, device: SimDevice, stall_s: float) -> None:
+        """Stall, crash, leave or retire."""
+        if kind == "stall":
+            self.net.stall(device.name, stall_s)
+            return
+        self.ended_ns[device.name] = self.net.now
+        own = device.protocol.own
+        if kind == "crash":
+            self.net.crash(device.name)
+        elif self.net.now >= device.stalled_until:
+            self.left |= {own.key} if kind == "leave" and own is not None else set()
+            self.net.signal(device.name, kind)

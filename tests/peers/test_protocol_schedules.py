@@ -8,9 +8,8 @@ from typing import NamedTuple
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key
-from tests.peers.simulated import MILLI, SECOND, Network, SimDevice, small_config
-from tests.peers.simulated_checks import agreed
+from tests.peers.simulated import MILLI, SECOND, Network, small_config
+from tests.peers.simulated_checks import Toll, agreed
 
 KINDS = ["leave", "retire", "crash", "stall", "partition", "join", "join", "return"]
 SLOTS = 16
@@ -29,19 +28,14 @@ steps = st.builds(
 )
 
 
-class Story:
+class Story(Toll):
     """Carries a schedule out as far as it makes sense: two that train always stay."""
-
-    def __init__(self, net: Network) -> None:
-        self.net = net
-        self.left: set[Key] = set()
-        self.ended_ns: dict[str, int] = {}
 
     def happen(self, step: Step) -> None:
         self.net.run(step.pause_s)
         living = [device.name for device in self.net]
         if step.kind in ("join", "return"):
-            known = self._absent() if step.kind == "return" else [self._newcomer(step.pick)]
+            known = self.absent() if step.kind == "return" else [self._newcomer(step.pick)]
             if known and len(living) < 6:
                 event(step.kind)
                 self.net.add(known[step.pick % len(known)], *living, train_ns=1 * SECOND)
@@ -50,7 +44,7 @@ class Story:
             self._cut(set(living[:: 2 + step.pick % 2]), 1.0 + 2 * step.pick)
         elif sum(device.round >= 0 for device in self.net) > 2:
             event(step.kind)
-            self._strike(step, self.net[living[step.pick % len(living)]])
+            self.strike(step.kind, self.net[living[step.pick % len(living)]], 1.0 + step.pick)
 
     def _cut(self, side: set[str], seconds: float) -> None:
         """Nothing passes between the two sides for a while."""
@@ -65,24 +59,6 @@ class Story:
     def _newcomer(self, pick: int) -> str:
         """One that prefers the slot of another every second time."""
         return f"d{len(self.net.devices) + SLOTS * (pick % 2) - pick % 2}"
-
-    def _absent(self) -> list[str]:
-        """Who may return. A process takes seconds to start: what its earlier life sent has come by then."""
-        return [
-            d for d, at in self.ended_ns.items() if not self.net[d].live and self.net.now - at > 2 * SECOND
-        ]
-
-    def _strike(self, step: Step, device: SimDevice) -> None:
-        if step.kind == "stall":
-            self.net.stall(device.name, 1.0 + step.pick)
-            return
-        self.ended_ns[device.name] = self.net.now
-        own = device.protocol.own
-        if step.kind == "crash":
-            self.net.crash(device.name)
-        elif self.net.now >= device.stalled_until:
-            self.left |= {own.key} if step.kind == "leave" and own is not None else set()
-            self.net.signal(device.name, step.kind)
 
 
 @settings(deadline=None, max_examples=15, phases=set(Phase) - {Phase.explain})

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key
-from tests.peers.simulated import MILLI, SECOND, Network, SimDevice, small_config
-from tests.peers.simulated_checks import agreed
+from tests.peers.simulated import MILLI, SECOND, Network, small_config
+from tests.peers.simulated_checks import Toll, agreed
 
 SLOTS = 16
 KINDS = ["leave", "retire", "crash", "stall", "join", "return", "partition", "partition", "heal"]
@@ -30,12 +29,12 @@ steps = st.builds(
 )
 
 
-class Storm:
-    """A network and what has happened to it."""
+class Storm(Toll):
+    """A network in which messages are lost and that falls apart."""
 
     def __init__(self, net: Network, loss: float, seed: int) -> None:
-        self.net, self.side, self.left = net, set[str](), set[Key]()
-        self.ended_ns: dict[str, int] = {}
+        super().__init__(net)
+        self.side = set[str]()
         draw = random.Random(seed)
         net.loses = lambda source, target, message: self._cut(source, target) or draw.random() < loss
 
@@ -53,31 +52,17 @@ class Storm:
             case "join" | "return":
                 self._come(step, living)
             case _ if sum(device.round >= 0 for device in self.net) > 2:
-                self._strike(step, self.net[living[step.pick % len(living)]])
+                self.strike(step.kind, self.net[living[step.pick % len(living)]], 0.5 + step.pick % 30)
         event(step.kind)
 
     def _come(self, step: Step, living: list[str]) -> None:
-        gone = [
-            d for d, at in self.ended_ns.items() if not self.net[d].live and self.net.now - at > 2 * SECOND
-        ]
+        gone = self.absent()
         newcomers = [f"d{len(self.net.devices)}", f"d{len(self.net.devices) + SLOTS}"]
         known = gone if step.kind == "return" else [d for d in newcomers if d not in self.net.devices]
         if known and len(living) < 7:
             name = known[step.pick % len(known)]
             if any(not self._cut(name, other) for other in living):
                 self.net.add(name, *living, train_ns=1 * SECOND)
-
-    def _strike(self, step: Step, device: SimDevice) -> None:
-        if step.kind == "stall":
-            self.net.stall(device.name, 0.5 + step.pick % 30)
-            return
-        self.ended_ns[device.name] = self.net.now
-        own = device.protocol.own
-        if step.kind == "crash":
-            self.net.crash(device.name)
-        elif self.net.now >= device.stalled_until:
-            self.left |= {own.key} if step.kind == "leave" and own is not None else set()
-            self.net.signal(device.name, step.kind)
 
     def clear_up(self) -> None:
         self.side = set()

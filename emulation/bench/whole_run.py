@@ -1,0 +1,29 @@
+"""A whole `unweft run` in a process of its own, as a benchmark needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+RUN = "from emulation.cli import main; main()"
+
+
+def whole_run(
+    scenario: str,
+    out: Path,
+    *options: str,
+    timeout_s: float | None = None,
+    within: Callable[..., list[str]] = lambda *command: list(command),
+) -> None:
+    """Run a scenario, TOML, into the folder `out`, which is made. `within`: what to put around the command.
+
+    Raises RuntimeError where the run fails, subprocess.TimeoutExpired after `timeout_s`.
+    """
+    file = out.with_name(f"{out.name}.toml")
+    file.write_text(scenario, encoding="utf-8")
+    command = within(sys.executable, "-c", RUN, "run", str(file), *options, "--out", str(out))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    if done.returncode:
+        raise RuntimeError(f"the run failed: {done.stderr.strip()}")
