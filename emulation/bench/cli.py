@@ -16,25 +16,34 @@ from peers.errors import InputError
 
 if TYPE_CHECKING:
     from emulation.bench.figures import Findings
+    from emulation.scenario import Scenario
 
 EXAMPLE = "Example: unweft bench transport --json transport.json"
 WIDTH = 140  # of tables that no terminal bounds
 NAMES = ("transport", "shaper", "wire", "rounds")
+WHOLE_RUNS = ("accounting", "clock", "churn", "membership")  # minutes each: run only when they are named
+SCENARIOS = {"clock": Path("scenarios/demo.toml"), "churn": Path("scenarios/soak.toml")}
 
 
 def bench(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help=f"One of {', '.join(NAMES)}; all of them without it.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help=f"{', '.join(NAMES)}: all of them without it; or {', '.join(WHOLE_RUNS)}."
+        ),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Writes all figures there.")] = None,
     n: Annotated[
         list[int] | None,
-        typer.Option("--n", help="rounds: how many devices; may be repeated. Default: 8, 16, 32."),
+        typer.Option(
+            "--n", help="rounds, membership: how many devices; may be repeated. Default: 8, 16, 32."
+        ),
     ] = None,
 ) -> None:
     """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
-    if name is not None and name not in NAMES:
-        raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(NAMES)}")
+    allowed = (*NAMES, *WHOLE_RUNS)
+    if name is not None and name not in allowed:
+        raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(allowed)}")
     if n and min(n) < 2:
         raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
     if json is not None and not json.absolute().parent.is_dir():
@@ -54,11 +63,22 @@ def bench(
 def _run(name: str, devices: Sequence[int] | None) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
-        found: Findings = module.run(devices=devices) if devices and name == "rounds" else module.run()
+        found: Findings = module.run(*_scenario(name), **_devices(name, devices))
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     return found
+
+
+def _scenario(name: str) -> tuple[Scenario, ...]:
+    """What the benchmark runs, where that is one of the repository's. Raises InputError elsewhere."""
+    from emulation.scenario import load
+
+    return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
+
+
+def _devices(name: str, devices: Sequence[int] | None) -> dict[str, Sequence[int]]:
+    return {"devices": devices} if devices and name in ("rounds", "membership") else {}
 
 
 def _write(path: Path, found: Sequence[Findings]) -> None:

@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from emulation.bench import cli, kernel_tbf, rounds, shaper, transport, wire
+from emulation.bench import accounting, churn, cli, kernel_tbf, rounds, shaper, transport, wire
 from emulation.bench.figures import Findings, Measure, shown
 from emulation.cli import app, main
+from emulation.scenario import load
 
 
 def names(findings: Findings, group: str) -> list[str]:
@@ -112,6 +113,27 @@ def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name(found, "PSS, plain").median > 0 and by_name(found, "PSS, unweft").median > 0
 
 
+@pytest.mark.timeout(240)  # a whole run
+def test_churn_judges_a_run() -> None:
+    quick = load(Path(__file__).parents[2] / "scenarios" / "quick.toml")
+    found = churn.run(quick, seeds=(3,))
+    assert [(m.group, m.name, m.median) for m in found.measures] == [
+        ("seed 3", "events survived", 1.0),
+        ("seed 3", "violations", 0.0),
+    ]
+    assert found.notes == ["seed 3: ok"]
+
+
+@pytest.mark.timeout(240)  # two whole runs
+def test_accounting_compares_or_says_why_not() -> None:
+    found = accounting.run(rounds=3)
+    if found.notes:
+        assert found.notes[0].startswith("not measured: ")
+        return
+    assert {m.group for m in found.measures} == {"with keys", "in the clear"}
+    assert all(m.median > 0 for m in found.measures)
+
+
 # -- the command ---------------------------------------------------------------------------------------
 def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "run", lambda: findings(Measure("g", "a", "us", (1.0, 2.0))))
@@ -124,7 +146,8 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "allowed: transport, shaper, wire, rounds"),
+        (["nonsense"], "allowed: transport, shaper, wire, rounds, accounting, clock, churn, membership"),
+        (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),
         (["wire", "--json", "nowhere/x.json"], "there is no folder"),
     ],
