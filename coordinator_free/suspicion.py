@@ -12,7 +12,7 @@ subject: any later record that the subject has signed refutes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,8 +64,9 @@ class Suspicions:
     def __contains__(self, device: str) -> bool:
         return device in self._open
 
-    def about(self, device: str) -> Suspicion | None:
-        return self._open.get(device)
+    def __iter__(self) -> Iterator[Suspicion]:
+        """In order of device."""
+        return iter([s for _, s in sorted(self._open.items())])
 
     def accuse(self, now: int, about: Sighting, accuser: str, members: int) -> bool:
         """Whether this is news: a new suspicion, or another independent accuser while they still count."""

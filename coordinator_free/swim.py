@@ -178,13 +178,12 @@ class Swim:
     # -- own probes ----------------------------------------------------------------------------------
     def _begin(self, now: int) -> list[Action]:
         self._period_ns = now + self._settings.period_ns * self.health.factor
+        told = [Spread(suspicion.about, self.me, again=True) for suspicion in self.suspicions]
         target = self._next_target()
         if target is None:
-            return []
+            return [*told]
         self._number += 1
         self._probe = _Probe(target, self._number, now + self._settings.ack_ns * self.health.factor)
-        suspicion = self.suspicions.about(target)
-        told: list[Action] = [] if suspicion is None else [Spread(suspicion.about, self.me, again=True)]
         return [*told, Ping(target, self._number)]
 
     def _next_target(self) -> str | None:

@@ -272,7 +272,7 @@ def test_another_ones_suspicion_is_passed_on_once_for_each_accuser_that_counts()
     assert out == [[news[0]], [], [news[1]], [news[2]], [news[3]], []]
 
 
-def test_a_suspected_device_is_told_so_with_each_ping() -> None:
+def test_a_suspected_device_is_told_so_in_each_period() -> None:
     bench = Bench(size=2)
     about = bench.suspect()
     assert bench.run(Ping)[0] == Spread(about, "d0", again=True)

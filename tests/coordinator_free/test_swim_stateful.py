@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -94,14 +95,17 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def clear_up(self) -> None:
-        """In good weather everyone who can be found is, and nobody new is declared dead who lives."""
+        """In good weather everyone who can be found is, and nobody new is declared dead who lives. Except by
+        those whom it holds for dead itself, since worse weather: to these it does not answer until the network
+        has healed, which is not the detector's work (peers/partition.py)."""
         self.loss = 0.0
         awake = max([self.now, *(node.asleep_until for node in self.nodes.values())])
         self.run(awake + LONGEST_NS)
         before = len(self.confirmed)
         self.run(self.now + 10 * PERIOD * (1 + SETTINGS.worst_health) + LONGEST_NS)
-        for _, confirm, _ in self.confirmed[before:]:
-            assert not self.nodes[confirm.about.device].alive
+        for name, confirm, _ in self.confirmed[before:]:
+            about = self.nodes[confirm.about.device]
+            assert not about.alive or name in about.dead
         for node in self.living():
             believed = {name for name in node.said if name not in node.dead}
             assert not [name for name in believed if not self.nodes[name].alive]
@@ -191,5 +195,18 @@ class World(RuleBasedStateMachine):
                 self.send(to, self.word(to, sighting))
 
 
+def test_a_suspect_whose_first_word_was_lost_is_told_again_before_its_time_is_over() -> None:
+    """Two of six dead make everybody slow to come round to the one that it suspects."""
+    for seed in range(20):
+        world = World()
+        world.start(size=6, seed=seed)
+        world.die(which=0)
+        world.die(which=0)
+        world.weather(loss=1.0)
+        world.wait(seconds=1.0)
+        world.clear_up()
+
+
 TestWorld = World.TestCase
 TestWorld.settings = settings(deadline=None, max_examples=30, stateful_step_count=12)
+TestWorld.pytestmark = pytest.mark.timeout(240)  # seconds here; a busy machine takes a minute
