@@ -49,10 +49,11 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """A Bye behind everything that is queued: the end of this device's stream to the peer."""
+    """A Bye behind everything that is queued: no more data. `last`: nothing at all is sent after it."""
 
     peer: str
     reason: str
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Driver:
             do.Disconnect: self._on_disconnect,
             do.Meet: self._on_meet,
             do.Tell: lambda action: self.outbox.tell(action.peer, self._incarnation(), action.message),
-            do.Farewell: lambda action: self.outbox.farewell(action.peer, self._incarnation(), action.reason),
+            do.Farewell: lambda action: self.outbox.farewell(action, self._incarnation()),
             do.Train: self._on_train,
             do.Diagnose: self._on_diagnose,
             do.Apply: lambda action: self.workshop.mix(action.mixes),

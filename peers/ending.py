@@ -123,7 +123,7 @@ class Ending:
     def _go(self, reason: str) -> None:
         self._going = ""
         self._state.timers.pop("insist", None)
-        self._rounds.say_farewell(reason)
+        self._rounds.say_farewell(reason, last=True)
         self._state.phase = State.GONE
         self._state.act(Exit(0, reason))
 

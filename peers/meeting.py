@@ -155,6 +155,7 @@ class Meeting:
             state.exchange.untold(source)
         peer.greeted, peer.heard_ns = True, now
         peer.done = peer.finished = peer.parting = False  # who has started again is another
+        peer.dismissed = peer.silent = False
         if hello.reply:
             state.tell(source, self._hello(reply=False))
         # tombstones before any data: the whole table goes first on every (re)connection (method 9)
@@ -176,6 +177,7 @@ class Meeting:
             self.disconnect(source)
             return
         peer.done, peer.finished = True, bye.reason not in ("leave", "retire")
+        peer.silent = bye.last
 
     def on_refuse(self, source: str, refuse: Refuse) -> None:
         """Before its first round a device whose bases do not fit has nothing to stay for."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
-from peers.actions import Publish
+from peers.actions import Farewell, Publish
 from peers.blocks import BlockKey
 from transport.accounting import Accounts
 from transport.channel import LinkQuality
@@ -204,11 +204,12 @@ class Outbox:
                 self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
         self._last(action.peer, pack(envelope, action.manifest))
 
-    def farewell(self, peer: str, incarnation: int, reason: str) -> None:
+    def farewell(self, action: Farewell, incarnation: int) -> None:
         """The end of the stream to a peer, behind all that is queued; a leaver's data is not sent."""
+        peer, reason = action.peer, action.reason
         if reason == "leave":
             self._remove(lambda item: item.peer == peer and item.cause != "control", "leaving")
-        self._last(peer, pack(Envelope(self.device, incarnation), Bye(reason)))
+        self._last(peer, pack(Envelope(self.device, incarnation), Bye(reason, action.last)))
 
     def purge(self, block: Key, reason: str) -> None:
         """Deletion: nothing of the block stays queued or encoded."""

@@ -173,20 +173,30 @@ class Rounds:
         state.act(Export())
         if state.own is not None:
             state.announce(state.members.amend(state.own, status=Status.FINISHED))
-        self.say_farewell("finished")
+        self.say_farewell("finished", last=False)
         state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)
 
-    def say_farewell(self, reason: str) -> None:
-        self._state.act(*(Farewell(name, reason) for name in self._state.greeted()))
+    def say_farewell(self, reason: str, last: bool) -> None:
+        self._state.act(*(Farewell(name, reason, last) for name in self._state.greeted()))
 
     def on_grace(self, now: int) -> None:
         self._exit("finished; not all others said goodbye")
 
     def try_exit(self) -> None:
-        """Go once everyone alive has said goodbye."""
+        """Go once everyone alive has said its last word.
+
+        Until both ends of a link have no more data, each may have to give credit or pass on news. Then each
+        says its last word: nothing is ever sent to one who has gone, and both ends count the same bytes.
+        """
         state = self._state
+        if state.phase is not State.FINISH:
+            return
+        for name in state.greeted():
+            if state.peers[name].finished:
+                state.act(Farewell(name, "finished", last=True))
+                state.peers[name].dismissed = True
         alive = state.members.alive()
-        if state.phase is State.FINISH and all(p.done for n, p in state.peers.items() if n in alive):
+        if all(p.silent for n, p in state.peers.items() if n in alive):
             self._exit("finished")
 
     def _exit(self, reason: str) -> None:

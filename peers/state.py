@@ -54,6 +54,8 @@ class Peer:
     done: bool = False  # it has said goodbye: nobody waits for it
     finished: bool = False  # ... after its last round
     parting: bool = False  # it leaves or retires: nothing more is told to it
+    dismissed: bool = False  # it has had this device's last word: nothing more is told to it either
+    silent: bool = False  # it has said its last word
     view: bytes = b""  # hash of the members that it last said it knows
     table_ns: int = -SECOND * 3600  # when it was last told all members that this device knows
     manifests: dict[int, Manifest] = field(default_factory=dict)
@@ -97,7 +99,11 @@ class DeviceState:
 
     def greeted(self) -> list[str]:
         """Peers that may be told something, in order of id."""
-        return sorted(name for name, peer in self.peers.items() if peer.greeted and not peer.parting)
+        return sorted(
+            name
+            for name, peer in self.peers.items()
+            if peer.greeted and not peer.parting and not peer.dismissed
+        )
 
     def graph(self, members: Iterable[str]) -> topology.Graph[str]:
         names = tuple(members)
@@ -138,7 +144,9 @@ class DeviceState:
         self._out.extend(actions)
 
     def tell(self, peer: str, message: Message) -> None:
-        self.act(Tell(peer, message))
+        known = self.peers.get(peer)
+        if known is None or not known.dismissed:
+            self.act(Tell(peer, message))
 
     def tell_all(self, message: Message, but: str | None = None) -> None:
         for name in self.greeted():

@@ -142,11 +142,10 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The last message of a stream, with what was sent before it on this link."""
+    """No more data comes from me. `last`: nor anything else."""
 
     reason: str
-    sent_messages: int = 0
-    sent_bytes: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ _KINDS: dict[int, _Kind] = {
     ),
     6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
     7: _kind(Ping, 256, _COUNT, _VIEW),
-    8: _kind(Bye, 1 << 10, text(128), _COUNT, _COUNT),
+    8: _kind(Bye, 1 << 10, text(128), flag),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
     11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),

@@ -131,6 +131,10 @@ class _Fate:
         self._draw = draw
         self._last_arrival_ns = 0
 
+    def after(self, other: _Fate) -> None:
+        """What is sent from now on arrives after all that the other class has under way."""
+        self._last_arrival_ns = max(self._last_arrival_ns, other._last_arrival_ns)
+
     def arrival(self, depart_ns: int, settings: LinkSettings) -> tuple[int, bool]:
         jitter = int(self._draw.integers(settings.jitter_ns, endpoint=True)) if settings.jitter_ns else 0
         lost = bool(settings.loss) and float(self._draw.random()) < settings.loss
@@ -315,6 +319,8 @@ class Shaper:
         if link.bucket is not None and link.line is not None:
             link.bucket.take(now_ns, size)
             depart = max(depart, link.line.occupy(now_ns, size, urgent))
+        if not urgent and item.cause == "control":  # a manifest or a goodbye comes behind all that was sent
+            link.fates[False].after(link.fates[True])
         arrive, lost = link.fates[urgent].arrival(depart, link.settings)
         self.sent.add(item)
         if lost:

@@ -53,7 +53,7 @@ SAMPLES: tuple[Message, ...] = (
     Manifest(4, "train", b"v" * 16, [(*part, "sent") for part in _PARTS]),
     Request(_PARTS, 9),
     Ping(0, b"v" * 16),
-    Bye("leave", 1000, 1 << 40),
+    Bye("leave", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 21),
 )

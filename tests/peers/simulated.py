@@ -176,6 +176,7 @@ class Network:
         self.everyone: list[SimDevice] = []  # earlier lives of a device too
         self.loses: Callable[[str, str, object], bool] = lambda source, target, message: False
         self._latency_ns = latency_ns
+        self.unread: list[object] = []  # what came to a device that had gone
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = count()
         self._arrived: Counter[tuple[str, str, bool]] = Counter()  # latest arrival by link and class
@@ -285,7 +286,7 @@ class Network:
                 case do.Publish():
                     self._publish(device, action)
                 case do.Farewell():
-                    self.send(device, action.peer, Bye(action.reason), data=True)
+                    self.send(device, action.peer, Bye(action.reason, action.last), data=True)
                 case do.Train():
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
                 case do.Diagnose() if device.measure is not None:
@@ -344,11 +345,16 @@ class Network:
         if not target or self.loses(source.name, target, message):
             return
         link = (source.name, target, data)
-        arrival = self._arrived[link] = max(self._arrived[link], self.now + self._latency_ns())
+        before = self._arrived[link]
+        if data and not isinstance(message, Update):  # a manifest or a goodbye: behind all that was sent
+            before = max(before, self._arrived[source.name, target, False])
+        arrival = self._arrived[link] = max(before, self.now + self._latency_ns())
 
         def arrive() -> None:
             device = self.devices.get(target)
-            if device is not None:
+            if device is None:
+                self.unread.append(message)
+            else:
                 self._handle(device, partial(take, device))
 
         self.at(arrival, arrive)

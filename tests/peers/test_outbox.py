@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
-from peers.actions import Publish
+from peers.actions import Farewell, Publish
 from peers.blocks import BlockKey
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
@@ -253,7 +253,7 @@ def test_what_a_link_does_not_take_is_not_counted_as_sent() -> None:
 def test_a_leavers_data_is_not_sent_and_goodbye_comes_last(reason: str, data: list[str]) -> None:
     post = Post()
     post.publish(OWN)
-    post.box.farewell("d1", 0, reason)
+    post.box.farewell(Farewell("d1", reason), 0)
     post.drain()
     messages = post.wire.messages("d1")
     assert blocks_of(messages) == data and messages[-1] == Bye(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -126,6 +127,20 @@ def test_everyone_exports_says_goodbye_and_exits_at_once() -> None:
         assert len(device.done(do.Export)) == 1
         assert len(device.slots) == 3
     assert net.now < 1 * SECOND  # nobody sat its grace period out
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_sent_to_one_who_has_gone(seed: int) -> None:
+    """However long messages take, and however late one is: in the books of both ends stands the same."""
+    draw = random.Random(seed)
+    names = ["d0", "d1", "d2", "d3", "d4"]
+    net = Network(small_config(round={"count": ROUNDS}), lambda: draw.randint(1, 120) * MILLI)
+    for name in names:
+        net.add(name, *(other for other in names if other != name), cohort=5)
+        net[name].train_ns = draw.randint(1, 400) * MILLI
+    net.until(lambda: not list(net))
+    assert [device.exit for device in net.everyone] == [do.Exit(0, "finished")] * 5
+    assert net.unread == []
 
 
 def test_a_finished_device_does_not_wait_for_ever_for_one_that_is_slow() -> None:

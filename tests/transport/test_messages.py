@@ -68,7 +68,8 @@ MESSAGES = [
     Nack(7),
     Suspect("d3", 1, 99, "d4"),
     Deleted([("d3", 1, "d4"), ("d3", 1, "*")]),
-    Bye("leave", 1000, 1 << 50),
+    Bye("leave"),
+    Bye("finished", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
 ]
@@ -122,7 +123,7 @@ BAD = [
     Window(0, -1, 0, 0, False),
     Window(0, 0, -3, 0, False),
     Credit(1 << 63),
-    Bye("x", -1, 0),
+    Bye("x", 1),
     Hello("a", {"k": "x" * 257}, True, [], 0),
     Hello("a", {"k": [[[[[1]]]]]}, True, [], 0),
     Hello("a", {"k": float("nan")}, True, [], 0),
