@@ -113,6 +113,9 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
                 progress.update(state.seconds())
                 judge.join(POLL_S)
             progress.update(state.seconds())
+        for event in state.pending:
+            what = f"{event.kind} {shown(event)}"
+            console.print(f"[yellow]not done[/]: {what} after round {event.round}: the run had ended")
         _check(state, judge)
         return 0
     finally:
