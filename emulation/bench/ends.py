@@ -7,12 +7,14 @@ had the last one. Frames carry `FRAME_BYTES` of payload, as a device's do.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import zlib
+from collections.abc import Coroutine
 from datetime import timedelta
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ from transport.zmq_links import ZmqLinks
 
 LISTEN = "tcp://127.0.0.1:0"
 PATIENCE_S = 30.0
+Result = TypeVar("Result")
 RANK = 8
 HEADER = bytes(80)  # of the raw frames: what an update's header is long
 
@@ -81,18 +84,25 @@ class RawEnd:
 
 
 class LinksEnd:
-    """The way a device's tensors go: encode, split, pack, ZmqLinks; unpack, Reassembler, decode, credit."""
+    """The way a device's tensors go: encode, split, pack, ZmqLinks; unpack, Reassembler, decode, credit.
+
+    Its loop runs between calls too, as a device's does: handshakes go on, and what waits for one is sent.
+    """
 
     def __init__(self, name: str, peer: str, keys: NetworkKeys | None, checks: Checks) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
         self._name, self._peer, self._keys, self._checks = name, peer, keys, checks
         self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._parts = Reassembler(1 << 30)
         self._in_flight = self._taken = 0
 
+    def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
     def bind(self) -> str:
-        return self._loop.run_until_complete(self._bind())
+        return self._run(self._bind())
 
     async def _bind(self) -> str:
         self._links = ZmqLinks(self._name, LISTEN, self._keys)
@@ -100,13 +110,13 @@ class LinksEnd:
         return self._links.address
 
     def connect(self, address: str) -> None:
-        self._loop.run_until_complete(self._connect(address))
+        self._run(self._connect(address))
 
     async def _connect(self, address: str) -> None:
         self._links.connect(self._peer, address)
 
     def send(self, size: int, count: int) -> int:
-        return self._loop.run_until_complete(self._send(torch.randn(size // 4 // RANK, RANK), size, count))
+        return self._run(self._send(torch.randn(size // 4 // RANK, RANK), size, count))
 
     async def _send(self, matrix: torch.Tensor, size: int, count: int) -> int:
         start = time.monotonic_ns()
@@ -132,7 +142,7 @@ class LinksEnd:
                 raise TimeoutError("the receiver takes nothing")
 
     def receive(self, size: int, count: int) -> Arrived:
-        return self._loop.run_until_complete(self._receive(count))
+        return self._run(self._receive(count))
 
     async def _receive(self, count: int) -> Arrived:
         wire = 0
