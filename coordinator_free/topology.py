@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import networkx as nx
@@ -50,7 +51,13 @@ def natural(device: str) -> tuple[str, int, str]:
 
 
 def build(members: Sequence[str], shape: Shape) -> Graph[str]:
-    """The graph on these members; the same whatever order they come in."""
+    """The graph on these members, not to be changed; the same whatever order they come in."""
+    return _built(frozenset(members), shape)
+
+
+@lru_cache(maxsize=16)
+def _built(members: frozenset[str], shape: Shape) -> Graph[str]:
+    """A device asks for the same one several times a round."""
     return TOPOLOGIES[shape.kind](sorted(members, key=natural), shape)
 
 

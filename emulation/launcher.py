@@ -30,7 +30,11 @@ from transport.channel import Channel
 from transport.virtual_clock import life_name
 
 POLL_S = 0.1
-PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"]
+PRELOAD = [
+    *("torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"),
+    "emulation.cli",  # each child imports the main module again
+    "emulation.frozen",  # last: what is above stays shared
+]
 SEEDS = 4  # addresses that a device starts from
 SIGNALS = {"leave": signal.SIGTERM, "retire": signal.SIGINT, "crash": signal.SIGKILL, "stall": signal.SIGSTOP}
 

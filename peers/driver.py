@@ -307,7 +307,9 @@ class Driver:
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:
-        payloads = await asyncio.wrap_future(self.workshop.submit(partial(self.outbox.encode, action)))
+        payloads = self.outbox.encoded(action)
+        if payloads is None:
+            payloads = await asyncio.wrap_future(self.workshop.submit(partial(self.outbox.encode, action)))
         self.outbox.publish(action, payloads, self._incarnation())
 
     def _on_broken(self, link: str) -> None:

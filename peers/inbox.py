@@ -119,7 +119,7 @@ class Inbox:
         payload = self._parts.add(envelope.src, message, received.frames[1])
         if payload is None:
             return []
-        matrix = decode(payload, message.codec, message.rows, message.rank)
+        matrix = decode(payload, message.codec, message.rows, message.rank, owned=True)
         if not self._protocol.signed_versions:
             return self._protocol.update(now, envelope.src, message, matrix)
         signature = message.signature or b""

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator_free.membership import Key
@@ -17,7 +17,17 @@ from transport.accounting import Accounts
 from transport.channel import LinkQuality
 from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
 from transport.links import Links
-from transport.messages import Bye, Envelope, Message, Update, pack, pack_parts, stamp, wire_bytes
+from transport.messages import (
+    MAX_PAYLOAD,
+    Bye,
+    Envelope,
+    Message,
+    Update,
+    pack,
+    pack_parts,
+    stamp,
+    wire_bytes,
+)
 from transport.shaper import Departure, Outgoing, Shaper, philox
 from transport.token_bucket import Quota
 from transport.windows import LIFE_BITS
@@ -29,11 +39,16 @@ if TYPE_CHECKING:
     from peers.learner import Learner
     from peers.versions import Versions
 
-FRAME_BYTES = 1 << 16  # payload of one message; the bucket's depth is two of them
+FRAME_BYTES = 1 << 16  # least payload of one full message; the bucket's depth is two of them
 HEADER_BYTES = 256  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
 SIGNATURE_BYTES = 66  # so much more where versions are signed
 CURVE_BYTES = 80  # so much more where messages are encrypted
 WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
+
+
+def frame_bytes(rate_Bps: int) -> int:
+    """Payload of one message: what the radio sends in a millisecond, in [64 KiB, what a message may hold]."""
+    return min(max(FRAME_BYTES, rate_Bps // 1000), MAX_PAYLOAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class _Payload:
     data: bytes
     crc: int | None
     signature: bytes | None
+    packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)  # the same for all
 
 
 class Outbox:
@@ -64,8 +80,9 @@ class Outbox:
         self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES + signed * SIGNATURE_BYTES
         self._learner, self._links, self._accounts = learner, links, accounts
         self.quota = Quota(radio.budget_bytes, radio.control_share)
-        self._seed, frame_bytes = (spec.config.seed, spec.id), FRAME_BYTES + self._header_bytes
-        self._shaper = Shaper(radio.rate_Bps, frame_bytes, self.quota, now_ns, seed=self._seed)
+        self._seed, self._part_bytes = (spec.config.seed, spec.id), frame_bytes(radio.rate_Bps)
+        frame = self._part_bytes + self._header_bytes
+        self._shaper = Shaper(radio.rate_Bps, frame, self.quota, now_ns, seed=self._seed)
         self._address: dict[str, str] = {}
         # Virtual time needs numbers from 1 on by address: a peer may be known under an alias first. Else
         # a device that starts again goes on above what it has used: others hold less for a replay.
@@ -117,7 +134,7 @@ class Outbox:
         """What one (block, group) matrix costs on the wire, at most."""
         layout = self._learner.layout
         size = payload_bytes(self._radio.codec, layout.rows(group), layout.rank(group))
-        return size + self._header_bytes * -(-size // FRAME_BYTES)
+        return size + self._header_bytes * -(-size // self._part_bytes)
 
     def start_round(self, round_: int, live: Iterable[str], now_ns: int) -> None:
         """A new quota, and links as the channel makes them in this round, in which all who are live transmit.
@@ -160,6 +177,16 @@ class Outbox:
         frames = pack(Envelope(self.device, incarnation), message)
         self._shaper.control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
+    def encoded(self, action: Publish) -> dict[Part, _Payload] | None:
+        """What `encode` would return where it has nothing left to do; else None."""
+        found = {}
+        for part, version, _ in action.parts:
+            done = self._encoded.get(part)
+            if done is None or done[0] != version:
+                return None
+            found[part] = done[1]
+        return found
+
     def encode(self, action: Publish) -> dict[Part, _Payload]:
         """The matrices of a round as bytes, encoded once for all neighbours. Runs in the learner's thread."""
         payloads = {}
@@ -198,11 +225,21 @@ class Outbox:
             older = self._shaper.abandon_older(part, version, action.peer)
             if older.bytes:
                 self._accounts.link(action.peer).abandoned("superseded", older.bytes)
-            header = self._header(part, version, action.round, cause, payload)
-            for frames in pack_parts(envelope, header, payload.data, FRAME_BYTES):
+            for frames in self._messages(envelope, part, version, action.round, cause, payload):
                 size = wire_bytes(frames, self._curve)
                 self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
         self._last(action.peer, pack(envelope, action.manifest))
+
+    def _messages(
+        self, envelope: Envelope, part: Part, version: int, round_: int, cause: str, payload: _Payload
+    ) -> list[tuple[bytes, memoryview]]:
+        """An update's parts: the same messages for all neighbours, until they are stamped."""
+        key = (envelope, round_, cause)
+        if key not in payload.packed:
+            payload.packed.clear()
+            header = self._header(part, version, round_, cause, payload)
+            payload.packed[key] = pack_parts(envelope, header, payload.data, self._part_bytes)
+        return payload.packed[key]
 
     def farewell(self, action: Farewell, incarnation: int) -> None:
         """The end of the stream to a peer, behind all that is queued; a leaver's data is not sent."""

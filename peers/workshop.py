@@ -131,7 +131,7 @@ class Workshop:
                 if isinstance(copy, SignedCopy) and mix.version is not None:
                     self._versions.keep(mix.part, mix.version, copy)
                 if values is not None:
-                    mixed += weight * values
+                    mixed.add_(values, alpha=weight)
                     self._note_distance(mix.part.group, weight, values, own)
             if not mixed.equal(own):
                 self._learner.write(key, mix.part.group, mixed)

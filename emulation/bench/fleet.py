@@ -50,8 +50,7 @@ OFFSETS = (1, 2)
 DEADLINE_S, CRASH_AFTER_S = 5.0, 3.0
 UNSHAPED = 1 << 40  # bytes per second, and bytes
 POLL_S = 0.05
-# also what the program's own main module imports: each child imports that again
-PRELOADED = [*PRELOAD, "emulation.cli", __name__, "emulation.bench.frozen"]
+PRELOADED = [*PRELOAD[:-1], __name__, PRELOAD[-1]]
 
 
 @topology(FOUR_REGULAR)

@@ -235,7 +235,7 @@ def test_snapshots_are_left_where_they_are_asked_for(
 ) -> None:
     start(monkeypatch, tmp_path / "run", snapshots="1")
     start(monkeypatch, tmp_path / "run")
-    assert [spec.snapshot_every for spec in started] == [2, 0]
+    assert [spec.snapshot_every for spec in started] == [10, 0]
 
 
 def test_links_are_those_of_the_scenarios_radio(
