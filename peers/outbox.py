@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from peers.actions import Farewell, Publish
 from peers.blocks import BlockKey
 from transport.accounting import Accounts
 from transport.channel import LinkQuality
+from transport.checksum import xxh3
 from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
 from transport.links import Links
 from transport.messages import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from peers.versions import Versions
 
 FRAME_BYTES = 1 << 16  # least payload of one full message; the bucket's depth is two of them
-HEADER_BYTES = 256  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
+HEADER_BYTES = 264  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
 SIGNATURE_BYTES = 66  # so much more where versions are signed
 CURVE_BYTES = 80  # so much more where messages are encrypted
 WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
@@ -54,7 +54,7 @@ def frame_bytes(rate_Bps: int) -> int:
 @dataclass(frozen=True, slots=True)
 class _Payload:
     data: bytes
-    crc: int | None
+    xxh3: int | None
     signature: bytes | None
     packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)  # the same for all
 
@@ -194,8 +194,8 @@ class Outbox:
             done = self._encoded.get(part)
             if done is None or done[0] != version:
                 data, signature = self._signed(part, version)
-                crc = None if self._curve else zlib.crc32(data)  # CURVE authenticates what it carries
-                done = self._encoded[part] = (version, _Payload(data, crc, signature))
+                checksum = None if self._curve else xxh3(data)  # CURVE authenticates what it carries
+                done = self._encoded[part] = (version, _Payload(data, checksum, signature))
             payloads[part] = done[1]
         return payloads
 
@@ -315,6 +315,6 @@ class Outbox:
             rank=layout.rank(part.group),
             offset=0,
             total=len(payload.data),
-            crc=payload.crc,
+            xxh3=payload.xxh3,
             signature=payload.signature,
         )
