@@ -15,7 +15,7 @@ from peers.blocks import BlockKey
 from transport.accounting import Accounts
 from transport.channel import LinkQuality
 from transport.checksum import xxh3
-from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
+from transport.codec import FEEDBACK, encode_feedback, encode_view, payload_bytes
 from transport.links import Links
 from transport.messages import (
     MAX_PAYLOAD,
@@ -53,7 +53,7 @@ def frame_bytes(rate_Bps: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Payload:
-    data: bytes
+    data: bytes | memoryview
     xxh3: int | None
     signature: bytes | None
     packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)  # the same for all
@@ -199,7 +199,7 @@ class Outbox:
             payloads[part] = done[1]
         return payloads
 
-    def _signed(self, part: Part, version: int) -> tuple[bytes, bytes | None]:
+    def _signed(self, part: Part, version: int) -> tuple[bytes | memoryview, bytes | None]:
         """A version's bytes and its owner's signature; of another's block just those that came."""
         copy = None if self._versions is None else self._versions.relayed(part, version)
         if copy is not None:
@@ -208,11 +208,11 @@ class Outbox:
         signs = self._versions.sign if self._versions is not None else None
         return data, None if signs is None else signs(part, version, self._radio.codec, data)
 
-    def _encode(self, part: Part, version: int) -> bytes:
+    def _encode(self, part: Part, version: int) -> bytes | memoryview:
         """Codecs that round coarsely carry over what earlier sends of a part have lost."""
         matrix, codec = self._learner.read(BlockKey(*part.block), part.group), self._radio.codec
         if codec not in FEEDBACK:
-            return encode(matrix, codec)
+            return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
         return data
@@ -262,7 +262,7 @@ class Outbox:
 
     def send_due(self, now_ns: int) -> None:
         """Send what may leave now."""
-        for item in self._shaper.pop(now_ns):
+        for item in self._shaper.leaving(now_ns):
             self._send(item, now_ns)
 
     def abandon(self, reason: str) -> None:

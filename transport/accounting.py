@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
+_NO_BYTES = dict.fromkeys(CAUSES, 0)
 MAX_PEERS = 4096  # sources are claims: whoever invents names must not grow the books without end
 OTHERS = "(others)"  # the account of all further sources
 
+PERCENTS = (50, 95, 99)
 PER_DECADE = 32  # a bucket is 10^(1/32) = 7.5 % wide
 # upper bounds in ns, 1 us to 1000 s; what is longer has a bucket of its own
 BOUNDS_NS = tuple(round(1000 * 10 ** (i / PER_DECADE)) for i in range(9 * PER_DECADE + 1))
@@ -53,18 +54,25 @@ class LatencyHistogram:
         """Upper bound of the bucket of rank ceil(percent/100 * n). Raises ValueError when empty."""
         if not self._counts:
             raise ValueError("no latencies yet")
-        rank = max(1, -(-percent * len(self) // 100))
-        buckets = sorted(self._counts)
-        seen = accumulate(self._counts[b] for b in buckets)
-        bucket = next(b for b, n in zip(buckets, seen, strict=True) if n >= rank)
-        bound = BOUNDS_NS[bucket] if bucket < len(BOUNDS_NS) else self._max_ns
-        return max(self._min_ns, min(bound, self._max_ns))
+        return self._quantiles_ns((percent,))[0]
+
+    def _quantiles_ns(self, percents: tuple[int, ...]) -> list[int]:
+        """For percents in rising order, in one pass: a device does this for each link in each round."""
+        total, seen, found = len(self), 0, list[int]()
+        ranks = [max(1, -(-percent * total // 100)) for percent in percents]
+        for bucket, count in sorted(self._counts.items()):
+            seen += count
+            while len(found) < len(ranks) and seen >= ranks[len(found)]:
+                bound = BOUNDS_NS[bucket] if bucket < len(BOUNDS_NS) else self._max_ns
+                found.append(max(self._min_ns, min(bound, self._max_ns)))
+        return found
 
     def quantiles_s(self) -> dict[str, float] | None:
         """p50, p95 and p99 in seconds; None before the first."""
         if not self._counts:
             return None
-        return {f"p{percent}": self.quantile_ns(percent) / 1e9 for percent in (50, 95, 99)}
+        found = self._quantiles_ns(PERCENTS)
+        return {f"p{percent}": ns / 1e9 for percent, ns in zip(PERCENTS, found, strict=True)}
 
 
 class LinkAccount:
@@ -135,7 +143,7 @@ class LinkAccount:
             "payload_bytes": self.payload_bytes,
             "header_bytes": self.header_bytes,
             "frame_bytes": self.frame_bytes(),
-            "bytes_by_cause": dict.fromkeys(CAUSES, 0) | dict(self.sent_by_cause),
+            "bytes_by_cause": {**_NO_BYTES, **self.sent_by_cause},
             "dropped_messages": dict(self.dropped_messages),
             "dropped_bytes": dict(self.dropped_bytes),
             "abandoned_bytes": dict(self.abandoned_bytes),
