@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
@@ -28,6 +29,7 @@ class LatencyHistogram:
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._min_ns = self._max_ns = 0
+        self._found: tuple[int, dict[str, float]] = (0, {})  # quantiles of so many
         self.negative = 0  # arrivals before their departure: a clock or a sender is wrong; in no quantile
 
     def add(self, latency_ns: int) -> None:
@@ -58,21 +60,22 @@ class LatencyHistogram:
 
     def _quantiles_ns(self, percents: tuple[int, ...]) -> list[int]:
         """For percents in rising order, in one pass: a device does this for each link in each round."""
-        total, seen, found = len(self), 0, list[int]()
-        ranks = [max(1, -(-percent * total // 100)) for percent in percents]
-        for bucket, count in sorted(self._counts.items()):
-            seen += count
-            while len(found) < len(ranks) and seen >= ranks[len(found)]:
-                bound = BOUNDS_NS[bucket] if bucket < len(BOUNDS_NS) else self._max_ns
-                found.append(max(self._min_ns, min(bound, self._max_ns)))
-        return found
+        buckets = sorted(self._counts)
+        seen = list(accumulate(map(self._counts.__getitem__, buckets)))
+        ranks = (max(1, -(-percent * seen[-1] // 100)) for percent in percents)
+        at = (buckets[bisect_left(seen, rank)] for rank in ranks)
+        bounds = (BOUNDS_NS[b] if b < len(BOUNDS_NS) else self._max_ns for b in at)
+        return [max(self._min_ns, min(bound, self._max_ns)) for bound in bounds]
 
     def quantiles_s(self) -> dict[str, float] | None:
         """p50, p95 and p99 in seconds; None before the first."""
         if not self._counts:
             return None
-        found = self._quantiles_ns(PERCENTS)
-        return {f"p{percent}": ns / 1e9 for percent, ns in zip(PERCENTS, found, strict=True)}
+        count = len(self)
+        if self._found[0] != count:
+            found = zip(PERCENTS, self._quantiles_ns(PERCENTS), strict=True)
+            self._found = count, {f"p{percent}": ns / 1e9 for percent, ns in found}
+        return dict(self._found[1])
 
 
 class LinkAccount:
