@@ -26,6 +26,7 @@ from transport.messages import MAX_PAYLOAD, Buffer, wire_bytes
 from transport.zmq_watch import Socket, Waiter, Watch
 
 Context = zmq.Context[Socket]
+DONTWAIT, MORE_DONTWAIT = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # zmq's own are slow enums
 ZERO_COPY_BYTES = 1 << 16  # frames from here on are handed over, not copied
 RETRY_S, RETRY_MAX_S = 0.1, 2.0
 PUMP_S = 0.005  # between tries to pass on what waited when the socket is full
@@ -188,11 +189,11 @@ class Dealer:
         assert socket is not None
         try:
             for frame in frames[:-1]:  # headers; only the first frame can find no room
-                socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
+                socket.send(frame, MORE_DONTWAIT)
             if len(last) < ZERO_COPY_BYTES:
-                socket.send(last, zmq.DONTWAIT)
+                socket.send(last, DONTWAIT)
             else:
-                socket.send(self._large.of(last), zmq.DONTWAIT, copy=False)
+                socket.send(self._large.of(last), DONTWAIT, copy=False)
         except zmq.Again:
             return False
         return True

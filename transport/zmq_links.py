@@ -33,6 +33,7 @@ from transport.zmq_watch import Socket, Waiter, Watch
 
 CURVE_OVERHEAD = 64  # bytes that maxmsgsize must allow beside a frame, which CURVE makes 33 longer
 CONNECTIONS: dict[int, str] = {zmq.EVENT_ACCEPTED: "accepted", zmq.EVENT_HANDSHAKE_SUCCEEDED: "established"}
+DONTWAIT, EVENTS, POLLIN = int(zmq.DONTWAIT), int(zmq.EVENTS), int(zmq.POLLIN)  # zmq's own are slow enums
 FAIR = 32  # messages that `recv` hands on before it lets others run
 REBIND_S = 2.0  # a port is free within a millisecond of its unbinding
 log = logging.getLogger("unweft")
@@ -222,9 +223,7 @@ class ZmqLinks:
     def _next(self) -> Received | None:
         """The next good message; None when there is none now. What an old socket has comes first."""
         for router, _ in self._inboxes:
-            while (
-                int(router.get(zmq.EVENTS)) & zmq.POLLIN
-            ):  # asked first: an exception costs ten times as much
+            while int(router.get(EVENTS)) & POLLIN:  # asked first: an exception costs ten times as much
                 received = self._read(router)
                 if received is not None:
                     return received
@@ -232,11 +231,11 @@ class ZmqLinks:
 
     def _read(self, router: Socket) -> Received | None:
         """One message; None if it was dropped. A message is there whole or not at all."""
-        identity = router.recv(zmq.DONTWAIT)
+        identity = router.recv(DONTWAIT)
         frames: list[Buffer] = []
         curve, limit, excess, more = self._keys is not None, self._limits.max_frames, 0, True
         while more:  # a ROUTER hands on at least one frame behind the identity
-            part = router.recv(zmq.DONTWAIT, copy=False)
+            part = router.recv(DONTWAIT, copy=False)
             more = part.more
             if len(frames) < limit:
                 frames.append(part.buffer)
