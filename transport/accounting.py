@@ -163,11 +163,11 @@ class Accounts:
 
     def link(self, peer: str) -> LinkAccount:
         """A peer's account. Past `MAX_PEERS` names, strangers share one."""
-        if peer not in self._links and len(self._links) >= MAX_PEERS:
-            peer = OTHERS
         account = self._links.get(peer)
         if account is None:
-            account = self._links[peer] = LinkAccount()
+            if len(self._links) >= MAX_PEERS:
+                peer = OTHERS
+            account = self._links.setdefault(peer, LinkAccount())
         return account
 
     def rename(self, alias: str, peer: str) -> None:
