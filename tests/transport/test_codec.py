@@ -147,6 +147,18 @@ def test_nan_and_infinity_are_not_decoded(codec: str, bad: float) -> None:
         decode(values.view(torch.uint8).numpy().tobytes(), codec, 20, 8)
 
 
+def test_values_whose_sum_is_too_large_are_finite_all_the_same() -> None:
+    large = torch.full((64, 8), 3e38)
+    assert torch.equal(decode(encode(large, "fp32"), "fp32", 64, 8), large)
+
+
+def test_infinities_that_cancel_are_found() -> None:
+    matrix = torch.zeros(64, 8)
+    matrix[0, 0], matrix[1, 1] = math.inf, -math.inf
+    with pytest.raises(WireError, match="NaN or infinity"):
+        decode(matrix.numpy().tobytes(), "fp32", 64, 8)
+
+
 @pytest.mark.parametrize("codec", TOPS)
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, -1.0, 3e38])
 def test_impossible_scales_are_not_decoded(codec: str, scale: float) -> None:
