@@ -30,7 +30,9 @@ class FakeLinks:
 async def hang_up(folder: Path, links: FakeLinks, caplog: pytest.LogCaptureFixture) -> str:
     on_hangup(cast(ZmqLinks, links), folder, "d0")
     os.kill(os.getpid(), signal.SIGHUP)
-    while not caplog.messages:
+    for _ in range(1000):
+        if caplog.messages:
+            break
         await asyncio.sleep(0.01)
     asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
     return caplog.text
