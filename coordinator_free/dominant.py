@@ -16,13 +16,16 @@ from coordinator_free.effects import (
     opposite,
     predicted,
     relative_cost,
+    remaining,
 )
 
 MARGIN = 0.02  # hysteresis: the share of what staying would leave by which moves must lower it together
 THRIFT = 0.02  # a saving move may raise it by this share for each base round's cost that it saves
 LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
-MOVES = 3  # groups that may move in one diagnosis
+MOVES = (
+    3  # groups that may move in one diagnosis; where there are more than one, one stays: it shows the trend
+)
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
@@ -32,10 +35,10 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     """The action whose predicted residual drop per unit cost is largest, with hysteresis.
 
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
-    corrected by what was learnt. Up to MOVES groups move; a move that does not fit the budget is tried
-    together with one of another group that saves. Moves must lower what is left by MARGIN together, and none
-    may undo its group's last one within DWELL diagnoses. Groups that do not move save where that does next to
-    no harm.
+    corrected by what was learnt. Up to MOVES groups move, never all of them, since what a move did is told by
+    those that stayed; a move that does not fit the budget is tried together with one of another group that
+    saves. Moves must lower what is left by MARGIN together, and none may undo its group's last one within
+    DWELL diagnoses. Groups that do not move save where that does next to no harm.
     """
     learnt = _learn(view, memory)
     search = _Search(view, limits, learnt, in_force(view, limits, memory.settings))
@@ -61,10 +64,15 @@ class _Search:
     memory: Memory
     before: Settings
 
+    @property
+    def most(self) -> int:
+        """Groups that may move."""
+        return min(MOVES, max(1, len(self.before) - 1))
+
     def spending(self) -> Moves:
         """The best move, then the best beside it, while they lower what is left; none unless it is clear."""
         chosen: Moves = {}
-        while len(chosen) < MOVES:
+        while len(chosen) < self.most:
             rates = [(self._rate(option, chosen), option) for option in self._options(chosen)]
             rate, best = max(rates, key=lambda rated: rated[0], default=(0.0, chosen))
             if rate <= 0:
@@ -75,6 +83,8 @@ class _Search:
     def saving(self, chosen: Moves) -> Moves:
         """And, of each group that does not move, the move that saves most for next to nothing."""
         for group in self.before:
+            if len(chosen) >= self.most:
+                break
             left, cost = self._left(chosen), self._cost(chosen)
             best, most = chosen, 0.0
             for move in self._free(chosen):
@@ -99,6 +109,8 @@ class _Search:
             single = {**chosen, move.group: move}
             if self._fits(single):
                 yield single
+                continue
+            if len(single) >= self.most:
                 continue
             pairs = ({**single, other.group: other} for other in free if other.group != move.group)
             yield from (pair for pair in pairs if self._fits(pair))
@@ -127,7 +139,16 @@ class _Search:
 
 def _expected(view: View, group: str, before: GroupAction, after: GroupAction) -> tuple[float, float]:
     """What is left of a group if it stays, and after the move."""
-    return predicted(view, group, before, before).total, predicted(view, group, before, after).total
+    stay, then = (predicted(view, group, before, action) for action in (before, after))
+    return remaining(view, group, stay, before), remaining(view, group, then, after)
+
+
+def _seen(view: View, group: str, memory: Memory) -> float:
+    """What is left of a group by what was observed, under the settings that were in force."""
+    if group not in view.groups:
+        return 0.0
+    residuals, action = view.groups[group].residuals, memory.settings.get(group)
+    return residuals.total if action is None else remaining(view, group, residuals, action)
 
 
 def _learn(view: View, memory: Memory) -> Memory:
@@ -138,7 +159,7 @@ def _learn(view: View, memory: Memory) -> Memory:
     """
     learnt, trend = dict(memory.corrections), _trend(view, memory)
     for group, (label, stay, then) in memory.expected.items():
-        left = view.groups[group].residuals.total if group in view.groups else 0.0
+        left = _seen(view, group, memory)
         if label != STAY[1] and min(stay, then, left) > 0:
             effect, seen = math.log(then / stay), math.log(left / stay) - trend
             old = learnt.get(label, 1.0)
@@ -150,9 +171,9 @@ def _learn(view: View, memory: Memory) -> Memory:
 def _trend(view: View, memory: Memory) -> float:
     """Mean log(observed / predicted) of the groups that stayed; 0 if none did."""
     logs = [
-        math.log(view.groups[group].residuals.total / stay)
+        math.log(_seen(view, group, memory) / stay)
         for group, (label, stay, _) in sorted(memory.expected.items())
-        if label == STAY[1] and group in view.groups and min(stay, view.groups[group].residuals.total) > 0
+        if label == STAY[1] and min(stay, _seen(view, group, memory)) > 0
     ]
     return sum(logs) / len(logs) if logs else 0.0
 

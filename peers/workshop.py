@@ -50,7 +50,7 @@ class Workshop:
         self._losses: list[tuple[int, float]] = []  # since the correction began: steps so far, loss
         self._most, self._steps = 0, dict[str, int]()  # of the last training, at most and by group
         self._moves: dict[str, float] = {}
-        self._disagreement: dict[str, float] = {}  # D_g of the last mixing
+        self._disagreement: dict[str, float] = {}  # D_g of the last mixing of each group
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work. `failed` is told, in the thread, what it raises."""
@@ -119,7 +119,8 @@ class Workshop:
 
     def _mix(self, mixes: tuple[Mix, ...]) -> None:
         """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
-        self._disagreement = dict.fromkeys(self._learner.groups, 0.0)
+        mixed_now = {mix.part.group for mix in mixes if mix.terms}  # others wait for their H_g-th round
+        self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:
             key = BlockKey(*mix.part.block)
             if not self._learner.has(key):
