@@ -23,9 +23,7 @@ MARGIN = 0.02  # hysteresis: the share of what staying would leave by which move
 THRIFT = 0.02  # a saving move may raise it by this share for each base round's cost that it saves
 LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
-MOVES = (
-    3  # groups that may move in one diagnosis; where there are more than one, one stays: it shows the trend
-)
+MOVES = 3  # groups that may move in one diagnosis; of several at least one stays: it shows the trend
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
