@@ -27,6 +27,7 @@ MOVES = 3  # groups that may move in one diagnosis; of several at least one stay
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
+WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
 def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
@@ -36,18 +37,25 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     corrected by what was learnt. Up to MOVES groups move, never all of them, since what a move did is told by
     those that stayed; a move that does not fit the budget is tried together with one of another group that
     saves. Moves must lower what is left by MARGIN together, and none may undo its group's last one within
-    DWELL diagnoses. Groups that do not move save where that does next to no harm.
+    DWELL diagnoses. Groups that do not move save where that does next to no harm. Moves after which more is
+    left than staying was predicted to leave have failed: all groups return to the base, and such moves are
+    not made again.
     """
-    learnt = _learn(view, memory)
-    search = _Search(view, limits, learnt, in_force(view, limits, memory.settings))
-    chosen = search.saving(search.spending())
+    learnt, failed = _learn(view, memory), _failed(view, memory)
+    before = in_force(view, limits, memory.settings)
+    if failed:
+        learnt = replace(learnt, corrections={**learnt.corrections, **dict.fromkeys(failed, 0.0)})
+        before = dict.fromkeys(before, limits.base)
+    search = _Search(view, limits, learnt, before)
+    chosen = {} if failed else search.saving(search.spending())
     after = applied(search.before, chosen)
     expected = {
         g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
         for g, action in search.before.items()
     }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
-    return Decision(after, _reason(view, chosen), replace(learnt, expected=expected, last=last))
+    reason = _reason(view, chosen, failed)
+    return Decision(after, reason, replace(learnt, expected=expected, last=last))
 
 
 Moves = dict[str, Move]  # at most one of each group
@@ -114,9 +122,14 @@ class _Search:
             yield from (pair for pair in pairs if self._fits(pair))
 
     def _free(self, chosen: Moves) -> list[Move]:
-        """Moves of groups that have none yet, but those that would undo a group's last."""
-        every = moves(self.before, self.limits, self.view.ladder)
-        return [m for m in every if m.group not in chosen and not _undoes(m, self.view, self.memory)]
+        """Moves of groups that have none yet, but those that have failed or would undo a group's last."""
+        return [
+            move
+            for move in moves(self.before, self.limits, self.view.ladder)
+            if move.group not in chosen
+            and self.memory.corrections.get(move.label, 1.0) > 0
+            and not _undoes(move, self.view, self.memory)
+        ]
 
     def _fits(self, chosen: Moves) -> bool:
         return affordable(applied(self.before, chosen), self.view, self.limits)
@@ -176,14 +189,24 @@ def _trend(view: View, memory: Memory) -> float:
     return sum(logs) / len(logs) if logs else 0.0
 
 
+def _failed(view: View, memory: Memory) -> list[str]:
+    """Labels of the last moves, if they have made things worse than staying was predicted to. The groups are
+    taken together: a move of one shows in the gradients of all."""
+    made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
+    stay = sum(stay for _, stay, _ in memory.expected.values())
+    seen = sum(_seen(view, group, memory) for group in memory.expected)
+    return sorted(made) if seen > WORSE * stay else []
+
+
 def _undoes(move: Move, view: View, memory: Memory) -> bool:
     label, index = memory.last.get(move.group, ("", 0))
     return label == opposite(move.label) and view.index - index <= DWELL
 
 
-def _reason(view: View, chosen: Mapping[str, Move]) -> str:
+def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
     """Of the group that moved first, or has the largest residual: `late, R_het 0.41 of 0.63 -> prox 1e-3`."""
     group = next(iter(chosen), "") or max(view.groups, key=lambda g: view.groups[g].residuals.total)
     seen = view.groups[group].residuals
     told = [m.told() if m.group == group else f"{m.group} {m.told()}" for m in chosen.values()]
-    return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {', '.join(told) or 'stay'}"
+    what = f"the base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
+    return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {what}"

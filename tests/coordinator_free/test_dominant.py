@@ -180,6 +180,31 @@ def test_an_action_that_kept_failing_is_no_longer_chosen():
     assert dominant(shown, limits, failed).settings["late"].prox == 0
 
 
+def after_a_move(left: float) -> tuple[Memory, dict[str, float]]:
+    """The memory of a decision to exchange late less often, and what is left of each group since."""
+    held = {**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, period=4)}
+    expected = {"early": ("stay", 1.0, 1.0), "mid": ("stay", 1.0, 1.0), "late": ("more-period", 1.0, 1.0)}
+    return Memory(settings=held, expected=expected), dict.fromkeys(GROUPS, left)
+
+
+def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
+    """Also where no effect was predicted, of which no correction could be learnt."""
+    memory, left = after_a_move(1.3)
+    shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
+    made = dominant(shown, LIMITS, memory)
+    assert set(made.settings.values()) == {BASE}
+    assert made.reason.endswith("-> the base: more-period failed")
+    calm_again = view(index=1, **{g: group(local=1e-9, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
+    later = dominant(calm_again, LIMITS, replace(made.memory, settings=made.settings, expected={}))
+    assert {action.period for action in later.settings.values()} == {1}
+
+
+def test_what_has_made_nothing_worse_is_kept():
+    memory, left = after_a_move(1.1)
+    shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
+    assert dominant(shown, LIMITS, memory).settings["late"].period == 4
+
+
 def test_a_new_event_keeps_what_was_learnt_and_nothing_else():
     made = decide("dominant", regime(local=1.0), ROOMY, Memory(corrections={"more-steps": 0.9}))
     assert made.memory.expected["late"][0] == "more-steps" and made.memory.last
