@@ -208,5 +208,5 @@ def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
     group = next(iter(chosen), "") or max(view.groups, key=lambda g: view.groups[g].residuals.total)
     seen = view.groups[group].residuals
     told = [m.told() if m.group == group else f"{m.group} {m.told()}" for m in chosen.values()]
-    what = f"the base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
+    what = f"base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
     return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {what}"

@@ -193,7 +193,7 @@ def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
     shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
     made = dominant(shown, LIMITS, memory)
     assert set(made.settings.values()) == {BASE}
-    assert made.reason.endswith("-> the base: more-period failed")
+    assert made.reason.endswith("-> base: more-period failed")
     calm_again = view(index=1, **{g: group(local=1e-9, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
     later = dominant(calm_again, LIMITS, replace(made.memory, settings=made.settings, expected={}))
     assert {action.period for action in later.settings.values()} == {1}
