@@ -22,7 +22,7 @@ class Kind(IntEnum):
     LEARNER = 2
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(slots=True, order=True)
 class Planned:
     """An event. `ready`: what must have been computed, whatever the real time, before it can happen."""
 

@@ -47,6 +47,7 @@ class Correction:
         self._anchor = False
         self._asked: list[int] = []  # epochs that are to be decided from
         self._drawn: tuple[tuple[str, ...], Decision | None, dict[str, Graph[str]]] = ((), None, {})
+        self._around: list[str] = []  # the neighbours in what was drawn
 
     # -- what holds in this round ----------------------------------------------------------------------
     def settings(self) -> dict[str, GroupAction]:
@@ -72,6 +73,8 @@ class Correction:
             groups = self._state.exchange.groups
             drawn = {g: self._refined(graph, g) if refined else graph for g in groups}
             self._drawn = members, decided, drawn
+            me = self._state.me.device
+            self._around = sorted({peer for graph in drawn.values() for peer in graph[me]})
         return self._drawn[2]
 
     def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
@@ -82,8 +85,8 @@ class Correction:
 
     def neighbours(self) -> list[str]:
         """Over all groups, in order of id."""
-        me = self._state.me.device
-        return sorted({peer for graph in self._graphs().values() for peer in graph[me]})
+        self._graphs()
+        return self._around
 
     def exchanged(self, group: str) -> bool:
         """Whether it is a round of the group's period H_g."""

@@ -153,13 +153,12 @@ class Driver:
         if self._outside:
             await self._do(self._outside.popleft()(self.clock.now()))
             return
-        due = self._due()
-        at = min(due.values(), default=None)
+        source, at = self._due()
         if not await self.clock.reach(None if at is None else max(at, self._actor.stalled_until_ns)):
             self._actor.follow()
             return
         now = self.clock.now()
-        match min(due, key=lambda source: due[source]):
+        match source:
             case "agenda":
                 await self._happen(now)
             case "outbox":
@@ -167,15 +166,15 @@ class Driver:
             case _:
                 await self._do(self.protocol.tick(now))
 
-    def _due(self) -> dict[str, int]:
-        """When each source of events has its next one. In this order, at equal times."""
-        now = self.clock.now()
-        sources = {
-            "agenda": self.agenda.next_ns(),
-            "timer": self.protocol.next_timer_ns(),
-            "outbox": self.outbox.next_ns(now),
-        }
-        return {source: at for source, at in sources.items() if at is not None}
+    def _due(self) -> tuple[str, int | None]:
+        """Which source of events has the next one, and when. In this order, at equal times."""
+        source, at = "agenda", self.agenda.next_ns()
+        timer, outbox = self.protocol.next_timer_ns(), self.outbox.next_ns(self.clock.now())
+        if timer is not None and (at is None or timer < at):
+            source, at = "timer", timer
+        if outbox is not None and (at is None or outbox < at):
+            source, at = "outbox", outbox
+        return source, at
 
     async def _happen(self, now: int) -> None:
         planned = self.agenda.pop()

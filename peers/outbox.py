@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from peers.actions import Farewell, Publish
 from peers.blocks import BlockKey
 from transport.accounting import Accounts
 from transport.channel import LinkQuality
-from transport.codec import FEEDBACK, encode, encode_feedback, payload_bytes
+from transport.checksum import xxh3
+from transport.codec import FEEDBACK, encode_feedback, encode_view, payload_bytes
 from transport.links import Links
 from transport.messages import (
     MAX_PAYLOAD,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from peers.versions import Versions
 
 FRAME_BYTES = 1 << 16  # least payload of one full message; the bucket's depth is two of them
-HEADER_BYTES = 256  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
+HEADER_BYTES = 264  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
 SIGNATURE_BYTES = 66  # so much more where versions are signed
 CURVE_BYTES = 80  # so much more where messages are encrypted
 WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
@@ -53,8 +53,8 @@ def frame_bytes(rate_Bps: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Payload:
-    data: bytes
-    crc: int | None
+    data: bytes | memoryview
+    xxh3: int | None
     signature: bytes | None
     packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)  # the same for all
 
@@ -194,12 +194,12 @@ class Outbox:
             done = self._encoded.get(part)
             if done is None or done[0] != version:
                 data, signature = self._signed(part, version)
-                crc = None if self._curve else zlib.crc32(data)  # CURVE authenticates what it carries
-                done = self._encoded[part] = (version, _Payload(data, crc, signature))
+                checksum = None if self._curve else xxh3(data)  # CURVE authenticates what it carries
+                done = self._encoded[part] = (version, _Payload(data, checksum, signature))
             payloads[part] = done[1]
         return payloads
 
-    def _signed(self, part: Part, version: int) -> tuple[bytes, bytes | None]:
+    def _signed(self, part: Part, version: int) -> tuple[bytes | memoryview, bytes | None]:
         """A version's bytes and its owner's signature; of another's block just those that came."""
         copy = None if self._versions is None else self._versions.relayed(part, version)
         if copy is not None:
@@ -208,11 +208,11 @@ class Outbox:
         signs = self._versions.sign if self._versions is not None else None
         return data, None if signs is None else signs(part, version, self._radio.codec, data)
 
-    def _encode(self, part: Part, version: int) -> bytes:
+    def _encode(self, part: Part, version: int) -> bytes | memoryview:
         """Codecs that round coarsely carry over what earlier sends of a part have lost."""
         matrix, codec = self._learner.read(BlockKey(*part.block), part.group), self._radio.codec
         if codec not in FEEDBACK:
-            return encode(matrix, codec)
+            return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
         return data
@@ -262,7 +262,7 @@ class Outbox:
 
     def send_due(self, now_ns: int) -> None:
         """Send what may leave now."""
-        for item in self._shaper.pop(now_ns):
+        for item in self._shaper.leaving(now_ns):
             self._send(item, now_ns)
 
     def abandon(self, reason: str) -> None:
@@ -315,6 +315,6 @@ class Outbox:
             rank=layout.rank(part.group),
             offset=0,
             total=len(payload.data),
-            crc=payload.crc,
+            xxh3=payload.xxh3,
             signature=payload.signature,
         )

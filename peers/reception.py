@@ -13,11 +13,14 @@ from peers.outbox import WINDOW_BYTES
 from peers.protocol import DeviceProtocol
 from transport.clock import Clock
 from transport.links import Links, Received
-from transport.messages import Envelope, Message, Update, Window
+from transport.messages import MAX_PAYLOAD, Envelope, Message, Update, Window
 from transport.virtual_clock import VirtualClock
 
 MAX_FLIGHT_NS = 60_000_000_000  # no message may claim to arrive later than this
-HELD_BYTES = WINDOW_BYTES + (1 << 20)  # of one known peer's data that waits here; of all others' together
+HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing
+HELD_BYTES = (
+    WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM
+)  # of one known peer's data that waits here; of all others' together
 OTHERS = ""  # their account
 Take = Callable[[int, Envelope, Message, Received], list[Action]]
 

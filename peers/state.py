@@ -88,6 +88,7 @@ class DeviceState:
         self.correct_until = -1
         self.corrected_at: set[int] = set()
         self._out: list[Action] = []
+        self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())
         kind = config.topology
         self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
         self._graph: tuple[tuple[str, ...], topology.Graph[str]] = ((), topology.build([], self._shape))
@@ -113,7 +114,11 @@ class DeviceState:
 
     def training(self) -> tuple[str, ...]:
         """Those that train in this round, this device among them."""
-        return tuple(sorted({*self.members.training(self.round), self.me.device}))
+        now = self.members.changes, self.round
+        if self._training[0] != now:
+            names = {*self.members.training(self.round), self.me.device}
+            self._training = now, tuple(sorted(names))
+        return self._training[1]
 
     def slot_lost(self) -> bool:
         """Another device holds the own slot with the better claim."""

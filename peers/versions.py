@@ -53,7 +53,7 @@ class Versions:
         kept = self._copies.get(part)
         return kept[1] if kept is not None and kept[0] == version else None
 
-    def sign(self, part: Part, version: int, codec: str, payload: bytes) -> bytes | None:
+    def sign(self, part: Part, version: int, codec: str, payload: bytes | memoryview) -> bytes | None:
         """The own signature of an own version; None: it is another's, of which this device has no proof."""
         if part.block.device != self._device:
             return None

@@ -13,9 +13,11 @@ from itertools import accumulate
 from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
+_NO_BYTES = dict.fromkeys(CAUSES, 0)
 MAX_PEERS = 4096  # sources are claims: whoever invents names must not grow the books without end
 OTHERS = "(others)"  # the account of all further sources
 
+PERCENTS = (50, 95, 99)
 PER_DECADE = 32  # a bucket is 10^(1/32) = 7.5 % wide
 # upper bounds in ns, 1 us to 1000 s; what is longer has a bucket of its own
 BOUNDS_NS = tuple(round(1000 * 10 ** (i / PER_DECADE)) for i in range(9 * PER_DECADE + 1))
@@ -27,6 +29,7 @@ class LatencyHistogram:
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._min_ns = self._max_ns = 0
+        self._found: tuple[int, dict[str, float]] = (0, {})  # quantiles of so many
         self.negative = 0  # arrivals before their departure: a clock or a sender is wrong; in no quantile
 
     def add(self, latency_ns: int) -> None:
@@ -53,18 +56,26 @@ class LatencyHistogram:
         """Upper bound of the bucket of rank ceil(percent/100 * n). Raises ValueError when empty."""
         if not self._counts:
             raise ValueError("no latencies yet")
-        rank = max(1, -(-percent * len(self) // 100))
+        return self._quantiles_ns((percent,))[0]
+
+    def _quantiles_ns(self, percents: tuple[int, ...]) -> list[int]:
+        """For percents in rising order, in one pass: a device does this for each link in each round."""
         buckets = sorted(self._counts)
-        seen = accumulate(self._counts[b] for b in buckets)
-        bucket = next(b for b, n in zip(buckets, seen, strict=True) if n >= rank)
-        bound = BOUNDS_NS[bucket] if bucket < len(BOUNDS_NS) else self._max_ns
-        return max(self._min_ns, min(bound, self._max_ns))
+        seen = list(accumulate(map(self._counts.__getitem__, buckets)))
+        ranks = (max(1, -(-percent * seen[-1] // 100)) for percent in percents)
+        at = (buckets[bisect_left(seen, rank)] for rank in ranks)
+        bounds = (BOUNDS_NS[b] if b < len(BOUNDS_NS) else self._max_ns for b in at)
+        return [max(self._min_ns, min(bound, self._max_ns)) for bound in bounds]
 
     def quantiles_s(self) -> dict[str, float] | None:
         """p50, p95 and p99 in seconds; None before the first."""
         if not self._counts:
             return None
-        return {f"p{percent}": self.quantile_ns(percent) / 1e9 for percent in (50, 95, 99)}
+        count = len(self)
+        if self._found[0] != count:
+            found = zip(PERCENTS, self._quantiles_ns(PERCENTS), strict=True)
+            self._found = count, {f"p{percent}": ns / 1e9 for percent, ns in found}
+        return dict(self._found[1])
 
 
 class LinkAccount:
@@ -135,7 +146,7 @@ class LinkAccount:
             "payload_bytes": self.payload_bytes,
             "header_bytes": self.header_bytes,
             "frame_bytes": self.frame_bytes(),
-            "bytes_by_cause": dict.fromkeys(CAUSES, 0) | dict(self.sent_by_cause),
+            "bytes_by_cause": {**_NO_BYTES, **self.sent_by_cause},
             "dropped_messages": dict(self.dropped_messages),
             "dropped_bytes": dict(self.dropped_bytes),
             "abandoned_bytes": dict(self.abandoned_bytes),

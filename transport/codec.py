@@ -194,6 +194,9 @@ def _check(matrix: Tensor, finite: bool) -> None:
 
 
 def _finite(values: Tensor) -> bool:
-    """Without NaN and infinity. NaN wins in min and max; 20 x faster than isfinite().all()."""
+    """Without NaN and infinity. Any of them is one in the sum too; so may a sum be that is only too large,
+    and then the extremes are asked, in which NaN wins. Both are far faster than isfinite().all()."""
+    if math.isfinite(values.sum().item()):
+        return True
     low, high = torch.aminmax(values)
     return math.isfinite(low) and math.isfinite(high)

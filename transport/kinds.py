@@ -53,8 +53,8 @@ class Gossip:
 class Update:
     """A part of an encoded (block, group) matrix; its bytes are in a frame of their own.
 
-    They go from `offset` on in a payload of `total` bytes. `crc`: zlib.crc32 of the whole payload; None where
-    the link is authenticated.
+    They go from `offset` on in a payload of `total` bytes. `xxh3`: checksum of the whole payload; None
+    where the link is authenticated.
     """
 
     block: str
@@ -68,7 +68,7 @@ class Update:
     rank: int
     offset: int
     total: int
-    crc: int | None = None
+    xxh3: int | None = None
     part: int = 0
     parts: int = 1
     signature: bytes | None = None

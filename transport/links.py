@@ -12,7 +12,7 @@ from transport.messages import Buffer
 DropHook = Callable[[str, str, int], None]  # claimed source, reason, wire bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made of each message
 class Received:
     """A message as it came in. `source`: what the connection claims; the envelope must agree.
 

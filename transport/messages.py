@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from transport.checksum import LARGEST
 from transport.errors import WireError
 from transport.fields import (
     RECORDS,
@@ -99,11 +100,11 @@ __all__ = [
     "wire_bytes",
 ]
 
-VERSION = 3
+VERSION = 4
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
 CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
-MAX_PAYLOAD = 1 << 20  # bytes: one part of an update
+MAX_PAYLOAD = 4 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
 MAX_DELETED = 1024  # of a Deleted
 NEVER_NS = 1 << 62  # a time that does not come
@@ -159,7 +160,7 @@ _SIZE = whole(1, 1 << 34)
 _STATUS = one_of("sent", "unchanged", "withheld")
 _UPDATE = (
     *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), name),
-    *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, (1 << 32) - 1))),
+    *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, LARGEST))),
     *(whole(0, 1 << 20), whole(1, 1 << 20), optional(data(0, 128))),
 )
 _KINDS: dict[int, _Kind] = {

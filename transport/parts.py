@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from transport.checksum import xxh3
 from transport.errors import WireError
 from transport.messages import Buffer, Update
 
@@ -20,7 +20,7 @@ def split(payload: Buffer, part_bytes: int) -> list[memoryview]:
 
 
 _Key = tuple[str, str, int, str]  # source, block's device and incarnation, group
-_IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "crc", "cause", "round")
+_IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "xxh3", "cause", "round")
 
 
 @dataclass(slots=True)
@@ -122,5 +122,5 @@ class Reassembler:
 
 
 def _check(payload: Buffer | bytearray, update: Update) -> None:
-    if update.crc is not None and zlib.crc32(payload) != update.crc:
+    if update.xxh3 is not None and xxh3(payload) != update.xxh3:
         raise WireError("an update's checksum does not match")

@@ -30,7 +30,7 @@ Buffer = bytes | memoryview
 Account = tuple[str, str]  # peer, cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes five times as long to make; nobody changes one
 class Outgoing:
     """One message as it goes on the wire: a part of an update, or control.
 
@@ -48,7 +48,7 @@ class Outgoing:
     queued_round: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Departure(Outgoing):
     """A message that leaves now: when its last byte has left and when it arrives. `lost`: it never does."""
 
@@ -231,13 +231,18 @@ class Shaper:
     # -- out -------------------------------------------------------------------------------------------
     def pop(self, now_ns: int) -> list[Departure]:
         """All that may leave now, in order."""
+        return list(self.leaving(now_ns))
+
+    def leaving(self, now_ns: int) -> Iterator[Departure]:
+        """`pop`, one by one: what is decided of one (`hold`) counts for the next."""
         now = self._time(now_ns)
-        leaving = [self._depart(now, item, urgent=True) for item in _drain(self._control)]
+        for item in _drain(self._control):
+            yield self._depart(now, item, urgent=True)
         while (turn := self._turn(now)) is not None and turn[0] <= now:
             peer = turn[1]
-            leaving.append(self._depart(now, self._links[peer].queue.popleft(), urgent=False))
+            item = self._links[peer].queue.popleft()
             self._links.move_to_end(peer)
-        return leaving
+            yield self._depart(now, item, urgent=False)
 
     def next_ns(self, now_ns: int | None = None) -> int | None:
         """When `pop` can do something. None: not before an item comes, a round starts or a link changes."""
@@ -265,6 +270,8 @@ class Shaper:
         def older(item: Outgoing) -> bool:
             return item.key == key and item.version < version and peer in (None, item.peer)
 
+        if not any(map(older, self.pending())):  # as nearly always
+            return Purged()
         return self._take_back(older, self.abandoned)
 
     # -- figures ---------------------------------------------------------------------------------------
@@ -306,6 +313,8 @@ class Shaper:
             at = link.earliest(now_ns)
             if ready is None or at < ready[0]:
                 ready = (at, peer)
+                if at <= now_ns:
+                    break
         if ready is None:
             return None
         size = self._links[ready[1]].queue[0].wire_bytes

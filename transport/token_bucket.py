@@ -32,7 +32,10 @@ class TokenBucket:
 
     def earliest(self, now_ns: int, size: int) -> int:
         """When `size` bytes may leave: `now_ns`, or later."""
-        need = min(size, self.burst_bytes) * SECOND_NS - self._credit_at(now_ns)
+        full = min(size, self.burst_bytes) * SECOND_NS
+        if self._credit >= full:  # whatever has come since
+            return now_ns
+        need = full - self._credit_at(now_ns)
         start = max(now_ns, self._at_ns)  # credit is known only from the last change on
         return now_ns if need <= 0 else start + -(-need // self.rate_Bps)
 

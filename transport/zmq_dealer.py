@@ -26,6 +26,7 @@ from transport.messages import MAX_PAYLOAD, Buffer, wire_bytes
 from transport.zmq_watch import Socket, Waiter, Watch
 
 Context = zmq.Context[Socket]
+DONTWAIT, MORE_DONTWAIT = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # zmq's own are slow enums
 ZERO_COPY_BYTES = 1 << 16  # frames from here on are handed over, not copied
 RETRY_S, RETRY_MAX_S = 0.1, 2.0
 PUMP_S = 0.005  # between tries to pass on what waited when the socket is full
@@ -67,6 +68,27 @@ def configure(socket: Socket, limits: Limits, endpoint: str) -> None:
     )  # otherwise names resolve as IPv4, which containers always have
 
 
+class LastFrame:
+    """The zmq frame of the last large buffer: neighbours are sent the same one, one after the other.
+
+    To share a frame costs a reference count in libzmq, to make one a turn of pyzmq's own thread when it is
+    freed. It is kept no longer than until the loop turns, since it keeps the buffer too.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Buffer | None = None
+        self._frame: zmq.Frame | None = None
+
+    def of(self, buffer: Buffer) -> zmq.Frame:
+        if self._frame is None or self._buffer is not buffer:
+            self._buffer, self._frame = buffer, zmq.Frame(buffer, copy=False)
+            asyncio.get_running_loop().call_soon(self._forget)
+        return self._frame
+
+    def _forget(self) -> None:
+        self._buffer = self._frame = None
+
+
 class Dealer:
     """A link to one peer. `report(kind, detail)`: of refused handshakes; `broken()`: of a lost connection."""
 
@@ -78,8 +100,9 @@ class Dealer:
         keys: NetworkKeys | None,
         report: Callable[[str, str], None],
         broken: Callable[[], None],
+        large: LastFrame,
     ) -> None:
-        self._broken = broken
+        self._broken, self._large = broken, large
         self.device, self.address, self._limits, self._keys, self._report = (
             device,
             address,
@@ -166,8 +189,11 @@ class Dealer:
         assert socket is not None
         try:
             for frame in frames[:-1]:  # headers; only the first frame can find no room
-                socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
-            socket.send(last, zmq.DONTWAIT, copy=len(last) < ZERO_COPY_BYTES)
+                socket.send(frame, MORE_DONTWAIT)
+            if len(last) < ZERO_COPY_BYTES:
+                socket.send(last, DONTWAIT)
+            else:
+                socket.send(self._large.of(last), DONTWAIT, copy=False)
         except zmq.Again:
             return False
         return True

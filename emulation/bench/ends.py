@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import zlib
 from collections.abc import Coroutine
 from datetime import timedelta
 from itertools import cycle, islice
@@ -22,6 +21,7 @@ import zmq
 
 from peers.inbox import CREDIT_BYTES
 from peers.outbox import FRAME_BYTES, WINDOW_BYTES
+from transport.checksum import xxh3
 from transport.codec import decode, encode_view
 from transport.keys import NetworkKeys
 from transport.memory import keep_freed_memory
@@ -39,7 +39,7 @@ HEADER = bytes(80)  # of the raw frames: what an update's header is long
 class Checks(NamedTuple):
     """What the receiver does not take on trust. Caps on sizes are no option: they come with unpacking."""
 
-    crc: bool = True
+    checksum: bool = True
     finite: bool = True
 
 
@@ -123,8 +123,8 @@ class LinksEnd:
         envelope = Envelope(self._name, 0)
         for version in range(count):
             payload = encode_view(matrix, "fp32", finite=self._checks.finite)
-            crc = zlib.crc32(payload) if self._checks.crc else None
-            shape = (*matrix.shape, 0, size, crc)
+            checksum = xxh3(payload) if self._checks.checksum else None
+            shape = (*matrix.shape, 0, size, checksum)
             header = Update(self._name, 0, "early", version, version, "train", "fp32", *shape)
             for frames in pack_parts(envelope, header, payload, FRAME_BYTES):
                 await self._put(*frames)

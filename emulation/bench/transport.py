@@ -42,9 +42,9 @@ def run(
 def _contenders(crew: Crew, folder: Path) -> list[Contender]:
     keys = NetworkKeys.generate()
     links = [
-        ("unweft, checks off", None, Checks(crc=False, finite=False), RAW, 0.8),
+        ("unweft, checks off", None, Checks(checksum=False, finite=False), RAW, 0.8),
         ("unweft, all checks", None, Checks(), RAW, 0.4),
-        ("unweft, CURVE", keys, Checks(crc=False), RAW_CURVE, 0.7),
+        ("unweft, CURVE", keys, Checks(checksum=False), RAW_CURVE, 0.7),
     ]
     found = [Contender(RAW, *_bound(crew.remote(RawEnd, None), crew.remote(RawEnd, None)))]
     found += [Contender(RAW_CURVE, *_bound(crew.remote(RawEnd, keys), crew.remote(RawEnd, keys)), RAW)]

@@ -71,7 +71,7 @@ HOSTILE: dict[str, list[Buffer]] = {
     "1 MB of empty maps": [
         seal(PREFIX.pack(b"uw", VERSION, 3, 0, 0, 0) + b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20))
     ],
-    "1 MB in a payload": [pack(ENVELOPE, SAMPLES[3], PART)[0], b"\x80" * (MAX_PAYLOAD + 1)],
+    "a payload one byte too long": [pack(ENVELOPE, SAMPLES[3], PART)[0], b"\x80" * (MAX_PAYLOAD + 1)],
     "items that are empty arrays, as many as the cap allows": _sealed(
         "Manifest", 1, "train", b"v" * 8, b"\x90" * 260_000
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peers.outbox import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
+from transport.checksum import LARGEST
 from transport.messages import Envelope, Update, pack, wire_bytes
 
 LONGEST_ID = "d" * 60
@@ -25,7 +26,7 @@ def test_a_header_takes_no_more_than_is_planned_for_it(size: int, curve: bool) -
         rank=1 << 16,
         offset=(1 << 34) - size,
         total=1 << 34,
-        crc=None if curve else (1 << 32) - 1,
+        xxh3=None if curve else LARGEST,
     )
     frames = pack(Envelope(LONGEST_ID, 1 << 31), largest, bytes(size))
     assert wire_bytes(frames, curve) - size <= HEADER_BYTES + curve * CURVE_BYTES

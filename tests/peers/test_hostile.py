@@ -284,7 +284,7 @@ def test_an_altered_update_is_as_good_as_a_lost_one(tmp_path: Path, mode: str) -
 def every_kind(source: str) -> list[Frames]:
     """One of each kind but Hello, with numbers that are not used up: whoever may speak is listened to."""
     item = (source, 0, "early")
-    update = Update(*item, 7, 3, "train", "fp16", 8, 2, 0, 32, crc=0)
+    update = Update(*item, 7, 3, "train", "fp16", 8, 2, 0, 32, xxh3=0)
     messages = [
         Gossip([{"device": source, "incarnation": 0}], True, 3),
         Manifest(3, "train", b"v" * 16, [(*item, 7, "sent")]),

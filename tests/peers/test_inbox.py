@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from peers.learner import Learner
 from tests.peers.simulated import GROUPS, SECOND, Network
 from tests.peers.simulated_checks import started
 from transport.accounting import Accounts, LinkAccount
+from transport.checksum import xxh3
 from transport.codec import encode
 from transport.links import Received
 from transport.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update, pack, wire_bytes
@@ -90,7 +90,7 @@ def framed(message: Message, payload: Buffer | None = None, src: str = "d1") -> 
 
 def update(payload: bytes, **changes: Any) -> Update:
     """A header of d1's block that fits the payload, but for the changes."""
-    made = Update("d1", 0, "early", 3, 3, "train", "fp32", ROWS, RANK, 0, len(payload), zlib.crc32(payload))
+    made = Update("d1", 0, "early", 3, 3, "train", "fp32", ROWS, RANK, 0, len(payload), xxh3(payload))
     return replace(made, **changes)
 
 
@@ -187,7 +187,7 @@ BAD: dict[str, list[Buffer]] = {
     "too long for its shape": sent(FP32 + b"\0" * 4),
     "NaN": sent(NAN.numpy().tobytes()),
     "infinity": sent(INFINITE.numpy().tobytes()),
-    "another checksum": sent(crc=1),
+    "another checksum": sent(xxh3=1),
     "a part without its beginning": framed(update(FP32, offset=16), FP32[16:]),
 }
 
@@ -201,7 +201,7 @@ def test_a_matrix_that_cannot_be_costs_one_counted_drop(door: Door, frames: list
 
 
 def test_after_a_bad_matrix_a_good_one_is_taken_in(door: Door) -> None:
-    door.take(sent(crc=1))
+    door.take(sent(xxh3=1))
     door.take(sent(version=4))
     assert len(door.matrices) == 1
 

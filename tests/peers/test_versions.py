@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from tests.peers.simulated import GROUPS
 from tests.peers.simulated_checks import started
 from transport.accounting import Accounts
 from transport.channel import FixedChannel, LinkQuality
+from transport.checksum import xxh3
 from transport.codec import encode
 from transport.links import Links, Received
 from transport.messages import Buffer, Envelope, Manifest, Update, pack, unpack, wire_bytes
@@ -186,7 +186,7 @@ def test_another_version_than_the_one_that_came_has_no_proof() -> None:
 
 
 def test_a_signature_takes_no_more_than_is_planned_for_it() -> None:
-    header = replace(HEADER, signature=bytes(64), crc=zlib.crc32(PAYLOAD))
+    header = replace(HEADER, signature=bytes(64), xxh3=xxh3(PAYLOAD))
     bare = replace(header, signature=None)
     more = [wire_bytes(pack(Envelope("d0", 0), h, PAYLOAD)) for h in (header, bare)]
     assert more[0] - more[1] <= SIGNATURE_BYTES < HEADER_BYTES

@@ -26,10 +26,10 @@ def update(total: int, **fields: object) -> Update:
 
 @settings(deadline=None)
 @given(
-    st.binary(min_size=1, max_size=70_000), st.integers(1, 70_000), st.none() | st.integers(0, (1 << 32) - 1)
+    st.binary(min_size=1, max_size=70_000), st.integers(1, 70_000), st.none() | st.integers(0, (1 << 64) - 1)
 )
-def test_parts_are_packed_as_one_by_one(payload, part_bytes, crc) -> None:
-    header = update(len(payload), crc=crc)
+def test_parts_are_packed_as_one_by_one(payload, part_bytes, xxh3) -> None:
+    header = update(len(payload), xxh3=xxh3)
     part_bytes = max(part_bytes, len(payload) // 200)
     each = [
         pack(ENVELOPE, dataclasses.replace(header, offset=at * part_bytes), part)
@@ -79,18 +79,18 @@ def test_what_is_trusted_is_not_looked_through() -> None:
 
 def test_an_update_of_one_part_is_handed_back_as_it_came_and_still_checked() -> None:
     box, part = Reassembler(1), bytearray(b"12345678")
-    _, header = unpack(pack(ENVELOPE, update(8, crc=None), memoryview(part)))
+    _, header = unpack(pack(ENVELOPE, update(8, xxh3=None), memoryview(part)))
     assert isinstance(header, Update)
     view = memoryview(part)
     assert box.add("d1", header, view) is view
     assert (box.bytes_in_flight, box.abandoned) == (0, 0)
     with pytest.raises(WireError, match="checksum"):
-        box.add("d1", dataclasses.replace(header, crc=1), view)
+        box.add("d1", dataclasses.replace(header, xxh3=1), view)
 
 
 def test_an_update_of_one_part_replaces_an_unfinished_one_but_no_newer_one() -> None:
     box = Reassembler(100)
-    unfinished = update(8, crc=None)
+    unfinished = update(8, xxh3=None)
     assert box.add("d1", unfinished, b"1234") is None
     with pytest.raises(WireError, match="newer one has replaced"):
         box.add("d1", dataclasses.replace(unfinished, version=11), b"12345678")

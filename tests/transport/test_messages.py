@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 import tracemalloc
-import zlib
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transport.checksum import xxh3
 from transport.errors import WireError
 from transport.messages import (
     CHECKSUM,
@@ -58,7 +58,7 @@ MESSAGES = [
     Refuse("another basis: é, and\na second line"),
     Gossip([RECORD, {**RECORD, "device": "d2"}], False, 7),
     UPDATE,
-    dataclasses.replace(UPDATE, crc=None, part=1, parts=2, offset=65536, total=70000, signature=b"s" * 64),
+    dataclasses.replace(UPDATE, xxh3=None, part=1, parts=2, offset=65536, total=70000, signature=b"s" * 64),
     Manifest(4, "train", b"v" * 16, [("d1", 0, "early", 3, "sent"), ("d2", 1, "late", -1, "withheld")]),
     Manifest(4, "correction", b"v" * 8, []),
     Request([("d1", 0, "early", -1)], 9),
@@ -140,7 +140,7 @@ BAD = [
     Request([("", 0, "g", 1)], 0),
     dataclasses.replace(UPDATE, cause="control"),
     dataclasses.replace(UPDATE, rows=0),
-    dataclasses.replace(UPDATE, crc=1 << 32),
+    dataclasses.replace(UPDATE, xxh3=1 << 64),
     dataclasses.replace(UPDATE, signature=b"s" * 129),
 ]
 
@@ -249,7 +249,7 @@ BOMBS = {
     "1 MB of nested maps": hostile("Gossip", b"\x81\xa0" * 500_000),
     "1 MB of empty maps": hostile("Gossip", b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)),
     "1 MB as a ping": hostile("Ping", b"\x80" * (1 << 20)),
-    "1 MB in a payload": [frames(UPDATE)[0], b"\x80" * ((1 << 20) + 1)],
+    "a payload one byte too long": [frames(UPDATE)[0], b"\x80" * (MAX_PAYLOAD + 1)],
     "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
     "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
     "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),
@@ -284,7 +284,7 @@ def test_wire_bytes_are_zmtps() -> None:
 # -- parts ---------------------------------------------------------------------------------------------
 def send(box: Reassembler, payload: bytes, part_bytes: int = 10, src: str = "d1", only=None, **fields):
     """The results of adding the parts (those in `only`) of a payload."""
-    header = Update("d5", 0, "g", 1, 0, "train", "fp16", 1, 1, 0, len(payload), zlib.crc32(payload))
+    header = Update("d5", 0, "g", 1, 0, "train", "fp16", 1, 1, 0, len(payload), xxh3(payload))
     header = dataclasses.replace(header, **fields)
     parts = split(payload, part_bytes)
     chosen = range(len(parts)) if only is None else only
@@ -318,7 +318,9 @@ def test_gaps_and_overlaps_are_refused(order) -> None:
         send(Reassembler(1000), bytes(30), only=order)
 
 
-@pytest.mark.parametrize("changed", [{"total": 40}, {"crc": 1}, {"rows": 2}, {"codec": "fp32"}, {"parts": 9}])
+@pytest.mark.parametrize(
+    "changed", [{"total": 40}, {"xxh3": 1}, {"rows": 2}, {"codec": "fp32"}, {"parts": 9}]
+)
 def test_parts_that_do_not_agree_are_refused_and_what_was_there_is_given_up(changed) -> None:
     box = Reassembler(1000)
     send(box, bytes(30), only=[0])
@@ -370,8 +372,8 @@ def test_what_is_not_expected_is_refused_before_memory_is_taken() -> None:
 
 def test_a_wrong_checksum_is_refused_and_none_is_not_checked() -> None:
     with pytest.raises(WireError, match="checksum"):
-        send(Reassembler(1000), bytes(30), crc=1)
-    assert send(Reassembler(1000), bytes(30), crc=None)[-1] == bytes(30)
+        send(Reassembler(1000), bytes(30), xxh3=1)
+    assert send(Reassembler(1000), bytes(30), xxh3=None)[-1] == bytes(30)
 
 
 def test_deletion_drops_what_is_unfinished_of_that_incarnation_only() -> None:
