@@ -13,10 +13,15 @@ from dataclasses import dataclass
 
 from coordinator_free.allocation import Budget, Choice, Item, Slot, Waiting, Weights, allocate, choices
 from coordinator_free.membership import Key
+from peers.config import FIFO, RadioConfig
 from peers.copies import Distances
 
-FIFO = "fifo"  # no allocator: what waited longest first, all in radio.codec (exchange.py)
 LEAST_GAIN = 1e-30  # of what was asked for though it gains nothing
+
+
+def codecs(radio: RadioConfig) -> tuple[str, ...]:
+    """All that data may come in."""
+    return (radio.codec,) if radio.allocator == FIFO else radio.codecs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Allocating:
         return {slot: choice.codec for slot, choice in made.chosen.items()}
 
     def _keep(self, left: Waiting, items: Iterable[Item]) -> None:
-        """What is not this round's turn (a group's period) goes on waiting, and its group keeps its deficit."""
+        """What is not this round's turn (a group's period) waits on, and its group keeps its deficit."""
         here = {item.slot for item in items}
         groups = {part.group for _, part in here}
         rounds = {slot: n for slot, n in self.waiting.rounds.items() if slot not in here}

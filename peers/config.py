@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FIFO = "fifo"  # no allocator: what waited longest first, all in radio.codec (exchange.py)
 Codec = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 MIN_LATENCY_S = 1e-6  # virtual time cannot advance without a latency above 0
 
@@ -122,7 +123,7 @@ class RadioConfig(Section):
     rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # pace of the device's radio beneath the quota
     control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t, kept for membership and manifests
     codec: Codec = "fp16"  # of all that `fifo` sends
-    allocator: str = "fifo"  # what waited longest first; or a name in coordinator_free/allocation.py
+    allocator: str = FIFO  # or a name in coordinator_free/allocation.py (docs/allocation.md)
     codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("fp16", "int8", "int4")  # what it chooses of
     beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes that a second on the air costs
     kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps

@@ -87,7 +87,7 @@ class Learner:
     def has(self, key: BlockKey) -> bool:
         return key in self._union
 
-    def keys(self) -> list[BlockKey]:
+    def held(self) -> list[BlockKey]:
         """The blocks that are held, in a fixed order."""
         return self._union.keys()
 
