@@ -232,8 +232,8 @@ def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 
 
 def _allocator_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    """An allocator compares copies of one block and picks a codec for each neighbour. In `newest` a version is
-    signed by its owner in one codec, and `paper-literal` averages different blocks."""
+    """An allocator compares copies of one block and picks a codec for each neighbour. In `newest` a version
+    is signed by its owner in one codec, and `paper-literal` averages different blocks."""
     from coordinator_free.mixing import MODES
 
     radio, mode = scenario.radio, scenario.mixing.mode
