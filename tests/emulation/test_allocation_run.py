@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emulation.bench.clock import repeatable
+from emulation.records import read_lines
 from tests.emulation.test_run import command
 
 pytestmark = pytest.mark.timeout(240)
@@ -28,7 +29,7 @@ def test_a_tight_run_keeps_its_budget_and_is_the_same_twice(tmp_path: Path) -> N
     first = run(tmp_path / "first")
     assert first["budget"]["violations"] == 0
     assert 0 < first["budget"]["spent_bytes"] <= first["budget"]["granted_bytes"]
-    lines = [json.loads(line) for line in (tmp_path / "first/devices/d0/metrics.jsonl").open()]
+    lines = read_lines(tmp_path / "first" / "devices" / "d0" / "metrics.jsonl")
     codecs = {codec for line in lines for sent in line["sent"].values() for codec in sent}
     assert codecs >= {"int4", "int8"} and codecs <= {"fp16", "int8", "int4"}
     assert any(line["withheld"] for line in lines)

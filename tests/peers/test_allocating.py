@@ -39,10 +39,11 @@ def choose(
 
 @pytest.mark.parametrize("name", sorted(ALLOCATORS))
 def test_no_more_is_chosen_than_the_budget_carries(name: str) -> None:
-    of = Allocating(name, 0, "d0")
+    of, spent = Allocating(name, 0, "d0"), []
     for round_ in range(10):
         chosen = choose(of, supply(180), round_=round_)
-        assert 0 < sum(SIZES[part.group][codec] for (_, part), codec in chosen.items()) <= 180
+        spent.append(sum(SIZES[part.group][codec] for (_, part), codec in chosen.items()))
+    assert 0 < max(spent) <= 180
 
 
 def test_what_is_far_from_the_neighbours_copy_goes_first() -> None:
