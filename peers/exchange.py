@@ -15,9 +15,7 @@ from coordinator_free.mixing import Arrival, Mix, MixingMode, Part
 from peers.allocating import Allocating
 from transport.messages import Manifest
 
-Choose = Callable[
-    [Sequence[Slot], Collection[Slot]], Mapping[Slot, str]
-]  # what goes (codec) of wanted, asked
+Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
 

@@ -171,9 +171,9 @@ class Outbox:
         queued = Counter[str]()
         for item in self._shaper.pending():
             queued[item.peer] += item.wire_bytes if item.cause != "control" else 0
-        beta, taken = self._radio.beta_Bps, 0
-        for peer, size in queued.items():
-            taken += cost_bytes(size, links[peer].rate_Bps, beta) if peer in links else 0
+        beta = self._radio.beta_Bps
+        up = {peer: link for peer, link in links.items() if not link.outage}  # in an outage what waits stays
+        taken = sum(cost_bytes(queued[peer], link.rate_Bps, beta) for peer, link in up.items())
         usable = {peer: self._usable(link, queued[peer]) for peer, link in links.items()}
         sizes = {g: {str(c): self.part_bytes(g, c) for c in self._radio.codecs} for g in self._learner.groups}
         return Supply(Budget(max(0, self.quota.data_left() - taken), usable), sizes, distances)

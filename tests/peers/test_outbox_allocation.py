@@ -131,6 +131,8 @@ def test_what_is_still_queued_is_not_spent_twice() -> None:
     assert before.cost - after.cost == queued > 0
     assert before.links["d1"].cap_bytes - after.links["d1"].cap_bytes == queued
     assert before.links["d2"] == after.links["d2"]
+    post.qualities = {"d1": LinkQuality(1 << 40, 1, outage=True)}  # then it is not spent in this round at all
+    assert post.supply().budget.cost == before.cost
 
 
 def test_the_budget_is_what_the_quota_has_left_for_data() -> None:
