@@ -167,15 +167,13 @@ def allocate(
 
 
 def choices(
-    stale2: float, norm2: float, peak2: float, values: int, sizes: Mapping[str, int], weight: float = 1.0
+    stale2: float, norm2: float, peak2: float, values: int, sizes: Mapping[str, int]
 ) -> tuple[Choice, ...]:
     """The rate-distortion points of one matrix, those that gain something.
 
-    stale2: ||B_mine - B_theirs||^2; norm2: ||B_mine||^2; peak2: mean over the codec's chunks of the largest
-    value squared; values: how many there are; sizes: bytes by codec; weight: w of the receiver's
-    B_theirs <- (1 - w) B_theirs + w B_sent, 1 where it takes the copy over. Of stale2, sending removes the
-    share 1 - (1 - w)^2. What a codec puts in place, times w^2: step^2 / 6 a value for stochastic rounding,
-    step = peak / 127 (int8) or / 7 (int4).
+    stale2: ||B_mine - B_theirs||^2, which sending removes; norm2: ||B_mine||^2; peak2: mean over the codec's
+    chunks of the largest value squared; values: how many there are; sizes: bytes by codec. What a codec puts
+    in place: step^2 / 6 a value for stochastic rounding, step = peak / 127 (int8) or / 7 (int4).
     """
     points = []
     for codec, size in sorted(sizes.items(), key=lambda s: (s[1], s[0])):
@@ -183,7 +181,7 @@ def choices(
             error = values * peak2 / LEVELS[codec] ** 2 / 6
         else:
             error = FLOAT_ERROR[codec] * norm2
-        points.append(Choice(codec, size, weight * (2 - weight) * stale2 - weight**2 * error))
+        points.append(Choice(codec, size, stale2 - error))
     return tuple(point for point in points if point.gain > 0)
 
 

@@ -47,7 +47,6 @@ class Publish:
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
     manifest: Manifest
     codecs: Mapping[Part, str] = field(default_factory=dict)  # that an allocator chose; else the scenario's
-    weights: Mapping[str, float] = field(default_factory=dict)  # by group: with which the neighbour mixes it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What a device sends in a round where `radio.allocator` names one: which matrices, to whom, in which codec.
 
 The decision is coordinator_free/allocation.py's; here its questions are put together from what neighbours
-lack (exchange.py), how far their copies are from the own ones (copies.py), how they mix (correction.py) and
-what links carry (outbox.py), and what waits is kept from round to round. Sans-I/O.
+lack (exchange.py), how far their copies are from the own ones (copies.py), what groups weigh (correction.py)
+and what links carry (outbox.py), and what waits is kept from round to round. Sans-I/O.
 """
 
 from __future__ import annotations
@@ -47,13 +47,9 @@ class Allocating:
         round_: int,
         supply: Supply,
         weights: Weights,
-        share: Callable[[str, str], float],
     ) -> dict[Slot, str]:
-        """The codec of each of the `wanted` that is sent; `asked`: those to be taken over whole.
-
-        `share(peer, group)`: w with which a neighbour mixes what it gets.
-        """
-        items = [_item(slot, slot in asked, supply, share) for slot in wanted]
+        """The codec of each of the `wanted` that is sent; `asked`: those that a neighbour has asked for."""
+        items = [_item(slot, slot in asked, supply) for slot in wanted]
         made = allocate(self._name, items, supply.budget, weights, self.waiting, self._draw(round_))
         self._keep(made.waiting, items)
         return {slot: choice.codec for slot, choice in made.chosen.items()}
@@ -82,7 +78,7 @@ class Allocating:
         return int.from_bytes(digest, "big")
 
 
-def _item(slot: Slot, asked: bool, supply: Supply, share: Callable[[str, str], float]) -> Item:
+def _item(slot: Slot, asked: bool, supply: Supply) -> Item:
     """Without choices where nothing is known of the matrix yet, or sending it would gain nothing."""
     peer, part = slot
     matrix, sizes = supply.distances.matrices.get(part), supply.sizes[part.group]
@@ -93,4 +89,4 @@ def _item(slot: Slot, asked: bool, supply: Supply, share: Callable[[str, str], f
         least = min(sizes, key=lambda codec: (sizes[codec], codec))
         return Item(peer, part, points or (Choice(least, sizes[least], LEAST_GAIN),))
     apart2 = supply.distances.apart2.get(slot, matrix.norm2)
-    return Item(peer, part, choices(apart2, *matrix, sizes, share(peer, part.group)))
+    return Item(peer, part, choices(apart2, *matrix, sizes))

@@ -1,8 +1,7 @@
 """What neighbours hold, as far as this device can tell: what an allocator measures its own copies against.
 
-A neighbour's copy of a part is at B = 0 at first. What is sent moves it as the neighbour will mix it in, by
-B <- (1 - w) B + w B_sent with B_sent as it is decoded there, so that what a coarse codec has lost counts the
-next time; and what the neighbour sends is its copy. In the learner's thread only.
+A neighbour's copy of a part is at B = 0 at first; then what it last sent or was last sent, as decoded there,
+so that what a coarse codec has lost counts the next time. In the learner's thread only.
 """
 
 from __future__ import annotations
@@ -41,15 +40,8 @@ class NeighbourCopies:
     def __init__(self) -> None:
         self._theirs: dict[str, dict[Part, Tensor]] = {}
 
-    def sent(self, peer: str, part: Part, matrix: Tensor, weight: float) -> None:
-        """`matrix`: as decoded there, [rows_g, r_g]; `weight`: w, 1 where it takes the copy over."""
-        theirs = self._theirs.setdefault(peer, {})
-        before = theirs.get(part)
-        kept = 0.0 if before is None or weight == 1.0 else (1.0 - weight) * before
-        theirs[part] = matrix if weight == 1.0 else kept + weight * matrix
-
-    def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
-        """The neighbour's own copy."""
+    def note(self, peer: str, part: Part, matrix: Tensor) -> None:
+        """What was just sent to a neighbour, or came from it: as decoded, [rows_g, r_g]."""
         self._theirs.setdefault(peer, {})[part] = matrix
 
     def drop(self, block: Key) -> None:

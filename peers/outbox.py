@@ -194,13 +194,11 @@ class Outbox:
         """The matrices of a round as bytes, encoded once in a codec for all neighbours. Runs in the learner's
         thread."""
         payloads = {}
-        for part, version, cause in action.parts:
-            payload = payloads[part] = self._payload(
-                part, version, action.codecs.get(part, self._radio.codec)
-            )
+        for part, version, _ in action.parts:
+            codec = action.codecs.get(part, self._radio.codec)
+            payload = payloads[part] = self._payload(part, version, codec)
             if self._copies is not None and payload.decoded is not None:
-                weight = 1.0 if cause == "transfer" else action.weights.get(part.group, 0.0)
-                self._copies.sent(action.peer, part, payload.decoded, weight)
+                self._copies.note(action.peer, part, payload.decoded)
         return payloads
 
     def _payload(self, part: Part, version: int, codec: str) -> _Payload:

@@ -90,31 +90,19 @@ class Rounds:
         receivers = {p for p in state.greeted() if not state.peers[p].done}
         wanting = {p for p in receivers if exchange.peer(p).wants}
         to = receivers & ({*self._correction.neighbours()} | wanting)
-        rows = {group: self._weights(group, to) for group in exchange.groups}
-        choose = None if supply is None else partial(self._choose, supply, rows)
+        choose = None if supply is None else partial(self._choose, supply)
         plans = exchange.plan(state.own.key, to, budget_bytes, state.work, self._goes, choose)
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
-            weights = {group: row.get(peer, 0.0) for group, row in rows.items()}
-            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs, weights))
+            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
         self._withheld = sum(plan.withheld for plan in plans.values())
         self._sent = self._counted(plans.values())
 
-    def _choose(
-        self,
-        supply: Supply,
-        rows: Mapping[str, Mapping[str, float]],
-        wanted: Sequence[Slot],
-        asked: Collection[Slot],
-    ) -> Mapping[Slot, str]:
-        """Neighbours mix with the weights that this device mixes them with: Metropolis' W is symmetric."""
+    def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
         allocating = self._state.exchange.allocating
         assert allocating is not None
-        weights = self._correction.weights()
-        return allocating.choose(
-            wanted, asked, self._state.round, supply, weights, lambda peer, group: rows[group].get(peer, 0.0)
-        )
+        return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
 
     def _counted(self, plans: Iterable[Plan]) -> dict[str, Counter[str]]:
         """Matrices sent, by group and codec."""

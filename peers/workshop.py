@@ -91,7 +91,7 @@ class Workshop:
     def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
         """A neighbour's copy, for the allocator."""
         if self.copies is not None:
-            self.submit(partial(self.copies.heard, peer, part, matrix))
+            self.submit(partial(self.copies.note, peer, part, matrix))
 
     def forget(self, peer: str) -> None:
         """A neighbour that is gone, or may have started again: what it held is not known any more."""

@@ -309,16 +309,6 @@ def test_the_points_of_a_matrix():
     assert points[2].gain == pytest.approx(4.0, rel=1e-5)
 
 
-def test_what_a_neighbour_only_mixes_in_gains_less_and_loses_less():
-    """||(1 - w) B_theirs + w (B + e) - B||^2 = (1 - w)^2 stale2 + w^2 e^2."""
-    whole = choices(stale2=4.0, norm2=16.0, peak2=0.49, values=300, sizes=SIZES)
-    half = choices(stale2=4.0, norm2=16.0, peak2=0.49, values=300, sizes=SIZES, weight=0.5)
-    for one, mixed in zip(whole, half, strict=True):
-        error2 = 4.0 - one.gain
-        assert mixed.gain == pytest.approx(4.0 - (0.25 * 4.0 + 0.25 * error2))
-    assert choices(4.0, 16.0, 0.49, 300, SIZES, weight=0.0) == ()
-
-
 def test_a_codec_that_would_lose_more_than_it_brings_is_no_choice():
     points = choices(stale2=0.4, norm2=16.0, peak2=0.49, values=300, sizes=SIZES)
     assert [p.codec for p in points] == ["int8", "fp16"]

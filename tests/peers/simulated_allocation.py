@@ -68,8 +68,7 @@ class AllocatingNetwork(Network):
             self.spent[source.name, action.round] += SIZES[codec]
             draw = philox(source.name, part, version, codec)
             sent = decode(encode(as_matrix(source.values[part]), codec, draw), codec, WIDTH, 1)
-            weight = 1.0 if cause == "transfer" else action.weights[part.group]
-            self.copies[source.name].sent(action.peer, part, sent, weight)
+            self.copies[source.name].note(action.peer, part, sent)
             header = Update(
                 *(part.block.device, part.block.incarnation, part.group, version, action.round, cause),
                 *(codec, WIDTH, 1, 0, payload_bytes(codec, WIDTH, 1)),
@@ -81,7 +80,7 @@ class AllocatingNetwork(Network):
         def take(device: SimDevice, now: int) -> list[do.Action]:
             part = Part(Key(header.block, header.block_incarnation), header.group)
             if device.protocol.accepts(source, part.block) is None:
-                self.copies[device.name].heard(source, part, sent)
+                self.copies[device.name].note(source, part, sent)
                 self.codecs[header.codec] += 1
             values = sent.flatten().double().numpy()
             return partial(_take, source, header, values)(device, now)

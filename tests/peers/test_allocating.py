@@ -32,9 +32,8 @@ def choose(
     wanted: list[Slot] = SLOTS,
     asked: frozenset[Slot] = frozenset(),
     round_: int = 3,
-    share: float = 0.5,
 ) -> dict[Slot, str]:
-    return of.choose(wanted, asked, round_, given, ALIKE, lambda peer, group: share)
+    return of.choose(wanted, asked, round_, given, ALIKE)
 
 
 @pytest.mark.parametrize("name", sorted(ALLOCATORS))

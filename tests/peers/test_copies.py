@@ -1,4 +1,4 @@
-"""What neighbours are taken to hold: moved by what is sent, set by what they send, forgotten with a block."""
+"""What neighbours are taken to hold: what was last sent to them or by them, forgotten with a block."""
 
 from __future__ import annotations
 
@@ -34,38 +34,25 @@ def test_of_a_neighbour_that_was_never_heard_nothing_is_known() -> None:
     assert measured.peak2 == peak2(matrix(0))
 
 
-def test_what_is_sent_moves_the_copy_by_the_neighbours_weight() -> None:
+def test_what_is_sent_or_heard_last_is_the_copy() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
-    for times in (1, 2, 3):
-        copies.sent("d1", PART, mine, 0.25)
-        assert apart2(copies, mine) == pytest.approx(0.75 ** (2 * times) * norm2(mine), rel=1e-5)
-
-
-def test_what_is_taken_over_whole_is_the_copy() -> None:
-    copies, mine = NeighbourCopies(), matrix(0)
-    copies.heard("d1", PART, matrix(1))
-    copies.sent("d1", PART, mine, 1.0)
-    assert apart2(copies, mine) == 0.0
-
-
-def test_what_a_neighbour_sends_is_its_copy() -> None:
-    copies, mine = NeighbourCopies(), matrix(0)
-    copies.sent("d1", PART, mine, 1.0)
-    copies.heard("d1", PART, matrix(1))
+    copies.note("d1", PART, matrix(1))
     assert apart2(copies, mine) == pytest.approx(norm2(mine - matrix(1)))
+    copies.note("d1", PART, mine)
+    assert apart2(copies, mine) == 0.0
 
 
 def test_what_a_coarse_codec_lost_stays_to_be_sent() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
     there = decode(encode(mine, "int4"), "int4", 64, 4)
-    copies.sent("d1", PART, there, 1.0)
+    copies.note("d1", PART, there)
     assert apart2(copies, mine) == pytest.approx(norm2(mine - there)) and norm2(mine - there) > 0
 
 
 def test_each_neighbour_has_copies_of_its_own() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
-    copies.sent("d1", PART, mine, 1.0)
-    copies.sent("d2", PART, mine, 0.5)
+    copies.note("d1", PART, mine)
+    copies.note("d2", PART, matrix(1))
     assert apart2(copies, mine, "d1") == 0.0 < apart2(copies, mine, "d2")
 
 
@@ -73,20 +60,20 @@ def test_nothing_of_a_deleted_block_stays() -> None:
     copies = NeighbourCopies()
     for peer in ("d1", "d2"):
         for part in (PART, OTHER):
-            copies.sent(peer, part, matrix(0), 0.5)
+            copies.note(peer, part, matrix(0))
     copies.drop(PART.block)
     assert {part for held in copies._theirs.values() for part in held} == {OTHER}
 
 
 def test_nothing_is_known_of_a_neighbour_that_is_gone() -> None:
     copies = NeighbourCopies()
-    copies.sent("d1", PART, matrix(0), 0.5)
-    copies.heard("d2", PART, matrix(0))
+    copies.note("d1", PART, matrix(0))
+    copies.note("d2", PART, matrix(0))
     copies.forget("d1")
     assert set(copies.distances({PART: matrix(0)}).apart2) == {("d2", PART)}
 
 
 def test_a_block_that_is_not_held_is_not_measured() -> None:
     copies = NeighbourCopies()
-    copies.heard("d1", OTHER, matrix(0))
+    copies.note("d1", OTHER, matrix(0))
     assert not copies.distances({PART: matrix(0)}).apart2
