@@ -129,7 +129,7 @@ EXPERIMENTS = {
 def find(name: str) -> Experiment:
     """Raises InputError for a name that is not there."""
     if name not in EXPERIMENTS:
-        raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}")
+        raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation")
     return EXPERIMENTS[name]
 
 
