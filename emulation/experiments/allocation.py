@@ -171,18 +171,18 @@ def summary(rows: Sequence[Record]) -> list[Record]:
 
 def table(found: Sequence[Record]) -> Table:
     """One line for each arm."""
-    heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB to it", "MB sent", "16 / 8 / 4 bits, %")
+    heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB", "sent", "16/8/4 bits")
     made = output.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of everything in fp16")
     for head in heads:
-        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
     for e in found:
-        bits = " / ".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
+        bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
         mb = [output.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
         cells_ = [output.spread(e["accuracy"]), output.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
         made.add_row(e["arm"], *cells_, output.number(e["rounds"], 0), *mb, bits)
     made.caption = (
         f"accuracy: all devices on all facts, at the end; reached: seeds that came to {100 * TARGET:.0f} %; "
-        "rounds, MB: a device's, of those; bits: of the matrices sent"
+        "rounds, MB of a device: to that; sent: MB of a device in all; bits: % of the matrices sent"
     )
     return made
 
