@@ -23,7 +23,7 @@ MARGIN = 0.02  # hysteresis: the share of what staying would leave by which move
 THRIFT = 0.02  # a saving move may raise it by this share for each base round's cost that it saves
 LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
-MOVES = 3  # groups that may move in one diagnosis; of several at least one stays: it shows the trend
+MOVES = 3  # groups that may move in one diagnosis
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
@@ -34,12 +34,11 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     """The action whose predicted residual drop per unit cost is largest, with hysteresis.
 
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
-    corrected by what was learnt. Up to MOVES groups move, never all of them, since what a move did is told by
-    those that stayed; a move that does not fit the budget is tried together with one of another group that
-    saves. Moves must lower what is left by MARGIN together, and none may undo its group's last one within
-    DWELL diagnoses. Groups that do not move save where that does next to no harm. Moves after which more is
-    left than staying was predicted to leave have failed: all groups return to the base, and such moves are
-    not made again.
+    corrected by what was learnt. Up to MOVES groups move; a move that does not fit the budget is tried
+    together with one of another group that saves. Moves must lower what is left by MARGIN together, and none
+    may undo its group's last one within DWELL diagnoses. Groups that do not move save where that does next to
+    no harm. Moves after which more is left than staying was predicted to leave have failed: all groups return
+    to the base, and such moves are not made again.
     """
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
@@ -70,15 +69,10 @@ class _Search:
     memory: Memory
     before: Settings
 
-    @property
-    def most(self) -> int:
-        """Groups that may move."""
-        return min(MOVES, max(1, len(self.before) - 1))
-
     def spending(self) -> Moves:
         """The best move, then the best beside it, while they lower what is left; none unless it is clear."""
         chosen: Moves = {}
-        while len(chosen) < self.most:
+        while len(chosen) < MOVES:
             rates = [(self._rate(option, chosen), option) for option in self._options(chosen)]
             rate, best = max(rates, key=lambda rated: rated[0], default=(0.0, chosen))
             if rate <= 0:
@@ -89,8 +83,6 @@ class _Search:
     def saving(self, chosen: Moves) -> Moves:
         """And, of each group that does not move, the move that saves most for next to nothing."""
         for group in self.before:
-            if len(chosen) >= self.most:
-                break
             left, cost = self._left(chosen), self._cost(chosen)
             best, most = chosen, 0.0
             for move in self._free(chosen):
@@ -115,8 +107,6 @@ class _Search:
             single = {**chosen, move.group: move}
             if self._fits(single):
                 yield single
-                continue
-            if len(single) >= self.most:
                 continue
             pairs = ({**single, other.group: other} for other in free if other.group != move.group)
             yield from (pair for pair in pairs if self._fits(pair))

@@ -266,7 +266,9 @@ class Driver:
     def _after_training(self, now: int, trained: Future[Trained]) -> list[do.Action]:
         self._trained, changed, distances = trained.result()
         supply = self.outbox.supply(distances)
-        return self.protocol.trained(now, changed, self.outbox.data_budget(), supply)
+        return self.protocol.trained(
+            now, changed, self.outbox.data_budget(), supply, frozenset(self.outbox.outages)
+        )
 
     def _now(self, event: Event) -> None:
         self.agenda.add(self.clock.now(), Kind.LEARNER, event)

@@ -105,6 +105,7 @@ class Outbox:
         self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
         self._by_address = {address: life.partition("#")[0] for life, address in spec.group.items()}
         self._cut_off: frozenset[str] = frozenset()
+        self.outages: set[str] = set()  # peers whose data waits in this round
         self.on_sent: Callable[[str, int], None] = lambda address, arrive_ns: None
 
     # -- links -----------------------------------------------------------------------------------------
@@ -119,6 +120,7 @@ class Outbox:
         self._remove(lambda item: item.peer == peer, "gone")
         self._links.disconnect(peer)
         self._address.pop(peer, None)
+        self.outages.discard(peer)
         self._set_in_flight(peer, 0)
 
     def cut_off(self, devices: frozenset[str], now_ns: int) -> None:
@@ -165,6 +167,7 @@ class Outbox:
 
     def _shape(self, peer: str, now_ns: int) -> None:
         link = self._quality(peer)
+        (self.outages.add if link.outage else self.outages.discard)(peer)
         self._shaper.set_link(
             peer,
             link.rate_Bps,
@@ -338,7 +341,9 @@ class Outbox:
         self.on_sent(address, item.arrive_ns)
 
     def _last(self, peer: str, frames: list[bytes | memoryview]) -> None:
-        self._shaper.data(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        """Behind all data; in an outage, in which data waits, nobody is to wait for it."""
+        queue = self._shaper.control if peer in self.outages else self._shaper.data
+        queue(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def _remove(self, doomed: Callable[[Outgoing], bool], reason: str) -> None:
         def counted(item: Outgoing) -> bool:

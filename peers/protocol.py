@@ -139,11 +139,16 @@ class DeviceProtocol:
         return self._done(now)
 
     def trained(
-        self, now: int, changed: Iterable[Part], budget_bytes: int, supply: Supply | None = None
+        self,
+        now: int,
+        changed: Iterable[Part],
+        budget_bytes: int,
+        supply: Supply | None = None,
+        outages: frozenset[str] = frozenset(),
     ) -> list[Action]:
         """The local steps of this round are done; `changed`: copies that the last mixing moved. `supply`:
-        where an allocator decides what is sent."""
-        self._rounds.trained(now, changed, budget_bytes, supply)
+        where an allocator decides what is sent. `outages`: peers to which no data goes in this round."""
+        self._rounds.trained(now, changed, budget_bytes, supply, outages)
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:

@@ -73,7 +73,14 @@ class Rounds:
         anchor = self._correction.takes_anchor()
         state.act(Train(round_, steps, rehearse, damping, settings, anchor))
 
-    def trained(self, now: int, changed: Iterable[Part], budget_bytes: int, supply: Supply | None) -> None:
+    def trained(
+        self,
+        now: int,
+        changed: Iterable[Part],
+        budget_bytes: int,
+        supply: Supply | None,
+        outages: frozenset[str],
+    ) -> None:
         """The local steps are done; `changed`: copies that the last mixing moved."""
         state = self._state
         if state.phase is not State.TRAIN or state.own is None:
@@ -82,16 +89,20 @@ class Rounds:
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
         state.phase, self._trained_ns = State.WAIT, now
-        self._publish(budget_bytes, supply)
+        self._publish(budget_bytes, supply, outages)
 
-    def _publish(self, budget_bytes: int, supply: Supply | None) -> None:
+    def _publish(self, budget_bytes: int, supply: Supply | None, outages: frozenset[str]) -> None:
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         receivers = {p for p in state.greeted() if not state.peers[p].done}
         wanting = {p for p in receivers if exchange.peer(p).wants}
         to = receivers & ({*self._correction.neighbours()} | wanting)
         choose = None if supply is None else partial(self._choose, supply)
-        plans = exchange.plan(state.own.key, to, budget_bytes, state.work, self._goes, choose)
+        plans = exchange.plan(
+            *(state.own.key, to, budget_bytes, state.work),
+            lambda peer, group: peer not in outages and self._goes(peer, group),
+            choose,
+        )
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))

@@ -58,14 +58,13 @@ def test_an_edge_that_the_budget_has_no_room_for_is_paid_by_a_group_that_can_wai
 def test_where_devices_pull_apart_it_damps():
     made = dominant(regime(heterogeneity=1.0, eta=2.0, mu=1e-3), replace(ROOMY, prox_min=0.1), Memory())
     assert made.settings["late"].prox > 0
-    assert made.reason == "late, R_het 1 of 1 -> prox 1e-1, early sync 2"
+    assert made.reason == "late, R_het 1 of 1 -> prox 1e-1, early sync 2, mid sync 2"
 
 
 def test_where_copies_agree_it_exchanges_less_often():
     shown = view(**{g: group(local=1.0, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
     made = dominant(shown, replace(LIMITS, steps_max=4), Memory())
-    saving = [action for action in made.settings.values() if action.period > 1 or action.rung < 0]
-    assert len(saving) == len(GROUPS) - 1
+    assert all(action.period > 1 or action.rung < 0 for action in made.settings.values())
 
 
 def test_it_acts_on_the_group_that_needs_it():
@@ -88,13 +87,6 @@ def test_a_small_advantage_is_not_acted_on():
     assert dominant(slow, LIMITS, Memory()).settings["late"].steps <= BASE.steps
     quick = view(**{g: group(local=1.0, consensus=0.0, heterogeneity=0.0, mu=5e-2) for g in GROUPS})
     assert max(a.steps for a in dominant(quick, LIMITS, Memory()).settings.values()) > BASE.steps
-
-
-@pytest.mark.parametrize("local", [0.0, 1.0])
-def test_one_group_stays_to_show_what_would_have_come_of_the_others(local):
-    shown = view(**{g: group(local=local, consensus=1.0, heterogeneity=1.0) for g in GROUPS})
-    made = dominant(shown, ROOMY, Memory())
-    assert [a for a in made.settings.values() if a == BASE]
 
 
 def test_nobody_stands_still_for_what_heterogeneity_would_make_of_it_in_the_end():

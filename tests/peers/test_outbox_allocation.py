@@ -15,7 +15,7 @@ from peers.blocks import BlockKey
 from peers.copies import Distances, NeighbourCopies
 from tests.peers.test_outbox import MANIFEST, OWN, ROWS, Post, rebuilt
 from transport.channel import LinkQuality
-from transport.messages import Update
+from transport.messages import Manifest, Update
 
 EARLY = Part(OWN, "early")
 
@@ -133,6 +133,23 @@ def test_what_is_still_queued_is_not_spent_twice() -> None:
     assert before.links["d2"] == after.links["d2"]
     post.qualities = {"d1": LinkQuality(1 << 40, 1, outage=True)}  # then it is not spent in this round at all
     assert post.supply().budget.cost == before.cost
+
+
+def test_in_an_outage_data_waits_and_the_manifest_does_not() -> None:
+    post = AllocatingPost()
+    post.qualities = {"d1": LinkQuality(1 << 40, 1, outage=True)}
+    post.new_round()
+    assert post.box.outages == {"d1"}
+    for to in ("d1", "d2"):
+        post.send("int8", to=to)
+        post.drain()
+    assert post.wire.messages("d1") == [MANIFEST]
+    assert [type(message) for message in post.wire.messages("d2")] == [Update, Manifest]
+    post.qualities = {}
+    post.new_round()
+    post.drain()
+    assert [type(message) for message in post.wire.messages("d1")] == [Manifest, Update]
+    assert not post.box.outages
 
 
 def test_the_budget_is_what_the_quota_has_left_for_data() -> None:
