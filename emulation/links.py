@@ -11,7 +11,10 @@ Books = Mapping[str, Record]  # peer -> counters, as in metrics.jsonl
 
 
 def final_links(metrics: Iterable[Record], events: Iterable[Record]) -> dict[str, Record]:
-    """A device's books at its end, over all its lives; latencies are those of its last life."""
+    """A device's books at its end, over all its lives; quantiles of latencies are its last life's.
+
+    Counts of latencies are those of all lives that ended well.
+    """
     events = list(events)
     states = [(float(line["t1_s"]), line["links"]) for line in metrics]
     states += [(float(e["t_s"]), e["links"]) for e in events if e["event"] == "finished" and "links" in e]

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from emulation import plots, records, result, summary
+from emulation import latencies, plots, records, result, summary
 from emulation.progress import megabytes, percent
 from emulation.records import Record, RunRecords
 from emulation.scenario import dump
@@ -49,7 +49,11 @@ def render(run: RunRecords, found: Record) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, megabytes=megabytes, number=_number, plural=result.plural)
+    counts = [link.get("latency_counts", {}) for link in found["links"]]
+    bars = latencies.spread(counts)
     return environment.get_template("report.html.j2").render(
+        latencies=[latencies.drawn(one, bars) for one in counts],
+        latency_s=latencies.seconds(bars),
         summary=found,
         run=run,
         heads=result.HEADS,

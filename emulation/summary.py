@@ -13,10 +13,10 @@ from statistics import fmean
 import numpy as np
 
 from coordinator_free.topology import spectral_rho
-from emulation import event_story, records
+from emulation import event_story, latencies, records
 from emulation.links import final_links, sent_by_round
 from emulation.records import Record, RunRecords
-from transport.accounting import open_bytes
+from transport.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
 CAUSES = ("train", "correction", "transfer", "control")
@@ -46,6 +46,7 @@ def summarise(run: RunRecords) -> Record:
         "scenario": run.scenario.name,
         "devices": [_device(run, device, links[device]) for device in run.devices],
         "links": _links(links),
+        "latency_buckets": {"first_s": latencies.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
         "events": event_story.build(run),
         "rounds": _rounds(run),
         "accuracy": accuracy,
@@ -108,6 +109,7 @@ def _link(src: str, dst: str, out: Record, into: Record) -> Record:
         "open_bytes": open_bytes(out, into),  # not 0 only where an end has died
         "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
         "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
+        "latency_counts": into.get("latency_counts", {}),  # by bucket; of devices that ended well
         "abandoned_bytes": out.get("abandoned_bytes", {}),  # queued, then taken back: never sent
     }
 

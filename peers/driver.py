@@ -371,7 +371,7 @@ class Driver:
             self.clock.now(),
             "finished",
             reason=self.exit.reason if self.exit else "",
-            links=self.accounts.to_dict(),
+            links=self.accounts.to_dict(histograms=True),
             train_cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
             peak_rss_bytes=usage.ru_maxrss * 1024,
             violations=self.outbox.quota.violations,

@@ -91,6 +91,7 @@ class Outbox:
         frame = self._part_bytes + self._header_bytes
         self._shaper = Shaper(radio.rate_Bps, frame, self.quota, now_ns, seed=self._seed)
         self._address: dict[str, str] = {}
+        self._shaped: dict[str, tuple[LinkQuality, bool]] = {}  # as it was told last; True: cut off
         # Virtual time needs numbers from 1 on by address: a peer may be known under an alias first. Else
         # a device that starts again goes on above what it has used: others hold less for a replay.
         self._virtual = spec.config.clock == "virtual"
@@ -166,14 +167,17 @@ class Outbox:
         return self._by_address.get(self._address[peer], peer)
 
     def _shape(self, peer: str, now_ns: int) -> None:
-        link = self._quality(peer)
+        link, cut_off = self._quality(peer), self._behind(peer) in self._cut_off
         (self.outages.add if link.outage else self.outages.discard)(peer)
+        if self._shaped.get(peer) == (link, cut_off):
+            return
+        self._shaped[peer] = link, cut_off
         self._shaper.set_link(
             peer,
             link.rate_Bps,
             link.latency_ns,
             link.jitter_ns,
-            1.0 if self._behind(peer) in self._cut_off else link.loss,
+            1.0 if cut_off else link.loss,
             link.outage,
             beta_Bps=self._radio.beta_Bps,
             now_ns=now_ns,

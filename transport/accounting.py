@@ -67,6 +67,10 @@ class LatencyHistogram:
         bounds = (BOUNDS_NS[b] if b < len(BOUNDS_NS) else self._max_ns for b in at)
         return [max(self._min_ns, min(bound, self._max_ns)) for bound in bounds]
 
+    def to_dict(self) -> dict[str, int]:
+        """Messages by bucket, in order: bucket i ends at 10^(i/32) us (`BOUNDS_NS`)."""
+        return {str(bucket): count for bucket, count in sorted(self._counts.items())}
+
     def quantiles_s(self) -> dict[str, float] | None:
         """p50, p95 and p99 in seconds; None before the first."""
         if not self._counts:
@@ -163,11 +167,11 @@ class Accounts:
 
     def link(self, peer: str) -> LinkAccount:
         """A peer's account. Past `MAX_PEERS` names, strangers share one."""
-        if peer not in self._links and len(self._links) >= MAX_PEERS:
-            peer = OTHERS
         account = self._links.get(peer)
         if account is None:
-            account = self._links[peer] = LinkAccount()
+            if len(self._links) >= MAX_PEERS:
+                peer = OTHERS
+            account = self._links.setdefault(peer, LinkAccount())
         return account
 
     def rename(self, alias: str, peer: str) -> None:
@@ -176,8 +180,13 @@ class Accounts:
         if early is not None:
             self.link(peer).add_sent(early)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return {peer: account.to_dict() for peer, account in sorted(self._links.items())}
+    def to_dict(self, histograms: bool = False) -> dict[str, dict[str, Any]]:
+        """`histograms`: with `latency_counts` (LatencyHistogram.to_dict), for a device's last word."""
+        found = {peer: account.to_dict() for peer, account in sorted(self._links.items())}
+        if histograms:
+            for peer, books in found.items():
+                books["latency_counts"] = self._links[peer].latency.to_dict()
+        return found
 
 
 def open_bytes(sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> int:

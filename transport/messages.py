@@ -103,6 +103,7 @@ __all__ = [
 VERSION = 4
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
+_STAMP = struct.Struct(">qqq")  # the prefix's end
 CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 MAX_PAYLOAD = 4 << 20  # bytes: one part of an update
 MAX_ITEMS = 4096  # of a manifest
@@ -251,9 +252,9 @@ def _check_packed(frames: Sequence[Buffer], kind: _Kind) -> None:
 
 def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:
     """The same header with its sequence number and times, known only when the message leaves."""
-    magic, version, code, *_ = PREFIX.unpack_from(header)
-    prefix = PREFIX.pack(magic, version, code, seq, depart_ns, arrive_ns)
-    return seal(prefix + bytes(header[PREFIX.size : -CHECKSUM.size]))
+    stamped = bytearray(header[: -CHECKSUM.size])
+    _STAMP.pack_into(stamped, PREFIX.size - _STAMP.size, seq, depart_ns, arrive_ns)
+    return seal(bytes(stamped))
 
 
 def seal(header: bytes) -> bytes:

@@ -187,6 +187,7 @@ class Shaper:
         self._bucket, self._line = TokenBucket(rate_Bps, self._depth, now_ns), _Line(rate_Bps)
         self._control: deque[Outgoing] = deque()
         self._links: OrderedDict[str, _Link] = OrderedDict()  # in the order of their turns
+        self._waiting = 0  # messages in their queues
 
     # -- settings --------------------------------------------------------------------------------------
     def set_link(
@@ -227,6 +228,7 @@ class Shaper:
         it then waits with the data, but the quota does not refuse it."""
         self.queued.add(item)
         self._link(item.peer).queue.append(item)
+        self._waiting += 1
 
     # -- out -------------------------------------------------------------------------------------------
     def pop(self, now_ns: int) -> list[Departure]:
@@ -242,6 +244,7 @@ class Shaper:
             peer = turn[1]
             item = self._links[peer].queue.popleft()
             self._links.move_to_end(peer)
+            self._waiting -= 1
             yield self._depart(now, item, urgent=False)
 
     def next_ns(self, now_ns: int | None = None) -> int | None:
@@ -305,6 +308,8 @@ class Shaper:
         The link that is ready first, among equals the one that has waited longest. If the device's bucket
         cannot yet carry its head, nobody overtakes it: small messages would starve large ones.
         """
+        if not self._waiting:
+            return None
         left = self.quota.data_left()
         ready: tuple[int, str] | None = None
         for peer, link in self._links.items():
@@ -348,6 +353,7 @@ class Shaper:
                 else:
                     kept.append(item)
             queue.extend(kept)
+        self._waiting = sum(len(link.queue) for link in self._links.values())
         return gone
 
     def _link(self, peer: str) -> _Link:
@@ -358,7 +364,8 @@ class Shaper:
 
     def _time(self, now_ns: int | None) -> int:
         """The latest time seen: a clock that steps back must not send anything twice as fast."""
-        self._now_ns = self._now_ns if now_ns is None else max(self._now_ns, now_ns)
+        if now_ns is not None and now_ns > self._now_ns:
+            self._now_ns = now_ns
         return self._now_ns
 
 

@@ -27,7 +27,7 @@ class TokenBucket:
         if rate_Bps < 1 or burst_bytes < 1:
             raise ValueError("a token bucket needs a rate and a depth of at least one byte")
         self.rate_Bps, self.burst_bytes = rate_Bps, burst_bytes
-        self._credit = burst_bytes * SECOND_NS
+        self._credit = self._full = burst_bytes * SECOND_NS
         self._at_ns = now_ns
 
     def earliest(self, now_ns: int, size: int) -> int:
@@ -42,7 +42,8 @@ class TokenBucket:
     def take(self, now_ns: int, size: int) -> None:
         """Send `size` bytes now. Never refused: the caller has asked `earliest`, or means to go into debt."""
         self._credit = self._credit_at(now_ns) - size * SECOND_NS
-        self._at_ns = max(self._at_ns, now_ns)
+        if now_ns > self._at_ns:
+            self._at_ns = now_ns
 
     def set_rate(self, now_ns: int, rate_Bps: int) -> None:
         """Refill at another rate from now on; what was earned at the old one stays."""
@@ -52,8 +53,10 @@ class TokenBucket:
         self.rate_Bps = rate_Bps
 
     def _credit_at(self, now_ns: int) -> int:
-        refilled = self._credit + max(0, now_ns - self._at_ns) * self.rate_Bps
-        return min(self.burst_bytes * SECOND_NS, refilled)
+        if now_ns <= self._at_ns:
+            return self._credit
+        refilled = self._credit + (now_ns - self._at_ns) * self.rate_Bps
+        return refilled if refilled < self._full else self._full
 
 
 class Quota:
@@ -95,7 +98,8 @@ class Quota:
         if self.round is None:
             return 0
         control = self.spent - self.data_spent
-        return max(0, self.budget_bytes - self.data_spent - max(self._reserve, control))
+        kept = control if control > self._reserve else self._reserve
+        return max(0, self.budget_bytes - self.data_spent - kept)
 
     def spend(self, size: int, data: bool = True) -> None:
         """Count bytes that left. `data` must fit in `data_left`; control is counted, never refused."""

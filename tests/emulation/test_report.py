@@ -61,6 +61,20 @@ def test_page_tells_the_story(folder: Path) -> None:
     assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_latencies_of_links_are_shown_as_bars(folder: Path) -> None:
+    summary.write(folder)
+    text = report.write(folder).read_text(encoding="utf-8")
+    assert "█▂" in text or "█▁" in text  # 96 and 104: two quarters of a decade side by side
+    assert "0.00093 s to 0.0029 s" in text
+
+
+def test_a_summary_without_histograms_has_a_page(folder: Path) -> None:
+    found = summary.build(folder)
+    for link in found["links"]:
+        del link["latency_counts"]
+    assert "<table" in report.render(records.load(folder), found)
+
+
 def test_what_users_name_is_escaped(folder: Path) -> None:
     path = folder / "devices" / "d0" / "events.jsonl"
     path.write_text(path.read_text().replace("hash-d0", "<script>"))

@@ -55,6 +55,13 @@ def test_each_end_of_a_link_is_counted_where_it_happens(folder: Path) -> None:
     assert sum(link["bytes_by_cause"].values()) == link["sent_bytes"]
 
 
+def test_latencies_are_those_that_the_receiver_counted(folder: Path) -> None:
+    found = build(folder)
+    assert found["latency_buckets"] == {"first_s": 1e-6, "per_decade": 32}
+    link = next(link for link in found["links"] if (link["src"], link["dst"]) == ("d0", "d1"))
+    assert link["latency_counts"] == {"96": 9, "104": 1}
+
+
 def test_a_link_on_whose_far_end_nothing_was_recorded(folder: Path) -> None:
     (folder / "devices" / "d3" / "metrics.jsonl").unlink()
     (folder / "devices" / "d3" / "events.jsonl").unlink()

@@ -12,6 +12,7 @@ from transport.accounting import (
     CAUSES,
     MAX_PEERS,
     OTHERS,
+    PER_DECADE,
     Accounts,
     LatencyHistogram,
     LinkAccount,
@@ -94,6 +95,23 @@ def test_merged_is_as_if_seen_by_one(a: list[int], b: list[int]) -> None:
     merged.merge(filled(b))
     assert merged.quantiles_s() == filled(a + b).quantiles_s()
     assert len(merged) == len(a) + len(b)
+
+
+def test_a_last_word_carries_the_histogram_and_a_line_of_a_round_does_not() -> None:
+    accounts = Accounts()
+    for latency_ns in (900, 1000, 10**6, 10**6):
+        accounts.link("d1").received(10, latency_ns)
+    assert "latency_counts" not in accounts.to_dict()["d1"]
+    counts = accounts.to_dict(histograms=True)["d1"]["latency_counts"]
+    assert counts == {"0": 2, str(3 * PER_DECADE): 2}  # up to 1 us; up to 1 ms
+    assert json.loads(json.dumps(counts)) == counts
+
+
+def test_quantiles_follow_what_comes() -> None:
+    histogram = filled([1000])
+    assert histogram.quantiles_s() == {"p50": 1e-6, "p95": 1e-6, "p99": 1e-6}
+    histogram.add(10**9)
+    assert histogram.quantiles_s() == {"p50": 1e-6, "p95": 1.0, "p99": 1.0}
 
 
 def test_no_latencies_no_quantiles() -> None:
