@@ -16,6 +16,7 @@ from coordinator_free.effects import (
     opposite,
     predicted,
     relative_cost,
+    remaining,
 )
 
 MARGIN = 0.02  # hysteresis: the share of what staying would leave by which moves must lower it together
@@ -26,6 +27,7 @@ MOVES = 3  # groups that may move in one diagnosis
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
+WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
 def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
@@ -35,18 +37,24 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     corrected by what was learnt. Up to MOVES groups move; a move that does not fit the budget is tried
     together with one of another group that saves. Moves must lower what is left by MARGIN together, and none
     may undo its group's last one within DWELL diagnoses. Groups that do not move save where that does next to
-    no harm.
+    no harm. Moves after which more is left than staying was predicted to leave have failed: all groups return
+    to the base, and such moves are not made again.
     """
-    learnt = _learn(view, memory)
-    search = _Search(view, limits, learnt, in_force(view, limits, memory.settings))
-    chosen = search.saving(search.spending())
+    learnt, failed = _learn(view, memory), _failed(view, memory)
+    before = in_force(view, limits, memory.settings)
+    if failed:
+        learnt = replace(learnt, corrections={**learnt.corrections, **dict.fromkeys(failed, 0.0)})
+        before = dict.fromkeys(before, limits.base)
+    search = _Search(view, limits, learnt, before)
+    chosen = {} if failed else search.saving(search.spending())
     after = applied(search.before, chosen)
     expected = {
         g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
         for g, action in search.before.items()
     }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
-    return Decision(after, _reason(view, chosen), replace(learnt, expected=expected, last=last))
+    reason = _reason(view, chosen, failed)
+    return Decision(after, reason, replace(learnt, expected=expected, last=last))
 
 
 Moves = dict[str, Move]  # at most one of each group
@@ -104,9 +112,14 @@ class _Search:
             yield from (pair for pair in pairs if self._fits(pair))
 
     def _free(self, chosen: Moves) -> list[Move]:
-        """Moves of groups that have none yet, but those that would undo a group's last."""
-        every = moves(self.before, self.limits, self.view.ladder)
-        return [m for m in every if m.group not in chosen and not _undoes(m, self.view, self.memory)]
+        """Moves of groups that have none yet, but those that have failed or would undo a group's last."""
+        return [
+            move
+            for move in moves(self.before, self.limits, self.view.ladder)
+            if move.group not in chosen
+            and self.memory.corrections.get(move.label, 1.0) > 0
+            and not _undoes(move, self.view, self.memory)
+        ]
 
     def _fits(self, chosen: Moves) -> bool:
         return affordable(applied(self.before, chosen), self.view, self.limits)
@@ -127,7 +140,16 @@ class _Search:
 
 def _expected(view: View, group: str, before: GroupAction, after: GroupAction) -> tuple[float, float]:
     """What is left of a group if it stays, and after the move."""
-    return predicted(view, group, before, before).total, predicted(view, group, before, after).total
+    stay, then = (predicted(view, group, before, action) for action in (before, after))
+    return remaining(view, group, stay, before), remaining(view, group, then, after)
+
+
+def _seen(view: View, group: str, memory: Memory) -> float:
+    """What is left of a group by what was observed, under the settings that were in force."""
+    if group not in view.groups:
+        return 0.0
+    residuals, action = view.groups[group].residuals, memory.settings.get(group)
+    return residuals.total if action is None else remaining(view, group, residuals, action)
 
 
 def _learn(view: View, memory: Memory) -> Memory:
@@ -138,7 +160,7 @@ def _learn(view: View, memory: Memory) -> Memory:
     """
     learnt, trend = dict(memory.corrections), _trend(view, memory)
     for group, (label, stay, then) in memory.expected.items():
-        left = view.groups[group].residuals.total if group in view.groups else 0.0
+        left = _seen(view, group, memory)
         if label != STAY[1] and min(stay, then, left) > 0:
             effect, seen = math.log(then / stay), math.log(left / stay) - trend
             old = learnt.get(label, 1.0)
@@ -150,11 +172,20 @@ def _learn(view: View, memory: Memory) -> Memory:
 def _trend(view: View, memory: Memory) -> float:
     """Mean log(observed / predicted) of the groups that stayed; 0 if none did."""
     logs = [
-        math.log(view.groups[group].residuals.total / stay)
+        math.log(_seen(view, group, memory) / stay)
         for group, (label, stay, _) in sorted(memory.expected.items())
-        if label == STAY[1] and group in view.groups and min(stay, view.groups[group].residuals.total) > 0
+        if label == STAY[1] and min(stay, _seen(view, group, memory)) > 0
     ]
     return sum(logs) / len(logs) if logs else 0.0
+
+
+def _failed(view: View, memory: Memory) -> list[str]:
+    """Labels of the last moves, if they have made things worse than staying was predicted to. The groups are
+    taken together: a move of one shows in the gradients of all."""
+    made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
+    stay = sum(stay for _, stay, _ in memory.expected.values())
+    seen = sum(_seen(view, group, memory) for group in memory.expected)
+    return sorted(made) if seen > WORSE * stay else []
 
 
 def _undoes(move: Move, view: View, memory: Memory) -> bool:
@@ -162,9 +193,10 @@ def _undoes(move: Move, view: View, memory: Memory) -> bool:
     return label == opposite(move.label) and view.index - index <= DWELL
 
 
-def _reason(view: View, chosen: Mapping[str, Move]) -> str:
+def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
     """Of the group that moved first, or has the largest residual: `late, R_het 0.41 of 0.63 -> prox 1e-3`."""
     group = next(iter(chosen), "") or max(view.groups, key=lambda g: view.groups[g].residuals.total)
     seen = view.groups[group].residuals
     told = [m.told() if m.group == group else f"{m.group} {m.told()}" for m in chosen.values()]
-    return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {', '.join(told) or 'stay'}"
+    what = f"base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
+    return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {what}"

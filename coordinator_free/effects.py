@@ -90,6 +90,17 @@ def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -
     )
 
 
+def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:
+    """What is left of a group: the sum, of R_het what K = `view.rounds` rounds have of it, (1 - q^(2K)).
+
+    R_het sums what the devices' steps differ by over infinitely many rounds. Where little contracts it is
+    far off for long: to count it whole would have a group stand still rather than learn.
+    """
+    g = view.groups[group]
+    q = contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
+    return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))
+
+
 def bytes_used(settings: Settings, view: View) -> float:
     """Bytes of a mean round: a group's, over the edges of its graph, every H-th round."""
     base = view.ladder.at(0).cost or 1.0

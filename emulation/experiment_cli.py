@@ -14,7 +14,7 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation or regimes.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes or allocation.")],
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Paired seeds, from 0 on; default: the scale's (10, 3, 1).")
     ] = None,
@@ -24,24 +24,34 @@ def experiment(
     scale: Annotated[
         str, typer.Option(help="full, small, or tiny, which only shows that it works.")
     ] = "full",
-    arms: Annotated[str, typer.Option(help="Only these, with commas; uniform and oracle are added.")] = "",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Only these, with commas; to the first two experiments uniform and oracle are added."
+        ),
+    ] = "",
 ) -> None:
     """Run every arm and seed of an experiment, one after the other, and compare them.
 
     What is done stays done: the same command goes on where it was interrupted, or adds seeds and arms.
     """
-    from emulation.experiments import catalogue
+    from emulation.experiments import allocation, catalogue
 
-    found, size = catalogue.find(name), catalogue.scale(scale)
-    chosen = catalogue.chosen(found, arms, size)
+    size = catalogue.scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; allowed: a folder")
     from emulation.experiments import run
     from emulation.launcher import RunFailed
 
+    of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:
-        run.run(run.Request(found, size, chosen, seeds or size.seeds, folder), Console())
+        if of_allocators:
+            allocation.run(allocation.Request(size, allocation.chosen(arms), count, folder), console)
+        else:
+            found = catalogue.find(name)
+            chosen = catalogue.chosen(found, arms, size)
+            run.run(run.Request(found, size, chosen, count, folder), console)
     except RunFailed as error:
         typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)
         raise typer.Exit(1) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from emulation.scenario import Scenario
 from peers import plugins
+from peers.allocating import codecs
 from peers.errors import InputError
 from peers.learner import Learner
 from peers.models import load_model, pick_device
@@ -38,7 +39,8 @@ def check_against_model(scenario: Scenario) -> None:
 def _check_budget(scenario: Scenario, learner: Learner) -> None:
     """A round's data share must hold the largest matrix: it is sent whole or not at all."""
     radio, layout = scenario.radio, learner.layout
-    sizes = {g: payload_bytes(radio.codec, layout.rows(g), layout.rank(g)) for g in layout.groups}
+    codec = min(codecs(radio), key=lambda codec: payload_bytes(codec, 128, 8))
+    sizes = {g: payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups}
     group = max(sizes, key=lambda g: sizes[g])
     parts = -(-sizes[group] // FRAME_BYTES)
     needed = sizes[group] + parts * (HEADER_BYTES + scenario.keys.enabled * CURVE_BYTES)
@@ -46,5 +48,5 @@ def _check_budget(scenario: Scenario, learner: Learner) -> None:
         least = int(needed / (1 - radio.control_share)) + 1
         raise InputError(
             f"radio.budget_bytes: {radio.budget_bytes} a round cannot carry the group {group!r}, "
-            f"{needed} bytes as {radio.codec}; allowed: {least} or more, a lower rank or a coarser codec"
+            f"{needed} bytes as {codec}; allowed: {least} or more, a lower rank or a coarser codec"
         )

@@ -13,6 +13,7 @@ from emulation import latencies, plots, records, result, summary
 from emulation.progress import megabytes, percent
 from emulation.records import Record, RunRecords
 from emulation.scenario import dump
+from peers.config import FIFO, RadioConfig
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,17 @@ def _base(run: RunRecords) -> list[tuple[str, str]]:
         ("topology", scenario.topology.kind),
         ("mixing", scenario.mixing.mode),
         ("rounds", f"{scenario.round.count} of {scenario.round.local_steps} local steps"),
-        ("budget", f"{megabytes(scenario.radio.budget_bytes)} a round and device, {scenario.radio.codec}"),
+        (
+            "budget",
+            f"{megabytes(scenario.radio.budget_bytes)} a round and device, {_sent_as(scenario.radio)}",
+        ),
         ("seed", str(scenario.seed)),
         ("took", f"{float(run.run.get('ended_s') or 0):.0f} s"),
     ]
+
+
+def _sent_as(radio: RadioConfig) -> str:
+    return radio.codec if radio.allocator == FIFO else f"{radio.allocator} of {', '.join(radio.codecs)}"
 
 
 def _number(value: object, form: str = "{:,.3g}") -> str:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from emulation.events import DEVICE_ID, ChurnConfig, EventConfig, Population, churn, names, problems
 from emulation.radio import channel
 from emulation.scenario_errors import Place, explain
-from peers.config import DeviceConfig, MobilityConfig, Section, WirelessConfig
+from peers.config import FIFO, DeviceConfig, MobilityConfig, RadioConfig, Section, WirelessConfig
 from peers.errors import InputError
 
 
@@ -184,11 +184,13 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             "allowed: 0, or mixing.mode = 'average'",
         )
     yield from _radio_problems(scenario)
+    yield from _allocator_problems(scenario)
     yield from _event_problems(scenario)
 
 
 def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Names that no registry knows, and what later versions will add."""
+    from coordinator_free.allocation import ALLOCATORS
     from coordinator_free.mixing import MODES
     from coordinator_free.policies import POLICIES
     from coordinator_free.topology import TOPOLOGIES
@@ -199,6 +201,7 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
         ("mixing.mode", scenario.mixing.mode, MODES),
         ("topology.kind", scenario.topology.kind, TOPOLOGIES),
         ("correction.policy", scenario.correction.policy, POLICIES.keys() - {"lookahead"}),
+        ("radio.allocator", scenario.radio.allocator, {FIFO, *ALLOCATORS}),
     ):
         if name not in known:
             yield where, f"{name!r} is not available; allowed: {', '.join(sorted(known))}"
@@ -226,6 +229,26 @@ def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
         channel(scenario, scenario.all_devices)
     except InputError as error:
         yield "radio.trace", str(error)
+
+
+def _allocator_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """An allocator compares copies of one block and picks a codec for each neighbour. In `newest` a version
+    is signed by its owner in one codec, and `paper-literal` averages different blocks."""
+    from coordinator_free.mixing import MODES
+
+    radio, mode = scenario.radio, scenario.mixing.mode
+    if radio.allocator == FIFO:
+        if radio.codecs != RadioConfig().codecs:
+            yield "radio.codecs", f"has no meaning with radio.allocator = {FIFO!r}, which sends radio.codec"
+        return
+    made = MODES[mode]() if mode in MODES else None
+    if made is not None and (made.shared_versions or made.foreign_basis):
+        yield (
+            "radio.allocator",
+            f"{radio.allocator!r} with mixing.mode = {mode!r}; allowed: {FIFO!r}, or mixing.mode = 'average'",
+        )
+    if len(set(radio.codecs)) < len(radio.codecs):
+        yield "radio.codecs", f"{list(radio.codecs)} names one twice; allowed: each once"
 
 
 def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coordinator_free.decision import Settings
@@ -45,6 +46,7 @@ class Publish:
     round: int
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
     manifest: Manifest
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # that an allocator chose; else the scenario's
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class RoundDone:
     weights: dict[str, float]
     withheld: int
     members: tuple[str, ...]
+    sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # matrices by group and codec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FIFO = "fifo"  # no allocator: what waited longest first, all in radio.codec (exchange.py)
+Codec = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 MIN_LATENCY_S = 1e-6  # virtual time cannot advance without a latency above 0
 
 
@@ -120,7 +122,9 @@ class RadioConfig(Section):
     budget_bytes: Annotated[int, Field(ge=1)] = 4_000_000  # C_t: per device and round, does not carry over
     rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # pace of the device's radio beneath the quota
     control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t, kept for membership and manifests
-    codec: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp16"
+    codec: Codec = "fp16"  # of all that `fifo` sends
+    allocator: str = FIFO  # or a name in coordinator_free/allocation.py (docs/design.md)
+    codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("fp16", "int8", "int4")  # what it chooses of
     beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes that a second on the air costs
     kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps
     latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = 0.005  # one way; TR 25.913: LTE's aim

@@ -15,6 +15,7 @@ import networkx as nx
 import numpy as np
 
 from coordinator_free import residuals
+from coordinator_free.allocation import Weights
 from coordinator_free.averages import Averages, Mean, Report
 from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
 from coordinator_free.membership import Key, Verify
@@ -44,6 +45,7 @@ class Correction:
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
         self._members: tuple[str, ...] = ()  # for whom it was decided
         self._corrects_until = -1
+        self._measured: Weights | None = None
         self._anchor = False
         self._asked: list[int] = []  # epochs that are to be decided from
         self._drawn: tuple[tuple[str, ...], Decision | None, dict[str, Graph[str]]] = ((), None, {})
@@ -96,6 +98,14 @@ class Correction:
     def gamma(self, group: str) -> float:
         action = self.settings().get(group)
         return self._state.config.mixing.gamma * (1.0 if action is None else action.gamma)
+
+    def weights(self) -> Weights:
+        """What a group's copies count when an allocator chooses: p_g, E_g and lambda_max(F_g) of the last
+        diagnosis; without one, all groups alike."""
+        if self._state.work == "correction" and self._measured is not None:
+            return self._measured
+        alike = dict.fromkeys(self._state.exchange.groups, 1.0)
+        return Weights(alike, alike, alike)
 
     # -- measuring and telling -------------------------------------------------------------------------
     def round_closed(self, now: int) -> None:
@@ -157,6 +167,7 @@ class Correction:
             self._corrects_until = self._state.correct_until
             self._memory, self._anchor, self._asked = self._memory.after_event(), True, []
             self._decision, self._members = Decision({}, "", self._memory), ()
+            self._measured = None
 
     # -- deciding --------------------------------------------------------------------------------------
     def _decide(self, epoch: int) -> None:
@@ -177,6 +188,11 @@ class Correction:
         state, groups = self._state, self._state.exchange.groups
         means = residuals.unpack(mean.values, groups)
         shares = residuals.priorities(means)
+        self._measured = Weights(
+            {group: share.share for group, share in shares.items()},
+            {group: mean.energy for group, mean in means.items()},
+            {group: mean.curvature for group, mean in means.items()},
+        )
         members = state.training()
         rungs = self._ladder(members)
         copies = 2 * len(rungs.at(0).edges) * len(state.blocks)

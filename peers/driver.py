@@ -74,7 +74,8 @@ class Driver:
         self._busy_until_ns = 0
         self._trained = TrainResult(0.0, 0, 0.0)
         signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
-        self.outbox = Outbox(spec, learner, links, self.accounts, self.clock.now(), signed)
+        copies, start = self.workshop.copies, self.clock.now()
+        self.outbox = Outbox(spec, learner, links, self.accounts, start, signed, copies)
         if self.virtual is not None:
             self.outbox.on_sent = self.virtual.sent
         links.on_broken = self._on_broken
@@ -92,6 +93,7 @@ class Driver:
         curve = spec.keys is not None
         rounds = spec.config.round.count
         self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve, rounds)
+        self.inbox.on_copy = self.workshop.heard
         self.reception = Reception(
             links, self.inbox, self.protocol, self.agenda, self.clock, self.virtual, self._take
         )
@@ -215,6 +217,7 @@ class Driver:
             self.outbox.credit(envelope.src, message.bytes)
         elif isinstance(message, Hello):
             self.outbox.credit(envelope.src)  # it may have been started again: nothing is on its way any more
+            self.workshop.forget(envelope.src)
         return self.inbox.take(now, envelope, message, received)
 
     # -- the scenario, in virtual time -----------------------------------------------------------------
@@ -261,8 +264,11 @@ class Driver:
         return self.protocol.diagnosed(now, epoch, values)
 
     def _after_training(self, now: int, trained: Future[Trained]) -> list[do.Action]:
-        self._trained, changed = trained.result()
-        return self.protocol.trained(now, changed, self.outbox.data_budget())
+        self._trained, changed, distances = trained.result()
+        supply = self.outbox.supply(distances)
+        return self.protocol.trained(
+            now, changed, self.outbox.data_budget(), supply, frozenset(self.outbox.outages)
+        )
 
     def _now(self, event: Event) -> None:
         self.agenda.add(self.clock.now(), Kind.LEARNER, event)
@@ -321,6 +327,7 @@ class Driver:
 
     def _on_disconnect(self, action: do.Disconnect) -> None:
         self.outbox.disconnect(action.peer)
+        self.workshop.forget(action.peer)
         self.inbox.forget(action.peer)
 
     def _on_meet(self, action: do.Meet) -> None:

@@ -6,13 +6,16 @@ Sans-I/O. A received matrix is an opaque object here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from coordinator_free.allocation import Slot
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Arrival, Mix, MixingMode, Part
+from peers.allocating import Allocating
 from transport.messages import Manifest
 
+Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
 
@@ -32,19 +35,26 @@ class Plan:
     parts: tuple[tuple[Part, int, str], ...]
     items: tuple[tuple[str, int, str, int, str], ...]
     withheld: int
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # of `parts`, where an allocator chose them
 
 
 class Exchange:
     """The copies one device holds, by part, and what its neighbours hold."""
 
-    def __init__(self, mode: MixingMode, groups: Iterable[str], part_bytes: Callable[[str], int]) -> None:
-        self.mode = mode
+    def __init__(
+        self,
+        mode: MixingMode,
+        groups: Iterable[str],
+        part_bytes: Callable[[str], int],
+        allocating: Allocating | None = None,
+    ) -> None:
+        self.mode, self.allocating = mode, allocating
         self.groups = tuple(groups)
         self.part_bytes = part_bytes
         self.held: dict[Part, int] = {}
         self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
         self.peers: dict[str, PeerCopies] = {}
-        self._waiting: dict[tuple[str, Part], int] = {}
+        self._waiting: dict[Slot, int] = {}
         self._inbox: dict[str, dict[tuple[Part, int], Arrival]] = {}  # by part and round
 
     def parts(self, key: Key) -> list[Part]:
@@ -67,10 +77,14 @@ class Exchange:
                 peer.has.pop(part, None)
                 peer.cache.pop(part, None)
         self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
+        if self.allocating is not None:
+            self.allocating.drop(key)
 
     def forget_peer(self, peer: str) -> None:
         self.peers.pop(peer, None)
         self._inbox.pop(peer, None)
+        if self.allocating is not None:
+            self.allocating.forget_peer(peer)
 
     def untold(self, peer: str) -> None:
         """A peer that may have started again has nothing of what was sent to it."""
@@ -95,8 +109,10 @@ class Exchange:
         budget_bytes: int,
         cause: str,
         goes: Callable[[str, str], bool] = lambda peer, group: True,
+        choose: Choose | None = None,
     ) -> dict[str, Plan]:
-        """What goes to whom within the data budget; what waited longest first, then the own block.
+        """What goes to whom, and in which codec where `choose` says; None: within the data budget, first in
+        first out.
 
         `goes(peer, group)`: whether a group is exchanged with a peer in this round; what was asked for is.
         """
@@ -107,9 +123,24 @@ class Exchange:
             for part in parts
             if goes(peer, part.group) or part in self.peer(peer).wants
         ]
-        wanted.sort(key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0]))
-        chosen: set[tuple[str, Part]] = set()
-        for want in wanted:
+        codecs: Mapping[Slot, str] = {}
+        if choose is None:
+            chosen = self._first_in(own, wanted, budget_bytes)
+        else:
+            codecs = choose(wanted, {slot for slot in wanted if slot[1] in self.peer(slot[0]).wants})
+            chosen = {*codecs}
+        lacking = Counter(peer for peer, part in wanted if (peer, part) not in chosen)
+        plans = {}
+        for peer, parts in offers.items():
+            sent = {part for to, part in chosen if to == peer}
+            made = self._plan_one(own, peer, set(parts), sent, cause, lacking[peer])
+            plans[peer] = replace(made, codecs={p: c for (to, p), c in codecs.items() if to == peer})
+        return plans
+
+    def _first_in(self, own: Key, wanted: Iterable[Slot], budget_bytes: int) -> set[Slot]:
+        """What waited longest first, then the own block."""
+        chosen: set[Slot] = set()
+        for want in sorted(wanted, key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0])):
             size = self.part_bytes(want[1].group)
             if size <= budget_bytes:
                 budget_bytes -= size
@@ -117,12 +148,7 @@ class Exchange:
                 self._waiting.pop(want, None)
             else:
                 self._waiting[want] = self._waiting.get(want, 0) + 1
-        lacking = Counter(peer for peer, part in wanted if (peer, part) not in chosen)
-        plans = {}
-        for peer, parts in offers.items():
-            sent = {part for to, part in chosen if to == peer}
-            plans[peer] = self._plan_one(own, peer, set(parts), sent, cause, lacking[peer])
-        return plans
+        return chosen
 
     def _offers(self, own: Key, peer: str) -> list[Part]:
         copies = self.peer(peer)

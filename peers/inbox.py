@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from coordinator_free.membership import Key
+from coordinator_free.mixing import Part
 from peers.actions import Action, Drop, Tell
 from peers.versions import SignedCopy
 from transport.accounting import Accounts
@@ -48,6 +52,7 @@ class Inbox:
         self._taken: Counter[str] = Counter()  # bytes of data by peer since the last credit
         whole = sum(4 * self._rows[g] * self._ranks[g] for g in learner.groups)
         self._parts = Reassembler(max_bytes_in_flight=64 * whole)
+        self.on_copy: Callable[[str, Part, Tensor], object] = lambda peer, part, matrix: None
 
     def forget(self, peer: str) -> None:
         self._taken.pop(peer, None)
@@ -121,6 +126,8 @@ class Inbox:
             return []
         matrix = decode(payload, message.codec, message.rows, message.rank, owned=True)
         if not self._protocol.signed_versions:
+            part = Part(Key(message.block, message.block_incarnation), message.group)
+            self.on_copy(envelope.src, part, matrix)
             return self._protocol.update(now, envelope.src, message, matrix)
         signature = message.signature or b""
         if not self._protocol.authentic(message, payload, signature):

@@ -87,6 +87,10 @@ class Learner:
     def has(self, key: BlockKey) -> bool:
         return key in self._union
 
+    def held(self) -> list[BlockKey]:
+        """The blocks that are held, in a fixed order."""
+        return self._union.keys()
+
     def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
         """What another device's fingerprint, as it came over the wire, differs in; None if in nothing."""
         try:

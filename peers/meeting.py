@@ -8,6 +8,7 @@ from typing import Any
 from coordinator_free import overlay
 from coordinator_free.membership import Status
 from peers.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
+from peers.allocating import codecs
 from peers.state import SECOND, DeviceState, Peer, State
 from transport.codec import CODECS
 from transport.messages import Bye, Hello, Refuse
@@ -31,7 +32,7 @@ class Meeting:
         self._required = [
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
-            f"codec:{config.radio.codec}",
+            *(f"codec:{codec}" for codec in codecs(config.radio)),
         ]
         self._capabilities = sorted({*self._required, *(f"codec:{codec}" for codec in CODECS)})
 

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from coordinator_free.allocation import Budget, Link
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
 from peers.actions import Farewell, Publish
+from peers.allocating import Supply
 from peers.blocks import BlockKey
 from transport.accounting import Accounts
-from transport.channel import LinkQuality
+from transport.channel import LinkQuality, cost_bytes
 from transport.checksum import xxh3
-from transport.codec import FEEDBACK, encode_feedback, encode_view, payload_bytes
+from transport.codec import FEEDBACK, decode, encode, encode_feedback, encode_view, payload_bytes
 from transport.links import Links
 from transport.messages import (
     MAX_PAYLOAD,
@@ -35,6 +37,7 @@ from transport.windows import LIFE_BITS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from peers.copies import Distances, NeighbourCopies
     from peers.device import DeviceSpec
     from peers.learner import Learner
     from peers.versions import Versions
@@ -56,6 +59,8 @@ class _Payload:
     data: bytes | memoryview
     xxh3: int | None
     signature: bytes | None
+    codec: str
+    decoded: Tensor | None = None  # as the other side will have it, for an allocator
     packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)  # the same for all
 
 
@@ -70,12 +75,14 @@ class Outbox:
         accounts: Accounts,
         now_ns: int,
         versions: Versions | None = None,
+        copies: NeighbourCopies | None = None,
     ) -> None:
-        """`versions`: where a block's versions are their owner's, and signed."""
+        """`versions`: where a block's versions are their owner's, and signed. `copies`: where an allocator
+        decides what is sent."""
         radio = spec.config.radio
         self.device, self._radio, self._channel = spec.id, radio, spec.channel
         self._curve = spec.keys is not None
-        self._versions = versions
+        self._versions, self._copies = versions, copies
         signed = versions is not None
         self._header_bytes = HEADER_BYTES + self._curve * CURVE_BYTES + signed * SIGNATURE_BYTES
         self._learner, self._links, self._accounts = learner, links, accounts
@@ -91,13 +98,15 @@ class Outbox:
         self._before_first = spec.life << LIFE_BITS if self._virtual else time.time_ns()
         self._seq: Counter[str] = Counter()
         self._in_flight: Counter[str] = Counter()
-        self._encoded: dict[Part, tuple[int, _Payload]] = {}
+        self._encoded: dict[Part, tuple[int, dict[str, _Payload]]] = {}  # version, payloads by codec
         self._errors: dict[Part, Tensor] = {}  # of int8 and int4: what has not been sent of what is held
         self._round = -1
         self._live: tuple[str, ...] = (spec.id,)
         self._slowest_Bps = radio.rate_Bps
+        self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
         self._by_address = {address: life.partition("#")[0] for life, address in spec.group.items()}
         self._cut_off: frozenset[str] = frozenset()
+        self.outages: set[str] = set()  # peers whose data waits in this round
         self.on_sent: Callable[[str, int], None] = lambda address, arrive_ns: None
 
     # -- links -----------------------------------------------------------------------------------------
@@ -112,6 +121,7 @@ class Outbox:
         self._remove(lambda item: item.peer == peer, "gone")
         self._links.disconnect(peer)
         self._address.pop(peer, None)
+        self.outages.discard(peer)
         self._set_in_flight(peer, 0)
 
     def cut_off(self, devices: frozenset[str], now_ns: int) -> None:
@@ -131,10 +141,10 @@ class Outbox:
         self._shaper.hold(peer, size >= WINDOW_BYTES)
 
     # -- what is to be sent ----------------------------------------------------------------------------
-    def part_bytes(self, group: str) -> int:
-        """What one (block, group) matrix costs on the wire, at most."""
+    def part_bytes(self, group: str, codec: str | None = None) -> int:
+        """What one (block, group) matrix costs on the wire, at most. `codec` None: the scenario's."""
         layout = self._learner.layout
-        size = payload_bytes(self._radio.codec, layout.rows(group), layout.rank(group))
+        size = payload_bytes(codec or self._radio.codec, layout.rows(group), layout.rank(group))
         return size + self._header_bytes * -(-size // self._part_bytes)
 
     def start_round(self, round_: int, live: Iterable[str], now_ns: int) -> None:
@@ -158,6 +168,7 @@ class Outbox:
 
     def _shape(self, peer: str, now_ns: int) -> None:
         link, cut_off = self._quality(peer), self._behind(peer) in self._cut_off
+        (self.outages.add if link.outage else self.outages.discard)(peer)
         if self._shaped.get(peer) == (link, cut_off):
             return
         self._shaped[peer] = link, cut_off
@@ -176,6 +187,28 @@ class Outbox:
         """Bytes of data that this round can still carry, on the link that makes them cost most."""
         return self.quota.data_left() * self._slowest_Bps // (self._slowest_Bps + self._radio.beta_Bps)
 
+    def supply(self, distances: Distances) -> Supply | None:
+        """What an allocator may spend in this round beside what is still queued; None: there is none."""
+        if self._copies is None:
+            return None
+        links = {peer: self._quality(peer) for peer in sorted(self._address)}
+        queued = Counter[str]()
+        for item in self._shaper.pending():
+            queued[item.peer] += item.wire_bytes if item.cause != "control" else 0
+        beta = self._radio.beta_Bps
+        up = {peer: link for peer, link in links.items() if not link.outage}  # in an outage what waits stays
+        taken = sum(cost_bytes(queued[peer], link.rate_Bps, beta) for peer, link in up.items())
+        usable = {peer: self._usable(link, queued[peer]) for peer, link in links.items()}
+        sizes = {g: {str(c): self.part_bytes(g, c) for c in self._radio.codecs} for g in self._learner.groups}
+        return Supply(Budget(max(0, self.quota.data_left() - taken), usable), sizes, distances)
+
+    def _usable(self, link: LinkQuality, queued_bytes: int) -> Link:
+        """At the link's rate or the device's own, whichever is less; less what is queued."""
+        if link.outage:
+            return Link(0.0)
+        whole = Link.of(min(link.rate_Bps, self._radio.rate_Bps), self._tau_max_s)
+        return Link(max(0.0, whole.cap_bytes - queued_bytes), 1 + self._radio.beta_Bps / link.rate_Bps)
+
     def tell(self, peer: str, incarnation: int, message: Message) -> None:
         """Send a control message at once."""
         frames = pack(Envelope(self.device, incarnation), message)
@@ -183,41 +216,60 @@ class Outbox:
 
     def encoded(self, action: Publish) -> dict[Part, _Payload] | None:
         """What `encode` would return where it has nothing left to do; else None."""
+        if self._copies is not None:  # they are the learner's thread's
+            return None
         found = {}
         for part, version, _ in action.parts:
-            done = self._encoded.get(part)
-            if done is None or done[0] != version:
+            kept = self._encoded.get(part)
+            done = None if kept is None or kept[0] != version else kept[1].get(self._radio.codec)
+            if done is None:
                 return None
-            found[part] = done[1]
+            found[part] = done
         return found
 
     def encode(self, action: Publish) -> dict[Part, _Payload]:
-        """The matrices of a round as bytes, encoded once for all neighbours. Runs in the learner's thread."""
+        """The matrices of a round as bytes, encoded once in a codec for all neighbours. Runs in the learner's
+        thread."""
         payloads = {}
         for part, version, _ in action.parts:
-            done = self._encoded.get(part)
-            if done is None or done[0] != version:
-                data, signature = self._signed(part, version)
-                checksum = None if self._curve else xxh3(data)  # CURVE authenticates what it carries
-                done = self._encoded[part] = (version, _Payload(data, checksum, signature))
-            payloads[part] = done[1]
+            codec = action.codecs.get(part, self._radio.codec)
+            payload = payloads[part] = self._payload(part, version, codec)
+            if self._copies is not None and payload.decoded is not None:
+                self._copies.note(action.peer, part, payload.decoded)
         return payloads
 
-    def _signed(self, part: Part, version: int) -> tuple[bytes | memoryview, bytes | None]:
+    def _payload(self, part: Part, version: int, codec: str) -> _Payload:
+        kept = self._encoded.get(part)
+        if kept is None or kept[0] != version:
+            kept = self._encoded[part] = (version, {})
+        done = kept[1].get(codec)
+        if done is None:
+            data, signature = self._signed(part, version, codec)
+            checksum = None if self._curve else xxh3(data)  # CURVE authenticates what it carries
+            layout, decoded = self._learner.layout, None
+            if self._copies is not None:
+                decoded = decode(data, codec, layout.rows(part.group), layout.rank(part.group))
+            done = kept[1][codec] = _Payload(data, checksum, signature, codec, decoded)
+        return done
+
+    def _signed(self, part: Part, version: int, codec: str) -> tuple[bytes | memoryview, bytes | None]:
         """A version's bytes and its owner's signature; of another's block just those that came."""
         copy = None if self._versions is None else self._versions.relayed(part, version)
         if copy is not None:
             return copy.payload, copy.signature
-        data = self._encode(part, version)
+        data = self._encode(part, version, codec)
         signs = self._versions.sign if self._versions is not None else None
-        return data, None if signs is None else signs(part, version, self._radio.codec, data)
+        return data, None if signs is None else signs(part, version, codec, data)
 
-    def _encode(self, part: Part, version: int) -> bytes | memoryview:
-        """Codecs that round coarsely carry over what earlier sends of a part have lost."""
-        matrix, codec = self._learner.read(BlockKey(*part.block), part.group), self._radio.codec
+    def _encode(self, part: Part, version: int, codec: str) -> bytes | memoryview:
+        """Codecs that round coarsely carry over what earlier sends of a part have lost. An allocator does not
+        want that: it sends neighbours different codecs, and knows for each what was lost."""
+        matrix = self._learner.read(BlockKey(*part.block), part.group)
         if codec not in FEEDBACK:
             return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
+        if self._copies is not None:
+            return encode(matrix, codec, draw)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
         return data
 
@@ -293,7 +345,9 @@ class Outbox:
         self.on_sent(address, item.arrive_ns)
 
     def _last(self, peer: str, frames: list[bytes | memoryview]) -> None:
-        self._shaper.data(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        """Behind all data; in an outage, in which data waits, nobody is to wait for it."""
+        queue = self._shaper.control if peer in self.outages else self._shaper.data
+        queue(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def _remove(self, doomed: Callable[[Outgoing], bool], reason: str) -> None:
         def counted(item: Outgoing) -> bool:
@@ -314,7 +368,7 @@ class Outbox:
             version=version,
             round=round_,
             cause=cause,
-            codec=self._radio.codec,
+            codec=payload.codec,
             rows=layout.rows(part.group),
             rank=layout.rank(part.group),
             offset=0,

@@ -13,6 +13,7 @@ from typing import Any
 from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Action, Drop
+from peers.allocating import Supply
 from peers.config import DeviceConfig
 from peers.correction import Correction
 from peers.ending import Ending
@@ -137,9 +138,17 @@ class DeviceProtocol:
             self._timers[name](now)
         return self._done(now)
 
-    def trained(self, now: int, changed: Iterable[Part], budget_bytes: int) -> list[Action]:
-        """The local steps of this round are done; `changed`: copies that the last mixing moved."""
-        self._rounds.trained(now, changed, budget_bytes)
+    def trained(
+        self,
+        now: int,
+        changed: Iterable[Part],
+        budget_bytes: int,
+        supply: Supply | None = None,
+        outages: frozenset[str] = frozenset(),
+    ) -> list[Action]:
+        """The local steps of this round are done; `changed`: copies that the last mixing moved. `supply`:
+        where an allocator decides what is sent. `outages`: peers to which no data goes in this round."""
+        self._rounds.trained(now, changed, budget_bytes, supply, outages)
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:

@@ -52,6 +52,7 @@ def round_line(done: RoundDone, trained: TrainResult, seconds: Callable[[int], f
         "wait_s": (done.end_ns - done.trained_ns) / 1e9,
         "weights": done.weights,
         "withheld": done.withheld,
+        "sent": {group: dict(codecs) for group, codecs in done.sent.items()},
         "members": list(done.members),
     }
 

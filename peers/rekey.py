@@ -22,9 +22,15 @@ def on_hangup(links: ZmqLinks, folder: Path, device: str) -> None:
         async with one_at_a_time:
             try:
                 keys = load(folder, device)
-                await links.use_keys(keys)
             except (OSError, ValueError) as error:
                 log.error("%s: the keys stay as they are: %s", device, error)
+                return
+            try:
+                await links.use_keys(keys)
+            except ValueError as error:
+                log.error("%s: the keys stay as they are: %s", device, error)
+            except OSError as error:  # the old inbox is closed by then
+                log.error("%s: the new keys are in use, but nobody can call here: %s", device, error)
             else:
                 log.warning("%s: network key %s serves, %d active", device, keys.label(), len(keys.secrets))
 

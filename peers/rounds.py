@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from functools import partial
 
+from coordinator_free.allocation import Slot
 from coordinator_free.membership import Status
 from coordinator_free.mixing import Part, metropolis_row
 from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
+from peers.allocating import Supply
 from peers.correction import Correction
+from peers.exchange import Plan
 from peers.meeting import Meeting
 from peers.state import SECOND, DeviceState, State
 from transport.messages import Manifest
@@ -23,6 +28,7 @@ class Rounds:
         self._state, self._meeting, self._correction = state, meeting, correction
         self._start_ns = self._trained_ns = 0
         self._withheld = 0
+        self._sent: dict[str, Counter[str]] = {}
 
     # -- the first one -----------------------------------------------------------------------------
     def try_begin(self, now: int) -> None:
@@ -67,7 +73,14 @@ class Rounds:
         anchor = self._correction.takes_anchor()
         state.act(Train(round_, steps, rehearse, damping, settings, anchor))
 
-    def trained(self, now: int, changed: Iterable[Part], budget_bytes: int) -> None:
+    def trained(
+        self,
+        now: int,
+        changed: Iterable[Part],
+        budget_bytes: int,
+        supply: Supply | None,
+        outages: frozenset[str],
+    ) -> None:
         """The local steps are done; `changed`: copies that the last mixing moved."""
         state = self._state
         if state.phase is not State.TRAIN or state.own is None:
@@ -76,20 +89,40 @@ class Rounds:
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
         state.phase, self._trained_ns = State.WAIT, now
-        self._publish(budget_bytes)
+        self._publish(budget_bytes, supply, outages)
 
-    def _publish(self, budget_bytes: int) -> None:
+    def _publish(self, budget_bytes: int, supply: Supply | None, outages: frozenset[str]) -> None:
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         receivers = {p for p in state.greeted() if not state.peers[p].done}
         wanting = {p for p in receivers if exchange.peer(p).wants}
         to = receivers & ({*self._correction.neighbours()} | wanting)
-        plans = exchange.plan(state.own.key, to, budget_bytes, state.work, self._goes)
+        choose = None if supply is None else partial(self._choose, supply)
+        plans = exchange.plan(
+            *(state.own.key, to, budget_bytes, state.work),
+            lambda peer, group: peer not in outages and self._goes(peer, group),
+            choose,
+        )
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
-            state.act(Publish(peer, state.round, plan.parts, manifest))
+            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
         self._withheld = sum(plan.withheld for plan in plans.values())
+        self._sent = self._counted(plans.values())
+
+    def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
+        allocating = self._state.exchange.allocating
+        assert allocating is not None
+        return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
+
+    def _counted(self, plans: Iterable[Plan]) -> dict[str, Counter[str]]:
+        """Matrices sent, by group and codec."""
+        sent: dict[str, Counter[str]] = {}
+        for plan in plans:
+            for part, _, _ in plan.parts:
+                codec = plan.codecs.get(part, self._state.config.radio.codec)
+                sent.setdefault(part.group, Counter())[codec] += 1
+        return sent
 
     def _goes(self, peer: str, group: str) -> bool:
         """Whether a group is exchanged with a peer in this round."""
@@ -131,7 +164,8 @@ class Rounds:
         weights = next(iter(by_group.values()))
         state.act(Apply(state.exchange.close(state.own.key, state.round, by_group, heard)))
         times = (self._start_ns, self._trained_ns, now)
-        state.act(RoundDone(state.round, state.work, *times, weights, self._withheld, members))
+        sent, withheld = self._sent, self._withheld
+        state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
         self._show()
         self._correction.round_closed(now)
         following = self._following()

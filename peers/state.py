@@ -12,7 +12,8 @@ from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import MODES, Part
 from coordinator_free.slots import Quarantine
 from peers.actions import Action, Log, Tell
-from peers.config import DeviceConfig
+from peers.allocating import Allocating
+from peers.config import FIFO, DeviceConfig
 from peers.exchange import Exchange
 from transport.messages import MAX_DELETED, Deleted, Gossip, Manifest, Message
 
@@ -76,7 +77,9 @@ class DeviceState:
         self.me, self.config = me, config
         self.members = Membership(verify, sign)
         self.mode = MODES[config.mixing.mode]()
-        self.exchange = Exchange(self.mode, groups, part_bytes)
+        allocator = config.radio.allocator
+        allocating = None if allocator == FIFO else Allocating(allocator, config.seed, me.device)
+        self.exchange = Exchange(self.mode, groups, part_bytes, allocating)
         self.phase = State.SETTLE
         self.round = self.network_round = -1
         self.own: Record | None = None

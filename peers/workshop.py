@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from coordinator_free.mixing import Mix, Part
 from coordinator_free.residuals import effective_eta, mu_from_losses, pack
 from peers import actions as do
 from peers.blocks import BlockKey
-from peers.config import DeviceConfig
+from peers.config import FIFO, DeviceConfig
+from peers.copies import Distances, NeighbourCopies
 from peers.correction import PLAIN
 from peers.diagnosis import Diagnosis, Options
 from peers.learner import Learner, Receipt, TrainResult
@@ -27,7 +28,14 @@ from peers.versions import SignedCopy, Versions
 
 Result = TypeVar("Result")
 Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables
-Trained = tuple[TrainResult, set[Part]]  # and the copies that mixing has moved since the last training
+
+
+class Trained(NamedTuple):
+    """changed: copies that mixing has moved since the last training. distances: where an allocator asks."""
+
+    result: TrainResult
+    changed: set[Part]
+    distances: Distances
 
 
 class Workshop:
@@ -43,6 +51,7 @@ class Workshop:
     ) -> None:
         self._learner, self._recorder, self._failed = learner, recorder, failed
         self._versions = versions
+        self.copies = None if config.radio.allocator == FIFO else NeighbourCopies()  # for its thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
         self._own: BlockKey | None = None
@@ -50,7 +59,7 @@ class Workshop:
         self._losses: list[tuple[int, float]] = []  # since the correction began: steps so far, loss
         self._most, self._steps = 0, dict[str, int]()  # of the last training, at most and by group
         self._moves: dict[str, float] = {}
-        self._disagreement: dict[str, float] = {}  # D_g of the last mixing
+        self._disagreement: dict[str, float] = {}  # D_g of the last mixing of each group
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work. `failed` is told, in the thread, what it raises."""
@@ -78,6 +87,16 @@ class Workshop:
     def drop_block(self, key: Key) -> Future[Receipt | None]:
         """None: it was not held."""
         return self.submit(partial(self._drop, key))
+
+    def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
+        """A neighbour's copy, for the allocator."""
+        if self.copies is not None:
+            self.submit(partial(self.copies.note, peer, part, matrix))
+
+    def forget(self, peer: str) -> None:
+        """A neighbour that is gone, or may have started again: what it held is not known any more."""
+        if self.copies is not None:
+            self.submit(partial(self.copies.forget, peer))
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
         """For the harness. At an event local steps may be under way: it shows the last mixed state."""
@@ -115,11 +134,21 @@ class Workshop:
         self._losses.append((before + result.steps, result.loss))
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
-        return result, changed
+        return Trained(result, changed, self._distances())
+
+    def _distances(self) -> Distances:
+        """Of the copies as they are now from the neighbours'."""
+        if self.copies is None:
+            return Distances()
+        held = [(key, group) for key in self._learner.held() for group in self._learner.groups]
+        return self.copies.distances(
+            {Part(Key(*key), group): self._learner.read(key, group) for key, group in held}
+        )
 
     def _mix(self, mixes: tuple[Mix, ...]) -> None:
         """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
-        self._disagreement = dict.fromkeys(self._learner.groups, 0.0)
+        mixed_now = {mix.part.group for mix in mixes if mix.terms}  # others wait for their H_g-th round
+        self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:
             key = BlockKey(*mix.part.block)
             if not self._learner.has(key):
@@ -167,5 +196,7 @@ class Workshop:
     def _drop(self, key: Key) -> Receipt | None:
         self._changed = {part for part in self._changed if part.block != key}
         self._versions.drop(key)
+        if self.copies is not None:
+            self.copies.drop(key)
         block = BlockKey(*key)
         return self._learner.delete_block(block) if self._learner.has(block) else None

@@ -52,6 +52,13 @@ def payload_bytes(codec: str, rows: int, rank: int) -> int:
     return 2 * _chunks(rows, rank).scales + (values if codec == "int8" else -(-values // 2))
 
 
+def peak2(matrix: Tensor) -> float:
+    """Mean over the chunks that share a scale of the largest value squared, which int8's and int4's error
+    goes with; `matrix`: fp32 [rows, rank]."""
+    flat, chunks = matrix.contiguous().flatten(), _chunks(*matrix.shape)
+    return float(torch.cat([part.abs().amax(1) for part, _ in _parts(flat, chunks)]).square().mean())
+
+
 def encode(
     matrix: Tensor, codec: str, rng: np.random.Generator | None = None, *, finite: bool = True
 ) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ TIMEOUT_S = 1800
 MOST_SAID = 300  # characters of why a run failed
 
 
-def run(scenario: Scenario, seeds: tuple[int, ...] = (0,)) -> Findings:
+def run(scenario: Scenario, seeds: Sequence[int] = (0,)) -> Findings:
     """One run a seed, each judged by the invariants; the number of events that were survived."""
     findings = Findings(f"Churn: {scenario.name}", "unweft bench churn")
     for seed in seeds:

@@ -39,6 +39,9 @@ def bench(
             "--n", help="rounds, membership: how many devices; may be repeated. Default: 8, 16, 32."
         ),
     ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="churn: which seeds; may be repeated. Default: 0.")
+    ] = None,
 ) -> None:
     """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
     allowed = (*NAMES, *WHOLE_RUNS)
@@ -46,6 +49,8 @@ def bench(
         raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(allowed)}")
     if n and min(n) < 2:
         raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
+    if seed and min(seed) < 0:
+        raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json: there is no folder {json.absolute().parent}")
     console = Console()
@@ -53,17 +58,17 @@ def bench(
         console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
-        findings = _run(one, n)
+        findings = _run(one, n, seed)
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each: a later one that is interrupted costs nothing of it
             _write(json, found)
 
 
-def _run(name: str, devices: Sequence[int] | None) -> Findings:
+def _run(name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
-        found: Findings = module.run(*_scenario(name), **_devices(name, devices))
+        found: Findings = module.run(*_scenario(name), **_numbers(name, devices, seeds))
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -77,8 +82,12 @@ def _scenario(name: str) -> tuple[Scenario, ...]:
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 
 
-def _devices(name: str, devices: Sequence[int] | None) -> dict[str, Sequence[int]]:
-    return {"devices": devices} if devices and name in ("rounds", "membership") else {}
+def _numbers(
+    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None
+) -> dict[str, Sequence[int]]:
+    """The options that go with a benchmark."""
+    found = {"devices": devices} if devices and name in ("rounds", "membership") else {}
+    return {**found, "seeds": seeds} if seeds and name == "churn" else found
 
 
 def _write(path: Path, found: Sequence[Findings]) -> None:

@@ -22,9 +22,9 @@ DASH = "–"
 def write(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Record]]) -> None:
     """OUT/rows.csv: a line for each setting, arm and seed. OUT/results.json: that, summed up."""
     with (out / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+        lines = csv.DictWriter(file, fieldnames=list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
     text = json.dumps({"schema": 1, **results}, indent=1, allow_nan=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
 
@@ -53,37 +53,37 @@ def regime(evidence: Record) -> str:
 
 def correction(setting: str, entries: Sequence[Record]) -> Table:
     """As the paper's Table III, with intervals; and what recovery took."""
-    table = _table(f"{setting}: correction")
+    made = table(f"{setting}: correction")
     heads = ("arm", "gap", "− uniform's", "RI %", "Norm\nComm", "retain", "back", "rounds", "bytes")
     for head in heads:
-        table.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in entries:
         costs = [number(e["recovery_rounds"], 1), megabytes((e["recovery_bytes"] or {}).get("mean"))]
         gap = [spread(e["eg"]), spread(e["eg_minus_uniform"]), number(e["ri_gap"], 1)]
         told = [number(e["norm_comm"], 2), spread(e["retain"]), f"{e['recovered']}/{len(e['seeds'])}"]
-        table.add_row(e["arm"], *gap, *told, *costs)
-    table.caption = "back: seeds that reached 95 % of the oracle's retain accuracy; rounds, bytes: of those"
-    return table
+        made.add_row(e["arm"], *gap, *told, *costs)
+    made.caption = "back: seeds that reached 95 % of the oracle's retain accuracy; rounds, bytes: of those"
+    return made
 
 
 def forgetting(setting: str, entries: Sequence[Record]) -> Table:
     """Beside the oracle. `same`: equivalent to it within the margin at k = 0 and at K (TOST, p < 0.05)."""
-    table = _table(f"{setting}: forgetting")
+    made = table(f"{setting}: forgetting")
     heads = ("arm", "forget", "Δ at 0", "same", "AUC", "Δ at 0", "same", "TPR", "test", "ToW")
     for number_, head in enumerate(heads):
-        table.add_column(head, justify="right" if number_ else "left", no_wrap=not number_)
+        made.add_column(head, justify="right" if number_ else "left", no_wrap=not number_)
     for e in entries:
         cells = []
         for name in ("forget", "auc"):
             begins = None if e["arm"] == ORACLE else e[f"d_{name}_0"]
             cells += [number(e[name], 2), _signed(begins), same(e["equivalence_p"], name)]
-        table.add_row(e["arm"], *cells, *(number(e[name], 2) for name in ("tpr", "test", "tow")))
+        made.add_row(e["arm"], *cells, *(number(e[name], 2) for name in ("tpr", "test", "tow")))
     told = f"within ±{MARGIN} of it at k = 0 and at K, p < 0.05"
-    table.caption = f"Δ at 0: less the oracle's, at k = 0; same: {told}; AUC, TPR (at 1 % FPR): membership"
-    return table
+    made.caption = f"Δ at 0: less the oracle's, at k = 0; same: {told}; AUC, TPR (at 1 % FPR): membership"
+    return made
 
 
-def _table(title: str) -> Table:
+def table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )

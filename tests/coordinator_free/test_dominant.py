@@ -86,7 +86,14 @@ def test_a_small_advantage_is_not_acted_on():
     slow = view(**{g: group(local=1.0, consensus=0.0, heterogeneity=0.0, mu=1e-4) for g in GROUPS})
     assert dominant(slow, LIMITS, Memory()).settings["late"].steps <= BASE.steps
     quick = view(**{g: group(local=1.0, consensus=0.0, heterogeneity=0.0, mu=5e-2) for g in GROUPS})
-    assert dominant(quick, LIMITS, Memory()).settings["late"].steps > BASE.steps
+    assert max(a.steps for a in dominant(quick, LIMITS, Memory()).settings.values()) > BASE.steps
+
+
+def test_nobody_stands_still_for_what_heterogeneity_would_make_of_it_in_the_end():
+    """Little contracts: of R_het, a sum over all rounds, next to nothing comes until the next diagnosis."""
+    shown = view(**{g: group(local=5.0, consensus=0.3, heterogeneity=5.0, mu=1e-3) for g in GROUPS})
+    made = dominant(shown, replace(LIMITS, steps_min=1), Memory())
+    assert min(action.steps for action in made.settings.values()) >= BASE.steps
 
 
 def test_a_move_is_not_undone_at_once():
@@ -163,6 +170,31 @@ def test_an_action_that_kept_failing_is_no_longer_chosen():
     failed = Memory(corrections={"more-prox": 0.0})
     assert dominant(shown, limits, Memory()).settings["late"].prox > 0
     assert dominant(shown, limits, failed).settings["late"].prox == 0
+
+
+def after_a_move(left: float) -> tuple[Memory, dict[str, float]]:
+    """The memory of a decision to exchange late less often, and what is left of each group since."""
+    held = {**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, period=4)}
+    expected = {"early": ("stay", 1.0, 1.0), "mid": ("stay", 1.0, 1.0), "late": ("more-period", 1.0, 1.0)}
+    return Memory(settings=held, expected=expected), dict.fromkeys(GROUPS, left)
+
+
+def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
+    """Also where no effect was predicted, of which no correction could be learnt."""
+    memory, left = after_a_move(1.3)
+    shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
+    made = dominant(shown, LIMITS, memory)
+    assert set(made.settings.values()) == {BASE}
+    assert made.reason.endswith("-> base: more-period failed")
+    calm_again = view(index=1, **{g: group(local=1e-9, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
+    later = dominant(calm_again, LIMITS, replace(made.memory, settings=made.settings, expected={}))
+    assert {action.period for action in later.settings.values()} == {1}
+
+
+def test_what_has_made_nothing_worse_is_kept():
+    memory, left = after_a_move(1.1)
+    shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
+    assert dominant(shown, LIMITS, memory).settings["late"].period == 4
 
 
 def test_a_new_event_keeps_what_was_learnt_and_nothing_else():

@@ -95,6 +95,10 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("model.device=tpu", ["model.device: 'tpu'", "auto|cpu"]),
         ("topology.kind=star", ["topology.kind: 'star'", "full, random-geometric, ring"]),
         ("correction.policy=steepest", ["correction.policy: 'steepest'", "uniform"]),
+        ("radio.allocator=greedy", ["radio.allocator: 'greedy'", "equal-share, fifo", "residual"]),
+        ("radio.codecs=['int2']", ["radio.codecs.0: 'int2'", "'fp32', 'fp16', 'bf16', 'int8' or 'int4'"]),
+        ("radio.codecs=[]", ["radio.codecs: []", "at least 1 item"]),
+        ("radio.codecs=['int8']", ["radio.codecs: has no meaning with radio.allocator = 'fifo'"]),
         ("clock=sidereal", ["clock: 'sidereal'", "'real' or 'virtual'"]),
         ("plugins=['no_such_lab']", ["plugins: 'no_such_lab'"]),
         ("what", ["--set what", "a.b=value"]),
@@ -136,6 +140,16 @@ def test_the_last_device_must_stay(file: Path) -> None:
 
 def test_newest_refuses_leak(file: Path) -> None:
     assert "one writer" in refusal(file, "mixing.mode=newest", "isolation.leak=0.5")
+
+
+@pytest.mark.parametrize("mode", ["newest", "paper-literal"])
+def test_an_allocator_wants_copies_of_one_block_that_are_mixed(file: Path, mode: str) -> None:
+    said = refusal(file, "radio.allocator=residual", f"mixing.mode={mode}")
+    assert f"radio.allocator: 'residual' with mixing.mode = '{mode}'" in said
+    assert "allowed: 'fifo', or mixing.mode = 'average'" in said
+    load(file, ["radio.allocator=residual", "radio.codecs=['fp32', 'int4']"])
+    twice = refusal(file, "radio.allocator=residual", "radio.codecs=['int4', 'int4']")
+    assert "names one twice" in twice
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ class SimDevice:
         self.crashed = False
         self.stalled_until = self.wake_ns = 0
         self.budget_bytes, self.train_ns, self.move = PLENTY, 100 * MILLI, move
+        self.outages = frozenset[str]()
         self.measure: Callable[[str, int], Iterable[float]] | None = None  # of a device after a round
 
     @property
@@ -311,7 +312,8 @@ class Network:
 
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:
-            return device.protocol.trained(now, device.train(action), device.budget_bytes)
+            changed = device.train(action)
+            return device.protocol.trained(now, changed, device.budget_bytes, outages=device.outages)
 
         self._handle(device, event)
 

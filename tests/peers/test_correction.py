@@ -67,6 +67,20 @@ def test_residuals_and_priorities_are_recorded() -> None:
     assert set(told) == {"local", "consensus", "heterogeneity", "S", "p"}
 
 
+def test_what_was_measured_weighs_what_is_sent_until_the_correction_is_over() -> None:
+    net = corrected("proportional", rounds=20)
+    for device in net:
+        weights = device.protocol._correction.weights()
+        assert weights.residual == {"early": pytest.approx(0.9), "late": pytest.approx(0.1)}
+        assert weights.gradient == {"early": pytest.approx(1.0), "late": pytest.approx(1.0)}
+        assert weights.fisher == {"early": pytest.approx(9.0), "late": pytest.approx(1.0)}
+    net.rounds(15)
+    alike = {"early": 1.0, "late": 1.0}
+    for device in net:
+        weights = device.protocol._correction.weights()
+        assert (weights.residual, weights.gradient, weights.fisher) == (alike, alike, alike)
+
+
 def test_uniform_measures_nothing() -> None:
     net = corrected("uniform")
     assert not any(device.done(do.Diagnose) for device in net)

@@ -141,6 +141,20 @@ def test_a_copy_that_was_withheld_leaves_its_weight_with_the_receiver() -> None:
     assert all(record.withheld for record in net["d0"].done(do.RoundDone)[-2:])
 
 
+def test_to_a_neighbour_in_an_outage_goes_no_data_and_nobody_waits_for_it() -> None:
+    net = started(3)
+    net["d0"].outages = frozenset({"d1"})
+    first = net["d0"].round + 1
+    net.rounds(4)
+    sent = [action for action in net["d0"].done(do.Publish) if action.round >= first]
+    assert {action.peer for action in sent} == {"d1", "d2"}
+    assert {bool(action.parts) for action in sent if action.peer == "d1"} == {False}
+    assert {bool(action.parts) for action in sent if action.peer == "d2"} == {True}
+    for device in net:
+        took = [r.end_ns - r.start_ns for r in device.done(do.RoundDone) if r.round >= first]
+        assert max(took) < 1_000 * MILLI  # the deadline is later
+
+
 @given(budget=st.integers(1, 6), size=st.integers(2, 4), mode=st.sampled_from(["average", "newest"]))
 @settings(deadline=None, max_examples=20)
 def test_no_device_publishes_more_than_its_budget(budget: int, size: int, mode: str) -> None:

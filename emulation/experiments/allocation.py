@@ -1,0 +1,191 @@
+"""`unweft experiment allocation`: what allocators make of equal bytes (method 8).
+
+All devices train together, nobody leaves, and the budget of a round is a tenth of what it takes to give
+every neighbour everything in fp16. Without a diagnosis all groups weigh alike: `gradient-only` and
+`fisher-only` are then `residual` without its share for what waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from emulation import launcher
+from emulation.experiments import cells, output
+from emulation.experiments.arms import Arm
+from emulation.experiments.catalogue import Scale, Setting
+from emulation.experiments.plan import Cell
+from emulation.experiments.statistics import interval
+from emulation.experiments.summarise import told
+from emulation.links import sent_by_round
+from emulation.preflight import check_against_model
+from emulation.records import Record, RunRecords, load
+from emulation.scenario import Scenario
+from peers.config import FIFO
+from peers.errors import InputError
+
+NAME = "allocation"
+SHARE = 0.1  # of the bytes of a round in which everyone gets everything in fp16
+TARGET = 0.8  # mean accuracy of all devices on all facts
+ALLOCATORS = ("residual", "equal-share", "round-robin", "random", "gradient-only", "fisher-only")
+FIFOS = {FIFO: "fp16", "fifo-int8": "int8", "fifo-int4": "int4"}
+ARMS = {
+    **{n: Arm(n, f"first in, first out, in {c}", {"allocator": FIFO, "codec": c}) for n, c in FIFOS.items()},
+    **{n: Arm(n, "chooses among fp16, int8 and int4", {"allocator": n}) for n in ALLOCATORS},
+}
+DEFAULT = (*FIFOS, *ALLOCATORS[:4])
+FIGURES = ("accuracy", "consensus", "rounds", "bytes", "sent_bytes", "fp16", "int8", "int4")
+
+
+class AllocationCell(Cell):
+    """One run; the arm's changes are of the section `radio`."""
+
+    def scenario(self) -> Scenario:
+        scale = self.scale
+        data: dict[str, Any] = {
+            "name": self.name.replace("/", "-"),
+            "seed": self.seed,
+            "clock": "virtual",
+            "devices": {"count": scale.devices},
+            "data": {"persons": scale.persons, "batch": scale.batch},
+            "adapter": {"max_devices": scale.max_devices},
+            "round": {"count": scale.learn + scale.correct},
+            "eval": {"every": scale.every},
+            "radio": {"budget_bytes": budget_bytes(scale), **self.arm.changes},
+        }
+        return Scenario.model_validate(data)
+
+
+def budget_bytes(scale: Scale) -> int:
+    """C_t for the model `tiny` at rank 8, whose three groups are 73,728 bytes in fp16."""
+    return round(SHARE * scale.devices * (scale.devices - 1) * 73_728)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    scale: Scale
+    arms: tuple[str, ...]
+    seeds: int
+    out: Path
+
+
+def chosen(names: str) -> tuple[str, ...]:
+    """The arms of a comma list; none: all but those that are the same as another. Raises InputError."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in ARMS:
+            raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
+    return tuple(name for name in ARMS if name in wanted) or DEFAULT
+
+
+def run(request: Request, console: Console, make: cells.Make | None = None) -> None:
+    """Makes what OUT lacks, writes OUT/rows.csv and results.json, prints the table."""
+    setting = Setting("tight", "a tenth of the bytes")
+    wanted = [
+        AllocationCell(setting, ARMS[name], seed, request.scale)
+        for seed in range(request.seeds)
+        for name in request.arms
+    ]
+    rows = cells.make_all(wanted, request.out, console, make or make_cell)
+    found = summary(rows)
+    output.write(
+        request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": found}
+    )
+    console.print(table(found))
+    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
+    if request.scale.name == "tiny":
+        console.print("scale tiny: too short to learn anything; no figure of it means anything")
+
+
+def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
+    """Run the scenario and read what came of it."""
+    scenario = cell.scenario()
+    check_against_model(scenario)
+    launcher.run(scenario, folder / "run", console)
+    return {
+        **{"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None},
+        **measure(load(folder / "run")),
+    }
+
+
+def measure(run: RunRecords) -> Record:
+    """accuracy, consensus: at the end. rounds, bytes (a device's): to the target, None: not reached.
+
+    sent_bytes: of a device in all. fp16, int8, int4: shares of the matrices that were sent.
+    """
+    curve = _curve(run)
+    if not curve:
+        raise InputError(f"{run.folder}: lacks evaluations; allowed: a run that finished")
+    reached = next((point for point in curve if point["accuracy"] >= TARGET), None)
+    sent = Counter[str]()
+    for line in (line for lines in run.metrics.values() for line in lines):
+        for codecs in line["sent"].values():
+            sent.update(codecs)
+    return {
+        "accuracy": curve[-1]["accuracy"],
+        "consensus": curve[-1]["consensus"],
+        "rounds": None if reached is None else reached["round"] + 1,
+        "bytes": None if reached is None else reached["bytes"],
+        "sent_bytes": curve[-1]["bytes"],
+        **{codec: sent[codec] / max(1, sent.total()) for codec in FIGURES[-3:]},
+        "curve": curve,
+    }
+
+
+def _curve(run: RunRecords) -> list[Record]:
+    """By evaluated round: mean accuracy of all devices on all facts, consensus error, bytes of a device."""
+    sent = [sent_by_round(run.metrics[d], run.events[d]) for d in run.devices]
+    by_round: dict[int, list[float]] = {}
+    for line in run.tagged("round"):
+        by_round.setdefault(int(line["round"]), []).append(fmean(line["accuracy"].values()))
+    return [
+        {
+            "round": round_,
+            "accuracy": fmean(values),
+            "consensus": run.consensus.get(round_),
+            "bytes": fmean(sum(n for r, n in own.items() if r <= round_) for own in sent),
+        }
+        for round_, values in sorted(by_round.items())
+    ]
+
+
+def summary(rows: Sequence[Record]) -> list[Record]:
+    """One entry for each arm: means over seeds with intervals; `reached`: in how many seeds it was."""
+    found = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        means = {name: told(interval([r[name] for r in own if r[name] is not None])) for name in FIGURES}
+        reached = sum(row["rounds"] is not None for row in own)
+        found.append({"arm": arm, "seeds": len(own), "reached": reached, **means})
+    return found
+
+
+def table(found: Sequence[Record]) -> Table:
+    """One line for each arm."""
+    heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB", "sent", "16/8/4 bits")
+    made = output.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of everything in fp16")
+    for head in heads:
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
+    for e in found:
+        bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
+        mb = [output.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
+        cells_ = [output.spread(e["accuracy"]), output.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
+        made.add_row(e["arm"], *cells_, output.number(e["rounds"], 0), *mb, bits)
+    made.caption = (
+        f"accuracy: all devices on all facts, at the end; reached: seeds that came to {100 * TARGET:.0f} %; "
+        "rounds, MB of a device: to that; sent: MB of a device in all; bits: % of the matrices sent"
+    )
+    return made
+
+
+def _in_mb(found: Record | None) -> Record | None:
+    return None if found is None else {"mean": found["mean"] / 1e6}
