@@ -61,7 +61,7 @@ def run(devices: Sequence[int] = (8, 16), starts: int = 10, rounds: int = 60, cr
             with tempfile.TemporaryDirectory() as folder:
                 _look(_run(Path(folder), count, rounds, crash), seen)
         group = f"{count} devices"
-        p95 = tuple(np.percentile(seen.agreed_s, [95])) if seen.agreed_s else ()
+        p95 = (float(np.percentile(seen.agreed_s, 95)),) if seen.agreed_s else ()
         findings.measures += [
             Measure(group, f"agreed after the last was up, p95 of {starts}", "s", p95, most=1.0),
             Measure(group, "a crash is suspected", "s", tuple(seen.suspected_s)),

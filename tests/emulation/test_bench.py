@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from emulation.bench import accounting, churn, cli, kernel_tbf, rounds, shaper, transport, wire
+from emulation.bench import accounting, churn, cli, kernel_tbf, membership, rounds, shaper, transport, wire
 from emulation.bench.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.scenario import load
@@ -111,6 +111,15 @@ def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {m.group for m in found.measures} == {"3 devices"}
     assert by_name(found, "unweft").median > 0
     assert by_name(found, "PSS, plain").median > 0 and by_name(found, "PSS, unweft").median > 0
+
+
+@pytest.mark.timeout(240)  # a whole run
+def test_membership() -> None:
+    found = membership.run(devices=(3,), starts=1, rounds=12, crash=4)
+    told = ["agreed after the last was up, p95 of 1", "a crash is suspected", "known to all", "false deaths"]
+    assert [m.name for m in found.measures] == told
+    assert all(len(m.samples) == 1 for m in found.measures) and found.measures[-1].median == 0
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 @pytest.mark.timeout(240)  # a whole run
