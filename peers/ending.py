@@ -45,7 +45,10 @@ class Ending:
         if self._going:
             self._go(self._going)
         elif state.phase in (State.FINISH, State.GONE) or state.own is None:
-            state.act(Exit(0, "finished" if state.phase is State.FINISH else "gone"))
+            if state.phase is State.FINISH:
+                self._rounds.end("finished")
+            else:
+                state.act(Exit(0, "gone"))
         elif kind == "leave" and self._grace_ns and self._until_ns is None:  # asked twice, it is meant
             self._until_ns = now + self._grace_ns
             self._tell(now)

@@ -98,11 +98,7 @@ class Rounds:
         wanting = {p for p in receivers if exchange.peer(p).wants}
         to = receivers & ({*self._correction.neighbours()} | wanting)
         choose = None if supply is None else partial(self._choose, supply)
-        plans = exchange.plan(
-            *(state.own.key, to, budget_bytes, state.work),
-            lambda peer, group: peer not in outages and self._goes(peer, group),
-            choose,
-        )
+        plans = exchange.plan(*(state.own.key, to, budget_bytes, state.work, self._goes, choose, outages))
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
@@ -146,14 +142,18 @@ class Rounds:
             self._state.timers["deadline"] = now + LATE_NS
 
     def try_close(self, now: int) -> None:
-        """Close once every neighbour's manifest of this round is in; nobody waits for one that is done."""
+        """Close once every neighbour's manifest of this round is in.
+
+        Nobody waits for one that is done, nor for one that is further: on its link the manifest of this round
+        has been overtaken or was never sent.
+        """
         state = self._state
         if state.phase is State.WAIT and all(map(self._is_in, self._correction.neighbours())):
             self._close(now)
 
     def _is_in(self, name: str) -> bool:
         peer = self._state.peers.get(name)
-        return peer is not None and (peer.done or self._state.round in peer.manifests)
+        return peer is not None and (peer.done or max(peer.manifests, default=-1) >= self._state.round)
 
     def _close(self, now: int) -> None:
         state = self._state
@@ -214,23 +214,30 @@ class Rounds:
         self._state.act(*(Farewell(name, reason, last) for name in self._state.greeted()))
 
     def on_grace(self, now: int) -> None:
-        self._exit("finished; not all others said goodbye")
+        self.end("finished; not all others said goodbye")
+
+    def end(self, reason: str) -> None:
+        """Go although not everyone has said its last word; with an own one, so that nobody waits for it."""
+        self.say_farewell("finished", last=True)
+        self._exit(reason)
 
     def try_exit(self) -> None:
         """Go once everyone alive has said its last word.
 
         Until both ends of a link have no more data, each may have to give credit or pass on news. Then each
         says its last word: nothing is ever sent to one who has gone, and both ends count the same bytes.
+        Nobody does while it waits for anyone: there may be news for others to be passed on.
         """
         state = self._state
-        if state.phase is not State.FINISH:
+        alive = state.members.alive()
+        peers = {name: peer for name, peer in state.peers.items() if name in alive}
+        if state.phase is not State.FINISH or not all(peer.done for peer in peers.values()):
             return
         for name in state.greeted():
             if state.peers[name].finished:
                 state.act(Farewell(name, "finished", last=True))
                 state.peers[name].dismissed = True
-        alive = state.members.alive()
-        if all(p.silent for n, p in state.peers.items() if n in alive):
+        if all(peer.silent for peer in peers.values()):
             self._exit("finished")
 
     def _exit(self, reason: str) -> None:

@@ -151,6 +151,24 @@ def test_a_finished_device_does_not_wait_for_ever_for_one_that_is_slow() -> None
     assert net["d0"].exit == do.Exit(0, "finished; not all others said goodbye")
 
 
+@pytest.mark.parametrize("kind", ["leave", "retire", None])
+def test_one_that_goes_before_the_others_have_finished_keeps_nobody_waiting(kind: str | None) -> None:
+    """By a signal, or because its patience is over."""
+    net = finite(membership={"crash_after_s": 100.0})
+    net["d2"].train_ns = 15 * SECOND
+    early = [net["d0"], net["d1"]]
+    net.until(lambda: all(device.protocol.state is State.FINISH for device in early))
+    if kind is not None:
+        for device in early:
+            net.signal(device.name, kind)
+    net.until(lambda: [device.name for device in net] == ["d2"])
+    net.until(lambda: not list(net) or net["d2"].protocol.state is State.FINISH)
+    began = net.now
+    net.until(lambda: not list(net))
+    assert net["d2"].exit == do.Exit(0, "finished")
+    assert net.now - began < 1 * SECOND
+
+
 def test_a_finished_device_does_not_take_a_slower_one_for_dead() -> None:
     net = finite()
     net["d2"].train_ns = 7 * SECOND
