@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from coordinator_free.decision import GroupAction, Limits, Settings, View
+from coordinator_free.decision import GroupAction, GroupView, Limits, Settings, View
 from coordinator_free.residuals import Residuals, contraction
 from coordinator_free.topology_refine import Ladder
 
@@ -73,7 +73,7 @@ def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -
     it moves with the settings, and the rest contracts by rho^(2K/H). R_het is sustained; 1 - q^2 is beneath.
     """
     g, rounds = view.groups[group], view.rounds
-    q0, q = (contraction(g.eta, g.mu / (1 + g.eta * a.prox), a.steps) for a in (before, after))
+    q0, q = _contraction(g, before), _contraction(g, after)
     steps2, between2 = (after.steps / before.steps) ** 2, (after.period / before.period) ** 2
     damped = _damped(g.eta, after) / _damped(g.eta, before)
     left0, left = 1 - q0 * q0, 1 - q * q
@@ -97,7 +97,7 @@ def remaining(view: View, group: str, residuals: Residuals, action: GroupAction)
     far off for long: to count it whole would have a group stand still rather than learn.
     """
     g = view.groups[group]
-    q = contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
+    q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))
 
 
@@ -141,6 +141,11 @@ def in_force(view: View, limits: Limits, held: Settings) -> dict[str, GroupActio
 def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAction]:
     """The settings after one move of each of some groups."""
     return {g: chosen[g].action if g in chosen else a for g, a in settings.items()}
+
+
+def _contraction(g: GroupView, action: GroupAction) -> float:
+    """q of a round: damping slows descent."""
+    return contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
 
 
 def _kept(rho: float) -> float:

@@ -156,7 +156,7 @@ class Outbox:
         self._round, self._live = round_, tuple(sorted({*live, self.device}))
         for peer in self._address:
             self._shape(peer, now_ns)
-        rates = [self._quality(peer).rate_Bps for peer in self._address]
+        rates = [self._shaped[peer][0].rate_Bps for peer in self._address]
         self._slowest_Bps = min(rates, default=self._radio.rate_Bps)
 
     def _quality(self, peer: str) -> LinkQuality:

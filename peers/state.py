@@ -94,7 +94,6 @@ class DeviceState:
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())
         kind = config.topology
         self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
-        self._graph: tuple[tuple[str, ...], topology.Graph[str]] = ((), topology.build([], self._shape))
 
     # -- who is there ------------------------------------------------------------------------------
     @property
@@ -110,10 +109,7 @@ class DeviceState:
         )
 
     def graph(self, members: Iterable[str]) -> topology.Graph[str]:
-        names = tuple(members)
-        if names != self._graph[0]:
-            self._graph = names, topology.build(names, self._shape)
-        return self._graph[1]
+        return topology.build(tuple(members), self._shape)
 
     def training(self) -> tuple[str, ...]:
         """Those that train in this round, this device among them."""
