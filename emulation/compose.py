@@ -282,7 +282,7 @@ def _cut(state: Run, event: EventConfig) -> None:
     for device, container in state.running().items():
         others = cut_off(device, event.groups, state.scenario.all_devices) if event.groups else frozenset()
         partition.write(state.out / "devices" / device, others)
-        state.project.signal(container, "SIGUSR1")
+        state.project.signal(container, partition.SIGNAL.name)
 
 
 def _check_ends(state: Run, judge: ForkServerProcess) -> None:

@@ -21,7 +21,7 @@ import typer
 
 from emulation import addresses, epoch, gate, keys_cli, shared_run
 from emulation.claims import Claim
-from peers import health
+from peers import health, partition
 from peers.errors import InputError
 from transport.keys import DeviceIdentity
 
@@ -134,6 +134,7 @@ def device(
 ) -> None:
     """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
     signal.signal(signal.SIGTERM, _gone_before_it_came)
+    partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
     own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())

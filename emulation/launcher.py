@@ -199,7 +199,7 @@ def _inject(state: Run, event: EventConfig, lifeline: object) -> None:
         state.partition = event.groups
         for device, started in running.items():
             partition.write(state.out / "devices" / device, state.cut_off(device))
-            _signal(started, signal.SIGUSR1)
+            _signal(started, partition.SIGNAL)
     elif event.kind in ARRIVALS and event.device:
         _start(state, event.device, 0, lifeline)
     elif event.device in running:

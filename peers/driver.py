@@ -130,7 +130,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         for number, kind in ((signal.SIGTERM, "leave"), (signal.SIGINT, "retire")):
             self._loop.add_signal_handler(number, self._post, partial(self.protocol.signal, kind=kind))
-        self._loop.add_signal_handler(signal.SIGUSR1, self._post, self._read_partition)
+        self._loop.add_signal_handler(partition.SIGNAL, self._post, self._read_partition)
         self._read_partition(self.clock.now())
         receiving = asyncio.create_task(self.reception.run())
         try:
@@ -199,7 +199,7 @@ class Driver:
         self.clock.poke()
 
     def _read_partition(self, now: int) -> list[do.Action]:
-        """SIGUSR1: a testbed with a real clock has written whom this device hears no more."""
+        """Its signal: a testbed with a real clock has written whom this device hears no more."""
         self.outbox.cut_off(partition.read(self.recorder.folder), now)
         return []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,8 @@ def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:
     assert partition.read(tmp_path) == {"d1", "d2"}
     (tmp_path / partition.FILE).write_text("[1]")
     assert partition.read(tmp_path) == frozenset()
+
+
+def test_a_partition_does_not_end_a_device_that_is_still_starting() -> None:
+    starting = "import os, emulation.frozen; from peers import partition; os.kill(os.getpid(), partition.SIGNAL)"
+    subprocess.run([sys.executable, "-c", starting], check=True, timeout=60)
