@@ -123,5 +123,7 @@ def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:
 
 
 def test_a_partition_does_not_end_a_device_that_is_still_starting() -> None:
-    starting = "import os, emulation.frozen; from peers import partition; os.kill(os.getpid(), partition.SIGNAL)"
+    starting = (
+        "import os, emulation.frozen; from peers import partition; os.kill(os.getpid(), partition.SIGNAL)"
+    )
     subprocess.run([sys.executable, "-c", starting], check=True, timeout=60)
