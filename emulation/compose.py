@@ -279,10 +279,12 @@ def _inject(state: Run, event: EventConfig) -> None:
 
 def _cut(state: Run, event: EventConfig) -> None:
     """An emulated partition, as among processes: docker's networks know no groups."""
-    for device, container in state.running().items():
+    running = state.running()
+    for device in sorted({*running, *state.last_round}):  # one that is gone now may return
         others = cut_off(device, event.groups, state.scenario.all_devices) if event.groups else frozenset()
         partition.write(state.out / "devices" / device, others)
-        state.project.signal(container, partition.SIGNAL.name)
+        if device in running:
+            state.project.signal(running[device], partition.SIGNAL.name)
 
 
 def _check_ends(state: Run, judge: ForkServerProcess) -> None:

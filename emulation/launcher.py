@@ -197,9 +197,10 @@ def _inject(state: Run, event: EventConfig, lifeline: object) -> None:
     running = state.running()
     if event.kind in OF_THE_NETWORK:
         state.partition = event.groups
-        for device, started in running.items():
+        for device, started in state.devices.items():  # one that is gone now may return
             partition.write(state.out / "devices" / device, state.cut_off(device))
-            _signal(started, partition.SIGNAL)
+            if device in running:
+                _signal(started, partition.SIGNAL)
     elif event.kind in ARRIVALS and event.device:
         _start(state, event.device, 0, lifeline)
     elif event.device in running:

@@ -186,6 +186,7 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
     yield from _radio_problems(scenario)
     yield from _allocator_problems(scenario)
     yield from _event_problems(scenario)
+    yield from _checkpoint_problems(scenario)
 
 
 def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
@@ -249,6 +250,20 @@ def _allocator_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
         )
     if len(set(radio.codecs)) < len(radio.codecs):
         yield "radio.codecs", f"{list(radio.codecs)} names one twice; allowed: each once"
+
+
+def _checkpoint_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    from peers import checkpoint
+
+    resume = scenario.checkpoint.resume
+    if resume is None:
+        return
+    if not any(checkpoint.path_of(Path(resume), device).is_file() for device in scenario.all_devices):
+        yield (
+            "checkpoint.resume",
+            f"{resume!r} has no checkpoint of a device of this run; allowed: the folder of a run with "
+            "checkpoint.save = true that has ended",
+        )
 
 
 def _event_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:

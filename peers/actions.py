@@ -82,20 +82,24 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class AddBlock:
-    """Another's block, at B = 0 or with the copy that is held of an earlier incarnation on that slot."""
+    """Another's block, at B = 0, with the copy that is held of an earlier incarnation on that slot, or with
+    that of a checkpoint."""
 
     key: Key
     slot: int
     carry: Key | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OwnBlock:
-    """The own block starts on a slot: at B = 0, or with the values of an earlier incarnation on that slot."""
+    """The own block starts on a slot: at B = 0, with the values of an earlier incarnation on that slot, or
+    with those of a checkpoint."""
 
     key: Key
     slot: int
     carry: Key | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)

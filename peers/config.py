@@ -200,6 +200,13 @@ class KeysConfig(Section):
     allow_list: bool = False  # each device has a pair of its own, which its id is bound to
 
 
+class CheckpointConfig(Section):
+    """Whether a run can be gone on with, and from which one it goes on (checkpoint.py)."""
+
+    save: bool = False  # at the end each device writes what it holds to OUT/checkpoint
+    resume: str | None = None  # folder of a run with save = true: devices begin with what they held there
+
+
 class DeviceConfig(Section):
     """All that a device reads. One instance per run, the same on every device."""
 
@@ -220,3 +227,4 @@ class DeviceConfig(Section):
     correction: CorrectionConfig = CorrectionConfig()
     membership: MembershipConfig = MembershipConfig()
     keys: KeysConfig = KeysConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from coordinator_free.mixing import MODES
 from peers import actions as do
-from peers import partition
+from peers import checkpoint, partition
 from peers.agenda import Agenda, Event, Kind
 from peers.inbox import Inbox
 from peers.learner import Learner, Receipt, TrainResult
@@ -79,7 +79,15 @@ class Driver:
         if self.virtual is not None:
             self.outbox.on_sent = self.virtual.sent
         links.on_broken = self._on_broken
-        me = Identity(spec.id, spec.advertise, identity.public, spec.seeds, spec.cohort, spec.snapshot_every)
+        me = Identity(
+            spec.id,
+            spec.advertise,
+            identity.public,
+            spec.seeds,
+            spec.cohort,
+            spec.snapshot_every,
+            learner.resumes(),
+        )
         self.protocol = DeviceProtocol(
             me,
             spec.config,
@@ -294,7 +302,10 @@ class Driver:
         self._record_when_done(self.workshop.drop_block(action.key), "deleted", deleted)
 
     def _on_export(self, action: do.Export) -> None:
-        exported = self.workshop.export(Path(self.spec.out) / "adapters" / self.spec.id)
+        out = Path(self.spec.out)
+        if self.spec.config.checkpoint.save:
+            self.workshop.checkpoint(checkpoint.path_of(out, self.spec.id))
+        exported = self.workshop.export(out / "adapters" / self.spec.id)
         self._record_when_done(exported, "exported", lambda sha256: {"adapter_sha256": sha256})
 
     def _record_when_done(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from coordinator_free.membership import Key, Record, Status
 from coordinator_free.slots import EVERYBODY
 from peers.actions import AddBlock, DropBlock, Snapshot
+from peers.exchange import ZERO
 from peers.state import SECOND, DeviceState
 from transport.messages import MAX_DELETED, Deleted
 
@@ -69,8 +70,10 @@ class Holdings:
 
     def _add(self, record: Record, carry: Key | None) -> None:
         state = self._state
-        state.act(AddBlock(record.key, record.slot, carry))
-        state.exchange.add(record.key)
+        resume = carry is None and state.resumes(record)
+        state.act(AddBlock(record.key, record.slot, carry, resume))
+        # In `newest` a copy counts once its owner has signed it: until it comes, this one has no version.
+        state.exchange.add(record.key, 0 if resume and not state.mode.shared_versions else ZERO)
         if record.since_round >= 0 and state.round >= 0:  # it is trained already: no copy is not B = 0
             state.exchange.unknown |= set(state.exchange.parts(record.key))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from peers.adapter import Adapter
 from peers.bases import Bases, Recipe
 from peers.blocks import Block, BlockKey, Union
+from peers.checkpoint import Checkpoint, load, save
 from peers.diagnosis import Diagnosis, Options, diagnose
 from peers.errors import InputError
 from peers.export import blocks_sha256, saved_blocks, write_adapter
@@ -82,6 +83,10 @@ class Learner:
         self._sketcher: Sketcher | None = None
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None  # None: what is placed is out of date
+        resume = config.checkpoint.resume
+        self._begins_with = (
+            Checkpoint() if resume is None else load(Path(resume), device_id, self.fingerprint)
+        )
 
     # -- blocks ----------------------------------------------------------------------------------------
     def has(self, key: BlockKey) -> bool:
@@ -98,15 +103,29 @@ class Learner:
         except InputError as error:
             return str(error)
 
-    def add_block(self, key: BlockKey, slot: int) -> None:
-        """Hold another device's block, at B = 0. Raises ValueError if it is held already."""
+    def resumes(self) -> dict[str, int]:
+        """Slot by device: whose blocks a checkpoint holds that this device begins with."""
+        return dict(self._begins_with.slots)
+
+    def add_block(self, key: BlockKey, slot: int, resume: bool = False) -> None:
+        """Hold another device's block, at B = 0 or as a checkpoint has it.
+
+        Raises ValueError if it is held already.
+        """
         self._union.add(key, slot)
+        if resume:
+            self._resume(key)
         self._outdate()
 
-    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None) -> None:
-        """Train this block from now on: at B = 0, or with the values of `carry`, an earlier one on that slot.
+    def _resume(self, key: BlockKey) -> None:
+        for group, values in self._begins_with.take(key.device).items():
+            self._union.set(key, group, values)
 
-        The optimiser starts anew. The block that was trained before stays, frozen, until it is deleted.
+    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
+        """Train this block from now on: at B = 0, with the values of `carry`, an earlier one on that slot, or
+        as a checkpoint has it.
+
+        The optimiser starts anew, but for a checkpoint, which holds its moments. The block that was trained before stays, frozen, until it is deleted.
         """
         block = self._union.add(key, slot)
         if carry is not None and carry in self._union:
@@ -115,6 +134,11 @@ class Learner:
         if self._own is not None:
             self._optimizers.pop(self._own, None)
         self._own, self._before, self._anchor = key, {}, {}
+        if resume:
+            self._resume(key)
+            optimizer = self._optimizer(key)
+            for group, moments in self._begins_with.moments.items():
+                optimizer.state[block.data[group]] = dict(moments)
         self._adapter.attach(block)
         self._outdate()
 
@@ -186,6 +210,7 @@ class Learner:
         if own is None:
             raise RuntimeError("train: this device has no block of its own yet")
         start = time.perf_counter()
+        self._begins_with.clear()
         self._before = {g: b.clone() for g, b in self._union[own].data.items()}
         self._adapter.freeze()
         losses = []
@@ -329,6 +354,14 @@ class Learner:
     def export(self, path: Path) -> str:
         """Write the adapter as a folder that plain PEFT loads (peers/export.py); returns its sha256."""
         return write_adapter(path, self._recipe, saved_blocks(self._union, self._shown()))
+
+    def checkpoint(self, path: Path) -> None:
+        """Write all that is held, and the own block's moments, for a run that goes on with it."""
+        moments = {}
+        if self._own is not None and self._own in self._optimizers:
+            state = self._optimizers[self._own].state
+            moments = {g: state[b] for g, b in self._union[self._own].data.items() if b in state}
+        save(path, self._union, moments, self.fingerprint)
 
     def _shown(self) -> list[BlockKey]:
         """The blocks of the model: all, but in `paper-literal` the own one alone."""

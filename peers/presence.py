@@ -30,7 +30,7 @@ class Presence:
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
-        wish = None if carry is None else self._slot_of(carry)
+        wish = state.me.resumes.get(state.me.device) if carry is None else self._slot_of(carry)
         record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
         if record is None:
             return
@@ -39,7 +39,7 @@ class Presence:
         kept = carry if carry is not None and wish == record.slot else None
         state.own = record
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
-        state.act(OwnBlock(record.key, record.slot, kept))
+        state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
         state.exchange.add(record.key)
         earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
         state.tell_all(state.gossip([*earlier, record]))

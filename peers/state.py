@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -40,6 +40,7 @@ class Identity:
     seeds: tuple[str, ...]
     cohort: int  # devices that start together; 0: whoever is there
     snapshot_every: int  # rounds between snapshots; 0: none
+    resumes: Mapping[str, int] = field(default_factory=dict)  # slot by device: whose block a checkpoint holds
 
 
 @dataclass(slots=True)
@@ -118,6 +119,11 @@ class DeviceState:
             names = {*self.members.training(self.round), self.me.device}
             self._training = now, tuple(sorted(names))
         return self._training[1]
+
+    def resumes(self, record: Record) -> bool:
+        """Whether a block goes on with what a checkpoint holds of it; only before the first round."""
+        held = self.me.resumes.get(record.device) == record.slot
+        return held and record.incarnation == 0 and self.round < 0
 
     def slot_lost(self) -> bool:
         """Another device holds the own slot with the better claim."""

@@ -82,7 +82,9 @@ class Workshop:
     def own_block(self, action: do.OwnBlock) -> Future[None]:
         carry = None if action.carry is None else BlockKey(*action.carry)
         self._own = BlockKey(*action.key)
-        return self.submit(partial(self._learner.set_own, self._own, action.slot, carry))
+        return self.submit(
+            partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
+        )
 
     def drop_block(self, key: Key) -> Future[Receipt | None]:
         """None: it was not held."""
@@ -108,6 +110,9 @@ class Workshop:
 
     def export(self, path: Path) -> Future[str]:
         return self.submit(partial(self._learner.export, path))
+
+    def checkpoint(self, path: Path) -> Future[None]:
+        return self.submit(partial(self._learner.checkpoint, path))
 
     def record(self, metrics: dict[str, object]) -> Future[None]:
         """A line of metrics.jsonl with the norms as they are when all that was queued before is done."""
@@ -168,7 +173,7 @@ class Workshop:
 
     def _add(self, action: do.AddBlock) -> None:
         key = BlockKey(*action.key)
-        self._learner.add_block(key, action.slot)
+        self._learner.add_block(key, action.slot, resume=action.resume)
         earlier = None if action.carry is None else BlockKey(*action.carry)
         if earlier is not None and self._learner.has(earlier):
             for group in self._learner.groups:

@@ -37,8 +37,11 @@ TARGET = 0.8  # mean accuracy of all devices on all facts
 ALLOCATORS = ("residual", "equal-share", "round-robin", "random", "gradient-only", "fisher-only")
 FIFOS = {FIFO: "fp16", "fifo-int8": "int8", "fifo-int4": "int4"}
 ARMS = {
-    **{n: Arm(n, f"first in, first out, in {c}", {"allocator": FIFO, "codec": c}) for n, c in FIFOS.items()},
-    **{n: Arm(n, "chooses among fp16, int8 and int4", {"allocator": n}) for n in ALLOCATORS},
+    **{
+        n: Arm(n, f"first in, first out, in {c}", {"allocator": FIFO, "codec": c}, branches=False)
+        for n, c in FIFOS.items()
+    },
+    **{n: Arm(n, "chooses among fp16, int8 and int4", {"allocator": n}, branches=False) for n in ALLOCATORS},
 }
 DEFAULT = (*FIFOS, *ALLOCATORS[:4])
 FIGURES = ("accuracy", "consensus", "rounds", "bytes", "sent_bytes", "fp16", "int8", "int4")

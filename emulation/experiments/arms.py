@@ -13,8 +13,7 @@ class Arm:
     """One way to correct.
 
     `changes`: key path -> value over the common scenario. `event`: what the leaver does; None: it never was
-    there. `branches`: whether it differs from `uniform` only after the event, so that its rounds before it
-    must be the same. `derived`: from another arm's state right after the deletion, without a run.
+    there. `branches`: whether it goes on from the checkpoint that `BEFORE` leaves. `derived`: from another arm's state right after the deletion, without a run.
     """
 
     name: str
@@ -52,5 +51,12 @@ ARMS: dict[str, Arm] = {
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )
 }
+BEFORE = Arm(
+    "before",
+    "no arm: everyone learns, and leaves the checkpoint that the arms branch from",
+    {"checkpoint.save": True},
+    event=None,
+    branches=False,
+)
 POLICIES = tuple(name for name, arm in ARMS.items() if "correction.policy" in arm.changes)
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from emulation import launcher
 from emulation.evaluator import KEPT
-from emulation.experiments.arms import UNIFORM
-from emulation.experiments.measures import measure
+from emulation.experiments.arms import BEFORE, UNIFORM
+from emulation.experiments.measures import key, measure
 from emulation.experiments.plan import Cell
 from emulation.preflight import check_against_model
 from emulation.records import Record
 from emulation.scenario import dump
+from peers.config import CheckpointConfig
 from peers.errors import InputError
 
 DONE = "measures.json"  # written last and whole: where it is, the cell is done
@@ -26,7 +27,7 @@ Make = Callable[[Cell, Path, Console], Record]
 
 
 def make_all(cells: Sequence[Cell], out: Path, console: Console, make: Make | None = None) -> list[Record]:
-    """The measures of all cells, of which those that OUT lacks are run now.
+    """The measures of all cells that are arms; what OUT lacks is run now.
 
     Raises launcher.RunFailed, and InputError where OUT holds a cell of other settings or where two arms that
     should differ only after the event differ before it.
@@ -47,6 +48,7 @@ def make_all(cells: Sequence[Cell], out: Path, console: Console, make: Make | No
             done = run_cell(cell, out, console, make or make_cell)
             made += 1
         found.append(done)
+    found = [one for one in found if one["arm"] != BEFORE.name]
     check_prefixes(found)
     return found
 
@@ -64,12 +66,15 @@ def run_cell(cell: Cell, out: Path, console: Console, make: Make) -> Record:
 
 
 def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
-    """Run the scenario, then examine its snapshots, which are removed after that."""
+    """Run the scenario, then examine its snapshots, which are removed after that; a checkpoint stays."""
     scenario, run = cell.scenario(), folder / "run"
+    if cell.before is not None:
+        begins_with = CheckpointConfig(resume=str(folder.parents[1] / BEFORE.name / folder.name / "run"))
+        scenario = scenario.model_copy(update={"checkpoint": begins_with})
     check_against_model(scenario)
     (run / KEPT).mkdir(parents=True)
     launcher.run(scenario, run, console)
-    found = measure(cell, run)
+    found = key(cell) if cell.arm is BEFORE else measure(cell, run)
     for bulky in (KEPT, "adapters"):
         shutil.rmtree(run / bulky, ignore_errors=True)
     return found
@@ -90,8 +95,9 @@ def read(cell: Cell, out: Path) -> Record | None:
 
 
 def digest(cell: Cell) -> str:
-    """Of the whole scenario."""
-    return sha256(dump(cell.scenario()).encode()).hexdigest()
+    """Of all that made it: the whole scenario, and that of the checkpoint."""
+    parts = [cell] if cell.before is None else [cell.before, cell]
+    return sha256("".join(dump(part.scenario()) for part in parts).encode()).hexdigest()
 
 
 def check_prefixes(found: Sequence[Record]) -> None:

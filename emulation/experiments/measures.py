@@ -25,15 +25,18 @@ def measure(cell: Cell, folder: Path) -> Record:
     # The oracle has no event: its k counts from its own beginning.
     start = -1 if cell.arm.name == ORACLE else cell.event_round
     return {
-        "setting": cell.setting.name,
-        "arm": cell.arm.name,
-        "seed": cell.seed,
+        **key(cell),
         "prefix_sha256": prefix_digest(run, cell.event_round) if cell.arm.branches else None,
         "curve": _curve(cell, run, start),
         "worst_loss": worst_loss(run, cell),
         "decisions": _decisions(run, cell),
         "exits": {device: found["exit"] for device, found in run.run["devices"].items()},
     }
+
+
+def key(cell: Cell) -> Record:
+    """Which cell it is."""
+    return {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed}
 
 
 def prefix_digest(run: RunRecords, last: int) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emulation.events import EventConfig
-from emulation.experiments.arms import ARMS, ORACLE, UNIFORM, Arm
+from emulation.experiments.arms import ARMS, BEFORE, ORACLE, UNIFORM, Arm
 from emulation.experiments.catalogue import Experiment, Scale, Setting
 from emulation.scenario import Scenario
 
@@ -28,8 +28,23 @@ class Cell:
 
     @property
     def event_round(self) -> int:
-        """E, after which the leaver goes; k = round - E."""
-        return self.scale.learn - 1
+        """E, after which the leaver goes; k = round - E. Who branches makes the last rounds before it again."""
+        return (self.scale.every if self.arm.branches else self.scale.learn) - 1
+
+    @property
+    def before(self) -> Cell | None:
+        """Whose checkpoint it begins with."""
+        return replace(self, arm=BEFORE) if self.arm.branches else None
+
+    @property
+    def devices(self) -> int:
+        return self.scale.devices - (self.arm.name == ORACLE)
+
+    @property
+    def rounds(self) -> int:
+        if self.arm is BEFORE:
+            return self.scale.learn - self.scale.every
+        return self.event_round + 1 + self.scale.correct
 
     @property
     def leaver(self) -> str:
@@ -40,16 +55,19 @@ class Cell:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
 
     def scenario(self) -> Scenario:
-        """Virtual clock: equal up to E for all arms that branch, to the last bit."""
+        """Virtual clock: equal up to E for all arms that branch, to the last bit.
+
+        Without the folder of the checkpoint, which is where the experiment is.
+        """
         scale, arm = self.scale, self.arm
         data: dict[str, Any] = {
             "name": self.name.replace("/", "-").replace("+", "-"),
             "seed": self.seed,
             "clock": "virtual",
-            "devices": {"count": scale.devices if arm.event else scale.devices - 1},
+            "devices": {"count": self.devices},
             "data": {"persons": scale.persons, "batch": scale.batch},
             "adapter": {"max_devices": scale.max_devices},
-            "round": {"count": scale.learn + scale.correct},
+            "round": {"count": self.rounds},
             "correction": {"rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
@@ -69,13 +87,13 @@ def _put_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
 def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int) -> list[Cell]:
     """Those that need a run: seed by seed, so that an interrupted experiment has whole seeds.
 
-    In each the oracle and `uniform`, which all others are compared to, come first.
+    In each what the others branch from comes first, then the oracle and `uniform`, which all are compared to.
     """
     order = sorted((ARMS[name] for name in arms), key=lambda arm: arm.name not in (ORACLE, UNIFORM))
     return [
         Cell(setting, arm, seed, scale)
         for seed in range(seeds)
         for setting in experiment.settings
-        for arm in order
+        for arm in (BEFORE, *order)
         if not arm.derived
     ]

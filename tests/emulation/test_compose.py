@@ -191,6 +191,21 @@ def test_a_partition_is_emulated_as_among_processes(tmp_path: Path, docker: Dock
     assert docker.asked == [f"kill --signal SIGUSR1 {host * 12}" for host in "012"]
 
 
+def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(
+    tmp_path: Path, docker: Docker
+) -> None:
+    state = started(
+        tmp_path,
+        docker,
+        'round = 3\nkind = "partition"\ngroups = [["d0"], ["d1", "d2"]]',
+        'round = 4\nkind = "crash"\ndevice = "d1"',
+        'round = 5\nkind = "heal"',
+    )
+    compose._inject_due(state)
+    compose._look(state)
+    assert partition.read(state.out / "devices" / "d1") == frozenset()
+
+
 def test_before_they_have_ids_nothing_is_due(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     docker = Docker(["a" * 12])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulation import launcher
 from emulation.events import ChurnConfig, EventConfig, Population, churn, cut_off, problems
 from emulation.scenario import Scenario, load
 from emulation.scripts import met, scripts
 from peers import partition
+from peers.device import NEAR
 from peers.errors import InputError
 
 KINDS = ("leave", "retire", "crash", "stall", "join", "return")
@@ -127,3 +132,14 @@ def test_a_partition_does_not_end_a_device_that_is_still_starting() -> None:
         "import os, emulation.frozen; from peers import partition; os.kill(os.getpid(), partition.SIGNAL)"
     )
     subprocess.run([sys.executable, "-c", starting], check=True, timeout=60)
+
+
+def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(tmp_path: Path) -> None:
+    made = scenario(event(1, "partition", groups=[["d0"]]), event(3, "heal"), devices={"count": 2})
+    state = launcher.Run(made, tmp_path, get_context("forkserver"), 0, {}, [], NEAR, {})
+    for device, lives in (("d0", True), ("d1", False)):
+        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
+        state.devices[device] = launcher.Started(process)  # type: ignore[arg-type]
+    for one, heard in ((made.events[0], frozenset({"d0"})), (made.events[1], frozenset())):
+        launcher._inject(state, one, None)
+        assert partition.read(tmp_path / "devices" / "d1") == heard
