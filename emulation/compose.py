@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from emulation import claims, epoch, evaluator, gate, shared_run
 from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project
-from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off
+from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off, due
 from emulation.launcher import PRELOAD, RunFailed, _no_interrupt
 from emulation.progress import Progress
 from emulation.records import Tail, read_lines, write_run
@@ -70,6 +71,10 @@ class Run:
             for device, c in self.containers.items()
             if c.live and (device in unnamed or gate.is_open(self.out, device))
         }
+
+    def rounds(self) -> dict[str, int]:
+        """The last round of each device that is there; -1: it has not begun."""
+        return {device: self.last_round.get(device, -1) for device in self.running()}
 
     def returns(self, device: str) -> bool:
         """Whether the scenario has it come back yet."""
@@ -148,7 +153,7 @@ def _variables(scenario: Scenario, out: Path, secret: Path) -> Mapping[str, str]
 
 def _mounts(scenario: Scenario, file: Path) -> Path:
     """A second compose file: what the scenario names on this machine has the same name in a container."""
-    named = (scenario.data.path, scenario.radio.trace, scenario.model.name)
+    named = (scenario.data.path, scenario.radio.trace, scenario.checkpoint.resume, scenario.model.name)
     paths = [Path(name).expanduser().absolute() for name in named if name and name != "tiny"]
     volumes = [
         {"type": "bind", "source": str(path), "target": str(path), "read_only": True}
@@ -248,19 +253,16 @@ def _inject_due(state: Run) -> None:
         state.resume_at.remove((at_s, device))
         if device in state.running():
             state.project.unpause(state.containers[device])
-    running = state.running()
-    slowest = min((state.last_round.get(device, -1) for device in running), default=-1)
-    for event in [e for e in state.pending if e.round <= slowest]:
-        if event.kind == "return" and (event.device in running or not _waits(state, event.device)):
-            continue  # its last life has not quite ended
+    while (event := due(state.pending, state.rounds(), partial(_waits, state))) is not None:
         state.pending.remove(event)
         state.note(event.round, event.kind, shown(event))
         _inject(state, event)
 
 
-def _waits(state: Run, device: str | None) -> bool:
-    container = state.containers.get(device or "")
-    return container is not None and container.live and not gate.is_open(state.out, device or "")
+def _waits(state: Run, device: str) -> bool:
+    """Started again, and ready to return."""
+    container = state.containers.get(device)
+    return container is not None and container.live and not gate.is_open(state.out, device)
 
 
 def _inject(state: Run, event: EventConfig) -> None:

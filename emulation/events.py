@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -116,6 +116,34 @@ def _draw(
 
 def _one_of(devices: list[str], pick: float) -> str:
     return sorted(devices)[int(pick * len(devices))]
+
+
+def due(
+    pending: Iterable[EventConfig],
+    rounds: Mapping[str, int],
+    can_return: Callable[[str], bool] = lambda device: True,
+) -> EventConfig | None:
+    """The first event whose time has come; ask again once it has happened, `rounds` may then differ.
+
+    rounds: the last round of each device that is there; -1: it has not begun. What waits for its own device
+    holds up that device's later events and nobody else's: an arrival waits for the end of the last life (a
+    return also for can_return), what is done to a device waits for its first round.
+    """
+    slowest = min((last for last in rounds.values() if last >= 0), default=-1)
+    waiting: set[str] = set()
+    for event in pending:
+        if event.round > slowest:
+            continue
+        device = event.device
+        if device is None:
+            return event
+        early = event.kind in (*GONE, "stall") and rounds.get(device) == -1
+        still = event.kind in ARRIVALS and device in rounds
+        shut = event.kind == "return" and not can_return(device)
+        if device not in waiting and not (early or still or shut):
+            return event
+        waiting.add(device)
+    return None
 
 
 def problems(

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation import evaluator, radio, run_keys
-from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig, cut_off
+from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig, cut_off, due
 from emulation.progress import Progress
 from emulation.records import Tail, write_run
 from emulation.run_keys import DeviceKeys
@@ -82,6 +82,10 @@ class Run:
         """Whom a device does not hear in the partition that there is."""
         groups = self.partition
         return cut_off(device, groups, self.scenario.all_devices) if groups else frozenset()
+
+    def rounds(self) -> dict[str, int]:
+        """The last round of each device that is there; -1: it has not begun."""
+        return {device: started.last_round for device, started in self.running().items()}
 
     def running(self) -> dict[str, Started]:
         return {d: s for d, s in self.devices.items() if s.process.is_alive()}
@@ -183,12 +187,9 @@ def _inject_due(state: Run, lifeline: object) -> None:
         state.resume_at.remove((at, device))
         if device in running:
             _signal(running[device], signal.SIGCONT)
-    slowest = min((s.last_round for s in running.values()), default=-1)
-    for event in [e for e in state.pending if e.round <= slowest]:
-        if event.kind == "return" and event.device in running:
-            continue  # its last life has not quite ended
+    while (event := due(state.pending, state.rounds())) is not None:
         state.pending.remove(event)
-        if event.device is None or event.kind in ARRIVALS or event.device in running:
+        if event.device is None or event.kind in ARRIVALS or event.device in state.running():
             state.note(event.round, event.kind, shown(event))
             _inject(state, event, lifeline)
 

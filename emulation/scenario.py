@@ -97,10 +97,9 @@ def read(path: Path) -> Scenario:
 def dump(scenario: Scenario) -> str:
     """The scenario as TOML that `load` reads from any folder: local paths are made absolute."""
     data = scenario.model_dump(mode="json", exclude_none=True)
-    if data["data"].get("path"):
-        data["data"]["path"] = str(Path(data["data"]["path"]).expanduser().absolute())
-    if data["radio"].get("trace"):
-        data["radio"]["trace"] = str(Path(data["radio"]["trace"]).expanduser().absolute())
+    for section, key in (("data", "path"), ("radio", "trace"), ("checkpoint", "resume")):
+        if data[section].get(key):
+            data[section][key] = str(Path(data[section][key]).expanduser().absolute())
     model = Path(data["model"]["name"]).expanduser()
     if model.is_dir() and data["model"]["name"] != "tiny":
         data["model"]["name"] = str(model.absolute())

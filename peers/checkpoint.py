@@ -47,7 +47,7 @@ class Checkpoint:
 
 def path_of(run: Path, device: str) -> Path:
     """Of the device's file in the folder of a run."""
-    return run / FOLDER / f"{folder_of(device)}.safetensors"
+    return run.expanduser() / FOLDER / f"{folder_of(device)}.safetensors"
 
 
 def save(path: Path, union: Union, moments: Moments, fingerprint: Fingerprint) -> None:
@@ -63,8 +63,8 @@ def save(path: Path, union: Union, moments: Moments, fingerprint: Fingerprint) -
 def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
     """What `device` held at the end of the run in the folder `run`; nothing if it was not there.
 
-    Of a device's blocks the last incarnation's. Raises InputError for a file that is none, or was written with
-    another model or other bases.
+    Of a device's blocks the last incarnation's. Raises InputError for a file that is none, or was written
+    with another model or other bases.
     """
     path = path_of(run, device)
     if not path.exists():

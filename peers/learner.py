@@ -125,7 +125,8 @@ class Learner:
         """Train this block from now on: at B = 0, with the values of `carry`, an earlier one on that slot, or
         as a checkpoint has it.
 
-        The optimiser starts anew, but for a checkpoint, which holds its moments. The block that was trained before stays, frozen, until it is deleted.
+        The optimiser starts anew, but for a checkpoint, which holds its moments. The block that was trained
+        before stays, frozen, until it is deleted.
         """
         block = self._union.add(key, slot)
         if carry is not None and carry in self._union:

@@ -13,7 +13,8 @@ class Arm:
     """One way to correct.
 
     `changes`: key path -> value over the common scenario. `event`: what the leaver does; None: it never was
-    there. `branches`: whether it goes on from the checkpoint that `BEFORE` leaves. `derived`: from another arm's state right after the deletion, without a run.
+    there. `branches`: whether it goes on from the checkpoint that `BEFORE` leaves. `derived`: from another
+    arm's state right after the deletion, without a run.
     """
 
     name: str

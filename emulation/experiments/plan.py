@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def event_round(self) -> int:
-        """E, after which the leaver goes; k = round - E. Who branches makes the last rounds before it again."""
+        """E, after which the leaver goes; k = round - E. Arms that branch share the last rounds before it."""
         return (self.scale.every if self.arm.branches else self.scale.learn) - 1
 
     @property

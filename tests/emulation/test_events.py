@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation import launcher
-from emulation.events import ChurnConfig, EventConfig, Population, churn, cut_off, problems
+from emulation.events import ChurnConfig, EventConfig, Population, churn, cut_off, due, problems
 from emulation.scenario import Scenario, load
 from emulation.scripts import met, scripts
 from peers import partition
@@ -117,6 +117,27 @@ def test_one_that_starts_later_begins_with_those_who_are_there() -> None:
     assert met(made, "d1", 0) == ["d0", "d2"]
     assert met(made, "d1", 1) == ["d0", "d2"]
     assert met(made, "d9", 0) == ["d0", "d2", "d1#1"]
+
+
+def test_an_event_is_due_when_all_have_closed_its_round() -> None:
+    listed = [event(2, "crash", "d0"), event(3, "leave", "d1")]
+    assert due(listed, {"d0": 2, "d1": 1}) is None
+    assert due(listed, {"d0": -1, "d1": -1}) is None
+    assert due(listed, {"d0": 3, "d1": 2}) is listed[0]
+    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # who joins does not hold up the others
+    assert due([], {"d0": 9}) is None
+
+
+def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
+    joins, leaves, returns = (event(2, kind, "d9") for kind in ("join", "leave", "return"))
+    listed, other = [joins, leaves, returns], event(2, "stall", "d1", duration_s=1.0)
+    assert due(listed, {"d1": 2}) is joins
+    assert due([leaves, returns, other], {"d1": 2, "d9": -1}) is other  # it has not begun
+    assert due([leaves, returns], {"d1": 2, "d9": 2}) is leaves
+    assert due([returns], {"d1": 2, "d9": 2}) is None  # its last life goes on
+    assert due([returns], {"d1": 2}) is returns
+    assert due([returns, other], {"d1": 2}, can_return=lambda device: False) is other
+    assert due([returns, event(2, "leave", "d9")], {"d1": 2}, can_return=lambda device: False) is None
 
 
 def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:

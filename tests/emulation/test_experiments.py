@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from emulation.evaluator import DONE_MARKER, KEPT
 from emulation.experiments import cells, compare, evidence, measures, output, plan, summarise
-from emulation.experiments.arms import ARMS, NONE, ORACLE, UNIFORM
+from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
 from emulation.experiments.exam import write_mean
 from emulation.experiments.plan import Cell
@@ -78,11 +78,23 @@ def test_arms_that_branch_differ_from_uniform_only_in_what_acts_after_the_event(
             assert before_event(arm.name) == before_event(UNIFORM), arm.name
 
 
+def test_arms_that_branch_go_on_where_all_learned_together() -> None:
+    branch, apart = cell(UNIFORM), cell("paper-literal")
+    before = branch.before
+    assert before is not None and apart.before is None
+    learned = before.scenario()
+    assert learned.checkpoint.save and learned.events == ()
+    assert learned.initial_devices == branch.scenario().initial_devices
+    assert before.rounds + branch.rounds == apart.rounds == TINY.learn + TINY.correct
+    assert before.rounds + branch.event_round == apart.event_round
+
+
 def test_the_oracle_never_had_the_leaver_and_trains_as_long() -> None:
     oracle, uniform = cell(ORACLE).scenario(), cell(UNIFORM).scenario()
     assert oracle.initial_devices == cell(UNIFORM).survivors == uniform.initial_devices[:-1]
     assert oracle.event == ()
-    assert (oracle.seed, oracle.round, oracle.radio) == (uniform.seed, uniform.round, uniform.radio)
+    assert (oracle.seed, oracle.radio) == (uniform.seed, uniform.radio)
+    assert cell(ORACLE).rounds == TINY.learn + TINY.correct
 
 
 def test_naive_keeps_the_block() -> None:
@@ -92,9 +104,10 @@ def test_naive_keeps_the_block() -> None:
 def test_seeds_come_whole_and_what_all_compare_to_comes_first() -> None:
     found = plan.cells(REGIMES, REGIMES.arms, TINY, 2)
     assert [c.seed for c in found] == sorted(c.seed for c in found)
-    assert {found[0].arm.name, found[1].arm.name} == {ORACLE, UNIFORM}
+    assert found[0].arm is BEFORE
+    assert {found[1].arm.name, found[2].arm.name} == {ORACLE, UNIFORM}
     assert NONE not in {c.arm.name for c in found}  # derived, not run
-    assert len({c.name for c in found}) == len(found) == 2 * 3 * (len(REGIMES.arms) - 1)
+    assert len({c.name for c in found}) == len(found) == 2 * 3 * len(REGIMES.arms)  # none has no run
 
 
 def test_chosen_arms_come_with_what_they_are_compared_to() -> None:
@@ -129,7 +142,8 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> N
     found = cells.make_all(wanted, tmp_path, QUIET, second)
     names = [c.name for c in wanted]
     assert (first.made, second.made) == (names[:3], names[3:])
-    assert [(f["arm"], f["seed"]) for f in found] == [(c.arm.name, c.seed) for c in wanted]
+    arms = [c for c in wanted if c.arm is not BEFORE]
+    assert [(f["arm"], f["seed"]) for f in found] == [(c.arm.name, c.seed) for c in arms]
 
 
 def test_a_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -325,12 +339,14 @@ def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob(cells.DONE))]
-    assert [f["arm"] for f in found] == ["dominant", ORACLE, UNIFORM]
-    assert found[0]["decisions"] and not found[2]["decisions"]
-    assert found[0]["prefix_sha256"] == found[2]["prefix_sha256"]
-    assert found[0]["curve"][0].keys() == found[1]["curve"][0].keys()
-    assert found[0]["curve"][0]["loss"] == found[2]["curve"][0]["loss"]  # one snapshot, branched
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert [f["arm"] for f in found] == [BEFORE.name, "dominant", ORACLE, UNIFORM]
+    _, dominant, oracle, uniform = found
+    assert dominant["decisions"] and not uniform["decisions"]
+    assert dominant["prefix_sha256"] == uniform["prefix_sha256"]
+    assert dominant["curve"][0].keys() == oracle["curve"][0].keys()
+    assert dominant["curve"][0]["loss"] == uniform["curve"][0]["loss"]  # one checkpoint, branched
+    kept = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.safetensors")}
+    assert kept == {("paper", BEFORE.name)}  # the checkpoint
 
 
 @pytest.mark.parametrize(
