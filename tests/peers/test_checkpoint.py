@@ -1,4 +1,4 @@
-"""What a device leaves for a later run: it goes on to the same bits, and nothing of it outlives a deletion."""
+"""What a device leaves for a later run: it goes on to the same bits; nothing of it outlives a deletion."""
 
 from __future__ import annotations
 
