@@ -30,8 +30,9 @@ def experiment(
             help="Only these, with commas; to the first two experiments uniform and oracle are added."
         ),
     ] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run side by side.")] = 1,
 ) -> None:
-    """Run every arm and seed of an experiment, one after the other, and compare them.
+    """Run every arm and seed of an experiment and compare them.
 
     What is done stays done: the same command goes on where it was interrupted, or adds seeds and arms.
     """
@@ -47,11 +48,11 @@ def experiment(
     of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:
         if of_allocators:
-            allocation.run(allocation.Request(size, allocation.chosen(arms), count, folder), console)
+            allocation.run(allocation.Request(size, allocation.chosen(arms), count, folder, jobs), console)
         else:
             found = catalogue.find(name)
             chosen = catalogue.chosen(found, arms, size)
-            run.run(run.Request(found, size, chosen, count, folder), console)
+            run.run(run.Request(found, size, chosen, count, folder, jobs), console)
     except RunFailed as error:
         typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)
         raise typer.Exit(1) from None

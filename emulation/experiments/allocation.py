@@ -79,6 +79,7 @@ class Request:
     arms: tuple[str, ...]
     seeds: int
     out: Path
+    jobs: int = 1
 
 
 def chosen(names: str) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ def run(request: Request, console: Console, make: cells.Make | None = None) -> N
         for seed in range(request.seeds)
         for name in request.arms
     ]
-    rows = cells.make_all(wanted, request.out, console, make or make_cell)
+    rows = cells.make_all(wanted, request.out, console, make or make_cell, request.jobs)
     found = summary(rows)
     output.write(
         request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": found}

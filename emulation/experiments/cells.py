@@ -1,4 +1,4 @@
-"""Makes the runs of an experiment one after the other; what is done stays done."""
+"""Makes the runs of an experiment, one after the other or a few at a time; what is done stays done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from emulation import launcher
 from emulation.evaluator import KEPT
 from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.measures import key, measure
+from emulation.experiments.parallel import chains, run_all
 from emulation.experiments.plan import Cell
 from emulation.preflight import check_against_model
 from emulation.records import Record
@@ -22,35 +24,55 @@ from emulation.scenario import dump
 from peers.config import CheckpointConfig
 from peers.errors import InputError
 
+LOGS = "logs"
 DONE = "measures.json"  # written last and whole: where it is, the cell is done
 Make = Callable[[Cell, Path, Console], Record]
 
 
-def make_all(cells: Sequence[Cell], out: Path, console: Console, make: Make | None = None) -> list[Record]:
-    """The measures of all cells that are arms; what OUT lacks is run now.
+def make_all(
+    cells: Sequence[Cell], out: Path, console: Console, make: Make | None = None, jobs: int = 1
+) -> list[Record]:
+    """The measures of all cells that are arms; what OUT lacks is run now, `jobs` seeds or settings at a time.
 
     Raises launcher.RunFailed, and InputError where OUT holds a cell of other settings or where two arms that
     should differ only after the event differ before it.
     """
-    found: list[Record] = []
-    missing = sum(read(cell, out) is None for cell in cells)
-    began = time.monotonic()
-    made = 0
-    for number, cell in enumerate(cells, start=1):
-        done = read(cell, out)
-        if done is None:
-            left = (
-                f", about {(time.monotonic() - began) / made * (missing - made) / 60:.0f} min left"
-                if made
-                else ""
+    missing = [cell for cell in cells if read(cell, out) is None]
+    make, began = make or make_cell, time.monotonic()
+
+    def left(made: int) -> str:
+        minutes = (time.monotonic() - began) / made * (len(missing) - made) / 60 if made else None
+        return "" if minutes is None else f", about {minutes:.0f} min left"
+
+    if jobs == 1:
+        for made, cell in enumerate(missing):
+            console.print(
+                f"\\[{cells.index(cell) + 1}/{len(cells)}] {cell.name}{left(made)}", highlight=False
             )
-            console.print(f"\\[{number}/{len(cells)}] {cell.name}{left}", highlight=False)
-            done = run_cell(cell, out, console, make or make_cell)
-            made += 1
-        found.append(done)
-    found = [one for one in found if one["arm"] != BEFORE.name]
+            run_cell(cell, out, console, make)
+    elif missing:
+        said: set[str] = set()
+
+        def look() -> None:
+            done = [cell.name for cell in missing if (out / cell.name / DONE).exists()]
+            for name in done:
+                if name not in said:
+                    said.add(name)
+                    console.print(f"\\[{len(said)}/{len(missing)}] {name}{left(len(said))}", highlight=False)
+
+        console.print(
+            f"{len(missing)} runs, {jobs} seeds or settings at a time; logs: {out / LOGS}", highlight=False
+        )
+        by_seed = chains(missing, lambda cell: (cell.setting.name, cell.seed))
+        run_all(by_seed, partial(_alone, out, make), lambda cell: cell.name, jobs, out / LOGS, look)
+    found = [one for cell in cells if (one := read(cell, out)) is not None and cell.arm != BEFORE]
     check_prefixes(found)
     return found
+
+
+def _alone(out: Path, make: Make, cell: Cell) -> None:
+    """In a process of its own, whose output goes to a file."""
+    run_cell(cell, out, Console(), make)
 
 
 def run_cell(cell: Cell, out: Path, console: Console, make: Make) -> Record:
@@ -74,7 +96,7 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
     check_against_model(scenario)
     (run / KEPT).mkdir(parents=True)
     launcher.run(scenario, run, console)
-    found = key(cell) if cell.arm is BEFORE else measure(cell, run)
+    found = key(cell) if cell.arm == BEFORE else measure(cell, run)
     for bulky in (KEPT, "adapters"):
         shutil.rmtree(run / bulky, ignore_errors=True)
     return found

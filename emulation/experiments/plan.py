@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def rounds(self) -> int:
-        if self.arm is BEFORE:
+        if self.arm == BEFORE:
             return self.scale.learn - self.scale.every
         return self.event_round + 1 + self.scale.correct
 

@@ -24,12 +24,13 @@ class Request:
     arms: tuple[str, ...]
     seeds: int
     out: Path
+    jobs: int = 1
 
 
 def run(request: Request, console: Console, make: cells.Make | None = None) -> None:
     """Makes what OUT lacks, writes OUT/rows.csv, results.json and curves.png, prints the tables."""
     wanted = plan.cells(request.experiment, request.arms, request.scale, request.seeds)
-    measures = cells.make_all(wanted, request.out, console, make)
+    measures = cells.make_all(wanted, request.out, console, make, request.jobs)
     with_none = NONE in request.arms
     compared = rows(measures, with_none)
     summed, found = summary(compared), verdicts(compared)

@@ -335,12 +335,15 @@ def test_snapshots_are_kept_where_a_folder_asks_for_it(
 def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
     main = "from emulation.cli import main; main()"
     options = ["experiment", "ablation", "--scale", "tiny", "--arms", "dominant,none", "--out", str(tmp_path)]
+    options += ["--seeds", "2", "--jobs", "2"]
     command = [sys.executable, "-c", main, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob(cells.DONE))]
-    assert [f["arm"] for f in found] == [BEFORE.name, "dominant", ORACLE, UNIFORM]
-    _, dominant, oracle, uniform = found
+    assert [(f["arm"], f["seed"]) for f in found] == [
+        (arm, seed) for arm in (BEFORE.name, "dominant", ORACLE, UNIFORM) for seed in (0, 1)
+    ]
+    _, dominant, oracle, uniform = found[::2]
     assert dominant["decisions"] and not uniform["decisions"]
     assert dominant["prefix_sha256"] == uniform["prefix_sha256"]
     assert dominant["curve"][0].keys() == oracle["curve"][0].keys()
