@@ -139,7 +139,7 @@ class Learner:
             self._resume(key)
             optimizer = self._optimizer(key)
             for group, moments in self._begins_with.moments.items():
-                optimizer.state[block.data[group]] = dict(moments)
+                optimizer.state[block.data[group]] = {n: m.to(self._device) for n, m in moments.items()}
         self._adapter.attach(block)
         self._outdate()
 
