@@ -37,6 +37,7 @@ class ChurnConfig(Section):
     stop: Annotated[int, Field(ge=0)] | None = None  # last one; None: ten rounds before the end
     stall_s: Annotated[float, Field(gt=0)] = 1.0  # how long a stall lasts
     least: Annotated[int, Field(ge=1)] = 2  # live devices: nobody goes when there are no more
+    most: Annotated[int, Field(ge=1)] | None = None  # live devices: nobody comes when there are as many
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -101,7 +102,8 @@ def _draw(
     kind = config.kinds[int(draw.integers(len(config.kinds)))]
     pick = float(draw.random())
     if kind in ARRIVALS:
-        if population.slots >= slots or (kind == "return" and not population.gone):
+        full = population.slots >= slots or (config.most is not None and len(population.live) >= config.most)
+        if full or (kind == "return" and not population.gone):
             return None
         device = next(new) if kind == "join" else _one_of(population.gone, pick)
     elif len(population.live) <= (0 if kind == "stall" else config.least):
@@ -125,24 +127,20 @@ def due(
 ) -> EventConfig | None:
     """The first event whose time has come; ask again once it has happened, `rounds` may then differ.
 
-    rounds: the last round of each device that is there; -1: it has not begun. What waits for its own device
-    holds up that device's later events and nobody else's: an arrival waits for the end of the last life (a
-    return also for can_return), what is done to a device waits for its first round.
+    rounds: the last round of each device that is there; -1: it has not begun, and all wait for it. An arrival
+    waits for the end of its device's last life, a return also for can_return; that holds up the device's
+    later events and nobody else's.
     """
-    slowest = min((last for last in rounds.values() if last >= 0), default=-1)
-    waiting: set[str] = set()
+    slowest = min(rounds.values(), default=-1)
+    waiting: set[str | None] = set()
     for event in pending:
-        if event.round > slowest:
+        early = event.kind in ARRIVALS and event.device in rounds
+        shut = event.kind == "return" and not can_return(event.device or "")
+        if event.round > slowest or event.device in waiting:
             continue
-        device = event.device
-        if device is None:
+        if not (early or shut):
             return event
-        early = event.kind in (*GONE, "stall") and rounds.get(device) == -1
-        still = event.kind in ARRIVALS and device in rounds
-        shut = event.kind == "return" and not can_return(device)
-        if device not in waiting and not (early or still or shut):
-            return event
-        waiting.add(device)
+        waiting.add(event.device)
     return None
 
 

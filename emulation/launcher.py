@@ -146,7 +146,7 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
         config=state.scenario.device_config(),
         listen=address,
         advertise=address,
-        seeds=tuple(state.addresses[other] for other in met(state.scenario, device, life)[:SEEDS]),
+        seeds=tuple(state.addresses[other] for other in _met(state, device, life, cohort)[:SEEDS]),
         out=str(state.out),
         cohort=cohort,
         epoch_ns=state.epoch_ns,
@@ -163,6 +163,15 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
     killed = any(event.kind == "crash" for event in script)
     state.devices[device] = Started(process, killed, life=life)
     state.lives.append((device, state.devices[device]))
+
+
+def _met(state: Run, device: str, life: int, cohort: int) -> list[str]:
+    """Whom it begins with, by `life_name`: as scripted; in real time, an arrival with who is really there."""
+    running = {d: s for d, s in state.running().items() if d != device}
+    if cohort or state.scenario.clock == "virtual" or not running:
+        return met(state.scenario, device, life)
+    heard = running.keys() - state.cut_off(device)
+    return [life_name(d, s.life) for d, s in running.items() if d in heard or not heard]
 
 
 def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:

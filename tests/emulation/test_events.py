@@ -124,20 +124,41 @@ def test_an_event_is_due_when_all_have_closed_its_round() -> None:
     assert due(listed, {"d0": 2, "d1": 1}) is None
     assert due(listed, {"d0": -1, "d1": -1}) is None
     assert due(listed, {"d0": 3, "d1": 2}) is listed[0]
-    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # who joins does not hold up the others
-    assert due([], {"d0": 9}) is None
+    assert due(listed[1:], {"d1": 3, "d2": -1}) is None  # one has not begun
+    assert due([], {"d0": 9}) is None and due(listed, {}) is None
 
 
 def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
     joins, leaves, returns = (event(2, kind, "d9") for kind in ("join", "leave", "return"))
     listed, other = [joins, leaves, returns], event(2, "stall", "d1", duration_s=1.0)
     assert due(listed, {"d1": 2}) is joins
-    assert due([leaves, returns, other], {"d1": 2, "d9": -1}) is other  # it has not begun
     assert due([leaves, returns], {"d1": 2, "d9": 2}) is leaves
     assert due([returns], {"d1": 2, "d9": 2}) is None  # its last life goes on
     assert due([returns], {"d1": 2}) is returns
     assert due([returns, other], {"d1": 2}, can_return=lambda device: False) is other
     assert due([returns, event(2, "leave", "d9")], {"d1": 2}, can_return=lambda device: False) is None
+
+
+def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
+    made = scenario(event(5, "join", "d3"), devices={"count": 3})
+    state = launcher.Run(made, tmp_path, get_context("forkserver"), 0, {}, [], NEAR, {})
+    assert launcher._met(state, "d0", 0, cohort=3) == ["d1", "d2"]
+    for device, lives, life in (("d0", False, 0), ("d1", True, 1), ("d2", True, 0)):
+        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
+        state.devices[device] = launcher.Started(process, life=life)  # type: ignore[arg-type]
+    assert launcher._met(state, "d3", 0, cohort=0) == ["d1#1", "d2"]
+    state.partition = (("d1",),)
+    assert launcher._met(state, "d3", 0, cohort=0) == ["d2"]
+
+
+def test_nobody_comes_when_there_are_as_many_as_allowed() -> None:
+    config = ChurnConfig(rate=2.0, kind=("join", "return", "leave"), most=5)
+    population = Population(["d0", "d1", "d2", "d3"], "delete")
+    live, most = 4, 4
+    for one in churn(config, 3, 60, 32, population, []):
+        live += 1 if one.kind in ("join", "return") else -1
+        most = max(most, live)
+    assert most == 5
 
 
 def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:
