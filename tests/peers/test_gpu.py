@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from dataclasses import fields
@@ -22,6 +21,7 @@ from peers.models import pick_device
 from tests.emulation.test_run import command
 from tests.emulation.test_virtual import CHURN
 from tests.peers.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
+from tests.transport.test_gloo_links import in_all_ranks
 from transport.gloo_links import GlooLinks
 
 pytestmark = [
@@ -123,16 +123,11 @@ def test_a_run_with_churn_on_one_gpu_repeats_to_the_bit(tmp_path: Path) -> None:
     assert any(device["adapter_sha256"] for device in runs[0]["devices"])
 
 
+async def _mean(links: GlooLinks) -> object:
+    mean = await links.all_reduce_mean(torch.arange(3.0, device=CUDA))
+    return mean.device.type, mean.tolist()
+
+
 def test_all_reduce_over_nccl_in_a_world_of_one(tmp_path: Path) -> None:
     """NCCL refuses two ranks on one GPU: a sum over several takes a machine with several."""
-
-    async def scene() -> torch.Tensor:
-        links = GlooLinks("d0", 0, 1, f"file://{tmp_path / 'store'}")
-        await links.start()
-        try:
-            return await links.all_reduce_mean(torch.arange(3.0, device=CUDA))
-        finally:
-            await links.close()
-
-    mean = asyncio.run(scene())
-    assert mean.device == CUDA and mean.tolist() == [0.0, 1.0, 2.0]
+    assert in_all_ranks(_mean, tmp_path, world=1) == [("cuda", [0.0, 1.0, 2.0])]
