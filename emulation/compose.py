@@ -76,6 +76,11 @@ class Run:
         """The last round of each device that is there; -1: it has not begun."""
         return {device: self.last_round.get(device, -1) for device in self.running()}
 
+    def over(self) -> bool:
+        """Whether somebody has done all rounds and gone: who arrives from now on would be alone."""
+        last = self.scenario.round.count - 1
+        return any(self.last_round.get(d) == last and not c.live for d, c in self.containers.items())
+
     def returns(self, device: str) -> bool:
         """Whether the scenario has it come back yet."""
         return any((event.kind, event.device) == ("return", device) for event in self.pending)
@@ -253,7 +258,9 @@ def _inject_due(state: Run) -> None:
         state.resume_at.remove((at_s, device))
         if device in state.running():
             state.project.unpause(state.containers[device])
-    while (event := due(state.pending, state.rounds(), partial(_waits, state))) is not None:
+    while (
+        not state.over() and (event := due(state.pending, state.rounds(), partial(_waits, state))) is not None
+    ):
         state.pending.remove(event)
         state.note(event.round, event.kind, shown(event))
         _inject(state, event)

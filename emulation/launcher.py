@@ -35,7 +35,7 @@ PRELOAD = [
     "emulation.cli",  # each child imports the main module again
     "emulation.frozen",  # last: what is above stays shared
 ]
-SEEDS = 4  # addresses that a device starts from
+SEEDS = 8  # addresses that a device starts from
 SIGNALS = {"leave": signal.SIGTERM, "retire": signal.SIGINT, "crash": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 
@@ -86,6 +86,11 @@ class Run:
     def rounds(self) -> dict[str, int]:
         """The last round of each device that is there; -1: it has not begun."""
         return {device: started.last_round for device, started in self.running().items()}
+
+    def over(self) -> bool:
+        """Whether somebody has done all rounds and gone: who arrives from now on would be alone."""
+        last = self.scenario.round.count - 1
+        return any(s.last_round == last and not s.process.is_alive() for s in self.devices.values())
 
     def running(self) -> dict[str, Started]:
         return {d: s for d, s in self.devices.items() if s.process.is_alive()}
@@ -177,7 +182,7 @@ def _met(state: Run, device: str, life: int, cohort: int) -> list[str]:
 def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:
     """Until all devices are gone: follow their rounds, inject what is due, notice who fell."""
     tails: dict[str, Tail] = {}
-    while state.running() or any(e.kind in ARRIVALS for e in state.pending):
+    while True:
         for device, started in state.devices.items():
             tail = tails.setdefault(device, Tail(state.out / "devices" / device / "metrics.jsonl"))
             for record in tail.read():
@@ -186,7 +191,7 @@ def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerPr
         _check(state, judge)
         progress.update(state.seconds())
         if not state.running():
-            break
+            return
         time.sleep(POLL_S)
 
 
@@ -196,7 +201,7 @@ def _inject_due(state: Run, lifeline: object) -> None:
         state.resume_at.remove((at, device))
         if device in running:
             _signal(running[device], signal.SIGCONT)
-    while (event := due(state.pending, state.rounds())) is not None:
+    while not state.over() and (event := due(state.pending, state.rounds())) is not None:
         state.pending.remove(event)
         if event.device is None or event.kind in ARRIVALS or event.device in state.running():
             state.note(event.round, event.kind, shown(event))

@@ -34,6 +34,9 @@ MARKS = {
     "heal": "#777777",
 }
 WIDTH = 10.0  # inches
+PANELS = 24  # shards and blocks that are shown one by one
+TOLD = 6  # events before and after which contributions are shown
+NAMED = 16  # events at most that are written into a picture
 
 
 def colour(device: str, devices: list[str]) -> str:
@@ -62,7 +65,8 @@ def _saved(figure: Figure, kind: str) -> bytes:
 # -- accuracy --------------------------------------------------------------------------------------------
 def accuracy(run: RunRecords) -> Figure:
     """Small multiples: one panel a shard, one line a device, events as vertical lines."""
-    shards = in_order({s for e in run.evaluations for s in e["accuracy"]})
+    all_shards = in_order({s for e in run.evaluations for s in e["accuracy"]})
+    shards = all_shards[:PANELS]
     columns = min(4, max(1, len(shards)))
     rows = -(-len(shards) // columns) or 1
     figure = Figure(figsize=(WIDTH, 1.2 + 2.1 * rows), layout="constrained")
@@ -80,6 +84,8 @@ def accuracy(run: RunRecords) -> Figure:
     for panel in panels[max(0, len(shards) - columns) : len(shards)]:
         panel.set_xlabel("round")
         panel.tick_params(labelbottom=True)
+    if shards != all_shards:
+        figure.suptitle(f"the first {len(shards)} of {len(all_shards)} shards", fontsize=10)
     _legend(figure, panels[:1], "answers of")
     return figure
 
@@ -140,11 +146,14 @@ def _split(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def mark_events(axes: Axes, run: RunRecords, named: bool) -> None:
-    """A vertical line where each event happened."""
+    """A vertical line where each event happened; of many only the lines, fainter."""
+    many = len(run.injected) > NAMED
     for event in run.injected:
         ink = MARKS.get(str(event["kind"]), "#777777")
-        axes.axvline(int(event["round"]), color=ink, linewidth=1, linestyle="--")
-        if named:
+        axes.axvline(
+            int(event["round"]), color=ink, linewidth=1, linestyle="--", alpha=0.25 if many else None
+        )
+        if named and not many:
             axes.annotate(
                 f"{event['device']} {event['kind']}",
                 (int(event["round"]), 1.0),
@@ -209,12 +218,12 @@ def budget(run: RunRecords) -> Figure:
 
 # -- heat maps -------------------------------------------------------------------------------------------
 def contributions(run: RunRecords) -> Figure | None:
-    """||C_u|| by block and layer group, mean over devices, around each event and at the end; or None."""
+    """||C_u|| by block and layer group, mean over devices, around events and at the end; or None."""
     columns = [(name, _norms(run, at)) for name, at in _moments(run)]
     columns = [(name, norms) for name, norms in columns if norms]
     if not columns:
         return None
-    blocks = in_order({block for _, norms in columns for block in norms})
+    blocks = in_order({block for _, norms in columns for block in norms})[:PANELS]
     groups = list(dict.fromkeys(group for _, norms in columns for found in norms.values() for group in found))
     height = 1.3 + 0.34 * len(blocks)
     figure = Figure(figsize=(min(WIDTH, 1.6 + 1.7 * len(columns)), height), layout="constrained")
@@ -232,9 +241,9 @@ def contributions(run: RunRecords) -> Figure | None:
 
 
 def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
-    """The columns: before and after each event, and the end."""
+    """The columns: before and after each of the first events, and the end."""
     moments = []
-    for event in events(run):
+    for event in events(run)[:TOLD]:
         name, seen = f"{event.device} {event.record['kind']}", event.noticed().values()
         after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
         before = [*event.survivors, *([event.device] if event.record["kind"] not in ARRIVALS else [])]

@@ -124,7 +124,7 @@ def test_an_event_is_due_when_all_have_closed_its_round() -> None:
     assert due(listed, {"d0": 2, "d1": 1}) is None
     assert due(listed, {"d0": -1, "d1": -1}) is None
     assert due(listed, {"d0": 3, "d1": 2}) is listed[0]
-    assert due(listed[1:], {"d1": 3, "d2": -1}) is None  # one has not begun
+    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # who has not begun holds up nobody
     assert due([], {"d0": 9}) is None and due(listed, {}) is None
 
 
@@ -132,6 +132,7 @@ def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
     joins, leaves, returns = (event(2, kind, "d9") for kind in ("join", "leave", "return"))
     listed, other = [joins, leaves, returns], event(2, "stall", "d1", duration_s=1.0)
     assert due(listed, {"d1": 2}) is joins
+    assert due([leaves, returns, other], {"d1": 2, "d9": -1}) is other
     assert due([leaves, returns], {"d1": 2, "d9": 2}) is leaves
     assert due([returns], {"d1": 2, "d9": 2}) is None  # its last life goes on
     assert due([returns], {"d1": 2}) is returns
@@ -149,6 +150,19 @@ def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
     assert launcher._met(state, "d3", 0, cohort=0) == ["d1#1", "d2"]
     state.partition = (("d1",),)
     assert launcher._met(state, "d3", 0, cohort=0) == ["d2"]
+
+
+def test_once_somebody_has_done_all_rounds_nothing_happens_any_more(tmp_path: Path) -> None:
+    made = scenario(event(1, "join", "d2"), devices={"count": 2}, round={"count": 4})
+    state = launcher.Run(made, tmp_path, get_context("forkserver"), 0, {}, list(made.events), NEAR, {})
+    for device, lives in (("d0", False), ("d1", True)):
+        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
+        state.devices[device] = launcher.Started(process, last_round=2)  # type: ignore[arg-type]
+    assert not state.over()
+    state.devices["d0"].last_round = 3
+    assert state.over()
+    launcher._inject_due(state, None)
+    assert state.pending == list(made.events)
 
 
 def test_nobody_comes_when_there_are_as_many_as_allowed() -> None:
