@@ -21,10 +21,11 @@ class Part(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A neighbour's copy of a part."""
+    """A neighbour's copy of a part. replaces: its owner has refitted it, all other copies are out of date."""
 
     version: int
     values: object
+    replaces: bool = False
 
 
 class Mix(NamedTuple):
@@ -79,7 +80,10 @@ def mixing_mode(name: str) -> Callable[[Callable[[], MixingMode]], Callable[[], 
 
 @mixing_mode("average")
 class Average:
-    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block; absent weight stays."""
+    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block; absent weight stays.
+
+    But what replaces other copies does so whole.
+    """
 
     relays = True
     foreign_basis = False
@@ -95,7 +99,7 @@ class Average:
         weights: Mapping[str, float],
         arrived: Mapping[str, Mapping[Part, Arrival]],
     ) -> list[Mix]:
-        mixes = (Mix(part, _terms(part, weights, arrived)) for part in sorted(held))
+        mixes = (Mix(part, _whole(part, arrived) or _terms(part, weights, arrived)) for part in sorted(held))
         return [mix for mix in mixes if mix.terms]
 
 
@@ -158,6 +162,11 @@ class PaperLiteral:
             }
             mixes.append(Mix(part, _terms(part, weights, by_owner)))
         return [mix for mix in mixes if mix.terms]
+
+
+def _whole(part: Part, arrived: Mapping[str, Mapping[Part, Arrival]]) -> tuple[tuple[float, Any], ...]:
+    copy = arrived.get(part.block.device, {}).get(part)
+    return ((1.0, copy.values),) if copy is not None and copy.replaces else ()
 
 
 def _terms(

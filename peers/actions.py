@@ -104,10 +104,12 @@ class OwnBlock:
 
 @dataclass(frozen=True, slots=True)
 class DropBlock:
-    """Delete a block and purge all that is queued of it."""
+    """Delete a block and purge all that is queued of it. handover: the share of it that the own block takes
+    over before (peers/handover.py)."""
 
     key: Key
     reason: str
+    handover: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

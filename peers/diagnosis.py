@@ -102,14 +102,14 @@ def diagnose(
     if not blocks:
         raise ValueError("a device without blocks has nothing to diagnose")
     batch = batch.to(next(model.parameters()).device)
-    with _taps(model, layout) as taps:
+    with taps(model, layout) as seen:
         output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         logits = output.logits[:, :-1].float()
         labels = batch.labels[:, 1:]
         loss = _mean_loss(logits, labels)
         drawn = _mean_loss(logits, _sampled(logits, labels, draw)) if options.labels == "model" else None
-        gradients = _backward(loss, taps, keep=drawn is not None)
-        fisher = gradients if drawn is None else _backward(drawn, taps, keep=False)
+        gradients = _backward(loss, seen, keep=drawn is not None)
+        fisher = gradients if drawn is None else _backward(drawn, seen, keep=False)
     totals = {group: _Total() for group in layout.groups}
     for shape in layout.modules:
         _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
@@ -133,7 +133,7 @@ def step_flops(layout: ModelLayout, tokens: int) -> float:
 
 # -- passes ----------------------------------------------------------------------------------------------
 @dataclass(slots=True)
-class _Tap:
+class Tap:
     """What went in and came out of a module: [n, T, d] and [n, T, k]."""
 
     x: Tensor
@@ -148,13 +148,14 @@ class _Pass(NamedTuple):
 
 
 @contextmanager
-def _taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, _Tap]]:
-    taps: dict[str, _Tap] = {}
+def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
+    """What goes through the adapted modules in the pass under way, by module."""
+    found: dict[str, Tap] = {}
     hooks: list[RemovableHandle] = []
 
     def tap(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            taps[name] = _Tap(args[0].detach(), y)
+            found[name] = Tap(args[0].detach(), y)
 
         return hook
 
@@ -162,15 +163,15 @@ def _taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, _Tap]]:
         for shape in layout.modules:
             module = model.base_model.model.get_submodule(shape.name)
             hooks.append(module.register_forward_hook(tap(shape.name)))
-        yield taps
+        yield found
     finally:
         for handle in hooks:
             handle.remove()
 
 
-def _backward(loss: Tensor, taps: Mapping[str, _Tap], keep: bool) -> dict[str, _Pass]:
-    found = torch.autograd.grad(loss, [tap.y for tap in taps.values()], retain_graph=keep)
-    return {name: _Pass(tap.x, d.float()) for (name, tap), d in zip(taps.items(), found, strict=True)}
+def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, _Pass]:
+    found = torch.autograd.grad(loss, [tap.y for tap in seen.values()], retain_graph=keep)
+    return {name: _Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

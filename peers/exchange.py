@@ -54,6 +54,8 @@ class Exchange:
         self.held: dict[Part, int] = {}
         self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
         self.peers: dict[str, PeerCopies] = {}
+        # Own parts that were refitted, and who was sent them in which round.
+        self._replacing: dict[Part, dict[str, int]] = {}
         self._waiting: dict[Slot, int] = {}
         self._inbox: dict[str, dict[tuple[Part, int], Arrival]] = {}  # by part and round
 
@@ -68,6 +70,7 @@ class Exchange:
         for part in self.parts(key):
             self.held.pop(part, None)
             self.unknown.discard(part)
+            self._replacing.pop(part, None)
             for box in self._inbox.values():
                 for entry in [entry for entry in box if entry[0] == part]:
                     del box[entry]
@@ -79,6 +82,11 @@ class Exchange:
         self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
         if self.allocating is not None:
             self.allocating.drop(key)
+
+    def replace(self, own: Key) -> None:
+        """The own block has been refitted: copies of it from before are to be replaced, not mixed with."""
+        if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
+            self._replacing = {part: {} for part in self.parts(own)}
 
     def forget_peer(self, peer: str) -> None:
         self.peers.pop(peer, None)
@@ -170,6 +178,9 @@ class Exchange:
             if part in chosen:
                 status = "sent"
                 parts.append((part, version, "transfer" if part in copies.wants else cause))
+                if part in self._replacing and peer not in self._replacing[part]:
+                    status = "replaces"
+                    self._replacing[part][peer] = version
                 copies.has[part] = version
                 copies.wants.discard(part)
             elif part in offered or part in self.unknown:
@@ -216,6 +227,10 @@ class Exchange:
             if not self.mode.shared_versions:
                 manifest = manifests.get(peer)
                 arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
+                self._leave_out(peer, round_, arrived[peer])
+        for part, told in list(self._replacing.items()):
+            if manifests and all(told.get(peer, round_) < round_ for peer in manifests):
+                del self._replacing[part]
         mixes = tuple(
             mix for group in self.groups for mix in self._combine(own, group, weights[group], arrived)
         )
@@ -223,6 +238,12 @@ class Exchange:
             if mix.version is not None:
                 self.held[mix.part] = mix.version
         return mixes
+
+    def _leave_out(self, peer: str, round_: int, copies: dict[Part, Arrival]) -> None:
+        """Copies of the own block that are older than its refit."""
+        for part, told in self._replacing.items():
+            if told.get(peer, round_) >= round_:
+                copies.pop(part, None)
 
     def _combine(
         self,
@@ -250,5 +271,6 @@ class Exchange:
             if version == ZERO and status == "unchanged":
                 copies[part] = Arrival(ZERO, None)  # still zero
             elif status != "withheld" and part in cache and cache[part].version == version:
-                copies[part] = cache[part]
+                whole = status == "replaces" and part in fresh and part.block.device == peer
+                copies[part] = cache[part]._replace(replaces=whole)
         return copies

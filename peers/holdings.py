@@ -83,7 +83,10 @@ class Holdings:
         shown = forgotten and state.round >= 0 and state.me.snapshot_every
         if shown:
             state.act(Snapshot(state.round, f"before:{key.device}"))
-        state.act(DropBlock(key, GONE.get(record.status, "moved") if record else "unknown"))
+        handover = state.config.correction.handover if forgotten and state.round >= 0 else 0.0
+        if handover and state.own is not None:
+            state.exchange.replace(state.own.key)
+        state.act(DropBlock(key, GONE.get(record.status, "moved") if record else "unknown", handover))
         state.exchange.drop(key)
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))

@@ -23,6 +23,7 @@ from peers.diagnosis import Diagnosis, Options, diagnose
 from peers.errors import InputError
 from peers.export import blocks_sha256, saved_blocks, write_adapter
 from peers.fingerprint import Fingerprint
+from peers.handover import BATCH, EXAMPLES, refit
 from peers.sketch import Sketcher
 from peers.snapshots import SnapshotModel, write_snapshot
 from peers.tasks.batches import batch_generator, sample_batch
@@ -143,13 +144,16 @@ class Learner:
         self._adapter.attach(block)
         self._outdate()
 
-    def delete_block(self, key: BlockKey) -> Receipt:
+    def delete_block(self, key: BlockKey, handover: float = 0.0) -> Receipt:
         """Forget a block: its values, its optimiser's moments, its share of the weights.
 
+        handover: the own block takes over that share of what it did on the own data (peers/handover.py).
         `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW,
         which removes next to nothing. Raises KeyError if the block is not held.
         """
         before = self.sha256()
+        if handover and self._own is not None and key != self._own:
+            self._take_over(self._own, key, handover)
         basis = self._union[key].bases
         self._union.delete(key)
         self._optimizers.pop(key, None)
@@ -162,6 +166,18 @@ class Learner:
             self._project_out(basis)
         self._outdate()
         return Receipt(before, self.sha256())
+
+    def _take_over(self, own: BlockKey, gone: BlockKey, share: float) -> None:
+        draw = batch_generator(self._config.seed, f"{self._device_id}/handover/{gone}", 0, 0)
+        drawn = sample_batch(self._encoded, min(EXAMPLES, len(self._encoded)), draw)
+        self._place(())
+        batches = (self._encoded.take(part).to(self._device) for part in torch.split(drawn, BATCH))
+        block = self._union[own]
+        moves = refit(self._adapter.model, self.layout, block, self._union[gone], batches)
+        for group, move in moves.items():
+            self._union.set(own, group, block.data[group].detach() + share * move)
+            if group in self._before:
+                self._before[group] += share * move
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
         """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""

@@ -86,9 +86,9 @@ class Workshop:
             partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
         )
 
-    def drop_block(self, key: Key) -> Future[Receipt | None]:
+    def drop_block(self, key: Key, handover: float = 0.0) -> Future[Receipt | None]:
         """None: it was not held."""
-        return self.submit(partial(self._drop, key))
+        return self.submit(partial(self._drop, key, handover))
 
     def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
         """A neighbour's copy, for the allocator."""
@@ -198,10 +198,10 @@ class Workshop:
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
         return pack(groups), found
 
-    def _drop(self, key: Key) -> Receipt | None:
+    def _drop(self, key: Key, handover: float) -> Receipt | None:
         self._changed = {part for part in self._changed if part.block != key}
         self._versions.drop(key)
         if self.copies is not None:
             self.copies.drop(key)
         block = BlockKey(*key)
-        return self._learner.delete_block(block) if self._learner.has(block) else None
+        return self._learner.delete_block(block, handover) if self._learner.has(block) else None

@@ -76,7 +76,8 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The end of a round's data: what was sent, unchanged or withheld. `view`: hash of the members."""
+    """The end of a round's data: what was sent, unchanged or withheld; what replaces other
+    copies (peers/handover.py) was sent. `view`: hash of the members."""
 
     round: int
     phase: str

@@ -70,6 +70,53 @@ def everything(value: object) -> Iterator[object]:
         yield from everything(one)
 
 
+# -- a refit replaces ---
+
+
+def refitted() -> Exchange:
+    of = exchange()
+    plan(of, "d8", "d9")
+    newer(of, 5)
+    of.replace(OWN)
+    return of
+
+
+def test_a_refitted_block_is_told_once_to_each_neighbour() -> None:
+    of = refitted()
+    first = plan(of, "d9")["d9"]
+    assert {s for p, s in statuses(first).items() if p.block == OWN} == {"replaces"}
+    assert {s for p, s in statuses(first).items() if p.block == THEIRS} == {"sent"}
+    newer(of, 6)
+    assert "replaces" not in statuses(plan(of, "d9")["d9"]).values()
+    assert {s for p, s in statuses(plan(of, "d8")["d8"]).items() if p.block == OWN} == {"replaces"}
+
+
+def test_what_does_not_fit_the_budget_replaces_later() -> None:
+    of = refitted()
+    assert "replaces" not in statuses(plan(of, "d9", budget=10)["d9"]).values()
+    assert "replaces" in statuses(plan(of, "d9")["d9"]).values()
+
+
+def test_copies_from_before_a_refit_are_not_mixed_with() -> None:
+    of, own = refitted(), Part(OWN, "early")
+    plan(of, "d9")  # in round 5: what d9 has sent for it is older
+    of.receive("d9", own, 4, 5, "old")
+    assert close(of, 5, manifest(4, "sent", own)) == ()
+    of.receive("d9", own, 6, 6, "new")
+    assert close(of, 6, manifest(6, "sent", own, 6)) == (Mix(own, ((0.5, "new"),)),)
+
+
+def test_an_owner_s_refit_replaces_the_copy_whole_and_nobody_else_s() -> None:
+    for sender, weight in (("d1", 1.0), ("d9", 0.5)):
+        of = exchange()
+        of.receive(sender, PART, 5, 5, "refitted")
+        weights = {group: {sender: 0.5} for group in of.groups}
+        mixes = of.close(OWN, 5, weights, {sender: manifest(5, "replaces")})
+        assert mixes == (Mix(PART, ((weight, "refitted"),)),)
+        again = of.close(OWN, 6, weights, {sender: manifest(5, "unchanged", round_=6)})
+        assert again == (Mix(PART, ((0.5, "refitted"),)),)  # it replaces once
+
+
 # -- what is sent ----------------------------------------------------------------------------------------
 
 
