@@ -53,6 +53,13 @@ def uniform(view: View, limits: Limits, memory: Memory) -> Decision:
     return Decision(dict.fromkeys(view.groups, limits.base), "the same for all groups", memory)
 
 
+@policy("max-steps")
+def max_steps(view: View, limits: Limits, memory: Memory) -> Decision:
+    """n_max for all groups: what more compute alone buys, at the bytes of `uniform`."""
+    base = replace(limits.base, steps=limits.steps_max)
+    return Decision(dict.fromkeys(view.groups, base), f"{limits.steps_max} steps for all groups", memory)
+
+
 @policy("proportional")
 def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
     """Algorithm 1: n_g, lambda_g and gamma_g by p_g; gamma_g is the density of the group's graph too."""

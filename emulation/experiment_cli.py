@@ -14,21 +14,19 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes or allocation.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery or allocation.")],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Paired seeds, from 0 on; default: the scale's (10, 3, 1).")
+        int | None, typer.Option(min=1, help="Paired seeds, from 0 on; default: the scale's (10, 3, 3, 1).")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder that is gone on with; default: experiments/NAME-SCALE.")
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="full, small, or tiny, which only shows that it works.")
+        str, typer.Option(help="full, medium, small, or tiny, which only shows that it works.")
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(
-            help="Only these, with commas; to the first two experiments uniform and oracle are added."
-        ),
+        typer.Option(help="Only these, with commas; to all but allocation uniform and oracle are added."),
     ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run side by side.")] = 1,
 ) -> None:

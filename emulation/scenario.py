@@ -182,6 +182,12 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.isolation.leak} with mixing.mode = 'newest', in which a block has one writer; "
             "allowed: 0, or mixing.mode = 'average'",
         )
+    if scenario.correction.handover and scenario.mixing.mode == "paper-literal":
+        yield (
+            "correction.handover",
+            f"{scenario.correction.handover} with mixing.mode = 'paper-literal', which has no foreign blocks "
+            "in the model; allowed: 0, or another mode",
+        )
     yield from _radio_problems(scenario)
     yield from _allocator_problems(scenario)
     yield from _event_problems(scenario)

@@ -25,6 +25,11 @@ class Arm:
     derived: bool = False
 
 
+HANDOVER = {"correction.handover": 0.4}  # damped, as method 4 has it
+REHEARSED = {"train.rehearsal": 0.3}
+NEWEST = {"mixing.mode": "newest"}
+
+
 def _policy(name: str, about: str) -> Arm:
     return Arm(name, about, {"correction.policy": name})
 
@@ -49,6 +54,16 @@ ARMS: dict[str, Arm] = {
             {"mixing.mode": PAPER_LITERAL},
             branches=False,
         ),
+        _policy("max-steps", "n_max local steps for all groups"),
+        Arm("handover", "the survivors' blocks are refitted before the leaver's goes", HANDOVER),
+        Arm(
+            "handover+max-steps",
+            "both",
+            {**HANDOVER, "correction.policy": "max-steps"},
+        ),
+        Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
+        Arm("rehearsed+handover", "both", {**REHEARSED, **HANDOVER}, branches=False),
+        Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )
 }
@@ -59,5 +74,6 @@ BEFORE = Arm(
     event=None,
     branches=False,
 )
+RECOVERY = ("max-steps", "handover", "handover+max-steps", "rehearsed", "rehearsed+handover", "newest")
 POLICIES = tuple(name for name, arm in ARMS.items() if "correction.policy" in arm.changes)
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emulation.experiments.arms import ARMS, NONE, ORACLE, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.arms import ARMS, NONE, ORACLE, RECOVERY, SINGLE_ACTIONS, UNIFORM
 from peers.errors import InputError
 
 
@@ -48,6 +48,7 @@ SCALES = {
     scale.name: scale
     for scale in (
         Scale("full", devices=6, persons=10, learn=240, correct=60, every=5, seeds=10, max_devices=8),
+        Scale("medium", devices=6, persons=10, learn=120, correct=40, every=5, seeds=3, max_devices=8),
         Scale("small", devices=4, persons=4, learn=60, correct=20, every=5, seeds=3, max_devices=6),
         Scale(
             "tiny",
@@ -112,15 +113,35 @@ REGIMES = (
     ),
 )
 
+# The workload of scenarios/demo.toml.
+DEFAULT = Setting(
+    "default",
+    "the demo's workload: 5 local steps, r = 8, complete graph",
+    {
+        "adapter.rank": 8,
+        "round.local_steps": 5,
+        "mixing.mode": "average",
+        "topology.kind": "full",
+    },
+)
+
 EXPERIMENTS = {
     e.name: e
     for e in (
-        Experiment("ablation", "The paper's Table III: every arm", (ABLATION,), tuple(ARMS)),
+        Experiment(
+            "ablation",
+            "The paper's Table III: every arm",
+            (ABLATION,),
+            tuple(a for a in ARMS if a not in RECOVERY),
+        ),
         Experiment(
             "regimes",
             "Which single action is best where, and what `dominant` chooses",
             REGIMES,
             ("dominant", "proportional", UNIFORM, *SINGLE_ACTIONS, NONE, ORACLE),
+        ),
+        Experiment(
+            "recovery", "What brings survivors back sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, ORACLE)
         ),
     )
 }
