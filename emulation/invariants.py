@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,7 +79,6 @@ def _forgotten(run: RunRecords, about: dict[str, Record]) -> Iterator[Violation]
 
 def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:
     """Everyone who lives on for so long notices who has gone."""
-    ends = {d: float(run.metrics[d][-1]["t1_s"]) if run.metrics[d] else 0.0 for d in run.devices}
     cut = [e for e in run.injected if e["kind"] in ("partition", "heal")]
     for event in event_story.events(run):
         if event.record["kind"] not in GONE:
@@ -86,17 +86,24 @@ def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:
         seen, until = event.noticed(), event.t_s + bound_s
         apart = any(p["kind"] == "partition" and p["t_s"] <= until for p in cut)
         for survivor in event.survivors:
-            lived = ends.get(survivor, 0.0) > until and not _started_between(run, survivor, event.t_s, until)
             if survivor in seen and float(seen[survivor]["t_s"]) <= until:
                 continue
-            if lived and not apart:
+            if not apart and _lived_through(run, survivor, event.t_s, until):
                 yield Violation(
                     "an end is not noticed in time", f"of {event.device} by {survivor}, {bound_s:g} s"
                 )
 
 
-def _started_between(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:
-    return any(e["event"] == "started" and start_s <= float(e["t_s"]) <= stop_s for e in run.events[device])
+def _lived_through(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:
+    """Whether one life of the device began before and still closed rounds afterwards."""
+    starts = _starts(run, device)
+    closed = [float(line["t1_s"]) for line in run.metrics[device]]
+    following = min((at for at in starts if at >= start_s), default=math.inf)
+    return any(at < start_s for at in starts) and any(stop_s < at < following for at in closed)
+
+
+def _starts(run: RunRecords, device: str) -> list[float]:
+    return [float(e["t_s"]) for e in run.events[device] if e["event"] == "started"]
 
 
 def _agreed(about: dict[str, Record]) -> Iterator[Violation]:
@@ -122,8 +129,8 @@ def _rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
     for device in run.devices:
         lines = run.metrics[device]
         for before, after in pairwise(lines):
-            gap = float(after["t1_s"]) - float(before["t1_s"])
-            restarted = _started_between(run, device, float(before["t1_s"]), float(after["t1_s"]))
+            start, stop = float(before["t1_s"]), float(after["t1_s"])
+            gap, restarted = stop - start, any(start <= at <= stop for at in _starts(run, device))
             if gap > bound_s and not restarted:
                 yield Violation(
                     "a device stands still", f"{device} for {gap:.1f} s after round {before['round']}"
