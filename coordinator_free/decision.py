@@ -75,7 +75,8 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far one step's trial lowered the loss; for `lookahead` alone.
+    how far one step's trial lowered the loss; for `lookahead` alone. strength: gamma of (1 - gamma) I +
+    gamma W in the scenario. isolated: a device's gradients reach its own block alone.
     """
 
     index: int
@@ -84,6 +85,8 @@ class View:
     ladder: Ladder
     seed: int
     trials: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    strength: float = 1.0
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

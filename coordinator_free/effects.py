@@ -6,6 +6,10 @@
 | proximal damping lambda   | R_het and drift                    | (1 + eta lambda)^(-2n); R_loc is slower   |
 | topology, rho0 -> rho     | R_con                              | (rho / rho0)^2                            |
 | exchange every H-th round | R_con grows with H n steps between | (H / H0)^2; bytes / H                     |
+
+With isolated blocks no step of one device undoes another's: what heterogeneity costs is that each follows the
+gradient of its own loss, a bias that does not depend on n. R_het then stays as it is but for damping, and all
+of it counts. rho is that of (1 - gamma) I + gamma W.
 """
 
 from __future__ import annotations
@@ -79,23 +83,26 @@ def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -
     left0, left = 1 - q0 * q0, 1 - q * q
     # Where nothing contracts, 1 - q^2 ~ 2 n eta mu.
     summed = left0 / left if left > NO_CONTRACTION else before.steps / after.steps
-    rho0, rho = (min(max(view.ladder.at(a.rung).rho, MIN_RHO), MAX_RHO) for a in (before, after))
+    rho0, rho = _rho(view, before), _rho(view, after)
     driven = g.residuals.heterogeneity * left0 * before.period**2 * _kept(rho0)
     sustained = min(g.residuals.consensus, driven)
     return Residuals(
         g.residuals.local * q ** (2 * rounds),
         (g.residuals.consensus - sustained) * rho ** (2 * rounds / after.period)
         + sustained * steps2 * between2 * damped * _kept(rho) / _kept(rho0),
-        g.residuals.heterogeneity * summed * steps2 * damped,
+        g.residuals.heterogeneity * (1.0 if view.isolated else summed * steps2) * damped,
     )
 
 
 def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:
-    """What is left of a group: the sum, of R_het what K = `view.rounds` rounds have of it, (1 - q^(2K)).
+    """What is left of a group: the sum; of R_het, without isolation, what K = `view.rounds` rounds have of
+    it, (1 - q^(2K)).
 
-    R_het sums what the devices' steps differ by over infinitely many rounds. Where little contracts it is
+    It sums what the devices' steps differ by over infinitely many rounds. Where little contracts it is
     far off for long: to count it whole would have a group stand still rather than learn.
     """
+    if view.isolated:
+        return residuals.total
     g = view.groups[group]
     q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))
@@ -141,6 +148,12 @@ def in_force(view: View, limits: Limits, held: Settings) -> dict[str, GroupActio
 def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAction]:
     """The settings after one move of each of some groups."""
     return {g: chosen[g].action if g in chosen else a for g, a in settings.items()}
+
+
+def _rho(view: View, action: GroupAction) -> float:
+    """Of what mixes in a round: ||(1 - gamma) I + gamma W - J||, rho being W's largest eigenvalue but 1."""
+    gamma = view.strength * action.gamma
+    return min(max(1 - gamma * (1 - view.ladder.at(action.rung).rho), MIN_RHO), MAX_RHO)
 
 
 def _contraction(g: GroupView, action: GroupAction) -> float:

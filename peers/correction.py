@@ -204,7 +204,17 @@ class Correction:
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             told[group] = {**found._asdict(), "S": shares[group].score, "p": shares[group].share}
         index = epoch // self._config.period
-        return View(index, self._config.period, views, rungs, state.config.seed), told
+        config = state.config
+        view = View(
+            index,
+            self._config.period,
+            views,
+            rungs,
+            config.seed,
+            strength=config.mixing.gamma,
+            isolated=config.isolation.leak == 0,
+        )
+        return view, told
 
     def _ladder(self, members: tuple[str, ...]) -> Ladder:
         links = {edge(a, b): 1.0 for a in members for b in members if a < b}

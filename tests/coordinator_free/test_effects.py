@@ -15,6 +15,7 @@ from coordinator_free.effects import (
     predicted,
     relative_cost,
     relative_use,
+    remaining,
 )
 from tests.coordinator_free.diagnoses import GROUPS, LADDER, LIMITS, group, view
 
@@ -60,6 +61,25 @@ def test_a_step_more_lowers_the_local_residual_and_raises_the_others():
 
 def test_where_nothing_contracts_heterogeneity_grows_with_n():
     assert effect(BASE, after(steps=8), mu=0.0)[2] == pytest.approx(2)
+
+
+def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
+    late = group(1.0, 0.0, 100.0)
+    shown = replace(view(late=late), isolated=True)
+    for then in (BASE, after(steps=8), after(steps=2)):
+        left = predicted(shown, "late", BASE, then)
+        assert left.heterogeneity == 100.0
+        assert remaining(shown, "late", left, then) == left.total
+    damped = predicted(shown, "late", BASE, after(prox=1.0))
+    assert damped.heterogeneity == pytest.approx(100 * 1.1 ** (-8))
+
+
+def test_weak_mixing_contracts_less_than_its_graph_could():
+    late = group(1.0, **PASSING)
+    for gamma in (1.0, 0.4):
+        shown = replace(view(late=late), strength=gamma)
+        rho = 1 - gamma * (1 - LADDER.at(0).rho)
+        assert predicted(shown, "late", BASE, BASE).consensus == pytest.approx(rho**10)
 
 
 def test_damping_lowers_heterogeneity_and_drift_and_slows_descent():
