@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,12 @@ import pytest
 import torch
 
 from coordinator_free.residuals import Observables
-from emulation.bench.clock import repeatable
 from peers.blocks import BlockKey
 from peers.checkpoint import path_of
 from peers.diagnosis import Options
 from peers.learner import Learner
 from peers.models import pick_device
-from tests.emulation.test_run import command
-from tests.emulation.test_virtual import CHURN
+from tests.emulation.test_virtual import CHURN, run
 from tests.peers.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
 from tests.transport.test_gloo_links import in_all_ranks
 from transport.gloo_links import GlooLinks
@@ -106,14 +102,6 @@ def test_a_diagnosis_agrees_with_the_cpu() -> None:
             a, b = (getattr(one, field.name) for one in seen)
             assert b == pytest.approx(a, rel=2e-3, abs=1e-5), (group, field.name)
         assert on_cpu.blocks.keys() == found[1].groups[group].blocks.keys()
-
-
-def run(out: Path, *options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        command(out, "--clock", "virtual", *options), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    return repeatable(json.loads((out / "summary.json").read_text()))
 
 
 def test_a_run_with_churn_on_one_gpu_repeats_to_the_bit(tmp_path: Path) -> None:
