@@ -77,9 +77,10 @@ class Run:
         return {device: self.last_round.get(device, -1) for device in self.running()}
 
     def over(self) -> bool:
-        """Whether somebody has done all rounds and gone: who arrives from now on would be alone."""
-        last = self.scenario.round.count - 1
-        return any(self.last_round.get(d) == last and not c.live for d, c in self.containers.items())
+        """Whether more devices have done all rounds and gone than are left: who arrives would soon be alone."""
+        last, running = self.scenario.round.count - 1, self.running()
+        done = [d for d in self.containers if self.last_round.get(d) == last and d not in running]
+        return len(done) > len(running)
 
     def returns(self, device: str) -> bool:
         """Whether the scenario has it come back yet."""

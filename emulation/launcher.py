@@ -88,9 +88,10 @@ class Run:
         return {device: started.last_round for device, started in self.running().items()}
 
     def over(self) -> bool:
-        """Whether somebody has done all rounds and gone: who arrives from now on would be alone."""
-        last = self.scenario.round.count - 1
-        return any(s.last_round == last and not s.process.is_alive() for s in self.devices.values())
+        """Whether more devices have done all rounds and gone than are left: who arrives would soon be alone."""
+        last, running = self.scenario.round.count - 1, self.running()
+        done = [d for d, s in self.devices.items() if s.last_round == last and d not in running]
+        return len(done) > len(running)
 
     def running(self) -> dict[str, Started]:
         return {d: s for d, s in self.devices.items() if s.process.is_alive()}

@@ -151,14 +151,14 @@ def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
     assert launcher._met(state, "d3", 0, cohort=0) == ["d2"]
 
 
-def test_once_somebody_has_done_all_rounds_nothing_happens_any_more(tmp_path: Path) -> None:
-    made = scenario(event(1, "join", "d2"), devices={"count": 2}, round={"count": 4})
+def test_once_most_have_done_all_rounds_nothing_happens_any_more(tmp_path: Path) -> None:
+    made = scenario(event(1, "join", "d3"), devices={"count": 3}, round={"count": 4})
     state = launcher.Run(made, tmp_path, get_context("forkserver"), 0, {}, list(made.events), NEAR, {})
-    for device, lives in (("d0", False), ("d1", True)):
+    for device, lives, last in (("d0", False, 3), ("d1", False, 2), ("d2", True, 2)):
         process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
-        state.devices[device] = launcher.Started(process, last_round=2)  # type: ignore[arg-type]
-    assert not state.over()
-    state.devices["d0"].last_round = 3
+        state.devices[device] = launcher.Started(process, last_round=last)  # type: ignore[arg-type]
+    assert not state.over()  # one was alone and so was done early
+    state.devices["d1"].last_round = 3
     assert state.over()
     launcher._inject_due(state, None)
     assert state.pending == list(made.events)
