@@ -77,7 +77,7 @@ class Run:
         return {device: self.last_round.get(device, -1) for device in self.running()}
 
     def over(self) -> bool:
-        """Whether more devices have done all rounds and gone than are left: who arrives would soon be alone."""
+        """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
         last, running = self.scenario.round.count - 1, self.running()
         done = [d for d in self.containers if self.last_round.get(d) == last and d not in running]
         return len(done) > len(running)

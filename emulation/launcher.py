@@ -88,7 +88,7 @@ class Run:
         return {device: started.last_round for device, started in self.running().items()}
 
     def over(self) -> bool:
-        """Whether more devices have done all rounds and gone than are left: who arrives would soon be alone."""
+        """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
         last, running = self.scenario.round.count - 1, self.running()
         done = [d for d, s in self.devices.items() if s.last_round == last and d not in running]
         return len(done) > len(running)
