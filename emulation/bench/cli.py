@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: unweft bench transport --json transport.json"
 WIDTH = 140  # of tables that no terminal bounds
 NAMES = ("transport", "shaper", "wire", "rounds")
-WHOLE_RUNS = ("accounting", "clock", "churn", "membership")  # minutes each: run only when they are named
+WHOLE_RUNS = (
+    "accounting",
+    "clock",
+    "churn",
+    "load",
+    "membership",
+)  # minutes each: run only when they are named
 SCENARIOS = {"clock": Path("scenarios/demo.toml"), "churn": Path("scenarios/soak.toml")}
 
 
@@ -36,7 +42,8 @@ def bench(
     n: Annotated[
         list[int] | None,
         typer.Option(
-            "--n", help="rounds, membership: how many devices; may be repeated. Default: 8, 16, 32."
+            "--n",
+            help="rounds, membership, load: how many devices; may be repeated. Default: 8, 16, 32; load: 12.",
         ),
     ] = None,
     seed: Annotated[
@@ -86,7 +93,7 @@ def _numbers(
     name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None
 ) -> dict[str, Sequence[int]]:
     """The options that go with a benchmark."""
-    found = {"devices": devices} if devices and name in ("rounds", "membership") else {}
+    found = {"devices": devices} if devices and name in ("rounds", "membership", "load") else {}
     return {**found, "seeds": seeds} if seeds and name == "churn" else found
 
 

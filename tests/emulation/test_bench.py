@@ -12,7 +12,18 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from emulation.bench import accounting, churn, cli, kernel_tbf, membership, rounds, shaper, transport, wire
+from emulation.bench import (
+    accounting,
+    churn,
+    cli,
+    kernel_tbf,
+    membership,
+    rounds,
+    shaper,
+    transport,
+    wire,
+)
+from emulation.bench import load as full_load
 from emulation.bench.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.scenario import load
@@ -114,6 +125,13 @@ def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(240)  # a whole run
+def test_load() -> None:
+    found = full_load.run(devices=(3,), minutes=0.01, rounds=14)
+    minutes, busy, _, _, deaths = (m.samples for m in found.measures)
+    assert 0.01 < minutes[0] < 5 and 0 < busy[0] <= 100
+    assert deaths == (0.0,)
+
+
 def test_membership() -> None:
     found = membership.run(devices=(3,), starts=1, rounds=12, crash=4)
     told = ["agreed after the last was up, p95 of 1", "a crash is suspected", "known to all", "false deaths"]
@@ -155,7 +173,10 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "allowed: transport, shaper, wire, rounds, accounting, clock, churn, membership"),
+        (
+            ["nonsense"],
+            "allowed: transport, shaper, wire, rounds, accounting, clock, churn, load, membership",
+        ),
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),
         (["wire", "--json", "nowhere/x.json"], "there is no folder"),
