@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from emulation import event_story, records
 from emulation.events import GONE
@@ -41,7 +42,7 @@ def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
     return [
         *_forgotten(run, about),
         *_noticed(run, bounds.agree_s),
-        *_agreed(about),
+        *_agreed(about, _unsettled(run, bounds.agree_s)),
         *_slots(about),
         *_rounds(run, bounds.round_s),
         *_books(summarise(run), set(about)),
@@ -106,9 +107,24 @@ def _starts(run: RunRecords, device: str) -> list[float]:
     return [float(e["t_s"]) for e in run.events[device] if e["event"] == "started"]
 
 
-def _agreed(about: dict[str, Record]) -> Iterator[Violation]:
-    """At the end everyone holds the same blocks in the same slots."""
-    views = {device: _blocks(found) for device, found in about.items()}
+def _unsettled(run: RunRecords, bound_s: float) -> set[str]:
+    """Who came or went so shortly before the end of most devices that not all need have noticed."""
+    ends = [
+        float(e["t_s"])
+        for d in run.devices
+        for e in run.events[d]
+        if e["event"] == "finished" and e.get("reason") == "finished"
+    ]
+    since = median(ends) - bound_s if ends else math.inf
+    return {str(e["device"]) for e in run.injected if float(e["t_s"]) > since}
+
+
+def _agreed(about: dict[str, Record], unsettled: set[str]) -> Iterator[Violation]:
+    """At the end everyone holds the same blocks in the same slots, but for those that just came or went."""
+    views = {
+        device: {key: slot for key, slot in _blocks(found).items() if key.split("@")[0] not in unsettled}
+        for device, found in about.items()
+    }
     for device, view in views.items():
         reference = next(iter(views.values()))
         if view != reference:

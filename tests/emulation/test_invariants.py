@@ -72,6 +72,16 @@ def test_devices_that_disagree_and_a_slot_held_twice(run: Path) -> None:
     assert "a slot is held twice: [3] on d3" in found
 
 
+def test_who_came_just_before_the_end_need_not_be_known_to_all(run: Path) -> None:
+    write_blocks(run, "d1", {"d0": 0, "d1": 1})  # without d3, which joined at 8.5 s
+    ends = lambda lines: [{**e, "reason": "finished"} for e in lines]  # noqa: E731
+    for device in LIVE:
+        change(run, device, "events.jsonl", ends)
+    late, early = Bounds(agree_s=4.0, round_s=3.0), Bounds(agree_s=2.0, round_s=3.0)
+    assert not any("different blocks" in v for v in verdicts(run, late))
+    assert any("different blocks" in v for v in verdicts(run, early))
+
+
 def test_a_device_that_stands_still(run: Path) -> None:
     change(run, "d0", "metrics.jsonl", lambda lines: [m for m in lines if m["round"] not in (5, 6, 7)])
     assert verdicts(run) == ["a device stands still: d0 for 4.0 s after round 4"]
