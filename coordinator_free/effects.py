@@ -151,7 +151,7 @@ def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAc
 
 
 def _rho(view: View, action: GroupAction) -> float:
-    """Of what mixes in a round: ||(1 - gamma) I + gamma W - J||, rho being W's largest eigenvalue but 1."""
+    """Of what mixes in a round, at most: ||(1 - gamma) I + gamma W - J|| <= 1 - gamma + gamma rho."""
     gamma = view.strength * action.gamma
     return min(max(1 - gamma * (1 - view.ladder.at(action.rung).rho), MIN_RHO), MAX_RHO)
 

@@ -99,7 +99,10 @@ class Average:
         weights: Mapping[str, float],
         arrived: Mapping[str, Mapping[Part, Arrival]],
     ) -> list[Mix]:
-        mixes = (Mix(part, _whole(part, arrived) or _terms(part, weights, arrived)) for part in sorted(held))
+        terms = {
+            part: _whole(part, weights, arrived) or _terms(part, weights, arrived) for part in sorted(held)
+        }
+        mixes = (Mix(part, found) for part, found in terms.items())
         return [mix for mix in mixes if mix.terms]
 
 
@@ -164,8 +167,11 @@ class PaperLiteral:
         return [mix for mix in mixes if mix.terms]
 
 
-def _whole(part: Part, arrived: Mapping[str, Mapping[Part, Arrival]]) -> tuple[tuple[float, Any], ...]:
-    copy = arrived.get(part.block.device, {}).get(part)
+def _whole(
+    part: Part, weights: Mapping[str, float], arrived: Mapping[str, Mapping[Part, Arrival]]
+) -> tuple[tuple[float, Any], ...]:
+    owner = part.block.device
+    copy = arrived.get(owner, {}).get(part) if owner in weights else None
     return ((1.0, copy.values),) if copy is not None and copy.replaces else ()
 
 

@@ -55,7 +55,8 @@ def uniform(view: View, limits: Limits, memory: Memory) -> Decision:
 
 @policy("max-steps")
 def max_steps(view: View, limits: Limits, memory: Memory) -> Decision:
-    """n_max for all groups: what more compute alone buys, at the bytes of `uniform`."""
+    """n_max for all groups from the first decision on: what more compute buys, at the bytes of `uniform` and
+    of the diagnoses."""
     base = replace(limits.base, steps=limits.steps_max)
     return Decision(dict.fromkeys(view.groups, base), f"{limits.steps_max} steps for all groups", memory)
 

@@ -35,6 +35,7 @@ PRELOAD = [
     "emulation.cli",  # each child imports the main module again
     "emulation.frozen",  # last: what is above stays shared
 ]
+PORTS = ports_range = range(10_000, 30_000)  # what a run's addresses are drawn from
 SEEDS = 8  # addresses that a device starts from
 SIGNALS = {"leave": signal.SIGTERM, "retire": signal.SIGINT, "crash": signal.SIGKILL, "stall": signal.SIGSTOP}
 
@@ -293,9 +294,15 @@ def _address(port: int) -> str:
     return f"tcp://127.0.0.1:{port}"
 
 
+def use_ports(number: int, of: int) -> None:
+    """This process and `of` - 1 others that run at the same time take no port from each other."""
+    global ports_range
+    ports_range = PORTS[number::of]
+
+
 def _free_ports(count: int) -> list[int]:
     ports: list[int] = []
-    for port in random.SystemRandom().sample(range(10_000, 30_000), 4000):
+    for port in random.SystemRandom().sample(ports_range, min(4000, len(ports_range))):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -304,4 +311,4 @@ def _free_ports(count: int) -> list[int]:
         ports.append(port)
         if len(ports) == count:
             return ports
-    raise RunFailed(f"no {count} free ports between 10000 and 30000")
+    raise RunFailed(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")

@@ -74,13 +74,13 @@ def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
             meta: dict[str, str] = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         there = Fingerprint.from_dict(json.loads(meta["fingerprint"]))
-        slots: dict[str, Any] = json.loads(meta["slots"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        found = _sorted_out(tensors, json.loads(meta["slots"]))
+    except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"checkpoint.resume: {path} is no checkpoint: {error}") from None
     difference = fingerprint.difference(there)
     if difference is not None:
         raise InputError(f"checkpoint.resume: {path} does not fit this run: {difference}")
-    return _sorted_out(tensors, slots)
+    return found
 
 
 def _sorted_out(tensors: Mapping[str, Tensor], slots: Mapping[str, Any]) -> Checkpoint:

@@ -86,7 +86,7 @@ class Driver:
             spec.seeds,
             spec.cohort,
             spec.snapshot_every,
-            learner.resumes(),
+            learner.resumes() if spec.cohort and recorder.is_first else {},
         )
         self.protocol = DeviceProtocol(
             me,
@@ -303,7 +303,8 @@ class Driver:
 
     def _on_export(self, action: do.Export) -> None:
         out = Path(self.spec.out)
-        if self.spec.config.checkpoint.save:
+        finished = self.protocol.round == self.spec.config.round.count - 1  # who retires leaves none
+        if self.spec.config.checkpoint.save and finished:
             self.workshop.checkpoint(checkpoint.path_of(out, self.spec.id))
         exported = self.workshop.export(out / "adapters" / self.spec.id)
         self._record_when_done(exported, "exported", lambda sha256: {"adapter_sha256": sha256})

@@ -83,6 +83,10 @@ class Exchange:
         if self.allocating is not None:
             self.allocating.drop(key)
 
+    def outdate(self) -> None:
+        """Copies that are held from before this device began do not count: newer ones are to come."""
+        self.held = dict.fromkeys(self.held, ZERO)
+
     def replace(self, own: Key) -> None:
         """The own block has been refitted: copies of it from before are to be replaced, not mixed with."""
         if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
@@ -91,12 +95,14 @@ class Exchange:
     def forget_peer(self, peer: str) -> None:
         self.peers.pop(peer, None)
         self._inbox.pop(peer, None)
+        self._tell_again(peer)
         if self.allocating is not None:
             self.allocating.forget_peer(peer)
 
     def untold(self, peer: str) -> None:
         """A peer that may have started again has nothing of what was sent to it."""
         self.peer(peer).has.clear()
+        self._tell_again(peer)
 
     def peer(self, name: str) -> PeerCopies:
         return self.peers.setdefault(name, PeerCopies())
@@ -229,6 +235,8 @@ class Exchange:
                 arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
                 self._leave_out(peer, round_, arrived[peer])
         for part, told in list(self._replacing.items()):
+            for peer in [p for p, at in told.items() if at == round_ and p not in manifests]:
+                del told[peer]  # it is not in this round: what was sent may be lost on it
             if manifests and all(told.get(peer, round_) < round_ for peer in manifests):
                 del self._replacing[part]
         mixes = tuple(
@@ -238,6 +246,10 @@ class Exchange:
             if mix.version is not None:
                 self.held[mix.part] = mix.version
         return mixes
+
+    def _tell_again(self, peer: str) -> None:
+        for told in self._replacing.values():
+            told.pop(peer, None)
 
     def _leave_out(self, peer: str, round_: int, copies: dict[Part, Arrival]) -> None:
         """Copies of the own block that are older than its refit."""

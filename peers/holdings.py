@@ -74,7 +74,9 @@ class Holdings:
         state.act(AddBlock(record.key, record.slot, carry, resume))
         # In `newest` a copy counts once its owner has signed it: until it comes, this one has no version.
         state.exchange.add(record.key, 0 if resume and not state.mode.shared_versions else ZERO)
-        if record.since_round >= 0 and state.round >= 0:  # it is trained already: no copy is not B = 0
+        # It is trained already: no copy is not B = 0.
+        trained = record.since_round >= 0 and state.round >= 0
+        if trained or (state.config.checkpoint.resume is not None and not resume):
             state.exchange.unknown |= set(state.exchange.parts(record.key))
 
     def _drop(self, key: Key, record: Record | None) -> None:
@@ -83,7 +85,8 @@ class Holdings:
         shown = forgotten and state.round >= 0 and state.me.snapshot_every
         if shown:
             state.act(Snapshot(state.round, f"before:{key.device}"))
-        handover = state.config.correction.handover if forgotten and state.round >= 0 else 0.0
+        left = record is not None and record.status is Status.LEFT  # a crash verdict may be wrong
+        handover = state.config.correction.handover if left and state.round >= 0 else 0.0
         if handover and state.own is not None:
             state.exchange.replace(state.own.key)
         state.act(DropBlock(key, GONE.get(record.status, "moved") if record else "unknown", handover))

@@ -30,7 +30,10 @@ class Presence:
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
-        wish = state.me.resumes.get(state.me.device) if carry is None else self._slot_of(carry)
+        if joins and state.round < 0 and state.me.resumes:  # what a checkpoint holds is out of date
+            state.exchange.outdate()
+        resumed = None if joins else state.me.resumes.get(state.me.device)
+        wish = resumed if carry is None else self._slot_of(carry)
         record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
         if record is None:
             return

@@ -22,6 +22,7 @@ class Recorder:
         self._epoch_ns = epoch_ns
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.is_first = self._metrics.tell() == 0  # no earlier life of the device has closed a round
 
     def seconds(self, at_ns: int) -> float:
         return round((at_ns - self._epoch_ns) / 1e9, 6)

@@ -121,9 +121,9 @@ class DeviceState:
         return self._training[1]
 
     def resumes(self, record: Record) -> bool:
-        """Whether a block goes on with what a checkpoint holds of it; only before the first round."""
+        """Whether a block goes on with what a checkpoint holds of it: before anybody's first round."""
         held = self.me.resumes.get(record.device) == record.slot
-        return held and record.incarnation == 0 and self.round < 0
+        return held and record.incarnation == 0 and max(self.round, self.network_round) < 0
 
     def slot_lost(self) -> bool:
         """Another device holds the own slot with the better claim."""

@@ -166,6 +166,8 @@ class Workshop:
                     self._versions.keep(mix.part, mix.version, copy)
                 if values is not None:
                     mixed.add_(values, alpha=weight)
+                refit = weight == 1.0 and mix.version is None  # which replaces a copy: no disagreement
+                if values is not None and not refit:
                     self._note_distance(mix.part.group, weight, values, own)
             if not mixed.equal(own):
                 self._learner.write(key, mix.part.group, mixed)

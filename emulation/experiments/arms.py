@@ -75,5 +75,5 @@ BEFORE = Arm(
     branches=False,
 )
 RECOVERY = ("max-steps", "handover", "handover+max-steps", "rehearsed", "rehearsed+handover", "newest")
-POLICIES = tuple(name for name, arm in ARMS.items() if "correction.policy" in arm.changes)
+POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

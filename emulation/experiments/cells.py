@@ -21,6 +21,7 @@ from emulation.experiments.plan import Cell
 from emulation.preflight import check_against_model
 from emulation.records import Record
 from emulation.scenario import dump
+from peers import checkpoint
 from peers.config import CheckpointConfig
 from peers.errors import InputError
 
@@ -91,15 +92,30 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario, then examine its snapshots, which are removed after that; a checkpoint stays."""
     scenario, run = cell.scenario(), folder / "run"
     if cell.before is not None:
-        begins_with = CheckpointConfig(resume=str(folder.parents[1] / BEFORE.name / folder.name / "run"))
+        before = folder.parents[1] / BEFORE.name / folder.name / "run"
+        _check_checkpoints(cell.before, before)
+        begins_with = CheckpointConfig(resume=str(before))
         scenario = scenario.model_copy(update={"checkpoint": begins_with})
     check_against_model(scenario)
     (run / KEPT).mkdir(parents=True)
     launcher.run(scenario, run, console)
-    found = key(cell) if cell.arm == BEFORE else measure(cell, run)
+    if cell.arm == BEFORE:
+        _check_checkpoints(cell, run)
+        found = key(cell)
+    else:
+        found = measure(cell, run)
     for bulky in (KEPT, "adapters"):
         shutil.rmtree(run / bulky, ignore_errors=True)
     return found
+
+
+def _check_checkpoints(cell: Cell, run: Path) -> None:
+    """Raises launcher.RunFailed where a device left none: it would begin with nothing."""
+    missing = [d for d in cell.scenario().initial_devices if not checkpoint.path_of(run, d).is_file()]
+    if missing:
+        raise launcher.RunFailed(
+            f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to make it anew"
+        )
 
 
 def read(cell: Cell, out: Path) -> Record | None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from emulation.launcher import RunFailed
+from emulation.launcher import RunFailed, use_ports
 from peers.process import guard, redirect_output
 
 T = TypeVar("T")
@@ -42,15 +42,17 @@ def run_all(
     """
     context = get_context("spawn")
     lifeline, keep = context.Pipe(duplex=False)
-    left = list(found)
+    left = list(enumerate(found))
     running: dict[int, tuple[SpawnProcess, Path]] = {}
     log.mkdir(parents=True, exist_ok=True)
     try:
         while left or running:
             while left and len(running) < jobs:
-                chain = left.pop(0)
+                number, chain = left.pop(0)
                 file = log / f"{name(chain[0]).replace('/', '-')}.txt"
-                process = context.Process(target=_work, args=(chain, work, file, lifeline, jobs))
+                process = context.Process(
+                    target=_work, args=(chain, work, file, lifeline, jobs, (number, len(found)))
+                )
                 process.start()
                 running[process.sentinel] = (process, file)
             for sentinel in wait(list(running), LOOK_S):
@@ -78,9 +80,15 @@ def _last_line(file: Path) -> str:
 
 
 def _work(
-    chain: Sequence[T], work: Callable[[T], object], file: Path, lifeline: Connection, jobs: int
+    chain: Sequence[T],
+    work: Callable[[T], object],
+    file: Path,
+    lifeline: Connection,
+    jobs: int,
+    ports: tuple[int, int],
 ) -> None:
     guard(lifeline)
+    use_ports(*ports)
     file.unlink(missing_ok=True)
     redirect_output(file)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))

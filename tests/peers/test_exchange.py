@@ -91,6 +91,16 @@ def test_a_refitted_block_is_told_once_to_each_neighbour() -> None:
     assert {s for p, s in statuses(plan(of, "d8")["d8"]).items() if p.block == OWN} == {"replaces"}
 
 
+def test_a_refit_is_told_again_to_who_may_not_have_it() -> None:
+    of = refitted()
+    plan(of, "d8", "d9")
+    close(of, 5, manifest(5, "sent", Part(OWN, "early")))  # d9 is in the round, d8 is not
+    of.untold("d9")
+    newer(of, 6)
+    told = plan(of, "d8", "d9")
+    assert "replaces" in statuses(told["d8"]).values() and "replaces" in statuses(told["d9"]).values()
+
+
 def test_what_does_not_fit_the_budget_replaces_later() -> None:
     of = refitted()
     assert "replaces" not in statuses(plan(of, "d9", budget=10)["d9"]).values()
