@@ -55,6 +55,7 @@ class Run:
     killed: set[str] = field(default_factory=set)
     events: list[dict[str, object]] = field(default_factory=list)
     resume_at: list[tuple[float, str]] = field(default_factory=list)
+    groups: tuple[tuple[str, ...], ...] = ()  # of the partition that there is
 
     def seconds(self) -> float:
         return (time.monotonic_ns() - self.epoch_ns) / 1e9
@@ -278,6 +279,7 @@ def _inject(state: Run, event: EventConfig) -> None:
     if event.kind in OF_THE_NETWORK:
         _cut(state, event)
     elif event.kind in ARRIVALS:
+        _tell_partition(state, device)
         gate.open_to(state.out, device)
     elif device in running and event.kind in GONE:
         state.killed |= {device} if event.kind == "crash" else set()
@@ -289,12 +291,17 @@ def _inject(state: Run, event: EventConfig) -> None:
 
 def _cut(state: Run, event: EventConfig) -> None:
     """An emulated partition, as among processes: docker's networks know no groups."""
-    running = state.running()
+    running, state.groups = state.running(), event.groups
     for device in sorted({*running, *state.last_round}):  # one that is gone now may return
-        others = cut_off(device, event.groups, state.scenario.all_devices) if event.groups else frozenset()
-        partition.write(state.out / "devices" / device, others)
+        _tell_partition(state, device)
         if device in running:
             state.project.signal(running[device], partition.SIGNAL.name)
+
+
+def _tell_partition(state: Run, device: str) -> None:
+    groups = state.groups
+    others = cut_off(device, groups, state.scenario.all_devices) if groups else frozenset()
+    partition.write(state.out / "devices" / device, others)
 
 
 def _check_ends(state: Run, judge: ForkServerProcess) -> None:
