@@ -127,17 +127,20 @@ def due(
 ) -> EventConfig | None:
     """The first event whose time has come; ask again once it has happened, `rounds` may then differ.
 
-    rounds: the last round of each device that is there; -1: it has not begun, and all wait for it. An arrival
-    waits for the end of its device's last life, a return also for can_return; that holds up the device's
-    later events and nobody else's.
+    rounds: the last round of each device that is there; -1: it has not begun, and only what is to happen to
+    it waits. An arrival waits for the end of its device's last life, a return also for can_return. What waits
+    holds up that device's later events and nobody else's.
     """
-    slowest = min(rounds.values(), default=-1)
+    slowest = min((last for last in rounds.values() if last >= 0), default=-1)
     waiting: set[str | None] = set()
     for event in pending:
         if event.round > slowest or event.device in waiting:
             continue
-        shut = event.kind == "return" and not can_return(event.device or "")
-        if not shut and (event.kind not in ARRIVALS or event.device not in rounds):
+        if event.kind in ARRIVALS:
+            ready = event.device not in rounds and (event.kind == "join" or can_return(event.device or ""))
+        else:
+            ready = rounds.get(event.device or "") != -1
+        if ready:
             return event
         waiting.add(event.device)
     return None
