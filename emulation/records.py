@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emulation.events import GONE
 from emulation.scenario import Scenario, read
 from peers.errors import InputError
 
@@ -67,6 +68,18 @@ class RunRecords:
     def injected(self) -> list[Record]:
         """What the launcher did to devices, in order: round, kind, device, t_s."""
         return sorted(self.run.get("events", []), key=lambda e: (float(e["t_s"]), int(e["round"])))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether no device has reached the end yet."""
+        return not any(e["tag"] == "end" for e in self.evaluations)
+
+    def standing(self) -> list[Record]:
+        """The last evaluation of each device that reached the end; while none has, of each that is there."""
+        if not self.unfinished:
+            return self.tagged("end")
+        last = {str(e["device"]): str(e["kind"]) for e in self.injected}
+        return [e for e in self.tagged("round") if last.get(e["device"]) not in GONE]
 
     def tagged(self, tag: str) -> list[Record]:
         """Evaluations with a tag, in the order of their rounds."""

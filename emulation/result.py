@@ -25,7 +25,7 @@ NAMES = {
 
 
 def rows(summary: Record) -> list[tuple[str, ...]]:
-    """One row for each device that reached the end: `HEADS`."""
+    """One row for each device that reached the end, or that is there: `HEADS`."""
     accuracy = summary["accuracy"]
     by_id = {device["id"]: device for device in summary["devices"]}
     found: list[tuple[str, ...]] = []
@@ -50,9 +50,8 @@ def rows(summary: Record) -> list[tuple[str, ...]]:
 
 def table(summary: Record) -> Table:
     """The result table for a terminal."""
-    result = Table(
-        title=f"{summary['scenario']}: what each live device answers at the end", title_justify="left"
-    )
+    when = "so far" if summary["unfinished"] else "at the end"
+    result = Table(title=f"{summary['scenario']}: what each live device answers {when}", title_justify="left")
     for head in HEADS:
         result.add_column(head, justify="left" if head == "device" else "right")
     for row in rows(summary):
@@ -64,8 +63,9 @@ def stories(summary: Record) -> list[str]:
     """One sentence for each event, then the budget."""
     told = [_story(event) for event in summary["events"]]
     budget, final = summary["budget"], summary["final"]
+    when = "so far" if summary["unfinished"] else "at the end"
     told.append(
-        f"at the end: {percent(final['accuracy_all'])} of all live devices' facts on average, "
+        f"{when}: {percent(final['accuracy_all'])} of all live devices' facts on average, "
         f"{percent(final['accuracy_min'])} at worst"
         + (
             f"; {percent(summary['control_accuracy'])} of facts that nobody ever trained"

@@ -44,6 +44,7 @@ def summarise(run: RunRecords) -> Record:
         "seed": run.scenario.seed,
         "clock": run.scenario.clock,
         "scenario": run.scenario.name,
+        "unfinished": run.unfinished,  # accuracy and final are then of the last rounds evaluated
         "devices": [_device(run, device, links[device]) for device in run.devices],
         "links": _links(links),
         "latency_buckets": {"first_s": latencies.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
@@ -152,8 +153,8 @@ def _rho(lines: Mapping[str, Record]) -> float | None:
 
 
 def _accuracy(run: RunRecords) -> Record:
-    """At the end: each live device (row) on each live device's training facts (column)."""
-    ends = {e["device"]: e["accuracy"] for e in run.tagged("end")}
+    """At the end, or so far: each live device (row) on each live device's training facts (column)."""
+    ends = {e["device"]: e["accuracy"] for e in run.standing()}
     devices = records.in_order(set(ends))
     matrix = [[ends[device].get(shard) for shard in devices] for device in devices]
     return {"devices": devices, "shards": devices, "matrix": matrix}
@@ -162,7 +163,7 @@ def _accuracy(run: RunRecords) -> Record:
 def _final(run: RunRecords, accuracy: Record) -> Record:
     devices, matrix = accuracy["devices"], accuracy["matrix"]
     known = [value for row in matrix for value in row if value is not None]
-    losses = {e["device"]: e["loss"] for e in run.tagged("end")}
+    losses = {e["device"]: e["loss"] for e in run.standing()}
     own = [matrix[i][i] for i in range(len(devices)) if matrix[i][i] is not None]
     return {
         "loss": mean(losses[device].get(shard) for device in devices for shard in devices),

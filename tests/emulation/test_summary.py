@@ -87,6 +87,7 @@ def test_recovery_is_the_first_round_at_95_per_cent(folder: Path) -> None:
 
 
 def test_no_recovery_is_null(folder: Path) -> None:
+    assert not build(folder)["unfinished"]
     path = folder / "evaluations.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
@@ -98,6 +99,7 @@ def test_no_recovery_is_null(folder: Path) -> None:
 
 
 def test_one_recovered_survivor_is_not_all(folder: Path) -> None:
+    assert not build(folder)["unfinished"]
     path = folder / "evaluations.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     early = [e for e in lines if (e.get("device"), e["round"], e["tag"]) == ("d0", 6, "round")]
@@ -185,3 +187,14 @@ def test_a_run_that_never_began(folder: Path) -> None:
     assert found["final"] == {"loss": None, "accuracy_own": None, "accuracy_all": None, "accuracy_min": None}
     assert found["events"][0]["rounds_to_recover"] is None
     assert found["budget"]["violations"] == 0
+
+
+def test_of_a_run_that_goes_on_the_last_evaluations_of_who_is_there_are_shown(folder: Path) -> None:
+    assert not build(folder)["unfinished"]
+    path = folder / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines if line.get("tag") != "end"))
+    found = build(folder)
+    assert found["unfinished"]
+    assert found["accuracy"]["devices"] == ["d0", "d1", "d3"]  # d2 has gone
+    assert found["final"]["accuracy_all"] is not None
