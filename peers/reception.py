@@ -13,15 +13,17 @@ from peers.outbox import WINDOW_BYTES
 from peers.protocol import DeviceProtocol
 from transport.clock import Clock
 from transport.links import Links, Received
-from transport.messages import MAX_PAYLOAD, Envelope, Message, Update, Window
+from transport.messages import MAX_PAYLOAD, Bye, Envelope, Manifest, Message, Update, Window
 from transport.virtual_clock import VirtualClock
 
 MAX_FLIGHT_NS = 60_000_000_000  # no message may claim to arrive later than this
 HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing
+AHEAD_NS = MAX_FLIGHT_NS  # longer than anything waits here
 HELD_BYTES = (
     WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM
 )  # of one known peer's data that waits here; of all others' together
 OTHERS = ""  # their account
+BEHIND_DATA = (Update, Manifest, Bye)  # what the sender, too, keeps in order; all else it sends ahead of data
 Take = Callable[[int, Envelope, Message, Received], list[Action]]
 
 
@@ -65,8 +67,13 @@ class Reception:
             return
         self._waiting[account] += size
         event = partial(self._take, account, size, envelope, message, received)
-        self._agenda.add(envelope.arrive_ns, Kind.MESSAGE, event, envelope.src, envelope.seq)
+        self._agenda.add(self._when(envelope, message), Kind.MESSAGE, event, envelope.src, envelope.seq)
         self._clock.poke()
+
+    def _when(self, envelope: Envelope, message: Message) -> int:
+        """A device that is late with what has arrived answers first, and then goes on with data."""
+        late = self._virtual is None and envelope.arrive_ns <= self._clock.now()
+        return envelope.arrive_ns - AHEAD_NS * (late and not isinstance(message, BEHIND_DATA))
 
     def _take(
         self, account: str, size: int, envelope: Envelope, message: Message, received: Received, now: int
