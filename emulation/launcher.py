@@ -287,7 +287,7 @@ def _addresses(scenario: Scenario) -> dict[str, str]:
     lives = Counter(event.device for event in scenario.events if event.kind in ARRIVALS)
     lives.update(scenario.initial_devices)
     names = [life_name(d, life) for d in scenario.all_devices for life in range(lives[d])]
-    return dict(zip(names, map(_address, _free_ports(len(names))), strict=True))
+    return dict(zip(names, map(_address, free_ports(len(names))), strict=True))
 
 
 def _address(port: int) -> str:
@@ -300,7 +300,7 @@ def use_ports(number: int, of: int) -> None:
     ports_range = PORTS[number::of]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     for port in random.SystemRandom().sample(ports_range, min(4000, len(ports_range))):
         with socket.socket() as probe:

@@ -25,10 +25,16 @@ WHOLE_RUNS = (
     "accounting",
     "clock",
     "churn",
+    "join",
     "load",
     "membership",
+    "partition",
 )  # minutes each: run only when they are named
-SCENARIOS = {"clock": Path("scenarios/demo.toml"), "churn": Path("scenarios/soak.toml")}
+SCENARIOS = {
+    "clock": Path("scenarios/demo.toml"),
+    "churn": Path("scenarios/soak.toml"),
+    "partition": Path("scenarios/partition.toml"),
+}
 
 
 def bench(

@@ -16,8 +16,10 @@ from emulation.bench import (
     accounting,
     churn,
     cli,
+    join,
     kernel_tbf,
     membership,
+    partition,
     rounds,
     shaper,
     transport,
@@ -27,6 +29,32 @@ from emulation.bench import load as full_load
 from emulation.bench.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.scenario import load
+
+HALVES = """
+[devices]
+count = 4
+[data]
+persons = 1
+[topology]
+kind = "full"
+[mixing]
+mode = "newest"
+[round]
+count = 24
+[membership]
+probe_s = 0.1
+[[event]]
+round = 4
+kind = "partition"
+groups = [["d0", "d1"], ["d2", "d3"]]
+[[event]]
+round = 8
+kind = "leave"
+device = "d3"
+[[event]]
+round = 12
+kind = "heal"
+"""
 
 
 def names(findings: Findings, group: str) -> list[str]:
@@ -149,6 +177,22 @@ def test_churn_judges_a_run() -> None:
         ("seed 3", "violations", 0.0),
     ]
     assert found.notes == ["seed 3: ok"]
+
+
+@pytest.mark.timeout(240)  # a whole run, and three devices of their own
+def test_join() -> None:
+    found = join.run(count=2, joins=1, cold=1)
+    assert {m.group for m in found.measures} == {"forked by the launcher", "cold, unweft device"}
+    assert all(len(m.samples) == 1 and m.median > 0 for m in found.measures)
+
+
+@pytest.mark.timeout(240)  # a whole run
+def test_partition(tmp_path: Path) -> None:
+    path = tmp_path / "halves.toml"
+    path.write_text(HALVES)
+    found = {m.name: m for m in partition.run(load(path)).measures}
+    assert found["others whom a survivor has, least"].median == 2
+    assert found["violations"].median == 0
 
 
 @pytest.mark.timeout(240)  # two whole runs

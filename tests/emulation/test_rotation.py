@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from emulation import keys_cli
-from emulation.launcher import _free_ports
+from emulation.launcher import free_ports
 from tests.emulation.test_cli import QUICK
 from transport import keys
 
@@ -30,7 +30,7 @@ SETTINGS = (
 @contextmanager
 def two_devices(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """A process for each device, as containers would run them, with the keys in folder/keys."""
-    addresses = dict(zip(DEVICES, (f"tcp://127.0.0.1:{port}" for port in _free_ports(2)), strict=True))
+    addresses = dict(zip(DEVICES, (f"tcp://127.0.0.1:{port}" for port in free_ports(2)), strict=True))
     unweft = str(Path(sys.executable).with_name("unweft"))
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     running: dict[str, subprocess.Popen[bytes]] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation.launcher import _free_ports
+from emulation.launcher import free_ports
 from tests.emulation.test_cli import QUICK
 from tests.peers.live_devices import send_all, until
 from tests.peers.test_hostile import conversation
@@ -37,7 +37,7 @@ FITTING = {name: bomb for name, bomb in BOMBS.items() if max(map(len, bomb)) <= 
 @contextmanager
 def waiting_device(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A device in the clear that waits for a second one: it does nothing but listen."""
-    address = f"tcp://127.0.0.1:{_free_ports(1)[0]}"
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     flags = {"--id": "d0", "--listen": address, "--scenario": QUICK, "--out": str(folder)}
     words = [word for pair in flags.items() for word in pair]
     words += [word for setting in SETTINGS for word in ("--set", setting)]

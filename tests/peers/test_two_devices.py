@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emulation.launcher import _free_ports
+from emulation.launcher import free_ports
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec, process_main
 from transport.keys import NetworkKeys
@@ -63,7 +63,7 @@ class Pair:
 
 
 def specs(folder: Path, keys: dict[str, NetworkKeys | None]) -> list[DeviceSpec]:
-    at = dict(zip(DEVICES, (f"tcp://127.0.0.1:{port}" for port in _free_ports(2)), strict=True))
+    at = dict(zip(DEVICES, (f"tcp://127.0.0.1:{port}" for port in free_ports(2)), strict=True))
     make = partial(DeviceSpec, config=CONFIG, out=str(folder), cohort=2, epoch_ns=time.monotonic_ns())
     return [
         make(d, listen=at[d], advertise=at[d], seeds=tuple(at.values()), keys=keys.get(d)) for d in DEVICES

@@ -1,0 +1,144 @@
+"""`unweft bench join`: from the start of a process to the first round in which it mixes with the others."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emulation import epoch, records, summary
+from emulation.bench.figures import Findings, Measure
+from emulation.bench.whole_run import RUN, whole_run
+from emulation.launcher import free_ports
+from emulation.records import Record, RunRecords
+
+EVERY = 20  # rounds from one join to the next
+MIX_S = 1.5  # what a forked joiner may take beside the transfer
+COLD_S = 120.0  # longest wait for cold devices
+ENDING_S = 30.0
+SCENARIO = """
+[devices]
+count = {count}
+[data]
+persons = 2
+batch = 8
+[adapter]
+rank = 8
+max_devices = 16
+[topology]
+kind = "full"
+[round]
+count = {rounds}
+local_steps = 1
+[eval]
+every = 0
+"""
+JOIN = """
+[[event]]
+round = {round}
+kind = "join"
+device = "{device}"
+"""
+
+
+def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
+    """`joins` devices that the launcher forks, one after the other, and `cold` ones by `unweft device`."""
+    findings = Findings("Joining", "unweft bench join")
+    with tempfile.TemporaryDirectory() as folder:
+        forked = _forked(Path(folder) / "join", count, joins)
+    with tempfile.TemporaryDirectory() as folder:
+        started = list(_cold(Path(folder), count, cold))
+    for group, took, most in (
+        ("forked by the launcher", forked, MIX_S),
+        ("cold, unweft device", started, None),
+    ):
+        beside = tuple(total - transfer for total, transfer in took)
+        findings.measures += [
+            Measure(group, "process start to first mixed round", "s", tuple(total for total, _ in took)),
+            Measure(group, "its state at the radio's rate", "s", tuple(transfer for _, transfer in took)),
+            Measure(group, "the rest", "s", beside, most=most),
+        ]
+    findings.notes.append(f"{count} devices that train full-time; a joiner counts from its process's start")
+    return findings
+
+
+def _forked(out: Path, count: int, joins: int) -> list[tuple[float, float]]:
+    events = [JOIN.format(round=EVERY * (i + 1), device=f"d{count + i}") for i in range(joins)]
+    whole_run(SCENARIO.format(count=count, rounds=EVERY * (joins + 2)) + "".join(events), out, timeout_s=900)
+    run = records.load(out)
+    return [_took(run, str(e["device"]), float(e["t_s"])) for e in run.injected]
+
+
+def _took(run: RunRecords, device: str, start_s: float) -> tuple[float, float]:
+    """Seconds to the end of the first round that mixed, and what its state takes at the budget."""
+    mixed = next(line for line in run.metrics[device] if line.get("weights"))
+    links = summary.summarise(run)["links"]
+    size = sum(link["bytes_by_cause"]["transfer"] for link in links if link["dst"] == device)
+    return float(mixed["t1_s"]) - start_s, size / run.scenario.radio.rate_Bps
+
+
+def _cold(folder: Path, count: int, cold: int) -> Iterator[tuple[float, float]]:
+    """Starts `count` devices, then, one after the other, those that are measured."""
+    scenario, out = folder / "join.toml", folder / "cold"
+    scenario.write_text(SCENARIO.format(count=count, rounds=100_000), encoding="utf-8")
+    ports = free_ports(count + cold)
+    with _ended() as processes:
+        for port in ports[:count]:
+            processes.append(_start(scenario, out, port, ports[0]))
+        _wait(out, count, processes)
+        for number, port in enumerate(ports[count:], start=count):
+            start_ns = time.monotonic_ns()
+            processes.append(_start(scenario, out, port, ports[0]))
+            _wait(out, number + 1, processes)
+            began_ns = epoch.read(out) or 0
+            yield _took(records.load(out), f"d{number}", (start_ns - began_ns) / 1e9)
+
+
+def _start(scenario: Path, out: Path, port: int, seed: int) -> subprocess.Popen[bytes]:
+    where = ["--listen", f"tcp://127.0.0.1:{port}", "--seeds", f"tcp://127.0.0.1:{seed}"]
+    shared = ["--scenario", str(scenario), "--out", str(out), "--keys", str(out.with_name("keys"))]
+    log = out.with_name(f"{port}.log").open("wb")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, "device", *where, *shared], stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _wait(out: Path, devices: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Until so many devices have mixed. Raises RuntimeError where one has ended, or none comes."""
+    until = time.monotonic() + COLD_S
+    while time.monotonic() < until:
+        if any(process.poll() is not None for process in processes):
+            raise RuntimeError("a device that was to stay has ended")
+        lines = [records.read_lines(path) for path in (out / "devices").glob("*/metrics.jsonl")]
+        if sum(map(_mixes, lines)) >= devices:
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{devices} devices did not come together within {COLD_S:g} s")
+
+
+def _mixes(lines: list[Record]) -> bool:
+    return any(line.get("weights") for line in lines)
+
+
+@contextmanager
+def _ended() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that are told to stop at the end, and killed if they do not."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        until = time.monotonic() + ENDING_S
+        for process in processes:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
