@@ -26,8 +26,8 @@ TINY = 1e-30
 class Observables:
     """What one device measures of one layer group. g_i: its loss's gradient w.r.t. *all* blocks present.
 
-    energy: ||g_i||^2. curvature: lambda_max of its empirical Fisher matrix F_g. smoothness: L-hat, lambda_max
-    or `secant`. mu: mu-hat (`mu_from_losses`). eta: step size eta (`effective_eta` for AdamW). disagreement:
+    energy: ||g_i||^2. curvature: lambda_max of its empirical Fisher matrix F_g. smoothness: L-hat, here
+    lambda_max. mu: mu-hat (`mu_from_losses`). eta: step size eta (`effective_eta` for AdamW). disagreement:
     its term of D_g. sketch: a random projection of g_i, [m].
     """
 
@@ -164,7 +164,10 @@ def priorities(means: Mapping[str, Means], divisors: Mapping[str, int] | None = 
 
 
 def all_priorities(means: Mapping[str, Means], sizes: Mapping[str, Size]) -> dict[str, dict[str, Priority]]:
-    """ "raw", "per_rank" and "per_parameter": the paper's own S_g grows with r_g alone (method 6)."""
+    """ "raw", "per_rank" and "per_parameter": the paper's own S_g grows with r_g alone (method 6).
+
+    Raises KeyError for a group without a size.
+    """
     return {
         "raw": priorities(means),
         "per_rank": priorities(means, {g: size.rank for g, size in sizes.items()}),
@@ -190,23 +193,3 @@ def mu_from_losses(losses: Iterable[tuple[int, float]], eta: float) -> float:
 def effective_eta(move: float, steps: int, gradient: float) -> float:
     """eta-hat = ||B_after - B_before|| / (n ||g_own||): what AdamW's step is in terms of plain descent."""
     return move / (max(steps, 1) * gradient) if gradient > 0 else 0.0
-
-
-def secant(gradient_change: float, move: float) -> float:
-    """L-hat = ||g(B') - g(B)|| / ||B' - B||. Norms of unstretched sketches do, a projection being linear."""
-    return gradient_change / move if move > 0 else 0.0
-
-
-# -- disagreement ----------------------------------------------------------------------------------------
-def disagreement_average(weights: Mapping[str, float], distances2: Mapping[str, float]) -> float:
-    """D_g of one device in `average`: sum_j w_ij ||B^(i) - B^(j)||^2, over the neighbours heard."""
-    return sum(weights[peer] * distances2[peer] for peer in sorted(weights) if peer in distances2)
-
-
-def disagreement_newest(lags: Mapping[str, int], moves: Mapping[str, float]) -> float:
-    """D_g of one device in `newest`: sum_u (lag_u x move_u)^2 for ||B_u^(i) - B_u^(u)||^2.
-
-    lag: rounds that the copy is behind its owner. move: the owner's ||B_u|| change in a recent round; it is
-    taken to go on in one direction, which is the most that it can do.
-    """
-    return sum((lags[u] * moves[u]) ** 2 for u in sorted(lags) if u in moves)

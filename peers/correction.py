@@ -187,7 +187,8 @@ class Correction:
     def _view(self, mean: Mean, epoch: int) -> tuple[View, dict[str, Any]]:
         state, groups = self._state, self._state.exchange.groups
         means = residuals.unpack(mean.values, groups)
-        shares = residuals.priorities(means)
+        ranked = residuals.all_priorities(means, state.sizes)
+        shares = ranked["raw"]
         self._measured = Weights(
             {group: share.share for group, share in shares.items()},
             {group: mean.energy for group, mean in means.items()},
@@ -202,7 +203,8 @@ class Correction:
             found = residuals.residuals(means[group], steps, self._config.c)
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
-            told[group] = {**found._asdict(), "S": shares[group].score, "p": shares[group].share}
+            p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
+            told[group] = {**found._asdict(), "S": shares[group].score, **p}
         index = epoch // self._config.period
         config = state.config
         view = View(

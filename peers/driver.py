@@ -93,7 +93,7 @@ class Driver:
             spec.config,
             learner.fingerprint.to_dict(),
             learner.difference,
-            learner.groups,
+            {group: learner.layout.size(group) for group in learner.groups},
             self.outbox.part_bytes,
             identity.sign,
             verify,

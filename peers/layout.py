@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from coordinator_free.residuals import Size
 from peers.errors import InputError
 
 GROUPS = ("early", "mid", "late")
@@ -68,6 +69,10 @@ class ModelLayout:
     def rank(self, group: str) -> int:
         """r_g."""
         return next(m.rank for m in self.modules if m.group == group)
+
+    def size(self, group: str) -> Size:
+        """r_g, and the parameters that one device trains of the group."""
+        return Size(self.rank(group), self.rows(group) * self.rank(group))
 
     def slices(self, group: str) -> dict[str, slice]:
         """Which rows of the group's matrix belong to which module."""

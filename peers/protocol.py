@@ -7,11 +7,12 @@ every event, whatever it made possible happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import Arrival, Part
+from coordinator_free.residuals import Size
 from peers.actions import Action, Drop
 from peers.allocating import Supply
 from peers.config import DeviceConfig
@@ -58,13 +59,13 @@ class DeviceProtocol:
         config: DeviceConfig,
         fingerprint: dict[str, Any],
         difference: Difference,
-        groups: Iterable[str],
+        sizes: Mapping[str, Size],
         part_bytes: Callable[[str], int],
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:
         self._verify = verify
-        self._s = DeviceState(me, config, groups, part_bytes, sign, verify)
+        self._s = DeviceState(me, config, sizes, part_bytes, sign, verify)
         self._meeting = Meeting(self._s, fingerprint, difference)
         self._holdings = Holdings(self._s)
         self._presence = Presence(self._s, self._meeting, self._holdings)

@@ -10,6 +10,7 @@ from typing import Any
 from coordinator_free import topology
 from coordinator_free.membership import Key, Membership, Record, Verify
 from coordinator_free.mixing import MODES, Part
+from coordinator_free.residuals import Size
 from coordinator_free.slots import Quarantine
 from peers.actions import Action, Log, Tell
 from peers.allocating import Allocating
@@ -70,17 +71,17 @@ class DeviceState:
         self,
         me: Identity,
         config: DeviceConfig,
-        groups: Iterable[str],
+        sizes: Mapping[str, Size],
         part_bytes: Callable[[str], int],
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:
-        self.me, self.config = me, config
+        self.me, self.config, self.sizes = me, config, sizes
         self.members = Membership(verify, sign)
         self.mode = MODES[config.mixing.mode]()
         allocator = config.radio.allocator
         allocating = None if allocator == FIFO else Allocating(allocator, config.seed, me.device)
-        self.exchange = Exchange(self.mode, groups, part_bytes, allocating)
+        self.exchange = Exchange(self.mode, sizes, part_bytes, allocating)
         self.phase = State.SETTLE
         self.round = self.network_round = -1
         self.own: Record | None = None

@@ -214,10 +214,6 @@ class Shaper:
         self._link(peer).held = held
 
     # -- in --------------------------------------------------------------------------------------------
-    def enqueue(self, item: Outgoing) -> None:
-        """Queue by cause: control leaves at the next `pop`, all else behind what its link has queued."""
-        (self.control if item.cause == "control" else self.data)(item)
-
     def control(self, item: Outgoing) -> None:
         """Queue a control message: it leaves at the next `pop`."""
         self.queued.add(item)
@@ -283,9 +279,6 @@ class Shaper:
         yield from self._control
         for link in self._links.values():
             yield from link.queue
-
-    def pending_bytes(self) -> int:
-        return sum(item.wire_bytes for item in self.pending())
 
     @property
     def granted(self) -> int:

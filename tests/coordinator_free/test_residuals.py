@@ -20,8 +20,6 @@ from coordinator_free.residuals import (
     all_priorities,
     consensus,
     contraction,
-    disagreement_average,
-    disagreement_newest,
     effective_eta,
     heterogeneity,
     local,
@@ -29,7 +27,6 @@ from coordinator_free.residuals import (
     pack,
     priorities,
     residuals,
-    secant,
     unpack,
 )
 
@@ -91,23 +88,9 @@ def test_priorities_of_nothing_are_equal():
     assert [p.share for p in shares.values()] == [0.5, 0.5]
 
 
-def test_disagreement_of_average_counts_the_neighbours_that_were_heard():
-    assert disagreement_average({"a": 0.25, "b": 0.5, "gone": 0.25}, {"a": 4.0, "b": 2.0}) == 2.0
-
-
-def test_disagreement_of_newest_is_lag_times_move():
-    assert disagreement_newest({"a": 2, "b": 0, "new": 3}, {"a": 0.5, "b": 9.0}) == 1.0
-
-
 def test_effective_eta_undoes_what_the_optimiser_does_to_a_gradient():
     assert effective_eta(move=0.6, steps=3, gradient=2.0) == pytest.approx(0.1)
     assert effective_eta(move=0.6, steps=3, gradient=0.0) == 0
-
-
-def test_secant_of_a_quadratic_is_its_curvature():
-    hessian, move = np.diag([1.0, 3.0]), np.array([0.0, 2.0])
-    assert secant(float(np.linalg.norm(hessian @ move)), 2.0) == 3.0
-    assert secant(1.0, 0.0) == 0
 
 
 # -- packed ------------------------------------------------------------------------------------------------

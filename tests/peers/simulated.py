@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
+from coordinator_free.residuals import Size
 from peers import actions as do
 from peers.config import DeviceConfig
 from peers.protocol import DeviceProtocol, Identity
@@ -79,7 +80,7 @@ class SimDevice:
             config,
             fingerprint,
             difference,
-            GROUPS,
+            dict.fromkeys(GROUPS, Size(2, 32)),
             lambda group: PART_BYTES,
             partial(sign_as, me.device),
             verify,

@@ -25,6 +25,11 @@ def item(peer="b", size=FRAME, cause="train", tag="", key=None, version=0) -> Ou
     return Outgoing(peer, cause, [tag.encode()], size, key=key, version=version)
 
 
+def put(made: Shaper, queued: Outgoing) -> None:
+    """As the outbox does: control ahead of data."""
+    (made.control if queued.cause == "control" else made.data)(queued)
+
+
 def drain(made: Shaper, now: int = 0) -> list[Departure]:
     out = made.pop(now)
     while (due := made.next_ns(now)) is not None:
@@ -79,9 +84,7 @@ class World:
         self.serial += 1
         if cause == "control":
             self.urgent.add(str(self.serial))
-        self.shaper.enqueue(
-            item(peer, size, cause, str(self.serial), key=("k", version % 2), version=version)
-        )
+        put(self.shaper, item(peer, size, cause, str(self.serial), key=("k", version % 2), version=version))
 
     def last(self, peer, size) -> None:
         self.serial += 1
@@ -168,7 +171,7 @@ def test_data_keeps_the_bucket_invariant_on_the_device_and_on_each_link(messages
     made = shaper(rate_Bps=10_000)
     made.set_link("b", rate_Bps=2000)
     for peer, size in messages:
-        made.enqueue(item(peer, size))
+        put(made, item(peer, size))
     now, sends = 0, []
     while True:
         sends += [(now, d.peer, d.wire_bytes) for d in made.pop(now)]
@@ -185,9 +188,9 @@ def test_data_keeps_the_bucket_invariant_on_the_device_and_on_each_link(messages
 def test_control_leaves_at_once_past_any_amount_of_data_and_its_arrival_does_not_wait_either() -> None:
     made = shaper(rate_Bps=1000)
     for _ in range(10):
-        made.enqueue(item())
+        put(made, item())
     made.pop(0)
-    made.enqueue(item(cause="control", size=100, tag="ping"))
+    put(made, item(cause="control", size=100, tag="ping"))
     assert made.next_ns(5) == 5
     (ping,) = made.pop(5)
     assert tags([ping]) == ["ping"]
@@ -196,9 +199,9 @@ def test_control_leaves_at_once_past_any_amount_of_data_and_its_arrival_does_not
 
 def test_control_takes_the_tokens_and_the_air_that_data_then_waits_for() -> None:
     made = shaper(rate_Bps=1000)
-    made.enqueue(item(cause="control", size=2000))
+    put(made, item(cause="control", size=2000))
     made.pop(0)
-    made.enqueue(item(size=1000))
+    put(made, item(size=1000))
     assert made.pop(0) == []
     assert made.next_ns() == SECOND_NS
     assert made.pop(SECOND_NS)[0].depart_ns == 3 * SECOND_NS
@@ -218,17 +221,17 @@ def test_control_queued_as_data_comes_after_it_but_is_not_refused_by_the_quota()
 def test_links_take_turns_message_by_message() -> None:
     made = shaper()
     for tag in ("b1", "b2", "b3"):
-        made.enqueue(item("b", tag=tag))
+        put(made, item("b", tag=tag))
     for tag in ("c1", "c2"):
-        made.enqueue(item("c", tag=tag))
+        put(made, item("c", tag=tag))
     assert tags(drain(made)) == ["b1", "c1", "b2", "c2", "b3"]
 
 
 def test_small_messages_on_one_link_do_not_starve_large_ones_on_another() -> None:
     made = shaper()
     for _ in range(50):
-        made.enqueue(item("b", size=100, tag="s"))
-    made.enqueue(item("c", size=FRAME, tag="L"))
+        put(made, item("b", size=100, tag="s"))
+    put(made, item("c", size=FRAME, tag="L"))
     assert tags(drain(made)).index("L") == 1
 
 
@@ -236,16 +239,16 @@ def test_a_link_that_must_wait_for_its_own_rate_does_not_hold_others_up() -> Non
     made = shaper(rate_Bps=10**6)
     made.set_link("b", rate_Bps=100)
     for n in range(4):
-        made.enqueue(item("b", tag=f"b{n}"))
-        made.enqueue(item("c", tag=f"c{n}"))
+        put(made, item("b", tag=f"b{n}"))
+        put(made, item("c", tag=f"c{n}"))
     order = tags(drain(made))
     assert order.index("c3") < order.index("b2")
 
 
 def test_before_the_first_round_data_waits_and_control_goes() -> None:
     made = shaper(started=False)
-    made.enqueue(item())
-    made.enqueue(item(cause="control", size=10))
+    put(made, item())
+    put(made, item(cause="control", size=10))
     assert [d.cause for d in made.pop(0)] == ["control"]
     assert made.next_ns() is None
     made.quota.start_round(0)
@@ -255,7 +258,7 @@ def test_before_the_first_round_data_waits_and_control_goes() -> None:
 
 def test_control_beyond_the_budget_is_sent_and_makes_a_violation() -> None:
     made = shaper(budget=1000)
-    made.enqueue(item(cause="control", size=1001))
+    put(made, item(cause="control", size=1001))
     assert len(made.pop(0)) == 1
     assert (made.violations, made.spent) == (1, 1001)
 
@@ -264,8 +267,8 @@ def test_control_beyond_the_budget_is_sent_and_makes_a_violation() -> None:
 def test_arrival_is_serialisation_at_the_link_rate_then_latency() -> None:
     made = shaper(rate_Bps=10**9)
     made.set_link("b", rate_Bps=1000, latency_ns=7)
-    made.enqueue(item())
-    made.enqueue(item())
+    put(made, item())
+    put(made, item())
     departures = made.pop(0)
     assert [d.depart_ns for d in departures] == [SECOND_NS, 2 * SECOND_NS]
     assert [d.arrive_ns for d in departures] == [SECOND_NS + 7, 2 * SECOND_NS + 7]
@@ -274,7 +277,7 @@ def test_arrival_is_serialisation_at_the_link_rate_then_latency() -> None:
 def test_delivered_rate_is_the_configured_rate_even_when_every_wakeup_is_late() -> None:
     made, late = shaper(rate_Bps=125_000), 600_000
     for _ in range(500):
-        made.enqueue(item())
+        put(made, item())
     now, arrivals = 0, []
     while (due := made.next_ns(now)) is not None:
         now = max(now, due) + late
@@ -290,9 +293,9 @@ def test_jitter_and_loss_depend_on_the_seed_and_not_on_other_traffic() -> None:
         out = []
         for n in range(20):
             for _ in range(pings):
-                made.enqueue(item(cause="control", size=1))
-                made.enqueue(item(peer="c", size=1))
-            made.enqueue(item(size=1))
+                put(made, item(cause="control", size=1))
+                put(made, item(peer="c", size=1))
+            put(made, item(size=1))
             sent = made.pop(n * 10**8)
             out += [(d.arrive_ns - d.depart_ns, d.lost) for d in sent if d.peer == "b" and d.cause == "train"]
         return out
@@ -304,8 +307,8 @@ def test_jitter_and_loss_depend_on_the_seed_and_not_on_other_traffic() -> None:
 def test_in_outage_data_waits_and_control_passes() -> None:
     made = shaper()
     made.set_link("b", outage=True)
-    made.enqueue(item())
-    made.enqueue(item(cause="control", size=10))
+    put(made, item())
+    put(made, item(cause="control", size=10))
     assert [d.cause for d in drain(made)] == ["control"]
     made.set_link("b")
     assert [d.cause for d in drain(made)] == ["train"]
@@ -321,11 +324,11 @@ def test_impossible_links_are_refused(bad) -> None:
 def test_a_newer_version_abandons_the_rest_of_a_partly_sent_update() -> None:
     made = shaper()
     for n in range(5):
-        made.enqueue(item(tag=f"old{n}", key="x", version=1))
-    made.enqueue(item(tag="other", key="y", version=1))
+        put(made, item(tag=f"old{n}", key="x", version=1))
+    put(made, item(tag="other", key="y", version=1))
     sent = made.pop(0)
     gone = made.abandon_older("x", 2)
-    made.enqueue(item(tag="new", key="x", version=2))
+    put(made, item(tag="new", key="x", version=2))
     assert (len(sent), gone.messages, gone.bytes) == (2, 3, 3 * FRAME)
     assert tags(drain(made)) == ["other", "new"]
     assert made.abandoned.bytes["b", "train"] == 3 * FRAME
@@ -333,18 +336,18 @@ def test_a_newer_version_abandons_the_rest_of_a_partly_sent_update() -> None:
 
 def test_an_update_can_be_abandoned_for_one_peer() -> None:
     made = shaper()
-    made.enqueue(item("b", key="x", version=1))
-    made.enqueue(item("c", key="x", version=1))
+    put(made, item("b", key="x", version=1))
+    put(made, item("c", key="x", version=1))
     assert made.abandon_older("x", 2, peer="c").bytes_by_peer == {"c": FRAME}
 
 
 def test_deletion_takes_a_blocks_messages_out_of_every_queue_and_counts_them_by_peer_and_reason() -> None:
     made = shaper()
     for peer in "bc":
-        made.enqueue(item(peer, key=("d9", 0), tag="doomed"))
-        made.enqueue(item(peer, key=("d1", 0), tag="kept"))
+        put(made, item(peer, key=("d9", 0), tag="doomed"))
+        put(made, item(peer, key=("d1", 0), tag="kept"))
     gone = made.purge(lambda i: i.key == ("d9", 0), "deleted")
     assert (gone.messages, gone.bytes) == (2, 2 * FRAME)
     assert made.purged_bytes_by_reason == {("b", "deleted"): FRAME, ("c", "deleted"): FRAME}
     assert tags(drain(made)) == ["kept", "kept"]
-    assert made.pending_bytes() == 0
+    assert not list(made.pending())
