@@ -17,7 +17,7 @@ from emulation.bench.whole_run import RUN, whole_run
 from emulation.launcher import free_ports
 from emulation.records import Record, RunRecords
 
-EVERY = 20  # rounds from one join to the next
+EVERY, STAYS = 30, 15  # rounds from one join to the next, and from a join to the joiner's farewell
 MIX_S = 1.5  # what a forked joiner may take beside the transfer
 COLD_S = 120.0  # longest wait for cold devices
 ENDING_S = 30.0
@@ -28,13 +28,15 @@ count = {count}
 persons = 2
 batch = 8
 [adapter]
-rank = 8
+rank = 2
 max_devices = 16
 [topology]
 kind = "full"
 [round]
 count = {rounds}
 local_steps = 1
+[radio]
+rate_Bps = 400_000 # of a round, sending takes longest, as at the edge: joining is not waiting for processors
 [eval]
 every = 0
 """
@@ -43,11 +45,15 @@ JOIN = """
 round = {round}
 kind = "join"
 device = "{device}"
+[[event]]
+round = {end}
+kind = "retire"
+device = "{device}"
 """
 
 
 def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
-    """`joins` devices that the launcher forks, one after the other, and `cold` ones by `unweft device`."""
+    """`joins` devices that the launcher forks, `cold` ones by `unweft device`; each goes before the next."""
     findings = Findings("Joining", "unweft bench join")
     with tempfile.TemporaryDirectory() as folder:
         forked = _forked(Path(folder) / "join", count, joins)
@@ -63,15 +69,16 @@ def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
             Measure(group, "its state at the radio's rate", "s", tuple(transfer for _, transfer in took)),
             Measure(group, "the rest", "s", beside, most=most),
         ]
-    findings.notes.append(f"{count} devices that train full-time; a joiner counts from its process's start")
+    findings.notes.append(f"{count} devices train meanwhile")
     return findings
 
 
 def _forked(out: Path, count: int, joins: int) -> list[tuple[float, float]]:
-    events = [JOIN.format(round=EVERY * (i + 1), device=f"d{count + i}") for i in range(joins)]
-    whole_run(SCENARIO.format(count=count, rounds=EVERY * (joins + 2)) + "".join(events), out, timeout_s=900)
+    rounds = [EVERY * (i + 1) for i in range(joins)]
+    events = [JOIN.format(round=r, end=r + STAYS, device=f"d{count + i}") for i, r in enumerate(rounds)]
+    whole_run(SCENARIO.format(count=count, rounds=EVERY * (joins + 1)) + "".join(events), out, timeout_s=900)
     run = records.load(out)
-    return [_took(run, str(e["device"]), float(e["t_s"])) for e in run.injected]
+    return [_took(run, str(e["device"]), float(e["t_s"])) for e in run.injected if e["kind"] == "join"]
 
 
 def _took(run: RunRecords, device: str, start_s: float) -> tuple[float, float]:
@@ -93,10 +100,11 @@ def _cold(folder: Path, count: int, cold: int) -> Iterator[tuple[float, float]]:
         _wait(out, count, processes)
         for number, port in enumerate(ports[count:], start=count):
             start_ns = time.monotonic_ns()
-            processes.append(_start(scenario, out, port, ports[0]))
-            _wait(out, number + 1, processes)
-            began_ns = epoch.read(out) or 0
-            yield _took(records.load(out), f"d{number}", (start_ns - began_ns) / 1e9)
+            with _ended() as joiner:
+                joiner.append(_start(scenario, out, port, ports[0]))
+                _wait(out, number + 1, [*processes, *joiner])
+                began_ns = epoch.read(out) or 0
+                yield _took(records.load(out), f"d{number}", (start_ns - began_ns) / 1e9)
 
 
 def _start(scenario: Path, out: Path, port: int, seed: int) -> subprocess.Popen[bytes]:
