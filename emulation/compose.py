@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,6 +76,11 @@ class Run:
     def rounds(self) -> dict[str, int]:
         """The last round of each device that is there; -1: it has not begun."""
         return {device: self.last_round.get(device, -1) for device in self.running()}
+
+    def due(self, can_return: Callable[[str], bool]) -> EventConfig | None:
+        """The next event that has to happen now."""
+        rounds = self.rounds()
+        return due(self.scenario.in_time(self.pending, rounds), rounds, can_return)
 
     def over(self) -> bool:
         """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
@@ -260,9 +265,7 @@ def _inject_due(state: Run) -> None:
         state.resume_at.remove((at_s, device))
         if device in state.running():
             state.project.unpause(state.containers[device])
-    while (
-        not state.over() and (event := due(state.pending, state.rounds(), partial(_waits, state))) is not None
-    ):
+    while not state.over() and (event := state.due(partial(_waits, state))) is not None:
         state.pending.remove(event)
         state.note(event.round, event.kind, shown(event))
         _inject(state, event)

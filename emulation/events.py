@@ -43,6 +43,10 @@ class ChurnConfig(Section):
     def kinds(self) -> tuple[str, ...]:
         return (self.kind,) if isinstance(self.kind, str) else self.kind
 
+    def last_round(self, rounds: int) -> int:
+        """After which nothing is drawn any more, in a run of so many rounds."""
+        return rounds - 10 if self.stop is None else min(self.stop, rounds - 2)
+
 
 class Population:
     """Who is live and who holds a slot, event by event."""
@@ -74,7 +78,7 @@ def churn(
 ) -> list[EventConfig]:
     """The events that the seed draws, beside those that are `fixed`; none that cannot be at its time."""
     draw = np.random.Generator(np.random.Philox(key=seed + (1 << 64)))
-    stop = rounds - 10 if config.stop is None else min(config.stop, rounds - 2)
+    stop = config.last_round(rounds)
     named = {*population.live, *(event.device for event in fixed)}
     prefix = population.live[0].rstrip("0123456789")
     new = (name for number in range(1 << 30) if (name := f"{prefix}{number}") not in named)

@@ -85,6 +85,8 @@ def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:
         if event.record["kind"] not in GONE:
             continue
         seen, until = event.noticed(), event.t_s + bound_s
+        if _returned(run, event.device, event.t_s, until):  # then a new incarnation is what others hear of
+            continue
         apart = any(p["kind"] == "partition" and p["t_s"] <= until for p in cut)
         for survivor in event.survivors:
             if survivor in seen and float(seen[survivor]["t_s"]) <= until:
@@ -93,6 +95,13 @@ def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:
                 yield Violation(
                     "an end is not noticed in time", f"of {event.device} by {survivor}, {bound_s:g} s"
                 )
+
+
+def _returned(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:
+    return any(
+        (e["kind"], e["device"]) == ("return", device) and start_s <= float(e["t_s"]) <= stop_s
+        for e in run.injected
+    )
 
 
 def _lived_through(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:

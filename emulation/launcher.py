@@ -88,6 +88,11 @@ class Run:
         """The last round of each device that is there; -1: it has not begun."""
         return {device: started.last_round for device, started in self.running().items()}
 
+    def due(self) -> EventConfig | None:
+        """The next event that has to happen now."""
+        rounds = self.rounds()
+        return due(self.scenario.in_time(self.pending, rounds), rounds)
+
     def over(self) -> bool:
         """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
         last, running = self.scenario.round.count - 1, self.running()
@@ -203,7 +208,7 @@ def _inject_due(state: Run, lifeline: object) -> None:
         state.resume_at.remove((at, device))
         if device in running:
             _signal(running[device], signal.SIGCONT)
-    while not state.over() and (event := due(state.pending, state.rounds())) is not None:
+    while not state.over() and (event := state.due()) is not None:
         state.pending.remove(event)
         if event.device is None or event.kind in ARRIVALS or event.device in state.running():
             state.note(event.round, event.kind, shown(event))

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +62,15 @@ class Scenario(DeviceConfig):
             population, slots = Population(self.initial_devices, self.on_crash), self.adapter.max_devices
             listed += churn(config, self.seed, self.round.count, slots, population, listed)
         return tuple(sorted(listed, key=lambda event: event.round))
+
+    def in_time(self, pending: Iterable[EventConfig], rounds: Mapping[str, int]) -> list[EventConfig]:
+        """Without the random ones that are late: in everybody's last rounds nobody could recover from them.
+
+        rounds: the last round of each device that is there. They end half-way from churn.stop to the end.
+        """
+        end = (self.churn.last_round(self.round.count) + self.round.count) / 2
+        late = max(rounds.values(), default=0) > end
+        return [event for event in pending if not late or event in self.event]
 
     def device_config(self) -> DeviceConfig:
         """The part that every device is given."""

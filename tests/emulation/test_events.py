@@ -140,6 +140,14 @@ def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
     assert due([returns, event(2, "leave", "d9")], {"d1": 2}, can_return=lambda device: False) is None
 
 
+def test_random_events_that_are_late_are_left_out_of_everybodys_last_rounds() -> None:
+    listed, drawn = event(20, "leave", "d0"), event(20, "stall", "d1", duration_s=1.0)
+    made = scenario(listed, churn={"rate": 0.5, "stop": 80}, round={"count": 100}, devices={"count": 3})
+    assert made.in_time([listed, drawn], {"d0": 90, "d1": 3}) == [listed, drawn]
+    assert made.in_time([listed, drawn], {"d0": 91, "d1": 3}) == [listed]
+    assert made.in_time([drawn], {}) == [drawn]
+
+
 def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
     made = scenario(event(5, "join", "d3"), devices={"count": 3})
     state = launcher.Run(made, tmp_path, get_context("forkserver"), 0, {}, [], NEAR, {})

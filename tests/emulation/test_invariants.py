@@ -65,6 +65,14 @@ def test_an_end_that_is_not_noticed(run: Path) -> None:
     assert verdicts(run) == ["an end is not noticed in time: of d2 by d0, 3 s"]
 
 
+def test_of_one_that_returns_at_once_the_others_notice_the_return(run: Path) -> None:
+    change(run, "d0", "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
+    record = json.loads((run / "run.json").read_text())
+    record["events"].append({"round": 4, "kind": "return", "device": "d2", "t_s": synthetic_run.LEFT_S + 1})
+    (run / "run.json").write_text(json.dumps(record))
+    assert not any("not noticed" in v for v in verdicts(run))
+
+
 def test_devices_that_disagree_and_a_slot_held_twice(run: Path) -> None:
     write_blocks(run, "d3", {"d0": 0, "d1": 3, "d3": 3})
     found = verdicts(run)
