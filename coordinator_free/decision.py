@@ -75,7 +75,7 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far one step's trial lowered the loss; for `lookahead` alone. strength: gamma of (1 - gamma) I +
+    how far a trial of one round lowered the loss; for `lookahead` alone. strength: gamma of (1 - gamma) I +
     gamma W in the scenario. isolated: a device's gradients reach its own block alone.
     """
 

@@ -48,20 +48,36 @@ class Move(NamedTuple):
         return told[self.label.rpartition("-")[2]]
 
 
+def own_moves(settings: Settings, limits: Limits) -> Iterator[Move]:
+    """Those of `moves` that a device can make without its neighbours."""
+    for group, action in settings.items():
+        yield from _changes(group, action, _own_options(action, limits))
+
+
 def moves(settings: Settings, limits: Limits, ladder: Ladder) -> Iterator[Move]:
     """Every notch up and down of every knob, within the limits; groups and knobs in a fixed order."""
     for group, action in settings.items():
         options = {
-            "more-steps": replace(action, steps=min(_more(action.steps), limits.steps_max)),
-            "less-steps": replace(action, steps=max(_less(action.steps), limits.steps_min)),
-            "more-prox": replace(action, prox=_more_prox(action.prox, limits)),
-            "less-prox": replace(action, prox=_less_prox(action.prox, limits)),
+            **_own_options(action, limits),
             "more-rung": replace(action, rung=ladder.clipped(action.rung + 1)),
             "less-rung": replace(action, rung=ladder.clipped(action.rung - 1)),
             "more-period": replace(action, period=min(2 * action.period, limits.period_max)),
             "less-period": replace(action, period=max(action.period // 2, 1)),
         }
-        yield from (Move(group, label, after) for label, after in options.items() if after != action)
+        yield from _changes(group, action, options)
+
+
+def _own_options(action: GroupAction, limits: Limits) -> dict[str, GroupAction]:
+    return {
+        "more-steps": replace(action, steps=min(_more(action.steps), limits.steps_max)),
+        "less-steps": replace(action, steps=max(_less(action.steps), limits.steps_min)),
+        "more-prox": replace(action, prox=_more_prox(action.prox, limits)),
+        "less-prox": replace(action, prox=_less_prox(action.prox, limits)),
+    }
+
+
+def _changes(group: str, action: GroupAction, options: Mapping[str, GroupAction]) -> Iterator[Move]:
+    return (Move(group, label, after) for label, after in options.items() if after != action)
 
 
 def opposite(label: str) -> str:

@@ -147,7 +147,7 @@ Option = tuple[tuple[str, str], dict[str, GroupAction], Move | None]  # key of V
 
 
 def options(view: View, limits: Limits, memory: Memory) -> list[Option]:
-    """Staying and every affordable move from what is in force: what `lookahead` wants tried for one step."""
+    """Staying and every affordable move from what is in force."""
     settings = in_force(view, limits, memory.settings)
     found: list[Option] = [(STAY, settings, None)]
     for move in moves(settings, limits, view.ladder):
@@ -167,7 +167,7 @@ def random(view: View, limits: Limits, memory: Memory) -> Decision:
 
 @policy("lookahead")
 def lookahead(view: View, limits: Limits, memory: Memory) -> Decision:
-    """A control: the move whose one-step trial lowered the loss most per cost; none if none lowered it."""
+    """A control: the move whose trial (trials.py) lowered the loss most per cost; none if none lowered it."""
     found = options(view, limits, memory)
     gains = [view.trials.get(key, 0.0) / relative_cost(then, view, limits) for key, then, _ in found]
     best = max(range(len(found)), key=lambda i: gains[i])

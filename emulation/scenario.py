@@ -197,6 +197,12 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.correction.handover} with mixing.mode = 'paper-literal', which has no foreign blocks "
             "in the model; allowed: 0, or another mode",
         )
+    if scenario.isolation.leak and scenario.correction.policy == "lookahead":
+        yield (
+            "correction.policy",
+            f"'lookahead' with isolation.leak = {scenario.isolation.leak}: a trial would move other devices' "
+            "blocks; allowed: isolation.leak = 0, or another policy",
+        )
     yield from _radio_problems(scenario)
     yield from _allocator_problems(scenario)
     yield from _event_problems(scenario)
@@ -215,7 +221,7 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for where, name, known in (
         ("mixing.mode", scenario.mixing.mode, MODES),
         ("topology.kind", scenario.topology.kind, TOPOLOGIES),
-        ("correction.policy", scenario.correction.policy, POLICIES.keys() - {"lookahead"}),
+        ("correction.policy", scenario.correction.policy, POLICIES.keys()),
         ("radio.allocator", scenario.radio.allocator, {FIFO, *ALLOCATORS}),
     ):
         if name not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coordinator_free.decision import Settings
+from coordinator_free.decision import GroupAction, Settings
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
 from transport.messages import Manifest, Message
@@ -70,9 +70,13 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Diagnose:
-    """Measure the loss's gradients when what was decided before is done (peers/diagnosis.py)."""
+    """Measure the loss's gradients when what was decided before is done (peers/diagnosis.py).
+
+    trials: what to try on this device's model alone, by name of the move: the settings (trials.py).
+    """
 
     round: int
+    trials: Mapping[tuple[str, str], Mapping[str, GroupAction]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

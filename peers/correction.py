@@ -14,7 +14,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from coordinator_free import residuals
+from coordinator_free import residuals, trials
 from coordinator_free.allocation import Weights
 from coordinator_free.averages import Averages, Mean, Report
 from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
@@ -39,7 +39,10 @@ class Correction:
     ) -> None:
         self._state, self._meeting, self._config = state, meeting, state.config.correction
         self._limits = limits(state.config)
-        length = len(state.exchange.groups) * (len(residuals.HEADER) + self._config.sketch)
+        groups = state.exchange.groups
+        self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
+        self._tries = self._config.policy == trials.NAME
+        length = self._observables + (trials.count(groups) if self._tries else 0)
         self._averages = Averages(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
@@ -120,7 +123,13 @@ class Correction:
             self._meet(now)
         if state.round % config.period == 0:
             self._asked.append(state.round)
-            state.act(Diagnose(state.round))
+            state.act(Diagnose(state.round, self._trials()))
+
+    def _trials(self) -> dict[trials.Key, dict[str, GroupAction]]:
+        if not self._tries:
+            return {}
+        base = dict.fromkeys(self._state.exchange.groups, self._limits.base)
+        return trials.wanted({**base, **self.settings()}, self._limits)
 
     def diagnosed(self, epoch: int, values: Iterable[float]) -> None:
         """What this device has measured after round `epoch`."""
@@ -186,7 +195,8 @@ class Correction:
 
     def _view(self, mean: Mean, epoch: int) -> tuple[View, dict[str, Any]]:
         state, groups = self._state, self._state.exchange.groups
-        means = residuals.unpack(mean.values, groups)
+        means = residuals.unpack(mean.values[: self._observables], groups)
+        tried = mean.values[self._observables :]
         ranked = residuals.all_priorities(means, state.sizes)
         shares = ranked["raw"]
         self._measured = Weights(
@@ -213,6 +223,7 @@ class Correction:
             views,
             rungs,
             config.seed,
+            trials.unpack(tried, groups) if self._tries else {},
             strength=config.mixing.gamma,
             isolated=config.isolation.leak == 0,
         )

@@ -264,7 +264,8 @@ class Driver:
 
     def _on_diagnose(self, action: do.Diagnose) -> None:
         done = self.workshop.diagnose(action)
-        self._computed(done, 1, partial(self._diagnosed, epoch=action.round, done=done))
+        tried = sum(1 + max(a.steps for a in settings.values()) for settings in action.trials.values())
+        self._computed(done, 1 + tried, partial(self._diagnosed, epoch=action.round, done=done))
 
     def _diagnosed(self, now: int, epoch: int, done: Future[Diagnosed]) -> list[do.Action]:
         values, found = done.result()

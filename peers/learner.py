@@ -5,6 +5,7 @@ Not thread-safe: one thread at a time.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner", "Receipt", "SnapshotModel", "TrainResult"]
 PAPER_LITERAL = "paper-literal"
+TRIED_WORST = 1e3  # nats: a trial that diverged
 DIAGNOSED = 16  # examples at most: a diagnosis then costs about what a local step does (method 6: <= 5 %)
 
 
@@ -235,6 +237,40 @@ class Learner:
             self._place(self._rehearsed(round, step) if rehearse else ())
             losses.append(self._step(own, round, step, settings or {}))
         return TrainResult(sum(losses) / steps if steps else math.nan, steps, time.perf_counter() - start)
+
+    def trial(self, round: int, settings: Settings) -> float:
+        """By how much the loss on one batch would fall, in nats, in a round of training with `settings`
+        alone; -TRIED_WORST: it diverged. Block, moments and anchor stay as they are.
+        """
+        own = self._own
+        if own is None:
+            return 0.0
+        kept = {group: b.clone() for group, b in self._union[own].data.items()}
+        optimizer = self._optimizer(own)
+        state = copy.deepcopy(optimizer.state_dict())
+        draw = batch_generator(self._config.seed, f"{self._device_id}/trial", round, 0)
+        examples = min(self._config.data.batch, DIAGNOSED)
+        batch = self._encoded.take(sample_batch(self._encoded, examples, draw)).to(self._device)
+        self._place(())
+        self._adapter.freeze()
+        before = self._loss(batch)
+        try:
+            for step in range(max(action.steps for action in settings.values())):
+                self._step(own, round, step, settings)
+            drop = before - self._loss(batch)
+        except RuntimeError:  # it diverged
+            drop = -TRIED_WORST
+        for group, values in kept.items():
+            self._union[own].data[group].copy_(values)
+        optimizer.load_state_dict(state)
+        return drop if math.isfinite(drop) else -TRIED_WORST
+
+    @torch.no_grad()
+    def _loss(self, batch: Encoded) -> float:
+        output = self._adapter.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        )
+        return float(output.loss)
 
     def set_anchor(self) -> None:
         """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it."""

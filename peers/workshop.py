@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coordinator_free import trials
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
 from coordinator_free.residuals import effective_eta, mu_from_losses, pack
@@ -198,7 +199,11 @@ class Workshop:
             eta = effective_eta(self._moves.get(group, 0.0), steps, gradient)
             mu = mu_from_losses(self._losses, eta)
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
-        return pack(groups), found
+        values = pack(groups)
+        if action.trials:
+            drops = {key: self._learner.trial(action.round, s) for key, s in action.trials.items()}
+            values = np.concatenate([values, trials.pack(drops, found.groups)])
+        return values, found
 
     def _drop(self, key: Key, handover: float) -> Receipt | None:
         self._changed = {part for part in self._changed if part.block != key}

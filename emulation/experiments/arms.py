@@ -46,6 +46,7 @@ ARMS: dict[str, Arm] = {
         _policy("topology", "denser graphs by priority"),
         _policy("sync", "exchange periods by priority"),
         _policy("random", "control: any action"),
+        _policy("lookahead", "control: the action that a trial of one round found best"),
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
         Arm("naive", "Naive Remove: no projection, the block stays and the others go on", event="retire"),
         Arm(

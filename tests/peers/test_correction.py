@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from coordinator_free import trials
+from coordinator_free.decision import STAY
 from coordinator_free.residuals import HEADER, Observables, pack
 from peers import actions as do
 from peers.correction import limits
@@ -34,12 +37,19 @@ def observed(device: str, epoch: int, **of: dict[str, float]) -> list[float]:
     return [float(value) for value in pack(groups)]
 
 
-def corrected(policy: str, size: int = 5, rounds: int = 30, **correction: Any) -> Network:
-    """A ring from which one has left, some rounds later."""
+def corrected(
+    policy: str,
+    size: int = 5,
+    rounds: int = 30,
+    drops: Mapping[tuple[str, str], float] | None = None,
+    **correction: Any,
+) -> Network:
+    """A ring from which one has left, some rounds later. drops: what trials found."""
+    tried = [] if drops is None else [float(drop) for drop in trials.pack(drops, GROUPS)]
     settings = {"policy": policy, "rounds": rounds, "period": 4, "delay": 3, "sketch": SKETCH, **correction}
     net = Network(small_config(topology={"kind": "ring"}, correction=settings, round={"local_steps": 2}))
     for device in net.cohort(size):
-        device.measure = lambda name, epoch: observed(name, epoch, early={"curvature": 9.0})
+        device.measure = lambda name, epoch: [*observed(name, epoch, early={"curvature": 9.0}), *tried]
     net.rounds(3)
     net.signal(f"d{size - 1}", "leave")
     net.rounds(14)
@@ -58,6 +68,15 @@ def test_everyone_decides_alike_from_the_same_figures(policy: str) -> None:
     assert all(others == made[0] for others in made)
     assert made[0][0]["missing"] == []
     assert str(made[0][0]["reason"]).startswith(f"{policy}: ")
+
+
+def test_lookahead_decides_by_what_all_have_tried() -> None:
+    drops = {STAY: 0.1, ("early", "more-steps"): 0.2, ("late", "more-steps"): 0.9}
+    net = corrected("lookahead", drops=drops)
+    made = decisions(net)
+    assert all(others == made[0] for others in made)
+    assert made[0][0]["groups"]["late"]["steps"] > made[0][0]["groups"]["early"]["steps"]
+    assert "trial 0.9 -> late steps" in str(made[0][0]["reason"])
 
 
 def test_residuals_and_priorities_are_recorded() -> None:

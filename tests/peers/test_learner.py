@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from coordinator_free.decision import GroupAction
 from peers.blocks import BlockKey
 from peers.errors import InputError
-from peers.learner import SnapshotModel
+from peers.learner import TRIED_WORST, SnapshotModel
 from tests.peers.learners import (
     OTHERS,
     OWN,
@@ -243,6 +244,25 @@ def test_a_loss_that_is_not_finite_ends_training():
     learner.write(OWN, "mid", torch.full_like(learner.read(OWN, "mid"), math.nan))
     with pytest.raises(RuntimeError, match=r"loss is nan in round 3, step 0.*train\.lr"):
         learner.train(3, 2, rehearse=False)
+
+
+def test_a_trial_tells_what_a_round_of_training_would_do_and_leaves_no_trace():
+    tried, untouched = joined(), joined()
+    for learner in (tried, untouched):
+        learner.train(0, 3, rehearse=False)
+        learner.set_anchor()
+    more = {group: GroupAction(5) for group in tried.groups}
+    less = {group: GroupAction(1) for group in tried.groups}
+    assert tried.trial(1, more) > tried.trial(1, less) > 0
+    for learner in (tried, untouched):
+        learner.train(1, 3, rehearse=False)
+    assert tried.sha256() == untouched.sha256()  # block and moments
+
+
+def test_a_trial_that_diverges_is_the_worst():
+    learner = joined()
+    learner.write(OWN, "mid", torch.full_like(learner.read(OWN, "mid"), math.nan))
+    assert learner.trial(0, {group: GroupAction(4) for group in learner.groups}) == -TRIED_WORST
 
 
 def test_no_steps_have_no_loss():
