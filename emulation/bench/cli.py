@@ -55,6 +55,9 @@ def bench(
     seed: Annotated[
         list[int] | None, typer.Option(help="churn: which seeds; may be repeated. Default: 0.")
     ] = None,
+    starts: Annotated[
+        int | None, typer.Option(min=1, help="membership: how many starts of each size. Default: 10.")
+    ] = None,
 ) -> None:
     """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
     allowed = (*NAMES, *WHOLE_RUNS)
@@ -71,17 +74,19 @@ def bench(
         console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
-        findings = _run(one, n, seed)
+        findings = _run(one, n, seed, starts)
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each: a later one that is interrupted costs nothing of it
             _write(json, found)
 
 
-def _run(name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None) -> Findings:
+def _run(
+    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
+) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
-        found: Findings = module.run(*_scenario(name), **_numbers(name, devices, seeds))
+        found: Findings = module.run(*_scenario(name), **_numbers(name, devices, seeds, starts))
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -96,11 +101,15 @@ def _scenario(name: str) -> tuple[Scenario, ...]:
 
 
 def _numbers(
-    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None
-) -> dict[str, Sequence[int]]:
+    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
+) -> dict[str, Sequence[int] | int]:
     """The options that go with a benchmark."""
-    found = {"devices": devices} if devices and name in ("rounds", "membership", "load") else {}
-    return {**found, "seeds": seeds} if seeds and name == "churn" else found
+    given = {
+        "devices": devices if name in ("rounds", "membership", "load") else None,
+        "seeds": seeds if name == "churn" else None,
+        "starts": starts if name == "membership" else None,
+    }
+    return {option: value for option, value in given.items() if value}
 
 
 def _write(path: Path, found: Sequence[Findings]) -> None:
