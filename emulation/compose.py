@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -23,7 +23,7 @@ from statistics import median
 from rich.console import Console
 
 from emulation import claims, epoch, evaluator, gate, shared_run
-from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project
+from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project, free_subnet
 from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off, due
 from emulation.launcher import PRELOAD, RunFailed, _no_interrupt
 from emulation.progress import Progress
@@ -107,6 +107,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         files = (file, _mounts(scenario, Path(secret) / "mounts.json"))
         project = Project(_name(out), files, _variables(scenario, out, Path(secret)))
         _build(project, console)
+        project = _on_subnet(project)
         shared_run.begin(out, scenario)
         for device in scenario.initial_devices:
             gate.open_to(out, device)
@@ -118,6 +119,16 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
                 _write_run(state)
     _say_memory(out, console)
     return 0
+
+
+def _on_subnet(project: Project) -> Project:
+    """As late as can be: a build takes minutes, and others start networks too."""
+    if os.environ.get("UNWEFT_SUBNET"):
+        return project
+    try:
+        return replace(project, variables={**project.variables, "UNWEFT_SUBNET": free_subnet()})
+    except DockerFailed as error:
+        raise RunFailed(str(error)) from None
 
 
 # -- what it is started with -------------------------------------------------------------------------------
@@ -159,7 +170,6 @@ def _variables(scenario: Scenario, out: Path, secret: Path) -> Mapping[str, str]
         "UNWEFT_KEYS_FROM": str(secret / "keys"),
         "UNWEFT_USER": f"{os.getuid()}:{os.getgid()}",
         "UNWEFT_LEAVE_GRACE_S": str(scenario.membership.leave_grace_s),
-        "UNWEFT_SUBNET": os.environ.get("UNWEFT_SUBNET", f"10.93.{1 + os.getpid() % 254}.0/24"),
     }
 
 

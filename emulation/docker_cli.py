@@ -7,7 +7,9 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
+from random import SystemRandom
 
 from peers.errors import InputError
 
@@ -37,6 +39,23 @@ def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.
         )
     except FileNotFoundError:
         raise InputError("docker: not found; a compose project needs Docker with Compose v2") from None
+
+
+def free_subnet(execute: Execute = execute) -> str:
+    """10.93.n.0/24 that no network of the engine has: where it may lie is said in docker-compose.yml.
+
+    Raises DockerFailed where all are taken.
+    """
+    engine = Project("", execute=execute)
+    networks = engine.docker("network", "ls", "--quiet").split()
+    form = "{{range .IPAM.Config}}{{.Subnet}} {{end}}"
+    found = engine.docker("network", "inspect", "--format", form, *networks).split() if networks else []
+    taken = [ip_network(subnet) for subnet in found]
+    numbers = SystemRandom().sample(range(1, 255), 254)  # others may be choosing at this moment
+    for subnet in (IPv4Network(f"10.93.{number}.0/24") for number in numbers):
+        if not any(subnet.version == other.version and subnet.overlaps(other) for other in taken):
+            return str(subnet)
+    raise DockerFailed("docker network: every subnet in 10.93.0.0/16 is taken")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from coordinator_free.residuals import Size
 from emulation.bench.sgd import RANK, ROWS, SmallStep
 from peers.blocks import BlockKey
 from peers.learner import Receipt, TrainResult
@@ -33,6 +34,13 @@ class BenchLearner:
     def rank(self, group: str) -> int:
         return RANK
 
+    def size(self, group: str) -> Size:
+        return Size(RANK, ROWS * RANK)
+
+    def resumes(self) -> dict[str, int]:
+        """It begins anew."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         return {"bench": "rounds"}
 
@@ -42,13 +50,13 @@ class BenchLearner:
     def has(self, key: BlockKey) -> bool:
         return key == self._own
 
-    def add_block(self, key: BlockKey, slot: int) -> None:
+    def add_block(self, key: BlockKey, slot: int, resume: bool = False) -> None:
         """Others' blocks are not kept: nothing here computes with them."""
 
-    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None) -> None:
+    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         self._own = key
 
-    def delete_block(self, key: BlockKey) -> Receipt:
+    def delete_block(self, key: BlockKey, handover: float = 0.0) -> Receipt:
         return Receipt("", "")
 
     def read(self, key: BlockKey, group: str) -> Tensor:

@@ -350,3 +350,16 @@ def test_docker_says_why(docker: Docker) -> None:
     docker.fails = "pause"
     with pytest.raises(DockerFailed, match=r"docker pause .*: cannot pause"):
         Project("tb", execute=docker).pause(docker_cli.Container("x", "x", "running", None))
+
+
+def test_the_network_gets_a_subnet_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = ["172.17.0.0/16", "fd00::/64", *(f"10.93.{n}.0/24" for n in range(1, 255) if n != 77)]
+
+    def engine(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        said = "a b" if "ls" in command else " ".join(taken)
+        return subprocess.CompletedProcess(list(command), 0, said, "")
+
+    assert docker_cli.free_subnet(engine) == "10.93.77.0/24"
+    taken.append("10.93.76.0/23")
+    with pytest.raises(DockerFailed, match="every subnet"):
+        docker_cli.free_subnet(engine)

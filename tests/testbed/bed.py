@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emulation.docker_cli import Container, DockerFailed, Project
+from emulation.docker_cli import Container, DockerFailed, Project, free_subnet
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "unweft:test"
@@ -39,8 +38,7 @@ class Bed:
     """One compose project."""
 
     def __init__(self, name: str, **variables: str) -> None:
-        subnet = f"10.93.{1 + os.getpid() % 250}.0/24"
-        given = {"UNWEFT_IMAGE": IMAGE, "UNWEFT_SUBNET": subnet, "UNWEFT_SET": SMALL, **variables}
+        given = {"UNWEFT_IMAGE": IMAGE, "UNWEFT_SUBNET": free_subnet(), "UNWEFT_SET": SMALL, **variables}
         self.name, self.project = name, Project(name, _files(), given)
         self.dangling_before = self.dangling()
 
