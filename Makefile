@@ -9,8 +9,9 @@ PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 demo: .venv/.installed
 	.venv/bin/unweft run scenarios/demo.toml
 
+# two files at a time: many tests wait for processes of their own
 test: .venv/.installed-dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # container tests; without a Docker engine they are skipped, and say so
 testbed: .venv/.installed-dev

@@ -126,7 +126,9 @@ def _on_subnet(project: Project) -> Project:
     if os.environ.get("UNWEFT_SUBNET"):
         return project
     try:
-        return replace(project, variables={**project.variables, "UNWEFT_SUBNET": free_subnet()})
+        return replace(
+            project, variables={**project.variables, "UNWEFT_SUBNET": free_subnet(project.execute)}
+        )
     except DockerFailed as error:
         raise RunFailed(str(error)) from None
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from emulation import epoch, records, summary
@@ -58,7 +59,7 @@ def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
     with tempfile.TemporaryDirectory() as folder:
         forked = _forked(Path(folder) / "join", count, joins)
     with tempfile.TemporaryDirectory() as folder:
-        started = list(_cold(Path(folder), count, cold))
+        started = list(_cold(Path(folder), count, cold)) if cold else []
     for group, took, most in (
         ("forked by the launcher", forked, MIX_S),
         ("cold, unweft device", started, None),
@@ -83,7 +84,9 @@ def _forked(out: Path, count: int, joins: int) -> list[tuple[float, float]]:
 
 def _took(run: RunRecords, device: str, start_s: float) -> tuple[float, float]:
     """Seconds to the end of the first round that mixed, and what its state takes at the budget."""
-    mixed = next(line for line in run.metrics[device] if line.get("weights"))
+    mixed = next((line for line in run.metrics[device] if line.get("weights")), None)
+    if mixed is None:
+        raise RuntimeError(f"{device} went before it had mixed with anyone")
     links = summary.summarise(run)["links"]
     size = sum(link["bytes_by_cause"]["transfer"] for link in links if link["dst"] == device)
     return float(mixed["t1_s"]) - start_s, size / run.scenario.radio.rate_Bps
@@ -97,12 +100,12 @@ def _cold(folder: Path, count: int, cold: int) -> Iterator[tuple[float, float]]:
     with _ended() as processes:
         for port in ports[:count]:
             processes.append(_start(scenario, out, port, ports[0]))
-        _wait(out, count, processes)
+        _wait(lambda: len(_closed(out)) >= count, processes)
         for number, port in enumerate(ports[count:], start=count):
             start_ns = time.monotonic_ns()
             with _ended() as joiner:
                 joiner.append(_start(scenario, out, port, ports[0]))
-                _wait(out, number + 1, [*processes, *joiner])
+                _wait(partial(_mixes, out, f"d{number}"), [*processes, *joiner])
                 began_ns = epoch.read(out) or 0
                 yield _took(records.load(out), f"d{number}", (start_ns - began_ns) / 1e9)
 
@@ -117,21 +120,25 @@ def _start(scenario: Path, out: Path, port: int, seed: int) -> subprocess.Popen[
         )
 
 
-def _wait(out: Path, devices: int, processes: list[subprocess.Popen[bytes]]) -> None:
-    """Until so many devices have mixed. Raises RuntimeError where one has ended, or none comes."""
+def _wait(done: Callable[[], bool], processes: list[subprocess.Popen[bytes]]) -> None:
+    """Until so. Raises RuntimeError where a process ends before, or after COLD_S."""
     until = time.monotonic() + COLD_S
-    while time.monotonic() < until:
+    while not done():
         if any(process.poll() is not None for process in processes):
             raise RuntimeError("a device that was to stay has ended")
-        lines = [records.read_lines(path) for path in (out / "devices").glob("*/metrics.jsonl")]
-        if sum(map(_mixes, lines)) >= devices:
-            return
+        if time.monotonic() > until:
+            raise RuntimeError(f"devices did not come together within {COLD_S:g} s")
         time.sleep(0.1)
-    raise RuntimeError(f"{devices} devices did not come together within {COLD_S:g} s")
 
 
-def _mixes(lines: list[Record]) -> bool:
-    return any(line.get("weights") for line in lines)
+def _closed(out: Path) -> dict[str, list[Record]]:
+    """The rounds of each device that has closed some."""
+    found = {p.parent.name: records.read_lines(p) for p in (out / "devices").glob("*/metrics.jsonl")}
+    return {device: lines for device, lines in found.items() if lines}
+
+
+def _mixes(out: Path, device: str) -> bool:
+    return any(line.get("weights") for line in _closed(out).get(device, []))
 
 
 @contextmanager

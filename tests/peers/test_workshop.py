@@ -11,6 +11,7 @@ import torch
 
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
+from peers import actions as do
 from peers.blocks import BlockKey
 from peers.config import DeviceConfig
 from peers.learner import Learner
@@ -81,6 +82,6 @@ def test_disagreement_is_that_of_a_groups_last_exchange(learner: FakeLearner, wo
     workshop.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
     workshop.mix((mix(EARLY, 0.5, 2.0),)).result()
     workshop.mix(()).result()
-    action: Any = SimpleNamespace(round=7)
+    action = do.Diagnose(7)
     workshop.diagnose(action).result()
     assert learner.reported == [1.0, 4.0]
