@@ -30,7 +30,9 @@ CONFIG = DeviceConfig.model_validate(
         "data": {"persons": 2, "batch": 8},
         "adapter": {"rank": 2, "max_devices": 4},
         "round": {"count": ROUNDS, "local_steps": 1, "deadline_s": 60.0},
-        "radio": {"codec": "fp32"},
+        # Rounds of a second: the run is longer than the 2 s after which a link is tried again, so that the
+        # first hello to a seed that came up later arrives before the end, however loaded the machine is.
+        "radio": {"codec": "fp32", "rate_Bps": 50_000},
         "membership": {"settle_s": 120.0, "crash_after_s": 60.0},
     }
 )
