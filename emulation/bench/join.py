@@ -37,7 +37,7 @@ kind = "full"
 count = {rounds}
 local_steps = 1
 [radio]
-rate_Bps = 1_000_000 # sending takes longest, as at the edge: who joins does not wait for processors
+rate_Bps = 400_000 # sending takes longest, as at the edge: who joins does not wait for processors
 [eval]
 every = 0
 """
@@ -53,7 +53,7 @@ device = "{device}"
 """
 
 
-def run(count: int = 3, joins: int = 5, cold: int = 3) -> Findings:
+def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
     """`joins` devices that the launcher forks, `cold` ones by `unweft device`; each goes before the next."""
     findings = Findings("Joining", "unweft bench join")
     with tempfile.TemporaryDirectory() as folder:
