@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from peers.snapshots import SnapshotModel, write_snapshot
 from peers.tasks.batches import batch_generator, sample_batch
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from coordinator_free.decision import Settings
     from peers.config import DeviceConfig
     from peers.models import LoadedModel
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner", "Receipt", "SnapshotModel", "TrainResult"]
 PAPER_LITERAL = "paper-literal"
+Move = TypeVar("Move")  # what a trial is called
 TRIED_WORST = 1e3  # nats: a trial that diverged
 DIAGNOSED = 16  # examples at most: a diagnosis then costs about what a local step does (method 6: <= 5 %)
 
@@ -238,39 +241,47 @@ class Learner:
             losses.append(self._step(own, round, step, settings or {}))
         return TrainResult(sum(losses) / steps if steps else math.nan, steps, time.perf_counter() - start)
 
-    def trial(self, round: int, settings: Settings) -> float:
-        """By how much the loss on one batch would fall, in nats, in a round of training with `settings`
-        alone; -TRIED_WORST: it diverged. Block, moments and anchor stay as they are.
+    def trials(self, round: int, tried: Mapping[Move, Settings]) -> dict[Move, float]:
+        """By how much the loss on one batch would fall, in nats, in a round of training with each of the
+        settings; -TRIED_WORST: it diverged. Block, moments and anchor stay as they are.
         """
         own = self._own
         if own is None:
-            return 0.0
-        kept = {group: b.clone() for group, b in self._union[own].data.items()}
-        optimizer = self._optimizer(own)
-        state = copy.deepcopy(optimizer.state_dict())
-        draw = batch_generator(self._config.seed, f"{self._device_id}/trial", round, 0)
-        examples = min(self._config.data.batch, DIAGNOSED)
-        batch = self._encoded.take(sample_batch(self._encoded, examples, draw)).to(self._device)
+            return {}
+        data, optimizer = self._union[own].data, self._optimizer(own)
+        kept = {group: b.clone() for group, b in data.items()}
+        batch = self._measured_batch("trial", round)[0].to(self._device)
         self._place(())
         self._adapter.freeze()
-        before = self._loss(batch)
-        try:
-            for step in range(max(action.steps for action in settings.values())):
-                self._step(own, round, step, settings)
-            drop = before - self._loss(batch)
-        except RuntimeError:  # it diverged
-            drop = -TRIED_WORST
-        for group, values in kept.items():
-            self._union[own].data[group].copy_(values)
-        optimizer.load_state_dict(state)
-        return drop if math.isfinite(drop) else -TRIED_WORST
+        before, drops = self._loss(batch), {}
+        for move, settings in tried.items():
+            state = copy.deepcopy(optimizer.state_dict())
+            try:
+                for step in range(max(action.steps for action in settings.values())):
+                    self._step(own, round, step, settings)
+                drop = before - self._loss(batch)
+            except RuntimeError:  # it diverged
+                drop = -TRIED_WORST
+            drops[move] = drop if math.isfinite(drop) else -TRIED_WORST
+            for group, values in kept.items():
+                data[group].copy_(values)
+            optimizer.load_state_dict(state)
+        return drops
+
+    def _measured_batch(self, what: str, round: int) -> tuple[Encoded, np.random.Generator]:
+        """A batch of a round for a measurement, from a stream of its own, and what is left of that."""
+        draw = batch_generator(self._config.seed, f"{self._device_id}/{what}", round, 0)
+        examples = min(self._config.data.batch, DIAGNOSED)
+        return self._encoded.take(sample_batch(self._encoded, examples, draw)), draw
 
     @torch.no_grad()
     def _loss(self, batch: Encoded) -> float:
-        output = self._adapter.model(
+        return float(self._output(batch).loss)
+
+    def _output(self, batch: Encoded) -> Any:
+        return self._adapter.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
         )
-        return float(output.loss)
 
     def set_anchor(self) -> None:
         """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it."""
@@ -287,9 +298,7 @@ class Learner:
 
     def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
         """What the device measures of its loss on one batch, all blocks included (peers/diagnosis.py)."""
-        draw = batch_generator(self._config.seed, f"{self._device_id}/diagnosis", round, 0)
-        examples = min(self._config.data.batch, DIAGNOSED)
-        batch = self._encoded.take(sample_batch(self._encoded, examples, draw))
+        batch, draw = self._measured_batch("diagnosis", round)
         self._place(())
         if self._sketcher is None or self._sketcher.size != sketch:
             self._sketcher = Sketcher(self._config.seed, self.layout, sketch)
@@ -306,9 +315,7 @@ class Learner:
         batch = self._encoded.take(indices).to(self._device)
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
-        output = self._adapter.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-        )
+        output = self._output(batch)
         loss = float(output.loss.detach())
         if not math.isfinite(loss):
             raise RuntimeError(

@@ -201,7 +201,7 @@ class Workshop:
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
         values = pack(groups)
         if action.trials:
-            drops = {key: self._learner.trial(action.round, s) for key, s in action.trials.items()}
+            drops = self._learner.trials(action.round, action.trials)
             values = np.concatenate([values, trials.pack(drops, found.groups)])
         return values, found
 

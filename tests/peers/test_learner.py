@@ -253,7 +253,8 @@ def test_a_trial_tells_what_a_round_of_training_would_do_and_leaves_no_trace():
         learner.set_anchor()
     more = {group: GroupAction(5) for group in tried.groups}
     less = {group: GroupAction(1) for group in tried.groups}
-    assert tried.trial(1, more) > tried.trial(1, less) > 0
+    drops = tried.trials(1, {"more": more, "less": less})
+    assert drops["more"] > drops["less"] > 0
     for learner in (tried, untouched):
         learner.train(1, 3, rehearse=False)
     assert tried.sha256() == untouched.sha256()  # block and moments
@@ -262,7 +263,8 @@ def test_a_trial_tells_what_a_round_of_training_would_do_and_leaves_no_trace():
 def test_a_trial_that_diverges_is_the_worst():
     learner = joined()
     learner.write(OWN, "mid", torch.full_like(learner.read(OWN, "mid"), math.nan))
-    assert learner.trial(0, {group: GroupAction(4) for group in learner.groups}) == -TRIED_WORST
+    tried = {"any": {group: GroupAction(4) for group in learner.groups}}
+    assert learner.trials(0, tried)["any"] == -TRIED_WORST
 
 
 def test_no_steps_have_no_loss():
