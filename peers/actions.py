@@ -40,12 +40,12 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """The data of a round for one neighbour, closed by its manifest."""
+    """Data for one neighbour: a round's, closed by its manifest, or what it has asked for, without one."""
 
     peer: str
     round: int
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
-    manifest: Manifest
+    manifest: Manifest | None
     codecs: Mapping[Part, str] = field(default_factory=dict)  # that an allocator chose; else the scenario's
 
 

@@ -40,9 +40,15 @@ class Ending:
         self._until_ns: int | None = None  # when asking around ends; None: nobody asked this device to go
 
     def signal(self, now: int, kind: str) -> None:
-        """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
+        """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit.
+
+        A second one does not wait for anybody's confirmation, but a leave after a retire asks for more.
+        """
         state = self._state
-        if self._going:
+        if (self._going, kind) == ("retire", "leave"):
+            state.heard = False
+            self._depart(now, kind)
+        elif self._going:
             self._go(self._going)
         elif state.phase in (State.FINISH, State.GONE) or state.own is None:
             if state.phase is State.FINISH:

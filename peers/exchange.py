@@ -154,9 +154,15 @@ class Exchange:
         return plans
 
     def _first_in(self, own: Key, wanted: Iterable[Slot], budget_bytes: int) -> set[Slot]:
-        """What waited longest first, then the own block."""
+        """What was asked for and what waited longest first, then the own block."""
+
+        def turn(want: Slot) -> tuple[bool, int, bool, Part, str]:
+            peer, part = want
+            asked = part in self.peer(peer).wants
+            return not asked, -self._waiting.get(want, 0), part.block != own, part, peer
+
         chosen: set[Slot] = set()
-        for want in sorted(wanted, key=lambda w: (-self._waiting.get(w, 0), w[1].block != own, w[1], w[0])):
+        for want in sorted(wanted, key=turn):
             size = self.part_bytes(want[1].group)
             if size <= budget_bytes:
                 budget_bytes -= size

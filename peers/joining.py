@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
@@ -11,34 +13,58 @@ from transport.messages import Request
 
 
 class Joining:
-    """Asks one neighbour after the other until a copy of every block is here."""
+    """Asks neighbours until a copy of every block is here: each for another block, so that no link and no
+    helper's budget has to carry them all."""
 
     def __init__(self, state: DeviceState, rounds: Rounds) -> None:
         self._state, self._rounds = state, rounds
         self._asked = 0
-        self._helper = ""
+        self._helpers: dict[Part, str] = {}  # who was asked last for what
 
     def ask(self, now: int) -> None:
-        """Ask one neighbour for what is missing; another one if that takes too long."""
+        """Ask for all that is missing; others than before if that has taken too long."""
         state = self._state
         if not self._joins():
             return
-        missing = state.missing()
-        helpers = [name for name in state.greeted() if not state.peers[name].done]
+        missing, helpers = state.missing(), self._there()
         if not missing or self._asked >= 2 * len(helpers):  # what nobody has sent in two rounds, nobody has
             self._enter(now)
             return
-        self._helper = helper = helpers[self._asked % len(helpers)]
+        self._ask_for(missing, helpers)
         self._asked += 1
-        items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in missing]
-        state.tell(helper, Request(items, state.round))
         state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
 
     def try_ask(self, now: int) -> None:
-        """Once the slot is claimed, and again once the helper has gone: only for what has not come yet."""
-        lost = self._helper and self._helper not in self._state.members.active()
-        if self._joins() and (lost or "ask" not in self._state.timers):
+        """Once the slot is claimed; then for what a helper that has gone has not sent, and for new blocks."""
+        state = self._state
+        if not self._joins():
+            return
+        if "ask" not in state.timers:
             self.ask(now)
+            return
+        active, helpers = state.members.active(), self._there()
+        unasked = [part for part in state.missing() if self._helpers.get(part) not in active]
+        if unasked and helpers:
+            self._ask_for(unasked, helpers)
+
+    def _ask_for(self, parts: list[Part], helpers: list[str]) -> None:
+        """A block's owner first, which has the newest of it; else, and later, one after the other."""
+        state = self._state
+        for number, (key, found) in enumerate(groupby(parts, key=lambda part: part.block)):
+            of_block = list(found)
+            asks_owner = key.device in helpers and of_block[0] not in self._helpers
+            helper = key.device if asks_owner else helpers[(number + self._asked) % len(helpers)]
+            self._helpers.update(dict.fromkeys(of_block, helper))
+        for helper in sorted({self._helpers[part] for part in parts}):
+            wanted = [part for part in parts if self._helpers[part] == helper]
+            items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in wanted]
+            state.tell(helper, Request(items, state.round))
+
+    def _there(self) -> list[str]:
+        """Who may be asked."""
+        state = self._state
+        active = state.members.active()
+        return [name for name in state.greeted() if name in active and not state.peers[name].done]
 
     def take(self, now: int, source: str, part: Part, copy: Arrival) -> None:
         """A block that was asked for."""
@@ -61,7 +87,7 @@ class Joining:
         assert state.own is not None
         state.timers.pop("ask", None)
         state.exchange.unknown |= set(state.missing())
-        first = state.network_round + 2
+        first = state.network_round + 1
         state.announce(state.members.amend(state.own, since_round=first))
         if first < state.config.round.count:
             self._rounds.begin(now, first)

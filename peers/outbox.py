@@ -274,7 +274,7 @@ class Outbox:
         return data
 
     def publish(self, action: Publish, payloads: dict[Part, _Payload], incarnation: int) -> None:
-        """Queue a round's data for a neighbour and the manifest that closes it."""
+        """Queue data for a neighbour and, behind it, the manifest that closes its round."""
         envelope = Envelope(self.device, incarnation)
         for part, version, cause in action.parts:
             payload = payloads[part]
@@ -284,7 +284,8 @@ class Outbox:
             for frames in self._messages(envelope, part, version, action.round, cause, payload):
                 size = wire_bytes(frames, self._curve)
                 self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
-        self._last(action.peer, pack(envelope, action.manifest))
+        if action.manifest is not None:
+            self._last(action.peer, pack(envelope, action.manifest))
 
     def _messages(
         self, envelope: Envelope, part: Part, version: int, round_: int, cause: str, payload: _Payload

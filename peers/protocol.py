@@ -238,7 +238,7 @@ class DeviceProtocol:
             case Manifest():
                 self._rounds.on_manifest(now, source, message)
             case Request():
-                self._s.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in message.items))
+                self._rounds.on_request(source, message)
             case Observed():
                 self._correction.heard(source, message)
             case Bye():
@@ -255,6 +255,7 @@ class DeviceProtocol:
         """Whatever the event has made possible; then all that was decided."""
         self._joining.try_ask(now)
         self._rounds.try_begin(now)
+        self._rounds.try_publish()
         self._rounds.try_close(now)
         self._ending.try_end(now)
         self._rounds.try_exit()

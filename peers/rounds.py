@@ -7,15 +7,15 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from functools import partial
 
 from coordinator_free.allocation import Slot
-from coordinator_free.membership import Status
+from coordinator_free.membership import Key, Status
 from coordinator_free.mixing import Part, metropolis_row
 from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
 from peers.allocating import Supply
 from peers.correction import Correction
-from peers.exchange import Plan
+from peers.exchange import Choose, Plan
 from peers.meeting import Meeting
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Manifest
+from transport.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
 LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran the deadline are done
@@ -29,6 +29,9 @@ class Rounds:
         self._start_ns = self._trained_ns = 0
         self._withheld = 0
         self._sent: dict[str, Counter[str]] = {}
+        self._left = 0  # of this round's budget
+        self._outages: frozenset[str] = frozenset()
+        self._told: set[str] = set()  # who has this round's manifest
 
     # -- the first one -----------------------------------------------------------------------------
     def try_begin(self, now: int) -> None:
@@ -89,36 +92,58 @@ class Rounds:
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
         state.phase, self._trained_ns = State.WAIT, now
-        self._publish(budget_bytes, supply, outages)
+        self._left, self._outages = budget_bytes, outages
+        self._told, self._sent, self._withheld = set(), {}, 0
+        receivers = self._receivers()
+        wanting = {peer for peer in receivers if state.exchange.peer(peer).wants}
+        choose = None if supply is None else partial(self._choose, supply)
+        self._publish(wanting | receivers & {*self._correction.neighbours()}, choose)
 
-    def _publish(self, budget_bytes: int, supply: Supply | None, outages: frozenset[str]) -> None:
+    def try_publish(self) -> None:
+        """Who has become a neighbour since this round's data went is sent it too: both mix with the other."""
+        if self._state.phase is State.WAIT:
+            self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._told)
+
+    def on_request(self, source: str, request: Request) -> None:
+        """It is answered with this round's data; at once where that has gone."""
+        state = self._state
+        state.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in request.items))
+        if state.phase is State.WAIT and source not in self._outages:
+            self._publish_late(self._receivers() & {source})
+
+    def _receivers(self) -> set[str]:
+        return {peer for peer in self._state.greeted() if not self._state.peers[peer].done}
+
+    def _publish_late(self, to: set[str]) -> None:
+        """What the round's budget has left; where an allocator decides, it has spent it."""
+        if to:
+            self._publish(to, None if self._state.exchange.allocating is None else lambda wanted, asked: {})
+
+    def _publish(self, to: set[str], choose: Choose | None) -> None:
+        """Data, and the manifest of this round to whom it was not told yet."""
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
-        receivers = {p for p in state.greeted() if not state.peers[p].done}
-        wanting = {p for p in receivers if exchange.peer(p).wants}
-        to = receivers & ({*self._correction.neighbours()} | wanting)
-        choose = None if supply is None else partial(self._choose, supply)
-        plans = exchange.plan(*(state.own.key, to, budget_bytes, state.work, self._goes, choose, outages))
+        plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
-            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
-        self._withheld = sum(plan.withheld for plan in plans.values())
-        self._sent = self._counted(plans.values())
+            told = peer in self._told
+            state.act(Publish(peer, state.round, plan.parts, None if told else manifest, plan.codecs))
+            self._count(plan)
+        self._told |= to
+
+    def _count(self, plan: Plan) -> None:
+        """Matrices sent, by group and codec, and what they leave of the budget."""
+        for part, _, _ in plan.parts:
+            codec = plan.codecs.get(part, self._state.config.radio.codec)
+            self._sent.setdefault(part.group, Counter())[codec] += 1
+            self._left -= self._state.exchange.part_bytes(part.group)
+        self._withheld += plan.withheld
 
     def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
         allocating = self._state.exchange.allocating
         assert allocating is not None
         return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
-
-    def _counted(self, plans: Iterable[Plan]) -> dict[str, Counter[str]]:
-        """Matrices sent, by group and codec."""
-        sent: dict[str, Counter[str]] = {}
-        for plan in plans:
-            for part, _, _ in plan.parts:
-                codec = plan.codecs.get(part, self._state.config.radio.codec)
-                sent.setdefault(part.group, Counter())[codec] += 1
-        return sent
 
     def _goes(self, peer: str, group: str) -> bool:
         """Whether a group is exchanged with a peer in this round."""

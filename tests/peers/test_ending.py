@@ -191,6 +191,16 @@ def test_nothing_is_trained_after_the_last_word() -> None:
     assert len(net["d1"].done(do.Train)) == trained
 
 
+def test_a_leave_that_follows_a_retire_at_once_is_a_leave() -> None:
+    net = started(3)
+    key = Key("d1", 0)
+    net.signal("d1", "retire")
+    net.signal("d1", "leave")
+    net.run(2.0)
+    assert not net["d1"].live
+    assert all(device.protocol.members.tombstoned(key) and key not in device.slots for device in net)
+
+
 def test_who_leaves_is_forgotten_with_what_it_left_behind_when_it_retired() -> None:
     net = started(3)
     net.signal("d1", "retire")

@@ -45,18 +45,39 @@ def test_a_joiner_gets_every_block_and_changes_none(mode: str, topology: str) ->
         assert same(copies(device, but="d4"), before.get(device.name, before["d0"]))
 
 
-def test_a_joiner_begins_two_rounds_after_the_networks_and_all_train_beside_it() -> None:
+def test_a_joiner_begins_with_the_networks_next_round_and_all_train_beside_it() -> None:
     net = started()
     net.add("d4", "d0")
     net.until(lambda: trains(net, "d4"))
     network = max(device.round for device in net if device.name != "d4")
-    assert net["d4"].round == network + 2
+    assert net["d4"].round == network + 1
     first = net["d4"].round
     net.rounds(6)
     for device in net:
         members = {record.round: record.members for record in device.done(do.RoundDone)}
         assert members.get(first - 1, ()) == () or "d4" not in members[first - 1]
         assert members[first] == ("d0", "d1", "d2", "d3", "d4")
+
+
+@pytest.mark.parametrize("topology", ["full", "ring"])
+def test_in_a_joiners_first_round_neighbours_mix_with_each_other_or_not_at_all(topology: str) -> None:
+    """Its word may come after they have sent that round's data."""
+    for pause_ms in range(0, 100, 10):
+        net = started(topology={"kind": topology})
+        net.run(pause_ms / 1000)
+        net.add("d4", "d0")
+        net.until(lambda net=net: trains(net, "d4"))  # type: ignore[misc]
+        first = net["d4"].round
+        net.rounds(6)
+        mixed = {
+            (device.name, record.round): {*record.weights}
+            for device in net
+            for record in device.done(do.RoundDone)
+        }
+        for name in mixed["d4", first]:
+            assert "d4" in mixed[name, first]
+        assert all(("d4" in mixed[d, first]) == (d in mixed["d4", first]) for d in ("d0", "d1", "d2", "d3"))
+        assert mixed["d4", first]
 
 
 def test_a_joiner_does_not_make_the_others_wait_or_skip() -> None:
