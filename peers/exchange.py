@@ -53,6 +53,7 @@ class Exchange:
         self.part_bytes = part_bytes
         self.held: dict[Part, int] = {}
         self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
+        self.zero: set[Part] = set()  # B = 0 for good: the owner went before anyone mixed with it
         self.peers: dict[str, PeerCopies] = {}
         # Own parts that were refitted, and who was sent them in which round.
         self._replacing: dict[Part, dict[str, int]] = {}
@@ -70,6 +71,7 @@ class Exchange:
         for part in self.parts(key):
             self.held.pop(part, None)
             self.unknown.discard(part)
+            self.zero.discard(part)
             self._replacing.pop(part, None)
             for box in self._inbox.values():
                 for entry in [entry for entry in box if entry[0] == part]:
@@ -197,6 +199,8 @@ class Exchange:
                 copies.wants.discard(part)
             elif part in offered or part in self.unknown:
                 status = "withheld"
+            elif version == ZERO:
+                copies.wants.discard(part)
             elif not self.mode.relays and part.block != own:
                 continue
             items.append((part.block.device, part.block.incarnation, part.group, version, status))

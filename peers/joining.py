@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from coordinator_free.membership import Key
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Request
+from transport.messages import Manifest, Request
 
 
 class Joining:
@@ -35,16 +36,19 @@ class Joining:
         state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
 
     def try_ask(self, now: int) -> None:
-        """Once the slot is claimed; then for what a helper that has gone has not sent, and for new blocks."""
+        """Once the slot is claimed; then for what a helper that has gone has not sent, and for new blocks.
+        Once nothing is missing any more, train."""
         state = self._state
         if not self._joins():
             return
         if "ask" not in state.timers:
             self.ask(now)
             return
-        active, helpers = state.members.active(), self._there()
-        unasked = [part for part in state.missing() if self._helpers.get(part) not in active]
-        if unasked and helpers:
+        missing, active, helpers = state.missing(), state.members.active(), self._there()
+        unasked = [part for part in missing if self._helpers.get(part) not in active]
+        if not missing:
+            self._enter(now)
+        elif unasked and helpers:
             self._ask_for(unasked, helpers)
 
     def _ask_for(self, parts: list[Part], helpers: list[str]) -> None:
@@ -66,12 +70,18 @@ class Joining:
         active = state.members.active()
         return [name for name in state.greeted() if name in active and not state.peers[name].done]
 
-    def take(self, now: int, source: str, part: Part, copy: Arrival) -> None:
+    def take(self, source: str, part: Part, copy: Arrival) -> None:
         """A block that was asked for."""
-        state = self._state
-        state.act(Apply((state.exchange.adopt(source, part, copy),)))
-        if self._joins() and not state.missing():
-            self._enter(now)
+        self._state.act(Apply((self._state.exchange.adopt(source, part, copy),)))
+
+    def heard(self, source: str, manifest: Manifest) -> None:
+        """A block can be B = 0 at those who were asked for it: there is nothing to be sent then."""
+        if not self._joins():
+            return
+        for device, incarnation, group, version, status in manifest.items:
+            part = Part(Key(device, incarnation), group)
+            if (version, status) == (ZERO, "unchanged") and self._helpers.get(part) == source:
+                self._state.exchange.zero.add(part)
 
     def wants(self, part: Part, cause: str) -> bool:
         """Whether a copy is to be taken over whole."""

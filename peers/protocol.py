@@ -192,7 +192,7 @@ class DeviceProtocol:
         """A whole (block, group) matrix has arrived; it was accepted before."""
         part = Part(Key(header.block, header.block_incarnation), header.group)
         if self._joining.wants(part, header.cause):
-            self._joining.take(now, source, part, Arrival(header.version, values))
+            self._joining.take(source, part, Arrival(header.version, values))
         else:
             self._s.exchange.receive(source, part, header.version, header.round, values)
         return self._done(now)
@@ -237,6 +237,7 @@ class DeviceProtocol:
                 self._holdings.on_deleted(now, message)
             case Manifest():
                 self._rounds.on_manifest(now, source, message)
+                self._joining.heard(source, message)
             case Request():
                 self._rounds.on_request(source, message)
             case Observed():

@@ -136,7 +136,8 @@ class DeviceState:
         own = None if self.own is None else self.own.key
         trained = {key for key, record in self.blocks.items() if record.since_round >= 0 and key != own}
         held = sorted(self.exchange.held.items())
-        return [part for part, version in held if version < 0 and part.block in trained]
+        zero = self.exchange.zero
+        return [part for part, version in held if version < 0 and part.block in trained and part not in zero]
 
     # -- correction --------------------------------------------------------------------------------
     def start_correction(self, from_round: int) -> None:

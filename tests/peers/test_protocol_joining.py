@@ -129,6 +129,22 @@ def test_another_helper_is_asked_as_soon_as_the_first_is_known_to_be_gone() -> N
     net.until(lambda: trains(net, "d4"), 100.0)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_whose_owner_retired_before_anyone_mixed_with_it_keeps_no_joiner_waiting(mode: str) -> None:
+    net = started(3, mode)
+    net.add("d3", "d0")
+    net.until(lambda: trains(net, "d3"))
+    net.signal("d3", "retire")
+    net.run(1.0)
+    assert not net["d3"].live
+    assert not any(values.any() for part, values in net["d0"].values.items() if part.block.device == "d3")
+    net.add("d4", "d0")
+    net.until(lambda: trains(net, "d4"), 2.0)
+    assert Key("d3", 0) in net["d4"].slots
+    net.rounds(3)
+    assert agreed(net)
+
+
 def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
     net = started(1)
     net.add("d1", "d0")
