@@ -158,12 +158,13 @@ class PaperLiteral:
     ) -> list[Mix]:
         mixes = []
         for part in sorted(p for p in held if p.block == own):
-            by_owner = {
-                peer: dict.fromkeys([part], next(c for p, c in copies.items() if p.group == part.group))
+            theirs = {
+                peer: {part: copy}
                 for peer, copies in arrived.items()
-                if any(p.group == part.group for p in copies)
+                for p, copy in copies.items()
+                if (p.block.device, p.group) == (peer, part.group)
             }
-            mixes.append(Mix(part, _terms(part, weights, by_owner)))
+            mixes.append(Mix(part, _terms(part, weights, theirs)))
         return [mix for mix in mixes if mix.terms]
 
 

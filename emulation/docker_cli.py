@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from random import SystemRandom
 
@@ -46,16 +47,26 @@ def free_subnet(execute: Execute = execute) -> str:
 
     Raises DockerFailed where all are taken.
     """
-    engine = Project("", execute=execute)
-    networks = engine.docker("network", "ls", "--quiet").split()
-    form = "{{range .IPAM.Config}}{{.Subnet}} {{end}}"
-    found = engine.docker("network", "inspect", "--format", form, *networks).split() if networks else []
-    taken = [ip_network(subnet) for subnet in found]
+    taken = _subnets(Project("", execute=execute))
     numbers = SystemRandom().sample(range(1, 255), 254)  # others may be choosing at this moment
     for subnet in (IPv4Network(f"10.93.{number}.0/24") for number in numbers):
         if not any(subnet.version == other.version and subnet.overlaps(other) for other in taken):
             return str(subnet)
     raise DockerFailed("docker network: every subnet in 10.93.0.0/16 is taken")
+
+
+def _subnets(engine: Project) -> list[IPv4Network | IPv6Network]:
+    """Of all networks. Raises DockerFailed where they cannot be told."""
+    form, found = "{{range .IPAM.Config}}{{.Subnet}} {{end}}", list[IPv4Network | IPv6Network]()
+    for network in engine.docker("network", "ls", "--quiet").split():
+        try:
+            told = engine.docker("network", "inspect", "--format", form, network).split()
+        except DockerFailed:  # it has been removed meanwhile
+            continue
+        for subnet in told:
+            with suppress(ValueError):  # none at all
+                found.append(ip_network(subnet, strict=False))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

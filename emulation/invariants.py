@@ -41,6 +41,7 @@ def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
     about = {d: read for d in run.devices if (read := _exported(folder, d)) is not None}
     return [
         *_forgotten(run, about),
+        *_left_for_good(run, about, bounds.agree_s),
         *_noticed(run, bounds.agree_s),
         *_agreed(about, _unsettled(run, bounds.agree_s)),
         *_slots(about),
@@ -76,6 +77,25 @@ def _forgotten(run: RunRecords, about: dict[str, Record]) -> Iterator[Violation]
                     break
             if device in about and block in _blocks(about[device]):
                 yield Violation(which, f"{block} in the adapter of {device}")
+
+
+def _left_for_good(run: RunRecords, about: dict[str, Record], bound_s: float) -> Iterator[Violation]:
+    """No device ends with a block whose owner has said itself, long enough before, that it leaves.
+
+    That one came back soon may be all that others have heard of it.
+    """
+    for owner in run.devices:
+        incarnation = 0
+        for event in run.events[owner]:
+            if event["event"] == "slot":
+                incarnation = int(event["incarnation"])
+            if (event["event"], event.get("kind")) != ("leaving", "leave"):
+                continue
+            block = f"{owner}@{incarnation}"
+            for device, found in about.items():
+                ended = max((float(m["t1_s"]) for m in run.metrics[device]), default=0.0)
+                if block in _blocks(found) and ended > float(event["t_s"]) + bound_s:
+                    yield Violation("a forgotten block is held", f"{block} in the adapter of {device}")
 
 
 def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:

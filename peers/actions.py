@@ -40,12 +40,12 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Data for one neighbour: a round's, closed by its manifest, or what it has asked for, without one."""
+    """Data of a round for one neighbour, and the manifest that tells what has been sent of it."""
 
     peer: str
     round: int
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
-    manifest: Manifest | None
+    manifest: Manifest
     codecs: Mapping[Part, str] = field(default_factory=dict)  # that an allocator chose; else the scenario's
 
 

@@ -177,12 +177,14 @@ class Driver:
                 await self._do(self.protocol.tick(now))
 
     def _due(self) -> tuple[str, int | None]:
-        """Which source of events has the next one, and when. In this order, at equal times."""
+        """Which source of events has the next one, and when. In this order, at equal times. In real time,
+        what can be sent is sent: a device that is late with what has arrived answers while it catches up."""
         source, at = "agenda", self.agenda.next_ns()
         timer, outbox = self.protocol.next_timer_ns(), self.outbox.next_ns(self.clock.now())
         if timer is not None and (at is None or timer < at):
             source, at = "timer", timer
-        if outbox is not None and (at is None or outbox < at):
+        overdue = self.virtual is None and at is not None and at <= self.clock.now()
+        if outbox is not None and (at is None or outbox < at or (overdue and outbox <= self.clock.now())):
             source, at = "outbox", outbox
         return source, at
 
@@ -295,6 +297,8 @@ class Driver:
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
         self.inbox.purge(action.key)
+        if action.handover and self.protocol.own is not None:
+            self.outbox.refitted(self.protocol.own.key)
         who = {"peer": action.key.device, "incarnation": action.key.incarnation}
 
         def deleted(receipt: Receipt | None) -> dict[str, object] | None:

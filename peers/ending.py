@@ -42,7 +42,8 @@ class Ending:
     def signal(self, now: int, kind: str) -> None:
         """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit.
 
-        A second one does not wait for anybody's confirmation, but a leave after a retire asks for more.
+        A second one does not wait for anybody's confirmation, but a leave after a retire asks for more. A
+        retire while this device asks around is that second one: who was to be forgotten is.
         """
         state = self._state
         if (self._going, kind) == ("retire", "leave"):
@@ -59,7 +60,7 @@ class Ending:
             self._until_ns = now + self._grace_ns
             self._tell(now)
         else:
-            self._depart(now, kind)
+            self._depart(now, "leave" if self._until_ns is not None else kind)
 
     def heard(self, now: int, source: str, message: Stopping) -> None:
         """Another was told to stop; its word is passed on once."""

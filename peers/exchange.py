@@ -199,10 +199,12 @@ class Exchange:
                 copies.wants.discard(part)
             elif part in offered or part in self.unknown:
                 status = "withheld"
+            elif not self.mode.relays and part.block != own and part not in copies.wants:
+                continue
             elif version == ZERO:
                 copies.wants.discard(part)
-            elif not self.mode.relays and part.block != own:
-                continue
+            elif self._replacing.get(part, {}).get(peer) == version:  # sent before, in this round
+                status = "replaces"
             items.append((part.block.device, part.block.incarnation, part.group, version, status))
         return Plan(tuple(parts), tuple(items), withheld)
 

@@ -8,17 +8,20 @@ from coordinator_free.membership import Key
 from coordinator_free.mixing import Arrival, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
+from peers.meeting import Meeting
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, State
 from transport.messages import Manifest, Request
+
+MEET_NS = SECOND // 4  # how long a joiner waits for its neighbours' hellos before it asks those who are there
 
 
 class Joining:
     """Asks neighbours until a copy of every block is here: each for another block, so that no link and no
     helper's budget has to carry them all."""
 
-    def __init__(self, state: DeviceState, rounds: Rounds) -> None:
-        self._state, self._rounds = state, rounds
+    def __init__(self, state: DeviceState, meeting: Meeting, rounds: Rounds) -> None:
+        self._state, self._meeting, self._rounds = state, meeting, rounds
         self._asked = 0
         self._helpers: dict[Part, str] = {}  # who was asked last for what
 
@@ -36,13 +39,16 @@ class Joining:
         state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
 
     def try_ask(self, now: int) -> None:
-        """Once the slot is claimed; then for what a helper that has gone has not sent, and for new blocks.
+        """Once the neighbours are met; then for what a helper that has gone has not sent, and for new blocks.
         Once nothing is missing any more, train."""
         state = self._state
         if not self._joins():
             return
         if "ask" not in state.timers:
-            self.ask(now)
+            state.timers["ask"] = now + MEET_NS
+        if not self._asked:
+            if self._meeting.met_neighbours():
+                self.ask(now)
             return
         missing, active, helpers = state.missing(), state.members.active(), self._there()
         unasked = [part for part in missing if self._helpers.get(part) not in active]
@@ -56,8 +62,10 @@ class Joining:
         state = self._state
         for number, (key, found) in enumerate(groupby(parts, key=lambda part: part.block)):
             of_block = list(found)
-            asks_owner = key.device in helpers and of_block[0] not in self._helpers
-            helper = key.device if asks_owner else helpers[(number + self._asked) % len(helpers)]
+            last = self._helpers.get(of_block[0])
+            others = [name for name in helpers if name != last] or helpers
+            asks_owner = key.device in helpers and last is None
+            helper = key.device if asks_owner else others[(number + self._asked) % len(others)]
             self._helpers.update(dict.fromkeys(of_block, helper))
         for helper in sorted({self._helpers[part] for part in parts}):
             wanted = [part for part in parts if self._helpers[part] == helper]

@@ -274,7 +274,7 @@ class Outbox:
         return data
 
     def publish(self, action: Publish, payloads: dict[Part, _Payload], incarnation: int) -> None:
-        """Queue data for a neighbour and, behind it, the manifest that closes its round."""
+        """Queue a round's data for a neighbour and the manifest that closes it."""
         envelope = Envelope(self.device, incarnation)
         for part, version, cause in action.parts:
             payload = payloads[part]
@@ -284,8 +284,7 @@ class Outbox:
             for frames in self._messages(envelope, part, version, action.round, cause, payload):
                 size = wire_bytes(frames, self._curve)
                 self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
-        if action.manifest is not None:
-            self._last(action.peer, pack(envelope, action.manifest))
+        self._last(action.peer, pack(envelope, action.manifest))
 
     def _messages(
         self, envelope: Envelope, part: Part, version: int, round_: int, cause: str, payload: _Payload
@@ -304,6 +303,11 @@ class Outbox:
         if reason == "leave":
             self._remove(lambda item: item.peer == peer and item.cause != "control", "leaving")
         self._last(peer, pack(Envelope(self.device, incarnation), Bye(reason, action.last)))
+
+    def refitted(self, block: Key) -> None:
+        """The own block is another than a moment ago under the same version: what is encoded is not it."""
+        for part in [part for part in self._encoded if part.block == block]:
+            del self._encoded[part]
 
     def purge(self, block: Key, reason: str) -> None:
         """Deletion: nothing of the block stays queued or encoded."""

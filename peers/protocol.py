@@ -74,7 +74,7 @@ class DeviceProtocol:
         self._correction = Correction(self._s, self._meeting, sign, verify)
         self._meeting.others_needed = self._correction.neighbours
         self._rounds = Rounds(self._s, self._meeting, self._correction)
-        self._joining = Joining(self._s, self._rounds)
+        self._joining = Joining(self._s, self._meeting, self._rounds)
         self._ending = Ending(self._s, self._presence, self._rounds, sign, verify)
         self._timers: dict[str, Callable[[int], None]] = {
             "probe": self._watch.on_timer,
@@ -191,6 +191,7 @@ class DeviceProtocol:
     def update(self, now: int, source: str, header: Update, values: object) -> list[Action]:
         """A whole (block, group) matrix has arrived; it was accepted before."""
         part = Part(Key(header.block, header.block_incarnation), header.group)
+        self._s.network_round = max(self._s.network_round, header.round)
         if self._joining.wants(part, header.cause):
             self._joining.take(source, part, Arrival(header.version, values))
         else:
@@ -236,8 +237,8 @@ class DeviceProtocol:
             case Deleted():
                 self._holdings.on_deleted(now, message)
             case Manifest():
-                self._rounds.on_manifest(now, source, message)
-                self._joining.heard(source, message)
+                if self._rounds.on_manifest(now, source, message):
+                    self._joining.heard(source, message)
             case Request():
                 self._rounds.on_request(source, message)
             case Observed():

@@ -13,7 +13,18 @@ from peers.outbox import WINDOW_BYTES
 from peers.protocol import DeviceProtocol
 from transport.clock import Clock
 from transport.links import Links, Received
-from transport.messages import MAX_PAYLOAD, Bye, Envelope, Manifest, Message, Update, Window
+from transport.messages import (
+    MAX_PAYLOAD,
+    Ack,
+    Envelope,
+    Message,
+    Nack,
+    Ping,
+    PingRequest,
+    Suspect,
+    Update,
+    Window,
+)
 from transport.virtual_clock import VirtualClock
 
 MAX_FLIGHT_NS = 60_000_000_000  # no message may claim to arrive later than this
@@ -23,7 +34,7 @@ HELD_BYTES = (
     WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM
 )  # of one known peer's data that waits here; of all others' together
 OTHERS = ""  # their account
-BEHIND_DATA = (Update, Manifest, Bye)  # what the sender, too, keeps in order; all else it sends ahead of data
+PROBES = (Ping, Ack, PingRequest, Nack, Suspect)  # in any order with whatever else there is
 Take = Callable[[int, Envelope, Message, Received], list[Action]]
 
 
@@ -71,9 +82,9 @@ class Reception:
         self._clock.poke()
 
     def _when(self, envelope: Envelope, message: Message) -> int:
-        """A device that is late with what has arrived answers first, and then goes on with data."""
+        """A device that is late with what has arrived answers first, and then goes on with all else."""
         late = self._virtual is None and envelope.arrive_ns <= self._clock.now()
-        return envelope.arrive_ns - AHEAD_NS * (late and not isinstance(message, BEHIND_DATA))
+        return envelope.arrive_ns - AHEAD_NS * (late and isinstance(message, PROBES))
 
     def _take(
         self, account: str, size: int, envelope: Envelope, message: Message, received: Received, now: int

@@ -27,11 +27,12 @@ class Rounds:
     def __init__(self, state: DeviceState, meeting: Meeting, correction: Correction) -> None:
         self._state, self._meeting, self._correction = state, meeting, correction
         self._start_ns = self._trained_ns = 0
-        self._withheld = 0
+        self._withheld: dict[str, int] = {}  # matrices of this round, by peer
         self._sent: dict[str, Counter[str]] = {}
         self._left = 0  # of this round's budget
         self._outages: frozenset[str] = frozenset()
-        self._told: set[str] = set()  # who has this round's manifest
+        self._served: set[str] = set()  # the neighbours that have had this round's data
+        self._answered: set[str] = set()  # who has had what it asked for
 
     # -- the first one -----------------------------------------------------------------------------
     def try_begin(self, now: int) -> None:
@@ -93,7 +94,7 @@ class Rounds:
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
         state.phase, self._trained_ns = State.WAIT, now
         self._left, self._outages = budget_bytes, outages
-        self._told, self._sent, self._withheld = set(), {}, 0
+        self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
         receivers = self._receivers()
         wanting = {peer for peer in receivers if state.exchange.peer(peer).wants}
         choose = None if supply is None else partial(self._choose, supply)
@@ -102,13 +103,13 @@ class Rounds:
     def try_publish(self) -> None:
         """Who has become a neighbour since this round's data went is sent it too: both mix with the other."""
         if self._state.phase is State.WAIT:
-            self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._told)
+            self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
 
     def on_request(self, source: str, request: Request) -> None:
-        """It is answered with this round's data; at once where that has gone."""
+        """It is answered with this round's data; at once where that has gone, but once a round."""
         state = self._state
         state.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in request.items))
-        if state.phase is State.WAIT and source not in self._outages:
+        if state.phase is State.WAIT and source not in self._outages | self._answered:
             self._publish_late(self._receivers() & {source})
 
     def _receivers(self) -> set[str]:
@@ -120,17 +121,18 @@ class Rounds:
             self._publish(to, None if self._state.exchange.allocating is None else lambda wanted, asked: {})
 
     def _publish(self, to: set[str], choose: Choose | None) -> None:
-        """Data, and the manifest of this round to whom it was not told yet."""
+        """Data of this round, and its manifest, which replaces an earlier one."""
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
-            told = peer in self._told
-            state.act(Publish(peer, state.round, plan.parts, None if told else manifest, plan.codecs))
+            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
             self._count(plan)
-        self._told |= to
+            self._withheld[peer] = plan.withheld
+        self._served |= to & {*self._correction.neighbours()}
+        self._answered |= to
 
     def _count(self, plan: Plan) -> None:
         """Matrices sent, by group and codec, and what they leave of the budget."""
@@ -138,7 +140,6 @@ class Rounds:
             codec = plan.codecs.get(part, self._state.config.radio.codec)
             self._sent.setdefault(part.group, Counter())[codec] += 1
             self._left -= self._state.exchange.part_bytes(part.group)
-        self._withheld += plan.withheld
 
     def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
         allocating = self._state.exchange.allocating
@@ -150,15 +151,17 @@ class Rounds:
         around = self._correction.graph(group)[self._state.me.device]
         return peer in around and self._correction.exchanged(group)
 
-    def on_manifest(self, now: int, source: str, manifest: Manifest) -> None:
+    def on_manifest(self, now: int, source: str, manifest: Manifest) -> bool:
+        """Whether it is taken in."""
         state = self._state
         if manifest.round >= state.config.round.count:
             state.act(Drop("malformed"))
-            return
+            return False
         state.peers[source].manifests[manifest.round] = manifest
         state.network_round = max(state.network_round, manifest.round)
         state.exchange.note(source, manifest)
         self._meeting.reconcile(now, source, manifest.view)
+        return True
 
     def on_deadline(self, now: int) -> None:
         if self._state.phase is State.WAIT:
@@ -189,7 +192,7 @@ class Rounds:
         weights = next(iter(by_group.values()))
         state.act(Apply(state.exchange.close(state.own.key, state.round, by_group, heard)))
         times = (self._start_ns, self._trained_ns, now)
-        sent, withheld = self._sent, self._withheld
+        sent, withheld = self._sent, sum(self._withheld.values())
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
         self._show()
         self._correction.round_closed(now)

@@ -83,12 +83,13 @@ def _forked(out: Path, count: int, joins: int) -> list[tuple[float, float]]:
 
 
 def _took(run: RunRecords, device: str, start_s: float) -> tuple[float, float]:
-    """Seconds to the end of the first round that mixed, and what its state takes at the budget."""
+    """Seconds to the end of the first round that mixed, and what its state takes at the budget of those who
+    send it, all at the same time."""
     mixed = next((line for line in run.metrics[device] if line.get("weights")), None)
     if mixed is None:
         raise RuntimeError(f"{device} went before it had mixed with anyone")
     links = summary.summarise(run)["links"]
-    size = sum(link["bytes_by_cause"]["transfer"] for link in links if link["dst"] == device)
+    size = max(link["bytes_by_cause"]["transfer"] for link in links if link["dst"] == device)
     return float(mixed["t1_s"]) - start_s, size / run.scenario.radio.rate_Bps
 
 

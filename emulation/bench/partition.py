@@ -55,7 +55,8 @@ def _lasted(run: RunRecords) -> float:
 def _verdicts(run: RunRecords, stay: list[str]) -> tuple[float, ...]:
     """How many others each survivor held for crashed: nobody was."""
     return tuple(
-        float(sum(e["event"] == "peer_gone" and e["kind"] == "crash" for e in run.events[d])) for d in stay
+        float(len({e["peer"] for e in run.events[d] if e["event"] == "peer_gone" and e["kind"] == "crash"}))
+        for d in stay
     )
 
 

@@ -60,6 +60,15 @@ def test_a_forgotten_block_in_an_adapter(run: Path) -> None:
     assert "a forgotten block is held: d2@0 in the adapter of d1" in verdicts(run)
 
 
+def test_a_forgotten_block_of_one_whose_leave_nobody_noticed(run: Path) -> None:
+    write_blocks(run, "d1", {"d0": 0, "d1": 1, "d2": 2, "d3": 3})
+    for device in LIVE:
+        change(run, device, "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
+    leaving = {"t_s": 5.0, "round": 5, "event": "leaving", "kind": "leave"}
+    change(run, "d2", "events.jsonl", lambda lines: [*lines, leaving])
+    assert "a forgotten block is held: d2@0 in the adapter of d1" in verdicts(run)
+
+
 def test_an_end_that_is_not_noticed(run: Path) -> None:
     change(run, "d0", "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
     assert verdicts(run) == ["an end is not noticed in time: of d2 by d0, 3 s"]

@@ -334,8 +334,7 @@ class Network:
             )
             take = partial(_take, source.name, header, source.values[part].copy())
             self._carry(source, action.peer, header, True, take)
-        if action.manifest is not None:
-            self.send(source, action.peer, action.manifest, data=True)
+        self.send(source, action.peer, action.manifest, data=True)
 
     def _carry(
         self,

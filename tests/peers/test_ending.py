@@ -82,6 +82,16 @@ def test_asked_twice_it_leaves_at_once() -> None:
     assert net["d2"].exit == do.Exit(0, "leave")
 
 
+def test_who_was_told_to_leave_and_then_to_retire_leaves() -> None:
+    net = with_grace()
+    stop(net, "d2")
+    net.run(GRACE_S / 4)
+    net.signal("d2", "retire")
+    net.run(0.1)
+    assert net["d2"].exit == do.Exit(0, "leave")
+    assert has_gone(net, D2) and agreed(net)
+
+
 def test_retiring_takes_no_grace() -> None:
     net = with_grace()
     net.signal("d2", "retire")

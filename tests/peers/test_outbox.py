@@ -209,6 +209,14 @@ def test_after_a_purge_a_block_is_encoded_anew() -> None:
     assert post.reads[BlockKey("d0", 0), "early"] == 2
 
 
+def test_after_a_refit_the_block_is_encoded_anew_although_its_version_is_the_same() -> None:
+    post = Post()
+    post.publish(OWN, version=3)
+    post.box.refitted(OWN)
+    post.publish(OWN, version=3, to="d2")
+    assert post.reads.total() == 2
+
+
 def test_after_a_purge_no_rounding_error_of_the_block_is_carried_over() -> None:
     purged, new = Post(codec="int4"), Post(codec="int4")
     purged.publish(OWN, version=3)

@@ -13,7 +13,7 @@ from peers.actions import Action
 from peers.agenda import Agenda
 from peers.reception import Reception
 from transport.links import Received
-from transport.messages import Bye, Envelope, Manifest, Message, Ping, Update
+from transport.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
 
 NOW = 1_000_000_000
 
@@ -80,6 +80,15 @@ LATE: list[tuple[int, Message]] = [
 
 def test_who_is_late_answers_before_it_goes_on_with_data() -> None:
     assert order_of_arrivals(LATE, virtual=False) == ["Ping", "Update", "Manifest", "Bye"]
+
+
+def test_who_is_late_keeps_a_hello_before_what_depends_on_it() -> None:
+    late: list[tuple[int, Message]] = [
+        (NOW - 50, Hello("tcp://127.0.0.1:1", {}, True, [], 0)),
+        (NOW - 40, Gossip([], False, 0)),
+        (NOW - 30, Ping(1, b"")),
+    ]
+    assert order_of_arrivals(late, virtual=False) == ["Ping", "Hello", "Gossip"]
 
 
 def test_what_is_still_on_its_way_arrives_in_its_order() -> None:
