@@ -46,7 +46,6 @@ class Limits:
     gamma_min: float = 0.4
     period_max: int = 8
     bytes_max: float = 1.0  # of a round, in those of a round of `base`: what `dominant` may spend
-    compute_max: float = 2.0  # of a round, in the local steps of a round of `base`: likewise
     byte_share: float = 0.5  # of the cost of a round of `base`; the rest is compute
 
     def __post_init__(self) -> None:

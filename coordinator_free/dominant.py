@@ -34,11 +34,11 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     """The action whose predicted residual drop per unit cost is largest, with hysteresis.
 
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
-    corrected by what was learnt. Up to MOVES groups move; a move that does not fit the budget is tried
-    together with one of another group that saves. Moves must lower what is left by MARGIN together, and none
-    may undo its group's last one within DWELL diagnoses. Groups that do not move save where that does next to
-    no harm. Moves after which more is left than staying was predicted to leave have failed: all groups return
-    to the base, and such moves are not made again.
+    corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
+    that does not fit the budget is tried together with one of another group that saves. Moves must lower what
+    is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Groups that do
+    not move save where that does next to no harm. Moves after which more is left than staying was predicted
+    to leave have failed: all groups return to the base, and such moves are not made again.
     """
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
@@ -70,9 +70,9 @@ class _Search:
     before: Settings
 
     def spending(self) -> Moves:
-        """The best move, then the best beside it, while they lower what is left; none unless it is clear."""
+        """The best notch, then the best beside it, while they lower what is left; none unless it is clear."""
         chosen: Moves = {}
-        while len(chosen) < MOVES:
+        while True:
             rates = [(self._rate(option, chosen), option) for option in self._options(chosen)]
             rate, best = max(rates, key=lambda rated: rated[0], default=(0.0, chosen))
             if rate <= 0:
@@ -101,9 +101,9 @@ class _Search:
         return drop / max(more, LEAST_COST) if drop > MARGIN / MOVES * left else 0.0
 
     def _options(self, chosen: Moves) -> Iterator[Moves]:
-        """One further move each, or two where the first cannot be paid for alone."""
-        free = self._free(chosen)
-        for move in free:
+        """One further notch each, or two where the first cannot be paid for alone."""
+        free = self._free(chosen) if len(chosen) < MOVES else []
+        for move in (*free, *self._further(chosen)):
             single = {**chosen, move.group: move}
             if self._fits(single):
                 yield single
@@ -120,6 +120,13 @@ class _Search:
             and self.memory.corrections.get(move.label, 1.0) > 0
             and not _undoes(move, self.view, self.memory)
         ]
+
+    def _further(self, chosen: Moves) -> Iterator[Move]:
+        """One notch more of what is chosen."""
+        for group, made in chosen.items():
+            for move in moves({group: made.action}, self.limits, self.view.ladder):
+                if move.label == made.label:
+                    yield move
 
     def _fits(self, chosen: Moves) -> bool:
         return affordable(applied(self.before, chosen), self.view, self.limits)

@@ -144,8 +144,8 @@ def relative_cost(settings: Settings, view: View, limits: Limits) -> float:
 
 
 def affordable(settings: Settings, view: View, limits: Limits) -> bool:
-    sent, steps = relative_use(settings, view, limits)
-    return sent <= limits.bytes_max * (1 + 1e-9) and steps <= limits.compute_max
+    """Within the bytes; what compute a policy may use is said by `steps_max`."""
+    return relative_use(settings, view, limits)[0] <= limits.bytes_max * (1 + 1e-9)
 
 
 def relative_use(settings: Settings, view: View, limits: Limits) -> tuple[float, float]:

@@ -160,9 +160,7 @@ def test_what_is_to_be_tried_is_staying_and_every_affordable_move():
 
 def test_a_policy_builds_on_what_is_in_force():
     held = Memory(settings={**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, steps=6)})
-    made = decide(
-        "lookahead", view(trials={("late", "more-steps"): 1.0}), replace(LIMITS, compute_max=9), held
-    )
+    made = decide("lookahead", view(trials={("late", "more-steps"): 1.0}), replace(LIMITS, steps_max=9), held)
     assert made.settings["late"].steps == 9
 
 
