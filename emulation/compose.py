@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,12 +24,13 @@ from rich.console import Console
 
 from emulation import claims, epoch, evaluator, gate, shared_run
 from emulation.docker_cli import SIGNALS, Container, DockerFailed, Project, free_subnet
-from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, cut_off, due
+from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig
 from emulation.launcher import PRELOAD, RunFailed, _no_interrupt
 from emulation.progress import Progress
 from emulation.records import Tail, read_lines, write_run
 from emulation.scenario import Scenario
 from emulation.scripts import shown
+from emulation.underway import Underway
 from peers import partition
 from peers.errors import InputError
 from transport import keys
@@ -40,29 +41,14 @@ FILE_VARIABLE = "UNWEFT_COMPOSE_FILE"
 KILLED = 137  # 128 + SIGKILL
 
 
-@dataclass
-class Run:
-    """The state of a run while it goes on."""
+@dataclass(kw_only=True)
+class Run(Underway):
+    """The state of a run of containers."""
 
-    scenario: Scenario
-    out: Path
     project: Project
-    epoch_ns: int
-    pending: list[EventConfig]
     containers: dict[str, Container] = field(default_factory=dict)  # by device
     tails: dict[str, Tail] = field(default_factory=dict)
-    last_round: dict[str, int] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
-    events: list[dict[str, object]] = field(default_factory=list)
-    resume_at: list[tuple[float, str]] = field(default_factory=list)
-    groups: tuple[tuple[str, ...], ...] = ()  # of the partition that there is
-
-    def seconds(self) -> float:
-        return (time.monotonic_ns() - self.epoch_ns) / 1e9
-
-    def note(self, round_: int, kind: str, device: str) -> None:
-        """An event, for the records."""
-        self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
 
     def running(self) -> dict[str, Container]:
         """Those that take part; who has no id yet is about to."""
@@ -72,21 +58,6 @@ class Run:
             for device, c in self.containers.items()
             if c.live and (device in unnamed or gate.is_open(self.out, device))
         }
-
-    def rounds(self) -> dict[str, int]:
-        """The last round of each device that is there; -1: it has not begun."""
-        return {device: self.last_round.get(device, -1) for device in self.running()}
-
-    def due(self, can_return: Callable[[str], bool]) -> EventConfig | None:
-        """The next event that has to happen now."""
-        rounds = self.rounds()
-        return due(self.scenario.in_time(self.pending, rounds), rounds, can_return)
-
-    def over(self) -> bool:
-        """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
-        last, running = self.scenario.round.count - 1, self.running()
-        done = [d for d in self.containers if self.last_round.get(d) == last and d not in running]
-        return len(done) > len(running)
 
     def returns(self, device: str) -> bool:
         """Whether the scenario has it come back yet."""
@@ -112,7 +83,13 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         for device in scenario.initial_devices:
             gate.open_to(out, device)
         with _judged(scenario, out) as judge, _up(project, scenario):
-            state = Run(scenario, out, project, epoch.read(out) or 0, list(scenario.events))
+            state = Run(
+                scenario=scenario,
+                out=out,
+                epoch_ns=epoch.read(out) or 0,
+                pending=list(scenario.events),
+                project=project,
+            )
             try:
                 _live(state, judge, console)
             finally:
@@ -273,8 +250,7 @@ def _ready_those_who_return(state: Run) -> None:
 
 
 def _inject_due(state: Run) -> None:
-    for at_s, device in [r for r in state.resume_at if r[0] <= state.seconds()]:
-        state.resume_at.remove((at_s, device))
+    for device in state.to_resume():
         if device in state.running():
             state.project.unpause(state.containers[device])
     while not state.over() and (event := state.due(partial(_waits, state))) is not None:
@@ -306,7 +282,7 @@ def _inject(state: Run, event: EventConfig) -> None:
 
 def _cut(state: Run, event: EventConfig) -> None:
     """An emulated partition, as among processes: docker's networks know no groups."""
-    running, state.groups = state.running(), event.groups
+    running, state.partition = state.running(), event.groups
     for device in sorted({*running, *state.last_round}):  # one that is gone now may return
         _tell_partition(state, device)
         if device in running:
@@ -314,9 +290,7 @@ def _cut(state: Run, event: EventConfig) -> None:
 
 
 def _tell_partition(state: Run, device: str) -> None:
-    groups = state.groups
-    others = cut_off(device, groups, state.scenario.all_devices) if groups else frozenset()
-    partition.write(state.out / "devices" / device, others)
+    partition.write(state.out / "devices" / device, state.cut_off(device))
 
 
 def _check_ends(state: Run, judge: ForkServerProcess) -> None:

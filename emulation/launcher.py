@@ -18,12 +18,13 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation import evaluator, radio, run_keys
-from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig, cut_off, due
+from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.progress import Progress
 from emulation.records import Tail, write_run
 from emulation.run_keys import DeviceKeys
 from emulation.scenario import Scenario, dump
 from emulation.scripts import acted_out, met, scripts, shown
+from emulation.underway import Underway
 from peers import partition
 from peers.device import DeviceSpec, process_main
 from transport.channel import Channel
@@ -50,54 +51,19 @@ class Started:
 
     process: ForkServerProcess
     killed: bool = False
-    last_round: int = -1
     life: int = 0  # processes of this id before it
 
 
-@dataclass
-class Run:
-    """The state of a run while it goes on."""
+@dataclass(kw_only=True)
+class Run(Underway):
+    """The state of a run of processes."""
 
-    scenario: Scenario
-    out: Path
     context: ForkServerContext
-    epoch_ns: int
     addresses: dict[str, str]
-    pending: list[EventConfig]
     channel: Channel
     keys: dict[str, DeviceKeys] = field(repr=False)
     devices: dict[str, Started] = field(default_factory=dict)
-    events: list[dict[str, object]] = field(default_factory=list)
-    resume_at: list[tuple[float, str]] = field(default_factory=list)
     lives: list[tuple[str, Started]] = field(default_factory=list)  # all that were ever started
-    partition: tuple[tuple[str, ...], ...] = ()
-
-    def seconds(self) -> float:
-        return (time.monotonic_ns() - self.epoch_ns) / 1e9
-
-    def note(self, round_: int, kind: str, device: str) -> None:
-        """An event, for the records."""
-        self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
-
-    def cut_off(self, device: str) -> frozenset[str]:
-        """Whom a device does not hear in the partition that there is."""
-        groups = self.partition
-        return cut_off(device, groups, self.scenario.all_devices) if groups else frozenset()
-
-    def rounds(self) -> dict[str, int]:
-        """The last round of each device that is there; -1: it has not begun."""
-        return {device: started.last_round for device, started in self.running().items()}
-
-    def due(self) -> EventConfig | None:
-        """The next event that has to happen now."""
-        rounds = self.rounds()
-        return due(self.scenario.in_time(self.pending, rounds), rounds)
-
-    def over(self) -> bool:
-        """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
-        last, running = self.scenario.round.count - 1, self.running()
-        done = [d for d, s in self.devices.items() if s.last_round == last and d not in running]
-        return len(done) > len(running)
 
     def running(self) -> dict[str, Started]:
         return {d: s for d, s in self.devices.items() if s.process.is_alive()}
@@ -115,7 +81,16 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
     pending, channel = list(scenario.events), radio.channel(scenario, scenario.all_devices)
-    state = Run(scenario, out, context, epoch_ns, addresses, pending, channel, run_keys.make(scenario))
+    state = Run(
+        scenario=scenario,
+        out=out,
+        epoch_ns=epoch_ns,
+        pending=pending,
+        context=context,
+        addresses=addresses,
+        channel=channel,
+        keys=run_keys.make(scenario),
+    )
     judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
     try:
         judge.start()
@@ -174,6 +149,7 @@ def _start(state: Run, device: str, cohort: int, lifeline: object) -> None:
     process.start()
     killed = any(event.kind == "crash" for event in script)
     state.devices[device] = Started(process, killed, life=life)
+    state.last_round[device] = -1
     state.lives.append((device, state.devices[device]))
 
 
@@ -190,10 +166,10 @@ def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerPr
     """Until all devices are gone: follow their rounds, inject what is due, notice who fell."""
     tails: dict[str, Tail] = {}
     while True:
-        for device, started in state.devices.items():
+        for device in state.devices:
             tail = tails.setdefault(device, Tail(state.out / "devices" / device / "metrics.jsonl"))
             for record in tail.read():
-                started.last_round = int(str(record["round"]))
+                state.last_round[device] = int(str(record["round"]))
         _inject_due(state, lifeline)
         _check(state, judge)
         progress.update(state.seconds())
@@ -204,8 +180,7 @@ def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerPr
 
 def _inject_due(state: Run, lifeline: object) -> None:
     running = state.running()
-    for at, device in [r for r in state.resume_at if r[0] <= state.seconds()]:
-        state.resume_at.remove((at, device))
+    for device in state.to_resume():
         if device in running:
             _signal(running[device], signal.SIGCONT)
     while not state.over() and (event := state.due()) is not None:
@@ -244,7 +219,7 @@ def _check(state: Run, judge: ForkServerProcess) -> None:
         code = started.process.exitcode
         if code == -signal.SIGKILL and not started.killed:  # from outside: a crash like any other
             started.killed = True
-            state.note(started.last_round, "crash", device)
+            state.note(state.last_round[device], "crash", device)
         elif code not in (None, 0, -signal.SIGKILL):
             log = state.out / "devices" / device / "log.txt"
             raise RunFailed(f"{device} ended with exit status {code}: {_last_line(log)}; its log: {log}")

@@ -92,6 +92,16 @@ def docker(hosts: dict[str, str]) -> Docker:
     return Docker(list(hosts.values()))
 
 
+def underway(scenario: Scenario, tmp_path: Path, docker: Docker) -> Run:
+    return Run(
+        scenario=scenario,
+        out=tmp_path / "run",
+        epoch_ns=0,
+        pending=list(scenario.events),
+        project=Project("tb", execute=docker),
+    )
+
+
 def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Run:
     """A run of which every device has closed a round."""
     file = tmp_path / "scenario.toml"
@@ -101,7 +111,7 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         path = tmp_path / "run" / "devices" / device / "metrics.jsonl"
         path.write_text(json.dumps({"round": closed}) + "\n")
         gate.open_to(tmp_path / "run", device)
-    state = Run(scenario, tmp_path / "run", Project("tb", execute=docker), 0, list(scenario.events))
+    state = underway(scenario, tmp_path, docker)
     compose._look(state)
     return state
 
@@ -209,7 +219,7 @@ def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(
 def test_before_they_have_ids_nothing_is_due(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     docker = Docker(["a" * 12])
-    state = Run(Scenario(), tmp_path / "run", Project("tb", execute=docker), 0, [])
+    state = underway(Scenario(), tmp_path, docker)
     compose._look(state)
     assert list(state.running()) == ["a" * 12] and not state.last_round
 
