@@ -20,7 +20,7 @@ from rich.console import Console
 from emulation import evaluator, radio, run_keys
 from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.progress import Progress
-from emulation.records import Tail, write_run
+from emulation.records import Tail, last_line, write_run
 from emulation.run_keys import DeviceKeys
 from emulation.scenario import Scenario, dump
 from emulation.scripts import acted_out, met, scripts, shown
@@ -222,17 +222,12 @@ def _check(state: Run, judge: ForkServerProcess) -> None:
             state.note(state.last_round[device], "crash", device)
         elif code not in (None, 0, -signal.SIGKILL):
             log = state.out / "devices" / device / "log.txt"
-            raise RunFailed(f"{device} ended with exit status {code}: {_last_line(log)}; its log: {log}")
+            raise RunFailed(f"{device} ended with exit status {code}: {last_line(log)}; its log: {log}")
     if judge.exitcode not in (None, 0):
         log = state.out / "evaluator.log"
-        raise RunFailed(f"the evaluator ended with {judge.exitcode}: {_last_line(log)}; its log: {log}")
+        raise RunFailed(f"the evaluator ended with {judge.exitcode}: {last_line(log)}; its log: {log}")
     if state.devices and all(s.process.exitcode == -signal.SIGKILL for s in state.devices.values()):
         raise RunFailed(f"every device was killed; logs: {state.out / 'devices'}")
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "no output")
 
 
 def _stop_all(processes: list[ForkServerProcess]) -> None:

@@ -21,6 +21,12 @@ def read_lines(path: Path) -> list[Record]:
     return list(Tail(path).read())
 
 
+def last_line(log: Path) -> str:
+    """What a log ends with, blank lines left out."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
 class Tail:
     """Follows a growing file: each `read` yields the records that are new and whole."""
 

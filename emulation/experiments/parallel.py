@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from emulation.launcher import RunFailed, use_ports
+from emulation.records import last_line
 from peers.process import guard, redirect_output
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def run_all(
                 process, file = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode:
-                    raise RunFailed(f"{_last_line(file)} (see {file})")
+                    raise RunFailed(f"{last_line(file)} (see {file})")
             look()
     finally:
         _end([process for process, _ in running.values()])
@@ -72,11 +73,6 @@ def _end(processes: Sequence[SpawnProcess]) -> None:
         process.kill()  # what it started ends with it (peers/process.py)
     for process in processes:
         process.join()
-
-
-def _last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "a chain ended")
 
 
 def _work(
