@@ -9,7 +9,7 @@
 
 With isolated blocks no step of one device undoes another's: what heterogeneity costs is that each follows the
 gradient of its own loss, a bias that does not depend on n. R_het then stays as it is but for damping, and all
-of it counts. rho is that of (1 - gamma) I + gamma W.
+of it counts. What is local then depends on mixing too (`progress`). rho is that of (1 - gamma) I + gamma W.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def opposite(label: str) -> str:
 def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -> Residuals:
     """A group's residuals at the next diagnosis, `view.rounds` = K later. They were observed under `before`.
 
-    R_loc contracts by q^(2K), q = (1 - eta mu / (1 + eta lambda))^n. Of R_con, as in Theorem 2, one part is
-    sustained: what the steps between two exchanges drive apart, L eta^2 (H n)^2 zeta^2 rho^2 / (1 - rho^2);
-    it moves with the settings, and the rest contracts by rho^(2K/H). R_het is sustained; 1 - q^2 is beneath.
+    R_loc contracts by (1 - `progress`)^(2K). Of R_con, as in Theorem 2, one part is sustained: what the steps
+    between two exchanges drive apart, L eta^2 (H n)^2 zeta^2 rho^2 / (1 - rho^2); it moves with the settings,
+    and the rest contracts by rho^(2K/H). R_het is sustained; 1 - q^2 is beneath.
     """
     g, rounds = view.groups[group], view.rounds
     q0, q = _contraction(g, before), _contraction(g, after)
@@ -103,11 +103,28 @@ def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -
     driven = g.residuals.heterogeneity * left0 * before.period**2 * _kept(rho0)
     sustained = min(g.residuals.consensus, driven)
     return Residuals(
-        g.residuals.local * q ** (2 * rounds),
+        g.residuals.local * (1 - progress(view, group, after)) ** (2 * rounds),
         (g.residuals.consensus - sustained) * rho ** (2 * rounds / after.period)
         + sustained * steps2 * between2 * damped * _kept(rho) / _kept(rho0),
         g.residuals.heterogeneity * (1.0 if view.isolated else summed * steps2) * damped,
     )
+
+
+def progress(view: View, group: str, action: GroupAction) -> float:
+    """The share of its way that the mean model goes in a round.
+
+    1 - q, q = (1 - eta mu / (1 + eta lambda))^n, where all devices move a block. Where its owner alone does
+    (ours, not in the paper), the mean of M copies goes an M-th of the owner's move, and the owner starts it
+    ahead of the mean by what earlier moves have left: by rho / (1 - rho) moves, once that is steady. With
+    a = 1 - q^H and an exchange every H rounds that makes a / (1 + a rho / (1 - rho)) / (M H). So where an
+    owner comes far in a round, more steps add little and a denser graph does; where it does not, steps do.
+    """
+    q = _contraction(view.groups[group], action)
+    if not view.isolated:
+        return 1 - q
+    rho = _rho(view, action)
+    ahead, share = rho / (1 - rho) if view.averages else 0.0, 1 - q**action.period
+    return share / (1 + share * ahead) / (view.members * action.period)
 
 
 def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:

@@ -9,7 +9,7 @@ residuals and priorities.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -176,18 +176,29 @@ def all_priorities(means: Mapping[str, Means], sizes: Mapping[str, Size]) -> dic
 
 
 # -- estimates of the constants --------------------------------------------------------------------------
-def mu_from_losses(losses: Iterable[tuple[int, float]], eta: float) -> float:
-    """mu-hat from (local steps so far, loss): loss ~ (1 - eta mu)^(2 steps), by least squares on log loss.
+def mu_from_losses(rounds: Sequence[Sequence[float]], eta: float) -> float:
+    """mu-hat from the losses of local steps, by round: loss ~ (1 - eta mu)^(2 steps), by least squares on log
+    loss.
 
-    0 where it does not fall. Losses count from 0, the floor of answers learnt by heart.
+    The slope is that within rounds, since mixing takes back part of what a round has gained; with one step a
+    round, that over the rounds. 0 where it does not fall. Losses count from 0, the floor of answers learnt by
+    heart.
     """
-    points = np.array([(steps, math.log(max(loss, TINY))) for steps, loss in losses], dtype=np.float64)
-    if len(points) < 2 or eta <= 0:
+    if eta <= 0 or not any(rounds):
         return 0.0
-    steps, logs = (points - points.mean(axis=0)).T
+    within = [losses for losses in rounds if len(losses) > 1] or [[loss for own in rounds for loss in own]]
+    points = [_centred(np.log(np.maximum(losses, TINY))) for losses in within]
+    steps, logs = np.concatenate(points, axis=1)
     square = float(steps @ steps)
     slope = float(steps @ logs) / square if square else 0.0
     return max(0.0, -math.expm1(slope / 2) / eta)
+
+
+def _centred(logs: Vector) -> Vector:
+    """Steps and log losses of one round without their means, [2, steps]."""
+    points = np.stack([np.arange(len(logs), dtype=np.float64), logs])
+    centred: Vector = points - points.mean(axis=1, keepdims=True)
+    return centred
 
 
 def effective_eta(move: float, steps: int, gradient: float) -> float:

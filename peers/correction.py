@@ -9,6 +9,7 @@ end of the correction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -204,13 +205,16 @@ class Correction:
             {group: mean.energy for group, mean in means.items()},
             {group: mean.curvature for group, mean in means.items()},
         )
-        members = state.training()
+        members, isolated = state.training(), state.config.isolation.leak == 0
+        in_force = {g: self.settings().get(g, self._limits.base) for g in groups}
+        if isolated and all(action.steps == 1 for action in in_force.values()):
+            # the slope is one over rounds then: that of the mean of M copies of which one moves
+            means = {g: replace(m, mu=m.mu * len(members)) for g, m in means.items()}
         rungs = self._ladder(members)
         copies = 2 * len(rungs.at(0).edges) * len(state.blocks)
         views, told = {}, {}
         for group in groups:
-            steps = self.settings().get(group, self._limits.base).steps
-            found = residuals.residuals(means[group], steps, self._config.c)
+            found = residuals.residuals(means[group], in_force[group].steps, self._config.c)
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
@@ -225,7 +229,9 @@ class Correction:
             config.seed,
             trials.unpack(tried, groups) if self._tries else {},
             strength=config.mixing.gamma,
-            isolated=config.isolation.leak == 0,
+            isolated=isolated,
+            members=len(members),
+            averages=not state.mode.shared_versions,
         )
         return view, told
 

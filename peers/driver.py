@@ -72,7 +72,7 @@ class Driver:
         self.exit: do.Exit | None = None
         self._outside: deque[Event] = deque()
         self._busy_until_ns = 0
-        self._trained = TrainResult(0.0, 0, 0.0)
+        self._trained = TrainResult((), 0.0)
         signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
         copies, start = self.workshop.copies, self.clock.now()
         self.outbox = Outbox(spec, learner, links, self.accounts, start, signed, copies)

@@ -46,11 +46,19 @@ DIAGNOSED = 16  # examples at most: a diagnosis then costs about what a local st
 
 @dataclass(frozen=True)
 class TrainResult:
-    """loss: mean over the steps, nats per response token (nan for no steps). seconds: wall time."""
+    """losses: of each step, nats per response token. seconds: wall time."""
 
-    loss: float
-    steps: int
+    losses: tuple[float, ...]
     seconds: float
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps; nan for no steps."""
+        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 @dataclass(frozen=True)
@@ -239,7 +247,7 @@ class Learner:
         for step in range(steps):
             self._place(self._rehearsed(round, step) if rehearse else ())
             losses.append(self._step(own, round, step, settings or {}))
-        return TrainResult(sum(losses) / steps if steps else math.nan, steps, time.perf_counter() - start)
+        return TrainResult(tuple(losses), time.perf_counter() - start)
 
     def trials(self, round: int, tried: Mapping[Move, Settings]) -> dict[Move, float]:
         """By how much the loss on one batch would fall, in nats, in a round of training with each of the

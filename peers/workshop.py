@@ -57,7 +57,7 @@ class Workshop:
         self._config = config
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
-        self._losses: list[tuple[int, float]] = []  # since the correction began: steps so far, loss
+        self._losses: list[tuple[float, ...]] = []  # since the correction began, by round and step
         self._most, self._steps = 0, dict[str, int]()  # of the last training, at most and by group
         self._moves: dict[str, float] = {}
         self._disagreement: dict[str, float] = {}  # D_g of the last mixing of each group
@@ -136,8 +136,7 @@ class Workshop:
         self._moves = self._learner.own_move()  # before damping, and before neighbours pull it back
         self._steps = {group: action.steps for group, action in action.settings.items()}
         self._most = result.steps
-        before = self._losses[-1][0] if self._losses else 0
-        self._losses.append((before + result.steps, result.loss))
+        self._losses.append(result.losses)
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
         return Trained(result, changed, self._distances())

@@ -71,7 +71,7 @@ class BenchLearner:
     def train(self, round: int, steps: int, rehearse: bool, settings: object = None) -> TrainResult:
         start = time.perf_counter()
         losses = [self._work.step() for _ in range(steps)]
-        return TrainResult(losses[-1], steps, time.perf_counter() - start)
+        return TrainResult(tuple(losses), time.perf_counter() - start)
 
     def own_move(self) -> dict[str, float]:
         """Nothing is damped or corrected by it here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from coordinator_free.decision import GroupAction, Limits
@@ -13,6 +14,7 @@ from coordinator_free.effects import (
     moves,
     opposite,
     predicted,
+    progress,
     relative_cost,
     relative_use,
     remaining,
@@ -72,6 +74,48 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
         assert remaining(shown, "late", left, then) == left.total
     damped = predicted(shown, "late", BASE, after(prox=1.0))
     assert damped.heterogeneity == pytest.approx(100 * 1.1 ** (-8))
+
+
+def alone(steps: int, rung: int = 0, period: int = 1, mu: float = 0.05, **changed) -> float:
+    """How far the mean of six copies goes in a round of which only one moves."""
+    shown = replace(view(late=group(mu=mu)), isolated=True, members=6, **changed)
+    return progress(shown, "late", after(steps=steps, rung=rung, period=period))
+
+
+def test_of_a_block_that_one_moves_the_mean_goes_an_mth_of_the_way():
+    assert alone(4, averages=False) == pytest.approx((1 - 0.995**4) / 6)
+    assert progress(view(late=group()), "late", after(steps=4)) == pytest.approx(1 - 0.995**4)
+
+
+def test_where_an_owner_comes_far_in_a_round_a_denser_graph_helps_and_more_steps_do_not():
+    far, near = 8.0, 0.01  # eta mu = 0.8, 0.001
+    assert alone(8, mu=far) < 1.05 * alone(4, mu=far)
+    assert alone(4, rung=LADDER.top, mu=far) > 1.5 * alone(4, mu=far)
+    assert alone(8, mu=near) > 1.9 * alone(4, mu=near)
+    assert alone(4, rung=LADDER.top, mu=near) < 1.05 * alone(4, mu=near)
+
+
+def test_an_exchange_every_other_round_makes_up_for_itself_only_where_steps_are_small():
+    assert alone(4, period=2, mu=0.01) == pytest.approx(alone(4, mu=0.01), rel=0.05)
+    assert alone(4, period=2, mu=8.0) == pytest.approx(alone(4, mu=8.0) / 2, rel=0.05)
+
+
+def test_in_a_steady_descent_the_owner_is_as_far_ahead_as_predicted():
+    """A quadratic: the owner moves a of its way, then all copies mix on a ring."""
+    a, size = 0.6, 6
+    mixing = np.zeros((size, size))
+    for i in range(size):
+        for j in (i - 1, i, i + 1):
+            mixing[i, j % size] = 1 / 3
+    left = np.ones(size)  # copies, distance to the optimum
+    means = []
+    for _ in range(60):
+        left[0] *= 1 - a
+        left = mixing @ left
+        means.append(left.mean())
+    seen = 1 - means[-1] / means[-2]
+    steps_mu = a / (LIMITS.base.steps * 0.1)  # eta mu n = a, nearly
+    assert alone(4, mu=steps_mu) == pytest.approx(seen, rel=0.5)
 
 
 def test_weak_mixing_contracts_less_than_its_graph_could():

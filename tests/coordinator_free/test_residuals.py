@@ -266,14 +266,22 @@ def test_r_loc_falls_as_theorem_2_says():
 def test_mu_is_read_off_the_losses_of_a_descent():
     toy = Quadratics(np.full(D, 0.5), spread=0.0)
     losses = []
-    for k in range(8):
-        losses.append((3 * k, toy.gap(toy.x)))
-        toy.descend(0.1, 3)
-    assert mu_from_losses(losses, 0.1) == pytest.approx(0.5, rel=1e-6)
+    for _ in range(24):
+        losses.append(toy.gap(toy.x))
+        toy.descend(0.1, 1)
+    of_three = [losses[k : k + 3] for k in range(0, 24, 3)]
+    assert mu_from_losses(of_three, 0.1) == pytest.approx(0.5, rel=1e-6)
+    assert mu_from_losses([[loss] for loss in losses], 0.1) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_what_mixing_takes_back_between_rounds_does_not_lower_mu():
+    again = [[1.0, 0.81, 0.6561]] * 4
+    assert mu_from_losses(again, 0.1) == pytest.approx(1.0)
 
 
 def test_mu_is_0_where_the_loss_does_not_fall_or_is_not_known():
-    assert mu_from_losses([(0, 1.0), (5, 1.0), (10, 2.0)], 0.1) == 0
-    assert mu_from_losses([(0, 1.0)], 0.1) == 0
-    assert mu_from_losses([(5, 1.0), (5, 0.5)], 0.1) == 0
-    assert math.isfinite(mu_from_losses([(0, 1.0), (1, 0.0)], 0.1))
+    assert mu_from_losses([[1.0, 1.0, 2.0]], 0.1) == 0
+    assert mu_from_losses([[1.0]], 0.1) == 0
+    assert mu_from_losses([[], ()], 0.1) == mu_from_losses([], 0.1) == 0
+    assert mu_from_losses([[1.0, 0.5]], 0.0) == 0
+    assert math.isfinite(mu_from_losses([[1.0, 0.0]], 0.1))
