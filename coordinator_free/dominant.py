@@ -19,8 +19,7 @@ from coordinator_free.effects import (
     remaining,
 )
 
-MARGIN = 0.02  # hysteresis: the share of what staying would leave by which moves must lower it together
-THRIFT = 0.02  # a saving move may raise it by this share for each base round's cost that it saves
+MARGIN = 0.01  # hysteresis: the share of what staying would leave by which moves must lower it together
 LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
 MOVES = 3  # groups that may move in one diagnosis
@@ -36,9 +35,9 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
     that does not fit the budget is tried together with one of another group that saves. Moves must lower what
-    is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Groups that do
-    not move save where that does next to no harm. Moves after which more is left than staying was predicted
-    to leave have failed: all groups return to the base, and such moves are not made again.
+    is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Moves after
+    which more is left than staying was predicted to leave have failed: all groups return to the base, and such
+    moves are not made again.
     """
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
@@ -46,7 +45,7 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
         learnt = replace(learnt, corrections={**learnt.corrections, **dict.fromkeys(failed, 0.0)})
         before = dict.fromkeys(before, limits.base)
     search = _Search(view, limits, learnt, before)
-    chosen = {} if failed else search.saving(search.spending())
+    chosen = {} if failed else search.spending()
     after = applied(search.before, chosen)
     expected = {
         g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
@@ -79,19 +78,6 @@ class _Search:
                 break
             chosen = best
         return chosen if self._left(chosen) < (1 - MARGIN) * self._left({}) else {}
-
-    def saving(self, chosen: Moves) -> Moves:
-        """And, of each group that does not move, the move that saves most for next to nothing."""
-        for group in self.before:
-            left, cost = self._left(chosen), self._cost(chosen)
-            best, most = chosen, 0.0
-            for move in self._free(chosen):
-                option = {**chosen, move.group: move}
-                saved = cost - self._cost(option)
-                if move.group == group and saved > most and self._left(option) - left < THRIFT * saved * left:
-                    best, most = option, saved
-            chosen = best
-        return chosen
 
     def _rate(self, option: Moves, chosen: Moves) -> float:
         """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise."""

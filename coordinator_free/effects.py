@@ -7,9 +7,9 @@
 | topology, rho0 -> rho     | R_con                              | (rho / rho0)^2                            |
 | exchange every H-th round | R_con grows with H n steps between | (H / H0)^2; bytes / H                     |
 
-With isolated blocks no step of one device undoes another's: what heterogeneity costs is that each follows the
-gradient of its own loss, a bias that does not depend on n. R_het then stays as it is but for damping, and all
-of it counts. What is local then depends on mixing too (`progress`). rho is that of (1 - gamma) I + gamma W.
+With isolated blocks no step of one device undoes another's. That each follows the gradient of its own loss is
+then a bias that no action but damping changes, and where copies differ the mean model, whose gap is to close,
+is but slower (`progress`): R_loc alone is what is left to be done. rho is that of (1 - gamma) I + gamma W.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ def progress(view: View, group: str, action: GroupAction) -> float:
 
 
 def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:
-    """What is left of a group: the sum; of R_het, without isolation, what K = `view.rounds` rounds have of
-    it, (1 - q^(2K)).
+    """What is left of a group: the sum, but of R_het only what K = `view.rounds` rounds have of it,
+    (1 - q^(2K)); with isolated blocks R_loc.
 
     It sums what the devices' steps differ by over infinitely many rounds. Where little contracts it is
     far off for long: to count it whole would have a group stand still rather than learn.
     """
     if view.isolated:
-        return residuals.total
+        return residuals.local
     g = view.groups[group]
     q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))

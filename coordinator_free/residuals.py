@@ -99,6 +99,11 @@ def pack(groups: Sequence[Observables]) -> Vector:
     return np.concatenate([[*(getattr(g, name) for name in HEADER), *_stretched(g)] for g in groups])
 
 
+def report_bytes(groups: int, sketch: int) -> int:
+    """Of one device's packed observables, float32; every device relays everybody's to every neighbour."""
+    return 4 * groups * (len(HEADER) + sketch)
+
+
 def unpack(mean: Vector, names: Sequence[str]) -> dict[str, Means]:
     """The means of the groups `names`, from the mean of packed vectors. ValueError: another length."""
     width, rest = divmod(len(mean), len(names))

@@ -31,6 +31,8 @@ from transport.messages import Observed
 
 PLAIN = "uniform"  # needs no diagnosis
 
+ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them
+
 
 class Correction:
     """What the groups do in this round. `sign`, `verify`: of reports, which others relay."""
@@ -39,8 +41,8 @@ class Correction:
         self, state: DeviceState, meeting: Meeting, sign: Callable[[bytes], bytes], verify: Verify
     ) -> None:
         self._state, self._meeting, self._config = state, meeting, state.config.correction
-        self._limits = limits(state.config)
         groups = state.exchange.groups
+        self._limits = limits(state.config)
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
         self._tries = self._config.policy == trials.NAME
         length = self._observables + (trials.count(groups) if self._tries else 0)
@@ -218,7 +220,8 @@ class Correction:
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
-            told[group] = {**found._asdict(), "S": shares[group].score, **p}
+            estimates = {name: getattr(means[group], name) for name in ESTIMATES}
+            told[group] = {**found._asdict(), "S": shares[group].score, **p, **estimates}
         index = epoch // self._config.period
         config = state.config
         view = View(

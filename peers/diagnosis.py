@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coordinator_free.residuals import HEADER, Observables
+from coordinator_free.residuals import Observables, report_bytes
 from peers.blocks import Block, BlockKey
 from peers.layout import ModelLayout, ModuleShape
 from peers.sketch import Sketcher, Vector
@@ -117,11 +117,6 @@ def diagnose(
     flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
     return Diagnosis(float(loss.detach()), groups, cost)
-
-
-def report_bytes(groups: int, sketch: int) -> int:
-    """Of one device's packed observables, float32; every device relays everybody's to every neighbour."""
-    return 4 * groups * (len(HEADER) + sketch)
 
 
 def step_flops(layout: ModelLayout, tokens: int) -> float:

@@ -61,12 +61,6 @@ def test_where_devices_pull_apart_it_damps():
     assert made.reason.startswith("late, R_het 1 of 1 -> prox 3.2")
 
 
-def test_where_copies_agree_it_exchanges_less_often():
-    shown = view(**{g: group(local=1.0, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
-    made = dominant(shown, replace(LIMITS, steps_max=4), Memory())
-    assert all(action.period > 1 or action.rung < 0 for action in made.settings.values())
-
-
 def test_it_acts_on_the_group_that_needs_it():
     shown = view(early=calm(local=1.0), mid=calm(), late=calm())
     made = dominant(shown, ROOMY, Memory())

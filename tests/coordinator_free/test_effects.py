@@ -71,7 +71,7 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
     for then in (BASE, after(steps=8), after(steps=2)):
         left = predicted(shown, "late", BASE, then)
         assert left.heterogeneity == 100.0
-        assert remaining(shown, "late", left, then) == left.total
+        assert remaining(shown, "late", left, then) == left.local
     damped = predicted(shown, "late", BASE, after(prox=1.0))
     assert damped.heterogeneity == pytest.approx(100 * 1.1 ** (-8))
 

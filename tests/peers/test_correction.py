@@ -83,7 +83,10 @@ def test_residuals_and_priorities_are_recorded() -> None:
     record = decisions(corrected("proportional"))[0][0]
     told = record["residuals"]["early"]
     assert told["p"] == pytest.approx(0.9)  # S = 9 x 1 of 10 in all
-    assert set(told) == {"local", "consensus", "heterogeneity", "S", "p", "p_per_rank", "p_per_parameter"}
+    assert set(told) == {
+        *("local", "consensus", "heterogeneity", "S", "p", "p_per_rank", "p_per_parameter"),
+        *("mu", "eta", "curvature", "disagreement"),
+    }
 
 
 def test_what_was_measured_weighs_what_is_sent_until_the_correction_is_over() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator_free.residuals import HEADER, pack
+from coordinator_free.residuals import HEADER, pack, report_bytes
 from peers.blocks import BlockKey
-from peers.diagnosis import Options, diagnose, report_bytes, step_flops
+from peers.diagnosis import Options, diagnose, step_flops
 from peers.learner import Learner
 from peers.sketch import Sketcher
 from peers.tasks import Encoded, Example, encode

@@ -11,10 +11,10 @@ from coordinator_free.averages import Averages
 from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
 from coordinator_free.membership import Key
 from coordinator_free.policies import decide
-from coordinator_free.residuals import pack, priorities, residuals, unpack
+from coordinator_free.residuals import pack, priorities, report_bytes, residuals, unpack
 from coordinator_free.topology_refine import Bounds, edge, ladder
 from peers.blocks import BlockKey
-from peers.diagnosis import Options, diagnose, report_bytes
+from peers.diagnosis import Options, diagnose
 from peers.learner import Learner
 from peers.sketch import Sketcher
 from peers.tasks import Example, encode
