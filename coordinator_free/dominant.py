@@ -36,8 +36,8 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
     that does not fit the budget is tried together with one of another group that saves. Moves must lower what
     is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Moves after
-    which more is left than staying was predicted to leave have failed: all groups return to the base, and such
-    moves are not made again.
+    which more is left than staying was predicted to leave have failed: all groups return to the base, and
+    such moves are not made again.
     """
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
