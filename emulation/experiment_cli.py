@@ -22,7 +22,7 @@ def experiment(
         Path | None, typer.Option(help="Folder that is gone on with; default: experiments/NAME-SCALE.")
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="full, medium, small, or tiny, which only shows that it works.")
+        str, typer.Option(help="full, medium, compact, small, or tiny, which only shows that it works.")
     ] = "full",
     arms: Annotated[
         str,
