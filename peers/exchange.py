@@ -16,6 +16,7 @@ from peers.allocating import Allocating
 from transport.messages import Manifest
 
 Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
+KEPT = 4  # rounds of which copies of a part wait, by peer
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
 
@@ -58,7 +59,7 @@ class Exchange:
         # Own parts that were refitted, and who was sent them in which round.
         self._replacing: dict[Part, dict[str, int]] = {}
         self._waiting: dict[Slot, int] = {}
-        self._inbox: dict[str, dict[tuple[Part, int], Arrival]] = {}  # by part and round
+        self._inbox: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
     def parts(self, key: Key) -> list[Part]:
         return [Part(key, group) for group in self.groups]
@@ -74,8 +75,7 @@ class Exchange:
             self.zero.discard(part)
             self._replacing.pop(part, None)
             for box in self._inbox.values():
-                for entry in [entry for entry in box if entry[0] == part]:
-                    del box[entry]
+                box.pop(part, None)
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
             for part in self.parts(key):
@@ -217,7 +217,11 @@ class Exchange:
         return Mix(part, ((1.0, copy.values),), copy.version)
 
     def receive(self, peer: str, part: Part, version: int, round_: int, values: object) -> None:
-        self._inbox.setdefault(peer, {})[part, round_] = Arrival(version, values)
+        """For a round that has not been closed. Of one who is far ahead the newest KEPT are kept."""
+        arrived = self._inbox.setdefault(peer, {}).setdefault(part, {})
+        arrived[round_] = Arrival(version, values)
+        if len(arrived) > KEPT:
+            del arrived[min(arrived)]
 
     def note(self, peer: str, manifest: Manifest) -> None:
         """A manifest tells which versions the sender holds: nothing older needs to go there."""
@@ -281,9 +285,12 @@ class Exchange:
 
     def _taken(self, peer: str, round_: int) -> dict[Part, Arrival]:
         """What is due, the newest of each part; a neighbour that is ahead has sent for later rounds too."""
-        box = self._inbox.get(peer, {})
-        due = sorted((at, part) for part, at in box if at <= round_)
-        return {part: box.pop((part, at)) for at, part in due}
+        taken = {}
+        for part, arrived in sorted(self._inbox.get(peer, {}).items()):
+            due = sorted(at for at in arrived if at <= round_)
+            for at in due:
+                taken[part] = arrived.pop(at)
+        return taken
 
     def _copies(self, peer: str, manifest: Manifest, fresh: dict[Part, Arrival]) -> dict[Part, Arrival]:
         """The neighbour's copies of this round: just sent, or the same as before."""

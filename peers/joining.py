@@ -62,10 +62,12 @@ class Joining:
         state = self._state
         for number, (key, found) in enumerate(groupby(parts, key=lambda part: part.block)):
             of_block = list(found)
-            last = self._helpers.get(of_block[0])
-            others = [name for name in helpers if name != last] or helpers
-            asks_owner = key.device in helpers and last is None
-            helper = key.device if asks_owner else others[(number + self._asked) % len(others)]
+            last, turn = self._helpers.get(of_block[0]), number + self._asked
+            helper = helpers[turn % len(helpers)]
+            if helper == last:
+                helper = helpers[(turn + 1) % len(helpers)]
+            if last is None and key.device in helpers:
+                helper = key.device
             self._helpers.update(dict.fromkeys(of_block, helper))
         for helper in sorted({self._helpers[part] for part in parts}):
             wanted = [part for part in parts if self._helpers[part] == helper]
@@ -73,10 +75,11 @@ class Joining:
             state.tell(helper, Request(items, state.round))
 
     def _there(self) -> list[str]:
-        """Who may be asked."""
+        """Who may be asked: one that joins itself only where there is nobody else."""
         state = self._state
         active = state.members.active()
-        return [name for name in state.greeted() if name in active and not state.peers[name].done]
+        there = [name for name in state.greeted() if name in active and not state.peers[name].done]
+        return [name for name in there if active[name].since_round >= 0] or there
 
     def take(self, source: str, part: Part, copy: Arrival) -> None:
         """A block that was asked for."""

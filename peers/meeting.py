@@ -93,8 +93,10 @@ class Meeting:
         return True
 
     def met_neighbours(self) -> bool:
-        state = self._state
-        around = state.graph(state.members.alive())[state.me.device]
+        state, alive = self._state, self._state.members.alive()
+        if state.me.device not in alive:
+            return False
+        around = state.graph(alive)[state.me.device]
         return all(peer in state.peers and state.peers[peer].greeted for peer in around)
 
     # -- now and then --------------------------------------------------------------------------------

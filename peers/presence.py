@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator_free.membership import PRESENT, Change, Key, Record, Status
 from coordinator_free.slots import NoFreeSlot
 from peers.actions import Drop, OwnBlock
+from peers.exchange import ZERO
 from peers.holdings import GONE, Holdings
 from peers.meeting import Meeting
 from peers.state import DeviceState, State
@@ -43,7 +44,7 @@ class Presence:
         state.own = record
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
         state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
-        state.exchange.add(record.key)
+        state.exchange.add(record.key, ZERO if kept is None else max(state.round, 0))
         earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
         state.tell_all(state.gossip([*earlier, record]))
         self._holdings.sync(now)
@@ -104,6 +105,7 @@ class Presence:
         state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
         if lost:
             state.tell_all(state.gossip([withdrawn]))
+            state.own = state.own if state.round >= 0 else None  # there may be no slot for it yet
         self.claim(now, carry=None if lost else old)
 
     # -- changes -----------------------------------------------------------------------------------

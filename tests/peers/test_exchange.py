@@ -388,3 +388,10 @@ def test_a_new_link_to_a_neighbour_begins_with_everything() -> None:
     of.forget_peer("d9")
     assert len(sent(plan(of))) == 4
     assert close(of, 9, manifest(3, "sent", round_=9)) == ()
+
+
+def test_of_one_who_is_far_ahead_the_newest_copies_wait() -> None:
+    made = exchange()
+    for round_ in range(1000):
+        made.receive("d1", PART, round_, round_, object())
+    assert [*made._inbox["d1"][PART]] == [996, 997, 998, 999]

@@ -11,7 +11,7 @@ from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import GROUPS, MILLI, PART_BYTES, Network, SimDevice, Values, still
 from tests.peers.simulated_checks import agreed, rest, started, trains
-from transport.messages import Request, Update
+from transport.messages import Gossip, Request, Update
 
 MODES = ["average", "newest"]
 
@@ -171,6 +171,50 @@ def test_a_block_whose_owner_retired_before_anyone_mixed_with_it_keeps_no_joiner
     assert Key("d3", 0) in net["d4"].slots
     net.rounds(3)
     assert agreed(net)
+
+
+def test_joiners_ask_those_who_have_something_and_not_each_other() -> None:
+    net = started(5)
+    for device in ("d3", "d4"):
+        net.signal(device, "retire")
+    net.run(1.0)
+    joiners = ("d5", "d6", "d7")
+    for device in joiners:
+        net.add(device, "d0")
+    net.until(lambda: all(trains(net, device) for device in joiners), 2.0)
+    net.rounds(3)
+    assert agreed(net)
+
+
+@pytest.mark.parametrize("apart_ms", [0, 5, 10, 15])
+def test_a_joiner_that_loses_the_last_free_slot_waits_for_another(apart_ms: int) -> None:
+    for wait_ms in (50, 150, 250):
+        net = started(4, adapter={"max_devices": 5}, membership={"quarantine_s": 3.0})
+        net.signal("d3", "leave")
+        net.run(wait_ms / 1000)
+        net.add("d5", "d0")
+        net.run(apart_ms / 1000)
+        net.add("d6", "d1")
+        net.until(lambda net=net: trains(net, "d5") and trains(net, "d6"), 30.0)  # type: ignore[misc]
+        net.run(3.0)
+        assert agreed(net)
+
+
+def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero() -> None:
+    net = started(3)
+    net.run(1.0)
+    net.until(lambda: net["d2"].protocol.state is State.WAIT)
+    change = net["d0"].protocol.members.verdict(Key("d2", 0))
+    assert change is not None
+    net.send(net["d0"], "d2", Gossip([change.record.to_dict()], False, net["d0"].round))
+    net.until(lambda: Key("d2", 1) in net["d2"].slots, 2.0)
+    held = net["d2"].protocol.exchange.held
+    assert all(held[Part(Key("d2", 1), group)] >= 0 for group in GROUPS)
+    net.add("d3", "d0", move=still)
+    net.until(lambda: trains(net, "d3"), 30.0)
+    net.rounds(3)
+    assert agreed(net)
+    assert all(net["d3"].values[Part(Key("d2", 1), group)].any() for group in GROUPS)
 
 
 def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
