@@ -96,14 +96,15 @@ class Memory:
     """What a policy takes from one diagnosis to the next. JSON-able but for its types.
 
     settings: in force; none: the base. corrections: observed / predicted effect by label of move, smoothed.
-    expected: by group, the label of what was done and the residual predicted without and with it. last: by
-    group, the last move and the index of its diagnosis.
+    failed: labels of moves that made things worse. expected: by group, the label of what was done and the
+    residual predicted without and with it. last: by group, the last move and the index of its diagnosis.
     """
 
     settings: Settings = field(default_factory=dict)
     corrections: Mapping[str, float] = field(default_factory=dict)
     expected: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
     last: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()
 
     def after_event(self) -> Memory:
         """For the correction that a new event starts: predictions no longer apply, what was learnt does."""

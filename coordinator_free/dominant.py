@@ -25,7 +25,7 @@ DWELL = 2  # diagnoses before a group's last move may be undone
 MOVES = 3  # groups that may move in one diagnosis
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
-MOST = 2.0  # a correction is in [0, MOST]: no action is believed to do the opposite of what it is for
+LEAST, MOST = 0.1, 2.0  # a correction is in between: no action is believed to do nothing, or the opposite
 WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
@@ -42,7 +42,7 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
     if failed:
-        learnt = replace(learnt, corrections={**learnt.corrections, **dict.fromkeys(failed, 0.0)})
+        learnt = replace(learnt, failed=learnt.failed | {*failed})
         before = dict.fromkeys(before, limits.base)
     search = _Search(view, limits, learnt, before)
     chosen = {} if failed else search.spending()
@@ -103,7 +103,7 @@ class _Search:
             move
             for move in moves(self.before, self.limits, self.view.ladder)
             if move.group not in chosen
-            and self.memory.corrections.get(move.label, 1.0) > 0
+            and move.label not in self.memory.failed
             and not _undoes(move, self.view, self.memory)
         ]
 
@@ -149,16 +149,18 @@ def _learn(view: View, memory: Memory) -> Memory:
     """Corrections, observed / predicted effect by label of move, with what has come of the last decision.
 
     An effect is log(R' / R'_stay). What groups that stayed deviate by is common to all and says nothing of a
-    move. The corrections follow by normalised least mean squares, so that small effects do not teach noise.
+    move. The corrections follow by normalised least mean squares, so that small effects do not teach noise,
+    and none is taken for more than MOST times what was predicted.
     """
     learnt, trend = dict(memory.corrections), _trend(view, memory)
     for group, (label, stay, then) in memory.expected.items():
         left = _seen(view, group, memory)
         if label != STAY[1] and min(stay, then, left) > 0:
             effect, seen = math.log(then / stay), math.log(left / stay) - trend
+            seen = min(max(seen, -MOST * abs(effect)), MOST * abs(effect))
             old = learnt.get(label, 1.0)
             new = old + RATE * effect * (seen - old * effect) / (effect**2 + NOISE**2)
-            learnt[label] = min(max(new, 0.0), MOST)
+            learnt[label] = min(max(new, LEAST), MOST)
     return replace(memory, corrections=learnt)
 
 
@@ -187,9 +189,15 @@ def _undoes(move: Move, view: View, memory: Memory) -> bool:
 
 
 def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
-    """Of the group that moved first, or has the largest residual: `late, R_het 0.41 of 0.63 -> prox 1e-3`."""
-    group = next(iter(chosen), "") or max(view.groups, key=lambda g: view.groups[g].residuals.total)
-    seen = view.groups[group].residuals
+    """Of the group that moved first, or has most to do (with isolated blocks: R_loc), as in
+    `late, R_het 0.41 of 0.63 -> prox 1e-3`."""
+
+    def most(group: str) -> tuple[float, str]:
+        seen = view.groups[group].residuals
+        return (seen.local, "R_loc") if view.isolated else (max(seen), seen.largest)
+
+    group = next(iter(chosen), "") or max(view.groups, key=most)
+    (value, name), seen = most(group), view.groups[group].residuals
     told = [m.told() if m.group == group else f"{m.group} {m.told()}" for m in chosen.values()]
     what = f"base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
-    return f"{group}, {seen.largest} {max(seen):.2g} of {seen.total:.2g} -> {what}"
+    return f"{group}, {name} {value:.2g} of {seen.total:.2g} -> {what}"

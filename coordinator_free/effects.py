@@ -115,15 +115,17 @@ def progress(view: View, group: str, action: GroupAction) -> float:
 
     1 - q, q = (1 - eta mu / (1 + eta lambda))^n, where all devices move a block. Where its owner alone does
     (ours, not in the paper), the mean of M copies goes an M-th of the owner's move, and the owner starts it
-    ahead of the mean by what earlier moves have left: by rho / (1 - rho) moves, once that is steady. With
-    a = 1 - q^H and an exchange every H rounds that makes a / (1 + a rho / (1 - rho)) / (M H). So where an
-    owner comes far in a round, more steps add little and a denser graph does; where it does not, steps do.
+    ahead of the mean by what earlier moves have left of themselves: once that is steady, by A moves,
+    A = (1/M) sum lambda / (1 - lambda) over the modes of the mixing matrix but the mean (of a mean owner).
+    With a = 1 - q^H and an exchange every H rounds that makes a / (1 + a A) / (M H). So where an owner comes
+    far in a round, more steps add little and a denser graph does; where it does not, steps do.
     """
     q = _contraction(view.groups[group], action)
     if not view.isolated:
         return 1 - q
-    rho = _rho(view, action)
-    ahead, share = rho / (1 - rho) if view.averages else 0.0, 1 - q**action.period
+    gamma, share = view.strength * action.gamma, 1 - q**action.period
+    modes = [min(1 - gamma * (1 - mode), MAX_RHO) for mode in view.ladder.at(action.rung).modes]
+    ahead = sum(mode / (1 - mode) for mode in modes) / (len(modes) + 1) if view.averages else 0.0
     return share / (1 + share * ahead) / (view.members * action.period)
 
 

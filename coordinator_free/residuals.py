@@ -181,22 +181,24 @@ def all_priorities(means: Mapping[str, Means], sizes: Mapping[str, Size]) -> dic
 
 
 # -- estimates of the constants --------------------------------------------------------------------------
-def mu_from_losses(rounds: Sequence[Sequence[float]], eta: float) -> float:
+def mu_from_losses(rounds: Sequence[Sequence[float]], eta: float, members: int = 1) -> float:
     """mu-hat from the losses of local steps, by round: loss ~ (1 - eta mu)^(2 steps), by least squares on log
     loss.
 
-    The slope is that within rounds, since mixing takes back part of what a round has gained; with one step a
-    round, that over the rounds. 0 where it does not fall. Losses count from 0, the floor of answers learnt by
-    heart.
+    The slope is that within rounds, since mixing takes back part of what a round has gained. With one step a
+    round it is that over the rounds, times `members`: M where one device of M moves a block, and so the mean
+    of its copies an M-th as far. 0 where it does not fall. Losses count from 0, the floor of answers learnt
+    by heart.
     """
     if eta <= 0 or not any(rounds):
         return 0.0
-    within = [losses for losses in rounds if len(losses) > 1] or [[loss for own in rounds for loss in own]]
-    points = [_centred(np.log(np.maximum(losses, TINY))) for losses in within]
+    within = [losses for losses in rounds if len(losses) > 1]
+    over = [loss for own in rounds for loss in own]
+    points = [_centred(np.log(np.maximum(losses, TINY))) for losses in within or [over]]
     steps, logs = np.concatenate(points, axis=1)
     square = float(steps @ steps)
     slope = float(steps @ logs) / square if square else 0.0
-    return max(0.0, -math.expm1(slope / 2) / eta)
+    return max(0.0, -math.expm1(slope / 2) / eta) * (1 if within else members)
 
 
 def _centred(logs: Vector) -> Vector:

@@ -41,11 +41,13 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One graph. rho: ||W - J||_2. cost: of all its edges, in the unit of the costs given."""
+    """One graph. rho: ||W - J||_2. cost: of all its edges, in the unit of the costs given. modes: the
+    eigenvalues of W without that of the mean."""
 
     edges: frozenset[Edge]
     rho: float
     cost: float
+    modes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,9 @@ class _Search:
     def rung(self, adjacency: Adjacency) -> Rung:
         pairs = self._present(adjacency)
         cost = sum(self._cost[pair] for pair in pairs)
-        return Rung(frozenset(self._edges[pair] for pair in pairs), _score(adjacency).rho, cost)
+        edges = frozenset(self._edges[pair] for pair in pairs)
+        modes = np.linalg.eigvalsh(_weights(adjacency))[:-1].round(DIGITS)
+        return Rung(edges, _score(adjacency).rho, cost, tuple(map(float, modes)))
 
     def start(self, graph: Graph[str]) -> Adjacency:
         """The scenario's graph on feasible links.
@@ -233,14 +237,17 @@ def _score(adjacency: Adjacency) -> _Score:
 
 
 def _spectrum(adjacency: Adjacency, gamma: float = 1.0) -> NDArray[np.float64]:
-    """Absolute eigenvalues of (1 - gamma) I + gamma W - J, ascending; W: w_ij = 1 / (1 + max(d_i, d_j))."""
+    """Absolute eigenvalues of (1 - gamma) I + gamma W - J, ascending."""
     m = len(adjacency)
-    if m == 0:
-        return np.zeros(1)
+    return np.sort(np.abs(np.linalg.eigvalsh(_weights(adjacency, gamma) - 1 / m))) if m else np.zeros(1)
+
+
+def _weights(adjacency: Adjacency, gamma: float = 1.0) -> NDArray[np.float64]:
+    """(1 - gamma) I + gamma W; W: w_ij = 1 / (1 + max(d_i, d_j))."""
     degree = adjacency.sum(axis=1)
-    w = gamma * adjacency / (1 + np.maximum.outer(degree, degree))
-    w[np.diag_indices(m)] = 1 - w.sum(axis=1)
-    return np.sort(np.abs(np.linalg.eigvalsh(w - 1 / m)))
+    w: NDArray[np.float64] = gamma * adjacency / (1 + np.maximum.outer(degree, degree))
+    w[np.diag_indices(len(adjacency))] = 1 - w.sum(axis=1)
+    return w
 
 
 def _flipped(adjacency: Adjacency, pair: tuple[int, int]) -> Adjacency:

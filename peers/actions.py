@@ -72,11 +72,13 @@ class Train:
 class Diagnose:
     """Measure the loss's gradients when what was decided before is done (peers/diagnosis.py).
 
-    trials: what to try on this device's model alone, by name of the move: the settings (trials.py).
+    trials: what to try on this device's model alone, by name of the move: the settings (trials.py). members:
+    M where one device of M moves a block; 1 where all do.
     """
 
     round: int
     trials: Mapping[tuple[str, str], Mapping[str, GroupAction]] = field(default_factory=dict)
+    members: int = 1
 
 
 @dataclass(frozen=True, slots=True)

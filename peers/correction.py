@@ -9,7 +9,6 @@ end of the correction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -43,6 +42,7 @@ class Correction:
         self._state, self._meeting, self._config = state, meeting, state.config.correction
         groups = state.exchange.groups
         self._limits = limits(state.config)
+        self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
         self._tries = self._config.policy == trials.NAME
         length = self._observables + (trials.count(groups) if self._tries else 0)
@@ -126,7 +126,8 @@ class Correction:
             self._meet(now)
         if state.round % config.period == 0:
             self._asked.append(state.round)
-            state.act(Diagnose(state.round, self._trials()))
+            movers = len(state.training()) if self._isolated else 1
+            state.act(Diagnose(state.round, self._trials(), movers))
 
     def _trials(self) -> dict[trials.Key, dict[str, GroupAction]]:
         if not self._tries:
@@ -207,16 +208,13 @@ class Correction:
             {group: mean.energy for group, mean in means.items()},
             {group: mean.curvature for group, mean in means.items()},
         )
-        members, isolated = state.training(), state.config.isolation.leak == 0
-        in_force = {g: self.settings().get(g, self._limits.base) for g in groups}
-        if isolated and all(action.steps == 1 for action in in_force.values()):
-            # the slope is one over rounds then: that of the mean of M copies of which one moves
-            means = {g: replace(m, mu=m.mu * len(members)) for g, m in means.items()}
+        members = state.training()
         rungs = self._ladder(members)
         copies = 2 * len(rungs.at(0).edges) * len(state.blocks)
         views, told = {}, {}
         for group in groups:
-            found = residuals.residuals(means[group], in_force[group].steps, self._config.c)
+            steps = self.settings().get(group, self._limits.base).steps
+            found = residuals.residuals(means[group], steps, self._config.c)
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
@@ -232,7 +230,7 @@ class Correction:
             config.seed,
             trials.unpack(tried, groups) if self._tries else {},
             strength=config.mixing.gamma,
-            isolated=isolated,
+            isolated=self._isolated,
             members=len(members),
             averages=not state.mode.shared_versions,
         )

@@ -132,9 +132,12 @@ class Workshop:
         if action.anchor:
             self._learner.set_anchor()
             self._losses = []
+        steps = {group: settings.steps for group, settings in action.settings.items()}
+        if steps != self._steps:  # losses of other numbers of steps tell another slope
+            self._losses = []
         result = self._learner.train(action.round, action.steps, action.rehearse, action.settings)
         self._moves = self._learner.own_move()  # before damping, and before neighbours pull it back
-        self._steps = {group: action.steps for group, action in action.settings.items()}
+        self._steps = steps
         self._most = result.steps
         self._losses.append(result.losses)
         if action.damping != 1.0:
@@ -196,7 +199,7 @@ class Workshop:
             gradient = math.sqrt(measured.blocks.get(own, 0.0)) if own is not None else 0.0
             steps = min(self._most, self._steps.get(group, self._most))
             eta = effective_eta(self._moves.get(group, 0.0), steps, gradient)
-            mu = mu_from_losses(self._losses, eta)
+            mu = mu_from_losses(self._losses, eta, action.members)
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
         values = pack(groups)
         if action.trials:

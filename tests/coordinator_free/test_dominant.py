@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from coordinator_free.decision import GroupAction, Memory
-from coordinator_free.dominant import DWELL, MOST, NOISE, RATE, dominant
+from coordinator_free.dominant import DWELL, LEAST, MOST, NOISE, RATE, dominant
 from coordinator_free.effects import relative_use
 from coordinator_free.policies import decide
 from tests.coordinator_free.diagnoses import GROUPS, LIMITS, group, view
@@ -154,14 +154,18 @@ def test_a_small_predicted_effect_teaches_next_to_nothing():
 
 
 def test_corrections_are_bounded():
-    assert learn("more-prox", 50.0, times=9)["more-prox"] == 0
-    assert learn("more-prox", 1e-9, times=9)["more-prox"] == MOST
+    assert learn("more-prox", 50.0, times=9)["more-prox"] == LEAST
+    assert MOST - 0.1 < learn("more-prox", 1e-9, times=9)["more-prox"] <= MOST
+
+
+def test_a_surprise_next_to_a_small_prediction_bans_no_action():
+    assert learn("more-prox", 2.5, effect=0.95)["more-prox"] > 0.5
 
 
 def test_an_action_that_kept_failing_is_no_longer_chosen():
     shown = regime(heterogeneity=1.0, eta=2.0, mu=1e-3)
     limits = replace(ROOMY, prox_min=0.1)
-    failed = Memory(corrections={"more-prox": 0.0})
+    failed = Memory(failed=frozenset({"more-prox"}))
     assert dominant(shown, limits, Memory()).settings["late"].prox > 0
     assert dominant(shown, limits, failed).settings["late"].prox == 0
 

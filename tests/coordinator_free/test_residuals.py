@@ -274,6 +274,13 @@ def test_mu_is_read_off_the_losses_of_a_descent():
     assert mu_from_losses([[loss] for loss in losses], 0.1) == pytest.approx(0.5, rel=1e-6)
 
 
+def test_over_rounds_the_mean_is_as_many_times_slower_as_there_are_copies():
+    over = [[1.0], [0.81], [0.6561]]
+    assert mu_from_losses(over, 0.1) == pytest.approx(1.0)
+    assert mu_from_losses(over, 0.1, members=5) == pytest.approx(5.0)
+    assert mu_from_losses([[1.0, 0.81]] * 3, 0.1, members=5) == pytest.approx(1.0)
+
+
 def test_what_mixing_takes_back_between_rounds_does_not_lower_mu():
     again = [[1.0, 0.81, 0.6561]] * 4
     assert mu_from_losses(again, 0.1) == pytest.approx(1.0)
