@@ -80,11 +80,17 @@ class _Search:
         return chosen if self._left(chosen) < (1 - MARGIN) * self._left({}) else {}
 
     def _rate(self, option: Moves, chosen: Moves) -> float:
-        """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise."""
+        """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise.
+
+        But with isolated blocks, steps up to those of the group with most cost nothing and attack all that is
+        left: groups that lag behind are taken along.
+        """
         left = self._left(chosen)
         drop = left - self._left(option)
         more = self._cost(option) - self._cost(chosen)
-        return drop / max(more, LEAST_COST) if drop > MARGIN / MOVES * left else 0.0
+        free = self.view.isolated and more <= 0
+        least = 0.0 if free else MARGIN / MOVES * left
+        return drop / max(more, LEAST_COST) if drop > least else 0.0
 
     def _options(self, chosen: Moves) -> Iterator[Moves]:
         """One further notch each, or two where the first cannot be paid for alone."""
