@@ -75,8 +75,8 @@ class View:
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
     how far a trial of one round lowered the loss; for `lookahead` alone. strength: gamma of (1 - gamma) I +
-    gamma W in the scenario. isolated: a device's gradients reach its own block alone. members: M. averages:
-    copies are averaged, and so hold their owner back; else the owner's replaces them.
+    gamma W in the scenario. isolated: a device's gradients reach its own block alone. averages: copies are
+    averaged, and so hold their owner back; else the owner's replaces them.
     """
 
     index: int
@@ -87,7 +87,6 @@ class View:
     trials: Mapping[tuple[str, str], float] = field(default_factory=dict)
     strength: float = 1.0
     isolated: bool = False
-    members: int = 1
     averages: bool = True
 
 

@@ -125,8 +125,9 @@ def progress(view: View, group: str, action: GroupAction) -> float:
         return 1 - q
     gamma, share = view.strength * action.gamma, 1 - q**action.period
     modes = [min(1 - gamma * (1 - mode), MAX_RHO) for mode in view.ladder.at(action.rung).modes]
-    ahead = sum(mode / (1 - mode) for mode in modes) / (len(modes) + 1) if view.averages else 0.0
-    return share / (1 + share * ahead) / (view.members * action.period)
+    members = len(modes) + 1
+    ahead = sum(mode / (1 - mode) for mode in modes) / members if view.averages else 0.0
+    return share / (1 + share * ahead) / (members * action.period)
 
 
 def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:

@@ -47,7 +47,7 @@ class Rung:
     edges: frozenset[Edge]
     rho: float
     cost: float
-    modes: tuple[float, ...] = ()
+    modes: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ class _Search:
         pairs = self._present(adjacency)
         cost = sum(self._cost[pair] for pair in pairs)
         edges = frozenset(self._edges[pair] for pair in pairs)
-        modes = np.linalg.eigvalsh(_weights(adjacency))[:-1].round(DIGITS)
-        return Rung(edges, _score(adjacency).rho, cost, tuple(map(float, modes)))
+        modes = tuple(map(float, np.linalg.eigvalsh(_weights(adjacency))[:-1].round(DIGITS)))
+        return Rung(edges, max(map(abs, modes), default=0.0), cost, modes)
 
     def start(self, graph: Graph[str]) -> Adjacency:
         """The scenario's graph on feasible links.

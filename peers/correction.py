@@ -231,7 +231,6 @@ class Correction:
             trials.unpack(tried, groups) if self._tries else {},
             strength=config.mixing.gamma,
             isolated=self._isolated,
-            members=len(members),
             averages=not state.mode.shared_versions,
         )
         return view, told

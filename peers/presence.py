@@ -105,7 +105,8 @@ class Presence:
         state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
         if lost:
             state.tell_all(state.gossip([withdrawn]))
-            state.own = state.own if state.round >= 0 else None  # there may be no slot for it yet
+            if state.round < 0:  # there may be no slot for it yet
+                state.own = None
         self.claim(now, carry=None if lost else old)
 
     # -- changes -----------------------------------------------------------------------------------

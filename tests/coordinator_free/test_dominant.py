@@ -212,6 +212,6 @@ def test_what_was_predicted_without_and_with_the_move_is_kept_for_every_group():
 def test_with_isolated_blocks_groups_that_would_lag_behind_are_taken_along():
     """Their own steps would lower next to nothing, but the round computes them anyway."""
     quick, slow = group(local=1.0, mu=0.5), group(local=1.0, mu=1e-4)
-    shown = replace(view(early=slow, mid=slow, late=quick), isolated=True, members=6)
+    shown = replace(view(early=slow, mid=slow, late=quick), isolated=True)
     steps = {g: a.steps for g, a in dominant(shown, LIMITS, Memory()).settings.items()}
     assert set(steps.values()) == {LIMITS.steps_max}

@@ -78,7 +78,7 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
 
 def alone(steps: int, rung: int = 0, period: int = 1, mu: float = 0.05, **changed) -> float:
     """How far the mean of six copies goes in a round of which only one moves."""
-    shown = replace(view(late=group(mu=mu)), isolated=True, members=6, **changed)
+    shown = replace(view(late=group(mu=mu)), isolated=True, **changed)
     return progress(shown, "late", after(steps=steps, rung=rung, period=period))
 
 

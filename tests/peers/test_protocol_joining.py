@@ -102,11 +102,7 @@ def test_a_transfer_that_takes_rounds_ends_before_a_round_in_which_both_sides_mi
     net.until(lambda: trains(net, "d4"), 120.0)
     first = net["d4"].round
     net.rounds(4)
-    mixed = {
-        (device.name, record.round): {*record.weights}
-        for device in net
-        for record in device.done(do.RoundDone)
-    }
+    mixed = mixed_with(net)
     assert all(("d4" in mixed[d, first]) == (d in mixed["d4", first]) for d in ("d0", "d1", "d2", "d3"))
 
 
