@@ -16,8 +16,8 @@ class GroupAction:
     """What a policy sets for one layer group until it is asked again.
 
     steps: n_g local steps a round. prox: lambda_g of 1/2 lambda ||B - B~||^2, B~ the consensus after the
-    deletion. gamma: gamma_g, mixing strength. period: H_g, the group is exchanged every H_g-th round. rung:
-    of the ladder of graphs, 0 is the scenario's.
+    deletion. gamma: gamma_g of (1 - gamma_g) I + gamma_g W, the mixing strength. period: H_g, the group is
+    exchanged every H_g-th round. rung: of the ladder of graphs, 0 is the scenario's.
     """
 
     steps: int
@@ -74,8 +74,7 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. strength: gamma of (1 - gamma) I +
-    gamma W in the scenario. isolated: a device's gradients reach its own block alone. averages: copies are
+    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach its own block alone. averages: copies are
     averaged, and so hold their owner back; else the owner's replaces them.
     """
 
@@ -85,7 +84,6 @@ class View:
     ladder: Ladder
     seed: int
     trials: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    strength: float = 1.0
     isolated: bool = False
     averages: bool = True
 

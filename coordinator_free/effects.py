@@ -5,6 +5,7 @@
 | local steps n0 -> n       | R_loc, but raises R_con and R_het  | (1 - eta mu)^2 a step; (n / n0)^2         |
 | proximal damping lambda   | R_het and drift                    | (1 + eta lambda)^(-2n); R_loc is slower   |
 | topology, rho0 -> rho     | R_con                              | (rho / rho0)^2                            |
+| mixing strength gamma     | R_con, as a denser graph; no cost  | (rho / rho0)^2                            |
 | exchange every H-th round | R_con grows with H n steps between | (H / H0)^2; bytes / H                     |
 
 With isolated blocks no step of one device undoes another's. That each follows the gradient of its own loss is
@@ -25,6 +26,7 @@ from coordinator_free.topology_refine import Ladder
 MIN_RHO = 0.05  # a complete graph has rho = 0: no other may look infinitely worse
 MAX_RHO = 0.999  # nor infinitely bad
 NO_CONTRACTION = 1e-9
+GAMMA_NOTCH = 1.5
 LEAST_COST = 1e-6  # of a round in which nobody is there to send to
 OPPOSITE = {"more": "less", "less": "more"}
 
@@ -43,6 +45,7 @@ class Move(NamedTuple):
             "steps": f"steps {action.steps}",
             "prox": f"prox {_short(action.prox)}",
             "rung": f"graph {action.rung:+d}",
+            "gamma": f"gamma {action.gamma:.2g}",
             "period": f"sync {action.period}",
         }
         return told[self.label.rpartition("-")[2]]
@@ -61,6 +64,8 @@ def moves(settings: Settings, limits: Limits, ladder: Ladder) -> Iterator[Move]:
             **_own_options(action, limits),
             "more-rung": replace(action, rung=ladder.clipped(action.rung + 1)),
             "less-rung": replace(action, rung=ladder.clipped(action.rung - 1)),
+            "more-gamma": replace(action, gamma=min(action.gamma * GAMMA_NOTCH, 1.0)),
+            "less-gamma": replace(action, gamma=max(action.gamma / GAMMA_NOTCH, limits.gamma_min)),
             "more-period": replace(action, period=min(2 * action.period, limits.period_max)),
             "less-period": replace(action, period=max(action.period // 2, 1)),
         }
@@ -123,8 +128,8 @@ def progress(view: View, group: str, action: GroupAction) -> float:
     q = _contraction(view.groups[group], action)
     if not view.isolated:
         return 1 - q
-    gamma, share = view.strength * action.gamma, 1 - q**action.period
-    modes = [min(1 - gamma * (1 - mode), MAX_RHO) for mode in view.ladder.at(action.rung).modes]
+    share = 1 - q**action.period
+    modes = [min(1 - action.gamma * (1 - mode), MAX_RHO) for mode in view.ladder.at(action.rung).modes]
     members = len(modes) + 1
     ahead = sum(mode / (1 - mode) for mode in modes) / members if view.averages else 0.0
     return share / (1 + share * ahead) / (members * action.period)
@@ -188,8 +193,7 @@ def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAc
 
 def _rho(view: View, action: GroupAction) -> float:
     """Of what mixes in a round, at most: ||(1 - gamma) I + gamma W - J|| <= 1 - gamma + gamma rho."""
-    gamma = view.strength * action.gamma
-    return min(max(1 - gamma * (1 - view.ladder.at(action.rung).rho), MIN_RHO), MAX_RHO)
+    return min(max(1 - action.gamma * (1 - view.ladder.at(action.rung).rho), MIN_RHO), MAX_RHO)
 
 
 def _contraction(g: GroupView, action: GroupAction) -> float:

@@ -103,7 +103,7 @@ class Correction:
 
     def gamma(self, group: str) -> float:
         action = self.settings().get(group)
-        return self._state.config.mixing.gamma * (1.0 if action is None else action.gamma)
+        return self._state.config.mixing.gamma if action is None else action.gamma
 
     def weights(self) -> Weights:
         """What a group's copies count when an allocator chooses: p_g, E_g and lambda_max(F_g) of the last
@@ -229,7 +229,6 @@ class Correction:
             rungs,
             config.seed,
             trials.unpack(tried, groups) if self._tries else {},
-            strength=config.mixing.gamma,
             isolated=self._isolated,
             averages=not state.mode.shared_versions,
         )
@@ -242,13 +241,13 @@ class Correction:
 
 def limits(config: DeviceConfig) -> Limits:
     """What a policy may do in a scenario."""
-    steps, correction = config.round.local_steps, config.correction
+    steps, gamma, correction = config.round.local_steps, config.mixing.gamma, config.correction
     return Limits(
-        base=GroupAction(steps),
+        base=GroupAction(steps, gamma=gamma),
         steps_min=min(steps, correction.steps_min or max(1, steps // 2)),
         steps_max=max(steps, correction.steps_max or 2 * steps),
         prox_min=correction.prox_max / 10,
         prox_max=correction.prox_max,
-        gamma_min=correction.gamma_min,
+        gamma_min=min(correction.gamma_min, gamma),
         period_max=correction.period_max,
     )

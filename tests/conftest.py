@@ -16,8 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 from zmq.utils.garbage import GarbageCollectorThread
 from zmq.utils.garbage import gc as zmq_gc
+
+# an example that a busy machine makes slow is no failure; pytest-timeout ends what hangs
+settings.register_profile("unweft", deadline=None)
+settings.load_profile("unweft")
 
 GRACE_S = 2.0  # what is on its way out may take this long
 KEPT_THREADS = ("TMonitor", "tqdm_monitor", "asyncio_")

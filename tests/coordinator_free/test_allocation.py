@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +125,6 @@ def test_a_links_cap_and_price():
 # -- near the optimum ----------------------------------------------------------------------------------------
 def optimum(items, limits: Budget, weights) -> float:
     """The exact multiple-choice knapsack."""
-    optimize = pytest.importorskip("scipy.optimize")
     options = [(i, choice) for i, it in enumerate(items) for choice in it.choices]
     if not options:
         return 0.0

@@ -122,9 +122,8 @@ def test_in_a_steady_descent_the_owner_is_as_far_ahead_as_predicted():
 def test_weak_mixing_contracts_less_than_its_graph_could():
     late = group(1.0, **PASSING)
     for gamma in (1.0, 0.4):
-        shown = replace(view(late=late), strength=gamma)
-        rho = 1 - gamma * (1 - LADDER.at(0).rho)
-        assert predicted(shown, "late", BASE, BASE).consensus == pytest.approx(rho**10)
+        action, rho = replace(BASE, gamma=gamma), 1 - gamma * (1 - LADDER.at(0).rho)
+        assert predicted(view(late=late), "late", action, action).consensus == pytest.approx(rho**10)
 
 
 def test_damping_lowers_heterogeneity_and_drift_and_slows_descent():
@@ -191,10 +190,10 @@ def test_a_device_alone_has_no_bytes_to_pay_for():
 def test_moves_are_one_notch_and_stop_at_the_limits():
     settings = {"late": GroupAction(13, prox=10.0, period=8, rung=LADDER.top)}
     labels = {move.label for move in moves(settings, LIMITS, LADDER)}
-    assert labels == {"less-steps", "less-prox", "less-period", "less-rung"}
-    settings = {"late": GroupAction(1, rung=-LADDER.base)}
+    assert labels == {"less-steps", "less-prox", "less-gamma", "less-period", "less-rung"}
+    settings = {"late": GroupAction(1, gamma=LIMITS.gamma_min, rung=-LADDER.base)}
     labels = {move.label for move in moves(settings, LIMITS, LADDER)}
-    assert labels == {"more-steps", "more-prox", "more-period", "more-rung"}
+    assert labels == {"more-steps", "more-prox", "more-gamma", "more-period", "more-rung"}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 9])
