@@ -74,8 +74,9 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach its own block alone. averages: copies are
-    averaged, and so hold their owner back; else the owner's replaces them.
+    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach
+    its own block alone. averages: copies are averaged, and so hold their owner back; else the owner's
+    replaces them.
     """
 
     index: int

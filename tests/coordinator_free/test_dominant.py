@@ -46,6 +46,14 @@ def test_where_copies_differ_and_steps_are_few_it_adds_edges():
     assert made.reason.startswith("late, R_con 1 of 1 -> graph +3")
 
 
+def test_where_mixing_is_weak_it_is_made_stronger_which_costs_no_byte():
+    limits = replace(LIMITS, base=GroupAction(1, gamma=0.4))
+    made = dominant(regime(consensus=1.0), limits, Memory())
+    assert made.settings["late"].gamma == 1.0
+    assert relative_use(made.settings, view(), limits)[0] <= 1 + 1e-9
+    assert "gamma 1" in made.reason
+
+
 def test_an_edge_that_the_budget_has_no_room_for_is_paid_by_a_group_that_can_wait():
     limits = replace(LIMITS, base=GroupAction(1))
     made = dominant(regime(consensus=1.0), limits, Memory())
