@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peers.learner import Learner
     from peers.protocol import DeviceProtocol
 
-CREDIT_BYTES = 2 << 20  # a quarter of the outbox's window
+CREDIT_BYTES = 4 << 20  # half of the outbox's window: a sender never waits for less
 
 
 class Inbox:

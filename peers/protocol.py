@@ -194,9 +194,9 @@ class DeviceProtocol:
         self._s.network_round = max(self._s.network_round, header.round)
         if self._joining.wants(part, header.cause):
             self._joining.take(source, part, Arrival(header.version, values))
-        else:
-            self._s.exchange.receive(source, part, header.version, header.round, values)
-        return self._done(now)
+            return self._done(now)
+        self._s.exchange.receive(source, part, header.version, header.round, values)
+        return []  # it makes nothing possible: what waits, waits for manifests
 
     def receive(self, now: int, source: str, incarnation: int, message: Message) -> list[Action]:
         """A control message."""

@@ -37,7 +37,7 @@ class VirtualClock:
         self.round = STARTED  # the last round that this device has closed, or ABSENT
         self._group, self._links = group, links
         self._windows = Windows(life_name(device, life), group, lookahead_ns)
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._now_ns = self._horizon_ns = 0
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class VirtualClock:
         return False
 
     def poke(self) -> None:
-        self._news.set()
+        """Nothing: what comes from outside is looked at when a window has been agreed on."""
 
     def completed_ns(self, asked_ns: int) -> int:
         return asked_ns
@@ -77,11 +77,11 @@ class VirtualClock:
     def received(self, source: str, seq: int) -> None:
         life, number = divmod(seq, 1 << LIFE_BITS)
         self._windows.received(life_name(source, life), number)
-        self._news.set()
+        self._look()
 
     def heard(self, source: str, window: Window) -> None:
         self._windows.heard(life_name(source, window.life), window)
-        self._news.set()
+        self._look()
 
     def broken(self, link: str) -> None:
         """A link has broken. If it is one of the clock's and no last word comes, its device has died."""
@@ -92,7 +92,7 @@ class VirtualClock:
         if self._windows.expects(device):
             log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
             self._windows.lost(device)
-            self._news.set()
+            self._look()
 
     # -- windows ---------------------------------------------------------------------------------------
     async def finish(self) -> None:
@@ -101,13 +101,33 @@ class VirtualClock:
 
     async def _agree(self, due_ns: int | None) -> None:
         await self._announce(due_ns)
-        while (grant := self._windows.grant()) is None:
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), WARN_S)
-            except TimeoutError:
-                log.warning("%s: virtual time waits for %s", self.device, ", ".join(self._windows.missing()))
+        if not self._windows.complete:
+            await self._wait()
+        grant = self._windows.grant()
+        assert grant is not None
         self.grant, self._horizon_ns = grant, grant.horizon_ns
+
+    async def _wait(self) -> None:
+        """Until the announced window is complete. (asyncio.wait_for makes a task of each wait.)"""
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._warn_later()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._warning.cancel()
+
+    def _warn_later(self) -> None:
+        self._warning = asyncio.get_running_loop().call_later(WARN_S, self._warn)
+
+    def _warn(self) -> None:
+        log.warning("%s: virtual time waits for %s", self.device, ", ".join(self._windows.missing()))
+        self._warn_later()
+
+    def _look(self) -> None:
+        """Wake who waits once there is nothing left to wait for."""
+        if self._waiter is not None and self._windows.complete and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def _announce(self, due_ns: int | None, last: bool = False) -> None:
         for peer, window in self._windows.announce(due_ns, self.round, last).items():

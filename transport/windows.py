@@ -50,6 +50,7 @@ class Windows:
         self._early: dict[str, set[int]] = {}  # what came before one with a lower number
         self._in_flight_ns = NEVER_NS
         self._own: Window | None = None
+        self._incomplete: set[str] = set()  # who keeps the announced window from being complete
         self._heard: dict[str, dict[int, Window]] = {}
 
     @property
@@ -69,18 +70,21 @@ class Windows:
         while self._received[source] + 1 in early:
             self._received[source] += 1
             early.remove(self._received[source])
+        self._look(source)
 
     def announce(self, next_ns: int | None, round_: int, last: bool = False) -> dict[str, Window]:
         """This device's announcement for the coming window, for each other device. `last`: it has gone."""
         earliest = min(NEVER_NS if next_ns is None else next_ns, self._in_flight_ns)
         self._in_flight_ns = NEVER_NS
         self._own = Window(self.index, earliest, round_, 0, last)
+        self._incomplete = {peer for peer in self._live if not self._complete(peer)}
         return {
             peer: Window(self.index, earliest, round_, self._sent[peer], last) for peer in sorted(self._live)
         }
 
     def heard(self, source: str, window: Window) -> None:
         self._heard.setdefault(source, {})[window.index] = window
+        self._look(source)
 
     def expects(self, source: str) -> bool:
         """Whether another announcement of a device has to come."""
@@ -89,17 +93,23 @@ class Windows:
     def lost(self, source: str) -> None:
         """A device has died without a last announcement: nobody waits for it any more."""
         self._live.discard(source)
+        self._incomplete.discard(source)
 
     def missing(self) -> list[str]:
         """Who keeps the announced window from being complete."""
-        return [peer for peer in sorted(self._live) if not self._complete(peer)]
+        return sorted(self._incomplete)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the announced window can be granted."""
+        return self._own is not None and not self._incomplete
 
     def grant(self) -> Grant | None:
         """The window that was announced, once it is complete; the next one can be announced then.
 
         Raises RuntimeError when nothing is left to happen anywhere.
         """
-        if self._own is None or self.missing():
+        if self._own is None or self._incomplete:
             return None
         told = [self._own, *(self._heard[peer].pop(self.index) for peer in sorted(self._live))]
         gone = [peer for peer, window in zip(sorted(self._live), told[1:], strict=True) if window.last]
@@ -111,6 +121,10 @@ class Windows:
         if start >= NEVER_NS:
             raise RuntimeError("virtual time stands still: no device has anything left to do")
         return Grant(start, start + self._lookahead_ns, min(rounds, default=None))
+
+    def _look(self, peer: str) -> None:
+        if peer in self._incomplete and self._complete(peer):
+            self._incomplete.discard(peer)
 
     def _complete(self, peer: str) -> bool:
         window = self._heard.get(peer, {}).get(self.index)
