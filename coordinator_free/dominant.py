@@ -34,8 +34,8 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
 
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
-    that does not fit the budget is tried together with one of another group that saves. Moves must lower what
-    is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Moves after
+    that does not fit the budget is tried together with one of another group that saves. Moves that cost
+    anything must lower what is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Moves after
     which more is left than staying was predicted to leave have failed: all groups return to the base, and
     such moves are not made again.
     """
@@ -77,20 +77,23 @@ class _Search:
             if rate <= 0:
                 break
             chosen = best
-        return chosen if self._left(chosen) < (1 - MARGIN) * self._left({}) else {}
+        margin = 0.0 if self._is_free(chosen, {}) else MARGIN
+        return chosen if self._left(chosen) < (1 - margin) * self._left({}) else {}
 
     def _rate(self, option: Moves, chosen: Moves) -> float:
         """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise.
 
-        But with isolated blocks, steps up to those of the group with most cost nothing and attack all that is
-        left: groups that lag behind are taken along.
+        But with isolated blocks, steps up to those of the group with most, and stronger mixing, cost nothing
+        and attack all that is left: groups that lag behind are taken along.
         """
         left = self._left(chosen)
         drop = left - self._left(option)
         more = self._cost(option) - self._cost(chosen)
-        free = self.view.isolated and more <= 0
-        least = 0.0 if free else MARGIN / MOVES * left
+        least = 0.0 if self._is_free(option, chosen) else MARGIN / MOVES * left
         return drop / max(more, LEAST_COST) if drop > least else 0.0
+
+    def _is_free(self, option: Moves, chosen: Moves) -> bool:
+        return self.view.isolated and self._cost(option) <= self._cost(chosen)
 
     def _options(self, chosen: Moves) -> Iterator[Moves]:
         """One further notch each, or two where the first cannot be paid for alone."""

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from emulation.bench.clock import load, repeatable
@@ -17,6 +19,7 @@ from tests.emulation.test_run import command, started
 # Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)
 
+STOPPED_S = 13.0  # more than any timeout of a link with a real clock
 EVENTS = (
     '[{round=1, kind="join", device="d3"}, {round=2, kind="crash", device="d2"}, '
     '{round=3, kind="stall", device="d1", duration_s=0.7}, {round=12, kind="return", device="d2"}, '
@@ -66,6 +69,22 @@ def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) 
     exits = {device["id"]: device["exit"] for device in first["devices"]}
     assert exits == {"d0": 0, "d1": 0, "d2": 0, "d3": 0}  # of d2's second life
     assert first == run(tmp_path / "second", *CHURN)
+
+
+def test_a_run_that_is_stopped_as_a_whole_for_long_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(command(out, "--clock", "virtual"), stderr=subprocess.PIPE, text=True)
+    started(out, "d1")
+    children = psutil.Process(process.pid).children(recursive=True)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for child in children:
+            child.send_signal(number)
+        if number == signal.SIGSTOP:
+            time.sleep(STOPPED_S)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert repeatable(json.loads((out / "summary.json").read_text())) == whole
 
 
 def test_a_kill_from_outside_does_not_stop_virtual_time(tmp_path: Path) -> None:
