@@ -1,7 +1,8 @@
 """Correction policies: from the residuals of a diagnosis to what each layer group does next (method 7).
 
-Pure and deterministic: devices that see the same decide the same. Found by name in `POLICIES`; a plugin may
-add to it. A policy looks at what survivors measured, never at the leaver's data.
+Pure and deterministic: devices that see the same decide the same. Found by name in `POLICIES`, or in
+`SCHEDULES` those that look at nothing and so cost no diagnosis; a plugin may add to both. A policy looks at
+what survivors measured, never at the leaver's data.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from coordinator_free.effects import Move, affordable, in_force, moves, relative
 
 Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
+Schedule = Callable[[int, int, Limits], GroupAction]  # round k = 0, 1, ... of a correction of K; for all groups
+SCHEDULES: dict[str, Schedule] = {}
+EARLY = 4  # the part of a correction that is early: the first K / EARLY rounds
 
 
 def policy(name: str) -> Callable[[Policy], Policy]:
@@ -25,6 +29,16 @@ def policy(name: str) -> Callable[[Policy], Policy]:
 
     def add(rule: Policy) -> Policy:
         POLICIES[name] = rule
+        return rule
+
+    return add
+
+
+def schedule(name: str) -> Callable[[Schedule], Schedule]:
+    """Decorator: add a schedule to the registry."""
+
+    def add(rule: Schedule) -> Schedule:
+        SCHEDULES[name] = rule
         return rule
 
     return add
@@ -46,21 +60,26 @@ def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:
     )
 
 
-# -- the same for all, and shares by priority --------------------------------------------------------------
-@policy("uniform")
-def uniform(view: View, limits: Limits, memory: Memory) -> Decision:
-    """The same for all groups: the base."""
-    return Decision(dict.fromkeys(view.groups, limits.base), "the same for all groups", memory)
+# -- the same for all groups, without a look -----------------------------------------------------------------
+@schedule("uniform")
+def uniform(k: int, of: int, limits: Limits) -> GroupAction:
+    """The base."""
+    return limits.base
 
 
-@policy("max-steps")
-def max_steps(view: View, limits: Limits, memory: Memory) -> Decision:
-    """n_max for all groups from the first decision on: what more compute buys, at the bytes of `uniform` and
-    of the diagnoses."""
-    base = replace(limits.base, steps=limits.steps_max)
-    return Decision(dict.fromkeys(view.groups, base), f"{limits.steps_max} steps for all groups", memory)
+@schedule("max-steps")
+def max_steps(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps: what more compute buys at the bytes of `uniform`."""
+    return replace(limits.base, steps=limits.steps_max)
 
 
+@schedule("early-steps")
+def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps at first, where most is to be regained, then the base."""
+    return max_steps(k, of, limits) if k * EARLY < of else limits.base
+
+
+# -- shares by priority --------------------------------------------------------------------------------------
 @policy("proportional")
 def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
     """Algorithm 1: n_g, lambda_g and gamma_g by p_g; gamma_g is the density of the group's graph too."""

@@ -213,7 +213,7 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Names that no registry knows, and what later versions will add."""
     from coordinator_free.allocation import ALLOCATORS
     from coordinator_free.mixing import MODES
-    from coordinator_free.policies import POLICIES
+    from coordinator_free.policies import POLICIES, SCHEDULES
     from coordinator_free.topology import TOPOLOGIES
     from peers import plugins
 
@@ -221,7 +221,7 @@ def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for where, name, known in (
         ("mixing.mode", scenario.mixing.mode, MODES),
         ("topology.kind", scenario.topology.kind, TOPOLOGIES),
-        ("correction.policy", scenario.correction.policy, POLICIES.keys()),
+        ("correction.policy", scenario.correction.policy, {*POLICIES, *SCHEDULES}),
         ("radio.allocator", scenario.radio.allocator, {FIFO, *ALLOCATORS}),
     ):
         if name not in known:

@@ -19,7 +19,7 @@ from coordinator_free.allocation import Weights
 from coordinator_free.averages import Averages, Mean, Report
 from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
 from coordinator_free.membership import Key, Verify
-from coordinator_free.policies import decide
+from coordinator_free.policies import SCHEDULES, decide
 from coordinator_free.topology import Graph
 from coordinator_free.topology_refine import Bounds, Ladder, edge, ladder
 from peers.actions import Diagnose, Drop
@@ -27,8 +27,6 @@ from peers.config import DeviceConfig
 from peers.meeting import Meeting
 from peers.state import DeviceState
 from transport.messages import Observed
-
-PLAIN = "uniform"  # needs no diagnosis
 
 ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them
 
@@ -42,6 +40,7 @@ class Correction:
         self._state, self._meeting, self._config = state, meeting, state.config.correction
         groups = state.exchange.groups
         self._limits = limits(state.config)
+        self._schedule = SCHEDULES.get(self._config.policy)
         self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
         self._tries = self._config.policy == trials.NAME
@@ -60,7 +59,13 @@ class Correction:
     # -- what holds in this round ----------------------------------------------------------------------
     def settings(self) -> dict[str, GroupAction]:
         """By group; nothing: the base."""
-        return dict(self._decision.settings) if self._state.work == "correction" else {}
+        if self._state.work != "correction":
+            return {}
+        if self._schedule is None:
+            return dict(self._decision.settings)
+        rounds = self._config.rounds
+        k = self._state.round - (self._state.correct_until - rounds) - 1
+        return dict.fromkeys(self._state.exchange.groups, self._schedule(k, rounds, self._limits))
 
     def takes_anchor(self) -> bool:
         """Whether a correction has begun since this was asked last."""
@@ -119,7 +124,7 @@ class Correction:
         state, config = self._state, self._config
         self._notice()
         self._averages.keep(state.blocks)
-        if config.policy == PLAIN or state.work != "correction":
+        if self._schedule is not None or state.work != "correction":
             return
         if self._asked and state.round >= self._asked[0] + config.delay:
             self._decide(self._asked.pop(0))

@@ -16,12 +16,12 @@ from torch import Tensor
 from coordinator_free import trials
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Mix, Part
+from coordinator_free.policies import SCHEDULES
 from coordinator_free.residuals import effective_eta, mu_from_losses, pack
 from peers import actions as do
 from peers.blocks import BlockKey
 from peers.config import FIFO, DeviceConfig
 from peers.copies import Distances, NeighbourCopies
-from peers.correction import PLAIN
 from peers.diagnosis import Diagnosis, Options
 from peers.learner import Learner, Receipt, TrainResult
 from peers.recorder import Recorder
@@ -186,7 +186,7 @@ class Workshop:
 
     def _note_distance(self, group: str, weight: float, values: Tensor, own: Tensor) -> None:
         """w ||B^(i) - B^(j)||^2, of D_g; not where no policy asks for it."""
-        if self._config.correction.policy != PLAIN:
+        if self._config.correction.policy not in SCHEDULES:
             self._disagreement[group] += weight * float((values - own).square().sum())
 
     def _diagnose(self, action: do.Diagnose) -> Diagnosed:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coordinator_free.decision import STAY, Decision, GroupAction, Limits, Memory
 from coordinator_free.effects import relative_use
-from coordinator_free.policies import POLICIES, decide, options, policy
+from coordinator_free.policies import EARLY, POLICIES, SCHEDULES, decide, options, policy
 from tests.coordinator_free.diagnoses import GROUPS, LADDER, LIMITS, SHARES, group, view
 
 NAMES = sorted(POLICIES)
@@ -43,7 +43,7 @@ def several(name: str, shown, limits: Limits = LIMITS, times: int = 4) -> list[D
 
 def test_every_row_of_the_table_is_there():
     table = "uniform proportional dominant local-steps retain-prox topology sync ls+prox random lookahead"
-    assert sorted([*table.split(), "max-steps"]) == NAMES
+    assert sorted([*table.split(), "max-steps", "early-steps"]) == sorted([*NAMES, *SCHEDULES])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +67,7 @@ def test_a_policy_decides_the_same_again(name, shown):
     assert several(name, shown) == several(name, shown)
 
 
-@pytest.mark.parametrize("name", ["dominant", "lookahead", "random", "sync", "uniform"])
+@pytest.mark.parametrize("name", ["dominant", "lookahead", "random", "sync"])
 @settings(deadline=None, max_examples=25)
 @given(shown=views())
 def test_no_more_bytes_than_uniform(name, shown):
@@ -91,8 +91,12 @@ def test_edges_are_told_by_what_the_scenarios_graph_lacks_and_has_too_many(name)
         assert edges - {*made.drop[g]} == LADDER.at(action.rung).edges
 
 
-def test_uniform_is_the_base_everywhere():
-    assert set(decide("uniform", view(), LIMITS, Memory()).settings.values()) == {BASE}
+def test_schedules_look_at_nothing():
+    of = 20
+    made = {name: [rule(k, of, LIMITS) for k in range(of)] for name, rule in SCHEDULES.items()}
+    most = replace(BASE, steps=LIMITS.steps_max)
+    assert made["uniform"] == [BASE] * of and made["max-steps"] == [most] * of
+    assert made["early-steps"] == [most] * (of // EARLY) + [BASE] * (of - of // EARLY)
 
 
 def test_proportional_is_algorithm_1():

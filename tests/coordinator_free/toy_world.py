@@ -12,7 +12,7 @@ import numpy as np
 
 from coordinator_free.decision import GroupAction, GroupView, Limits, Memory, Settings, View
 from coordinator_free.mixing import metropolis_row
-from coordinator_free.policies import decide
+from coordinator_free.policies import SCHEDULES, decide
 from coordinator_free.residuals import Observables, pack, priorities, residuals, unpack
 from tests.coordinator_free.diagnoses import GROUPS, LADDER, MEMBERS
 
@@ -105,7 +105,9 @@ def correct(policy: str, regime: str, seed: int) -> tuple[float, float, list[str
     world, memory, reasons = World(REGIMES[regime], seed), Memory(), []
     settings: Settings = dict.fromkeys(GROUPS, LIMITS.base)
     for k in range(ROUNDS):
-        if k % PERIOD == 0:
+        if policy in SCHEDULES:
+            settings = dict.fromkeys(GROUPS, SCHEDULES[policy](k, ROUNDS, LIMITS))
+        elif k % PERIOD == 0:
             made = decide(policy, world.view(k // PERIOD, settings), LIMITS, memory)
             memory, settings = made.memory, made.settings
             reasons.append(made.reason)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator_free import trials
-from coordinator_free.decision import STAY
+from coordinator_free.decision import STAY, GroupAction
 from coordinator_free.residuals import HEADER, Observables, pack
 from peers import actions as do
 from peers.correction import limits
@@ -106,7 +106,18 @@ def test_what_was_measured_weighs_what_is_sent_until_the_correction_is_over() ->
 def test_uniform_measures_nothing() -> None:
     net = corrected("uniform")
     assert not any(device.done(do.Diagnose) for device in net)
-    assert not any(train.settings for device in net for train in device.done(do.Train))
+    base = {GroupAction(net.config.round.local_steps)}
+    assert all({*t.settings.values()} <= base for device in net for t in device.done(do.Train))
+
+
+def test_a_schedule_acts_from_the_first_round_of_a_correction_on() -> None:
+    net = corrected("early-steps", steps_max=4, rounds=8)
+    net.rounds(8)
+    for device in net:
+        trains = device.done(do.Train)
+        corrections = [t.steps for t in trains if t.settings]
+        assert corrections == [4, 4, *[net.config.round.local_steps] * 6]
+        assert not device.done(do.Diagnose)
 
 
 def test_what_is_decided_is_done() -> None:
