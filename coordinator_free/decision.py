@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -74,7 +75,8 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach
+    how far a trial of one round lowered the loss; for `lookahead` alone. loss: the mean of the devices', each of
+    its own data. isolated: a device's gradients reach
     its own block alone. averages: copies are averaged, and so hold their owner back; else the owner's
     replaces them.
     """
@@ -85,6 +87,7 @@ class View:
     ladder: Ladder
     seed: int
     trials: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    loss: float = 0.0
     isolated: bool = False
     averages: bool = True
 
@@ -95,7 +98,8 @@ class Memory:
 
     settings: in force; none: the base. corrections: observed / predicted effect by label of move, smoothed.
     failed: labels of moves that made things worse. expected: by group, the label of what was done and the
-    residual predicted without and with it. last: by group, the last move and the index of its diagnosis.
+    residual predicted without and with it. last: by group, the last move and the index of its diagnosis. loss:
+    as it was then.
     """
 
     settings: Settings = field(default_factory=dict)
@@ -103,6 +107,7 @@ class Memory:
     expected: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
     last: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
+    loss: float = math.inf
 
     def after_event(self) -> Memory:
         """For the correction that a new event starts: predictions no longer apply, what was learnt does."""

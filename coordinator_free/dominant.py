@@ -35,9 +35,9 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
     that does not fit the budget is tried together with one of another group that saves. Moves that cost
-    anything must lower what is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. Moves after
-    which more is left than staying was predicted to leave have failed: all groups return to the base, and
-    such moves are not made again.
+    anything must lower what is left by MARGIN together, and none may undo its group's last one within DWELL
+    diagnoses. Moves after which the loss is no lower, and more is left than staying was predicted to leave,
+    have failed: all groups return to the base, and such moves are not made again.
     """
     learnt, failed = _learn(view, memory), _failed(view, memory)
     before = in_force(view, limits, memory.settings)
@@ -53,7 +53,7 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
     reason = _reason(view, chosen, failed)
-    return Decision(after, reason, replace(learnt, expected=expected, last=last))
+    return Decision(after, reason, replace(learnt, expected=expected, last=last, loss=view.loss))
 
 
 Moves = dict[str, Move]  # at most one of each group
@@ -185,11 +185,12 @@ def _trend(view: View, memory: Memory) -> float:
 
 def _failed(view: View, memory: Memory) -> list[str]:
     """Labels of the last moves, if they have made things worse than staying was predicted to. The groups are
-    taken together: a move of one shows in the gradients of all."""
+    taken together: a move of one shows in the gradients of all. A gradient alone may be that of a few examples
+    on one device: where the loss has fallen, nothing has failed."""
     made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
     stay = sum(stay for _, stay, _ in memory.expected.values())
     seen = sum(_seen(view, group, memory) for group in memory.expected)
-    return sorted(made) if seen > WORSE * stay else []
+    return sorted(made) if seen > WORSE * stay and view.loss >= memory.loss else []
 
 
 def _undoes(move: Move, view: View, memory: Memory) -> bool:

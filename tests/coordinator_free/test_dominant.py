@@ -182,7 +182,7 @@ def after_a_move(left: float) -> tuple[Memory, dict[str, float]]:
     """The memory of a decision to exchange late less often, and what is left of each group since."""
     held = {**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, period=4)}
     expected = {"early": ("stay", 1.0, 1.0), "mid": ("stay", 1.0, 1.0), "late": ("more-period", 1.0, 1.0)}
-    return Memory(settings=held, expected=expected), dict.fromkeys(GROUPS, left)
+    return Memory(settings=held, expected=expected, loss=1.0), dict.fromkeys(GROUPS, left)
 
 
 def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
@@ -195,6 +195,14 @@ def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
     calm_again = view(index=1, **{g: group(local=1e-9, consensus=1e-9, heterogeneity=1e-9) for g in GROUPS})
     later = dominant(calm_again, LIMITS, replace(made.memory, settings=made.settings, expected={}))
     assert {action.period for action in later.settings.values()} == {1}
+
+
+def test_nothing_has_failed_where_the_loss_has_fallen():
+    memory, left = after_a_move(1.3)
+    shown = {g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()}
+    made = dominant(view(loss=0.9, **shown), LIMITS, memory)
+    assert not made.memory.failed and "failed" not in made.reason
+    assert made.memory.loss == 0.9
 
 
 def test_what_has_made_nothing_worse_is_kept():
