@@ -75,10 +75,9 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. loss: the mean of the devices', each of
-    its own data. isolated: a device's gradients reach
-    its own block alone. averages: copies are averaged, and so hold their owner back; else the owner's
-    replaces them.
+    how far a trial of one round lowered the loss; for `lookahead` alone. loss: the mean of the devices', each
+    on its own data. isolated: a device's gradients reach its own block alone. averages: copies are averaged,
+    and so hold their owner back; else the owner's replaces them.
     """
 
     index: int
@@ -98,8 +97,8 @@ class Memory:
 
     settings: in force; none: the base. corrections: observed / predicted effect by label of move, smoothed.
     failed: labels of moves that made things worse. expected: by group, the label of what was done and the
-    residual predicted without and with it. last: by group, the last move and the index of its diagnosis. loss:
-    as it was then.
+    residual predicted without and with it. last: by group, the last move and the index of its diagnosis.
+    loss: as it was then.
     """
 
     settings: Settings = field(default_factory=dict)

@@ -19,9 +19,7 @@ from coordinator_free.effects import Move, affordable, in_force, moves, relative
 
 Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
-Schedule = Callable[
-    [int, int, Limits], GroupAction
-]  # round k = 0, 1, ... of a correction of K; for all groups
+Schedule = Callable[[int, int, Limits], GroupAction]  # round k = 0, 1, ... of K; for all groups
 SCHEDULES: dict[str, Schedule] = {}
 EARLY = 4  # the part of a correction that is early: the first K / EARLY rounds
 

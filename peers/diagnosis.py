@@ -58,8 +58,8 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block. loss:
-    of the batch."""
+    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block.
+    loss: of the batch, the same for all groups."""
 
     energy: float
     curvature: float
