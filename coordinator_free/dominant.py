@@ -185,8 +185,8 @@ def _trend(view: View, memory: Memory) -> float:
 
 def _failed(view: View, memory: Memory) -> list[str]:
     """Labels of the last moves, if they have made things worse than staying was predicted to. The groups are
-    taken together: a move of one shows in the gradients of all. A gradient may be that of a few examples on one
-    device: where the loss has fallen, nothing has failed."""
+    taken together: a move of one shows in the gradients of all. A gradient may be that of a few examples
+    on one device: where the loss has fallen, nothing has failed."""
     made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
     stay = sum(stay for _, stay, _ in memory.expected.values())
     seen = sum(_seen(view, group, memory) for group in memory.expected)
