@@ -76,15 +76,18 @@ def test_a_run_may_be_stopped_as_a_whole_for_longer_than_any_timeout_of_a_link(t
     out = tmp_path / "run"
     long = ("--set", "event=[]", "--set", "round.count=120", "--set", "round.local_steps=4")
     process = subprocess.Popen(command(out, "--clock", "virtual", *long), stderr=subprocess.PIPE, text=True)
-    started(out, "d1")
-    time.sleep(HEARTBEATS_S)
-    children = psutil.Process(process.pid).children(recursive=True)
-    for child in children:
-        child.send_signal(signal.SIGSTOP)
-    time.sleep(STOPPED_S)
-    for child in children:
-        child.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=200)
+    try:
+        started(out, "d1")
+        time.sleep(HEARTBEATS_S)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            child.send_signal(signal.SIGSTOP)
+        time.sleep(STOPPED_S)
+        for child in children:
+            child.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=200)
+    finally:
+        process.kill()  # all it started goes with it
     assert process.returncode == 0, said
     logs = [path.read_text() for path in (out / "devices").glob("*/log.txt")]
     assert len(logs) == 3 and not any("died" in log for log in logs)
