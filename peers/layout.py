@@ -42,6 +42,8 @@ class ModelLayout:
     def __init__(self, modules: Sequence[ModuleShape]) -> None:
         self.modules = tuple(modules)
         self.groups = tuple(g for g in GROUPS if any(m.group == g for m in self.modules))
+        self._rows = {g: sum(m.out_features for m in self.modules if m.group == g) for g in self.groups}
+        self._ranks = {m.group: m.rank for m in reversed(self.modules)}
         self._slices = {g: _stack([m for m in self.modules if m.group == g]) for g in self.groups}
 
     @classmethod
@@ -64,11 +66,11 @@ class ModelLayout:
 
     def rows(self, group: str) -> int:
         """rows_g: the sum of out_features over the group's modules."""
-        return sum(m.out_features for m in self.modules if m.group == group)
+        return self._rows[group]
 
     def rank(self, group: str) -> int:
         """r_g."""
-        return next(m.rank for m in self.modules if m.group == group)
+        return self._ranks[group]
 
     def size(self, group: str) -> Size:
         """r_g, and the parameters that one device trains of the group."""

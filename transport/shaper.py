@@ -269,7 +269,8 @@ class Shaper:
         def older(item: Outgoing) -> bool:
             return item.key == key and item.version < version and peer in (None, item.peer)
 
-        if not any(map(older, self.pending())):  # as nearly always
+        queued = self.pending() if peer is None else self._link(peer).queue
+        if not any(map(older, queued)):  # as nearly always
             return Purged()
         return self._take_back(older, self.abandoned)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 
 from transport.links import Links
 from transport.messages import Envelope, Window, pack
@@ -33,6 +32,7 @@ class VirtualClock:
         self, device: str, life: int, group: Mapping[str, str], lookahead_ns: int, links: Links
     ) -> None:
         self.device, self._life = device, life
+        self._envelope = Envelope(device, 0)
         self.grant: Grant | None = None
         self.round = STARTED  # the last round that this device has closed, or ABSENT
         self._group, self._links = group, links
@@ -130,8 +130,8 @@ class VirtualClock:
             self._waiter.set_result(None)
 
     async def _announce(self, due_ns: int | None, last: bool = False) -> None:
-        for peer, window in self._windows.announce(due_ns, self.round, last).items():
-            frames = pack(Envelope(self.device, 0), replace(window, life=self._life))
+        for peer, window in self._windows.announce(due_ns, self.round, last, self._life).items():
+            frames = pack(self._envelope, window)
             while not self._links.send(_link(peer), frames):
                 if not await self._links.wait_writable(_link(peer), ROOM_S):
                     log.warning("%s: no room on the clock's link to %s", self.device, peer)

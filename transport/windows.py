@@ -72,14 +72,17 @@ class Windows:
             early.remove(self._received[source])
         self._look(source)
 
-    def announce(self, next_ns: int | None, round_: int, last: bool = False) -> dict[str, Window]:
+    def announce(
+        self, next_ns: int | None, round_: int, last: bool = False, life: int = 0
+    ) -> dict[str, Window]:
         """This device's announcement for the coming window, for each other device. `last`: it has gone."""
         earliest = min(NEVER_NS if next_ns is None else next_ns, self._in_flight_ns)
         self._in_flight_ns = NEVER_NS
-        self._own = Window(self.index, earliest, round_, 0, last)
+        self._own = Window(self.index, earliest, round_, 0, last, life)
         self._incomplete = {peer for peer in self._live if not self._complete(peer)}
         return {
-            peer: Window(self.index, earliest, round_, self._sent[peer], last) for peer in sorted(self._live)
+            peer: Window(self.index, earliest, round_, self._sent[peer], last, life)
+            for peer in sorted(self._live)
         }
 
     def heard(self, source: str, window: Window) -> None:
