@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -75,9 +74,9 @@ class View:
     """All that a policy may look at; the same on every device, and nothing of the leaver's data.
 
     index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. loss: the mean of the devices', each
-    on its own data. isolated: a device's gradients reach its own block alone. averages: copies are averaged,
-    and so hold their owner back; else the owner's replaces them.
+    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach
+    its own block alone. averages: copies are averaged, and so hold their owner back; else the owner's
+    replaces them.
     """
 
     index: int
@@ -86,7 +85,6 @@ class View:
     ladder: Ladder
     seed: int
     trials: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    loss: float = 0.0
     isolated: bool = False
     averages: bool = True
 
@@ -98,7 +96,6 @@ class Memory:
     settings: in force; none: the base. corrections: observed / predicted effect by label of move, smoothed.
     failed: labels of moves that made things worse. expected: by group, the label of what was done and the
     residual predicted without and with it. last: by group, the last move and the index of its diagnosis.
-    loss: as it was then.
     """
 
     settings: Settings = field(default_factory=dict)
@@ -106,7 +103,6 @@ class Memory:
     expected: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
     last: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
-    loss: float = math.inf
 
     def after_event(self) -> Memory:
         """For the correction that a new event starts: predictions no longer apply, what was learnt does."""

@@ -26,6 +26,7 @@ MOVES = 3  # groups that may move in one diagnosis
 RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 LEAST, MOST = 0.1, 2.0  # a correction is in between: no action is believed to do nothing, or the opposite
+MIXING = {"gamma", "rung", "period"}  # knobs of how copies are mixed
 WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
@@ -36,10 +37,11 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
     that does not fit the budget is tried together with one of another group that saves. Moves that cost
     anything must lower what is left by MARGIN together, and none may undo its group's last one within DWELL
-    diagnoses. Moves after which the loss is no lower, and more is left than staying was predicted to leave,
-    have failed: all groups return to the base, and such moves are not made again.
+    diagnoses. Moves after which more is left than staying was predicted to leave have failed: all groups
+    return to the base, and such moves are not made again.
     """
-    learnt, failed = _learn(view, memory), _failed(view, memory)
+    judged = replace(memory, expected={}) if _sees_otherwise(view, memory) else memory
+    learnt, failed = _learn(view, judged), _failed(view, judged)
     before = in_force(view, limits, memory.settings)
     if failed:
         learnt = replace(learnt, failed=learnt.failed | {*failed})
@@ -53,7 +55,7 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
     reason = _reason(view, chosen, failed)
-    return Decision(after, reason, replace(learnt, expected=expected, last=last, loss=view.loss))
+    return Decision(after, reason, replace(learnt, expected=expected, last=last))
 
 
 Moves = dict[str, Move]  # at most one of each group
@@ -154,6 +156,16 @@ def _seen(view: View, group: str, memory: Memory) -> float:
     return residuals.total if action is None else remaining(view, group, residuals, action)
 
 
+def _sees_otherwise(view: View, memory: Memory) -> bool:
+    """Whether residuals before and after the last decision cannot be compared.
+
+    With isolated blocks an owner runs ahead of the copies that others hold, and its own loss is better than
+    theirs. What changes how copies are mixed changes by how much, before it changes the mean model.
+    """
+    made = {label.rpartition("-")[2] for label, _, _ in memory.expected.values()}
+    return view.isolated and bool(made & MIXING)
+
+
 def _learn(view: View, memory: Memory) -> Memory:
     """Corrections, observed / predicted effect by label of move, with what has come of the last decision.
 
@@ -185,12 +197,11 @@ def _trend(view: View, memory: Memory) -> float:
 
 def _failed(view: View, memory: Memory) -> list[str]:
     """Labels of the last moves, if they have made things worse than staying was predicted to. The groups are
-    taken together: a move of one shows in the gradients of all. A gradient may be that of a few examples
-    on one device: where the loss has fallen, nothing has failed."""
+    taken together: a move of one shows in the gradients of all."""
     made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
     stay = sum(stay for _, stay, _ in memory.expected.values())
     seen = sum(_seen(view, group, memory) for group in memory.expected)
-    return sorted(made) if seen > WORSE * stay and view.loss >= memory.loss else []
+    return sorted(made) if seen > WORSE * stay else []
 
 
 def _undoes(move: Move, view: View, memory: Memory) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-HEADER = ("energy", "curvature", "smoothness", "mu", "eta", "disagreement", "loss")  # then the sketch
+HEADER = ("energy", "curvature", "smoothness", "mu", "eta", "disagreement")  # then the sketch
 MAX_CONDITION = 1e3  # L/mu is taken to be no larger: a flat loss curve must not make R_loc infinite
 TINY = 1e-30
 
@@ -28,7 +28,7 @@ class Observables:
 
     energy: ||g_i||^2. curvature: lambda_max of its empirical Fisher matrix F_g. smoothness: L-hat, here
     lambda_max. mu: mu-hat (`mu_from_losses`). eta: step size eta (`effective_eta` for AdamW). disagreement:
-    its term of D_g. loss: L_i, the same for all groups. sketch: a random projection of g_i, [m].
+    its term of D_g. sketch: a random projection of g_i, [m].
     """
 
     energy: float
@@ -37,7 +37,6 @@ class Observables:
     mu: float
     eta: float
     disagreement: float
-    loss: float
     sketch: Vector
 
 
@@ -55,7 +54,6 @@ class Means:
     mu: float
     eta: float
     disagreement: float
-    loss: float
     mean_gradient2: float
     spread2: float
 

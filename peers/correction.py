@@ -234,7 +234,6 @@ class Correction:
             rungs,
             config.seed,
             trials.unpack(tried, groups) if self._tries else {},
-            loss=next(iter(means.values())).loss,
             isolated=self._isolated,
             averages=not state.mode.shared_versions,
         )

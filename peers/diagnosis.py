@@ -58,22 +58,19 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block.
-    loss: of the batch, the same for all groups."""
+    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
 
     energy: float
     curvature: float
     sketch: Vector
     blocks: dict[BlockKey, float]
-    loss: float
 
     def observables(
         self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
     ) -> Observables:
         """With what is known from elsewhere (coordinator_free/residuals.py). smoothness None: curvature."""
         smooth = self.curvature if smoothness is None else smoothness
-        seen = (self.energy, self.curvature, smooth, mu, eta, disagreement, self.loss)
-        return Observables(*seen, self.sketch)
+        return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,11 +113,10 @@ def diagnose(
     totals = {group: _Total() for group in layout.groups}
     for shape in layout.modules:
         _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
-    nats = float(loss.detach())
-    groups = {g: _measured(layout, g, total, list(blocks), sketcher, nats) for g, total in totals.items()}
+    groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
     flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
-    return Diagnosis(nats, groups, cost)
+    return Diagnosis(float(loss.detach()), groups, cost)
 
 
 def step_flops(layout: ModelLayout, tokens: int) -> float:
@@ -225,7 +221,7 @@ def _shares(passed: _Pass, bases: Tensor, microbatch: int) -> Tensor:
 
 
 def _measured(
-    layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher, loss: float
+    layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher
 ) -> Measured:
     """With m micro-batches of loss shares G_c, grad l_c = m G_c, and F = (1/m) sum grad l_c grad l_c^T."""
     assert isinstance(total.gram, Tensor)
@@ -233,7 +229,7 @@ def _measured(
     columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
     energies = {key: float(part.double().square().sum()) for key, part in zip(keys, columns, strict=True)}
     sketches = [sketcher.sketch(key, group, part) for key, part in zip(keys, columns, strict=True)]
-    return Measured(sum(energies.values()), max(curvature, 0.0), np.sum(sketches, axis=0), energies, loss)
+    return Measured(sum(energies.values()), max(curvature, 0.0), np.sum(sketches, axis=0), energies)
 
 
 def _trimmed(batch: Encoded, options: Options) -> Encoded:

@@ -28,6 +28,6 @@ def group(local=0.01, consensus=0.01, heterogeneity=0.01, priority=1 / 3, mu=0.0
     return GroupView(Residuals(local, consensus, heterogeneity), priority, mu, eta, bytes)
 
 
-def view(index=0, rounds=5, seed=0, trials=None, loss=1.0, **groups: GroupView) -> View:
+def view(index=0, rounds=5, seed=0, trials=None, **groups: GroupView) -> View:
     shown = {name: group(priority=share) for name, share in zip(GROUPS, SHARES, strict=True)}
-    return View(index, rounds, {**shown, **groups}, LADDER, seed, trials or {}, loss)
+    return View(index, rounds, {**shown, **groups}, LADDER, seed, trials or {})

@@ -182,7 +182,7 @@ def after_a_move(left: float) -> tuple[Memory, dict[str, float]]:
     """The memory of a decision to exchange late less often, and what is left of each group since."""
     held = {**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, period=4)}
     expected = {"early": ("stay", 1.0, 1.0), "mid": ("stay", 1.0, 1.0), "late": ("more-period", 1.0, 1.0)}
-    return Memory(settings=held, expected=expected, loss=1.0), dict.fromkeys(GROUPS, left)
+    return Memory(settings=held, expected=expected), dict.fromkeys(GROUPS, left)
 
 
 def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
@@ -197,12 +197,11 @@ def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
     assert {action.period for action in later.settings.values()} == {1}
 
 
-def test_nothing_has_failed_where_the_loss_has_fallen():
+def test_with_isolated_blocks_a_change_of_mixing_is_not_judged_by_what_owners_see():
     memory, left = after_a_move(1.3)
     shown = {g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()}
-    made = dominant(view(loss=0.9, **shown), LIMITS, memory)
-    assert not made.memory.failed and "failed" not in made.reason
-    assert made.memory.loss == 0.9
+    made = dominant(replace(view(**shown), isolated=True), LIMITS, memory)
+    assert not made.memory.failed and made.memory.corrections == {}
 
 
 def test_what_has_made_nothing_worse_is_kept():

@@ -32,22 +32,13 @@ from coordinator_free.residuals import (
 
 
 def means(**changed: float) -> Means:
-    values = {
-        "energy": 3.0,
-        "curvature": 2.0,
-        "smoothness": 2.0,
-        "mu": 0.5,
-        "eta": 0.1,
-        "disagreement": 0.25,
-        "loss": 1.0,
-    }
+    values = {"energy": 3.0, "curvature": 2.0, "smoothness": 2.0, "mu": 0.5, "eta": 0.1, "disagreement": 0.25}
     values |= {"mean_gradient2": 1.0, "spread2": 2.0}
     return Means(**{**values, **changed})
 
 
 def observed(gradient: np.ndarray, sketch: np.ndarray | None = None, **changed: float) -> Observables:
-    values = {"curvature": 1.0, "smoothness": 1.0, "mu": 0.5, "eta": 0.1, "disagreement": 0.0, "loss": 1.0}
-    values |= changed
+    values = {"curvature": 1.0, "smoothness": 1.0, "mu": 0.5, "eta": 0.1, "disagreement": 0.0, **changed}
     sketch = gradient if sketch is None else sketch
     return Observables(energy=float(gradient @ gradient), sketch=sketch, **values)
 
@@ -140,7 +131,7 @@ def test_mu_is_bounded_by_the_condition_number():
 def test_a_vector_of_another_length_is_refused(length):
     with pytest.raises(ValueError, match="no observables of 2 groups"):
         unpack(np.zeros(length), ["early", "late"])
-    assert len(HEADER) == 7
+    assert len(HEADER) == 6
 
 
 # -- beside the truth: L_i(x) = 1/2 (x - a_i)^T H (x - a_i) ------------------------------------------------

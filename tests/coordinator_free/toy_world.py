@@ -91,14 +91,13 @@ class World:
             )
             for g in GROUPS
         }
-        return View(index, PERIOD, shown, LADDER, 0, loss=sum(mean.loss for mean in means.values()))
+        return View(index, PERIOD, shown, LADDER, 0)
 
     def observed(self, i: int, g: str, rung: int) -> Observables:
         gradient = self.h[g][i] * (self.x[g][i] - self.a[g][i])
         apart = float(weights(rung)[i] @ ((self.x[g] - self.x[g][i]) ** 2).sum(axis=1))
         high, low = float(self.h[g].mean(0).max()), float(self.h[g].mean(0).min())
-        loss = float((self.h[g][i] * (self.x[g][i] - self.a[g][i]) ** 2).sum()) / 2
-        return Observables(float(gradient @ gradient), high, high, low, self.eta, apart, loss, gradient)
+        return Observables(float(gradient @ gradient), high, high, low, self.eta, apart, gradient)
 
 
 def correct(policy: str, regime: str, seed: int) -> tuple[float, float, list[str]]:

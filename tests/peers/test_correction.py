@@ -32,7 +32,6 @@ def observed(device: str, epoch: int, **of: dict[str, float]) -> list[float]:
             "mu": 0.1,
             "eta": 0.1,
             "disagreement": 0.0,
-            "loss": 1.0,
         }
         groups.append(Observables(**{**known, **of.get(group, {})}, sketch=sketch))
     return [float(value) for value in pack(groups)]

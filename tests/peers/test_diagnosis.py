@@ -252,7 +252,7 @@ def test_a_diagnosis_costs_about_a_local_step():
     step = step_flops(learner.layout, BATCH.input_ids.numel())
     assert 0.5 * step < cost.flops < 2 * step
     assert cost.seconds > 0
-    assert cost.bytes == report_bytes(3, 256) == 4 * 3 * (7 + 256)
+    assert cost.bytes == report_bytes(3, 256) == 4 * 3 * (6 + 256)
 
 
 def test_what_is_told_fits_the_report():
