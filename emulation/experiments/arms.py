@@ -26,6 +26,7 @@ class Arm:
 
 
 HANDOVER = {"correction.handover": 0.4}  # damped, as method 4 has it
+EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 REHEARSED = {"train.rehearsal": 0.3}
 NEWEST = {"mixing.mode": "newest"}
 
@@ -56,10 +57,10 @@ ARMS: dict[str, Arm] = {
             branches=False,
         ),
         _policy("max-steps", "n_max local steps for all groups"),
-        _policy("early-steps", "n_max local steps at first, then as `uniform`"),
+        Arm("early-steps", "20 local steps at first, then as `uniform`", EARLY),
         Arm("handover", "the survivors' blocks are refitted before the leaver's goes", HANDOVER),
         Arm("handover+max-steps", "both", {**HANDOVER, "correction.policy": "max-steps"}),
-        Arm("handover+early-steps", "both", {**HANDOVER, "correction.policy": "early-steps"}),
+        Arm("handover+early-steps", "both", {**HANDOVER, **EARLY}),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
         Arm("rehearsed+handover", "both", {**REHEARSED, **HANDOVER}, branches=False),
         Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
@@ -73,6 +74,9 @@ BEFORE = Arm(
     event=None,
     branches=False,
 )
-RECOVERY = ("max-steps", "handover", "handover+max-steps", "rehearsed", "rehearsed+handover", "newest")
+RECOVERY = (
+    *("max-steps", "early-steps", "handover", "handover+max-steps", "handover+early-steps"),
+    *("rehearsed", "rehearsed+handover", "newest"),
+)
 POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")

@@ -48,7 +48,8 @@ SCALES = {
     scale.name: scale
     for scale in (
         Scale("full", devices=6, persons=10, learn=240, correct=60, every=5, seeds=10, max_devices=8),
-        Scale("medium", devices=6, persons=10, learn=120, correct=40, every=5, seeds=3, max_devices=8),
+        # looks often enough to tell rounds of recovery
+        Scale("medium", devices=6, persons=10, learn=120, correct=40, every=2, seeds=3, max_devices=8),
         # for two cores: ends before everything is regained
         Scale(
             "compact", devices=6, persons=3, learn=100, correct=20, every=5, seeds=5, max_devices=8, batch=16
