@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation import evaluator, radio, run_keys
+from emulation.base_model import NAME as BASE_MODEL
 from emulation.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.progress import Progress
 from emulation.records import Tail, last_line, write_run
@@ -34,6 +35,7 @@ POLL_S = 0.1
 PRELOAD = [
     *("torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"),
     "emulation.cli",  # each child imports the main module again
+    "emulation.base_model",
     "emulation.frozen",  # last: what is above stays shared
 ]
 PORTS = ports_range = range(10_000, 30_000)  # what a run's addresses are drawn from
@@ -78,6 +80,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
     (out / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    os.environ[BASE_MODEL] = scenario.model.model_dump_json()  # for a forkserver that is not there yet
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns, addresses = time.monotonic_ns(), _addresses(scenario)
     pending, channel = list(scenario.events), radio.channel(scenario, scenario.all_devices)

@@ -6,7 +6,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
@@ -61,6 +61,7 @@ class LoadedModel:
 ModelFactory = Callable[[ModelConfig], Pretrained]
 
 models: Registry[ModelFactory] = Registry("model.name")
+_kept: dict[str, LoadedModel] = {}
 
 
 @models.add("tiny")
@@ -71,17 +72,41 @@ def load_tiny(config: ModelConfig) -> Pretrained:
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Loads, freezes and hashes the model of a scenario, on the device that it names.
+    """Loads, freezes and hashes the model of a scenario, on the device that it names; once what is kept.
 
     Raises InputError for a model that cannot be loaded, target modules that it lacks or a missing device.
     """
     device = pick_device(config.device)
+    loaded = _kept.pop(_key(config), None) or _load(config)
+    return replace(loaded, model=loaded.model.to(device))
+
+
+def keep_model(config: ModelConfig) -> None:
+    """Load a model for the processes that are forked from this one: each finds it in `load_model`, and shares
+    its memory with the others as long as it does not write to it.
+
+    With one thread: who forks is to have no other. On the CPU: a GPU cannot be used on both sides of a fork.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _kept[_key(config)] = _load(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _key(config: ModelConfig) -> str:
+    return config.model_copy(update={"device": "cpu", "threads": 1}).model_dump_json()
+
+
+def _load(config: ModelConfig) -> LoadedModel:
+    """On the CPU."""
     make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name)
     made = make(config)
     model = made.model.float().eval().requires_grad_(False)
     model.config.use_cache = False  # nothing here generates: kept keys and values would only cost memory
     targets = _target_modules(model, config, made.target_modules)
-    return LoadedModel(model.to(device), made.tokenizer, config.name, weights_sha256(model), targets)
+    return LoadedModel(model, made.tokenizer, config.name, weights_sha256(model), targets)
 
 
 def load_pretrained(name: str) -> Pretrained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 
+from emulation import base_model
 from peers import models, pretrain
 from peers.config import ModelConfig
 from peers.errors import InputError
-from peers.models import LoadedModel, Pretrained, load_model, pick_device, weights_sha256
+from peers.models import LoadedModel, Pretrained, keep_model, load_model, pick_device, weights_sha256
 from peers.registry import Registry
 from peers.tasks import Example, encode, evaluate
 from tests.peers.tiny_models import Family, save_small_model, small_tokenizer
@@ -79,6 +81,26 @@ def test_pretraining_is_deterministic_and_learns() -> None:
         assert run(25)[0] < run(1)[0] - 0.5
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_model_that_is_kept_for_a_forked_process_is_handed_out_once() -> None:
+    config, threads = ModelConfig(), torch.get_num_threads()
+    keep_model(config)
+    assert torch.get_num_threads() == threads
+    kept = load_model(config.model_copy(update={"threads": 3}))  # another process computes as it likes
+    again = load_model(config)
+    assert kept.model is not again.model and kept.sha256 == again.sha256
+    keep_model(config)
+    other = load_model(config.model_copy(update={"target_modules": ("q_proj",)}))
+    assert other.target_modules == ("q_proj",)
+    assert load_model(config).target_modules == again.target_modules
+
+
+def test_what_cannot_be_loaded_for_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(base_model.NAME, ModelConfig(name="no/such-folder/anywhere").model_dump_json())
+    importlib.reload(base_model)
+    with pytest.raises(InputError):
+        load_model(ModelConfig(name="no/such-folder/anywhere"))
 
 
 @pytest.mark.parametrize("family", DEFAULTS)
