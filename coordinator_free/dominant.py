@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coordinator_free.decision import STAY, Decision, GroupAction, Limits, Memory, Settings, View
@@ -27,6 +27,8 @@ RATE = 0.5  # of learning from one diagnosis
 NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
 LEAST, MOST = 0.1, 2.0  # a correction is in between: no action is believed to do nothing, or the opposite
 MIXING = {"gamma", "rung", "period"}  # knobs of how copies are mixed
+FREE = {"steps", "gamma"}  # knobs that may cost nothing
+ROUNDING = 1e-6  # a share of what is left that is as good as none
 WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
@@ -35,19 +37,21 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
 
     A drop is that of what is left at the next diagnosis, in comparison with staying; predictions are
     corrected by what was learnt. Up to MOVES groups move, each one knob and as many notches as pay; a move
-    that does not fit the budget is tried together with one of another group that saves. Moves that cost
-    anything must lower what is left by MARGIN together, and none may undo its group's last one within DWELL
-    diagnoses. Moves after which more is left than staying was predicted to leave have failed: all groups
-    return to the base, and such moves are not made again.
+    that does not fit the budget is tried together with one of another group that saves. Moves must lower what
+    is left by MARGIN together, and none may undo its group's last one within DWELL diagnoses. With isolated
+    blocks, steps and mixing that cost nothing are for whatever they gain.
+
+    Moves after which more is left than staying was predicted to leave have failed: all groups return to the
+    base, and such moves are not made again. But `_mixing_changed`.
     """
-    judged = replace(memory, expected={}) if _sees_otherwise(view, memory) else memory
+    judged = replace(memory, expected={}) if _mixing_changed(view, memory) else memory
     learnt, failed = _learn(view, judged), _failed(view, judged)
     before = in_force(view, limits, memory.settings)
     if failed:
         learnt = replace(learnt, failed=learnt.failed | {*failed})
         before = dict.fromkeys(before, limits.base)
     search = _Search(view, limits, learnt, before)
-    chosen = {} if failed else search.spending()
+    chosen = {} if failed else search.best()
     after = applied(search.before, chosen)
     expected = {
         g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
@@ -70,49 +74,54 @@ class _Search:
     memory: Memory
     before: Settings
 
-    def spending(self) -> Moves:
-        """The best notch, then the best beside it, while they lower what is left; none unless it is clear."""
+    def best(self) -> Moves:
+        """The best notch, then the best beside it, while they lower what is left. If they do not lower it
+        clearly: those that cost nothing."""
+        chosen = self._greedily(lambda option, chosen: True)
+        if self._left(chosen) < (1 - MARGIN) * self._left({}):
+            return chosen
+        return self._greedily(self._costs_nothing)
+
+    def _greedily(self, allowed: Callable[[Moves, Moves], bool]) -> Moves:
         chosen: Moves = {}
         while True:
-            rates = [(self._rate(option, chosen), option) for option in self._options(chosen)]
+            options = [option for option in self._options(chosen) if allowed(option, chosen)]
+            rates = [(self._rate(option, chosen), option) for option in options]
             rate, best = max(rates, key=lambda rated: rated[0], default=(0.0, chosen))
             if rate <= 0:
-                break
+                return chosen
             chosen = best
-        margin = 0.0 if self._is_free(chosen, {}) else MARGIN
-        return chosen if self._left(chosen) < (1 - margin) * self._left({}) else {}
 
     def _rate(self, option: Moves, chosen: Moves) -> float:
-        """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise.
-
-        But with isolated blocks, steps up to those of the group with most, and stronger mixing, cost nothing
-        and attack all that is left: groups that lag behind are taken along.
-        """
+        """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise."""
         left = self._left(chosen)
         drop = left - self._left(option)
         more = self._cost(option) - self._cost(chosen)
-        least = 0.0 if self._is_free(option, chosen) else MARGIN / MOVES * left
-        return drop / max(more, LEAST_COST) if drop > least else 0.0
+        least = ROUNDING if self._costs_nothing(option, chosen) else MARGIN / MOVES
+        return drop / max(more, LEAST_COST) if drop > least * left else 0.0
 
-    def _is_free(self, option: Moves, chosen: Moves) -> bool:
-        return self.view.isolated and self._cost(option) <= self._cost(chosen)
+    def _costs_nothing(self, option: Moves, chosen: Moves) -> bool:
+        """With isolated blocks, steps up to those of the group with most, and stronger mixing, attack all
+        that is left at no cost: groups that lag behind are taken along."""
+        fresh = {_knob(move.label) for group, move in option.items() if chosen.get(group) != move}
+        return self.view.isolated and fresh <= FREE and self._cost(option) <= self._cost(chosen)
 
     def _options(self, chosen: Moves) -> Iterator[Moves]:
         """One further notch each, or two where the first cannot be paid for alone."""
-        free = self._free(chosen) if len(chosen) < MOVES else []
-        for move in (*free, *self._further(chosen)):
+        others = self._unmoved(chosen) if len(chosen) < MOVES else []
+        for move in (*others, *self._further(chosen)):
             single = {**chosen, move.group: move}
             if self._fits(single):
                 yield single
                 continue
-            pairs = ({**single, other.group: other} for other in free if other.group != move.group)
+            pairs = ({**single, other.group: other} for other in others if other.group != move.group)
             yield from (pair for pair in pairs if self._fits(pair))
 
-    def _free(self, chosen: Moves) -> list[Move]:
+    def _unmoved(self, chosen: Moves) -> list[Move]:
         """Moves of groups that have none yet, but those that have failed or would undo a group's last."""
         return [
             move
-            for move in moves(self.before, self.limits, self.view.ladder)
+            for move in moves(self.before, self.limits, self.view)
             if move.group not in chosen
             and move.label not in self.memory.failed
             and not _undoes(move, self.view, self.memory)
@@ -121,7 +130,7 @@ class _Search:
     def _further(self, chosen: Moves) -> Iterator[Move]:
         """One notch more of what is chosen."""
         for group, made in chosen.items():
-            for move in moves({group: made.action}, self.limits, self.view.ladder):
+            for move in moves({group: made.action}, self.limits, self.view):
                 if move.label == made.label:
                     yield move
 
@@ -156,14 +165,18 @@ def _seen(view: View, group: str, memory: Memory) -> float:
     return residuals.total if action is None else remaining(view, group, residuals, action)
 
 
-def _sees_otherwise(view: View, memory: Memory) -> bool:
+def _mixing_changed(view: View, memory: Memory) -> bool:
     """Whether residuals before and after the last decision cannot be compared.
 
     With isolated blocks an owner runs ahead of the copies that others hold, and its own loss is better than
     theirs. What changes how copies are mixed changes by how much, before it changes the mean model.
     """
-    made = {label.rpartition("-")[2] for label, _, _ in memory.expected.values()}
+    made = {_knob(label) for label, _, _ in memory.expected.values()}
     return view.isolated and bool(made & MIXING)
+
+
+def _knob(label: str) -> str:
+    return label.rpartition("-")[2]
 
 
 def _learn(view: View, memory: Memory) -> Memory:

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from coordinator_free.decision import GroupAction, GroupView, Limits, Settings, View
 from coordinator_free.residuals import Residuals, contraction
-from coordinator_free.topology_refine import Ladder
 
 MIN_RHO = 0.05  # a complete graph has rho = 0: no other may look infinitely worse
 MAX_RHO = 0.999  # nor infinitely bad
@@ -57,18 +56,21 @@ def own_moves(settings: Settings, limits: Limits) -> Iterator[Move]:
         yield from _changes(group, action, _own_options(action, limits))
 
 
-def moves(settings: Settings, limits: Limits, ladder: Ladder) -> Iterator[Move]:
-    """Every notch up and down of every knob, within the limits; groups and knobs in a fixed order."""
+def moves(settings: Settings, limits: Limits, view: View) -> Iterator[Move]:
+    """Every notch up and down of every knob, within the limits; groups and knobs in a fixed order. Where
+    copies are not averaged there is no mixing strength."""
+    ladder = view.ladder
     for group, action in settings.items():
         options = {
             **_own_options(action, limits),
             "more-rung": replace(action, rung=ladder.clipped(action.rung + 1)),
             "less-rung": replace(action, rung=ladder.clipped(action.rung - 1)),
-            "more-gamma": replace(action, gamma=min(action.gamma * GAMMA_NOTCH, 1.0)),
-            "less-gamma": replace(action, gamma=max(action.gamma / GAMMA_NOTCH, limits.gamma_min)),
             "more-period": replace(action, period=min(2 * action.period, limits.period_max)),
             "less-period": replace(action, period=max(action.period // 2, 1)),
         }
+        if view.averages:
+            options["more-gamma"] = replace(action, gamma=min(action.gamma * GAMMA_NOTCH, 1.0))
+            options["less-gamma"] = replace(action, gamma=max(action.gamma / GAMMA_NOTCH, limits.gamma_min))
         yield from _changes(group, action, options)
 
 

@@ -19,13 +19,15 @@ from coordinator_free.effects import Move, affordable, in_force, moves, relative
 
 Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
-Schedule = Callable[[int, int, Limits], GroupAction]  # round k = 0, 1, ... of K; for all groups
+Schedule = Callable[[int, int, Limits], GroupAction]  # k and K -> what all groups do; no rung
 SCHEDULES: dict[str, Schedule] = {}
-EARLY = 4  # the part of a correction that is early: the first K / EARLY rounds
+EARLY_PART = 4  # early are the first K / EARLY_PART rounds
 
 
 def policy(name: str) -> Callable[[Policy], Policy]:
-    """Decorator: add a policy to the registry."""
+    """Decorator: add a policy to the registry. Raises ValueError for the name of a schedule."""
+    if name in SCHEDULES:
+        raise ValueError(f"{name!r} is a schedule already")
 
     def add(rule: Policy) -> Policy:
         POLICIES[name] = rule
@@ -35,7 +37,12 @@ def policy(name: str) -> Callable[[Policy], Policy]:
 
 
 def schedule(name: str) -> Callable[[Schedule], Schedule]:
-    """Decorator: add a schedule to the registry."""
+    """Decorator: add a schedule: what all groups do in round k = 0, 1, ... of a correction of K rounds.
+
+    Graphs stay the scenario's. Raises ValueError for the name of a policy.
+    """
+    if name in POLICIES:
+        raise ValueError(f"{name!r} is a policy already")
 
     def add(rule: Schedule) -> Schedule:
         SCHEDULES[name] = rule
@@ -76,7 +83,7 @@ def max_steps(k: int, of: int, limits: Limits) -> GroupAction:
 @schedule("early-steps")
 def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
     """n_max local steps at first, where most is to be regained, then the base."""
-    return max_steps(k, of, limits) if k * EARLY < of else limits.base
+    return max_steps(k, of, limits) if k * EARLY_PART < of else limits.base
 
 
 # -- shares by priority --------------------------------------------------------------------------------------
@@ -169,7 +176,7 @@ def options(view: View, limits: Limits, memory: Memory) -> list[Option]:
     """Staying and every affordable move from what is in force."""
     settings = in_force(view, limits, memory.settings)
     found: list[Option] = [(STAY, settings, None)]
-    for move in moves(settings, limits, view.ladder):
+    for move in moves(settings, limits, view):
         then = {**settings, move.group: move.action}
         if affordable(then, view, limits):
             found.append(((move.group, move.label), then, move))

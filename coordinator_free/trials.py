@@ -1,8 +1,8 @@
 """What `lookahead` has each device try on its own model for one round: staying, and each notch of its knobs.
 
-A device alone cannot try another graph or exchange period, since neighbours would have to join in: those
-moves count as untried. Trials travel as one vector behind the observables of a diagnosis, and their mean
-over the network is what the policy looks at (`View.trials`).
+A device alone cannot try another graph, mixing strength or exchange period, since neighbours would have to
+join in: those moves count as untried. Trials travel as one vector behind the observables of a diagnosis, and
+their mean over the network is what the policy looks at (`View.trials`).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class MixingConfig(Section):
     """How copies of a block are brought together (method 5)."""
 
     mode: str = "average"  # name in the registry: average | newest | paper-literal
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # average: (1 - gamma) I + gamma W
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # average: (1 - gamma) I + gamma W; policies may say
     omega: Annotated[float, Field(gt=0, le=1)] | None = None  # newest: own damping; None: 1/M
 
 
@@ -153,7 +153,7 @@ class CorrectionConfig(Section):
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
     prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)
     c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: R_con exact where curvatures are equal
-    gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10)
+    gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10); mixing.gamma where that is less
     period_max: Annotated[int, Field(ge=1)] = 8  # H_g at most
 
 

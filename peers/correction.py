@@ -1,6 +1,7 @@
 """Correction by priority: measure, tell everyone, decide alike, act (method 6 and 7).
 
-In correction, every `correction.period` rounds each device measures its loss's gradients, and tells all
+A schedule says what to do by the round alone. For other policies, every `correction.period` rounds of a
+correction each device measures its loss's gradients, and tells all
 others through its neighbours; `correction.delay` rounds later everyone computes the same residuals from the
 mean of what it has heard, and the policy's decision for each layer group. It holds until the next one or the
 end of the correction.
@@ -9,6 +10,7 @@ end of the correction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -64,7 +66,8 @@ class Correction:
         if self._schedule is None:
             return dict(self._decision.settings)
         rounds = self._config.rounds
-        k = self._state.round - (self._state.correct_until - rounds) - 1
+        began = self._state.correct_until - rounds  # an event's round; a joiner corrects in it too
+        k = max(0, self._state.round - began - 1)
         return dict.fromkeys(self._state.exchange.groups, self._schedule(k, rounds, self._limits))
 
     def takes_anchor(self) -> bool:
@@ -218,8 +221,9 @@ class Correction:
         copies = 2 * len(rungs.at(0).edges) * len(state.blocks)
         views, told = {}, {}
         for group in groups:
-            steps = self.settings().get(group, self._limits.base).steps
-            found = residuals.residuals(means[group], steps, self._config.c)
+            held = self.settings().get(group, self._limits.base)
+            apart = means[group].disagreement / held.gamma  # it was weighted with gamma_g w_ij
+            found = residuals.residuals(replace(means[group], disagreement=apart), held.steps, self._config.c)
             size = float(copies * state.exchange.part_bytes(group))
             views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
             p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}

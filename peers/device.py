@@ -95,7 +95,7 @@ def run_device(spec: DeviceSpec) -> int:
 async def _live(spec: DeviceSpec, recorder: Recorder) -> int:
     virtual = spec.config.clock == "virtual"
     # in virtual time no message may be lost, and nobody is judged by real time: all may be stopped for long
-    timeless = Limits(high_water=1 << 16, linger_ms=10_000, heartbeat_ms=0)
+    timeless = Limits(high_water=1 << 16, linger_ms=10_000, heartbeat_ms=0, handshake_ms=0)
     limits = timeless if virtual else Limits()
     links = ZmqLinks(spec.id, spec.listen, spec.keys, limits)
     await links.start()  # first: what others send while the model loads waits in the socket

@@ -11,6 +11,7 @@ from torch import Tensor
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Part
 from peers.actions import Action, Drop, Tell
+from peers.outbox import WINDOW_BYTES
 from peers.versions import SignedCopy
 from transport.accounting import Accounts
 from transport.codec import decode, payload_bytes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from peers.learner import Learner
     from peers.protocol import DeviceProtocol
 
-CREDIT_BYTES = 4 << 20  # half of the outbox's window: a sender never waits for less
+CREDIT_BYTES = WINDOW_BYTES // 2  # less than the window: a sender that is held back is given some
 
 
 class Inbox:

@@ -43,7 +43,7 @@ class ModelLayout:
         self.modules = tuple(modules)
         self.groups = tuple(g for g in GROUPS if any(m.group == g for m in self.modules))
         self._rows = {g: sum(m.out_features for m in self.modules if m.group == g) for g in self.groups}
-        self._ranks = {m.group: m.rank for m in reversed(self.modules)}
+        self._ranks = {m.group: m.rank for m in self.modules}  # the same within a group
         self._slices = {g: _stack([m for m in self.modules if m.group == g]) for g in self.groups}
 
     @classmethod

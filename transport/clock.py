@@ -22,7 +22,7 @@ class Clock(Protocol):
         """Until `due_ns` (None: nothing is planned). True: it is time now. False: there may be news first."""
 
     def poke(self) -> None:
-        """There is news from outside: whoever waits in `reach` looks again."""
+        """There is news from outside: whoever waits in `reach` looks again, in real time at once."""
 
     def completed_ns(self, asked_ns: int) -> int:
         """When work that was asked for then is done; in virtual time only local steps take any."""

@@ -269,8 +269,8 @@ class Shaper:
         def older(item: Outgoing) -> bool:
             return item.key == key and item.version < version and peer in (None, item.peer)
 
-        queued = self.pending() if peer is None else self._link(peer).queue
-        if not any(map(older, queued)):  # as nearly always
+        link = None if peer is None else self._links.get(peer)
+        if not any(map(older, self.pending() if link is None else link.queue)):  # as nearly always
             return Purged()
         return self._take_back(older, self.abandoned)
 

@@ -31,13 +31,14 @@ class VirtualClock:
     def __init__(
         self, device: str, life: int, group: Mapping[str, str], lookahead_ns: int, links: Links
     ) -> None:
-        self.device, self._life = device, life
+        self.device = device
         self._envelope = Envelope(device, 0)
         self.grant: Grant | None = None
         self.round = STARTED  # the last round that this device has closed, or ABSENT
         self._group, self._links = group, links
-        self._windows = Windows(life_name(device, life), group, lookahead_ns)
+        self._windows = Windows(life_name(device, life), group, lookahead_ns, life)
         self._waiter: asyncio.Future[None] | None = None
+        self._warning: asyncio.TimerHandle | None = None
         self._now_ns = self._horizon_ns = 0
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ class VirtualClock:
         return False
 
     def poke(self) -> None:
-        """Nothing: what comes from outside is looked at when a window has been agreed on."""
+        """What comes from outside is looked at once a window has been agreed on: nothing to do."""
 
     def completed_ns(self, asked_ns: int) -> int:
         return asked_ns
@@ -86,10 +87,18 @@ class VirtualClock:
     def broken(self, link: str) -> None:
         """A link has broken. If it is one of the clock's and no last word comes, its device has died."""
         if link[:1] == "~":
-            asyncio.get_running_loop().call_later(LAST_WORD_S, self._mourn, link[1:])
+            self._mourn_later(link[1:])
 
-    def _mourn(self, device: str) -> None:
-        if self._windows.expects(device):
+    def _mourn_later(self, device: str) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_at(due := loop.time() + LAST_WORD_S, self._mourn, device, due)
+
+    def _mourn(self, device: str, due: float) -> None:
+        if (
+            asyncio.get_running_loop().time() > due + LAST_WORD_S
+        ):  # stopped meanwhile: what came is read first
+            self._mourn_later(device)
+        elif self._windows.expects(device):
             log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
             self._windows.lost(device)
             self._look()
@@ -103,9 +112,9 @@ class VirtualClock:
         await self._announce(due_ns)
         if not self._windows.complete:
             await self._wait()
-        grant = self._windows.grant()
-        assert grant is not None
-        self.grant, self._horizon_ns = grant, grant.horizon_ns
+        self.grant = self._windows.grant()
+        assert self.grant is not None
+        self._horizon_ns = self.grant.horizon_ns
 
     async def _wait(self) -> None:
         """Until the announced window is complete. (asyncio.wait_for makes a task of each wait.)"""
@@ -115,7 +124,8 @@ class VirtualClock:
             await self._waiter
         finally:
             self._waiter = None
-            self._warning.cancel()
+            if self._warning is not None:
+                self._warning.cancel()
 
     def _warn_later(self) -> None:
         self._warning = asyncio.get_running_loop().call_later(WARN_S, self._warn)
@@ -130,7 +140,7 @@ class VirtualClock:
             self._waiter.set_result(None)
 
     async def _announce(self, due_ns: int | None, last: bool = False) -> None:
-        for peer, window in self._windows.announce(due_ns, self.round, last, self._life).items():
+        for peer, window in self._windows.announce(due_ns, self.round, last).items():
             frames = pack(self._envelope, window)
             while not self._links.send(_link(peer), frames):
                 if not await self._links.wait_writable(_link(peer), ROOM_S):

@@ -37,14 +37,15 @@ class Grant:
 
 
 class Windows:
-    """One device's part. `lookahead_ns`: the least latency of any link; ValueError unless it is above 0."""
+    """One device's part. `lookahead_ns`: the least latency of any link; ValueError unless it is above 0.
+    `life`: how many of its name have been before it."""
 
-    def __init__(self, me: str, group: Iterable[str], lookahead_ns: int) -> None:
+    def __init__(self, me: str, group: Iterable[str], lookahead_ns: int, life: int = 0) -> None:
         if lookahead_ns < 1:
             raise ValueError("virtual time needs a link latency above 0: without lookahead it cannot advance")
         self.index = 0
         self._live = {device for device in group if device != me}
-        self._lookahead_ns = lookahead_ns
+        self._lookahead_ns, self._life = lookahead_ns, life
         self._sent: Counter[str] = Counter()
         self._received: Counter[str] = Counter()  # up to which number, without a gap
         self._early: dict[str, set[int]] = {}  # what came before one with a lower number
@@ -72,16 +73,14 @@ class Windows:
             early.remove(self._received[source])
         self._look(source)
 
-    def announce(
-        self, next_ns: int | None, round_: int, last: bool = False, life: int = 0
-    ) -> dict[str, Window]:
+    def announce(self, next_ns: int | None, round_: int, last: bool = False) -> dict[str, Window]:
         """This device's announcement for the coming window, for each other device. `last`: it has gone."""
         earliest = min(NEVER_NS if next_ns is None else next_ns, self._in_flight_ns)
         self._in_flight_ns = NEVER_NS
-        self._own = Window(self.index, earliest, round_, 0, last, life)
+        self._own = Window(self.index, earliest, round_, 0, last, self._life)
         self._incomplete = {peer for peer in self._live if not self._complete(peer)}
         return {
-            peer: Window(self.index, earliest, round_, self._sent[peer], last, life)
+            peer: Window(self.index, earliest, round_, self._sent[peer], last, self._life)
             for peer in sorted(self._live)
         }
 
@@ -112,7 +111,7 @@ class Windows:
 
         Raises RuntimeError when nothing is left to happen anywhere.
         """
-        if self._own is None or self._incomplete:
+        if self._own is None or not self.complete:
             return None
         told = [self._own, *(self._heard[peer].pop(self.index) for peer in sorted(self._live))]
         gone = [peer for peer, window in zip(sorted(self._live), told[1:], strict=True) if window.last]

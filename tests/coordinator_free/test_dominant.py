@@ -54,6 +54,21 @@ def test_where_mixing_is_weak_it_is_made_stronger_which_costs_no_byte():
     assert "gamma 1" in made.reason
 
 
+def test_with_isolated_blocks_stronger_mixing_is_for_whatever_it_gains():
+    weak = replace(LIMITS, base=GroupAction(4, gamma=0.4), steps_max=4)
+    shown = {g: group(local=1.0, mu=0.1) for g in GROUPS}
+    made = dominant(replace(view(**shown), isolated=True), weak, Memory())
+    assert {action.gamma for action in made.settings.values()} == {1.0}
+    assert {action.steps for action in made.settings.values()} == {4}
+
+
+def test_what_gains_nothing_is_left_as_it_is():
+    strong = replace(LIMITS, base=GroupAction(4, gamma=1 - 1e-9), steps_max=4)
+    shown = {g: group(local=1.0, mu=0.1) for g in GROUPS}
+    made = dominant(replace(view(**shown), isolated=True), strong, Memory())
+    assert {action.gamma for action in made.settings.values()} == {1 - 1e-9}
+
+
 def test_an_edge_that_the_budget_has_no_room_for_is_paid_by_a_group_that_can_wait():
     limits = replace(LIMITS, base=GroupAction(1))
     made = dominant(regime(consensus=1.0), limits, Memory())

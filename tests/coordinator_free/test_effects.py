@@ -189,32 +189,34 @@ def test_a_device_alone_has_no_bytes_to_pay_for():
 
 def test_moves_are_one_notch_and_stop_at_the_limits():
     settings = {"late": GroupAction(13, prox=10.0, period=8, rung=LADDER.top)}
-    labels = {move.label for move in moves(settings, LIMITS, LADDER)}
+    labels = {move.label for move in moves(settings, LIMITS, view())}
     assert labels == {"less-steps", "less-prox", "less-gamma", "less-period", "less-rung"}
     settings = {"late": GroupAction(1, gamma=LIMITS.gamma_min, rung=-LADDER.base)}
-    labels = {move.label for move in moves(settings, LIMITS, LADDER)}
+    labels = {move.label for move in moves(settings, LIMITS, view())}
     assert labels == {"more-steps", "more-prox", "more-gamma", "more-period", "more-rung"}
+    newest = replace(view(), averages=False)
+    assert labels - {move.label for move in moves(settings, LIMITS, newest)} == {"more-gamma"}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 9])
 def test_a_notch_up_is_undone_by_a_notch_down(steps):
     start = {"late": GroupAction(steps, prox=1e-2, period=2, rung=0)}
-    for move in moves(start, LIMITS, LADDER):
-        back = {m.label: m for m in moves({"late": move.action}, LIMITS, LADDER)}[opposite(move.label)]
+    for move in moves(start, LIMITS, view()):
+        back = {m.label: m for m in moves({"late": move.action}, LIMITS, view())}[opposite(move.label)]
         assert back.action == replace(start["late"], prox=pytest.approx(1e-2))
 
 
 def test_damping_goes_to_zero_and_back():
-    first = {m.label: m for m in moves({"late": BASE}, LIMITS, LADDER)}["more-prox"]
+    first = {m.label: m for m in moves({"late": BASE}, LIMITS, view())}["more-prox"]
     assert first.action.prox == LIMITS.prox_min
-    assert {m.label: m for m in moves({"late": first.action}, LIMITS, LADDER)}["less-prox"].action.prox == 0
+    assert {m.label: m for m in moves({"late": first.action}, LIMITS, view())}["less-prox"].action.prox == 0
 
 
 def test_how_a_move_is_told():
-    told = {m.label: m.told() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, LADDER)}
+    told = {m.label: m.told() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, view())}
     assert told["more-steps"] == "steps 6" and told["less-period"] == "sync 1"
     assert told["more-rung"] == "graph +1" and told["more-prox"] == "prox 3.2"
-    assert {m.label: m.told() for m in moves({"late": BASE}, LIMITS, LADDER)}["more-prox"] == "prox 1e-3"
+    assert {m.label: m.told() for m in moves({"late": BASE}, LIMITS, view())}["more-prox"] == "prox 1e-3"
 
 
 @pytest.mark.parametrize(

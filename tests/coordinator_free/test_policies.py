@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coordinator_free.decision import STAY, Decision, GroupAction, Limits, Memory
 from coordinator_free.effects import relative_use
-from coordinator_free.policies import EARLY, POLICIES, SCHEDULES, decide, options, policy
+from coordinator_free.policies import EARLY_PART, POLICIES, SCHEDULES, decide, options, policy, schedule
 from tests.coordinator_free.diagnoses import GROUPS, LADDER, LIMITS, SHARES, group, view
 
 NAMES = sorted(POLICIES)
@@ -92,11 +92,20 @@ def test_edges_are_told_by_what_the_scenarios_graph_lacks_and_has_too_many(name)
 
 
 def test_schedules_look_at_nothing():
-    of = 20
+    of = 18
+    early = 5  # EARLY_PART = 4: rounded up
     made = {name: [rule(k, of, LIMITS) for k in range(of)] for name, rule in SCHEDULES.items()}
     most = replace(BASE, steps=LIMITS.steps_max)
     assert made["uniform"] == [BASE] * of and made["max-steps"] == [most] * of
-    assert made["early-steps"] == [most] * (of // EARLY) + [BASE] * (of - of // EARLY)
+    assert made["early-steps"] == [most] * early + [BASE] * (of - early)
+    assert early == -(-of // EARLY_PART)
+
+
+def test_a_name_is_a_policy_or_a_schedule() -> None:
+    with pytest.raises(ValueError, match="schedule already"):
+        policy("uniform")
+    with pytest.raises(ValueError, match="policy already"):
+        schedule("dominant")
 
 
 def test_proportional_is_algorithm_1():

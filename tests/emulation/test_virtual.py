@@ -80,6 +80,7 @@ def test_a_run_may_be_stopped_as_a_whole_for_longer_than_any_timeout_of_a_link(t
         started(out, "d1")
         time.sleep(HEARTBEATS_S)
         children = psutil.Process(process.pid).children(recursive=True)
+        assert process.poll() is None and children, "it was over before it could be stopped"
         for child in children:
             child.send_signal(signal.SIGSTOP)
         time.sleep(STOPPED_S)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator_free import trials
-from coordinator_free.decision import STAY, GroupAction
+from coordinator_free.decision import STAY, GroupAction, Limits
 from coordinator_free.residuals import HEADER, Observables, pack
 from peers import actions as do
 from peers.correction import limits
@@ -118,6 +118,25 @@ def test_a_schedule_acts_from_the_first_round_of_a_correction_on() -> None:
         corrections = [t.steps for t in trains if t.settings]
         assert corrections == [4, 4, *[net.config.round.local_steps] * 6]
         assert not device.done(do.Diagnose)
+
+
+def test_a_joiner_and_a_second_event_keep_to_the_rounds_of_a_correction() -> None:
+    asked: list[tuple[str, int, int]] = []
+    net = corrected("early-steps", steps_max=4, rounds=12)
+    for device in net:
+        rule = device.protocol._correction._schedule
+
+        def noted(k: int, of: int, limits: Limits, name: str = device.name, rule: Any = rule) -> GroupAction:
+            asked.append((name, k, of))
+            return rule(k, of, limits)
+
+        device.protocol._correction._schedule = noted
+    net.signal("d3", "leave")
+    net.add("d9", "d0")
+    net.rounds(8)
+    assert asked and all(0 <= k < of for _, k, of in asked)
+    joined = [train for train in net["d9"].done(do.Train) if train.settings]
+    assert joined[0].steps == 4
 
 
 def test_what_is_decided_is_done() -> None:
