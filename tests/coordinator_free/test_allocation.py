@@ -79,7 +79,7 @@ def used(chosen, peer) -> int:
 
 # -- within the budget ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(case=cases(), seed=st.integers(0, 9))
 def test_neither_the_budget_nor_a_link_is_ever_exceeded(name, case, seed):
     items, limits = case
@@ -95,7 +95,7 @@ def test_neither_the_budget_nor_a_link_is_ever_exceeded(name, case, seed):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(case=cases(), rng=st.randoms(use_true_random=False))
 def test_the_order_of_the_items_does_not_matter(name, case, rng):
     items, limits = case
@@ -151,7 +151,7 @@ def optimum(items, limits: Budget, weights) -> float:
     return float(-found.fun)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(case=cases(most=8))
 def test_within_one_item_per_binding_constraint_of_the_optimum(case):
     items, limits = case
@@ -186,7 +186,7 @@ def test_close_to_the_optimum_where_items_are_small():
     assert value(made.chosen) >= 0.97 * optimum(items, limits, WEIGHTS.residual)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(case=cases(), more=st.floats(0, 300))
 def test_a_larger_budget_never_gains_less(case, more):
     items, limits = case
@@ -258,7 +258,7 @@ def test_how_often_a_group_is_sent_follows_its_priority():
     assert sent["late"] / sent["early"] == pytest.approx(6, rel=0.15)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(case=cases(), name=st.sampled_from(["residual", "equal-share"]))
 def test_deficits_stay_below_the_price_of_one_item(case, name):
     items, limits = case

@@ -47,7 +47,7 @@ def test_every_row_of_the_table_is_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shown=views())
 def test_a_policy_keeps_to_its_limits(name, shown):
     for made in several(name, shown):
@@ -61,14 +61,14 @@ def test_a_policy_keeps_to_its_limits(name, shown):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shown=views())
 def test_a_policy_decides_the_same_again(name, shown):
     assert several(name, shown) == several(name, shown)
 
 
 @pytest.mark.parametrize("name", ["dominant", "lookahead", "random", "sync"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shown=views())
 def test_no_more_bytes_than_uniform(name, shown):
     for made in several(name, shown):

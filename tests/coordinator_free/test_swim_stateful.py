@@ -210,5 +210,5 @@ def test_a_suspect_whose_first_word_was_lost_is_told_again_before_its_time_is_ov
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(deadline=None, max_examples=30, stateful_step_count=12)
+TestWorld.settings = settings(max_examples=30, stateful_step_count=12)
 TestWorld.pytestmark = pytest.mark.timeout(240)  # seconds here; a busy machine takes a minute

@@ -42,7 +42,7 @@ def cases(draw):
     return members, build(members, Shape(kind, radius=0.4)), costs, bounds, draw(st.integers(0, 99))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases())
 def test_rungs_keep_to_feasible_links_degrees_and_stay_connected(case):
     members, start, costs, bounds, seed = case
@@ -60,7 +60,7 @@ def test_rungs_keep_to_feasible_links_degrees_and_stay_connected(case):
             assert low <= degree <= high
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(cases(), st.randoms(use_true_random=False))
 def test_every_device_makes_the_same_ladder(case, rng: random.Random):
     members, start, costs, bounds, seed = case
@@ -71,7 +71,7 @@ def test_every_device_makes_the_same_ladder(case, rng: random.Random):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(cases())
 def test_every_rung_up_lowers_rho(case):
     found = ladder(*case[:3], case[4], case[3])

@@ -12,7 +12,7 @@ from itertools import combinations, pairwise, permutations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.draws import exponential, normal, uniform
@@ -204,7 +204,6 @@ def step_m(mobility: MobilityConfig) -> float:
     return mobility.speed_mps * mobility.round_s
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 32), walks, st.floats(20, 5000), st.integers(0, 200))
 def test_walkers_stay_in_the_area_and_keep_to_their_speed(
     seed: int, mobility: MobilityConfig, area_m: float, start: int

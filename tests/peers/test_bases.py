@@ -85,7 +85,7 @@ def test_modules_that_cannot_be_adapted_are_refused():
         ModelLayout.from_model(small_loaded().model, ["nothing"], 1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**40), rank=st.integers(1, 4), slots=st.integers(1, 8))
 def test_all_slots_together_are_orthonormal(seed, rank, slots):
     bases = Bases(recipe(rank=rank, slots=slots, seed=seed))

@@ -18,7 +18,7 @@ from peers.layout import ModuleShape
 MODULE, D = "layers.0.q", 24
 MODULES = (ModuleShape(MODULE, D, 10, "early", 3), ModuleShape("layers.1.q", D, 6, "late", 2))
 SEEDS = st.integers(0, 2**30)
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 torch.set_num_threads(1)
 
 

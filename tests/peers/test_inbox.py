@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -239,7 +239,6 @@ def test_data_of_a_block_that_was_left_is_dropped() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=3))
-@settings(deadline=None)
 def test_whatever_bytes_arrive_only_a_counter_moves(_door: Door, frames: list[bytes]) -> None:
     _door.accounts = _door.inbox._accounts = Accounts()
     before = _door.state()
@@ -248,7 +247,6 @@ def test_whatever_bytes_arrive_only_a_counter_moves(_door: Door, frames: list[by
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_an_altered_byte_lets_no_matrix_through(_door: Door, data: st.DataObject) -> None:
     frames = [bytearray(frame) for frame in sent()]
     frame = frames[data.draw(st.integers(0, 1))]

@@ -59,7 +59,7 @@ def state_of(device: SimDevice) -> tuple[object, ...]:
 # -- the start -------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(1, 6),
     st.sampled_from(["full", "ring", "ring-chords", "random-geometric"]),

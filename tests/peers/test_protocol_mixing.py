@@ -156,7 +156,7 @@ def test_to_a_neighbour_in_an_outage_goes_no_data_and_nobody_waits_for_it() -> N
 
 
 @given(budget=st.integers(1, 6), size=st.integers(2, 4), mode=st.sampled_from(["average", "newest"]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_no_device_publishes_more_than_its_budget(budget: int, size: int, mode: str) -> None:
     net = Network(small_config(mixing={"mode": mode}))
     net.cohort(size, budget_bytes=budget * PART_BYTES)

@@ -61,7 +61,7 @@ class Story(Toll):
         return f"d{len(self.net.devices) + SLOTS * (pick % 2) - pick % 2}"
 
 
-@settings(deadline=None, max_examples=15, phases=set(Phase) - {Phase.explain})
+@settings(max_examples=15, phases=set(Phase) - {Phase.explain})
 @given(
     size=st.integers(2, 4),
     kind=st.sampled_from(["full", "ring", "ring-chords"]),

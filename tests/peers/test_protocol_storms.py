@@ -69,7 +69,7 @@ class Storm(Toll):
         self.net.run(CLEARS_S)
 
 
-@settings(deadline=None, max_examples=15, phases=set(Phase) - {Phase.explain})
+@settings(max_examples=15, phases=set(Phase) - {Phase.explain})
 @given(
     size=st.integers(3, 7),
     kind=st.sampled_from(["full", "ring", "ring-chords"]),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.codec import CODECS, decode, encode, encode_view
@@ -24,7 +24,6 @@ def update(total: int, **fields: object) -> Update:
     return dataclasses.replace(header, **fields)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(
     st.binary(min_size=1, max_size=70_000), st.integers(1, 70_000), st.none() | st.integers(0, (1 << 64) - 1)
 )

@@ -36,7 +36,7 @@ def chunk_largest(values: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     SHAPES,
     st.sampled_from(CODECS),
@@ -168,7 +168,7 @@ def test_impossible_scales_are_not_decoded(codec: str, scale: float) -> None:
         decode(payload, codec, 20, 8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80), st.sampled_from(CODECS), st.integers(1, 5), st.integers(1, 5))
 def test_any_bytes_decode_to_finite_values_or_a_wire_error(payload, codec, rows, rank) -> None:
     size = payload_bytes(codec, rows, rank)

@@ -212,7 +212,7 @@ def only_wire_errors(candidate: list) -> None:
     )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 11), st.binary(max_size=300), st.none() | st.binary(max_size=20))
 def test_random_bytes_behind_a_valid_prefix(kind, body, payload) -> None:
     header = seal(PREFIX.pack(b"uw", VERSION, kind, 0, 0, 0) + body)
@@ -233,7 +233,7 @@ def test_random_bytes_and_mutated_messages() -> None:
         only_wire_errors([seal(bytes(mutated[: -CHECKSUM.size])), *rest])  # what a forger would send
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(MESSAGES), st.data())
 def test_no_altered_byte_of_a_header_gets_through(message, data) -> None:
     header, *rest = frames(message)
@@ -292,7 +292,7 @@ def send(box: Reassembler, payload: bytes, part_bytes: int = 10, src: str = "d1"
     return [box.add(src, part, data) for part, data in offsets]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(min_size=1, max_size=500), st.integers(1, 600))
 def test_a_payload_comes_back_from_its_parts(payload, part_bytes) -> None:
     box = Reassembler(1000)

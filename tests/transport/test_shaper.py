@@ -123,7 +123,7 @@ def run(operations, budget: int) -> World:
     return world
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPERATIONS, st.integers(2000, 20_000))
 def test_every_queued_byte_is_sent_abandoned_purged_or_pending(operations, budget) -> None:
     made = run(operations, budget).shaper
@@ -136,14 +136,14 @@ def test_every_queued_byte_is_sent_abandoned_purged_or_pending(operations, budge
     assert sum(made.purged_bytes_by_reason.values()) == made.purged.bytes.total()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPERATIONS, st.integers(2000, 20_000))
 def test_data_never_exceeds_a_rounds_quota_less_the_control_share(operations, budget) -> None:
     world = run(operations, budget)
     assert all(size <= budget - int(budget * 0.05) for size in world.data_in_round.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPERATIONS)
 def test_each_link_is_first_in_first_out_in_departure_and_arrival(operations) -> None:
     world = run(operations, 10**9)
@@ -159,13 +159,13 @@ def test_each_link_is_first_in_first_out_in_departure_and_arrival(operations) ->
         assert arrivals == sorted(arrivals)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(OPERATIONS)
 def test_the_same_operations_give_the_same_departures(operations) -> None:
     assert run(operations, 9000).out == run(operations, 9000).out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from("bcd"), st.integers(1, FRAME)), min_size=1, max_size=60))
 def test_data_keeps_the_bucket_invariant_on_the_device_and_on_each_link(messages) -> None:
     made = shaper(rate_Bps=10_000)

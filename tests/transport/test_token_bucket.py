@@ -21,7 +21,7 @@ def paced(bucket: TokenBucket, traffic: list[tuple[int, int]]) -> list[tuple[int
     return sends
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(RATES, st.integers(1, 10_000), TRAFFIC)
 def test_no_window_passes_more_than_burst_plus_rate_times_its_length(rate, burst, traffic) -> None:
     sends = paced(TokenBucket(rate, burst), traffic)
@@ -33,7 +33,7 @@ def test_no_window_passes_more_than_burst_plus_rate_times_its_length(rate, burst
     assert keeps_invariant(sends, rate, burst)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(RATES, st.integers(1, 10_000), TRAFFIC)
 def test_nothing_waits_a_nanosecond_longer_than_it_must(rate, burst, traffic) -> None:
     bucket, now = TokenBucket(rate, burst), 0
