@@ -21,7 +21,7 @@ from zmq.utils.garbage import GarbageCollectorThread
 from zmq.utils.garbage import gc as zmq_gc
 
 # an example that a busy machine makes slow is no failure; pytest-timeout ends what hangs
-settings.register_profile("unweft")
+settings.register_profile("unweft", deadline=None)
 settings.load_profile("unweft")
 
 GRACE_S = 2.0  # what is on its way out may take this long
