@@ -12,6 +12,7 @@ from coordinator_free.effects import (
     affordable,
     applied,
     in_force,
+    knob,
     moves,
     opposite,
     predicted,
@@ -103,7 +104,7 @@ class _Search:
     def _costs_nothing(self, option: Moves, chosen: Moves) -> bool:
         """With isolated blocks, steps up to those of the group with most, and stronger mixing, attack all
         that is left at no cost: groups that lag behind are taken along."""
-        fresh = {_knob(move.label) for group, move in option.items() if chosen.get(group) != move}
+        fresh = {knob(move.label) for group, move in option.items() if chosen.get(group) != move}
         return self.view.isolated and fresh <= FREE and self._cost(option) <= self._cost(chosen)
 
     def _options(self, chosen: Moves) -> Iterator[Moves]:
@@ -171,12 +172,8 @@ def _mixing_changed(view: View, memory: Memory) -> bool:
     With isolated blocks an owner runs ahead of the copies that others hold, and its own loss is better than
     theirs. What changes how copies are mixed changes by how much, before it changes the mean model.
     """
-    made = {_knob(label) for label, _, _ in memory.expected.values()}
+    made = {knob(label) for label, _, _ in memory.expected.values()}
     return view.isolated and bool(made & MIXING)
-
-
-def _knob(label: str) -> str:
-    return label.rpartition("-")[2]
 
 
 def _learn(view: View, memory: Memory) -> Memory:

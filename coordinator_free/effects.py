@@ -47,7 +47,7 @@ class Move(NamedTuple):
             "gamma": f"gamma {action.gamma:.2g}",
             "period": f"sync {action.period}",
         }
-        return told[self.label.rpartition("-")[2]]
+        return told[knob(self.label)]
 
 
 def own_moves(settings: Settings, limits: Limits) -> Iterator[Move]:
@@ -85,6 +85,11 @@ def _own_options(action: GroupAction, limits: Limits) -> dict[str, GroupAction]:
 
 def _changes(group: str, action: GroupAction, options: Mapping[str, GroupAction]) -> Iterator[Move]:
     return (Move(group, label, after) for label, after in options.items() if after != action)
+
+
+def knob(label: str) -> str:
+    """What a move turns: `steps` of `more-steps`."""
+    return label.rpartition("-")[2]
 
 
 def opposite(label: str) -> str:

@@ -8,8 +8,9 @@ what survivors measured, never at the leaver's data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,19 +22,13 @@ Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
 Schedule = Callable[[int, int, Limits], GroupAction]  # k and K -> what all groups do; no rung
 SCHEDULES: dict[str, Schedule] = {}
+Added = TypeVar("Added")
 EARLY_PART = 4  # early are the first K / EARLY_PART rounds
 
 
 def policy(name: str) -> Callable[[Policy], Policy]:
     """Decorator: add a policy to the registry. Raises ValueError for the name of a schedule."""
-    if name in SCHEDULES:
-        raise ValueError(f"{name!r} is a schedule already")
-
-    def add(rule: Policy) -> Policy:
-        POLICIES[name] = rule
-        return rule
-
-    return add
+    return _adder(name, POLICIES, SCHEDULES, "schedule")
 
 
 def schedule(name: str) -> Callable[[Schedule], Schedule]:
@@ -41,11 +36,17 @@ def schedule(name: str) -> Callable[[Schedule], Schedule]:
 
     Graphs stay the scenario's. Raises ValueError for the name of a policy.
     """
-    if name in POLICIES:
-        raise ValueError(f"{name!r} is a policy already")
+    return _adder(name, SCHEDULES, POLICIES, "policy")
 
-    def add(rule: Schedule) -> Schedule:
-        SCHEDULES[name] = rule
+
+def _adder(
+    name: str, registry: dict[str, Added], others: Mapping[str, object], kind: str
+) -> Callable[[Added], Added]:
+    if name in others:
+        raise ValueError(f"{name!r} is a {kind} already")
+
+    def add(rule: Added) -> Added:
+        registry[name] = rule
         return rule
 
     return add

@@ -94,9 +94,8 @@ class VirtualClock:
         loop.call_at(due := loop.time() + LAST_WORD_S, self._mourn, device, due)
 
     def _mourn(self, device: str, due: float) -> None:
-        if (
-            asyncio.get_running_loop().time() > due + LAST_WORD_S
-        ):  # stopped meanwhile: what came is read first
+        stopped = asyncio.get_running_loop().time() > due + LAST_WORD_S
+        if stopped:  # meanwhile: what has come is read first
             self._mourn_later(device)
         elif self._windows.expects(device):
             log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
