@@ -155,6 +155,7 @@ class CorrectionConfig(Section):
     c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: R_con exact where curvatures are equal
     gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10); mixing.gamma where that is less
     period_max: Annotated[int, Field(ge=1)] = 8  # H_g at most
+    repay: bool = True  # what measuring sends is saved on data, by a coarser codec (repaying.py)
 
 
 class MembershipConfig(Section):

@@ -9,7 +9,7 @@ end of the correction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +21,18 @@ from coordinator_free.allocation import Weights
 from coordinator_free.averages import Averages, Mean, Report
 from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
 from coordinator_free.membership import Key, Verify
+from coordinator_free.mixing import Part
 from coordinator_free.policies import SCHEDULES, decide
 from coordinator_free.topology import Graph
 from coordinator_free.topology_refine import Bounds, Ladder, edge, ladder
 from peers.actions import Diagnose, Drop
 from peers.config import DeviceConfig
 from peers.meeting import Meeting
+from peers.repaying import Repaying
 from peers.state import DeviceState
 from transport.messages import Observed
 
+REPORT_BYTES = 410  # of a report beside its values, at most: header, signature, encryption, framing
 ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them
 
 
@@ -49,6 +52,7 @@ class Correction:
         length = self._observables + (trials.count(groups) if self._tries else 0)
         self._averages = Averages(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
+        self._repaying = Repaying(state.config.radio.codec, state.exchange.part_bytes)
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
         self._members: tuple[str, ...] = ()  # for whom it was decided
         self._corrects_until = -1
@@ -121,6 +125,10 @@ class Correction:
         alike = dict.fromkeys(self._state.exchange.groups, 1.0)
         return Weights(alike, alike, alike)
 
+    def coarser(self, copies: Mapping[Part, int]) -> dict[Part, str]:
+        """Of the parts that go out, so often each, those that make up for what was told."""
+        return self._repaying.codecs(copies, self.weights().residual)
+
     # -- measuring and telling -------------------------------------------------------------------------
     def round_closed(self, now: int) -> None:
         """Decide from the diagnosis that is old enough; begin the next one."""
@@ -132,7 +140,7 @@ class Correction:
         if self._asked and state.round >= self._asked[0] + config.delay:
             self._decide(self._asked.pop(0))
             self._meet(now)
-        if state.round % config.period == 0:
+        if state.round % config.period == 0 and state.round + config.delay < state.correct_until:
             self._asked.append(state.round)
             movers = len(state.training()) if self._isolated else 1
             state.act(Diagnose(state.round, self._trials(), movers))
@@ -174,6 +182,8 @@ class Correction:
         for peer in self._state.greeted():
             for r in self._averages.news(peer):
                 packed = r.values.astype("<f4").tobytes()
+                if self._config.repay:
+                    self._repaying.spent(len(packed) + REPORT_BYTES)
                 self._state.tell(
                     peer, Observed(r.origin.device, r.origin.incarnation, r.epoch, packed, r.signature)
                 )

@@ -13,6 +13,7 @@ from coordinator_free.allocation import Slot
 from coordinator_free.membership import Key
 from coordinator_free.mixing import Arrival, Mix, MixingMode, Part
 from peers.allocating import Allocating
+from peers.repaying import PartBytes
 from transport.messages import Manifest
 
 Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
@@ -46,7 +47,7 @@ class Exchange:
         self,
         mode: MixingMode,
         groups: Iterable[str],
-        part_bytes: Callable[[str], int],
+        part_bytes: PartBytes,
         allocating: Allocating | None = None,
     ) -> None:
         self.mode, self.allocating = mode, allocating

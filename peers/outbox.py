@@ -221,7 +221,8 @@ class Outbox:
         found = {}
         for part, version, _ in action.parts:
             kept = self._encoded.get(part)
-            done = None if kept is None or kept[0] != version else kept[1].get(self._radio.codec)
+            codec = action.codecs.get(part, self._radio.codec)
+            done = None if kept is None or kept[0] != version else kept[1].get(codec)
             if done is None:
                 return None
             found[part] = done
@@ -266,6 +267,7 @@ class Outbox:
         want that: it sends neighbours different codecs, and knows for each what was lost."""
         matrix = self._learner.read(BlockKey(*part.block), part.group)
         if codec not in FEEDBACK:
+            self._errors.pop(part, None)  # nothing of it is lost in what is sent now
             return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
         if self._copies is not None:

@@ -23,6 +23,7 @@ from peers.holdings import Holdings
 from peers.joining import Joining
 from peers.meeting import Difference, Meeting
 from peers.presence import Presence
+from peers.repaying import PartBytes
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, Identity, Peer, State
 from peers.upkeep import Upkeep
@@ -51,7 +52,7 @@ __all__ = ["DeviceProtocol", "Identity", "Peer", "State"]
 
 
 class DeviceProtocol:
-    """One device's decisions. `part_bytes(group)`: what a (block, group) costs on the wire."""
+    """One device's decisions."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class DeviceProtocol:
         fingerprint: dict[str, Any],
         difference: Difference,
         sizes: Mapping[str, Size],
-        part_bytes: Callable[[str], int],
+        part_bytes: PartBytes,
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from coordinator_free.allocation import Slot
@@ -125,6 +126,8 @@ class Rounds:
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
+        if choose is None and not state.mode.shared_versions:  # there, others sign what is relayed
+            plans = self._coarser(plans)
         view = state.members.view()
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, view, list(plan.items))
@@ -134,12 +137,22 @@ class Rounds:
         self._served |= to & {*self._correction.neighbours()}
         self._answered |= to
 
+    def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
+        """What measuring has sent is saved on some parts."""
+        codecs = self._correction.coarser(
+            Counter(part for plan in plans.values() for part, _, _ in plan.parts)
+        )
+        return {
+            peer: replace(plan, codecs={part: codecs[part] for part, _, _ in plan.parts if part in codecs})
+            for peer, plan in plans.items()
+        }
+
     def _count(self, plan: Plan) -> None:
         """Matrices sent, by group and codec, and what they leave of the budget."""
         for part, _, _ in plan.parts:
             codec = plan.codecs.get(part, self._state.config.radio.codec)
             self._sent.setdefault(part.group, Counter())[codec] += 1
-            self._left -= self._state.exchange.part_bytes(part.group)
+            self._left -= self._state.exchange.part_bytes(part.group, codec)
 
     def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
         allocating = self._state.exchange.allocating

@@ -16,6 +16,7 @@ from peers.actions import Action, Log, Tell
 from peers.allocating import Allocating
 from peers.config import FIFO, DeviceConfig
 from peers.exchange import Exchange
+from peers.repaying import PartBytes
 from transport.messages import MAX_DELETED, Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
@@ -72,7 +73,7 @@ class DeviceState:
         me: Identity,
         config: DeviceConfig,
         sizes: Mapping[str, Size],
-        part_bytes: Callable[[str], int],
+        part_bytes: PartBytes,
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:

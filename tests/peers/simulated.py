@@ -81,7 +81,7 @@ class SimDevice:
             fingerprint,
             difference,
             dict.fromkeys(GROUPS, Size(2, 32)),
-            lambda group: PART_BYTES,
+            lambda group, codec=None: PART_BYTES // 2 if codec == "int8" else PART_BYTES,
             partial(sign_as, me.device),
             verify,
         )

@@ -212,3 +212,22 @@ def test_a_device_that_crashes_in_between_costs_its_own_measurement_alone() -> N
 def test_the_ranges_of_a_policy_hold_the_scenarios_own_steps() -> None:
     made = limits(small_config(round={"local_steps": 5}, correction={"steps_min": 7, "steps_max": 3}))
     assert (made.steps_min, made.base.steps, made.steps_max) == (5, 5, 5)
+
+
+def test_what_reports_take_is_saved_on_data_unless_that_is_forbidden() -> None:
+    def coarse(net: Network) -> list[int]:
+        rounds = [r for device in net for r in device.done(do.RoundDone) if r.phase == "correction"]
+        return [sum(sent.get("int8", 0) for sent in r.sent.values()) for r in rounds]
+
+    assert sum(coarse(corrected("dominant"))) > 0
+    assert sum(coarse(corrected("dominant", repay=False))) == sum(coarse(corrected("uniform"))) == 0
+
+
+def test_a_diagnosis_that_comes_too_late_to_act_on_is_not_made() -> None:
+    for rounds in range(4, 16):  # every 4 rounds, decided 3 later
+        net = corrected("dominant", rounds=rounds)
+        net.rounds(6)
+        for device in net:
+            assert len(device.done(do.Diagnose)) == len(device.logged("decision"))
+            acted = [train.round for train in device.done(do.Train) if train.settings]
+            assert all(any(r > d.round + 3 for r in acted) for d in device.done(do.Diagnose))

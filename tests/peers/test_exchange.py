@@ -20,9 +20,13 @@ PLENTY = 1_000_000
 PART = Part(THEIRS, "early")
 
 
+def part_bytes(group: str, codec: str | None = None) -> int:
+    return SIZES[group]
+
+
 def exchange(mode: str = "average", *keys: Key) -> Exchange:
     """d0's, holding these blocks (none: its own and d1's) at version 0."""
-    made = Exchange(MODES[mode](), SIZES, SIZES.__getitem__)
+    made = Exchange(MODES[mode](), SIZES, part_bytes)
     for key in keys or (OWN, THEIRS):
         made.add(key, 0)
     return made
@@ -152,7 +156,7 @@ def test_what_was_sent_to_one_neighbour_is_new_to_another() -> None:
 
 
 def test_a_block_that_nobody_has_trained_is_not_sent() -> None:
-    of = Exchange(MODES["average"](), SIZES, SIZES.__getitem__)
+    of = Exchange(MODES["average"](), SIZES, part_bytes)
     of.add(THEIRS)
     assert statuses(plan(of)["d9"]) == dict.fromkeys(of.parts(THEIRS), "unchanged")
     assert of.held[PART] == ZERO

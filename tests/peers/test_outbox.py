@@ -95,6 +95,20 @@ class Post:
         return self.accounts.link(peer)
 
 
+def test_a_codec_that_differs_for_a_part_is_sent_and_leaves_nothing_for_later() -> None:
+    post = Post(budget_bytes=1 << 20)
+    part = Part(OWN, "early")
+    coarse = Publish("d1", 3, ((part, 3, "train"),), MANIFEST, {part: "int8"})
+    post.box.publish(coarse, post.box.encode(coarse), 0)
+    assert post.box.encoded(coarse) is not None
+    assert post.box.encoded(Publish("d1", 3, coarse.parts, MANIFEST)) is None  # in fp16 it is not there yet
+    post.publish(OWN, version=4)
+    post.drain()
+    codecs = [message.codec for message in post.wire.messages("d1") if isinstance(message, Update)]
+    assert codecs == ["fp16"]  # what was queued is replaced by the newer version
+    assert not post.box._errors
+
+
 def blocks_of(messages: list[Message]) -> list[str]:
     return [message.block for message in messages if isinstance(message, Update)]
 
