@@ -200,8 +200,8 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if scenario.correction.whole_rounds and scenario.mixing.mode != "average":
         yield (
             "correction.whole_rounds",
-            f"{scenario.correction.whole_rounds} with mixing.mode = {scenario.mixing.mode!r}, where copies of "
-            "a block are not averaged; allowed: 0, or mixing.mode = 'average'",
+            f"{scenario.correction.whole_rounds} with mixing.mode = {scenario.mixing.mode!r}, where copies "
+            "of a block are not averaged; allowed: 0, or mixing.mode = 'average'",
         )
     if scenario.isolation.leak and scenario.correction.policy == "lookahead":
         yield (
