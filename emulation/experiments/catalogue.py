@@ -114,7 +114,7 @@ REGIMES = (
     ),
     Setting(
         "heterogeneity",
-        "R_het: disjoint data and many local steps; a ring at gamma = 0.7, where it matters how far owners go",
+        "R_het: disjoint data and many local steps; a ring at gamma = 0.7: it matters how far owners go",
         {
             "train.lr": 5e-3,
             "adapter.rank": 8,
