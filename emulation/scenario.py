@@ -197,12 +197,6 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.correction.handover} with mixing.mode = 'paper-literal', which has no foreign blocks "
             "in the model; allowed: 0, or another mode",
         )
-    if scenario.correction.whole_rounds and scenario.mixing.mode != "average":
-        yield (
-            "correction.whole_rounds",
-            f"{scenario.correction.whole_rounds} with mixing.mode = {scenario.mixing.mode!r}, where copies "
-            "of a block are not averaged; allowed: 0, or mixing.mode = 'average'",
-        )
     if scenario.isolation.leak and scenario.correction.policy == "lookahead":
         yield (
             "correction.policy",

@@ -149,10 +149,6 @@ class CorrectionConfig(Section):
     sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers a gradient is told in, per group
     labels: Literal["data", "model"] = "data"  # empirical Fisher, or the Fisher itself at a second pass
     handover: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit; 0: none (handover.py)
-    whole_rounds: Annotated[int, Field(ge=0)] = (
-        0  # first rounds in which neighbours take own blocks over whole
-    )
-    whole_share: Annotated[float, Field(gt=0, le=1)] = 0.4  # ... of their owner's move in such a round
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
     prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)

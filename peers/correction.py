@@ -69,24 +69,10 @@ class Correction:
             return {}
         if self._schedule is None:
             return dict(self._decision.settings)
-        made = self._schedule(self._k(), self._config.rounds, self._limits)
-        return dict.fromkeys(self._state.exchange.groups, made)
-
-    def _k(self) -> int:
-        """The round of this correction."""
-        began = (
-            self._state.correct_until - self._config.rounds
-        )  # an event's round; a joiner corrects in it too
-        return max(0, self._state.round - began - 1)
-
-    def whole(self) -> bool:
-        """Whether neighbours take a block over whole from its owner in this round, as after a refit."""
-        return self._state.work == "correction" and self._k() < self._config.whole_rounds
-
-    def takes_whole(self, peer: str, owner: str) -> bool:
-        """Whether `peer` has no use for another's copy of the block of `owner` in this round."""
-        drawn = self._graphs().values()
-        return self.whole() and (peer == owner or all(graph.has_edge(peer, owner) for graph in drawn))
+        rounds = self._config.rounds
+        began = self._state.correct_until - rounds  # an event's round; a joiner corrects in it too
+        k = max(0, self._state.round - began - 1)
+        return dict.fromkeys(self._state.exchange.groups, self._schedule(k, rounds, self._limits))
 
     def takes_anchor(self) -> bool:
         """Whether a correction has begun since this was asked last."""

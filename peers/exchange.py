@@ -125,14 +125,14 @@ class Exchange:
         receivers: Iterable[str],
         budget_bytes: int,
         cause: str,
-        goes: Callable[[str, Part], bool] = lambda peer, part: True,
+        goes: Callable[[str, str], bool] = lambda peer, group: True,
         choose: Choose | None = None,
         outages: Collection[str] = (),
     ) -> dict[str, Plan]:
         """What goes to whom, and in which codec where `choose` says; None: within the data budget, first in
         first out.
 
-        `goes(peer, part)`: whether a part is exchanged with a peer in this round; what was asked for is.
+        `goes(peer, group)`: whether a group is exchanged with a peer in this round; what was asked for is.
         `outages`: peers to which nothing goes; what they asked for waits.
         """
         offers = {peer: self._offers(own, peer) for peer in sorted(receivers)}
@@ -140,7 +140,7 @@ class Exchange:
             (peer, part)
             for peer, parts in offers.items()
             for part in parts
-            if peer not in outages and (goes(peer, part) or part in self.peer(peer).wants)
+            if peer not in outages and (goes(peer, part.group) or part in self.peer(peer).wants)
         ]
         codecs: Mapping[Slot, str] = {}
         if choose is None:

@@ -73,8 +73,6 @@ class Rounds:
         state.network_round = max(state.network_round, round_)
         state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
         damping = state.mode.damping(len(state.training()), state.config.mixing.omega)
-        if self._correction.whole():
-            damping = state.config.correction.whole_share
         settings, rehearse = self._correction.settings(), state.work == "train"
         steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
         anchor = self._correction.takes_anchor()
@@ -95,8 +93,6 @@ class Rounds:
         held = state.exchange.held
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
-        if self._correction.whole():
-            state.exchange.replace(state.own.key)
         state.phase, self._trained_ns = State.WAIT, now
         self._left, self._outages = budget_bytes, outages
         self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
@@ -163,11 +159,10 @@ class Rounds:
         assert allocating is not None
         return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
 
-    def _goes(self, peer: str, part: Part) -> bool:
-        """Whether a part is exchanged with a peer in this round."""
-        group, owner, me = part.group, part.block.device, self._state.me.device
-        exchanged = peer in self._correction.graph(group)[me] and self._correction.exchanged(group)
-        return exchanged and (owner == me or not self._correction.takes_whole(peer, owner))
+    def _goes(self, peer: str, group: str) -> bool:
+        """Whether a group is exchanged with a peer in this round."""
+        around = self._correction.graph(group)[self._state.me.device]
+        return peer in around and self._correction.exchanged(group)
 
     def on_manifest(self, now: int, source: str, manifest: Manifest) -> bool:
         """Whether it is taken in."""

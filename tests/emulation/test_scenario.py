@@ -143,12 +143,6 @@ def test_newest_refuses_leak(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["newest", "paper-literal"])
-def test_owners_can_only_be_taken_over_whole_where_copies_are_averaged(file: Path, mode: str) -> None:
-    said = refusal(file, "correction.whole_rounds=3", f"mixing.mode={mode}")
-    assert "correction.whole_rounds: 3" in said and "allowed: 0, or mixing.mode = 'average'" in said
-
-
-@pytest.mark.parametrize("mode", ["newest", "paper-literal"])
 def test_an_allocator_wants_copies_of_one_block_that_are_mixed(file: Path, mode: str) -> None:
     said = refusal(file, "radio.allocator=residual", f"mixing.mode={mode}")
     assert f"radio.allocator: 'residual' with mixing.mode = '{mode}'" in said

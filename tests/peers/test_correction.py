@@ -120,47 +120,6 @@ def test_a_schedule_acts_from_the_first_round_of_a_correction_on() -> None:
         assert not device.done(do.Diagnose)
 
 
-def test_in_whole_rounds_owners_are_taken_over_and_nothing_else_is_sent_to_who_hears_them() -> None:
-    settings = {"rounds": 8, "whole_rounds": 3, "whole_share": 0.25}
-    net = Network(small_config(topology={"kind": "full"}, correction=settings, round={"local_steps": 2}))
-    net.cohort(4)
-    net.rounds(3)
-    net.signal("d3", "leave")
-    net.rounds(14)
-    for device in net:
-        own = device.protocol.own
-        assert own is not None
-        whole = {train.round for train in device.done(do.Train) if train.damping == 0.25}
-        assert len(whole) == 3
-        for action in device.done(do.Publish):
-            blocks = {part.block for part, _, _ in action.parts}
-            if action.round in whole:
-                assert blocks == {own.key}
-                assert {item[4] for item in action.manifest.items if item[0] == device.name} == {"replaces"}
-            elif action.round > max(whole):
-                assert len(blocks) == 3
-        after = [train.round for train in device.done(do.Train) if train.settings and train.damping == 1.0]
-        assert len(after) >= 5
-
-
-def test_after_whole_rounds_all_copies_are_their_owners() -> None:
-    settings = {"rounds": 3, "whole_rounds": 3}
-    net = Network(small_config(topology={"kind": "full"}, correction=settings))
-    net.cohort(4)
-    net.rounds(3)
-    net.signal("d3", "leave")
-    seen = 0
-    while seen < 40 and net["d0"].protocol._correction._state.work != "correction":
-        net.rounds(1)
-        seen += 1
-    net.rounds(2)
-    owners = {device.protocol.own.key: device for device in net if device.protocol.own is not None}
-    for key, owner in owners.items():
-        for device in net:
-            for group, values in device.block(key).items():
-                assert np.allclose(values, owner.block(key)[group])
-
-
 def test_a_joiner_and_a_second_event_keep_to_the_rounds_of_a_correction() -> None:
     asked: list[tuple[str, int, int]] = []
     net = corrected("early-steps", steps_max=4, rounds=12)
