@@ -63,6 +63,9 @@ ARMS: dict[str, Arm] = {
         Arm("handover+early-steps", "both", {**HANDOVER, **EARLY}),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
         Arm("rehearsed+handover", "both", {**REHEARSED, **HANDOVER}, branches=False),
+        Arm(
+            "rehearsed+handover+early-steps", "all three", {**REHEARSED, **HANDOVER, **EARLY}, branches=False
+        ),
         Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )
@@ -76,7 +79,7 @@ BEFORE = Arm(
 )
 RECOVERY = (
     *("max-steps", "early-steps", "handover", "handover+max-steps", "handover+early-steps"),
-    *("rehearsed", "rehearsed+handover", "newest"),
+    *("rehearsed", "rehearsed+handover", "rehearsed+handover+early-steps", "newest"),
 )
 POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")
