@@ -197,6 +197,12 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.correction.handover} with mixing.mode = 'paper-literal', which has no foreign blocks "
             "in the model; allowed: 0, or another mode",
         )
+    if scenario.correction.fisher and scenario.correction.policy == "lookahead":
+        yield (
+            "correction.fisher",
+            "true with correction.policy = 'lookahead', whose trials would move the optimiser's moments; "
+            "allowed: false, or another policy",
+        )
     if scenario.isolation.leak and scenario.correction.policy == "lookahead":
         yield (
             "correction.policy",

@@ -65,7 +65,8 @@ class Train:
     rehearse: bool
     damping: float
     settings: Settings = field(default_factory=dict)  # of a correction policy, by group
-    anchor: bool = False  # the own block as it is now becomes the anchor of proximal damping
+    anchor: bool = False  # a correction begins: the own block is the anchor of proximal damping
+    fisher: bool = False  # steps in the eigenbasis of the Fisher information
 
 
 @dataclass(frozen=True, slots=True)

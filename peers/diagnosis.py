@@ -135,7 +135,7 @@ class Tap:
     y: Tensor
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """x: [n, T, d]; d: dL/dy, [n, T, k]."""
 
     x: Tensor
@@ -164,9 +164,17 @@ def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
             handle.remove()
 
 
-def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, _Pass]:
+def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
+    """What one forward and one backward pass of the loss show of each module."""
+    with taps(model, layout) as seen:
+        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        loss = _mean_loss(output.logits[:, :-1].float(), batch.labels[:, 1:])
+        return _backward(loss, seen, keep=False)
+
+
+def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pass]:
     found = torch.autograd.grad(loss, [tap.y for tap in seen.values()], retain_graph=keep)
-    return {name: _Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
+    return {name: Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -199,8 +207,8 @@ def _add_module(
     shape: ModuleShape,
     scale: float,
     blocks: Mapping[BlockKey, Block],
-    passed: _Pass,
-    fisher: Mapping[str, _Pass],
+    passed: Pass,
+    fisher: Mapping[str, Pass],
     options: Options,
 ) -> None:
     bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
@@ -213,7 +221,7 @@ def _add_module(
     total.gram = total.gram + scale**2 * (rows @ rows.T).double()
 
 
-def _shares(passed: _Pass, bases: Tensor, microbatch: int) -> Tensor:
+def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
     """[m, k, N r]: each micro-batch's share of the loss's gradient w.r.t. all blocks' B, over s."""
     count = len(passed.x) // microbatch
     z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +24,7 @@ from peers.diagnosis import Diagnosis, Options, diagnose
 from peers.errors import InputError
 from peers.export import blocks_sha256, saved_blocks, write_adapter
 from peers.fingerprint import Fingerprint
+from peers.fisher import FisherSteps
 from peers.handover import BATCH, EXAMPLES, refit
 from peers.sketch import Sketcher
 from peers.snapshots import SnapshotModel, write_snapshot
@@ -94,6 +95,7 @@ class Learner:
         self._own: BlockKey | None = None
         self._before: dict[str, Tensor] = {}  # the own block when the last train() began
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
+        self._fisher: FisherSteps | None = None
         self._sketcher: Sketcher | None = None
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None  # None: what is placed is out of date
@@ -148,7 +150,7 @@ class Learner:
                 self._union.set(key, group, values)
         if self._own is not None:
             self._optimizers.pop(self._own, None)
-        self._own, self._before, self._anchor = key, {}, {}
+        self._own, self._before, self._anchor, self._fisher = key, {}, {}, None
         if resume:
             self._resume(key)
             optimizer = self._optimizer(key)
@@ -173,7 +175,7 @@ class Learner:
         if self._sketcher is not None:
             self._sketcher.forget(key)
         if key == self._own:
-            self._own, self._before, self._anchor = None, {}, {}
+            self._own, self._before, self._anchor, self._fisher = None, {}, {}, None
             self._adapter.attach(None)
         elif self._literal:
             self._project_out(basis)
@@ -181,16 +183,19 @@ class Learner:
         return Receipt(before, self.sha256())
 
     def _take_over(self, own: BlockKey, gone: BlockKey, share: float) -> None:
-        draw = batch_generator(self._config.seed, f"{self._device_id}/handover/{gone}", 0, 0)
-        drawn = sample_batch(self._encoded, min(EXAMPLES, len(self._encoded)), draw)
-        self._place(())
-        batches = (self._encoded.take(part).to(self._device) for part in torch.split(drawn, BATCH))
-        block = self._union[own]
+        batches, block = self._own_batches(f"handover/{gone}", 0), self._union[own]
         moves = refit(self._adapter.model, self.layout, block, self._union[gone], batches)
         for group, move in moves.items():
             self._union.set(own, group, block.data[group].detach() + share * move)
             if group in self._before:
                 self._before[group] += share * move
+
+    def _own_batches(self, what: str, round: int) -> Iterator[Encoded]:
+        """EXAMPLES of the own data at most, drawn for a measurement of the model with all blocks in it."""
+        draw = batch_generator(self._config.seed, f"{self._device_id}/{what}", round, 0)
+        drawn = sample_batch(self._encoded, min(EXAMPLES, len(self._encoded)), draw)
+        self._place(())
+        return (self._encoded.take(part).to(self._device) for part in torch.split(drawn, BATCH))
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
         """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
@@ -228,13 +233,21 @@ class Learner:
         self._place(())
         return self._adapter.model
 
-    def train(self, round: int, steps: int, rehearse: bool, settings: Settings | None = None) -> TrainResult:
+    def train(
+        self,
+        round: int,
+        steps: int,
+        rehearse: bool,
+        settings: Settings | None = None,
+        fisher: bool = False,
+    ) -> TrainResult:
         """`steps` local steps of AdamW on the own block; its moments last over rounds.
 
         Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
         move too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: how many of
-        the steps move the group, and lambda_g. Raises RuntimeError without an own block or if the loss is not
-        finite.
+        the steps move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its Fisher
+        information, measured in the first such round. Raises RuntimeError without an own block or if the loss
+        is not finite.
         """
         own = self._own
         if own is None:
@@ -243,11 +256,22 @@ class Learner:
         self._begins_with.clear()
         self._before = {g: b.clone() for g, b in self._union[own].data.items()}
         self._adapter.freeze()
+        if not fisher:
+            self._fisher = None
+        elif self._fisher is None:
+            self._fisher = self._measured_fisher(own, round)
         losses = []
         for step in range(steps):
             self._place(self._rehearsed(round, step) if rehearse else ())
             losses.append(self._step(own, round, step, settings or {}))
         return TrainResult(tuple(losses), time.perf_counter() - start)
+
+    def _measured_fisher(self, own: BlockKey, round: int) -> FisherSteps:
+        """AdamW's moments begin with it, and again when it ends: they hold for one basis."""
+        self._optimizers.pop(own, None)
+        batches, train = self._own_batches("fisher", round), self._config.train
+        model, block = self._adapter.model, self._union[own]
+        return FisherSteps(model, self.layout, block, batches, train.lr, train.weight_decay)
 
     def trials(self, round: int, tried: Mapping[Move, Settings]) -> dict[Move, float]:
         """By how much the loss on one batch would fall, in nats, in a round of training with each of the
@@ -292,8 +316,9 @@ class Learner:
         )
 
     def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it."""
-        own = self._own
+        """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it. The
+        Fisher information of before is not that of the model any more."""
+        own, self._fisher = self._own, None
         self._anchor = {} if own is None else {g: b.clone() for g, b in self._union[own].data.items()}
 
     def own_move(self) -> dict[str, float]:
@@ -344,7 +369,10 @@ class Learner:
             elif action.prox and group in self._anchor:
                 pull = action.prox * (data[group] - self._anchor[group])
                 data[group].grad = self._adapter.gradients[group] + pull
-        self._optimizer(own).step()
+        if self._fisher is None:
+            self._optimizer(own).step()
+        else:
+            self._fisher.step({g: b.grad for g, b in data.items() if b.grad is not None})
         for key in self._foreign() if self._leaks() else ():
             self._optimizer(key).step()
             for values in self._union[key].data.values():

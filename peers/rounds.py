@@ -76,7 +76,8 @@ class Rounds:
         settings, rehearse = self._correction.settings(), state.work == "train"
         steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
         anchor = self._correction.takes_anchor()
-        state.act(Train(round_, steps, rehearse, damping, settings, anchor))
+        fisher = state.config.correction.fisher and not rehearse
+        state.act(Train(round_, steps, rehearse, damping, settings, anchor, fisher))
 
     def trained(
         self,

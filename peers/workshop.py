@@ -135,7 +135,8 @@ class Workshop:
         steps = {group: settings.steps for group, settings in action.settings.items()}
         if steps != self._steps:  # losses of other numbers of steps tell another slope
             self._losses = []
-        result = self._learner.train(action.round, action.steps, action.rehearse, action.settings)
+        learner = self._learner
+        result = learner.train(action.round, action.steps, action.rehearse, action.settings, action.fisher)
         self._moves = self._learner.own_move()  # before damping, and before neighbours pull it back
         self._steps = steps
         self._most = result.steps

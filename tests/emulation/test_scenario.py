@@ -142,6 +142,11 @@ def test_newest_refuses_leak(file: Path) -> None:
     assert "one writer" in refusal(file, "mixing.mode=newest", "isolation.leak=0.5")
 
 
+def test_trials_leave_no_trace_and_so_want_plain_steps(file: Path) -> None:
+    said = refusal(file, "correction.fisher=true", "correction.policy=lookahead")
+    assert "correction.fisher" in said and "allowed: false, or another policy" in said
+
+
 @pytest.mark.parametrize("mode", ["newest", "paper-literal"])
 def test_an_allocator_wants_copies_of_one_block_that_are_mixed(file: Path, mode: str) -> None:
     said = refusal(file, "radio.allocator=residual", f"mixing.mode={mode}")

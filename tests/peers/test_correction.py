@@ -120,6 +120,13 @@ def test_a_schedule_acts_from_the_first_round_of_a_correction_on() -> None:
         assert not device.done(do.Diagnose)
 
 
+def test_the_eigenbasis_is_for_the_rounds_of_a_correction() -> None:
+    for device in corrected("uniform", rounds=8, fisher=True):
+        trains = device.done(do.Train)
+        assert [train.fisher for train in trains] == [not train.rehearse for train in trains]
+        assert {train.fisher for train in trains} == {True, False}
+
+
 def test_a_joiner_and_a_second_event_keep_to_the_rounds_of_a_correction() -> None:
     asked: list[tuple[str, int, int]] = []
     net = corrected("early-steps", steps_max=4, rounds=12)
