@@ -26,7 +26,9 @@ class Arm:
 
 
 HANDOVER = {"correction.handover": 0.4}  # damped, as method 4 has it
+STRONG = {"correction.handover": 1.2}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
+FISHER = {**EARLY, "correction.fisher": True}
 REHEARSED = {"train.rehearsal": 0.3}
 NEWEST = {"mixing.mode": "newest"}
 
@@ -59,12 +61,18 @@ ARMS: dict[str, Arm] = {
         _policy("max-steps", "n_max local steps for all groups"),
         Arm("early-steps", "20 local steps at first, then as `uniform`", EARLY),
         Arm("handover", "the survivors' blocks are refitted before the leaver's goes", HANDOVER),
-        Arm("handover+max-steps", "both", {**HANDOVER, "correction.policy": "max-steps"}),
         Arm("handover+early-steps", "both", {**HANDOVER, **EARLY}),
+        Arm("fisher", "early steps in the eigenbasis of the own block's Fisher information", FISHER),
+        Arm("handover+fisher", "both", {**HANDOVER, **FISHER}),
+        Arm("strong-handover+fisher", "the same, thrice the share", {**STRONG, **FISHER}),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
         Arm("rehearsed+handover", "both", {**REHEARSED, **HANDOVER}, branches=False),
+        Arm("rehearsed+fisher", "both", {**REHEARSED, **FISHER}, branches=False),
         Arm(
-            "rehearsed+handover+early-steps", "all three", {**REHEARSED, **HANDOVER, **EARLY}, branches=False
+            "rehearsed+strong-handover+fisher",
+            "all three",
+            {**REHEARSED, **STRONG, **FISHER},
+            branches=False,
         ),
         Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
@@ -78,8 +86,9 @@ BEFORE = Arm(
     branches=False,
 )
 RECOVERY = (
-    *("max-steps", "early-steps", "handover", "handover+max-steps", "handover+early-steps"),
-    *("rehearsed", "rehearsed+handover", "rehearsed+handover+early-steps", "newest"),
+    *("max-steps", "early-steps", "handover", "handover+early-steps"),
+    *("fisher", "handover+fisher", "strong-handover+fisher"),
+    *("rehearsed", "rehearsed+handover", "rehearsed+fisher", "rehearsed+strong-handover+fisher", "newest"),
 )
 POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")
