@@ -46,7 +46,7 @@ class Publish:
     round: int
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
     manifest: Manifest
-    codecs: Mapping[Part, str] = field(default_factory=dict)  # that an allocator chose; else the scenario's
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # where it is not the scenario's
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Correction:
         self._repaying = Repaying(state.config.radio.codec, state.exchange.part_bytes)
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
         self._members: tuple[str, ...] = ()  # for whom it was decided
-        self._corrects_until = -1
+        self._noticed = 0  # events
         self._measured: Weights | None = None
         self._anchor = False
         self._asked: list[int] = []  # epochs that are to be decided from
@@ -126,8 +126,9 @@ class Correction:
         return Weights(alike, alike, alike)
 
     def coarser(self, copies: Mapping[Part, int]) -> dict[Part, str]:
-        """Of the parts that go out, so often each, those that make up for what was told."""
-        return self._repaying.codecs(copies, self.weights().residual)
+        """Of the parts that go out, so often each, those that make up for what was told; none before it is
+        known which groups matter least."""
+        return {} if self._measured is None else self._repaying.codecs(copies, self._measured.residual)
 
     # -- measuring and telling -------------------------------------------------------------------------
     def round_closed(self, now: int) -> None:
@@ -194,8 +195,8 @@ class Correction:
 
     def _notice(self) -> None:
         """Another event: what was predicted no longer holds, what was learnt does."""
-        if self._state.correct_until != self._corrects_until:
-            self._corrects_until = self._state.correct_until
+        if self._state.events != self._noticed:
+            self._noticed = self._state.events
             self._memory, self._anchor, self._asked = self._memory.after_event(), True, []
             self._decision, self._members = Decision({}, "", self._memory), ()
             self._measured = None

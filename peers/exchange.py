@@ -37,7 +37,7 @@ class Plan:
     parts: tuple[tuple[Part, int, str], ...]
     items: tuple[tuple[str, int, str, int, str], ...]
     withheld: int
-    codecs: Mapping[Part, str] = field(default_factory=dict)  # of `parts`, where an allocator chose them
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # of `parts`, where it is not the scenario's
 
 
 class Exchange:
@@ -94,6 +94,10 @@ class Exchange:
         """The own block has been refitted: copies of it from before are to be replaced, not mixed with."""
         if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
             self._replacing = {part: {} for part in self.parts(own)}
+
+    def replaces(self, part: Part) -> bool:
+        """Whether neighbours that have not had it take the own part over whole."""
+        return part in self._replacing
 
     def forget_peer(self, peer: str) -> None:
         self.peers.pop(peer, None)

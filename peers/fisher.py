@@ -2,7 +2,7 @@
 
 Per module, F is taken for a Kronecker product (K-FAC: Martens and Grosse, 2015, eq. 8),
 
-    F ~ E[d d^T] (x) E[z z^T],    z = A_i^T x,    d = dL/dy
+    F ~ E[d d^T] (x) E[z z^T],    z = A_i^T x,    d = dl/dy, l the loss summed over response tokens
 
 of two small factors, measured once on the own data. In their eigenbases F is next to diagonal, and AdamW,
 which takes it to be, divides each direction by its own curvature (E-KFAC: George et al., 2018; SOAP: Vyas et
@@ -21,7 +21,7 @@ from torch import Tensor
 from peers.blocks import Block
 from peers.diagnosis import passes
 from peers.layout import ModelLayout
-from peers.tasks.encode import Encoded
+from peers.tasks.encode import IGNORED, Encoded
 
 WIDEST = 1024  # rows k of a module: an eigenbasis takes k^3 operations, k^2 numbers; above, only z is turned
 
@@ -29,7 +29,8 @@ WIDEST = 1024  # rows k of a module: an eigenbasis takes k^3 operations, k^2 num
 class FisherSteps:
     """Of one block, from when its factors are measured.
 
-    `model`: the PEFT model with all blocks in it. Leaves parameters and their gradients as they are.
+    `model`: the PEFT model with all blocks in it. Leaves parameters and their gradients as they are. Raises
+    RuntimeError where gradients are not finite.
     """
 
     def __init__(
@@ -43,6 +44,10 @@ class FisherSteps:
     ) -> None:
         self._layout, self._own, self._decay = layout, own, lr * weight_decay
         left, right = _factors(model, layout, own, batches)
+        if not all(factor.isfinite().all() for factor in (*left.values(), *right.values())):
+            raise RuntimeError(
+                "the Fisher information is not finite: training diverged; try a lower train.lr"
+            )
         self._left = {name: torch.linalg.eigh(factor)[1].float() for name, factor in left.items()}  # [k, k]
         self._right = {name: torch.linalg.eigh(factor)[1].float() for name, factor in right.items()}  # [r, r]
         # what a step adds, in the eigenbases
@@ -91,11 +96,12 @@ def _factors(
     }
     for batch in batches:
         tokens = batch.attention_mask.bool()
+        answered = int((batch.labels[:, 1:] != IGNORED).sum())  # a batch's loss is their mean
         for name, (x, d) in passes(model, layout, batch).items():
             z = (x[tokens].float() @ own.bases[name]).double()
             right[name] += z.T @ z
             if name in left:
-                rows = d[tokens].double()
+                rows = answered * d[tokens].double()
                 left[name] += rows.T @ rows
     return left, right
 

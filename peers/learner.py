@@ -172,10 +172,11 @@ class Learner:
         basis = self._union[key].bases
         self._union.delete(key)
         self._optimizers.pop(key, None)
+        self._fisher = None  # measured with the block in the model
         if self._sketcher is not None:
             self._sketcher.forget(key)
         if key == self._own:
-            self._own, self._before, self._anchor, self._fisher = None, {}, {}, None
+            self._own, self._before, self._anchor = None, {}, {}
             self._adapter.attach(None)
         elif self._literal:
             self._project_out(basis)
@@ -183,19 +184,19 @@ class Learner:
         return Receipt(before, self.sha256())
 
     def _take_over(self, own: BlockKey, gone: BlockKey, share: float) -> None:
-        batches, block = self._own_batches(f"handover/{gone}", 0), self._union[own]
+        batches, block = self._own_batches(f"handover/{gone}", 0, BATCH), self._union[own]
         moves = refit(self._adapter.model, self.layout, block, self._union[gone], batches)
         for group, move in moves.items():
             self._union.set(own, group, block.data[group].detach() + share * move)
             if group in self._before:
                 self._before[group] += share * move
 
-    def _own_batches(self, what: str, round: int) -> Iterator[Encoded]:
+    def _own_batches(self, what: str, round: int, size: int) -> Iterator[Encoded]:
         """EXAMPLES of the own data at most, drawn for a measurement of the model with all blocks in it."""
         draw = batch_generator(self._config.seed, f"{self._device_id}/{what}", round, 0)
         drawn = sample_batch(self._encoded, min(EXAMPLES, len(self._encoded)), draw)
         self._place(())
-        return (self._encoded.take(part).to(self._device) for part in torch.split(drawn, BATCH))
+        return (self._encoded.take(part).to(self._device) for part in torch.split(drawn, size))
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
         """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
@@ -269,7 +270,8 @@ class Learner:
     def _measured_fisher(self, own: BlockKey, round: int) -> FisherSteps:
         """AdamW's moments begin with it, and again when it ends: they hold for one basis."""
         self._optimizers.pop(own, None)
-        batches, train = self._own_batches("fisher", round), self._config.train
+        train, size = self._config.train, min(BATCH, self._config.data.batch)
+        batches = self._own_batches("fisher", round, size)
         model, block = self._adapter.model, self._union[own]
         return FisherSteps(model, self.layout, block, batches, train.lr, train.weight_decay)
 

@@ -263,14 +263,13 @@ class Outbox:
         return data, None if signs is None else signs(part, version, codec, data)
 
     def _encode(self, part: Part, version: int, codec: str) -> bytes | memoryview:
-        """Codecs that round coarsely carry over what earlier sends of a part have lost. An allocator does not
-        want that: it sends neighbours different codecs, and knows for each what was lost."""
+        """Codecs that round coarsely carry over what earlier sends of a part have lost. Not where neighbours
+        are sent different ones; an allocator knows for each what was lost."""
         matrix = self._learner.read(BlockKey(*part.block), part.group)
         if codec not in FEEDBACK:
-            self._errors.pop(part, None)  # nothing of it is lost in what is sent now
             return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
-        if self._copies is not None:
+        if self._copies is not None or codec != self._radio.codec:
             return encode(matrix, codec, draw)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
         return data

@@ -5,7 +5,7 @@ So a policy that measures is compared to one that does not at no more bytes. Gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from coordinator_free.mixing import Part
@@ -24,7 +24,7 @@ class Repaying:
 
     def __init__(self, codec: str, part_bytes: PartBytes) -> None:
         self._coarser, self._part_bytes = COARSER.get(codec), part_bytes
-        self._owed = 0
+        self._owed = self._turn = 0
 
     def spent(self, size: int) -> None:
         """So many bytes went out beside data."""
@@ -34,11 +34,18 @@ class Repaying:
     def codecs(self, copies: Mapping[Part, int], priority: Mapping[str, float]) -> dict[Part, str]:
         """The coarser codec for as many of the parts that go out, so often each, as save what is owed."""
         coarser: dict[Part, str] = {}
-        for part in sorted(copies, key=lambda part: (priority[part.group], part)):
+        for part in self._in_turn(copies, priority):
             if self._coarser is None or self._owed <= 0:
                 break
             saved = self._part_bytes(part.group) - self._part_bytes(part.group, self._coarser)
             if saved > 0:
                 coarser[part] = self._coarser
                 self._owed -= copies[part] * saved
+        self._turn += len(coarser)
         return coarser
+
+    def _in_turn(self, parts: Collection[Part], priority: Mapping[str, float]) -> list[Part]:
+        """Groups of least priority first; within one, each block in its turn."""
+        turn = self._turn % max(1, len(parts))
+        ordered = sorted(parts)
+        return sorted([*ordered[turn:], *ordered[:turn]], key=lambda part: priority[part.group])

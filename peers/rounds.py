@@ -139,10 +139,10 @@ class Rounds:
         self._answered |= to
 
     def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
-        """What measuring has sent is saved on some parts."""
-        codecs = self._correction.coarser(
-            Counter(part for plan in plans.values() for part, _, _ in plan.parts)
-        )
+        """What measuring has sent is saved on some parts; not on those that are taken over whole."""
+        sent = [(part, cause) for plan in plans.values() for part, _, cause in plan.parts]
+        whole = {part for part, cause in sent if cause == "transfer" or self._state.exchange.replaces(part)}
+        codecs = self._correction.coarser(Counter(part for part, _ in sent if part not in whole))
         return {
             peer: replace(plan, codecs={part: codecs[part] for part, _, _ in plan.parts if part in codecs})
             for peer, plan in plans.items()
@@ -153,7 +153,7 @@ class Rounds:
         for part, _, _ in plan.parts:
             codec = plan.codecs.get(part, self._state.config.radio.codec)
             self._sent.setdefault(part.group, Counter())[codec] += 1
-            self._left -= self._state.exchange.part_bytes(part.group, codec)
+            self._left -= self._state.exchange.part_bytes(part.group)
 
     def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
         allocating = self._state.exchange.allocating

@@ -92,6 +92,7 @@ class DeviceState:
         self.heard = False  # somebody has confirmed that it knows this device to go
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))
         self.correct_until = -1
+        self.events = 0  # that called for a correction
         self.corrected_at: set[int] = set()
         self._out: list[Action] = []
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())
@@ -145,6 +146,7 @@ class DeviceState:
         if self.round >= 0 and self.config.correction.rounds:
             until = from_round + self.config.correction.rounds
             self.correct_until = max(self.correct_until, until)
+            self.events += 1
             self.corrected_at.add(until)
 
     @property

@@ -230,6 +230,34 @@ def test_what_reports_take_is_saved_on_data_unless_that_is_forbidden() -> None:
     assert sum(coarse(corrected("dominant", repay=False))) == sum(coarse(corrected("uniform"))) == 0
 
 
+def test_nothing_is_saved_where_others_sign_what_is_relayed() -> None:
+    settings = {"policy": "dominant", "rounds": 20, "period": 4, "delay": 2, "sketch": SKETCH}
+    net = Network(small_config(topology={"kind": "ring"}, correction=settings, mixing={"mode": "newest"}))
+    for device in net.cohort(4):
+        device.measure = observed
+    net.rounds(3)
+    net.signal("d3", "leave")
+    net.rounds(12)
+    for device in net:
+        assert device.logged("decision")
+        rounds = device.done(do.RoundDone)
+        assert not any("int8" in sent for r in rounds for sent in r.sent.values())
+
+
+def test_a_second_event_in_the_round_of_the_first_begins_the_correction_anew() -> None:
+    net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 20}))
+    net.cohort(5)
+    net.rounds(3)
+    net.signal("d4", "leave")
+    net.signal("d3", "leave")
+    net.rounds(8)
+    for device in net:
+        gone = [n for n, action in enumerate(device.told) if isinstance(action, do.DropBlock)]
+        assert len(gone) == 2
+        after = next(a for a in device.told[gone[-1] :] if isinstance(a, do.Train))
+        assert after.anchor
+
+
 def test_a_diagnosis_that_comes_too_late_to_act_on_is_not_made() -> None:
     for rounds in range(4, 16):  # every 4 rounds, decided 3 later
         net = corrected("dominant", rounds=rounds)

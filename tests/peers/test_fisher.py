@@ -8,8 +8,10 @@ from torch import Tensor
 
 import peers.fisher
 from coordinator_free.decision import GroupAction
+from peers.diagnosis import passes
 from peers.fisher import FisherSteps, _factors
 from peers.learner import Learner
+from peers.tasks.encode import IGNORED
 from tests.peers.learners import OTHERS, OWN, block, joined, same
 
 LR = 0.01
@@ -56,8 +58,16 @@ def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_paddin
         lambda _, args, __: seen.append(args[0].detach())
     )
     batches = [data.take(torch.arange(2)), data.take(torch.tensor([2]))]
-    _, right = _factors(model, learner.layout, own, batches)
+    left, right = _factors(model, learner.layout, own, batches)
     hook.remove()
+    at_once, _ = _factors(model, learner.layout, own, [data.take(torch.arange(3))])
+    for module, factor in left.items():
+        assert torch.allclose(factor, at_once[module], rtol=1e-3, atol=1e-3 * float(factor.abs().max()))
+    (x, d) = passes(model, learner.layout, batches[1])[name]
+    answered = int((batches[1].labels[:, 1:] != IGNORED).sum())
+    alone, _ = _factors(model, learner.layout, own, batches[1:])
+    rows = answered * d[batches[1].attention_mask.bool()].double()
+    assert len(x) == 1 and torch.allclose(alone[name], rows.T @ rows)
     shown = [x[batch.attention_mask.bool()] for x, batch in zip(seen, batches, strict=True)]
     z = torch.cat(shown) @ own.bases[name]
     assert torch.allclose(right[name].float(), z.T @ z, rtol=1e-4)
@@ -83,6 +93,7 @@ def test_a_device_learns_so_and_moves_nothing_but_its_own_block() -> None:
     assert all(same(foreign[key], block(learner, key)) for key in OTHERS)
     plain.train(0, 1, rehearse=False)
     plain.train(1, 40, rehearse=False)
+    plain.train(2, 1, rehearse=False)
     assert plain.sha256() != learner.sha256()
 
 
@@ -108,17 +119,23 @@ def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correctio
     learner.train(4, 2, rehearse=False)
     assert learner._fisher is None
     learner.train(5, 2, rehearse=False, fisher=True)
+    learner.delete_block(OTHERS[0])  # it was in the model that was measured
+    assert learner._fisher is None
+    learner.train(6, 2, rehearse=False, fisher=True)
     learner.delete_block(OWN)
     assert learner._fisher is None
 
 
 def test_steps_by_group_and_damping_hold_here_too() -> None:
-    learner = joined()
-    learner.set_anchor()
-    before = block(learner, OWN)
-    group, *others = learner.groups
-    settings = {group: GroupAction(0), **{other: GroupAction(2, prox=0.1) for other in others}}
-    learner.train(0, 2, rehearse=False, settings=settings, fisher=True)
-    after = block(learner, OWN)
-    assert torch.equal(after[group], before[group])
-    assert not any(torch.equal(after[other], before[other]) for other in others)
+    def moved(prox: float) -> dict[str, float]:
+        learner = joined()
+        learner.set_anchor()
+        before = block(learner, OWN)
+        settings = {g: GroupAction(0 if g == first else 20, prox=prox) for g in learner.groups}
+        learner.train(0, 20, rehearse=False, settings=settings, fisher=True)
+        return {g: float((b - before[g]).norm()) for g, b in block(learner, OWN).items()}
+
+    first, *others = joined().groups
+    free, held = moved(0.0), moved(100.0)
+    assert free[first] == held[first] == 0.0
+    assert all(0 < held[group] < 0.5 * free[group] for group in others)

@@ -50,6 +50,14 @@ def test_int8_goes_as_int4_and_int4_as_it_is() -> None:
         assert {*debt.codecs(copies(), PRIORITY).values()} == coarser
 
 
+def test_blocks_of_a_group_pay_in_turn() -> None:
+    debt, paid = repaying(), []
+    for _ in range(4):
+        debt.spent(900)  # less than the 960 of one block
+        paid.append(next(iter(debt.codecs(copies(), PRIORITY))).block)
+    assert {OWN, THEIRS} == {*paid}
+
+
 @given(
     st.lists(st.integers(0, 5000), max_size=12),
     st.dictionaries(st.sampled_from(sorted(copies())), st.integers(1, 5), min_size=1),
