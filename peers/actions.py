@@ -112,11 +112,12 @@ class OwnBlock:
 @dataclass(frozen=True, slots=True)
 class DropBlock:
     """Delete a block and purge all that is queued of it. handover: the share of it that the own block takes
-    over before (peers/handover.py)."""
+    over before (peers/handover.py). damping: the share of the own move of this round that is kept then."""
 
     key: Key
     reason: str
     handover: float = 0.0
+    damping: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,7 +304,7 @@ class Driver:
         def deleted(receipt: Receipt | None) -> dict[str, object] | None:
             return None if receipt is None else {**who, **asdict(receipt)}
 
-        self._record_when_done(self.workshop.drop_block(action.key, action.handover), "deleted", deleted)
+        self._record_when_done(self.workshop.drop_block(action), "deleted", deleted)
 
     def _on_export(self, action: do.Export) -> None:
         out = Path(self.spec.out)

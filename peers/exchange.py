@@ -95,6 +95,10 @@ class Exchange:
         if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
             self._replacing = {part: {} for part in self.parts(own)}
 
+    def refitted(self) -> bool:
+        """Whether the own block has been refitted and nobody has had it yet."""
+        return any(not told for told in self._replacing.values())
+
     def replaces(self, part: Part) -> bool:
         """Whether neighbours that have not had it take the own part over whole."""
         return part in self._replacing

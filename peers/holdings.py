@@ -10,7 +10,7 @@ from coordinator_free.membership import Key, Record, Status
 from coordinator_free.slots import EVERYBODY
 from peers.actions import AddBlock, DropBlock, Snapshot
 from peers.exchange import ZERO
-from peers.state import SECOND, DeviceState
+from peers.state import SECOND, DeviceState, State
 from transport.messages import MAX_DELETED, Deleted
 
 GONE = {
@@ -87,9 +87,13 @@ class Holdings:
             state.act(Snapshot(state.round, f"before:{key.device}"))
         left = record is not None and record.status is Status.LEFT  # a crash verdict may be wrong
         handover = state.config.correction.handover if left and state.round >= 0 else 0.0
+        damping = 1.0
         if handover and state.own is not None:
+            undamped = not state.exchange.refitted() and state.phase in (State.TRAIN, State.WAIT)
             state.exchange.replace(state.own.key)
-        state.act(DropBlock(key, GONE.get(record.status, "moved") if record else "unknown", handover))
+            damping = state.damping() if undamped and state.exchange.refitted() else 1.0
+        reason = GONE.get(record.status, "moved") if record else "unknown"
+        state.act(DropBlock(key, reason, handover, damping))
         state.exchange.drop(key)
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))

@@ -72,12 +72,11 @@ class Rounds:
         state.round, state.phase, self._start_ns = round_, State.TRAIN, now
         state.network_round = max(state.network_round, round_)
         state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
-        damping = state.mode.damping(len(state.training()), state.config.mixing.omega)
         settings, rehearse = self._correction.settings(), state.work == "train"
         steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
         anchor = self._correction.takes_anchor()
         fisher = state.config.correction.fisher and not rehearse
-        state.act(Train(round_, steps, rehearse, damping, settings, anchor, fisher))
+        state.act(Train(round_, steps, rehearse, state.damping(), settings, anchor, fisher))
 
     def trained(
         self,

@@ -154,6 +154,13 @@ class DeviceState:
         """What this round is: "train" or "correction"."""
         return "correction" if self.round <= self.correct_until else "train"
 
+    def damping(self) -> float:
+        """The share of the own move over this round that is kept. A refit is taken over whole, not averaged:
+        what goes with it is damped as averaging would have done."""
+        members = len(self.training())
+        refitted = self.exchange.refitted()
+        return 1 / members if refitted else self.mode.damping(members, self.config.mixing.omega)
+
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:
         self._out.extend(actions)

@@ -87,9 +87,9 @@ class Workshop:
             partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
         )
 
-    def drop_block(self, key: Key, handover: float = 0.0) -> Future[Receipt | None]:
+    def drop_block(self, action: do.DropBlock) -> Future[Receipt | None]:
         """None: it was not held."""
-        return self.submit(partial(self._drop, key, handover))
+        return self.submit(partial(self._drop, action))
 
     def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
         """A neighbour's copy, for the allocator."""
@@ -208,10 +208,15 @@ class Workshop:
             values = np.concatenate([values, trials.pack(drops, found.groups)])
         return values, found
 
-    def _drop(self, key: Key, handover: float) -> Receipt | None:
+    def _drop(self, action: do.DropBlock) -> Receipt | None:
+        key = action.key
         self._changed = {part for part in self._changed if part.block != key}
         self._versions.drop(key)
         if self.copies is not None:
             self.copies.drop(key)
         block = BlockKey(*key)
-        return self._learner.delete_block(block, handover) if self._learner.has(block) else None
+        if not self._learner.has(block):
+            return None
+        if action.damping != 1.0:
+            self._learner.scale_own_move(action.damping)
+        return self._learner.delete_block(block, action.handover)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from peers import actions as do
 from peers.handover import refit
 from peers.learner import Learner
 from tests.peers.learners import OTHERS, OWN, block, joined, logits, same
+from tests.peers.simulated import Network, small_config
 
 GONE = OTHERS[1]
 
@@ -60,6 +63,37 @@ def test_the_share_is_added_also_to_what_a_snapshot_shows_as_settled() -> None:
     for group, move in wanted.items():
         assert torch.allclose(learner.read(OWN, group), trained[group] + 0.4 * move, atol=1e-6)
         assert torch.allclose(learner._before[group], before[group] + 0.4 * move, atol=1e-6)
+
+
+@pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
+def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_ms: int) -> None:
+    net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 9, "handover": 0.4}))
+    net.cohort(4)
+    net.rounds(3)
+    net.run(after_ms / 1000)
+    net.signal("d3", "leave")
+    net.rounds(6)
+    for device in net:
+        drop = next(a for a in device.told if isinstance(a, do.DropBlock))
+        at = device.told.index(drop)
+        sent = next(n for n, a in enumerate(device.told) if isinstance(a, do.Publish) and n > at)
+        assert "replaces" in {item[4] for item in device.told[sent].manifest.items}
+        between = [a.damping for a in device.told[at:sent] if isinstance(a, do.Train)]
+        assert drop.damping == pytest.approx(1 / 3)
+        assert between in ([], [pytest.approx(1 / 3)])
+        assert {a.damping for a in device.told[sent:] if isinstance(a, do.Train)} == {1.0}
+
+
+def test_in_newest_a_refit_is_a_version_like_any_other() -> None:
+    settings = {"rounds": 9, "handover": 0.4}
+    net = Network(small_config(correction=settings, mixing={"mode": "newest", "omega": 0.7}))
+    net.cohort(3)
+    net.rounds(3)
+    net.signal("d2", "leave")
+    net.rounds(4)
+    for device in net:
+        assert [drop.damping for drop in device.done(do.DropBlock)] == [1.0]
+        assert {train.damping for train in device.done(do.Train)} == {0.7}
 
 
 def test_without_it_nothing_of_the_block_is_used() -> None:
