@@ -148,7 +148,7 @@ class CorrectionConfig(Section):
     delay: Annotated[int, Field(ge=1)] = 2  # rounds from a diagnosis to its decision: reports travel by hops
     sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers a gradient is told in, per group
     labels: Literal["data", "model"] = "data"  # empirical Fisher, or the Fisher itself at a second pass
-    handover: Annotated[float, Field(ge=0, le=2)] = 0.0  # share of the handover refit; 0: none (handover.py)
+    handover: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit; 0: none (handover.py)
     fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (fisher.py)
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
