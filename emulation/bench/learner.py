@@ -68,7 +68,9 @@ class BenchLearner:
     def scale_own_move(self, omega: float) -> None:
         """Nothing is damped in this mode."""
 
-    def train(self, round: int, steps: int, rehearse: bool, settings: object = None) -> TrainResult:
+    def train(
+        self, round: int, steps: int, rehearse: bool, settings: object = None, fisher: bool = False
+    ) -> TrainResult:
         start = time.perf_counter()
         losses = [self._work.step() for _ in range(steps)]
         return TrainResult(tuple(losses), time.perf_counter() - start)
