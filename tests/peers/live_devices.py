@@ -80,11 +80,13 @@ class Hold:
     def on(self, learner: Learner) -> None:
         train = learner.train
 
-        def held(round: int, steps: int, rehearse: bool, settings: Settings | None = None) -> TrainResult:
+        def held(
+            round: int, steps: int, rehearse: bool, settings: Settings | None = None, fisher: bool = False
+        ) -> TrainResult:
             if round == HELD_ROUND:
                 self.reached.set()
                 assert self.over.wait(PATIENCE_S), "the attack did not end"
-            return train(round, steps, rehearse, settings)
+            return train(round, steps, rehearse, settings, fisher)
 
         learner.train = held  # type: ignore[method-assign]
 
