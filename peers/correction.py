@@ -28,11 +28,12 @@ from coordinator_free.topology_refine import Bounds, Ladder, edge, ladder
 from peers.actions import Diagnose, Drop
 from peers.config import DeviceConfig
 from peers.meeting import Meeting
+from peers.outbox import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
 from peers.repaying import Repaying
 from peers.state import DeviceState
 from transport.messages import Observed
 
-REPORT_BYTES = 410  # of a report beside its values, at most: header, signature, encryption, framing
+REPORT_BYTES = HEADER_BYTES + SIGNATURE_BYTES + CURVE_BYTES  # of a report beside its values, at most
 ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them
 
 
@@ -125,9 +126,12 @@ class Correction:
         alike = dict.fromkeys(self._state.exchange.groups, 1.0)
         return Weights(alike, alike, alike)
 
+    def owes(self) -> bool:
+        """Whether data has to make up for what was told; not before it is known which groups matter least."""
+        return self._measured is not None and self._repaying.owes
+
     def coarser(self, copies: Mapping[Part, int]) -> dict[Part, str]:
-        """Of the parts that go out, so often each, those that make up for what was told; none before it is
-        known which groups matter least."""
+        """Of the parts that go out, so often each, those that make up for what was told."""
         return {} if self._measured is None else self._repaying.codecs(copies, self._measured.residual)
 
     # -- measuring and telling -------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from peers.blocks import Block
 from peers.diagnosis import passes
-from peers.layout import ModelLayout
+from peers.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded
 
 WIDEST = 1024  # rows k of a module: an eigenbasis takes k^3 operations, k^2 numbers; above, only z is turned
@@ -83,28 +83,19 @@ def _factors(
     model: Any, layout: ModelLayout, own: Block, batches: Iterable[Encoded]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """sum d d^T and sum z z^T by module, over the tokens that are no padding; float64."""
-    left = {
-        m.name: torch.zeros(
-            m.out_features, m.out_features, dtype=torch.float64, device=own.bases[m.name].device
-        )
-        for m in layout.modules
-        if m.out_features <= WIDEST
-    }
-    right = {
-        m.name: torch.zeros(m.rank, m.rank, dtype=torch.float64, device=own.bases[m.name].device)
-        for m in layout.modules
-    }
+    left: dict[str, Tensor] = {}
+    right: dict[str, Tensor] = {}
     for batch in batches:
         tokens = batch.attention_mask.bool()
         answered = int((batch.labels[:, 1:] != IGNORED).sum())  # a batch's loss is their mean
         for name, (x, d) in passes(model, layout, batch).items():
             z = (x[tokens].float() @ own.bases[name]).double()
-            right[name] += z.T @ z
-            if name in left:
+            right[name] = right.get(name, 0.0) + z.T @ z
+            if d.shape[-1] <= WIDEST:
                 rows = answered * d[tokens].double()
-                left[name] += rows.T @ rows
+                left[name] = left.get(name, 0.0) + rows.T @ rows
     return left, right
 
 
-def _rows(layout: ModelLayout, module: Any) -> slice:
+def _rows(layout: ModelLayout, module: ModuleShape) -> slice:
     return layout.slices(module.group)[module.name]

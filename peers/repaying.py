@@ -31,11 +31,15 @@ class Repaying:
         if self._coarser is not None:
             self._owed += size
 
+    @property
+    def owes(self) -> bool:
+        return self._owed > 0
+
     def codecs(self, copies: Mapping[Part, int], priority: Mapping[str, float]) -> dict[Part, str]:
         """The coarser codec for as many of the parts that go out, so often each, as save what is owed."""
         coarser: dict[Part, str] = {}
         for part in self._in_turn(copies, priority):
-            if self._coarser is None or self._owed <= 0:
+            if self._coarser is None or not self.owes:
                 break
             saved = self._part_bytes(part.group) - self._part_bytes(part.group, self._coarser)
             if saved > 0:

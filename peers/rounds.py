@@ -126,7 +126,8 @@ class Rounds:
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
-        if choose is None and not state.mode.shared_versions:  # there, others sign what is relayed
+        signed = state.mode.shared_versions  # by others, where it is relayed
+        if self._correction.owes() and choose is None and not signed:
             plans = self._coarser(plans)
         view = state.members.view()
         for peer, plan in plans.items():
