@@ -242,7 +242,7 @@ def _identity(folder: Path | None, name: str) -> tuple[str | None, bytes | None]
 
 
 def _run(spec: DeviceSpec) -> int:
-    from coordinator_free.slots import NoFreeSlot
+    from coordinator_free.membership.slots import NoFreeSlot
     from peers.device import run_device
 
     try:

@@ -217,10 +217,10 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 
 def _unavailable(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Names that no registry knows, and what later versions will add."""
-    from coordinator_free.allocation import ALLOCATORS
-    from coordinator_free.mixing import MODES
-    from coordinator_free.policies import POLICIES, SCHEDULES
-    from coordinator_free.topology import TOPOLOGIES
+    from coordinator_free.averaging.mixing import MODES
+    from coordinator_free.averaging.rate_allocation import ALLOCATORS
+    from coordinator_free.averaging.topology import TOPOLOGIES
+    from coordinator_free.correction.policies import POLICIES, SCHEDULES
     from peers import plugins
 
     plugins.load(scenario.plugins)
@@ -261,7 +261,7 @@ def _radio_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 def _allocator_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """An allocator compares copies of one block and picks a codec for each neighbour. In `newest` a version
     is signed by its owner in one codec, and `paper-literal` averages different blocks."""
-    from coordinator_free.mixing import MODES
+    from coordinator_free.averaging.mixing import MODES
 
     radio, mode = scenario.radio, scenario.mixing.mode
     if radio.allocator == FIFO:

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
-from coordinator_free.topology import spectral_rho
+from coordinator_free.averaging.topology import spectral_rho
 from emulation import event_story, latencies, records
 from emulation.links import final_links, sent_by_round
 from emulation.records import Record, RunRecords

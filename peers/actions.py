@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coordinator_free.decision import GroupAction, Settings
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Mix, Part
+from coordinator_free.averaging.mixing import Mix
+from coordinator_free.correction.policy_interface import GroupAction, Settings
+from coordinator_free.identifiers import BlockKey, Part
 from transport.messages import Manifest, Message
 
 
@@ -92,9 +92,9 @@ class AddBlock:
     """Another's block, at B = 0, with the copy that is held of an earlier incarnation on that slot, or with
     that of a checkpoint."""
 
-    key: Key
+    key: BlockKey
     slot: int
-    carry: Key | None = None
+    carry: BlockKey | None = None
     resume: bool = False
 
 
@@ -103,9 +103,9 @@ class OwnBlock:
     """The own block starts on a slot: at B = 0, with the values of an earlier incarnation on that slot, or
     with those of a checkpoint."""
 
-    key: Key
+    key: BlockKey
     slot: int
-    carry: Key | None = None
+    carry: BlockKey | None = None
     resume: bool = False
 
 
@@ -114,7 +114,7 @@ class DropBlock:
     """Delete a block and purge all that is queued of it. handover: the share of it that the own block takes
     over before (peers/handover.py). damping: the share of the own move of this round that is kept then."""
 
-    key: Key
+    key: BlockKey
     reason: str
     handover: float = 0.0
     damping: float = 1.0

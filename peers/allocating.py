@@ -1,6 +1,6 @@
 """What a device sends in a round where `radio.allocator` names one: which matrices, to whom, in which codec.
 
-The decision is coordinator_free/allocation.py's; here its questions are put together from what neighbours
+averaging/rate_allocation.py decides. Here its questions are put together from what neighbours
 lack (exchange.py), how far their copies are from the own ones (copies.py), what groups weigh (correction.py)
 and what links carry (outbox.py), and what waits is kept from round to round. Sans-I/O.
 """
@@ -11,8 +11,17 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from coordinator_free.allocation import Budget, Choice, Item, Slot, Waiting, Weights, allocate, choices
-from coordinator_free.membership import Key
+from coordinator_free.averaging.rate_allocation import (
+    Budget,
+    Choice,
+    Item,
+    Slot,
+    Waiting,
+    Weights,
+    allocate,
+    choices,
+)
+from coordinator_free.identifiers import BlockKey
 from peers.config import FIFO, RadioConfig
 from peers.copies import Distances
 
@@ -62,7 +71,7 @@ class Allocating:
         deficits = {group: d for group, d in self.waiting.deficits.items() if group not in groups}
         self.waiting = Waiting({**rounds, **left.rounds}, {**deficits, **left.deficits})
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: BlockKey) -> None:
         """Deletion: nothing waits of the block."""
         self._wait(lambda slot: slot[1].block != key)
 

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.bases import Bases
 from peers.errors import InputError
 
 SINGULAR = 1e-6  # smallest eigenvalue of A^T A below which the blocks cannot be told apart
-
-
-class BlockKey(NamedTuple):
-    """A block's identity: whose it is, and of which stay."""
-
-    device: str
-    incarnation: int
-
-    def __str__(self) -> str:
-        return f"{self.device}@{self.incarnation}"
-
-    @classmethod
-    def parse(cls, text: str) -> BlockKey:
-        """Reads "d5@0". Raises ValueError."""
-        device, at, incarnation = text.rpartition("@")
-        if not device or not at or not incarnation.isdecimal():
-            raise ValueError(f"{text!r} is no block: expected is <device>@<incarnation>")
-        return cls(device, int(incarnation))
 
 
 @dataclass

@@ -16,7 +16,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from peers.blocks import BlockKey, Union
+from coordinator_free.identifiers import BlockKey
+from peers.blocks import Union
 from peers.errors import InputError
 from peers.export import folder_of
 from peers.fingerprint import Fingerprint

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from coordinator_free.allocation import Slot
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.identifiers import BlockKey, Part
 from transport.codec import peak2
 
 
@@ -44,7 +43,7 @@ class NeighbourCopies:
         """What was just sent to a neighbour, or came from it: as decoded, [rows_g, r_g]."""
         self._theirs.setdefault(peer, {})[part] = matrix
 
-    def drop(self, block: Key) -> None:
+    def drop(self, block: BlockKey) -> None:
         """Deletion: nothing of the block stays."""
         for theirs in self._theirs.values():
             for part in [part for part in theirs if part.block == block]:

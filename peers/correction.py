@@ -16,15 +16,22 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from coordinator_free import residuals, trials
-from coordinator_free.allocation import Weights
-from coordinator_free.averages import Averages, Mean, Report
-from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
-from coordinator_free.membership import Key, Verify
-from coordinator_free.mixing import Part
-from coordinator_free.policies import SCHEDULES, decide
-from coordinator_free.topology import Graph
-from coordinator_free.topology_refine import Bounds, Ladder, edge, ladder
+from coordinator_free.averaging.rate_allocation import Weights
+from coordinator_free.averaging.topology import Graph
+from coordinator_free.correction import lookahead, residuals
+from coordinator_free.correction.graph_ladder import Bounds, Ladder, edge, ladder
+from coordinator_free.correction.network_mean import Averages, Mean, Report
+from coordinator_free.correction.policies import SCHEDULES, decide
+from coordinator_free.correction.policy_interface import (
+    Decision,
+    GroupAction,
+    GroupView,
+    Limits,
+    Memory,
+    View,
+)
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Verify
 from peers.actions import Diagnose, Drop
 from peers.config import DeviceConfig
 from peers.meeting import Meeting
@@ -49,8 +56,8 @@ class Correction:
         self._schedule = SCHEDULES.get(self._config.policy)
         self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
-        self._tries = self._config.policy == trials.NAME
-        length = self._observables + (trials.count(groups) if self._tries else 0)
+        self._tries = self._config.policy == lookahead.NAME
+        length = self._observables + (lookahead.count(groups) if self._tries else 0)
         self._averages = Averages(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
         self._repaying = Repaying(state.config.radio.codec, state.exchange.part_bytes)
@@ -150,11 +157,11 @@ class Correction:
             movers = len(state.training()) if self._isolated else 1
             state.act(Diagnose(state.round, self._trials(), movers))
 
-    def _trials(self) -> dict[trials.Key, dict[str, GroupAction]]:
+    def _trials(self) -> dict[lookahead.Key, dict[str, GroupAction]]:
         if not self._tries:
             return {}
         base = dict.fromkeys(self._state.exchange.groups, self._limits.base)
-        return trials.wanted({**base, **self.settings()}, self._limits)
+        return lookahead.wanted({**base, **self.settings()}, self._limits)
 
     def diagnosed(self, epoch: int, values: Iterable[float]) -> None:
         """What this device has measured after round `epoch`."""
@@ -165,7 +172,7 @@ class Correction:
 
     def heard(self, source: str, message: Observed) -> None:
         """Another's measurement."""
-        key = Key(message.device, message.incarnation)
+        key = BlockKey(message.device, message.incarnation)
         if len(message.values) != 4 * self._averages.length:
             self._state.act(Drop("malformed"))
             return
@@ -252,7 +259,7 @@ class Correction:
             views,
             rungs,
             config.seed,
-            trials.unpack(tried, groups) if self._tries else {},
+            lookahead.unpack(tried, groups) if self._tries else {},
             isolated=self._isolated,
             averages=not state.mode.shared_versions,
         )

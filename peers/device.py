@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from coordinator_free.slots import NoFreeSlot
+from coordinator_free.membership.slots import NoFreeSlot
 from peers import health, plugins
 from peers.config import DeviceConfig
 from peers.driver import Driver

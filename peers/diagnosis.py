@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coordinator_free.residuals import Observables, report_bytes
-from peers.blocks import Block, BlockKey
+from coordinator_free.correction.residuals import Observables, report_bytes
+from coordinator_free.identifiers import BlockKey
+from peers.blocks import Block
 from peers.layout import ModelLayout, ModuleShape
 from peers.sketch import Sketcher, Vector
 from peers.tasks.encode import IGNORED, Encoded
@@ -68,7 +69,7 @@ class Measured:
     def observables(
         self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
     ) -> Observables:
-        """With what is known from elsewhere (coordinator_free/residuals.py). smoothness None: curvature."""
+        """With what is known from elsewhere. smoothness None: curvature."""
         smooth = self.curvature if smoothness is None else smoothness
         return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
 

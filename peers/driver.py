@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from coordinator_free.mixing import MODES
+from coordinator_free.averaging.mixing import MODES
 from peers import actions as do
 from peers import checkpoint, partition
 from peers.agenda import Agenda, Event, Kind

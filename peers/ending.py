@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator_free.membership import Key, Status, Verify
+from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.records import Status, Verify
 from peers.actions import Drop, Exit, Export
 from peers.presence import Presence
 from peers.rounds import Rounds
@@ -35,7 +36,7 @@ class Ending:
         self._state, self._presence, self._rounds = state, presence, rounds
         self._sign, self._verify = sign, verify
         self._grace_ns = int(state.config.membership.leave_grace_s * SECOND)
-        self._stopping: set[Key] = set()  # who has said so
+        self._stopping: set[BlockKey] = set()  # who has said so
         self._going, self._insists = "", 0  # the signal that is carried out, once somebody has confirmed it
         self._until_ns: int | None = None  # when asking around ends; None: nobody asked this device to go
 
@@ -64,7 +65,7 @@ class Ending:
 
     def heard(self, now: int, source: str, message: Stopping) -> None:
         """Another was told to stop; its word is passed on once."""
-        state, key = self._state, Key(message.device, message.incarnation)
+        state, key = self._state, BlockKey(message.device, message.incarnation)
         if key in self._stopping:
             return
         record = state.members.get(key)
@@ -138,6 +139,6 @@ class Ending:
         self._state.act(Exit(0, reason))
 
 
-def _word(key: Key) -> bytes:
+def _word(key: BlockKey) -> bytes:
     """What a device signs when it was told to stop."""
     return f"stopping {key}".encode()

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coordinator_free.allocation import Slot
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Arrival, Mix, MixingMode, Part
+from coordinator_free.averaging.mixing import Arrival, Mix, MixingMode
+from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.identifiers import BlockKey, Part
 from peers.allocating import Allocating
 from peers.repaying import PartBytes
 from transport.messages import Manifest
@@ -62,13 +62,13 @@ class Exchange:
         self._waiting: dict[Slot, int] = {}
         self._inbox: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
-    def parts(self, key: Key) -> list[Part]:
+    def parts(self, key: BlockKey) -> list[Part]:
         return [Part(key, group) for group in self.groups]
 
-    def add(self, key: Key, version: int = ZERO) -> None:
+    def add(self, key: BlockKey, version: int = ZERO) -> None:
         self.held.update(dict.fromkeys(self.parts(key), version))
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: BlockKey) -> None:
         """Forget all of a block: held, cached, waiting, received."""
         for part in self.parts(key):
             self.held.pop(part, None)
@@ -90,7 +90,7 @@ class Exchange:
         """Copies that are held from before this device began do not count: newer ones are to come."""
         self.held = dict.fromkeys(self.held, ZERO)
 
-    def replace(self, own: Key) -> None:
+    def replace(self, own: BlockKey) -> None:
         """The own block has been refitted: copies of it from before are to be replaced, not mixed with."""
         if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
             self._replacing = {part: {} for part in self.parts(own)}
@@ -129,7 +129,7 @@ class Exchange:
     # -- sending -----------------------------------------------------------------------------------
     def plan(
         self,
-        own: Key,
+        own: BlockKey,
         receivers: Iterable[str],
         budget_bytes: int,
         cause: str,
@@ -164,7 +164,7 @@ class Exchange:
             plans[peer] = replace(made, codecs={p: c for (to, p), c in codecs.items() if to == peer})
         return plans
 
-    def _first_in(self, own: Key, wanted: Iterable[Slot], budget_bytes: int) -> set[Slot]:
+    def _first_in(self, own: BlockKey, wanted: Iterable[Slot], budget_bytes: int) -> set[Slot]:
         """What was asked for and what waited longest first, then the own block."""
 
         def turn(want: Slot) -> tuple[bool, int, bool, Part, str]:
@@ -183,7 +183,7 @@ class Exchange:
                 self._waiting[want] = self._waiting.get(want, 0) + 1
         return chosen
 
-    def _offers(self, own: Key, peer: str) -> list[Part]:
+    def _offers(self, own: BlockKey, peer: str) -> list[Part]:
         copies = self.peer(peer)
         known = [p for p in self.held if p not in self.unknown]
         mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
@@ -192,7 +192,7 @@ class Exchange:
         return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
 
     def _plan_one(
-        self, own: Key, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int
+        self, own: BlockKey, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int
     ) -> Plan:
         copies = self.peer(peer)
         parts, items = [], []
@@ -238,12 +238,12 @@ class Exchange:
             return
         has = self.peer(peer).has
         for device, incarnation, group, version, _ in manifest.items:
-            part = Part(Key(device, incarnation), group)
+            part = Part(BlockKey(device, incarnation), group)
             has[part] = max(has.get(part, ZERO), version)
 
     def close(
         self,
-        own: Key,
+        own: BlockKey,
         round_: int,
         weights: Mapping[str, Mapping[str, float]],
         manifests: Mapping[str, Manifest],
@@ -284,7 +284,7 @@ class Exchange:
 
     def _combine(
         self,
-        own: Key,
+        own: BlockKey,
         group: str,
         weights: Mapping[str, float],
         arrived: Mapping[str, Mapping[Part, Arrival]],
@@ -307,7 +307,7 @@ class Exchange:
         cache.update(fresh)
         copies = {}
         for device, incarnation, group, version, status in manifest.items:
-            part = Part(Key(device, incarnation), group)
+            part = Part(BlockKey(device, incarnation), group)
             if version == ZERO and status == "unchanged":
                 copies[part] = Arrival(ZERO, None)  # still zero
             elif status != "withheld" and part in cache and cache[part].version == version:

@@ -21,8 +21,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.bases import Recipe
-from peers.blocks import BlockKey, Union
+from peers.blocks import Union
 from peers.layout import ModelLayout, ModuleShape
 
 FORMAT = 1

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.bases import Bases, Recipe
-from peers.blocks import BlockKey, gram_coordinates
+from peers.blocks import gram_coordinates
 from peers.errors import InputError
 from peers.export import (
     ABOUT,

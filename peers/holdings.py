@@ -6,8 +6,9 @@ incarnation with the values that it has; who still holds them goes on with its c
 
 from __future__ import annotations
 
-from coordinator_free.membership import Key, Record, Status
-from coordinator_free.slots import EVERYBODY
+from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.slots import EVERYBODY
 from peers.actions import AddBlock, DropBlock, Snapshot
 from peers.exchange import ZERO
 from peers.state import SECOND, DeviceState, State
@@ -27,7 +28,7 @@ class Holdings:
     def __init__(self, state: DeviceState) -> None:
         self._state = state
         self._grace_ns = int(state.config.membership.grace_s * SECOND)
-        self._evict_at: dict[Key, int] = {}
+        self._evict_at: dict[BlockKey, int] = {}
         self._news: list[tuple[str, int, str]] = []  # deletions that this device has yet to tell
 
     def sync(self, now: int) -> None:
@@ -50,17 +51,17 @@ class Holdings:
         if graced:
             state.timers["evict"] = min(self._evict_at[key] for key in graced)
 
-    def _spared(self, now: int, key: Key) -> bool:
+    def _spared(self, now: int, key: BlockKey) -> bool:
         """A crash verdict is carried out after a grace: the device may only have been out of reach."""
         newest = self._state.members.newest(key.device)
         if newest is None or newest.key != key or newest.status is not Status.CRASHED:
             return False
         return now < self._evict_at.setdefault(key, now + self._grace_ns)
 
-    def _is_own(self, key: Key) -> bool:
+    def _is_own(self, key: BlockKey) -> bool:
         return self._state.own is not None and key == self._state.own.key
 
-    def _carried(self, record: Record) -> Key | None:
+    def _carried(self, record: Record) -> BlockKey | None:
         """The block that a device goes on with that refutes a verdict; not one that starts again at B = 0."""
         back = record.status is Status.ALIVE and record.since_round >= 0 and record.lamport == record.claimed
         if not back or self._state.round < 0:
@@ -68,7 +69,7 @@ class Holdings:
         place, held = (record.device, record.slot), self._state.blocks.items()
         return max((k for k, r in held if (r.device, r.slot) == place and k < record.key), default=None)
 
-    def _add(self, record: Record, carry: Key | None) -> None:
+    def _add(self, record: Record, carry: BlockKey | None) -> None:
         state = self._state
         resume = carry is None and state.resumes(record)
         state.act(AddBlock(record.key, record.slot, carry, resume))
@@ -79,7 +80,7 @@ class Holdings:
         if trained or (state.config.checkpoint.resume is not None and not resume):
             state.exchange.unknown |= set(state.exchange.parts(record.key))
 
-    def _drop(self, key: Key, record: Record | None) -> None:
+    def _drop(self, key: BlockKey, record: Record | None) -> None:
         state = self._state
         forgotten = record is not None and record.status in (Status.LEFT, Status.CRASHED)
         shown = forgotten and state.round >= 0 and state.me.snapshot_every
@@ -118,7 +119,7 @@ class Holdings:
         state = self._state
         for device, incarnation, who in message.items:
             known = who == EVERYBODY or state.members.newest(who) is not None
-            if known and state.quarantine.confirm(now, Key(device, incarnation), who):
+            if known and state.quarantine.confirm(now, BlockKey(device, incarnation), who):
                 self._news.append((device, incarnation, who))
 
     def tell_news(self) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Action, Drop, Tell
 from peers.outbox import WINDOW_BYTES
 from peers.versions import SignedCopy
@@ -59,7 +58,7 @@ class Inbox:
         self._taken.pop(peer, None)
         self._parts.drop_source(peer)
 
-    def purge(self, block: Key) -> None:
+    def purge(self, block: BlockKey) -> None:
         """Deletion: drop the unfinished matrices of a block."""
         self._parts.drop(block.device, block.incarnation)
 
@@ -118,7 +117,7 @@ class Inbox:
             return self._protocol.receive(now, envelope.src, envelope.src_incarnation, message)
         if message.round >= self._rounds:
             return [Drop("malformed")]
-        reason = self._protocol.accepts(envelope.src, Key(message.block, message.block_incarnation))
+        reason = self._protocol.accepts(envelope.src, BlockKey(message.block, message.block_incarnation))
         if reason is not None:
             return [Drop(reason)]
         self._check_shape(message)
@@ -127,7 +126,7 @@ class Inbox:
             return []
         matrix = decode(payload, message.codec, message.rows, message.rank, owned=True)
         if not self._protocol.signed_versions:
-            part = Part(Key(message.block, message.block_incarnation), message.group)
+            part = Part(BlockKey(message.block, message.block_incarnation), message.group)
             self.on_copy(envelope.src, part, matrix)
             return self._protocol.update(now, envelope.src, message, matrix)
         signature = message.signature or b""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Arrival, Part
+from coordinator_free.averaging.mixing import Arrival
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Apply
 from peers.exchange import ZERO
 from peers.meeting import Meeting
@@ -90,7 +90,7 @@ class Joining:
         if not self._joins():
             return
         for device, incarnation, group, version, status in manifest.items:
-            part = Part(Key(device, incarnation), group)
+            part = Part(BlockKey(device, incarnation), group)
             if (version, status) == (ZERO, "unchanged") and self._helpers.get(part) == source:
                 self._state.exchange.zero.add(part)
 

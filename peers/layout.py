@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from coordinator_free.residuals import Size
+from coordinator_free.correction.residuals import Size
 from peers.errors import InputError
 
 GROUPS = ("early", "mid", "late")

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.adapter import Adapter
 from peers.bases import Bases, Recipe
-from peers.blocks import Block, BlockKey, Union
+from peers.blocks import Block, Union
 from peers.checkpoint import Checkpoint, load, save
 from peers.diagnosis import Diagnosis, Options, diagnose
 from peers.errors import InputError
@@ -33,7 +34,7 @@ from peers.tasks.batches import batch_generator, sample_batch
 if TYPE_CHECKING:
     import numpy as np
 
-    from coordinator_free.decision import Settings
+    from coordinator_free.correction.policy_interface import Settings
     from peers.config import DeviceConfig
     from peers.models import LoadedModel
     from peers.tasks.encode import Encoded

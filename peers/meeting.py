@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coordinator_free import overlay
-from coordinator_free.membership import Status
+from coordinator_free.membership import overlay
+from coordinator_free.membership.records import Status
 from peers.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.allocating import codecs
 from peers.state import SECOND, DeviceState, Peer, State
@@ -51,7 +51,7 @@ class Meeting:
 
     # -- whom to be linked to ------------------------------------------------------------------------
     def wanted(self) -> set[str]:
-        """Neighbours in the learning graph and partners for probes and gossip (coordinator_free/overlay.py);
+        """Neighbours in the learning graph and partners for probes and gossip (membership/overlay.py);
         not who has finished: nobody will answer there any more."""
         state, me = self._state, self._state.me.device
         if self._wanted[0] != state.members.changes:

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator_free.allocation import Budget, Link
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import Budget, Link
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Farewell, Publish
 from peers.allocating import Supply
-from peers.blocks import BlockKey
 from transport.accounting import Accounts
 from transport.channel import LinkQuality, cost_bytes
 from transport.checksum import xxh3
@@ -265,7 +263,7 @@ class Outbox:
     def _encode(self, part: Part, version: int, codec: str) -> bytes | memoryview:
         """Codecs that round coarsely carry over what earlier sends of a part have lost. Not where neighbours
         are sent different ones; an allocator knows for each what was lost."""
-        matrix = self._learner.read(BlockKey(*part.block), part.group)
+        matrix = self._learner.read(part.block, part.group)
         if codec not in FEEDBACK:
             return encode_view(matrix, codec)  # `read` has made a copy
         draw = philox(*self._seed, *part.block, part.group, version)
@@ -305,12 +303,12 @@ class Outbox:
             self._remove(lambda item: item.peer == peer and item.cause != "control", "leaving")
         self._last(peer, pack(Envelope(self.device, incarnation), Bye(reason, action.last)))
 
-    def refitted(self, block: Key) -> None:
+    def refitted(self, block: BlockKey) -> None:
         """The own block is another than a moment ago under the same version: what is encoded is not it."""
         for part in [part for part in self._encoded if part.block == block]:
             del self._encoded[part]
 
-    def purge(self, block: Key, reason: str) -> None:
+    def purge(self, block: BlockKey, reason: str) -> None:
         """Deletion: nothing of the block stays queued or encoded."""
         self._remove(lambda item: isinstance(item.key, Part) and item.key.block == block, reason)
         for kept in (self._encoded, self._errors):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from coordinator_free.membership import PRESENT, Change, Key, Record, Status
-from coordinator_free.slots import NoFreeSlot
+from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.records import PRESENT, Record, Status
+from coordinator_free.membership.slots import NoFreeSlot
+from coordinator_free.membership.table import Change
 from peers.actions import Drop, OwnBlock
 from peers.exchange import ZERO
 from peers.holdings import GONE, Holdings
@@ -23,7 +25,7 @@ class Presence:
         self._waits = False  # for a slot
 
     # -- the own place -----------------------------------------------------------------------------
-    def claim(self, now: int, carry: Key | None = None) -> None:
+    def claim(self, now: int, carry: BlockKey | None = None) -> None:
         """A new incarnation of this device on a free slot; `carry`: the one whose values it goes on with.
 
         Where only slots in quarantine are left, a device that does not train yet waits for one. Raises
@@ -88,7 +90,7 @@ class Presence:
             state.log("refuted", incarnation=state.own.incarnation)
             state.announce(state.members.amend(state.own))
 
-    def _slot_of(self, key: Key) -> int | None:
+    def _slot_of(self, key: BlockKey) -> int | None:
         record = self._state.members.get(key)
         return None if record is None else record.slot
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from coordinator_free.membership import Key, Membership, Record, Verify
-from coordinator_free.mixing import Arrival, Part
-from coordinator_free.residuals import Size
+from coordinator_free.averaging.mixing import Arrival
+from coordinator_free.correction.residuals import Size
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Record, Verify
+from coordinator_free.membership.table import Membership
 from peers.actions import Action, Drop
 from peers.allocating import Supply
 from peers.config import DeviceConfig
@@ -105,7 +107,7 @@ class DeviceProtocol:
         return self._s.phase
 
     @property
-    def blocks(self) -> dict[Key, Record]:
+    def blocks(self) -> dict[BlockKey, Record]:
         return self._s.blocks
 
     @property
@@ -154,7 +156,7 @@ class DeviceProtocol:
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:
-        """What the device was to measure after round `epoch` is there (coordinator_free/residuals.py)."""
+        """What the device was to measure after round `epoch` is there (correction/residuals.py)."""
         self._correction.diagnosed(epoch, values)
         return self._done(now)
 
@@ -163,7 +165,7 @@ class DeviceProtocol:
         self._ending.signal(now, kind)
         return self._done(now)
 
-    def accepts(self, source: str, block: Key) -> str | None:
+    def accepts(self, source: str, block: BlockKey) -> str | None:
         """Why data of a block from a neighbour is not taken in; None: it is."""
         state = self._s
         peer = state.peers.get(source)
@@ -184,14 +186,14 @@ class DeviceProtocol:
 
     def authentic(self, header: Update, payload: bytes | bytearray | memoryview, signature: bytes) -> bool:
         """Whether the owner of a block has made this version of it."""
-        part = Part(Key(header.block, header.block_incarnation), header.group)
+        part = Part(BlockKey(header.block, header.block_incarnation), header.group)
         record = self._s.members.get(part.block)
         said = statement(part, header.version, header.codec, payload)
         return record is not None and self._verify(record.public, said, signature)
 
     def update(self, now: int, source: str, header: Update, values: object) -> list[Action]:
         """A whole (block, group) matrix has arrived; it was accepted before."""
-        part = Part(Key(header.block, header.block_incarnation), header.group)
+        part = Part(BlockKey(header.block, header.block_incarnation), header.group)
         self._s.network_round = max(self._s.network_round, header.round)
         if self._joining.wants(part, header.cause):
             self._joining.take(source, part, Arrival(header.version, values))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import Part
 
 COARSER = {"fp32": "int8", "bf16": "int8", "fp16": "int8", "int8": "int4"}
 

@@ -7,9 +7,10 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from coordinator_free.allocation import Slot
-from coordinator_free.membership import Key, Status
-from coordinator_free.mixing import Part, metropolis_row
+from coordinator_free.averaging.mixing import metropolis_row
+from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Status
 from peers.actions import Apply, Drop, Exit, Export, Farewell, Publish, RoundDone, Snapshot, Train
 from peers.allocating import Supply
 from peers.correction import Correction
@@ -109,7 +110,7 @@ class Rounds:
     def on_request(self, source: str, request: Request) -> None:
         """It is answered with this round's data; at once where that has gone, but once a round."""
         state = self._state
-        state.exchange.want(source, (Part(Key(b, i), g) for b, i, g, _ in request.items))
+        state.exchange.want(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
         if state.phase is State.WAIT and source not in self._outages | self._answered:
             self._publish_late(self._receivers() & {source})
 

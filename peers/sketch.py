@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peers.blocks import BlockKey
+from coordinator_free.identifiers import BlockKey
 from peers.layout import ModelLayout
 
 Vector = NDArray[np.float64]

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.adapter import DenseWeights
 from peers.bases import Bases, Recipe
-from peers.blocks import Block, BlockKey
+from peers.blocks import Block
 
 if TYPE_CHECKING:
     from peers.config import DeviceConfig

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from coordinator_free import topology
-from coordinator_free.membership import Key, Membership, Record, Verify
-from coordinator_free.mixing import MODES, Part
-from coordinator_free.residuals import Size
-from coordinator_free.slots import Quarantine
+from coordinator_free.averaging import topology
+from coordinator_free.averaging.mixing import MODES
+from coordinator_free.correction.residuals import Size
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Record, Verify
+from coordinator_free.membership.slots import Quarantine
+from coordinator_free.membership.table import Membership
 from peers.actions import Action, Log, Tell
 from peers.allocating import Allocating
 from peers.config import FIFO, DeviceConfig
@@ -87,7 +89,7 @@ class DeviceState:
         self.round = self.network_round = -1
         self.own: Record | None = None
         self.peers: dict[str, Peer] = {}
-        self.blocks: dict[Key, Record] = {}
+        self.blocks: dict[BlockKey, Record] = {}
         self.timers: dict[str, int] = {}
         self.heard = False  # somebody has confirmed that it knows this device to go
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))

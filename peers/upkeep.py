@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from coordinator_free.membership import Key
+from coordinator_free.identifiers import BlockKey
 from peers.holdings import Holdings
 from peers.meeting import Meeting
 from peers.presence import Presence
@@ -23,7 +23,7 @@ class Upkeep:
         self._push_pull_ns = int(config.membership.push_pull_s * SECOND)
         self._reconnect_ns = int(config.membership.reconnect_every_s * SECOND)
         self._given_up_ns = int(config.membership.reconnect_s * SECOND)
-        self._evicted: dict[Key, int] = {}  # since when they are
+        self._evicted: dict[BlockKey, int] = {}  # since when they are
 
     def start(self, now: int) -> None:
         """Each device in a phase of its own, so that they do not all do it at once."""

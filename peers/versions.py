@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 
 DOMAIN = b"unweft block version 1"  # no other signature of a device can be taken for one of these
 
@@ -45,7 +44,7 @@ class Versions:
         """The version of a part that is held from now on."""
         self._copies[part] = version, copy
 
-    def drop(self, block: Key) -> None:
+    def drop(self, block: BlockKey) -> None:
         self._copies = {part: kept for part, kept in self._copies.items() if part.block != block}
 
     def relayed(self, part: Part, version: int) -> SignedCopy | None:

@@ -1,12 +1,12 @@
-"""Who answers and who does not: the failure detector (coordinator_free/swim.py) and its messages."""
+"""The messages of the failure detector (coordinator_free/membership/swim.py)."""
 
 from __future__ import annotations
 
 import random
 
-from coordinator_free import swim
-from coordinator_free.suspicion import Limits, Sighting
-from coordinator_free.swim import Swim
+from coordinator_free.membership import swim
+from coordinator_free.membership.suspicion import Limits, Sighting
+from coordinator_free.membership.swim import Swim
 from peers.config import DeviceConfig
 from peers.meeting import Meeting
 from peers.presence import Presence

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coordinator_free import trials
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Mix, Part
-from coordinator_free.policies import SCHEDULES
-from coordinator_free.residuals import effective_eta, mu_from_losses, pack
+from coordinator_free.averaging.mixing import Mix
+from coordinator_free.correction import lookahead
+from coordinator_free.correction.policies import SCHEDULES
+from coordinator_free.correction.residuals import effective_eta, mu_from_losses, pack
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
-from peers.blocks import BlockKey
 from peers.config import FIFO, DeviceConfig
 from peers.copies import Distances, NeighbourCopies
 from peers.diagnosis import Diagnosis, Options
@@ -81,8 +80,8 @@ class Workshop:
         return self.submit(partial(self._add, action))
 
     def own_block(self, action: do.OwnBlock) -> Future[None]:
-        carry = None if action.carry is None else BlockKey(*action.carry)
-        self._own = BlockKey(*action.key)
+        carry = None if action.carry is None else action.carry
+        self._own = action.key
         return self.submit(
             partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
         )
@@ -151,7 +150,7 @@ class Workshop:
             return Distances()
         held = [(key, group) for key in self._learner.held() for group in self._learner.groups]
         return self.copies.distances(
-            {Part(Key(*key), group): self._learner.read(key, group) for key, group in held}
+            {Part(key, group): self._learner.read(key, group) for key, group in held}
         )
 
     def _mix(self, mixes: tuple[Mix, ...]) -> None:
@@ -159,7 +158,7 @@ class Workshop:
         mixed_now = {mix.part.group for mix in mixes if mix.terms}  # others wait for their H_g-th round
         self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:
-            key = BlockKey(*mix.part.block)
+            key = mix.part.block
             if not self._learner.has(key):
                 continue
             own = self._learner.read(key, mix.part.group)
@@ -178,9 +177,9 @@ class Workshop:
                 self._changed.add(mix.part)
 
     def _add(self, action: do.AddBlock) -> None:
-        key = BlockKey(*action.key)
+        key = action.key
         self._learner.add_block(key, action.slot, resume=action.resume)
-        earlier = None if action.carry is None else BlockKey(*action.carry)
+        earlier = None if action.carry is None else action.carry
         if earlier is not None and self._learner.has(earlier):
             for group in self._learner.groups:
                 self._learner.write(key, group, self._learner.read(earlier, group))
@@ -205,7 +204,7 @@ class Workshop:
         values = pack(groups)
         if action.trials:
             drops = self._learner.trials(action.round, action.trials)
-            values = np.concatenate([values, trials.pack(drops, found.groups)])
+            values = np.concatenate([values, lookahead.pack(drops, found.groups)])
         return values, found
 
     def _drop(self, action: do.DropBlock) -> Receipt | None:
@@ -214,7 +213,7 @@ class Workshop:
         self._versions.drop(key)
         if self.copies is not None:
             self.copies.drop(key)
-        block = BlockKey(*key)
+        block = key
         if not self._learner.has(block):
             return None
         if action.damping != 1.0:

@@ -167,7 +167,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a device has measured of its loss (coordinator_free/averages.py): float32, relayed as it is."""
+    """What a device has measured of its loss: float32, relayed as it is."""
 
     device: str
     incarnation: int

@@ -22,7 +22,7 @@ from typing import cast
 import networkx as nx
 import torch
 
-from coordinator_free.topology import Graph, Shape, topology
+from coordinator_free.averaging.topology import Graph, Shape, topology
 from emulation.bench.learner import BenchLearner
 from emulation.launcher import PRELOAD
 from peers.config import (

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from coordinator_free.residuals import Size
+from coordinator_free.correction.residuals import Size
+from coordinator_free.identifiers import BlockKey
 from emulation.bench.sgd import RANK, ROWS, SmallStep
-from peers.blocks import BlockKey
 from peers.learner import Receipt, TrainResult
 
 GROUP = "early"

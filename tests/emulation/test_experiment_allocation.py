@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from coordinator_free.allocation import ALLOCATORS
+from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from emulation.experiments import allocation
 from emulation.experiments.allocation import ARMS, AllocationCell, Request, budget_bytes, summary
 from emulation.experiments.catalogue import SCALES, Setting

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.blocks import BlockKey
+from coordinator_free.identifiers import BlockKey
 from peers.config import DeviceConfig
 from peers.learner import Learner
 from peers.models import LoadedModel, weights_sha256

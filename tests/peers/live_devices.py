@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coordinator_free.decision import Settings
+from coordinator_free.correction.policy_interface import Settings
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
 from peers.driver import Driver

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
-from coordinator_free.residuals import Size
+from coordinator_free.correction.residuals import Size
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from peers.config import DeviceConfig
 from peers.protocol import DeviceProtocol, Identity
-from tests.coordinator_free.network import public, sign_as, verify
+from tests.support.signatures import public, sign_as, verify
 from transport.messages import Bye, Envelope, Message, Update, pack, unpack
 
 Values = NDArray[np.float64]
@@ -86,7 +85,7 @@ class SimDevice:
             verify,
         )
         self.values: dict[Part, Values] = {}
-        self.slots: dict[Key, int] = {}
+        self.slots: dict[BlockKey, int] = {}
         self.changed: set[Part] = set()
         self.links: dict[str, str] = {}  # peer or alias: address
         self.told: list[do.Action] = []
@@ -113,10 +112,10 @@ class SimDevice:
     def logged(self, event: str) -> list[dict[str, object]]:
         return [log.fields for log in self.done(do.Log) if log.event == event]
 
-    def block(self, key: Key) -> dict[str, Values]:
+    def block(self, key: BlockKey) -> dict[str, Values]:
         return {group: self.values[Part(key, group)] for group in GROUPS}
 
-    def put(self, key: Key, values: Values) -> None:
+    def put(self, key: BlockKey, values: Values) -> None:
         """Put values into a copy as if a mixing had moved it."""
         for group in GROUPS:
             self.values[Part(key, group)] = values.copy()
@@ -154,14 +153,14 @@ class SimDevice:
                 self.values[mix.part] = mixed
                 self.changed.add(mix.part)
 
-    def add(self, key: Key, slot: int, carry: Key | None = None) -> None:
+    def add(self, key: BlockKey, slot: int, carry: BlockKey | None = None) -> None:
         assert key not in self.slots, f"block {key} is held already"
         self.slots[key] = slot
         for group in GROUPS:
             zero = np.zeros(WIDTH)
             self.values[Part(key, group)] = zero if carry is None else self.values[Part(carry, group)]
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: BlockKey) -> None:
         self.slots.pop(key, None)
         for group in GROUPS:
             self.values.pop(Part(key, group), None)
@@ -369,7 +368,7 @@ def _receive(envelope: Envelope, message: Message, device: SimDevice, now: int) 
 
 def _take(source: str, header: Update, values: Values, device: SimDevice, now: int) -> list[do.Action]:
     """What the inbox does with a whole matrix."""
-    reason = device.protocol.accepts(source, Key(header.block, header.block_incarnation))
+    reason = device.protocol.accepts(source, BlockKey(header.block, header.block_incarnation))
     if reason is not None:
         return [do.Drop(reason)]
     return device.protocol.update(now, source, header, values)

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coordinator_free.allocation import Budget, Link
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import Budget, Link
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from peers.allocating import Supply
 from peers.copies import NeighbourCopies
@@ -78,7 +77,7 @@ class AllocatingNetwork(Network):
 
     def _taking(self, source: str, header: Update, sent: Tensor) -> Callable[[SimDevice, int], list[Any]]:
         def take(device: SimDevice, now: int) -> list[do.Action]:
-            part = Part(Key(header.block, header.block_incarnation), header.group)
+            part = Part(BlockKey(header.block, header.block_incarnation), header.group)
             if device.protocol.accepts(source, part.block) is None:
                 self.copies[device.name].note(source, part, sent)
                 self.codecs[header.codec] += 1

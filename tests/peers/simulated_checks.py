@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator_free.membership import Key
+from coordinator_free.identifiers import BlockKey
 from tests.peers.simulated import SECOND, Network, SimDevice, small_config, still
 
 
@@ -29,7 +29,7 @@ def agreed(net: Network) -> bool:
     return all(table == tables[0] for table in tables)
 
 
-def has_gone(net: Network, key: Key) -> bool:
+def has_gone(net: Network, key: BlockKey) -> bool:
     return not any(key in device.slots for device in net)
 
 
@@ -42,7 +42,7 @@ class Toll:
 
     def __init__(self, net: Network) -> None:
         self.net = net
-        self.left: set[Key] = set()
+        self.left: set[BlockKey] = set()
         self.ended_ns: dict[str, int] = {}
 
     def absent(self) -> list[str]:

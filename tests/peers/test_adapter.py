@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from coordinator_free.identifiers import BlockKey
 from peers.adapter import Adapter, DenseWeights
 from peers.bases import Bases, Recipe
-from peers.blocks import Block, BlockKey, Union
+from peers.blocks import Block, Union
 from peers.models import LoadedModel
 from tests.peers.learners import fill, joined, logits, small_config, small_loaded
 from tests.peers.tiny_models import Family

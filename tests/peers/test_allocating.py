@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from coordinator_free.allocation import ALLOCATORS, Budget, Link, Slot, Weights
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import ALLOCATORS, Budget, Link, Slot, Weights
+from coordinator_free.identifiers import BlockKey, Part
 from peers.allocating import Allocating, Supply
 from peers.copies import Distances, Matrix
 
-OWN, THEIRS = Key("d0", 0), Key("d1", 0)
+OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 GROUPS = ("early", "late")
 SIZES = {group: {"fp16": 100, "int8": 50, "int4": 25} for group in GROUPS}
 ALIKE = Weights(*[dict.fromkeys(GROUPS, 1.0)] * 3)
@@ -66,7 +65,7 @@ def test_what_was_asked_for_is_sent_even_if_it_was_sent_before() -> None:
 
 
 def test_a_matrix_that_was_not_measured_yet_waits_a_round() -> None:
-    new: Slot = ("d1", Part(Key("d7", 0), "early"))
+    new: Slot = ("d1", Part(BlockKey("d7", 0), "early"))
     assert choose(Allocating("residual", 0, "d0"), supply(1e6), [new], frozenset([new])) == {}
 
 

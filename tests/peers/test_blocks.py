@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from coordinator_free.identifiers import BlockKey
 from peers.bases import Bases, Recipe
-from peers.blocks import BlockKey, Union, gram_coordinates, gram_delete, read_out
+from peers.blocks import Union, gram_coordinates, gram_delete, read_out
 from peers.errors import InputError
 from peers.layout import ModuleShape
 

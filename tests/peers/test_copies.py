@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers.copies import NeighbourCopies
 from transport.codec import decode, encode, peak2
 
-PART, OTHER = Part(Key("d0", 0), "early"), Part(Key("d1", 0), "early")
+PART, OTHER = Part(BlockKey("d0", 0), "early"), Part(BlockKey("d1", 0), "early")
 
 
 def matrix(seed: int) -> Tensor:

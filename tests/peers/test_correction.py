@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator_free import trials
-from coordinator_free.decision import STAY, GroupAction, Limits
-from coordinator_free.residuals import HEADER, Observables, pack
+from coordinator_free.correction import lookahead
+from coordinator_free.correction.policy_interface import STAY, GroupAction, Limits
+from coordinator_free.correction.residuals import HEADER, Observables, pack
 from peers import actions as do
 from peers.correction import limits
 from tests.peers.simulated import GROUPS, Network, small_config
@@ -45,7 +45,7 @@ def corrected(
     **correction: Any,
 ) -> Network:
     """A ring from which one has left, some rounds later. drops: what trials found."""
-    tried = [] if drops is None else [float(drop) for drop in trials.pack(drops, GROUPS)]
+    tried = [] if drops is None else [float(drop) for drop in lookahead.pack(drops, GROUPS)]
     settings = {"policy": policy, "rounds": rounds, "period": 4, "delay": 3, "sketch": SKETCH, **correction}
     net = Network(small_config(topology={"kind": "ring"}, correction=settings, round={"local_steps": 2}))
     for device in net.cohort(size):

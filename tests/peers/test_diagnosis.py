@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator_free.residuals import HEADER, pack, report_bytes
-from peers.blocks import BlockKey
+from coordinator_free.correction.residuals import HEADER, pack, report_bytes
+from coordinator_free.identifiers import BlockKey
 from peers.diagnosis import Options, diagnose, step_flops
 from peers.learner import Learner
 from peers.sketch import Sketcher

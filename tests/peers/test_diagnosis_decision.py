@@ -7,13 +7,19 @@ import itertools
 import networkx as nx
 import numpy as np
 
-from coordinator_free.averages import Averages
-from coordinator_free.decision import Decision, GroupAction, GroupView, Limits, Memory, View
-from coordinator_free.membership import Key
-from coordinator_free.policies import decide
-from coordinator_free.residuals import pack, priorities, report_bytes, residuals, unpack
-from coordinator_free.topology_refine import Bounds, edge, ladder
-from peers.blocks import BlockKey
+from coordinator_free.correction.graph_ladder import Bounds, edge, ladder
+from coordinator_free.correction.network_mean import Averages
+from coordinator_free.correction.policies import decide
+from coordinator_free.correction.policy_interface import (
+    Decision,
+    GroupAction,
+    GroupView,
+    Limits,
+    Memory,
+    View,
+)
+from coordinator_free.correction.residuals import pack, priorities, report_bytes, residuals, unpack
+from coordinator_free.identifiers import BlockKey
 from peers.diagnosis import Options, diagnose
 from peers.learner import Learner
 from peers.sketch import Sketcher
@@ -22,7 +28,7 @@ from tests.peers.learners import fill, small_learner
 from tests.peers.tiny_models import WORDS, small_tokenizer
 
 DEVICES = ["d0", "d1", "d2"]
-KEYS = [Key(device, 0) for device in DEVICES]
+KEYS = [BlockKey(device, 0) for device in DEVICES]
 LIMITS = Limits(GroupAction(2), steps_max=4)
 SIZE = 64
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator_free.membership import Key
+from coordinator_free.identifiers import BlockKey
 from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import GROUPS, Network
 from tests.peers.simulated_checks import agreed, has_gone, started
 from transport.messages import Stopping
 
-D2 = Key("d2", 0)
+D2 = BlockKey("d2", 0)
 GRACE_S = 2.0
 TOPOLOGIES = ["full", "ring"]
 
@@ -64,7 +64,7 @@ def test_all_but_one_leave() -> None:
     stop(net, *names[1:])
     net.run(1.5 * GRACE_S)
     assert [device.name for device in net] == ["d0"]
-    assert all(Key(name, 0) not in net["d0"].slots for name in names[1:])
+    assert all(BlockKey(name, 0) not in net["d0"].slots for name in names[1:])
 
 
 def test_training_goes_on_in_the_grace() -> None:
@@ -149,7 +149,7 @@ def test_nobody_can_say_it_for_another(device: str, reason: str) -> None:
     net.run(GRACE_S + 0.2)
     assert net["d2"].dropped[reason] >= 1
     assert net["d2"].exit == do.Exit(0, "leave") and has_gone(net, D2)
-    assert all(device.block(Key("d0", 0)).keys() == set(GROUPS) for device in net)
+    assert all(device.block(BlockKey("d0", 0)).keys() == set(GROUPS) for device in net)
 
 
 # -- the last word ---------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_last_word_that_was_lost_is_repeated_until_somebody_has_heard_it() -> 
     net.loses = lambda source, target, message: False
     net.run(0.4)
     assert net["d1"].exit == do.Exit(0, "leave")
-    assert net["d0"].protocol.members.tombstoned(Key("d1", 0)) and has_gone(net, Key("d1", 0))
+    assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0)) and has_gone(net, BlockKey("d1", 0))
 
 
 def test_a_confirmation_that_was_lost_is_asked_for_again() -> None:
@@ -203,7 +203,7 @@ def test_nothing_is_trained_after_the_last_word() -> None:
 
 def test_a_leave_that_follows_a_retire_at_once_is_a_leave() -> None:
     net = started(3)
-    key = Key("d1", 0)
+    key = BlockKey("d1", 0)
     net.signal("d1", "retire")
     net.signal("d1", "leave")
     net.run(2.0)
@@ -218,8 +218,8 @@ def test_who_leaves_is_forgotten_with_what_it_left_behind_when_it_retired() -> N
     net.add("d1", "d0")
     net.until(lambda: net["d1"].round >= 0)
     net.rounds(2)
-    assert Key("d1", 0) in net["d0"].slots
+    assert BlockKey("d1", 0) in net["d0"].slots
     net.signal("d1", "leave")
     net.run(1.0)
     assert agreed(net) and {key.device for key in net["d0"].slots} == {"d0", "d2"}
-    assert net["d0"].protocol.members.tombstoned(Key("d1", 0))
+    assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import MODES, Mix, Part
+from coordinator_free.averaging.mixing import MODES, Mix
+from coordinator_free.identifiers import BlockKey, Part
 from peers.exchange import ZERO, Exchange, Plan
 from transport.messages import Manifest
 
-OWN, THEIRS, GONE = Key("d0", 0), Key("d1", 0), Key("d2", 0)
+OWN, THEIRS, GONE = BlockKey("d0", 0), BlockKey("d1", 0), BlockKey("d2", 0)
 SIZES = {"early": 100, "late": 60}
 PLENTY = 1_000_000
 PART = Part(THEIRS, "early")
@@ -24,7 +24,7 @@ def part_bytes(group: str, codec: str | None = None) -> int:
     return SIZES[group]
 
 
-def exchange(mode: str = "average", *keys: Key) -> Exchange:
+def exchange(mode: str = "average", *keys: BlockKey) -> Exchange:
     """d0's, holding these blocks (none: its own and d1's) at version 0."""
     made = Exchange(MODES[mode](), SIZES, part_bytes)
     for key in keys or (OWN, THEIRS):
@@ -37,7 +37,7 @@ def plan(of: Exchange, *receivers: str, budget: int = PLENTY) -> dict[str, Plan]
 
 
 def statuses(of: Plan) -> dict[Part, str]:
-    return {Part(Key(device, inc), group): status for device, inc, group, _, status in of.items}
+    return {Part(BlockKey(device, inc), group): status for device, inc, group, _, status in of.items}
 
 
 def sent(plans: dict[str, Plan]) -> list[tuple[str, Part]]:
@@ -195,7 +195,7 @@ def test_what_waited_longest_goes_first() -> None:
 def test_nothing_waits_for_ever_while_everything_keeps_changing(
     budget: int, receivers: int, blocks: int
 ) -> None:
-    of = exchange("average", *(Key(f"d{i}", 0) for i in range(blocks)))
+    of = exchange("average", *(BlockKey(f"d{i}", 0) for i in range(blocks)))
     peers = [f"p{i}" for i in range(receivers)]
     times: Counter[tuple[str, Part]] = Counter()
     for round_ in range(2 * receivers * len(of.held)):

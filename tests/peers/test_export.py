@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from peers.blocks import BlockKey
+from coordinator_free.identifiers import BlockKey
 from peers.export import WEIGHTS, adapter_sha256, folder_of
 from tests.peers.learners import OTHERS, OWN, fill, joined, logits, small_learner, small_loaded
 from tests.peers.tiny_models import Family

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import peers.fisher
-from coordinator_free.decision import GroupAction
+from coordinator_free.correction.policy_interface import GroupAction
 from peers.diagnosis import passes
 from peers.fisher import FisherSteps, _factors
 from peers.learner import Learner

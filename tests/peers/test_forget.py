@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from coordinator_free.identifiers import BlockKey
 from peers.bases import Bases, Recipe
-from peers.blocks import BlockKey, Union
+from peers.blocks import Union
 from peers.errors import InputError
 from peers.export import saved_blocks, weight_names, write_adapter
 from peers.forget import forget

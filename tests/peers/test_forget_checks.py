@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peers.blocks import BlockKey
+from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.export import WEIGHTS, adapter_sha256
 from peers.forget import forget

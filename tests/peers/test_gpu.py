@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator_free.residuals import Observables
-from peers.blocks import BlockKey
+from coordinator_free.correction.residuals import Observables
+from coordinator_free.identifiers import BlockKey
 from peers.checkpoint import path_of
 from peers.diagnosis import Options
 from peers.learner import Learner

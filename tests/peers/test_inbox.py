@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinator_free.membership import Key
+from coordinator_free.identifiers import BlockKey
 from peers import actions as do
 from peers.inbox import Inbox
 from peers.learner import Learner
@@ -262,7 +262,7 @@ def test_an_altered_byte_lets_no_matrix_through(_door: Door, data: st.DataObject
 def test_after_a_purge_an_unfinished_matrix_cannot_be_finished(door: Door, how: str) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
-    door.inbox.purge(Key("d1", 0)) if how == "purge" else door.inbox.forget("d1")
+    door.inbox.purge(BlockKey("d1", 0)) if how == "purge" else door.inbox.forget("d1")
     door.take(framed(update(payload, offset=16), payload[16:]))
     assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
 
@@ -270,6 +270,6 @@ def test_after_a_purge_an_unfinished_matrix_cannot_be_finished(door: Door, how: 
 def test_a_purge_leaves_other_blocks_alone(door: Door) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
-    door.inbox.purge(Key("d2", 0))
+    door.inbox.purge(BlockKey("d2", 0))
     door.take(framed(update(payload, offset=16), payload[16:]))
     assert len(door.matrices) == 1

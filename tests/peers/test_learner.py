@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from coordinator_free.decision import GroupAction
-from peers.blocks import BlockKey
+from coordinator_free.correction.policy_interface import GroupAction
+from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.learner import TRIED_WORST, SnapshotModel
 from tests.peers.learners import (

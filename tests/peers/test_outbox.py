@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Farewell, Publish
-from peers.blocks import BlockKey
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
 from peers.learner import Learner
@@ -27,7 +25,7 @@ from transport.messages import Buffer, Bye, Credit, Manifest, Message, Update, u
 from transport.parts import Reassembler
 
 ROWS, RANK = 128, 4
-OWN, THEIRS = Key("d0", 0), Key("d1", 0)
+OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 SECOND = 1_000_000_000
 MANIFEST = Manifest(3, "train", b"viewview", [])
 
@@ -80,7 +78,7 @@ class Post:
     def new_round(self) -> None:
         self.box.start_round(3, ("d0", "d1", "d2"), self.now)
 
-    def publish(self, *blocks: Key, to: str = "d1", version: int = 3, cause: str = "train") -> None:
+    def publish(self, *blocks: BlockKey, to: str = "d1", version: int = 3, cause: str = "train") -> None:
         parts = tuple((Part(block, "early"), version, cause) for block in blocks)
         action = Publish(to, 3, parts, MANIFEST)
         self.box.publish(action, self.box.encode(action), 0)

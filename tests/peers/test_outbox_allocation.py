@@ -7,11 +7,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from coordinator_free.allocation import Link
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import Link
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Publish
 from peers.allocating import Supply
-from peers.blocks import BlockKey
 from peers.copies import Distances, NeighbourCopies
 from tests.peers.test_outbox import MANIFEST, OWN, ROWS, Post, rebuilt
 from transport.channel import LinkQuality

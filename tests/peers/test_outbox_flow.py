@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Publish
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
@@ -22,7 +21,7 @@ from transport.codec import decode
 from transport.messages import Buffer, Manifest, Ping, Update, unpack
 
 ROWS, RANK = 32768, 8  # 512 KiB as fp16
-OTHER = Key("d2", 0)
+OTHER = BlockKey("d2", 0)
 HOUR_NS = 3600 * 1_000_000_000
 ADDRESSES = {d: f"tcp://{d}:1" for d in ("d0", "d1", "d2")}
 
@@ -73,12 +72,12 @@ class Sender:
         self.outbox.connect("d1", ADDRESSES["d1"], 0)
         self.outbox.start_round(0, ["d0", "d1"], 0)
 
-    def encoded(self, version: int, key: Key) -> tuple[Publish, Any]:
+    def encoded(self, version: int, key: BlockKey) -> tuple[Publish, Any]:
         part = (Part(key, "all"), version, "train")
         action = Publish("d1", version, (part,), Manifest(version, "train", b"viewview", []))
         return action, self.outbox.encode(action)
 
-    def publish(self, version: int, key: Key) -> None:
+    def publish(self, version: int, key: BlockKey) -> None:
         self.outbox.publish(*self.encoded(version, key), 0)
 
     def go(self) -> list[Any]:
@@ -105,7 +104,7 @@ def full() -> Sender:
     """20 MiB are queued, as much as may be is on its way."""
     sender = Sender()
     for version in range(40):
-        sender.publish(version, Key(f"b{version}", 0))
+        sender.publish(version, BlockKey(f"b{version}", 0))
     sender.go()
     return sender
 

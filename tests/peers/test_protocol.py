@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key, Record, Status
+from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.records import Record, Status
 from peers import actions as do
 from peers.protocol import State
-from tests.coordinator_free.network import public, sign_as
 from tests.peers.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
+from tests.support.signatures import public, sign_as
 from transport.messages import Ack, Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
 
 ROUNDS = 4
@@ -75,7 +76,7 @@ def test_a_cohort_starts_at_round_0_with_the_same_blocks_and_distinct_slots(
     net.rounds(3)
     assert [device.done(do.Train)[0].round for device in devices] == [0] * size
     assert all(device.table() == devices[0].table() for device in devices)
-    assert devices[0].slots == {Key(f"d{i}", 0): i for i in range(size)}
+    assert devices[0].slots == {BlockKey(f"d{i}", 0): i for i in range(size)}
 
 
 def test_a_cohort_waits_for_its_last_member() -> None:
@@ -101,7 +102,7 @@ def test_a_device_without_seeds_begins_alone() -> None:
     net = Network(small_config())
     net.add("d0")
     net.rounds(3)
-    assert net["d0"].slots == {Key("d0", 0): 0}
+    assert net["d0"].slots == {BlockKey("d0", 0): 0}
 
 
 def test_members_of_a_cohort_that_want_one_slot_settle_on_two() -> None:
@@ -199,7 +200,7 @@ def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
     assert net["d0"].exit == do.Exit(0, "finished") and not net["d0"].logged("leaving")
     assert len(net["d0"].done(do.Export)) == 1
     for device in net.everyone:
-        assert Key("d0", 0) in device.slots and not device.protocol.members.tombstoned(Key("d0", 0))
+        assert BlockKey("d0", 0) in device.slots and not device.protocol.members.tombstoned(BlockKey("d0", 0))
 
 
 def test_a_signal_before_there_is_anything_to_leave_is_only_an_exit() -> None:
@@ -274,8 +275,8 @@ def test_what_a_stranger_says_changes_nothing(message: Message) -> None:
 
 def test_a_strangers_data_is_not_taken() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("mallory", Key("d1", 0)) == "stranger"
-    assert net["d0"].protocol.accepts("d1", Key("d1", 0)) is None
+    assert net["d0"].protocol.accepts("mallory", BlockKey("d1", 0)) == "stranger"
+    assert net["d0"].protocol.accepts("d1", BlockKey("d1", 0)) is None
 
 
 def test_a_stranger_cannot_refuse_a_device_that_settles() -> None:
@@ -338,13 +339,13 @@ def test_a_manifest_of_a_round_that_cannot_be_does_not_end_the_run() -> None:
 
 def test_data_of_an_unknown_block_is_not_taken() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("d1", Key("d9", 0)) == "unknown"
+    assert net["d0"].protocol.accepts("d1", BlockKey("d9", 0)) == "unknown"
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("newest", "own"), ("average", None)])
 def test_in_newest_nobody_takes_the_own_block_from_others(mode: str, reason: str | None) -> None:
     net = started(mixing={"mode": mode})
-    assert net["d0"].protocol.accepts("d1", Key("d0", 0)) == reason
+    assert net["d0"].protocol.accepts("d1", BlockKey("d0", 0)) == reason
 
 
 def test_data_says_nothing_about_who_is_here() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator_free.allocation import ALLOCATORS
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.averaging.rate_allocation import ALLOCATORS
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from tests.peers.simulated import GROUPS, Network, small_config, still
 from tests.peers.simulated_allocation import SIZES, AllocatingNetwork
@@ -39,7 +38,9 @@ def test_everything_is_sent_at_last(allocator: str) -> None:
     for device in devices:
         sent = {(p.peer, part) for p in device.done(do.Publish) for part, _, _ in p.parts}
         others = {other.name for other in devices} - {device.name}
-        assert sent == {(peer, Part(Key(f"d{i}", 0), g)) for peer in others for i in range(4) for g in GROUPS}
+        assert sent == {
+            (peer, Part(BlockKey(f"d{i}", 0), g)) for peer in others for i in range(4) for g in GROUPS
+        }
 
 
 def test_copies_come_together_under_a_tight_budget() -> None:
@@ -96,7 +97,7 @@ def test_after_a_deletion_nothing_of_the_block_is_left() -> None:
     net = AllocatingNetwork()
     net.cohort(4, budget_bytes=TIGHT)
     net.rounds(12)
-    gone = Key("d3", 0)
+    gone = BlockKey("d3", 0)
     assert any(part.block == gone for part in net["d0"].values)
     net.signal("d3", "leave")
     net.until(lambda: all(gone not in device.protocol.blocks for device in net))
@@ -120,7 +121,7 @@ def test_a_joiner_gets_what_it_asks_for_under_a_tight_budget() -> None:
     net.add("d9", "d0", "d1", budget_bytes=TIGHT)
     net.until(lambda: net["d9"].round >= 0, 60.0)
     for i in range(4):
-        assert any(np.any(values) for values in net["d9"].block(Key(f"d{i}", 0)).values())
+        assert any(np.any(values) for values in net["d9"].block(BlockKey(f"d{i}", 0)).values())
     assert max(net.spent.values()) <= TIGHT
 
 

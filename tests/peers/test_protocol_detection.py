@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator_free.membership import Key
+from coordinator_free.identifiers import BlockKey
 from peers import actions as do
 from tests.peers.simulated import MILLI, SECOND, Network, SimDevice, small_config
 from tests.peers.simulated_checks import agreed, has_gone, started, trains
@@ -77,7 +77,7 @@ def test_on_a_ring_everyone_hears_of_a_leave_within_log_n_hops() -> None:
     net = network(16, topology={"kind": "ring"})
     net.until(lambda: all(device.round >= 1 for device in net))
     net.signal("d5", "leave")
-    net.until(lambda: has_gone(net, Key("d5", 0)), math.log2(16) * 0.02)
+    net.until(lambda: has_gone(net, BlockKey("d5", 0)), math.log2(16) * 0.02)
 
 
 def test_what_gossip_has_lost_for_good_a_ping_brings_to_light() -> None:
@@ -86,10 +86,10 @@ def test_what_gossip_has_lost_for_good_a_ping_brings_to_light() -> None:
     net.signal("d2", "leave")  # nobody hears it ...
     net.crash("d2")
     net.loses = lambda source, target, message: False
-    tombstone = net["d2"].protocol.members.get(Key("d2", 0))
+    tombstone = net["d2"].protocol.members.get(BlockKey("d2", 0))
     assert tombstone is not None
     net["d0"].protocol.members.merge([tombstone])  # ... but d0, which has not told anybody
-    net.until(lambda: all(d.protocol.members.tombstoned(Key("d2", 0)) for d in net), 2.0)
+    net.until(lambda: all(d.protocol.members.tombstoned(BlockKey("d2", 0)) for d in net), 2.0)
 
 
 # -- crashes are found -----------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_joiner_that_waits_for_a_slot_gets_one_once_all_have_confirmed() -> No
     net.run(0.1)
     net.add("d9", "d0")
     net.until(lambda: trains(net, "d9"), 20.0)
-    assert net["d9"].slots[Key("d9", 0)] == 2
+    assert net["d9"].slots[BlockKey("d9", 0)] == 2
 
 
 def test_a_slot_is_not_taken_before_all_have_confirmed_unless_its_quarantine_is_over() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import GROUPS, MILLI, PART_BYTES, Network, SimDevice, Values, still
@@ -43,7 +42,7 @@ def test_a_joiner_gets_every_block_and_changes_none(mode: str, topology: str) ->
     net.add("d4", "d0", move=still)
     net.until(lambda: trains(net, "d4"))
     assert same(copies(net["d4"], but="d4"), before["d0"])
-    assert not any(net["d4"].values[Part(Key("d4", 0), group)].any() for group in GROUPS)
+    assert not any(net["d4"].values[Part(BlockKey("d4", 0), group)].any() for group in GROUPS)
     net.rounds(5)
     assert agreed(net)
     for device in net:
@@ -123,7 +122,7 @@ def test_a_transfer_stays_within_the_helpers_budget_and_is_counted_as_such() -> 
     net.until(lambda: trains(net, "d4"), 120.0)
     sent = [action for device in net for action in device.done(do.Publish) if action.peer == "d4"]
     carried = {part for action in sent for part, _, cause in action.parts if cause == "transfer"}
-    assert carried >= {Part(Key(f"d{i}", 0), group) for i in range(4) for group in GROUPS}
+    assert carried >= {Part(BlockKey(f"d{i}", 0), group) for i in range(4) for group in GROUPS}
 
 
 def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> None:
@@ -164,7 +163,7 @@ def test_a_block_whose_owner_retired_before_anyone_mixed_with_it_keeps_no_joiner
     assert not any(values.any() for part, values in net["d0"].values.items() if part.block.device == "d3")
     net.add("d4", "d0")
     net.until(lambda: trains(net, "d4"), 2.0)
-    assert Key("d3", 0) in net["d4"].slots
+    assert BlockKey("d3", 0) in net["d4"].slots
     net.rounds(3)
     assert agreed(net)
 
@@ -200,17 +199,17 @@ def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero(
     net = started(3)
     net.run(1.0)
     net.until(lambda: net["d2"].protocol.state is State.WAIT)
-    change = net["d0"].protocol.members.verdict(Key("d2", 0))
+    change = net["d0"].protocol.members.verdict(BlockKey("d2", 0))
     assert change is not None
     net.send(net["d0"], "d2", Gossip([change.record.to_dict()], False, net["d0"].round))
-    net.until(lambda: Key("d2", 1) in net["d2"].slots, 2.0)
+    net.until(lambda: BlockKey("d2", 1) in net["d2"].slots, 2.0)
     held = net["d2"].protocol.exchange.held
-    assert all(held[Part(Key("d2", 1), group)] >= 0 for group in GROUPS)
+    assert all(held[Part(BlockKey("d2", 1), group)] >= 0 for group in GROUPS)
     net.add("d3", "d0", move=still)
     net.until(lambda: trains(net, "d3"), 30.0)
     net.rounds(3)
     assert agreed(net)
-    assert all(net["d3"].values[Part(Key("d2", 1), group)].any() for group in GROUPS)
+    assert all(net["d3"].values[Part(BlockKey("d2", 1), group)].any() for group in GROUPS)
 
 
 def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
@@ -220,7 +219,7 @@ def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
     net.crash("d0")
     net.until(lambda: trains(net, "d1"), 20.0)
     net.run(6.0)
-    assert net["d1"].slots == {Key("d1", 0): 1}
+    assert net["d1"].slots == {BlockKey("d1", 0): 1}
 
 
 @pytest.mark.parametrize("mode", MODES)

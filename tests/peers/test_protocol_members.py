@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator_free.membership import Key, Status
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Status
 from peers import actions as do
 from tests.peers.simulated import GROUPS, MILLI, SECOND, still
 from tests.peers.simulated_checks import agreed, has_gone, rest, started, trains
 from transport.messages import Gossip
 
-D2 = Key("d2", 0)
+D2 = BlockKey("d2", 0)
 MODES = ["average", "newest"]
 
 
@@ -112,7 +112,7 @@ def test_a_leaver_that_returns_is_another_incarnation_at_zero(mode: str) -> None
     assert agreed(net) and has_gone(net, D2)
     for device in net:
         assert device.protocol.members.tombstoned(D2)
-        assert not any(device.values[Part(Key("d2", 1), group)].any() for group in GROUPS)
+        assert not any(device.values[Part(BlockKey("d2", 1), group)].any() for group in GROUPS)
 
 
 def test_a_joiner_knows_the_tombstone_before_any_data() -> None:
@@ -171,7 +171,7 @@ def test_a_joiner_gets_a_retired_block_and_leaves_its_slot_alone(mode: str) -> N
     net.add("d10", "d0", move=still)  # prefers slot 2, of 8
     net.until(lambda: trains(net, "d10"))
     assert np.allclose(net["d10"].values[Part(D2, "early")], net["d0"].values[Part(D2, "early")], atol=1e-9)
-    assert net["d10"].slots[D2] == 2 and net["d10"].slots[Key("d10", 0)] != 2
+    assert net["d10"].slots[D2] == 2 and net["d10"].slots[BlockKey("d10", 0)] != 2
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,7 +184,7 @@ def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired(mode: s
     net.until(lambda: trains(net, "d2"))
     assert np.allclose(net["d2"].values[Part(D2, "early")], net["d0"].values[Part(D2, "early")], atol=1e-9)
     net.rounds(3)
-    assert agreed(net) and Key("d2", 1) in net["d0"].slots
+    assert agreed(net) and BlockKey("d2", 1) in net["d0"].slots
 
 
 # -- crash -----------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_crashed_device_that_starts_again_is_another_incarnation(mode: str) ->
     net.until(lambda: trains(net, "d2"))
     net.rounds(3)
     assert agreed(net) and has_gone(net, D2)
-    assert all(Key("d2", 1) in device.slots for device in net)
+    assert all(BlockKey("d2", 1) in device.slots for device in net)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -282,7 +282,7 @@ def test_a_device_that_stood_still_too_long_comes_back_under_a_new_incarnation()
     net.run(19.0)
     assert all(D2 not in device.slots for device in net if device.name != "d2")
     net.run(21.0)
-    assert agreed(net) and all(net["d0"].slots.keys() >= {Key("d2", 1)} for device in net)
+    assert agreed(net) and all(net["d0"].slots.keys() >= {BlockKey("d2", 1)} for device in net)
 
 
 def test_a_partition_that_heals_brings_everyone_back() -> None:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from tests.peers.simulated import (
     GROUPS,
@@ -38,22 +37,22 @@ def close_rounds(net: Network, number: int) -> None:
     net.until(lambda: all(len(device.done(do.RoundDone)) == number for device in net))
 
 
-def copies(net: Network, key: Key) -> list[Values]:
+def copies(net: Network, key: BlockKey) -> list[Values]:
     return [device.values[Part(key, group)] for device in net for group in GROUPS]
 
 
-def scatter(net: Network, key: Key) -> None:
+def scatter(net: Network, key: BlockKey) -> None:
     """Every device has another copy of the block, as if mixing had moved it."""
     rng = np.random.default_rng(0)
     for device in net:
         device.put(key, rng.normal(size=WIDTH))
 
 
-def spread(net: Network, key: Key) -> float:
+def spread(net: Network, key: BlockKey) -> float:
     return float(np.max(np.ptp(copies(net, key), axis=0)))
 
 
-def blocks(device: SimDevice) -> list[Key]:
+def blocks(device: SimDevice) -> list[BlockKey]:
     return sorted(device.protocol.blocks)
 
 
@@ -72,19 +71,19 @@ def test_average_keeps_the_network_mean_of_each_block_and_contracts_disagreement
 
 def test_average_agrees_at_once_on_a_complete_graph() -> None:
     net = started(4)
-    scatter(net, Key("d2", 0))
+    scatter(net, BlockKey("d2", 0))
     net.rounds(2)
-    assert spread(net, Key("d2", 0)) < 1e-12
+    assert spread(net, BlockKey("d2", 0)) < 1e-12
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.25])
 def test_gamma_is_the_share_that_is_mixed(gamma: float) -> None:
     net = started(2, mixing={"mode": "average", "gamma": gamma})
     net.run(0.05)  # into the local steps: what is put now is mixed at the end of this round
-    net["d0"].put(Key("d0", 0), np.ones(WIDTH))
+    net["d0"].put(BlockKey("d0", 0), np.ones(WIDTH))
     net.rounds(1)
     expected = [1 - gamma / 2, gamma / 2]
-    assert np.allclose([np.mean(device.values[Part(Key("d0", 0), "early")]) for device in net], expected)
+    assert np.allclose([np.mean(device.values[Part(BlockKey("d0", 0), "early")]) for device in net], expected)
 
 
 def test_newest_and_average_are_the_same_update_on_a_complete_graph() -> None:
@@ -115,14 +114,14 @@ def test_newest_damps_the_own_move_by_omega() -> None:
     net = Network(small_config(mixing={"mode": "newest", "omega": 0.25}))
     net.cohort(2, move=lambda device, round_: np.ones(WIDTH))
     close_rounds(net, 4)
-    assert np.allclose(copies(net, Key("d1", 0)), 1.0)
+    assert np.allclose(copies(net, BlockKey("d1", 0)), 1.0)
 
 
 def test_paper_literal_mixes_own_blocks_only() -> None:
     net = Network(small_config(mixing={"mode": "paper-literal"}))
     net.cohort(3)
     net.rounds(5)
-    own = [device.values[Part(Key(device.name, 0), "early")] for device in net]
+    own = [device.values[Part(BlockKey(device.name, 0), "early")] for device in net]
     assert np.abs(own[0]).max() > 0.1
     for device in net:
         foreign = [part for part in device.values if part.block.device != device.name]
@@ -134,10 +133,10 @@ def test_paper_literal_mixes_own_blocks_only() -> None:
 
 def test_a_copy_that_was_withheld_leaves_its_weight_with_the_receiver() -> None:
     net = started(2, budget_bytes=0)
-    scatter(net, Key("d0", 0))
-    before = copies(net, Key("d0", 0))
+    scatter(net, BlockKey("d0", 0))
+    before = copies(net, BlockKey("d0", 0))
     net.rounds(3)
-    assert all(np.array_equal(a, b) for a, b in zip(before, copies(net, Key("d0", 0)), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, copies(net, BlockKey("d0", 0)), strict=True))
     assert all(record.withheld for record in net["d0"].done(do.RoundDone)[-2:])
 
 
@@ -200,13 +199,13 @@ def test_nothing_unchanged_is_sent_twice() -> None:
     net.rounds(6)
     for device in net:  # only the own block counts as changed by local steps, even if they moved nothing
         late = [action for action in device.done(do.Publish) if action.round > 2]
-        assert {part.block for action in late for part, _, _ in action.parts} == {Key(device.name, 0)}
+        assert {part.block for action in late for part, _, _ in action.parts} == {BlockKey(device.name, 0)}
 
 
 def test_average_keeps_the_mean_when_a_device_is_slower_than_the_others() -> None:
     net = started(6, "ring")
     net["d3"].train_ns = 350 * MILLI  # d1 publishes its next round while d2 still waits for d3
-    key = Key("d0", 0)
+    key = BlockKey("d0", 0)
     scatter(net, key)
     before = np.mean(copies(net, key), axis=0)
     net.rounds(60)

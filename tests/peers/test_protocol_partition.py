@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from tests.peers.simulated import GROUPS, SECOND, Network, small_config, still
 from tests.peers.simulated_checks import agreed, rest, trains
@@ -66,7 +65,7 @@ def test_four_and_four_with_a_leave_in_between_become_seven(mode: str, topology:
     net.run(20.0)
     assert agreed(net) and all_hold(net, rest_of)
     for device in net:
-        assert device.protocol.members.tombstoned(Key("d2", 0))
+        assert device.protocol.members.tombstoned(BlockKey("d2", 0))
         assert np.allclose(own_values(net)[device.name], before[device.name], atol=1e-6)  # nothing is lost
         assert {slot for key, slot in device.slots.items() if key.device == device.name} == {
             int(device.name[1:])  # each in its slot
@@ -79,7 +78,7 @@ def test_a_partition_shorter_than_the_suspicion_changes_nothing() -> None:
     net.run(1.5)
     heal(net)
     net.run(10.0)
-    assert agreed(net) and set(net["d0"].slots) == {Key(f"d{i}", 0) for i in range(8)}
+    assert agreed(net) and set(net["d0"].slots) == {BlockKey(f"d{i}", 0) for i in range(8)}
 
 
 @pytest.mark.parametrize("mode", MODES)

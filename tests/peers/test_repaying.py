@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers.repaying import Repaying
 
 SIZES = {"early": {"fp16": 100, "int8": 60, "int4": 35}, "late": {"fp16": 500, "int8": 260, "int4": 140}}
-OWN, THEIRS = Key("d0", 0), Key("d1", 0)
+OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 PRIORITY = {"early": 0.7, "late": 0.3}
 
 

@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Part
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
 from peers.actions import Publish
 from peers.config import DeviceConfig
@@ -20,9 +19,9 @@ from peers.inbox import Inbox
 from peers.learner import Learner
 from peers.outbox import HEADER_BYTES, SIGNATURE_BYTES, Outbox
 from peers.versions import SignedCopy, Versions, statement
-from tests.coordinator_free.network import public, sign_as, verify
 from tests.peers.simulated import GROUPS
 from tests.peers.simulated_checks import started
+from tests.support.signatures import public, sign_as, verify
 from transport.accounting import Accounts
 from transport.channel import FixedChannel, LinkQuality
 from transport.checksum import xxh3
@@ -32,7 +31,7 @@ from transport.messages import Buffer, Envelope, Manifest, Update, pack, unpack,
 
 ROWS, RANK = 6, 2
 MATRIX = torch.arange(12.0).reshape(ROWS, RANK)
-PART = Part(Key("d1", 0), "early")
+PART = Part(BlockKey("d1", 0), "early")
 PAYLOAD = bytes(encode(MATRIX, "fp32"))
 
 
@@ -93,7 +92,7 @@ def test_a_version_that_its_owner_has_signed_is_taken_in_as_it_came(door: Door, 
     assert not door.events
 
 
-OTHER = Part(Key("d1", 1), "early")
+OTHER = Part(BlockKey("d1", 1), "early")
 FORGED = {
     "not signed": replace(HEADER, signature=None),
     "signed by the relay": replace(HEADER, signature=signed("d2")),
@@ -153,7 +152,7 @@ class Post:
 
 
 def test_the_owner_signs_the_bytes_that_it_sends() -> None:
-    own = Part(Key("d0", 0), "early")
+    own = Part(BlockKey("d0", 0), "early")
     ((header, payload),) = Post().publish(own, 5)
     assert header.signature is not None
     assert verify(public("d0"), statement(own, 5, "int8", payload), header.signature)
@@ -168,7 +167,7 @@ def test_a_relay_passes_on_the_bytes_and_the_signature_as_they_came() -> None:
 
 
 def test_each_part_carries_the_signature_of_the_whole() -> None:
-    sent = Post(rows=70_000).publish(Part(Key("d0", 0), "early"), 5)  # int8, rank 2: three frames
+    sent = Post(rows=70_000).publish(Part(BlockKey("d0", 0), "early"), 5)  # int8, rank 2: three frames
     assert len(sent) == 3 and len({header.signature for header, _ in sent}) == 1
 
 

@@ -9,17 +9,16 @@ from typing import Any, cast
 import pytest
 import torch
 
-from coordinator_free.membership import Key
-from coordinator_free.mixing import Mix, Part
+from coordinator_free.averaging.mixing import Mix
+from coordinator_free.identifiers import BlockKey, Part
 from peers import actions as do
-from peers.blocks import BlockKey
 from peers.config import DeviceConfig
 from peers.learner import Learner
 from peers.recorder import Recorder
 from peers.versions import Versions
 from peers.workshop import Workshop
 
-EARLY, LATE = (Part(Key("d1", 0), group) for group in ("early", "late"))
+EARLY, LATE = (Part(BlockKey("d1", 0), group) for group in ("early", "late"))
 
 
 class FakeLearner:

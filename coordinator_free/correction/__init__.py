@@ -1,0 +1,1 @@
+"""The correction after an event: residuals, network-wide means, and the policies that choose actions."""

@@ -1,0 +1,220 @@
+"""Correction policies: from the residuals of a diagnosis to what each layer group does next (method 7).
+
+Pure and deterministic: devices that see the same decide the same. Found by name in `POLICIES`, or in
+`SCHEDULES` those that look at nothing and so cost no diagnosis; a plugin may add to both. A policy looks at
+what survivors measured, never at the leaver's data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from coordinator_free.correction.action_model import Move, affordable, in_force, moves, relative_cost
+from coordinator_free.correction.dominant import dominant
+from coordinator_free.correction.policy_interface import (
+    STAY,
+    Decision,
+    GroupAction,
+    Limits,
+    Memory,
+    View,
+)
+
+Policy = Callable[[View, Limits, Memory], Decision]
+POLICIES: dict[str, Policy] = {}
+Schedule = Callable[[int, int, Limits], GroupAction]  # k and K -> what all groups do; no rung
+SCHEDULES: dict[str, Schedule] = {}
+Added = TypeVar("Added")
+EARLY_PART = 4  # early are the first K / EARLY_PART rounds
+
+
+def policy(name: str) -> Callable[[Policy], Policy]:
+    """Decorator: add a policy to the registry. Raises ValueError for the name of a schedule."""
+    return _adder(name, POLICIES, SCHEDULES, "schedule")
+
+
+def schedule(name: str) -> Callable[[Schedule], Schedule]:
+    """Decorator: add a schedule: what all groups do in round k = 0, 1, ... of a correction of K rounds.
+
+    Graphs stay the scenario's. Raises ValueError for the name of a policy.
+    """
+    return _adder(name, SCHEDULES, POLICIES, "policy")
+
+
+def _adder(
+    name: str, registry: dict[str, Added], others: Mapping[str, object], kind: str
+) -> Callable[[Added], Added]:
+    if name in others:
+        raise ValueError(f"{name!r} is a {kind} already")
+
+    def add(rule: Added) -> Added:
+        registry[name] = rule
+        return rule
+
+    return add
+
+
+def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:
+    """What the policy `name` (KeyError: none of that name) decides, on rungs that there are.
+
+    The reason starts with the policy's name.
+    """
+    made = POLICIES[name](view, limits, memory)
+    settings = {g: replace(a, rung=view.ladder.clipped(a.rung)) for g, a in made.settings.items()}
+    return Decision(
+        settings,
+        f"{name}: {made.reason}",
+        replace(made.memory, settings=settings),
+        {g: view.ladder.added(a.rung) for g, a in settings.items()},
+        {g: view.ladder.dropped(a.rung) for g, a in settings.items()},
+    )
+
+
+# -- the same for all groups, without a look -----------------------------------------------------------------
+@schedule("uniform")
+def uniform(k: int, of: int, limits: Limits) -> GroupAction:
+    """The base."""
+    return limits.base
+
+
+@schedule("max-steps")
+def max_steps(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps: what more compute buys at the bytes of `uniform`."""
+    return replace(limits.base, steps=limits.steps_max)
+
+
+@schedule("early-steps")
+def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps at first, where most is to be regained, then the base."""
+    return max_steps(k, of, limits) if k * EARLY_PART < of else limits.base
+
+
+# -- shares by priority --------------------------------------------------------------------------------------
+@policy("proportional")
+def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
+    """Algorithm 1: n_g, lambda_g and gamma_g by p_g; gamma_g is the density of the group's graph too."""
+    return _by_priority(view, limits, memory, _steps, _prox, _gamma, _density)
+
+
+@policy("local-steps")
+def local_steps(view: View, limits: Limits, memory: Memory) -> Decision:
+    """n_g = n_min + (n_max - n_min) p_g, and nothing else."""
+    return _by_priority(view, limits, memory, _steps)
+
+
+@policy("retain-prox")
+def retain_prox(view: View, limits: Limits, memory: Memory) -> Decision:
+    """lambda_g = lambda_max p_g, and nothing else."""
+    return _by_priority(view, limits, memory, _prox)
+
+
+@policy("ls+prox")
+def steps_and_prox(view: View, limits: Limits, memory: Memory) -> Decision:
+    return _by_priority(view, limits, memory, _steps, _prox)
+
+
+@policy("topology")
+def topology(view: View, limits: Limits, memory: Memory) -> Decision:
+    """The most pressing group gets the densest graph of the ladder, the others their share of it."""
+    return _by_priority(view, limits, memory, _denser)
+
+
+@policy("sync")
+def sync(view: View, limits: Limits, memory: Memory) -> Decision:
+    """The most pressing group is exchanged every round, the others every H_g = p_max / p_g rounds."""
+    return _by_priority(view, limits, memory, _period)
+
+
+Rule = Callable[[GroupAction, float, View, Limits], GroupAction]  # of one group, with its p_g
+
+
+def _by_priority(view: View, limits: Limits, memory: Memory, *rules: Rule) -> Decision:
+    settings = dict.fromkeys(view.groups, limits.base)
+    for group, seen in view.groups.items():
+        for rule in rules:
+            settings[group] = rule(settings[group], seen.priority, view, limits)
+    shares = ", ".join(f"{group} {seen.priority:.2f}" for group, seen in view.groups.items())
+    return Decision(settings, f"p = {shares}", memory)
+
+
+def _steps(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    return replace(action, steps=round(limits.steps_min + (limits.steps_max - limits.steps_min) * p))
+
+
+def _prox(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    return replace(action, prox=limits.prox_max * p)
+
+
+def _gamma(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    return replace(action, gamma=limits.gamma_min + (1 - limits.gamma_min) * p)
+
+
+def _density(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    """The rung whose number of edges is nearest to gamma_g times that of the densest."""
+    ladder = view.ladder
+    wanted = (limits.gamma_min + (1 - limits.gamma_min) * p) * len(ladder.at(ladder.top).edges)
+    rungs = range(-ladder.base, ladder.top + 1)
+    return replace(action, rung=min(rungs, key=lambda k: (abs(len(ladder.at(k).edges) - wanted), k)))
+
+
+def _denser(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    return replace(action, rung=round(view.ladder.top * p / _highest(view)))
+
+
+def _period(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
+    highest = _highest(view)
+    rare = p * limits.period_max <= highest
+    return replace(action, period=limits.period_max if rare else max(round(highest / p), 1))
+
+
+def _highest(view: View) -> float:
+    return max(seen.priority for seen in view.groups.values()) or 1.0
+
+
+# -- one action at a time ------------------------------------------------------------------------------------
+Option = tuple[tuple[str, str], dict[str, GroupAction], Move | None]  # key of View.trials, settings, move
+
+
+def options(view: View, limits: Limits, memory: Memory) -> list[Option]:
+    """Staying and every affordable move from what is in force."""
+    settings = in_force(view, limits, memory.settings)
+    found: list[Option] = [(STAY, settings, None)]
+    for move in moves(settings, limits, view):
+        then = {**settings, move.group: move.action}
+        if affordable(then, view, limits):
+            found.append(((move.group, move.label), then, move))
+    return found
+
+
+@policy("random")
+def random(view: View, limits: Limits, memory: Memory) -> Decision:
+    """A control: any affordable move, or none, drawn from the seed and the diagnosis's index."""
+    found = options(view, limits, memory)
+    _, then, move = found[int(_generator(view).integers(len(found)))]
+    return Decision(then, "stay" if move is None else f"{move.group} -> {move.told()}", memory)
+
+
+@policy("lookahead")
+def lookahead(view: View, limits: Limits, memory: Memory) -> Decision:
+    """A control: the move whose trial (trials.py) lowered the loss most per cost; none if none lowered it."""
+    found = options(view, limits, memory)
+    gains = [view.trials.get(key, 0.0) / relative_cost(then, view, limits) for key, then, _ in found]
+    best = max(range(len(found)), key=lambda i: gains[i])
+    if gains[best] <= 0:
+        return Decision(found[0][1], "no trial lowered the loss -> stay", memory)
+    key, then, move = found[best]
+    told = "stay" if move is None else f"{move.group} {move.told()}"
+    return Decision(then, f"trial {view.trials[key]:.2g} -> {told}", memory)
+
+
+policy("dominant")(dominant)
+
+
+def _generator(view: View) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{view.seed}/{view.index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))

@@ -1,0 +1,87 @@
+"""Signed records of who is there: one record for each (device, incarnation).
+
+An owner signs its record (Ed25519). A crash verdict can come from any member. It carries the owner's
+signature of the record that it is about, so it cannot invent a device. Only an owner's Leave is a tombstone
+(method 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any
+
+from coordinator_free.identifiers import BlockKey
+
+Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
+
+
+class Status(IntEnum):
+    """Ordered: a later one wins over an earlier one of the same incarnation."""
+
+    ALIVE = 0
+    CRASHED = 1  # a verdict by others: evicted or kept, refuted by a new incarnation
+    FINISHED = 2  # has closed the run's last round: a member to the end, but silence is no crash any more
+    RETIRED = 3  # gone, knowledge stays
+    WITHDRAWN = 4  # gave this incarnation up itself (lost a slot, came back after a verdict)
+    LEFT = 5  # asked to be forgotten: a tombstone for the whole run
+
+
+PRESENT = (Status.ALIVE, Status.FINISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One incarnation of a device. `since_round` < 0: joining, it does not train yet."""
+
+    device: str
+    incarnation: int
+    address: str
+    slot: int
+    lamport: int  # of this record
+    claimed: int  # Lamport time at which the slot was claimed: decides conflicts
+    status: Status = Status.ALIVE
+    since_round: int = -1
+    public: bytes = b""
+    signature: bytes = b""
+
+    @property
+    def key(self) -> BlockKey:
+        return BlockKey(self.device, self.incarnation)
+
+    def signed_data(self) -> bytes:
+        """What the owner's signature covers; of a crash verdict, that of the record it is about."""
+        fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
+        status = Status.ALIVE if self.status is Status.CRASHED else self.status
+        return repr((*fields, int(status), self.since_round, self.public)).encode()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "status": int(self.status)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Record:
+        """Raises ValueError on a missing or extra field, a wrong type or an unknown status."""
+        if set(data) != set(cls.__slots__):
+            raise ValueError("a membership record has other fields")
+        for name, kind in _TYPES.items():
+            if type(data[name]) is not kind:
+                raise ValueError(f"{name} of a membership record is no {kind.__name__}")
+        counts = (data[name] for name in ("incarnation", "slot", "lamport", "claimed"))
+        if not data["device"] or min(counts) < 0 or data["since_round"] < -1:
+            raise ValueError("a membership record is out of range")
+        return cls(**{**data, "status": Status(data["status"])})
+
+
+_TYPES: dict[str, type] = {
+    "device": str,
+    "incarnation": int,
+    "address": str,
+    "slot": int,
+    "lamport": int,
+    "claimed": int,
+    "status": int,
+    "since_round": int,
+    "public": bytes,
+    "signature": bytes,
+}

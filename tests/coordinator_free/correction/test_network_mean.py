@@ -1,0 +1,213 @@
+"""Network means: the same everywhere, whatever the order of messages and whoever crashes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator_free.correction.network_mean import Averages, Report
+from coordinator_free.identifiers import BlockKey
+
+LENGTH = 3
+KEYS = [BlockKey(f"d{i}", 0) for i in range(5)]
+PEERS = [key.device for key in KEYS]
+RING = {p: [PEERS[i - 1], PEERS[(i + 1) % 5]] for i, p in enumerate(PEERS)}
+
+
+def values(i: int, epoch: int = 0) -> np.ndarray:
+    return np.random.default_rng([i, epoch]).standard_normal(LENGTH) * 10.0 ** (3 * i - 6)
+
+
+def report(i: int, epoch: int = 0) -> Report:
+    return Report(KEYS[i], epoch, values(i, epoch).astype(np.float32))
+
+
+def fresh(**options) -> Averages:
+    return Averages(LENGTH, 8, **options)
+
+
+class Network:
+    """Devices on a ring whose messages are delivered in a random order, some twice."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.nodes = {peer: fresh() for peer in PEERS}
+        self.flying: list[tuple[str, str, Report]] = []
+
+    def measure(self, i: int, epoch: int = 0) -> None:
+        self.nodes[PEERS[i]].own(KEYS[i], epoch, values(i, epoch))
+        self.tell(PEERS[i])
+
+    def tell(self, source: str) -> None:
+        for to in RING[source]:
+            if source in self.nodes and to in self.nodes:
+                self.flying += [(source, to, r) for r in self.nodes[source].news(to)]
+
+    def crash(self, i: int) -> None:
+        del self.nodes[PEERS[i]]
+
+    def settle(self) -> None:
+        while self.flying:
+            source, to, sent = self.flying.pop(self.rng.randrange(len(self.flying)))
+            if self.rng.random() < 0.2:
+                self.flying.append((source, to, sent))
+            if to in self.nodes and self.nodes[to].receive(source, sent):
+                self.tell(to)
+
+
+@given(st.integers(0, 1 << 30))
+def test_every_device_gets_the_same_mean_to_the_last_bit(seed):
+    network = Network(seed)
+    for i in network.rng.sample(range(5), 5):
+        network.measure(i)
+    network.settle()
+    means = [node.mean(KEYS) for node in network.nodes.values()]
+    assert len({m.values.tobytes() for m in means}) == len({m.digest for m in means}) == 1
+    expected = np.mean([values(i).astype(np.float32) for i in range(5)], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(means[0].values, expected)
+    assert means[0].origins == tuple(KEYS)
+
+
+@given(st.integers(0, 1 << 30))
+def test_a_later_epoch_wins_wherever_it_is_heard_first(seed):
+    network = Network(seed)
+    for i in range(5):
+        network.measure(i, 0)
+        network.measure(i, 7 if i == 2 else 1)
+    network.settle()
+    means = [node.mean(KEYS) for node in network.nodes.values()]
+    assert len({m.values.tobytes() for m in means}) == 1
+    assert means[0].oldest == 1
+    assert all(node.missing(KEYS, 1) == [] for node in network.nodes.values())
+    assert all(node.missing(KEYS, 2) == [k for k in KEYS if k != KEYS[2]] for node in network.nodes.values())
+
+
+@given(st.integers(0, 1 << 30), st.integers(0, 4))
+def test_a_crash_in_the_middle_costs_nobody_elses_vector(seed, dead):
+    network = Network(seed)
+    for i in range(5):
+        network.measure(i)
+    for _ in range(4):  # some have heard it, some have not
+        source, to, sent = network.flying.pop()
+        if network.nodes[to].receive(source, sent):
+            network.tell(to)
+    network.crash(dead)
+    for node in network.nodes.values():
+        node.drop(KEYS[dead])
+    for peer in list(network.nodes):
+        network.tell(peer)
+    network.settle()
+    means = [node.mean(KEYS) for node in network.nodes.values()]
+    assert len({m.values.tobytes() for m in means}) == 1
+    assert means[0].origins == tuple(key for i, key in enumerate(KEYS) if i != dead)
+
+
+def test_what_comes_of_a_dropped_origin_is_ignored_for_good():
+    node = fresh()
+    assert node.receive("d1", report(1))
+    node.drop(KEYS[1])
+    assert not node.receive("d2", report(1, epoch=9))
+    assert node.mean(KEYS) is None and node.news("d3") == []
+    assert node.refused == 0
+
+
+def test_a_new_incarnation_of_a_dropped_device_counts():
+    node = fresh()
+    node.receive("d1", report(1))
+    node.drop(KEYS[1])
+    again = replace(report(1), origin=BlockKey("d1", 1))
+    assert node.receive("d1", again)
+    assert node.mean([BlockKey("d1", 1)]).origins == (BlockKey("d1", 1),)
+
+
+def test_only_members_are_counted():
+    node = fresh()
+    for i in range(3):
+        node.receive("d1", report(i))
+    assert node.mean(KEYS[:2]).origins == (KEYS[0], KEYS[1])
+    assert node.mean([]) is None
+
+
+def test_news_is_told_once_and_not_to_its_origin_or_who_sent_it():
+    node = fresh()
+    node.own(KEYS[0], 0, values(0))
+    node.receive("d1", report(2))
+    assert [r.origin for r in node.news("d1")] == [KEYS[0]]
+    assert [r.origin for r in node.news("d2")] == [KEYS[0]]
+    assert [r.origin for r in node.news("d3")] == [KEYS[0], KEYS[2]]
+    assert node.news("d3") == []
+    node.untold("d3")
+    assert len(node.news("d3")) == 2
+
+
+def test_a_neighbour_that_sends_what_is_known_is_not_told_it():
+    node = fresh()
+    node.receive("d1", report(2))
+    assert not node.receive("d3", report(2))
+    assert node.news("d3") == []
+
+
+def test_what_the_origin_adds_up_is_what_went_over_the_wire():
+    node, other = fresh(), fresh()
+    sent = node.own(KEYS[0], 0, [1 / 3, 2 / 3, 1e-3])
+    other.receive("d0", sent)
+    assert node.mean(KEYS).values.tobytes() == other.mean(KEYS).values.tobytes()
+    assert sent.values.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(report(1), values=np.zeros(LENGTH + 1, np.float32)),
+        replace(report(1), values=np.zeros((1, LENGTH), np.float32)),
+        replace(report(1), values=np.zeros(LENGTH)),
+        replace(report(1), values=np.array([0, np.nan, 0], np.float32)),
+        replace(report(1), values=np.array([0, np.inf, 0], np.float32)),
+        replace(report(1), epoch=-1),
+    ],
+)
+def test_an_unsound_report_is_refused_and_counted(bad):
+    node = fresh()
+    assert not node.receive("d1", bad)
+    assert node.refused == 1 and node.mean(KEYS) is None
+
+
+def test_no_more_origins_are_held_than_there_may_be():
+    node = Averages(LENGTH, 2)
+    assert node.receive("d1", report(1)) and node.receive("d1", report(2))
+    assert not node.receive("d1", report(3))
+    assert node.receive("d1", report(2, epoch=1))
+    assert node.refused == 1
+    assert len(node._told["d1"]) == 2
+
+
+def test_an_own_vector_that_nobody_would_take_is_an_error():
+    with pytest.raises(ValueError, match="expected 3 finite"):
+        fresh().own(KEYS[0], 0, [1.0, 2.0])
+    with pytest.raises(ValueError, match="expected 3 finite"):
+        fresh().own(KEYS[0], 0, [1.0, 2.0, 1e39])
+
+
+def test_a_report_that_its_origin_did_not_sign_is_refused():
+    def sign(data: bytes) -> bytes:
+        return b"d0" + data[:4]
+
+    node = fresh(verify=lambda r: r.signature == sign(r.signed_data()))
+    signed = fresh().own(KEYS[0], 0, values(0), sign)
+    assert not node.receive("d1", replace(signed, signature=b"forged"))
+    assert node.receive("d1", signed)
+    assert node.refused == 1
+
+
+def test_two_tales_of_one_epoch_end_alike_everywhere():
+    one, other = report(1), replace(report(1), values=np.ones(LENGTH, np.float32))
+    a, b = fresh(), fresh()
+    for first, second, node in ((one, other, a), (other, one, b)):
+        node.receive("d1", first)
+        node.receive("d1", second)
+    assert a.mean(KEYS).digest == b.mean(KEYS).digest

@@ -1,0 +1,68 @@
+"""Membership tables with stand-in signatures, and the gossip between them: no sockets, no time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import random
+
+from coordinator_free.membership.records import Status
+from coordinator_free.membership.table import Membership
+
+
+def sign_as(device: str, data: bytes) -> bytes:
+    """A keyed hash in place of Ed25519: the key is the device's id, its public half `public(device)`."""
+    return hmac.digest(device.encode(), data, "sha256")
+
+
+def public(device: str) -> bytes:
+    return b"public:" + device.encode()
+
+
+def verify(public_key: bytes, data: bytes, signature: bytes) -> bool:
+    return hmac.compare_digest(sign_as(public_key.removeprefix(b"public:").decode(), data), signature)
+
+
+def table(device: str = "observer") -> Membership:
+    return Membership(verify, lambda data: sign_as(device, data))
+
+
+class Cluster:
+    """Devices that each claim a slot knowing only themselves, then gossip in a seeded random order."""
+
+    def __init__(self, devices: list[str], max_slots: int, seed: int) -> None:
+        self.max_slots = max_slots
+        self.tables = {d: table(d) for d in devices}
+        self.own = {d: self._claim(d) for d in devices}
+        self._rng = random.Random(seed)
+
+    def _claim(self, device: str):
+        return self.tables[device].claim(device, f"tcp://{device}", public(device), self.max_slots, 0)
+
+    def exchange(self, a: str, b: str) -> None:
+        for source, target in ((a, b), (b, a)):
+            self.tables[target].merge(list(self.tables[source]))
+            self._defend(target)
+
+    def _defend(self, device: str) -> None:
+        members = self.tables[device]
+        if any(r.key == self.own[device].key for r in members.slot_losers()):
+            members.amend(self.own[device], status=Status.WITHDRAWN)
+            self.own[device] = self._claim(device)
+
+    def settle(self, limit: int = 10_000) -> int:
+        """Random meetings until all views agree and nobody has to move; returns how many it took."""
+        for meeting in range(limit):
+            if self.settled():
+                return meeting
+            self.exchange(*self._rng.sample(sorted(self.tables), 2))
+        raise AssertionError(f"no agreement after {limit} meetings")
+
+    def settled(self) -> bool:
+        views = {members.view() for members in self.tables.values()}
+        return len(views) == 1 and not any(t.slot_losers() for t in self.tables.values())
+
+
+def digest(members: Membership) -> str:
+    """All of a table, signatures included: equal for equal tables."""
+    return hashlib.sha256(repr(list(members)).encode()).hexdigest()
