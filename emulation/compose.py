@@ -33,7 +33,7 @@ from emulation.scripts import shown
 from emulation.underway import Underway
 from peers import partition
 from peers.errors import InputError
-from transport import keys
+from transport.security import keys
 
 POLL_S = 0.5
 COMPOSE_FILE = Path(__file__).parents[1] / "docker-compose.yml"

@@ -23,7 +23,7 @@ from emulation import addresses, epoch, gate, keys_cli, shared_run
 from emulation.claims import Claim
 from peers import health, partition
 from peers.errors import InputError
-from transport.keys import DeviceIdentity
+from transport.security.keys import DeviceIdentity
 
 if TYPE_CHECKING:
     from emulation.scenario import Scenario

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from peers.errors import InputError
-from transport import keys
-from transport.keys import NetworkKeys
+from transport.security import keys
+from transport.security.keys import NetworkKeys
 
 if TYPE_CHECKING:
     from peers.config import KeysConfig

@@ -1,11 +1,11 @@
-"""Latency histograms of links, as small bars. Their buckets are those of transport/accounting.py."""
+"""Latency histograms of links, as small bars. Their buckets are those of transport/shaping/accounting.py."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from transport.accounting import BOUNDS_NS, PER_DECADE
+from transport.shaping.accounting import BOUNDS_NS, PER_DECADE
 
 FIRST_S = BOUNDS_NS[0] / 1e9  # upper bound of the first bucket
 WIDE = PER_DECADE // 4  # buckets of one bar: a quarter of a decade

@@ -28,8 +28,8 @@ from emulation.scripts import acted_out, met, scripts, shown
 from emulation.underway import Underway
 from peers import partition
 from peers.device import DeviceSpec, process_main
-from transport.channel import Channel
-from transport.virtual_clock import life_name
+from transport.clocks.virtual import life_name
+from transport.shaping.channel import Channel
 
 POLL_S = 0.1
 PRELOAD = [

@@ -8,9 +8,9 @@ from peers.allocating import codecs
 from peers.errors import InputError
 from peers.learner import Learner
 from peers.models import load_model, pick_device
-from peers.outbox import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from peers.tasks import encode, tasks
-from transport.codec import payload_bytes
+from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
+from transport.wire.tensor_codec import payload_bytes
 
 
 def check_against_model(scenario: Scenario) -> None:

@@ -12,7 +12,7 @@ from emulation import radio_trace
 from emulation.draws import exponential, normal
 from emulation.mobility import Point, Positions
 from peers.config import DeviceConfig
-from transport.channel import Channel, FixedChannel, LinkQuality
+from transport.shaping.channel import Channel, FixedChannel, LinkQuality
 
 D0_M = 1.0  # where the path loss formula starts; nearer devices count as this far apart
 BOLTZMANN_JpK = 1.380649e-23  # exact in the SI

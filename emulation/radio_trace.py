@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from peers.config import MIN_LATENCY_S, Section
 from peers.errors import InputError
-from transport.channel import LinkQuality
+from transport.shaping.channel import LinkQuality
 
 
 class Row(Section):

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from emulation.scenario import Scenario
-from transport.keys import NetworkKeys
+from transport.security.keys import NetworkKeys
 
 
 @dataclass(frozen=True, slots=True, repr=False)

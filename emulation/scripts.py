@@ -10,7 +10,7 @@ from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, Popula
 from emulation.records import Record, read_lines
 from emulation.scenario import Scenario
 from peers.script import Scripted
-from transport.virtual_clock import life_name
+from transport.clocks.virtual import life_name
 
 
 def scripts(scenario: Scenario, device: str, life: int) -> tuple[Scripted, ...]:

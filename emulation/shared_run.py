@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from emulation import claims, epoch
 from emulation.claims import Claim
-from transport import keys
+from transport.security import keys
 
 if TYPE_CHECKING:
     from emulation.scenario import Scenario

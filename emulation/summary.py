@@ -16,7 +16,7 @@ from coordinator_free.averaging.topology import spectral_rho
 from emulation import event_story, latencies, records
 from emulation.links import final_links, sent_by_round
 from emulation.records import Record, RunRecords
-from transport.accounting import PER_DECADE, open_bytes
+from transport.shaping.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
 CAUSES = ("train", "correction", "transfer", "control")

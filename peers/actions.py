@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction.policy_interface import GroupAction, Settings
 from coordinator_free.identifiers import BlockKey, Part
-from transport.messages import Manifest, Message
+from transport.wire.messages import Manifest, Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coordinator_free.averaging.rate_allocation import Slot
 from coordinator_free.identifiers import BlockKey, Part
-from transport.codec import peak2
+from transport.wire.tensor_codec import peak2
 
 
 class Matrix(NamedTuple):

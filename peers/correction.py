@@ -35,10 +35,10 @@ from coordinator_free.membership.records import Verify
 from peers.actions import Diagnose, Drop
 from peers.config import DeviceConfig
 from peers.meeting import Meeting
-from peers.outbox import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
 from peers.repaying import Repaying
 from peers.state import DeviceState
-from transport.messages import Observed
+from transport.wire.limits import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
+from transport.wire.messages import Observed
 
 REPORT_BYTES = HEADER_BYTES + SIGNATURE_BYTES + CURVE_BYTES  # of a report beside its values, at most
 ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them

@@ -27,12 +27,12 @@ from peers.recorder import Recorder
 from peers.rekey import on_hangup
 from peers.script import Scripted
 from peers.tasks import encode, tasks
-from transport.channel import Channel, FixedChannel, LinkQuality
-from transport.clock import RealClock
-from transport.keys import DeviceIdentity, NetworkKeys
-from transport.memory import keep_freed_memory
-from transport.zmq_dealer import Limits
-from transport.zmq_links import ZmqLinks
+from transport.clocks.real import RealClock
+from transport.links.malloc import keep_freed_memory
+from transport.links.zmq_dealer import Limits
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.shaping.channel import Channel, FixedChannel, LinkQuality
 
 NEAR = FixedChannel(LinkQuality(1 << 40, 1_000_000))  # 1 ms, and as fast as the device's own radio
 
@@ -55,7 +55,7 @@ class DeviceSpec:
     keys_folder: str | None = None  # where SIGHUP has them read again; None: they stay as they are
     channel: Channel = NEAR  # how links behave
     health: str | None = None  # socket file on which its event loop says how it is (health.py)
-    wall_clock: bool = False  # devices are on several hosts (transport/clock.py)
+    wall_clock: bool = False  # devices are on several hosts (transport/clocks/real.py)
     group: Mapping[str, str] = field(default_factory=dict)  # the address of every device of the run, if known
     life: int = 0  # how many processes of this id have been before in the run
     script: tuple[Scripted, ...] = ()  # virtual clock: what happens to this device

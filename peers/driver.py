@@ -33,13 +33,13 @@ from peers.recorder import Recorder, round_line
 from peers.script import Actor, Script, Scripted
 from peers.versions import Versions
 from peers.workshop import Diagnosed, Trained, Workshop
-from transport.accounting import Accounts
-from transport.clock import Clock, RealClock
-from transport.keys import DeviceIdentity, verify
-from transport.links import Links, Received
-from transport.messages import Credit, Envelope, Hello, Message
-from transport.virtual_clock import VirtualClock
-from transport.windows import ABSENT
+from transport.clocks.real import Clock, RealClock
+from transport.clocks.virtual import VirtualClock
+from transport.clocks.windows import ABSENT
+from transport.links.interface import Links, Received
+from transport.security.keys import DeviceIdentity, verify
+from transport.shaping.accounting import Accounts
+from transport.wire.messages import Credit, Envelope, Hello, Message
 
 if TYPE_CHECKING:
     from peers.device import DeviceSpec

@@ -16,7 +16,7 @@ from peers.actions import Drop, Exit, Export
 from peers.presence import Presence
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Stopping
+from transport.wire.messages import Stopping
 
 TELLINGS = 4  # in one grace: on the air a message may be lost
 INSIST_NS, INSISTS = SECOND // 4, 8  # so often a last word is repeated where nobody has confirmed it

@@ -14,7 +14,7 @@ from coordinator_free.averaging.rate_allocation import Slot
 from coordinator_free.identifiers import BlockKey, Part
 from peers.allocating import Allocating
 from peers.repaying import PartBytes
-from transport.messages import Manifest
+from transport.wire.messages import Manifest
 
 Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
 KEPT = 4  # rounds of which copies of a part wait, by peer

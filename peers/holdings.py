@@ -12,7 +12,8 @@ from coordinator_free.membership.slots import EVERYBODY
 from peers.actions import AddBlock, DropBlock, Snapshot
 from peers.exchange import ZERO
 from peers.state import SECOND, DeviceState, State
-from transport.messages import MAX_DELETED, Deleted
+from transport.wire.limits import MAX_DELETED
+from transport.wire.messages import Deleted
 
 GONE = {
     Status.LEFT: "leave",

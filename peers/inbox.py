@@ -10,16 +10,17 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Action, Drop, Tell
-from peers.outbox import WINDOW_BYTES
 from peers.versions import SignedCopy
-from transport.accounting import Accounts
-from transport.codec import decode, payload_bytes
-from transport.errors import WireError
-from transport.links import Received
-from transport.messages import Credit, Envelope, Message, Update, Window, unpack
-from transport.parts import Reassembler
-from transport.replay import ReplayGuard
-from transport.security_events import note
+from transport.links.interface import Received
+from transport.security.replay import ReplayGuard
+from transport.security.security_events import note
+from transport.shaping.accounting import Accounts
+from transport.wire.errors import WireError
+from transport.wire.fragments import Reassembler
+from transport.wire.limits import WINDOW_BYTES
+from transport.wire.messages import Credit, Envelope, Message, Update, Window
+from transport.wire.packing import unpack
+from transport.wire.tensor_codec import decode, payload_bytes
 
 if TYPE_CHECKING:
     from peers.learner import Learner

@@ -11,7 +11,7 @@ from peers.exchange import ZERO
 from peers.meeting import Meeting
 from peers.rounds import Rounds
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Manifest, Request
+from transport.wire.messages import Manifest, Request
 
 MEET_NS = SECOND // 4  # how long a joiner waits for its neighbours' hellos before it asks those who are there
 

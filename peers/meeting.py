@@ -10,8 +10,8 @@ from coordinator_free.membership.records import Status
 from peers.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.allocating import codecs
 from peers.state import SECOND, DeviceState, Peer, State
-from transport.codec import CODECS
-from transport.messages import Bye, Hello, Refuse
+from transport.wire.messages import Bye, Hello, Refuse
+from transport.wire.tensor_codec import CODECS
 
 Difference = Callable[[dict[str, Any]], str | None]
 MAX_REASON = 512  # characters of a refusal

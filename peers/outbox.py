@@ -12,25 +12,31 @@ from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Farewell, Publish
 from peers.allocating import Supply
-from transport.accounting import Accounts
-from transport.channel import LinkQuality, cost_bytes
-from transport.checksum import xxh3
-from transport.codec import FEEDBACK, decode, encode, encode_feedback, encode_view, payload_bytes
-from transport.links import Links
-from transport.messages import (
+from transport.clocks.windows import LIFE_BITS
+from transport.links.interface import Links
+from transport.shaping.accounting import Accounts
+from transport.shaping.channel import LinkQuality, cost_bytes
+from transport.shaping.shaper import Departure, Outgoing, Shaper, philox
+from transport.shaping.token_bucket import Quota
+from transport.wire.checksum import xxh3
+from transport.wire.limits import (
+    CURVE_BYTES,
+    FRAME_BYTES,
+    HEADER_BYTES,
     MAX_PAYLOAD,
-    Bye,
-    Envelope,
-    Message,
-    Update,
-    pack,
-    pack_parts,
-    stamp,
-    wire_bytes,
+    SIGNATURE_BYTES,
+    WINDOW_BYTES,
 )
-from transport.shaper import Departure, Outgoing, Shaper, philox
-from transport.token_bucket import Quota
-from transport.windows import LIFE_BITS
+from transport.wire.messages import Bye, Envelope, Message, Update
+from transport.wire.packing import pack, pack_parts, stamp, wire_bytes
+from transport.wire.tensor_codec import (
+    FEEDBACK,
+    decode,
+    encode,
+    encode_feedback,
+    encode_view,
+    payload_bytes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +45,6 @@ if TYPE_CHECKING:
     from peers.device import DeviceSpec
     from peers.learner import Learner
     from peers.versions import Versions
-
-FRAME_BYTES = 1 << 16  # least payload of one full message; the bucket's depth is two of them
-HEADER_BYTES = 264  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
-SIGNATURE_BYTES = 66  # so much more where versions are signed
-CURVE_BYTES = 80  # so much more where messages are encrypted
-WINDOW_BYTES = 8 << 20  # data on its way to one peer that it has not yet given credit for
 
 
 def frame_bytes(rate_Bps: int) -> int:

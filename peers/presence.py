@@ -11,7 +11,7 @@ from peers.exchange import ZERO
 from peers.holdings import GONE, Holdings
 from peers.meeting import Meeting
 from peers.state import DeviceState, State
-from transport.messages import Gossip
+from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
 MAX_LAMPORT = 1 << 48  # a table that is told more could never count on

@@ -31,7 +31,7 @@ from peers.state import SECOND, DeviceState, Identity, Peer, State
 from peers.upkeep import Upkeep
 from peers.versions import statement
 from peers.watch import Watch
-from transport.messages import (
+from transport.wire.messages import (
     Ack,
     Bye,
     Deleted,

@@ -9,12 +9,12 @@ from functools import partial
 from peers.actions import Action
 from peers.agenda import Agenda, Kind
 from peers.inbox import Inbox
-from peers.outbox import WINDOW_BYTES
 from peers.protocol import DeviceProtocol
-from transport.clock import Clock
-from transport.links import Links, Received
-from transport.messages import (
-    MAX_PAYLOAD,
+from transport.clocks.real import Clock
+from transport.clocks.virtual import VirtualClock
+from transport.links.interface import Links, Received
+from transport.wire.limits import MAX_PAYLOAD, WINDOW_BYTES
+from transport.wire.messages import (
     Ack,
     Envelope,
     Message,
@@ -25,7 +25,6 @@ from transport.messages import (
     Update,
     Window,
 )
-from transport.virtual_clock import VirtualClock
 
 MAX_FLIGHT_NS = 60_000_000_000  # no message may claim to arrive later than this
 HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing

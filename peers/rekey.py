@@ -7,8 +7,8 @@ import logging
 import signal
 from pathlib import Path
 
-from transport.keys import load
-from transport.zmq_links import ZmqLinks
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import load
 
 log = logging.getLogger("unweft")
 

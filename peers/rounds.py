@@ -17,7 +17,7 @@ from peers.correction import Correction
 from peers.exchange import Choose, Plan
 from peers.meeting import Meeting
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Manifest, Request
+from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
 LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran the deadline are done

@@ -9,8 +9,8 @@ from typing import Literal
 
 from peers.actions import Action
 from peers.agenda import Agenda, Event, Kind
-from transport.virtual_clock import VirtualClock
-from transport.windows import ABSENT, STARTED
+from transport.clocks.virtual import VirtualClock
+from transport.clocks.windows import ABSENT, STARTED
 
 SECOND = 1_000_000_000
 

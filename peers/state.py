@@ -19,10 +19,10 @@ from peers.allocating import Allocating
 from peers.config import FIFO, DeviceConfig
 from peers.exchange import Exchange
 from peers.repaying import PartBytes
-from transport.messages import MAX_DELETED, Deleted, Gossip, Manifest, Message
+from transport.wire.limits import MAX_DELETED, MAX_GOSSIP
+from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
-MAX_GOSSIP = 256  # records in one message
 
 
 class State(Enum):

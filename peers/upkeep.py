@@ -9,7 +9,7 @@ from peers.holdings import Holdings
 from peers.meeting import Meeting
 from peers.presence import Presence
 from peers.state import SECOND, DeviceState
-from transport.messages import Gossip
+from transport.wire.messages import Gossip
 
 
 class Upkeep:

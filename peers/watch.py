@@ -11,7 +11,7 @@ from peers.config import DeviceConfig
 from peers.meeting import Meeting
 from peers.presence import Presence
 from peers.state import SECOND, DeviceState, State
-from transport.messages import Ack, Nack, Ping, PingRequest, Suspect
+from transport.wire.messages import Ack, Nack, Ping, PingRequest, Suspect
 
 
 def settings(config: DeviceConfig) -> swim.Settings:

@@ -20,14 +20,15 @@ import torch.distributed as dist
 import zmq
 
 from peers.inbox import CREDIT_BYTES
-from peers.outbox import FRAME_BYTES, WINDOW_BYTES
-from transport.checksum import xxh3
-from transport.codec import decode, encode_view
-from transport.keys import NetworkKeys
-from transport.memory import keep_freed_memory
-from transport.messages import Credit, Envelope, Update, pack, pack_parts, stamp, unpack
-from transport.parts import Reassembler, split
-from transport.zmq_links import ZmqLinks
+from transport.links.malloc import keep_freed_memory
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import NetworkKeys
+from transport.wire.checksum import xxh3
+from transport.wire.fragments import Reassembler, split
+from transport.wire.limits import FRAME_BYTES, WINDOW_BYTES
+from transport.wire.messages import Credit, Envelope, Update
+from transport.wire.packing import pack, pack_parts, stamp, unpack
+from transport.wire.tensor_codec import decode, encode_view
 
 LISTEN = "tcp://127.0.0.1:0"
 PATIENCE_S = 30.0

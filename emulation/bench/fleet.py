@@ -40,10 +40,10 @@ from peers.driver import Driver
 from peers.learner import Learner
 from peers.process import guard, redirect_output
 from peers.recorder import Recorder
-from transport.channel import FixedChannel, LinkQuality
-from transport.keys import DeviceIdentity, NetworkKeys
-from transport.memory import keep_freed_memory
-from transport.zmq_links import ZmqLinks
+from transport.links.malloc import keep_freed_memory
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.shaping.channel import FixedChannel, LinkQuality
 
 FOUR_REGULAR = "bench-circulant"
 OFFSETS = (1, 2)

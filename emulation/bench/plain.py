@@ -14,8 +14,8 @@ import zmq
 from torch import Tensor
 
 from emulation.bench.sgd import RANK, ROWS, SmallStep
-from transport.codec import encode_view
-from transport.messages import Buffer
+from transport.wire.messages import Buffer
+from transport.wire.tensor_codec import encode_view
 
 LISTEN = "tcp://127.0.0.1:0"
 POLL_MS = 200

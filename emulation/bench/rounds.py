@@ -20,7 +20,7 @@ from emulation.bench.fleet import DEADLINE_S, OFFSETS, Fleet, fleet
 from emulation.bench.plain import PlainDevice
 from emulation.bench.processes import Crew, crew, tree_pss_bytes
 from emulation.bench.sgd import PAYLOAD_BYTES
-from transport.keys import NetworkKeys
+from transport.security.keys import NetworkKeys
 
 DEVICES = (8, 16, 32)
 WINDOW_S, SLICES = 8.0, 4  # measured time, and its equal parts that give the spread

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from emulation.bench.figures import Findings, Measure
 from emulation.bench.kernel_tbf import Arrival, KernelLink, NotPossible, kernel_link
 from emulation.bench.processes import Remote, crew
-from peers.outbox import FRAME_BYTES
-from transport.clock import RealClock
-from transport.messages import PREFIX, wire_bytes
-from transport.shaper import Departure, Outgoing, Shaper
-from transport.token_bucket import Quota, generated_violations
-from transport.zmq_links import ZmqLinks
+from transport.clocks.real import RealClock
+from transport.links.zmq_links import ZmqLinks
+from transport.shaping.shaper import Departure, Outgoing, Shaper
+from transport.shaping.token_bucket import Quota, generated_violations
+from transport.wire.limits import FRAME_BYTES
+from transport.wire.packing import PREFIX, wire_bytes
 
 CASES = 20_000  # of random traffic
 RATES_BPS = (100_000, 1_000_000, 10_000_000, 100_000_000)  # bit/s

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from emulation.bench.ends import Checks, GlooEnd, LinksEnd, RawEnd
 from emulation.bench.figures import Findings, Measure
 from emulation.bench.processes import Crew, Remote, crew
-from transport.keys import NetworkKeys
+from transport.security.keys import NetworkKeys
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22)  # bytes of a tensor, fp32
 MOVED_BYTES = 64 << 20  # in one repetition

@@ -13,11 +13,9 @@ import msgpack
 
 from emulation.bench.figures import Findings, Measure
 from emulation.bench.processes import crew
-from transport.errors import WireError
-from transport.messages import (
-    MAX_PAYLOAD,
-    PREFIX,
-    VERSION,
+from transport.wire.errors import WireError
+from transport.wire.limits import MAX_PAYLOAD
+from transport.wire.messages import (
     Buffer,
     Bye,
     Credit,
@@ -31,10 +29,8 @@ from transport.messages import (
     Request,
     Update,
     Window,
-    pack,
-    seal,
-    unpack,
 )
+from transport.wire.packing import PREFIX, VERSION, pack, seal, unpack
 
 BATCH, REPETITIONS = 500, 9  # messages timed at a time
 RANDOM_MESSAGES = 20_000
@@ -107,7 +103,7 @@ def run(
     findings = Findings("Messages: what they cost, and what hostile ones do", "unweft bench wire")
     for message in SAMPLES:
         _measure(findings, message, batch, repetitions)
-    with crew(["transport.messages"]) as all_:
+    with crew(["transport.wire.packing"]) as all_:
         for name in HOSTILE:
             costs = [all_.remote(Victim).call("read", name) for _ in range(3)]
             _hostile(findings, name, costs)

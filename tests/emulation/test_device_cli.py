@@ -15,9 +15,9 @@ from emulation.scenario import load
 from peers import device as device_module
 from peers.device import DeviceSpec
 from tests.emulation.test_cli import QUICK, unweft
-from transport import keys
-from transport.clock import RealClock
-from transport.keys import DeviceIdentity
+from transport.clocks.real import RealClock
+from transport.security import keys
+from transport.security.keys import DeviceIdentity
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

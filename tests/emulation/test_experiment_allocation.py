@@ -22,7 +22,7 @@ from emulation.scenario import Scenario, dump, load
 from peers.learner import Learner
 from peers.models import load_model
 from peers.tasks import encode, tasks
-from transport.codec import payload_bytes
+from transport.wire.tensor_codec import payload_bytes
 
 TINY = SCALES["tiny"]
 

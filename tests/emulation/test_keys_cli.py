@@ -11,7 +11,7 @@ from emulation.keys_cli import of_device
 from peers.config import KeysConfig
 from peers.errors import InputError
 from tests.emulation.test_cli import QUICK, unweft
-from transport.keys import NetworkKeys, generate, load
+from transport.security.keys import NetworkKeys, generate, load
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch

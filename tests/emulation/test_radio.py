@@ -19,7 +19,7 @@ from emulation.draws import exponential, normal, uniform
 from emulation.mobility import Positions
 from emulation.radio import WirelessChannel, channel, noise_mW, path_loss_dB, rate_table, shannon_Bps
 from peers.config import DeviceConfig, MobilityConfig, RadioConfig, WirelessConfig
-from transport.channel import FixedChannel
+from transport.shaping.channel import FixedChannel
 
 LIVE = [f"d{i}" for i in range(6)]
 PLAIN: dict[str, Any] = {"shadowing_dB": 0.0, "fading": False}

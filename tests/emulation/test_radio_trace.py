@@ -10,7 +10,7 @@ import pytest
 from emulation.radio import channel
 from peers.config import DeviceConfig, RadioConfig
 from peers.errors import InputError
-from transport.channel import Channel
+from transport.shaping.channel import Channel
 
 GOOD = """round,src,dst,rate_Bps,latency_s,loss
 5,d0,d1,2e6,,

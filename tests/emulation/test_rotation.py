@@ -16,7 +16,7 @@ import pytest
 from emulation import keys_cli
 from emulation.launcher import free_ports
 from tests.emulation.test_cli import QUICK
-from transport import keys
+from transport.security import keys
 
 pytestmark = pytest.mark.timeout(240)  # processes that import torch
 PATIENCE_S = 150.0

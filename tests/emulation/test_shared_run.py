@@ -12,7 +12,7 @@ from emulation.claims import Claim
 from emulation.scenario import Scenario, load, read
 from peers.errors import InputError
 from tests.emulation.test_cli import QUICK
-from transport import keys
+from transport.security import keys
 
 
 class Service:

@@ -24,11 +24,11 @@ from peers.learner import Learner, TrainResult
 from peers.protocol import State
 from peers.recorder import Recorder
 from tests.peers.learners import small_config, small_learner
-from tests.transport.live_links import LISTEN
-from tests.transport.relay import Relay, relay
-from transport.keys import DeviceIdentity, NetworkKeys
-from transport.messages import Buffer
-from transport.zmq_links import ZmqLinks
+from tests.support.live_links import LISTEN
+from tests.support.relay import Relay, relay
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.wire.messages import Buffer
 
 ROUNDS, HELD_ROUND = 6, 2
 PATIENCE_S = 60.0

@@ -23,7 +23,8 @@ from peers import actions as do
 from peers.config import DeviceConfig
 from peers.protocol import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
-from transport.messages import Bye, Envelope, Message, Update, pack, unpack
+from transport.wire.messages import Bye, Envelope, Message, Update
+from transport.wire.packing import pack, unpack
 
 Values = NDArray[np.float64]
 Event = Callable[[int], list[do.Action]]

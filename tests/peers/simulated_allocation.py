@@ -16,9 +16,9 @@ from peers import actions as do
 from peers.allocating import Supply
 from peers.copies import NeighbourCopies
 from tests.peers.simulated import GROUPS, WIDTH, Network, SimDevice, Values, _take, small_config
-from transport.codec import decode, encode, payload_bytes
-from transport.messages import Update
-from transport.shaper import philox
+from transport.shaping.shaper import philox
+from transport.wire.messages import Update
+from transport.wire.tensor_codec import decode, encode, payload_bytes
 
 SIZES = {"fp16": 100, "int8": 52, "int4": 28}  # what a part costs of the budget
 

@@ -16,7 +16,8 @@ from peers.errors import InputError
 from peers.fingerprint import Fingerprint
 from peers.layout import ModelLayout, ModuleShape
 from tests.peers.learners import small_config, small_learner, small_loaded
-from transport.messages import Envelope, Hello, pack, unpack
+from transport.wire.messages import Envelope, Hello
+from transport.wire.packing import pack, unpack
 
 
 def recipe(d: int = 32, rank: int = 4, slots: int = 8, mode: str = "orthogonal", seed: int = 0) -> Recipe:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey, Part
 from peers.copies import NeighbourCopies
-from transport.codec import decode, encode, peak2
+from transport.wire.tensor_codec import decode, encode, peak2
 
 PART, OTHER = Part(BlockKey("d0", 0), "early"), Part(BlockKey("d1", 0), "early")
 

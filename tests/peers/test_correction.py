@@ -14,7 +14,7 @@ from coordinator_free.correction.residuals import HEADER, Observables, pack
 from peers import actions as do
 from peers.correction import limits
 from tests.peers.simulated import GROUPS, Network, small_config
-from transport.messages import Observed
+from transport.wire.messages import Observed
 
 SKETCH = 16
 

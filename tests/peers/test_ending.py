@@ -9,7 +9,7 @@ from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import GROUPS, Network
 from tests.peers.simulated_checks import agreed, has_gone, started
-from transport.messages import Stopping
+from transport.wire.messages import Stopping
 
 D2 = BlockKey("d2", 0)
 GRACE_S = 2.0

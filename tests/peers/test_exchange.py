@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coordinator_free.averaging.mixing import MODES, Mix
 from coordinator_free.identifiers import BlockKey, Part
 from peers.exchange import ZERO, Exchange, Plan
-from transport.messages import Manifest
+from transport.wire.messages import Manifest
 
 OWN, THEIRS, GONE = BlockKey("d0", 0), BlockKey("d1", 0), BlockKey("d2", 0)
 SIZES = {"early": 100, "late": 60}

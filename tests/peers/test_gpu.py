@@ -17,8 +17,8 @@ from peers.learner import Learner
 from peers.models import pick_device
 from tests.emulation.test_virtual import CHURN, run
 from tests.peers.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
-from tests.transport.test_gloo_links import in_all_ranks
-from transport.gloo_links import GlooLinks
+from tests.transport.links.test_gloo_links import in_all_ranks
+from transport.links.gloo_links import GlooLinks
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

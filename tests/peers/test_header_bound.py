@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peers.outbox import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
-from transport.checksum import LARGEST
-from transport.messages import Envelope, Update, pack, wire_bytes
+from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES, MAX_HASH
+from transport.wire.messages import Envelope, Update
+from transport.wire.packing import pack, wire_bytes
 
 LONGEST_ID = "d" * 60
 
@@ -26,7 +26,7 @@ def test_a_header_takes_no_more_than_is_planned_for_it(size: int, curve: bool) -
         rank=1 << 16,
         offset=(1 << 34) - size,
         total=1 << 34,
-        xxh3=None if curve else LARGEST,
+        xxh3=None if curve else MAX_HASH,
     )
     frames = pack(Envelope(LONGEST_ID, 1 << 31), largest, bytes(size))
     assert wire_bytes(frames, curve) - size <= HEADER_BYTES + curve * CURVE_BYTES

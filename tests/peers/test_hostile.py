@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.peers.live_devices import Device, Outcome, live, send_all, until
-from tests.transport.live_links import NEW, both, device, listed
-from tests.transport.relay import Relay
-from transport.keys import NetworkKeys
-from transport.messages import (
-    CHECKSUM,
+from tests.support.live_links import NEW, both, device, listed
+from tests.support.relay import Relay
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import NetworkKeys
+from transport.wire.messages import (
     Buffer,
     Bye,
     Credit,
@@ -28,11 +28,8 @@ from transport.messages import (
     Request,
     Update,
     Window,
-    pack,
-    seal,
-    unpack,
 )
-from transport.zmq_links import ZmqLinks
+from transport.wire.packing import CHECKSUM, pack, seal, unpack
 
 pytestmark = pytest.mark.timeout(120)  # ten thousand messages on a loaded machine
 Frames = list[bytes]

@@ -19,10 +19,10 @@ from emulation.launcher import free_ports
 from tests.emulation.test_cli import QUICK
 from tests.peers.live_devices import send_all, until
 from tests.peers.test_hostile import conversation
-from tests.transport.live_links import device
-from tests.transport.test_messages import BOMBS
-from transport.messages import MAX_PAYLOAD
-from transport.zmq_links import ZmqLinks
+from tests.support.live_links import device
+from tests.transport.wire.test_packing import BOMBS
+from transport.links.zmq_links import ZmqLinks
+from transport.wire.limits import MAX_PAYLOAD
 
 pytestmark = [
     pytest.mark.timeout(180),  # a process that imports torch

@@ -20,11 +20,12 @@ from peers.inbox import Inbox
 from peers.learner import Learner
 from tests.peers.simulated import GROUPS, SECOND, Network
 from tests.peers.simulated_checks import started
-from transport.accounting import Accounts, LinkAccount
-from transport.checksum import xxh3
-from transport.codec import encode
-from transport.links import Received
-from transport.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update, pack, wire_bytes
+from transport.links.interface import Received
+from transport.shaping.accounting import Accounts, LinkAccount
+from transport.wire.checksum import xxh3
+from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update
+from transport.wire.packing import pack, wire_bytes
+from transport.wire.tensor_codec import encode
 
 ROWS, RANK = 4, 2
 DEPART_NS = 1 * SECOND

@@ -17,12 +17,13 @@ from peers.config import DeviceConfig
 from peers.device import DeviceSpec
 from peers.learner import Learner
 from peers.outbox import Outbox
-from transport.accounting import Accounts, LinkAccount
-from transport.channel import FixedChannel, LinkQuality
-from transport.codec import decode
-from transport.links import Links
-from transport.messages import Buffer, Bye, Credit, Manifest, Message, Update, unpack, wire_bytes
-from transport.parts import Reassembler
+from transport.links.interface import Links
+from transport.shaping.accounting import Accounts, LinkAccount
+from transport.shaping.channel import FixedChannel, LinkQuality
+from transport.wire.fragments import Reassembler
+from transport.wire.messages import Buffer, Bye, Credit, Manifest, Message, Update
+from transport.wire.packing import unpack, wire_bytes
+from transport.wire.tensor_codec import decode
 
 ROWS, RANK = 128, 4
 OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)

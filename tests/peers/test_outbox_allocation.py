@@ -13,8 +13,8 @@ from peers.actions import Publish
 from peers.allocating import Supply
 from peers.copies import Distances, NeighbourCopies
 from tests.peers.test_outbox import MANIFEST, OWN, ROWS, Post, rebuilt
-from transport.channel import LinkQuality
-from transport.messages import Manifest, Update
+from transport.shaping.channel import LinkQuality
+from transport.wire.messages import Manifest, Update
 
 EARLY = Part(OWN, "early")
 

@@ -14,11 +14,13 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.actions import Publish
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec
-from peers.outbox import WINDOW_BYTES, Outbox
-from transport.accounting import Accounts
-from transport.channel import FixedChannel, LinkQuality
-from transport.codec import decode
-from transport.messages import Buffer, Manifest, Ping, Update, unpack
+from peers.outbox import Outbox
+from transport.shaping.accounting import Accounts
+from transport.shaping.channel import FixedChannel, LinkQuality
+from transport.wire.limits import WINDOW_BYTES
+from transport.wire.messages import Buffer, Manifest, Ping, Update
+from transport.wire.packing import unpack
+from transport.wire.tensor_codec import decode
 
 ROWS, RANK = 32768, 8  # 512 KiB as fp16
 OTHER = BlockKey("d2", 0)

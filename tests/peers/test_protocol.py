@@ -16,7 +16,18 @@ from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
 from tests.support.signatures import public, sign_as
-from transport.messages import Ack, Bye, Gossip, Hello, Manifest, Message, Ping, Refuse, Request, Update
+from transport.wire.messages import (
+    Ack,
+    Bye,
+    Gossip,
+    Hello,
+    Manifest,
+    Message,
+    Ping,
+    Refuse,
+    Request,
+    Update,
+)
 
 ROUNDS = 4
 

@@ -13,7 +13,7 @@ from coordinator_free.identifiers import BlockKey
 from peers import actions as do
 from tests.peers.simulated import MILLI, SECOND, Network, SimDevice, small_config
 from tests.peers.simulated_checks import agreed, has_gone, started, trains
-from transport.messages import Ack, PingRequest, Suspect
+from transport.wire.messages import Ack, PingRequest, Suspect
 
 PERIOD_NS = SECOND // 2  # membership.probe_s
 

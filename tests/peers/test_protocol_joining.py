@@ -10,7 +10,7 @@ from peers import actions as do
 from peers.protocol import State
 from tests.peers.simulated import GROUPS, MILLI, PART_BYTES, Network, SimDevice, Values, still
 from tests.peers.simulated_checks import agreed, rest, started, trains
-from transport.messages import Gossip, Request, Update
+from transport.wire.messages import Gossip, Request, Update
 
 MODES = ["average", "newest"]
 

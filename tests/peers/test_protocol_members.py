@@ -12,7 +12,7 @@ from coordinator_free.membership.records import Status
 from peers import actions as do
 from tests.peers.simulated import GROUPS, MILLI, SECOND, still
 from tests.peers.simulated_checks import agreed, has_gone, rest, started, trains
-from transport.messages import Gossip
+from transport.wire.messages import Gossip
 
 D2 = BlockKey("d2", 0)
 MODES = ["average", "newest"]

@@ -12,8 +12,8 @@ import pytest
 from peers.actions import Action
 from peers.agenda import Agenda
 from peers.reception import Reception
-from transport.links import Received
-from transport.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
+from transport.links.interface import Received
+from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
 
 NOW = 1_000_000_000
 

@@ -11,8 +11,8 @@ from typing import cast
 import pytest
 
 from peers.rekey import on_hangup
-from transport.keys import NetworkKeys, generate
-from transport.zmq_links import ZmqLinks
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import NetworkKeys, generate
 
 
 class FakeLinks:

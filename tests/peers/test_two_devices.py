@@ -19,7 +19,7 @@ from torch import Tensor
 from emulation.launcher import free_ports
 from peers.config import DeviceConfig
 from peers.device import DeviceSpec, process_main
-from transport.keys import NetworkKeys
+from transport.security.keys import NetworkKeys
 
 pytestmark = pytest.mark.timeout(240)  # two processes that import torch, on a machine that may be loaded
 PATIENCE_S = 180.0

@@ -17,17 +17,19 @@ from peers.config import DeviceConfig
 from peers.device import DeviceSpec
 from peers.inbox import Inbox
 from peers.learner import Learner
-from peers.outbox import HEADER_BYTES, SIGNATURE_BYTES, Outbox
+from peers.outbox import Outbox
 from peers.versions import SignedCopy, Versions, statement
 from tests.peers.simulated import GROUPS
 from tests.peers.simulated_checks import started
 from tests.support.signatures import public, sign_as, verify
-from transport.accounting import Accounts
-from transport.channel import FixedChannel, LinkQuality
-from transport.checksum import xxh3
-from transport.codec import encode
-from transport.links import Links, Received
-from transport.messages import Buffer, Envelope, Manifest, Update, pack, unpack, wire_bytes
+from transport.links.interface import Links, Received
+from transport.shaping.accounting import Accounts
+from transport.shaping.channel import FixedChannel, LinkQuality
+from transport.wire.checksum import xxh3
+from transport.wire.limits import HEADER_BYTES, SIGNATURE_BYTES
+from transport.wire.messages import Buffer, Envelope, Manifest, Update
+from transport.wire.packing import pack, unpack, wire_bytes
+from transport.wire.tensor_codec import encode
 
 ROWS, RANK = 6, 2
 MATRIX = torch.arange(12.0).reshape(ROWS, RANK)

@@ -317,7 +317,7 @@ def test_a_codec_that_would_lose_more_than_it_brings_is_no_choice():
 @pytest.mark.parametrize("codec", ["int4", "int8", "fp16", "bf16"])
 def test_the_predicted_error_is_that_of_the_codec(codec):
     torch = pytest.importorskip("torch")
-    from transport.codec import decode, encode
+    from transport.wire.tensor_codec import decode, encode
 
     matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((640, 8)).astype(np.float32))
     peak2 = float(matrix.flatten().view(-1, 128).abs().amax(1).square().mean())

@@ -1,0 +1,68 @@
+"""The real clock: waits end at their time or with news, and what is due at once does not shut others out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from transport.clocks.real import FAIR, RealClock
+
+MS = 1_000_000
+LONG_NS = 30_000 * MS
+
+
+def test_a_wait_ends_at_its_time() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        due = clock.now() + 20 * MS
+        while not await clock.reach(due):  # asyncio's timers may ring early
+            pass
+        assert clock.now() >= due
+
+    asyncio.run(body())
+
+
+def test_news_ends_a_wait() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        asyncio.get_running_loop().call_later(0.01, clock.poke)
+        assert not await clock.reach(clock.now() + LONG_NS)
+        asyncio.get_running_loop().call_later(0.01, clock.poke)
+        assert not await clock.reach(None)
+
+    asyncio.run(body())
+
+
+def test_news_that_came_before_the_wait_is_not_lost() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        clock.poke()
+        clock.poke()
+        assert not await clock.reach(None)
+        clock.poke()
+        assert await clock.reach(clock.now())
+
+    asyncio.run(body())
+
+
+def test_whatever_is_due_others_run_in_between() -> None:
+    async def body() -> None:
+        clock, ran = RealClock(), asyncio.Event()
+        asyncio.get_running_loop().call_soon(ran.set)
+        for _ in range(FAIR):
+            assert await clock.reach(clock.now())
+        assert ran.is_set()
+
+    asyncio.run(body())
+
+
+def test_a_wait_can_be_cancelled_and_begun_again() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        waiting = asyncio.create_task(clock.reach(clock.now() + LONG_NS))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        clock.poke()  # nobody waits
+        assert not await clock.reach(None)
+
+    asyncio.run(body())

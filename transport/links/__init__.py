@@ -1,0 +1,1 @@
+"""Connections that carry messages: ZeroMQ sockets, or torch.distributed with gloo."""

@@ -1,0 +1,309 @@
+"""ZeroMQ: one ROUTER inbox per device, which only receives, and one DEALER per neighbour, which only sends.
+
+`ROUTER_MANDATORY` would concern sending, which the inbox does not do. `ROUTER_HANDOVER` lets a DEALER whose
+connection broke come back before the inbox has noticed the break (without it the new connection is
+ignored). A restarted device has identities of its own (zmq_dealer.py).
+
+An inbox reads from its socket only when `recv` is called, so a receiver that is slow fills its own socket,
+then the senders', whose `send` then says False. What libzmq cannot bound is the number of frames of one
+message before its last has come: with keys only a member can try that.
+
+Inbox and outgoing links have a context each: that of the outgoing links can be ended, which is the only way
+to learn that libzmq has passed on all it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from transport.links.interface import DropHook, Received
+from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
+from transport.links.zmq_watch import Socket, Waiter, Watch
+from transport.security.keys import NetworkKeys
+from transport.security.security_events import note
+from transport.security.zap import DOMAIN, ENDPOINT, Doorkeeper
+from transport.wire.messages import Buffer
+from transport.wire.packing import wire_bytes
+
+CURVE_OVERHEAD = 64  # bytes that maxmsgsize must allow beside a frame, which CURVE makes 33 longer
+CONNECTIONS: dict[int, str] = {zmq.EVENT_ACCEPTED: "accepted", zmq.EVENT_HANDSHAKE_SUCCEEDED: "established"}
+DONTWAIT, EVENTS, POLLIN = int(zmq.DONTWAIT), int(zmq.EVENTS), int(zmq.POLLIN)  # zmq's own are slow enums
+FAIR = 32  # messages that `recv` hands on before it lets others run
+REBIND_S = 2.0  # a port is free within a millisecond of its unbinding
+log = logging.getLogger("unweft")
+
+
+class ZmqLinks:
+    """The links of one device (the `Links` protocol). Without `keys` everything travels in the clear."""
+
+    def __init__(
+        self, device: str, listen: str, keys: NetworkKeys | None = None, limits: Limits | None = None
+    ) -> None:
+        self.device, self.listen = device, listen
+        self.security_events: Counter[str] = Counter()
+        self.unsent_bytes: Counter[str] = Counter()
+        # of the inbox; of some garbage (ZMTP 1.0 where keys are needed) libzmq tells only that it came
+        self.connections: Counter[str] = Counter()
+        self.on_drop: DropHook | None = None
+        self.on_broken: Callable[[str], None] | None = None
+        self._limits = limits or Limits()
+        self._keys = keys
+        self._inside: Context = zmq.Context()
+        self._outside: Context = zmq.Context()
+        self._inboxes: list[
+            tuple[Socket, Watch]
+        ] = []  # the bound one last, after one that is only read empty
+        self._zap: Watch | None = None
+        self._doorkeeper: Doorkeeper | None = None
+        self._dealers: dict[str, Dealer] = {}
+        self._waiter, self._large = Waiter(), LastFrame()
+        self._address = ""
+        self._handed_on = 0
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        if not self._address:
+            raise RuntimeError("links have an address once they are started")
+        return self._address
+
+    async def start(self) -> None:
+        """Bind the inbox. Raises OSError (with the endpoint in it) when that cannot be done."""
+        if self._keys is not None:
+            self._doorkeeper = Doorkeeper(self._keys)
+            zap = self._inside.socket(zmq.REP)
+            zap.bind(ENDPOINT)  # before the inbox: no connection is ever judged by nobody
+            self._zap = Watch(zap, lambda frames: self._judge(zap, frames))
+        try:
+            self._bind(self.listen)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {self.listen}: {error}") from None
+        self._address = _text(self._inboxes[0][0].get(zmq.LAST_ENDPOINT))
+
+    def connect(self, peer: str, address: str) -> None:
+        """An address that cannot be one, or not of our kind, gives no link: it may come from anyone."""
+        if peer in self._dealers:
+            if self._dealers[peer].address == address:
+                return
+            self.disconnect(peer)
+        broken = partial(self._on_broken, peer)
+        how = self._limits, self._keys, self._refused_by_peer, broken, self._large
+        dealer = Dealer(self.device, address, *how)
+        try:
+            if address.partition("://")[0] != self.listen.partition("://")[0]:
+                raise ValueError(f"{address!r} is not of the kind of {self.listen!r}")
+            dealer.open(self._outside)
+        except ValueError as error:
+            self._note("bad_address", f"no link to {peer!r}: {error}")
+            return
+        self._dealers[peer] = dealer
+
+    def disconnect(self, peer: str) -> None:
+        dealer = self._dealers.pop(peer, None)
+        if dealer is not None:
+            self._unsent(peer, dealer.close(self._limits.linger_ms))
+
+    def send(self, peer: str, frames: Sequence[Buffer]) -> bool:
+        dealer = self._dealers.get(peer)
+        return dealer is not None and dealer.send(frames)
+
+    async def wait_writable(self, peer: str, timeout_s: float) -> bool:
+        dealer = self._dealers.get(peer)
+        if dealer is None:
+            return False
+        try:
+            await asyncio.wait_for(dealer.wait_writable(), timeout_s)
+        except TimeoutError:
+            return False
+        return self._dealers.get(peer) is dealer
+
+    async def recv(self) -> Received:
+        while True:
+            if self._closed:
+                raise ConnectionError("the links are closed")
+            if not self._inboxes:
+                raise RuntimeError("start() comes first")
+            received = self._next()
+            if received is not None:
+                self._handed_on += 1
+                if self._handed_on % FAIR == 0:
+                    await asyncio.sleep(0)
+                return received
+            await self._waiter.wait([router for router, _ in self._inboxes])
+
+    async def use_keys(self, keys: NetworkKeys) -> None:
+        """The next step of a rotation or another allow-list (keys.py). Raises ValueError without keys so far,
+        OSError if the inbox cannot be bound again under a new primary key."""
+        if self._keys is None or self._doorkeeper is None:
+            raise ValueError("links that were started without keys cannot get some")
+        primary = self._keys.server()
+        self._keys = self._doorkeeper.keys = keys
+        for dealer in self._dealers.values():
+            dealer.rekey(keys)
+        if keys.server() != primary:
+            await self._rebind()
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Links open again with their next message: only of an ended context does libzmq say it is empty."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        waiting = [asyncio.ensure_future(d.wait_sent()) for d in self._dealers.values()]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+        linger_ms = max(0, round(1000 * (deadline - loop.time())))
+        lost = sum(self._unsent(peer, dealer.close(linger_ms)) for peer, dealer in self._dealers.items())
+        ending, self._outside = self._outside, zmq.Context()
+        for dealer in self._dealers.values():
+            dealer.reopen_in(self._outside)
+        await asyncio.to_thread(ending.term)
+        return not lost and loop.time() < deadline
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._waiter.wake()
+        for peer in list(self._dealers):
+            self.disconnect(peer)
+        await asyncio.to_thread(self._outside.term)
+        while self._inboxes:
+            _shut(*self._inboxes.pop())
+        if self._zap is not None:
+            self._zap.close()
+        self._inside.term()
+
+    # -- the inbox -------------------------------------------------------------------------------------
+    def _bind(self, endpoint: str) -> None:
+        router = self._inside.socket(zmq.ROUTER)
+        configure(router, self._limits, endpoint)
+        router.set(zmq.LINGER, self._limits.linger_ms)  # when unbound, it keeps what it has received
+        router.set(zmq.ROUTER_HANDOVER, 1)
+        router.set(zmq.MAXMSGSIZE, self._limits.max_frame_bytes + CURVE_OVERHEAD)
+        if self._keys is not None:
+            pair = self._keys.server()
+            router.curve_server = True
+            router.curve_publickey, router.curve_secretkey = pair.public, pair.secret
+            router.set(zmq.ZAP_DOMAIN, DOMAIN)
+            router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        watch = Watch(router.get_monitor_socket(sum(FAILURES) | sum(CONNECTIONS)), self._on_event)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError:
+            _shut(router, watch)
+            raise
+        self._inboxes.append((router, watch))
+
+    async def _rebind(self) -> None:
+        """Serve the new primary key. Connections under the old one end; what they brought can be read."""
+        self._waiter.wake()
+        while len(self._inboxes) > 1:
+            _shut(*self._inboxes.pop(0))
+        old = self._inboxes[0][0]
+        old.unbind(self.address)
+        deadline = asyncio.get_running_loop().time() + REBIND_S
+        while True:
+            try:
+                self._bind(self.address)
+                break
+            except zmq.ZMQError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise OSError(error.errno, f"cannot listen on {self.address} again: {error}") from None
+            old.get(zmq.EVENTS)  # its connections end when it agrees, which it does in its calls
+            await asyncio.sleep(0.001)  # the old listener is closed by libzmq's thread
+        self._waiter.wake()
+
+    def _next(self) -> Received | None:
+        """The next good message; None when there is none now. What an old socket has comes first."""
+        for router, _ in self._inboxes:
+            while int(router.get(EVENTS)) & POLLIN:  # asked first: an exception costs ten times as much
+                received = self._read(router)
+                if received is not None:
+                    return received
+        return None
+
+    def _read(self, router: Socket) -> Received | None:
+        """One message; None if it was dropped. A message is there whole or not at all."""
+        identity = router.recv(DONTWAIT)
+        frames: list[Buffer] = []
+        curve, limit, excess, more = self._keys is not None, self._limits.max_frames, 0, True
+        while more:  # a ROUTER hands on at least one frame behind the identity
+            part = router.recv(DONTWAIT, copy=False)
+            more = part.more
+            if len(frames) < limit:
+                frames.append(part.buffer)
+            else:
+                excess += wire_bytes((part.buffer,), curve)
+        source, size = _source(identity), wire_bytes(frames, curve) + excess
+        if excess:
+            self._drop(source, "malformed", size, f"more than {limit} frames")
+            return None
+        if self._keys is None or self._keys.allowed is None:
+            return Received(source, tuple(frames), size)
+        public = str(part.get("User-Id"))
+        if not self._keys.binds(source, public):
+            owner = self._keys.owner(public) or "nobody"
+            self._drop(source, "unbound", size, f"its key is that of {owner}")
+            return None
+        return Received(source, tuple(frames), size, user=source)
+
+    def _drop(self, source: str, reason: str, size: int, why: str) -> None:
+        self._note(reason, f"message from {source!r} dropped: {why}")
+        if self.on_drop is not None:
+            self.on_drop(source, reason, size)
+
+    # -- attempts --------------------------------------------------------------------------------------
+    def _judge(self, zap: Socket, request: list[bytes]) -> None:
+        assert self._doorkeeper is not None
+        zap.send_multipart(self._doorkeeper.answer(request))
+
+    def _on_event(self, frames: list[bytes]) -> None:
+        event: int = parse_monitor_message(frames)["event"]
+        if event in CONNECTIONS:
+            self.connections[CONNECTIONS[event]] += 1
+        elif event in FAILURES:
+            self._note(f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake")
+
+    def _on_broken(self, peer: str) -> None:
+        if self.on_broken is not None:
+            self.on_broken(peer)
+
+    def _refused_by_peer(self, kind: str, address: str) -> None:
+        self._note(f"link_{kind}", f"the handshake with {address} failed")
+
+    def _note(self, kind: str, what: str) -> None:
+        note(self.security_events, kind, f"{self.device}: {what}")
+
+    def _unsent(self, peer: str, lost: int) -> int:
+        if lost:
+            self.unsent_bytes[peer] += lost
+            log.warning("%s: %d bytes for %s never sent: no handshake, no room", self.device, lost, peer)
+        return lost
+
+
+def _shut(router: Socket, watch: Watch) -> None:
+    router.disable_monitor()
+    watch.close()
+    router.close(linger=0)
+
+
+@lru_cache(maxsize=1024)
+def _source(identity: bytes) -> str:
+    """The device that a connection claims to be: the identity before its nonce; hex when it is no text."""
+    try:
+        text = identity.decode()
+    except UnicodeDecodeError:
+        return identity.hex()
+    return text.rpartition("/")[0] or text
+
+
+def _text(option: str | bytes | int) -> str:
+    return option.rstrip(b"\0").decode() if isinstance(option, bytes) else str(option)

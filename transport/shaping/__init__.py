@@ -1,0 +1,1 @@
+"""How fast bytes leave: token buckets, the shaper, the channel model, and the accounts of each link."""

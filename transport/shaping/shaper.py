@@ -1,0 +1,375 @@
+"""One device's outgoing side: what may leave when, and when it arrives. Sans-I/O: time in, departures out.
+
+Two classes. *Control* (membership, pings) leaves at the next `pop`, takes tokens and quota and never waits
+behind data, neither in a queue nor on the air. *Data* waits in one first-in-first-out queue a link; links
+take turns, message by message, beneath the device's token bucket, the link's own bucket and the round's
+quota. Depth of a bucket: two frames (method 8).
+
+The buckets are the budget; latency is apart from them (interface, facts): a line of rate R sends one
+message after the other, depart = max(now, previous depart) + size / R, on the device's radio and on the
+link, whichever is later; arrive = depart + latency + jitter, never before an earlier message of the same
+class on the same link.
+
+A *lost* message was sent: the air, the tokens and the quota are spent, only nobody receives it. At any time
+and for each peer and cause: queued = sent + abandoned + purged + pending, and lost is a part of sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from transport.shaping.channel import cost_bytes
+from transport.shaping.token_bucket import SECOND_NS, Quota, TokenBucket
+
+Buffer = bytes | memoryview
+Account = tuple[str, str]  # peer, cause
+
+
+@dataclass(slots=True)  # not frozen, which takes five times as long to make; nobody changes one
+class Outgoing:
+    """One message as it goes on the wire: a part of an update, or control.
+
+    `key`, `version`: the update it is a part of (shared by all its parts), for abandoning it.
+    `wire_bytes`: with headers and framing; `payload_bytes`: of them, tensor bytes.
+    """
+
+    peer: str
+    cause: str  # train | correction | transfer | control
+    frames: Sequence[Buffer]
+    wire_bytes: int
+    payload_bytes: int = 0
+    key: Hashable = None
+    version: int = 0
+    queued_round: int = 0
+
+
+@dataclass(slots=True)
+class Departure(Outgoing):
+    """A message that leaves now: when its last byte has left and when it arrives. `lost`: it never does."""
+
+    depart_ns: int = 0
+    arrive_ns: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How one link behaves. `rate_Bps` None: at the device's rate. `outage`: data waits (b/R > tau_max)."""
+
+    rate_Bps: int | None = None
+    latency_ns: int = 0
+    jitter_ns: int = 0  # added to the latency: uniform in [0, jitter_ns]
+    loss: float = 0.0  # probability per message; 1: a partition
+    outage: bool = False
+    beta_Bps: int = 0  # of the cost b + beta b / R that the quota is charged (method 8)
+
+    def __post_init__(self) -> None:
+        if (self.rate_Bps is not None and self.rate_Bps < 1) or min(self.latency_ns, self.jitter_ns) < 0:
+            raise ValueError("a link needs a rate of at least 1 byte/s and no negative latency or jitter")
+        if not 0 <= self.loss <= 1:
+            raise ValueError("loss is a probability")
+
+
+@dataclass(slots=True)
+class Purged:
+    """What was taken out of the queues before it was sent."""
+
+    messages: int = 0
+    bytes: int = 0
+    bytes_by_peer: Counter[str] = field(default_factory=Counter)
+
+    def add(self, item: Outgoing) -> None:
+        self.messages += 1
+        self.bytes += item.wire_bytes
+        self.bytes_by_peer[item.peer] += item.wire_bytes
+
+
+class Counts:
+    """Messages and wire bytes by peer and cause, of one fate."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[Account] = Counter()
+        self.bytes: Counter[Account] = Counter()
+
+    def add(self, item: Outgoing) -> None:
+        self.messages[item.peer, item.cause] += 1
+        self.bytes[item.peer, item.cause] += item.wire_bytes
+
+
+def philox(*words: object) -> np.random.Generator:
+    """A generator that depends on `words` alone, the same on every machine."""
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+class _Line:
+    """Sends one byte after the other at a rate. Control pre-empts data, which then ends later."""
+
+    def __init__(self, rate_Bps: int) -> None:
+        self.rate_Bps = rate_Bps
+        self._free_ns = self._urgent_free_ns = 0
+
+    def occupy(self, now_ns: int, size: int, urgent: bool) -> int:
+        """When the last of `size` bytes has left (ns, rounded up)."""
+        takes = -(-size * SECOND_NS // self.rate_Bps)
+        self._free_ns = max(now_ns, self._free_ns) + takes
+        if not urgent:
+            return self._free_ns
+        self._urgent_free_ns = max(now_ns, self._urgent_free_ns) + takes
+        return self._urgent_free_ns
+
+
+class _Fate:
+    """Jitter and loss of one class on one link: drawn per message, so other traffic does not change them."""
+
+    def __init__(self, draw: np.random.Generator) -> None:
+        self._draw = draw
+        self._last_arrival_ns = 0
+
+    def after(self, other: _Fate) -> None:
+        """What is sent from now on arrives after all that the other class has under way."""
+        self._last_arrival_ns = max(self._last_arrival_ns, other._last_arrival_ns)
+
+    def arrival(self, depart_ns: int, settings: LinkSettings) -> tuple[int, bool]:
+        jitter = int(self._draw.integers(settings.jitter_ns, endpoint=True)) if settings.jitter_ns else 0
+        lost = bool(settings.loss) and float(self._draw.random()) < settings.loss
+        at = max(self._last_arrival_ns, depart_ns + settings.latency_ns + jitter)
+        self._last_arrival_ns = at
+        return at, lost
+
+
+class _Link:
+    """One peer: its data queue, its bucket and line where it has a rate of its own."""
+
+    def __init__(self, seed: object, peer: str) -> None:
+        self.queue: deque[Outgoing] = deque()
+        self.settings = LinkSettings()
+        self.held = False
+        self.bucket: TokenBucket | None = None
+        self.line: _Line | None = None
+        self.fates = {urgent: _Fate(philox(seed, peer, urgent)) for urgent in (False, True)}
+
+    def set(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
+        self.settings = settings
+        if settings.rate_Bps is None:
+            self.bucket = self.line = None
+        elif self.bucket is None or self.line is None:
+            self.bucket, self.line = TokenBucket(settings.rate_Bps, depth, now_ns), _Line(settings.rate_Bps)
+        else:
+            self.bucket.set_rate(now_ns, settings.rate_Bps)
+            self.line.rate_Bps = settings.rate_Bps
+
+    def cost(self, size: int) -> int:
+        """What `size` bytes cost of the quota."""
+        rate_Bps = self.settings.rate_Bps
+        return size if rate_Bps is None else cost_bytes(size, rate_Bps, self.settings.beta_Bps)
+
+    def earliest(self, now_ns: int) -> int:
+        return self.bucket.earliest(now_ns, self.queue[0].wire_bytes) if self.bucket else now_ns
+
+
+class Shaper:
+    """Queues, buckets, a quota and the fate of each message. `seed`: of jitter and loss (run and device)."""
+
+    def __init__(
+        self, rate_Bps: int, frame_bytes: int, quota: Quota, now_ns: int = 0, *, seed: object = 0
+    ) -> None:
+        self.quota = quota
+        self.queued, self.sent, self.lost = Counts(), Counts(), Counts()
+        self.abandoned, self.purged = Counts(), Counts()
+        self.purged_bytes_by_reason: Counter[tuple[str, str]] = Counter()  # (peer, reason)
+        self._depth, self._seed, self._now_ns = 2 * frame_bytes, seed, now_ns
+        self._bucket, self._line = TokenBucket(rate_Bps, self._depth, now_ns), _Line(rate_Bps)
+        self._control: deque[Outgoing] = deque()
+        self._links: OrderedDict[str, _Link] = OrderedDict()  # in the order of their turns
+        self._waiting = 0  # messages in their queues
+
+    # -- settings --------------------------------------------------------------------------------------
+    def set_link(
+        self,
+        peer: str,
+        rate_Bps: int | None = None,
+        latency_ns: int = 0,
+        jitter_ns: int = 0,
+        loss: float = 0.0,
+        outage: bool = False,
+        *,
+        beta_Bps: int = 0,
+        now_ns: int | None = None,
+    ) -> None:
+        """How a link behaves from now on (fields of `LinkSettings`); what has left keeps its arrival.
+
+        Raises ValueError for a value out of range.
+        """
+        settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage, beta_Bps)
+        self._link(peer).set(settings, self._depth, self._time(now_ns))
+
+    def hold(self, peer: str, held: bool) -> None:
+        """Whether data to a peer has to wait, for instance for credit."""
+        self._link(peer).held = held
+
+    # -- in --------------------------------------------------------------------------------------------
+    def control(self, item: Outgoing) -> None:
+        """Queue a control message: it leaves at the next `pop`."""
+        self.queued.add(item)
+        self._control.append(item)
+
+    def data(self, item: Outgoing) -> None:
+        """Queue behind everything on the same link. Also for control that must come after data (a manifest):
+        it then waits with the data, but the quota does not refuse it."""
+        self.queued.add(item)
+        self._link(item.peer).queue.append(item)
+        self._waiting += 1
+
+    # -- out -------------------------------------------------------------------------------------------
+    def pop(self, now_ns: int) -> list[Departure]:
+        """All that may leave now, in order."""
+        return list(self.leaving(now_ns))
+
+    def leaving(self, now_ns: int) -> Iterator[Departure]:
+        """`pop`, one by one: what is decided of one (`hold`) counts for the next."""
+        now = self._time(now_ns)
+        for item in _drain(self._control):
+            yield self._depart(now, item, urgent=True)
+        while (turn := self._turn(now)) is not None and turn[0] <= now:
+            peer = turn[1]
+            item = self._links[peer].queue.popleft()
+            self._links.move_to_end(peer)
+            self._waiting -= 1
+            yield self._depart(now, item, urgent=False)
+
+    def next_ns(self, now_ns: int | None = None) -> int | None:
+        """When `pop` can do something. None: not before an item comes, a round starts or a link changes."""
+        now = self._time(now_ns)
+        if self._control:
+            return now
+        turn = self._turn(now)
+        return None if turn is None else turn[0]
+
+    # -- taken back ------------------------------------------------------------------------------------
+    def purge(self, doomed: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
+        """Take queued messages back (deletion, a link that is gone); `doomed` is asked once for each."""
+        gone = self._take_back(doomed, self.purged)
+        for peer, size in gone.bytes_by_peer.items():
+            self.purged_bytes_by_reason[peer, reason] += size
+        return gone
+
+    def remove(self, doomed: Callable[[Outgoing], bool]) -> Purged:
+        """`purge` for callers that count reasons themselves."""
+        return self.purge(doomed)
+
+    def abandon_older(self, key: Hashable, version: int, peer: str | None = None) -> Purged:
+        """A newer version replaces an update: what is queued of older ones, to `peer` or all, is not sent."""
+
+        def older(item: Outgoing) -> bool:
+            return item.key == key and item.version < version and peer in (None, item.peer)
+
+        link = None if peer is None else self._links.get(peer)
+        if not any(map(older, self.pending() if link is None else link.queue)):  # as nearly always
+            return Purged()
+        return self._take_back(older, self.abandoned)
+
+    # -- figures ---------------------------------------------------------------------------------------
+    def pending(self) -> Iterator[Outgoing]:
+        """What is queued."""
+        yield from self._control
+        for link in self._links.values():
+            yield from link.queue
+
+    @property
+    def granted(self) -> int:
+        """Bytes granted over all rounds so far."""
+        return self.quota.granted_total
+
+    @property
+    def spent(self) -> int:
+        """Bytes that left, in and before all rounds so far."""
+        return self.quota.spent_total
+
+    @property
+    def violations(self) -> int:
+        """Rounds that spent more than their budget."""
+        return self.quota.violations
+
+    def _turn(self, now_ns: int) -> tuple[int, str] | None:
+        """Whose turn it is and when its head may leave.
+
+        The link that is ready first, among equals the one that has waited longest. If the device's bucket
+        cannot yet carry its head, nobody overtakes it: small messages would starve large ones.
+        """
+        if not self._waiting:
+            return None
+        left = self.quota.data_left()
+        ready: tuple[int, str] | None = None
+        for peer, link in self._links.items():
+            if not link.queue or not _allowed(link, left):
+                continue
+            at = link.earliest(now_ns)
+            if ready is None or at < ready[0]:
+                ready = (at, peer)
+                if at <= now_ns:
+                    break
+        if ready is None:
+            return None
+        size = self._links[ready[1]].queue[0].wire_bytes
+        return max(ready[0], self._bucket.earliest(now_ns, size)), ready[1]
+
+    def _depart(self, now_ns: int, item: Outgoing, urgent: bool) -> Departure:
+        link, size = self._link(item.peer), item.wire_bytes
+        self.quota.spend(link.cost(size), data=item.cause != "control")
+        self._bucket.take(now_ns, size)
+        depart = self._line.occupy(now_ns, size, urgent)
+        if link.bucket is not None and link.line is not None:
+            link.bucket.take(now_ns, size)
+            depart = max(depart, link.line.occupy(now_ns, size, urgent))
+        if not urgent and item.cause == "control":  # a manifest or a goodbye comes behind all that was sent
+            link.fates[False].after(link.fates[True])
+        arrive, lost = link.fates[urgent].arrival(depart, link.settings)
+        self.sent.add(item)
+        if lost:
+            self.lost.add(item)
+        what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
+        return Departure(*what, item.queued_round, depart, arrive, lost)
+
+    def _take_back(self, doomed: Callable[[Outgoing], bool], counts: Counts) -> Purged:
+        gone = Purged()
+        for queue in (self._control, *(link.queue for link in self._links.values())):
+            kept = []
+            for item in _drain(queue):
+                if doomed(item):
+                    gone.add(item)
+                    counts.add(item)
+                else:
+                    kept.append(item)
+            queue.extend(kept)
+        self._waiting = sum(len(link.queue) for link in self._links.values())
+        return gone
+
+    def _link(self, peer: str) -> _Link:
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link(self._seed, peer)
+        return link
+
+    def _time(self, now_ns: int | None) -> int:
+        """The latest time seen: a clock that steps back must not send anything twice as fast."""
+        if now_ns is not None and now_ns > self._now_ns:
+            self._now_ns = now_ns
+        return self._now_ns
+
+
+def _allowed(link: _Link, data_left: int) -> bool:
+    head = link.queue[0]
+    return not (link.settings.outage or link.held) and (
+        head.cause == "control" or head.wire_bytes <= data_left
+    )
+
+
+def _drain(queue: deque[Outgoing]) -> Iterator[Outgoing]:
+    while queue:
+        yield queue.popleft()

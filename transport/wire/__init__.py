@@ -1,0 +1,1 @@
+"""Messages as bytes: types, packing, fragments, tensor codecs, and the limits that are checked first."""

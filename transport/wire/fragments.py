@@ -1,0 +1,126 @@
+"""Payloads into parts and parts back into payloads, within bounded memory. Sans-I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from transport.wire.checksum import xxh3
+from transport.wire.errors import WireError
+from transport.wire.messages import Buffer, Update
+
+
+def split(payload: Buffer, part_bytes: int) -> list[memoryview]:
+    """Views of consecutive parts; part i starts at i * part_bytes. Raises ValueError for an empty payload."""
+    if not len(payload) or part_bytes < 1:
+        raise ValueError("nothing to split, or into nothing")
+    view = memoryview(payload)
+    return [view[at : at + part_bytes] for at in range(0, len(view), part_bytes)]
+
+
+_Key = tuple[str, str, int, str]  # source, block's device and incarnation, group
+_IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "xxh3", "cause", "round")
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    first: Update
+    data: bytearray
+    filled: int = 0
+
+    def fits(self, part: Update, size: int) -> bool:
+        """Whether the part begins where the last one ended and tells of the same update."""
+        return (
+            part.offset == self.filled
+            and part.offset + size <= part.total
+            and _IDENTITY(part) == _IDENTITY(self.first)
+        )
+
+
+class Reassembler:
+    """Parts back into payloads, within bounded memory. Sans-I/O. An update's parts come in order on a link.
+
+    `expected(src, part)`: None, or why a part is refused (an unknown block, another shape or size). An
+    unfinished update gives way to one that begins anew from the same source: a newer version, or the same one
+    sent again. `abandoned`, `abandoned_bytes`: updates given up, and the payload that was there of them.
+    """
+
+    def __init__(
+        self, max_bytes_in_flight: int, expected: Callable[[str, Update], str | None] = lambda src, part: None
+    ) -> None:
+        self._limit, self._expected = max_bytes_in_flight, expected
+        self._unfinished: dict[_Key, _Unfinished] = {}
+        self.bytes_in_flight = self.abandoned = self.abandoned_bytes = 0
+
+    def add(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
+        """The whole payload once its last part is here; the caller's own. A part that is all of it is handed
+        back as it is, without a copy. Raises WireError for a part that does not fit."""
+        reason = self._expected(src, part)
+        if reason is not None:
+            raise WireError(reason)
+        key = (src, part.block, part.block_incarnation, part.group)
+        if part.offset == 0 and len(payload) == part.total:
+            self._replace(key, part)
+            _check(payload, part)
+            return payload
+        entry = self._begin(key, part) if part.offset == 0 else self._continue(key, part)
+        if not entry.fits(part, len(payload)):
+            self._give_up(key)
+            raise WireError("parts of an update overlap, leave a gap or do not agree")
+        entry.data[part.offset : part.offset + len(payload)] = payload
+        entry.filled += len(payload)
+        if entry.filled < part.total:
+            return None
+        self._remove(key)
+        _check(entry.data, part)
+        return entry.data
+
+    def drop(self, block: str, incarnation: int) -> int:
+        """Deletion: forget the unfinished updates of a block; how many there were."""
+        doomed = [key for key in self._unfinished if key[1:3] == (block, incarnation)]
+        return sum(self._remove(key) is not None for key in doomed)
+
+    def drop_source(self, src: str) -> int:
+        """The link is gone: forget what it left unfinished; how many updates that was."""
+        return sum(self._remove(key) is not None for key in [k for k in self._unfinished if k[0] == src])
+
+    def _replace(self, key: _Key, part: Update) -> None:
+        """An update begins: what is unfinished of an older one, or of the same, is given up."""
+        old = self._unfinished.get(key)
+        if old is not None and part.version < old.first.version:
+            raise WireError("an update that a newer one has replaced")
+        self._give_up(key)
+
+    def _begin(self, key: _Key, part: Update) -> _Unfinished:
+        self._replace(key, part)
+        if self.bytes_in_flight + part.total > self._limit:
+            raise WireError("too many unfinished updates")
+        self.bytes_in_flight += part.total
+        entry = self._unfinished[key] = _Unfinished(part, bytearray(part.total))
+        return entry
+
+    def _continue(self, key: _Key, part: Update) -> _Unfinished:
+        entry = self._unfinished.get(key)
+        if entry is not None and part.version > entry.first.version:
+            self._give_up(key)
+            entry = None
+        if entry is None or part.version < entry.first.version:
+            raise WireError("a part of an update whose beginning is not here")
+        return entry
+
+    def _give_up(self, key: _Key) -> None:
+        entry = self._remove(key)
+        if entry is not None:
+            self.abandoned += 1
+            self.abandoned_bytes += entry.filled
+
+    def _remove(self, key: _Key) -> _Unfinished | None:
+        entry = self._unfinished.pop(key, None)
+        self.bytes_in_flight -= len(entry.data) if entry else 0
+        return entry
+
+
+def _check(payload: Buffer | bytearray, update: Update) -> None:
+    if update.xxh3 is not None and xxh3(payload) != update.xxh3:
+        raise WireError("an update's checksum does not match")

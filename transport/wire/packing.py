@@ -1,0 +1,286 @@
+"""Typed messages: a fixed prefix, a small msgpack header, and raw tensor bytes in a frame of their own.
+
+The prefix names the kind before anything is unpacked, so that each kind's cap in bytes is checked first; the
+header's checksum follows (it finds what a fault has altered, also in the clear; it stops no forger, keys do),
+then types and ranges of all fields (fields.py). Whatever is wrong is a WireError, never another exception;
+and what would be refused there is a ValueError when it is packed here. Pickle is never used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from transport.wire.errors import WireError
+from transport.wire.fields import (
+    RECORDS,
+    TREE,
+    WORDS,
+    Check,
+    Field,
+    capped,
+    data,
+    flag,
+    name,
+    one_of,
+    optional,
+    rows,
+    text,
+    unpack_array,
+    whole,
+)
+from transport.wire.limits import MAX_DELETED, MAX_HASH, MAX_ITEMS, MAX_PAYLOAD, NEVER_NS
+from transport.wire.messages import (
+    Ack,
+    Buffer,
+    Bye,
+    Credit,
+    Deleted,
+    Envelope,
+    Gossip,
+    Hello,
+    Manifest,
+    Message,
+    Nack,
+    Observed,
+    Ping,
+    PingRequest,
+    Refuse,
+    Request,
+    Stopping,
+    Suspect,
+    Update,
+    Window,
+)
+
+VERSION = 4
+MAGIC = b"uw"
+PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
+_STAMP = struct.Struct(">qqq")  # the prefix's end
+CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
+
+
+_COUNT = whole(0, (1 << 63) - 1)
+_INCARNATION = whole(0, 1 << 31)
+_ROUND = whole(-1, 1 << 40)
+_VIEW = data(8, 32)
+_BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of message: the cap on its header in bytes and its fields, in order.
+
+    `dumps`, `loads`: for the fields that travel as byte strings, with their places among all.
+    """
+
+    type: type[Any]
+    cap: int
+    names: tuple[str, ...]
+    checks: tuple[Check, ...]
+    dumps: tuple[tuple[int, Callable[[Any], bytes]], ...]
+    loads: tuple[tuple[int, Callable[[bytes], Any]], ...]
+    payload: bool
+
+    @property
+    def name(self) -> str:
+        return self.type.__name__
+
+    def values(self, message: Message) -> list[Any]:
+        return [getattr(message, label) for label in self.names]
+
+    def misfit(self, values: Iterable[Any]) -> str | None:
+        """The first field that is out of range, if any is."""
+        for label, check, value in zip(self.names, self.checks, values, strict=True):
+            if not check(value):
+                return label
+        return None
+
+
+def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = False) -> _Kind:
+    names = tuple(f.name for f in dataclasses.fields(type_))
+    every = [f if isinstance(f, Field) else Field(f) for f in fields]
+    assert len(names) == len(every), type_
+    dumps = tuple((at, field.dump) for at, field in enumerate(every) if field.dump)
+    loads = tuple((at, field.load) for at, field in enumerate(every) if field.load)
+    return _Kind(type_, cap, names, tuple(field.check for field in every), dumps, loads, payload)
+
+
+_SIZE = whole(1, 1 << 34)
+_STATUS = one_of("sent", "replaces", "unchanged", "withheld")
+_UPDATE = (
+    *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), name),
+    *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),
+    *(whole(0, 1 << 20), whole(1, 1 << 20), optional(data(0, 128))),
+)
+_KINDS: dict[int, _Kind] = {
+    1: _kind(Hello, 32 << 10, text(256), TREE, flag, WORDS, _ROUND),
+    2: _kind(Refuse, 4 << 10, text(512)),
+    3: _kind(Gossip, 256 << 10, RECORDS, flag, _ROUND),
+    4: _kind(Update, 1 << 10, *_UPDATE, payload=True),
+    5: _kind(
+        Manifest,
+        256 << 10,
+        _ROUND,
+        one_of("train", "correction"),
+        _VIEW,
+        rows(MAX_ITEMS, *_BLOCK, _STATUS),
+    ),
+    6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
+    7: _kind(Ping, 256, _COUNT, _VIEW),
+    8: _kind(Bye, 1 << 10, text(128), flag),
+    9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
+    10: _kind(Credit, 256, _COUNT),
+    11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
+    12: _kind(Ack, 256, _COUNT, _VIEW),
+    13: _kind(PingRequest, 512, name, _COUNT),
+    14: _kind(Nack, 256, _COUNT),
+    15: _kind(Suspect, 512, name, _INCARNATION, _COUNT, name),
+    16: _kind(Deleted, 64 << 10, rows(MAX_DELETED, name, _INCARNATION, name)),
+}
+_KINDS[20] = _kind(Observed, 128 << 10, name, _INCARNATION, _ROUND, data(4, 100 << 10), data(0, 128))
+_CODES = {kind.type: code for code, kind in _KINDS.items()}
+_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its place in the packed array
+
+
+def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
+    """[header] or, for an Update, [header, payload]. Raises ValueError for what `unpack` would refuse."""
+    kind = _KINDS[_CODES[type(message)]]
+    prefix, body = _packable(envelope, message, kind)
+    frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
+    if payload is not None:
+        frames.append(payload)
+    _check_packed(frames, kind)
+    return frames
+
+
+def pack_parts(
+    envelope: Envelope, update: Update, payload: Buffer, part_bytes: int
+) -> list[tuple[bytes, memoryview]]:
+    """(header, part) for each part of a payload, as `pack` makes them, but checked and packed once for all.
+
+    `update`: the header of the first part; in the others only `offset` differs. Raises ValueError as `pack`.
+    """
+    kind, view = _KINDS[_CODES[Update]], memoryview(payload)
+    if len(view) != update.total or update.offset:
+        raise ValueError(f"{len(view)} bytes of payload from {update.offset} on are not {update.total}")
+    prefix, body = _packable(envelope, update, kind)
+    first: bytes = msgpack.packb(body)
+    if len(view) <= part_bytes:
+        only = (seal(prefix + first), view)
+        _check_packed(only, kind)
+        return [only]
+    tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[1:]  # without the array's own byte: less than 16 values
+    head = prefix + first[: len(first) - len(tail) - 1]  # 1: the offset 0
+    offsets = range(0, len(view), part_bytes)
+    parts = [(seal(head + msgpack.packb(o) + tail), view[o : o + part_bytes]) for o in offsets]
+    _check_packed(parts[-1], kind)  # it has the longest header ...
+    _check_packed(parts[0], kind)  # ... and it the longest part
+    return parts
+
+
+def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes, list[Any]]:
+    """A header's prefix and what is to be packed behind it."""
+    values = kind.values(message)
+    wrong = kind.misfit(values)
+    if wrong is not None:
+        raise ValueError(f"{kind.name}.{wrong} is out of range: {getattr(message, wrong)!r:.200}")
+    for at, dump in kind.dumps:
+        values[at] = dump(values[at])
+    code = _CODES[kind.type]
+    prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
+    return prefix, [envelope.src, envelope.src_incarnation, *values]
+
+
+def _check_packed(frames: Sequence[Buffer], kind: _Kind) -> None:
+    try:
+        _check_frames(frames, kind)
+    except WireError as error:
+        raise ValueError(str(error)) from None
+
+
+def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:
+    """The same header with its sequence number and times, known only when the message leaves."""
+    stamped = bytearray(header[: -CHECKSUM.size])
+    _STAMP.pack_into(stamped, PREFIX.size - _STAMP.size, seq, depart_ns, arrive_ns)
+    return seal(bytes(stamped))
+
+
+def seal(header: bytes) -> bytes:
+    """A prefix and its body with their checksum: the first frame of a message."""
+    return header + CHECKSUM.pack(zlib.crc32(header))
+
+
+def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
+    """The message in these frames. Raises WireError for whatever is not exactly one."""
+    if not 1 <= len(frames) <= 2:
+        raise WireError(f"{len(frames)} frames")
+    header = memoryview(frames[0])
+    if len(header) < PREFIX.size + CHECKSUM.size:
+        raise WireError("shorter than a prefix")
+    magic, version, code, seq, depart_ns, arrive_ns = PREFIX.unpack_from(header)
+    if magic != MAGIC:
+        raise WireError("no unweft message")
+    if version != VERSION:
+        raise WireError(f"protocol version {version}; this is {VERSION}")
+    kind = _KINDS.get(code)
+    if kind is None:
+        raise WireError(f"unknown kind {code}")
+    _check_frames(frames, kind)
+    end = len(header) - CHECKSUM.size
+    if CHECKSUM.unpack_from(header, end)[0] != zlib.crc32(header[:end]):
+        raise WireError("a header whose checksum does not match")
+    src, incarnation, fields = _body(header[PREFIX.size : end], kind)
+    if not (name(src) and _INCARNATION(incarnation) and seq >= 0 <= depart_ns and arrive_ns >= 0):
+        raise WireError("no proper sender")
+    message: Message = kind.type(*fields)
+    if isinstance(message, Update):
+        _check_update(message, len(frames[1]))
+    return Envelope(src, incarnation, seq, depart_ns, arrive_ns, kind.name), message
+
+
+def _check_frames(frames: Sequence[Buffer], kind: _Kind) -> None:
+    if len(frames[0]) > kind.cap:
+        raise WireError(f"a {kind.name} of {len(frames[0])} bytes; at most {kind.cap}")
+    if (len(frames) == 2) != kind.payload or (kind.payload and not 0 < len(frames[1]) <= MAX_PAYLOAD):
+        raise WireError(f"a {kind.name} with a wrong payload")
+
+
+def _check_update(update: Update, size: int) -> None:
+    if update.part >= update.parts or update.offset + size > update.total:
+        raise WireError("a part that is none of its update")
+
+
+def _body(packed: Buffer, kind: _Kind) -> tuple[Any, Any, list[Any]]:
+    """Source, incarnation and the checked fields."""
+    try:
+        src, incarnation, *fields = unpack_array(packed, 2 + len(kind.names))
+        for at, load in kind.loads:
+            fields[at] = load(capped(fields[at], kind.cap))
+        wrong = kind.misfit(fields)
+    except WireError:
+        raise
+    except Exception as error:  # msgpack raises many kinds for malformed bytes; all mean the same here
+        raise WireError(f"malformed header: {type(error).__name__}") from None
+    if wrong is not None:
+        raise WireError(f"{kind.name}.{wrong} is out of range")
+    return src, incarnation, fields
+
+
+def wire_bytes(frames: Sequence[Buffer], curve: bool = False) -> int:
+    """Bytes of a message on the wire: ZMTP puts 2 bytes before a frame under 256 bytes, else 9.
+
+    With CURVE each frame travels as a MESSAGE command: 8 bytes name, 8 nonce, 16 authentication tag and 1
+    flag more (ZMTP 3.1). A ROUTER's identity frame is local and not on the wire.
+    """
+    extra, total = 33 if curve else 0, 0
+    for frame in frames:
+        size = len(frame) + extra
+        total += size + (2 if size < 256 else 9)
+    return total
