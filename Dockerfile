@@ -42,6 +42,6 @@ COPY --from=build /opt/unweft /opt/unweft
 COPY scenarios /scenarios
 USER 10001:10001
 EXPOSE 7000
-HEALTHCHECK --interval=15s --timeout=10s --start-period=90s --retries=2 CMD ["python", "-m", "peers.health"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=90s --retries=2 CMD ["python", "-m", "peers.runtime.health"]
 ENTRYPOINT ["unweft"]
 CMD ["device"]

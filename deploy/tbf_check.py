@@ -31,7 +31,7 @@ BURST_BYTES = 2 * (1 << 16) + 4096  # two frames, as unweft's bucket holds
 HEADERS = 1 + 66 / 1448  # what Ethernet, IPv4 and TCP add to a full segment: the kernel counts them too
 SECONDS = 90.0
 READ = (
-    "import json, os; from pathlib import Path; from peers.health import *;"
+    "import json, os; from pathlib import Path; from peers.runtime.health import *;"
     "s = Path('/sys/class/net/eth0/statistics');"
     "print(json.dumps([ask(os.environ[VARIABLE]), int((s / 'tx_bytes').read_text())]))"
 )

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 
 from peers.config import ModelConfig
-from peers.models import keep_model
+from peers.models.loader import keep_model
 
 NAME = "UNWEFT_BASE_MODEL"  # environment variable: a ModelConfig as JSON
 

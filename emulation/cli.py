@@ -130,7 +130,7 @@ def forget(
     out: Annotated[Path, typer.Option(help="Folder for the adapter without it; new or empty.")],
 ) -> None:
     """Delete one device's contribution from a saved adapter. Needs no training data and no run."""
-    from peers.forget import forget as delete
+    from peers.unlearning.forget import forget as delete
 
     _refuse_unusable(out)
     console = Console()

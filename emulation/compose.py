@@ -31,8 +31,8 @@ from emulation.records import Tail, read_lines, write_run
 from emulation.scenario import Scenario
 from emulation.scripts import shown
 from emulation.underway import Underway
-from peers import partition
 from peers.errors import InputError
+from peers.runtime import partition
 from transport.security import keys
 
 POLL_S = 0.5

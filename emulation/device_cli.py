@@ -21,14 +21,14 @@ import typer
 
 from emulation import addresses, epoch, gate, keys_cli, shared_run
 from emulation.claims import Claim
-from peers import health, partition
 from peers.errors import InputError
+from peers.runtime import health, partition
 from transport.security.keys import DeviceIdentity
 
 if TYPE_CHECKING:
     from emulation.scenario import Scenario
     from peers.config import DeviceConfig
-    from peers.device import DeviceSpec
+    from peers.runtime.main import DeviceSpec
 
 EXAMPLE = (
     "Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
@@ -150,7 +150,7 @@ def device(
     try:
         own_keys = keys_cli.of_device(loaded.keys, keys, claim.id)
         from emulation import radio
-        from peers.device import DeviceSpec
+        from peers.runtime.main import DeviceSpec
 
         if gates is not None:
             gate.wait(gates, claim.id)
@@ -243,7 +243,7 @@ def _identity(folder: Path | None, name: str) -> tuple[str | None, bytes | None]
 
 def _run(spec: DeviceSpec) -> int:
     from coordinator_free.membership.slots import NoFreeSlot
-    from peers.device import run_device
+    from peers.runtime.main import run_device
 
     try:
         return run_device(spec)

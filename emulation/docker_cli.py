@@ -173,7 +173,7 @@ class Project:
 
     def connect(self, container: Container) -> None:
         """Back into the network, under the address that the others know."""
-        said = json.loads(self.docker("exec", container.id, "python", "-m", "peers.health", "--json"))
+        said = json.loads(self.docker("exec", container.id, "python", "-m", "peers.runtime.health", "--json"))
         address = str(said["address"]).removeprefix("tcp://").rpartition(":")[0]
         names = ("--alias", "device", "--ip", address)
         self.docker("network", "connect", *names, self.network(), container.id)

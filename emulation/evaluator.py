@@ -26,9 +26,9 @@ from emulation.consensus import Consensus
 from emulation.records import Record
 from emulation.scenario import Scenario
 from peers import plugins
-from peers.learner import SnapshotModel
-from peers.models import LoadedModel, load_model
-from peers.process import guard, redirect_output
+from peers.learning.learner import SnapshotModel
+from peers.models.loader import LoadedModel, load_model
+from peers.runtime.child_process import guard, redirect_output
 from peers.tasks import Encoded, Example, encode, tasks
 from peers.tasks.encode import IGNORED
 from peers.tasks.score import LOGITS_CEILING

@@ -4,12 +4,12 @@ No collection looks through what was imported before: it writes to every object 
 that a child writes to is no longer shared. Without this, the first one of each child makes about 100 MB its
 own.
 
-A partition's signal that comes before a device listens to it does not end it (peers/partition.py).
+A partition's signal that comes before a device listens to it does not end it (peers/runtime/partition.py).
 """
 
 import gc
 
-from peers import partition
+from peers.runtime import partition
 
 gc.collect()
 gc.freeze()

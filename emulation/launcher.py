@@ -26,14 +26,20 @@ from emulation.run_keys import DeviceKeys
 from emulation.scenario import Scenario, dump
 from emulation.scripts import acted_out, met, scripts, shown
 from emulation.underway import Underway
-from peers import partition
-from peers.device import DeviceSpec, process_main
+from peers.runtime import partition
+from peers.runtime.main import DeviceSpec, process_main
 from transport.clocks.virtual import life_name
 from transport.shaping.channel import Channel
 
 POLL_S = 0.1
 PRELOAD = [
-    *("torch", "transformers.models.llama.modeling_llama", "peft", "peers.device", "emulation.evaluator"),
+    *(
+        "torch",
+        "transformers.models.llama.modeling_llama",
+        "peft",
+        "peers.runtime.main",
+        "emulation.evaluator",
+    ),
     "emulation.cli",  # each child imports the main module again
     "emulation.base_model",
     "emulation.frozen",  # last: what is above stays shared

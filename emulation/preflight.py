@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from emulation.scenario import Scenario
 from peers import plugins
-from peers.allocating import codecs
 from peers.errors import InputError
-from peers.learner import Learner
-from peers.models import load_model, pick_device
+from peers.learning.learner import Learner
+from peers.models.loader import load_model, pick_device
+from peers.protocol.send_allocation import codecs
 from peers.tasks import encode, tasks
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.tensor_codec import payload_bytes

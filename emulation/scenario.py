@@ -279,7 +279,7 @@ def _allocator_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
 
 
 def _checkpoint_problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    from peers import checkpoint
+    from peers.storage import checkpoint
 
     resume = scenario.checkpoint.resume
     if resume is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from emulation.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, Population, cut_off
 from emulation.records import Record, read_lines
 from emulation.scenario import Scenario
-from peers.script import Scripted
+from peers.runtime.scripted_events import Scripted
 from transport.clocks.virtual import life_name
 
 

@@ -62,7 +62,7 @@ def test_every_package_has_modules():
         ("peers", "def f():\n    from emulation import cli", {"emulation"}),
         ("peers", "if TYPE_CHECKING:\n    from emulation.cli import main", {"emulation"}),
         ("peers", "importlib.import_module('emulation.cli')", {"emulation"}),
-        ("transport", "from peers.blocks import BlockKey", {"peers"}),
+        ("transport", "from peers.lora.blocks import BlockKey", {"peers"}),
         ("coordinator_free", "import time\ntime.sleep(1)", {"time.sleep"}),
         ("coordinator_free", "from time import sleep", {"time.sleep"}),
         ("coordinator_free", "import torch\nx: torch.nn.Module", {"torch.nn"}),

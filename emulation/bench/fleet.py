@@ -35,11 +35,11 @@ from peers.config import (
     RoundConfig,
     TopologyConfig,
 )
-from peers.device import DeviceSpec
-from peers.driver import Driver
-from peers.learner import Learner
-from peers.process import guard, redirect_output
-from peers.recorder import Recorder
+from peers.learning.learner import Learner
+from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.driver import Driver
+from peers.runtime.main import DeviceSpec
+from peers.runtime.recorder import Recorder
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity, NetworkKeys

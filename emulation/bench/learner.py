@@ -13,13 +13,13 @@ from torch import Tensor
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey
 from emulation.bench.sgd import RANK, ROWS, SmallStep
-from peers.learner import Receipt, TrainResult
+from peers.learning.learner import Receipt, TrainResult
 
 GROUP = "early"
 
 
 class BenchLearner:
-    """What peers.driver asks of a learner in `paper-literal`: the own block alone is kept and trained."""
+    """The part of `Learner` that a driver uses in `paper-literal`: it keeps and trains the own block alone."""
 
     groups = (GROUP,)
 

@@ -1,7 +1,7 @@
 """Objects that live in processes of their own and are called from here.
 
 Processes come from a forkserver, as devices do. None outlives the benchmark: each watches a pipe that closes
-with it (peers.process.guard), and whoever leaves the `with` block kills what is still there.
+with it (peers.runtime.child_process.guard), and whoever leaves the `with` block kills what is still there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from peers.process import guard
+from peers.runtime.child_process import guard
 
 ANSWER_S = 60.0
 Context = ForkServerContext | SpawnContext

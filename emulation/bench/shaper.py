@@ -55,7 +55,7 @@ class Meter:
 
 
 class Pacer:
-    """The sending device: a shaper whose queue is never empty, on the real clock (as in peers.driver)."""
+    """The sending device: a shaper whose queue is never empty, on the real clock."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

@@ -21,9 +21,9 @@ from emulation.experiments.plan import Cell
 from emulation.preflight import check_against_model
 from emulation.records import Record
 from emulation.scenario import dump
-from peers import checkpoint
 from peers.config import CheckpointConfig
 from peers.errors import InputError
+from peers.storage import checkpoint
 
 LOGS = "logs"
 DONE = "measures.json"  # written last and whole: where it is, the cell is done

@@ -17,8 +17,8 @@ from torch import Tensor
 from emulation.evaluator import answer
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario import Scenario
-from peers.models import load_model
-from peers.snapshots import SnapshotModel, write_snapshot
+from peers.models.loader import load_model
+from peers.storage.snapshots import SnapshotModel, write_snapshot
 from peers.tasks import Example, encode, tasks
 
 FRESH_SHARDS = 5  # shards that nobody has, beside the control facts: TPR at 1 % needs many non-members

@@ -14,7 +14,7 @@ import torch
 
 from emulation.launcher import RunFailed, use_ports
 from emulation.records import last_line
-from peers.process import guard, redirect_output
+from peers.runtime.child_process import guard, redirect_output
 
 T = TypeVar("T")
 LOOK_S = 1.0
@@ -70,7 +70,7 @@ def run_all(
 
 def _end(processes: Sequence[SpawnProcess]) -> None:
     for process in processes:
-        process.kill()  # what it started ends with it (peers/process.py)
+        process.kill()  # what it started ends with it (peers/runtime/child_process.py)
     for process in processes:
         process.join()
 

@@ -1,6 +1,6 @@
 """Fictitious persons with made-up attributes: the workload of method 4.
 
-Also the whole language of `tiny`: peers/pretrain.py takes its vocabulary and templates from here.
+Also the whole language of `tiny`: peers/models/pretrain_tiny.py takes its vocabulary and templates from here.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from emulation.compose import Run
 from emulation.docker_cli import DockerFailed, Project
 from emulation.launcher import RunFailed
 from emulation.scenario import Scenario, load
-from peers import partition
 from peers.errors import InputError
+from peers.runtime import partition
 from tests.emulation.test_cli import unweft
 
 SCENARIO = """

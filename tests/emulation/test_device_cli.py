@@ -12,8 +12,8 @@ import pytest
 
 from emulation import addresses, claims, device_cli, epoch, gate, shared_run
 from emulation.scenario import load
-from peers import device as device_module
-from peers.device import DeviceSpec
+from peers.runtime import main as device_module
+from peers.runtime.main import DeviceSpec
 from tests.emulation.test_cli import QUICK, unweft
 from transport.clocks.real import RealClock
 from transport.security import keys

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from emulation import evaluator
 from emulation.scenario import Scenario, load
 from peers.config import DeviceConfig
-from peers.models import LoadedModel, load_model
+from peers.models.loader import LoadedModel, load_model
 from peers.tasks import encode, evaluate, tasks
 
 SCENARIO = """

@@ -17,9 +17,9 @@ from emulation import launcher
 from emulation.events import ChurnConfig, EventConfig, Population, churn, cut_off, due, problems
 from emulation.scenario import Scenario, load
 from emulation.scripts import met, scripts
-from peers import partition
-from peers.device import NEAR
 from peers.errors import InputError
+from peers.runtime import partition
+from peers.runtime.main import NEAR
 
 KINDS = ("leave", "retire", "crash", "stall", "join", "return")
 

@@ -19,8 +19,8 @@ from emulation.experiments.catalogue import SCALES, Setting
 from emulation.experiments.plan import Cell
 from emulation.records import RunRecords
 from emulation.scenario import Scenario, dump, load
-from peers.learner import Learner
-from peers.models import load_model
+from peers.learning.learner import Learner
+from peers.models.loader import load_model
 from peers.tasks import encode, tasks
 from transport.wire.tensor_codec import payload_bytes
 

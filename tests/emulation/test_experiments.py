@@ -24,7 +24,7 @@ from emulation.experiments.run import Request, run
 from emulation.preflight import check_against_model
 from emulation.scenario import dump, load
 from peers.errors import InputError
-from peers.snapshots import write_snapshot
+from peers.storage.snapshots import write_snapshot
 
 ABLATION, REGIMES = EXPERIMENTS["ablation"], EXPERIMENTS["regimes"]
 TINY = SCALES["tiny"]

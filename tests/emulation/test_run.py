@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.peers.tiny_models import WORDS, save_small_model
+from tests.support.tiny_models import WORDS, save_small_model
 
 # Each test starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)

@@ -75,7 +75,7 @@ class Bed:
         return self.ask(self.containers()[device])
 
     def ask(self, container: Container) -> Status:
-        said = self.docker("exec", container.id, "python", "-m", "peers.health", "--json")
+        said = self.docker("exec", container.id, "python", "-m", "peers.runtime.health", "--json")
         return dict(json.loads(said))
 
     def statuses(self) -> dict[str, Status]:

@@ -53,7 +53,13 @@ def test_containers_are_what_they_should_be(bed: Bed) -> None:
 def test_the_health_check_asks_the_loop_itself(bed: Bed) -> None:
     """A process that is there but hangs is not healthy."""
     device = bed.containers()["d1"].id
-    ask = ("exec", device, "python", "-c", "from peers.health import *; ask(os.environ[VARIABLE], 0.5)")
+    ask = (
+        "exec",
+        device,
+        "python",
+        "-c",
+        "from peers.runtime.health import *; ask(os.environ[VARIABLE], 0.5)",
+    )
     bed.docker(*ask)
     signal_device(bed, device, "SIGSTOP")
     try:

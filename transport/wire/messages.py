@@ -77,7 +77,7 @@ class Update:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The end of a round's data: what was sent, unchanged or withheld; what replaces other
-    copies (peers/handover.py) was sent. `view`: hash of the members."""
+    copies (peers/unlearning/handover_refit.py) was sent. `view`: hash of the members."""
 
     round: int
     phase: str

@@ -98,7 +98,7 @@ class World(RuleBasedStateMachine):
         """In good weather everyone who can be found is, and nobody new is declared dead who lives.
 
         Except by those whom it holds for dead itself, since worse weather: to these it does not answer until
-        the network has healed, which is not the detector's work (peers/partition.py).
+        the network has healed, which is not the detector's work (peers/runtime/partition.py).
         """
         self.loss = 0.0
         awake = max([self.now, *(node.asleep_until for node in self.nodes.values())])

@@ -20,11 +20,11 @@ import torch
 from emulation.bench.fleet import config, free_addresses
 from emulation.bench.learner import BenchLearner
 from peers.config import MixingConfig, RoundConfig
-from peers.device import DeviceSpec
-from peers.driver import Driver
-from peers.learner import Learner
-from peers.process import guard, redirect_output
-from peers.recorder import Recorder
+from peers.learning.learner import Learner
+from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.driver import Driver
+from peers.runtime.main import DeviceSpec
+from peers.runtime.recorder import Recorder
 from transport.links.gloo_links import GlooLinks
 from transport.links.interface import Links
 from transport.links.zmq_dealer import Limits

@@ -1,0 +1,1 @@
+"""Local training and what a device measures of its loss."""

@@ -1,0 +1,266 @@
+"""What a device measures of its own loss for the residuals of a correction (method 6).
+
+Everything comes from one forward and one backward pass, in which no weight gets a gradient. With W the dense
+weight W0 + s sum_u B_u A_u^T that a module computes with, x its input and d its output's gradient,
+
+    dL/dB_u = s (dL/dW) A_u = s (sum_t d_t x_t^T) A_u = s sum_t d_t (A_u^T x_t)^T
+
+so the gradients of *all* blocks are had though foreign ones are folded into W, and dL/dW, k x d numbers, is
+never made. Rows of a batch do not meet in the model, hence the sum over the tokens of one example is that
+example's own gradient: no pass for each of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coordinator_free.correction.residuals import Observables, report_bytes
+from coordinator_free.identifiers import BlockKey
+from peers.learning.count_sketch import Sketcher, Vector
+from peers.lora.blocks import Block
+from peers.lora.layout import ModelLayout, ModuleShape
+from peers.tasks.encode import IGNORED, Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+LEAST_MICROBATCHES = 16  # from a single gradient, lambda_max(F) is its own energy: both factors of S_g alike
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """microbatch: examples whose mean gradient counts as one (1: per-example, the empirical Fisher proper).
+
+    labels: "data", the empirical Fisher; "model", drawn from what the model predicts, the Fisher itself, at
+    the cost of a second backward pass. Gradients and sketches are always those of the data.
+    """
+
+    microbatch: int = 1
+    labels: Literal["data", "model"] = "data"
+
+
+class Cost(NamedTuple):
+    """flops: of adapted modules' matrix products. seconds: wall time. bytes: of one report on one link."""
+
+    flops: float
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
+
+    energy: float
+    curvature: float
+    sketch: Vector
+    blocks: dict[BlockKey, float]
+
+    def observables(
+        self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
+    ) -> Observables:
+        """With what is known from elsewhere. smoothness None: curvature."""
+        smooth = self.curvature if smoothness is None else smoothness
+        return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diagnosis:
+    """loss: mean nats per response token of the batch. groups: in the layout's order."""
+
+    loss: float
+    groups: dict[str, Measured]
+    cost: Cost
+
+
+def diagnose(
+    model: nn.Module,
+    layout: ModelLayout,
+    scale: float,
+    blocks: Mapping[BlockKey, Block],
+    batch: Encoded,
+    sketcher: Sketcher,
+    options: Options,
+    draw: np.random.Generator,
+) -> Diagnosis:
+    """Measure a batch on `model` (the PEFT model, with all `blocks` in it, own and foreign, folded or apart).
+
+    `draw`: for labels from the model. Leaves parameters and their gradients as they are. Raises ValueError
+    for micro-batches of which there are fewer than 16, or without blocks or examples.
+    """
+    start = time.perf_counter()
+    batch = _trimmed(batch, options)
+    if not blocks:
+        raise ValueError("a device without blocks has nothing to diagnose")
+    batch = batch.to(next(model.parameters()).device)
+    with taps(model, layout) as seen:
+        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        logits = output.logits[:, :-1].float()
+        labels = batch.labels[:, 1:]
+        loss = _mean_loss(logits, labels)
+        drawn = _mean_loss(logits, _sampled(logits, labels, draw)) if options.labels == "model" else None
+        gradients = _backward(loss, seen, keep=drawn is not None)
+        fisher = gradients if drawn is None else _backward(drawn, seen, keep=False)
+    totals = {group: _Total() for group in layout.groups}
+    for shape in layout.modules:
+        _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
+    groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
+    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
+    cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
+    return Diagnosis(float(loss.detach()), groups, cost)
+
+
+def step_flops(layout: ModelLayout, tokens: int) -> float:
+    """Of a local step's matrix products in adapted modules, to compare a diagnosis with."""
+    dense = sum(m.in_features * m.out_features for m in layout.modules)
+    own = sum(m.rank * (m.in_features + m.out_features) for m in layout.modules)
+    return 2.0 * tokens * (2 * dense + 3 * own)
+
+
+# -- passes ----------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Tap:
+    """What went in and came out of a module: [n, T, d] and [n, T, k]."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Pass(NamedTuple):
+    """x: [n, T, d]; d: dL/dy, [n, T, k]."""
+
+    x: Tensor
+    d: Tensor
+
+
+@contextmanager
+def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
+    """What goes through the adapted modules in the pass under way, by module."""
+    found: dict[str, Tap] = {}
+    hooks: list[RemovableHandle] = []
+
+    def tap(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            found[name] = Tap(args[0].detach(), y)
+
+        return hook
+
+    try:
+        for shape in layout.modules:
+            module = model.base_model.model.get_submodule(shape.name)
+            hooks.append(module.register_forward_hook(tap(shape.name)))
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
+    """What one forward and one backward pass of the loss show of each module."""
+    with taps(model, layout) as seen:
+        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        loss = _mean_loss(output.logits[:, :-1].float(), batch.labels[:, 1:])
+        return _backward(loss, seen, keep=False)
+
+
+def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pass]:
+    found = torch.autograd.grad(loss, [tap.y for tap in seen.values()], retain_graph=keep)
+    return {name: Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean nats per response token: the loss that local steps descend."""
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def _sampled(logits: Tensor, labels: Tensor, draw: np.random.Generator) -> Tensor:
+    """`labels` with each response token drawn from the model's prediction at its place."""
+    wanted = labels != IGNORED
+    cumulated = logits[wanted].double().softmax(dim=-1).cumsum(dim=-1)
+    u = torch.from_numpy(draw.random(len(cumulated))).to(cumulated.device) * cumulated[:, -1]
+    sampled = labels.clone()
+    sampled[wanted] = (cumulated < u[:, None]).sum(dim=-1).clamp_(max=logits.shape[-1] - 1)
+    return sampled
+
+
+# -- from passes to gradients ----------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Total:
+    """Of a group. gram: [m, m], of the micro-batches' shares of the loss; gradients: g_i, modules stacked."""
+
+    gram: Tensor | float = 0.0
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+def _add_module(
+    total: _Total,
+    shape: ModuleShape,
+    scale: float,
+    blocks: Mapping[BlockKey, Block],
+    passed: Pass,
+    fisher: Mapping[str, Pass],
+    options: Options,
+) -> None:
+    bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
+    shares = _shares(passed, bases, options.microbatch)
+    total.gradients.append(scale * shares.sum(dim=0))
+    counted = (
+        shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, options.microbatch)
+    )
+    rows = counted.flatten(1)
+    total.gram = total.gram + scale**2 * (rows @ rows.T).double()
+
+
+def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
+    """[m, k, N r]: each micro-batch's share of the loss's gradient w.r.t. all blocks' B, over s."""
+    count = len(passed.x) // microbatch
+    z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)
+    return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
+
+
+def _measured(
+    layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher
+) -> Measured:
+    """With m micro-batches of loss shares G_c, grad l_c = m G_c, and F = (1/m) sum grad l_c grad l_c^T."""
+    assert isinstance(total.gram, Tensor)
+    curvature = len(total.gram) * float(torch.linalg.eigvalsh(total.gram)[-1])
+    columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
+    energies = {key: float(part.double().square().sum()) for key, part in zip(keys, columns, strict=True)}
+    sketches = [sketcher.sketch(key, group, part) for key, part in zip(keys, columns, strict=True)]
+    return Measured(sum(energies.values()), max(curvature, 0.0), np.sum(sketches, axis=0), energies)
+
+
+def _trimmed(batch: Encoded, options: Options) -> Encoded:
+    """A whole number of micro-batches."""
+    count = len(batch) // options.microbatch
+    if count < (LEAST_MICROBATCHES if options.microbatch > 1 else 1):
+        raise ValueError(
+            f"{len(batch)} examples make {count} micro-batches of {options.microbatch}; "
+            f"{LEAST_MICROBATCHES} are needed"
+        )
+    return batch.take(torch.arange(count * options.microbatch))
+
+
+def _flops(
+    layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int, microbatch: int
+) -> float:
+    """Forward and activations' backward, then shares and Gram matrix of each module."""
+    n, length = batch.input_ids.shape
+    flops = 0.0
+    for m in layout.modules:
+        columns = m.rank * len(blocks)
+        dense = n * length * m.in_features * m.out_features * passes
+        shares = n * length * columns * (m.in_features + m.out_features)
+        flops += 2.0 * (dense + (passes - 1) * shares + (n // microbatch) ** 2 * m.out_features * columns)
+    return flops

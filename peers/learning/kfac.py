@@ -1,0 +1,101 @@
+"""Local steps in the eigenbasis of the own block's Fisher information.
+
+Per module, F is taken for a Kronecker product (K-FAC: Martens and Grosse, 2015, eq. 8),
+
+    F ~ E[d d^T] (x) E[z z^T],    z = A_i^T x,    d = dl/dy, l the loss summed over response tokens
+
+of two small factors, measured once on the own data. In their eigenbases F is next to diagonal, and AdamW,
+which takes it to be, divides each direction by its own curvature (E-KFAC: George et al., 2018; SOAP: Vyas et
+al., 2024). Directions that all prompts share are so no longer the ones that move most, and a device's steps
+disturb less of what others have learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peers.learning.diagnosis import passes
+from peers.lora.blocks import Block
+from peers.lora.layout import ModelLayout, ModuleShape
+from peers.tasks.encode import IGNORED, Encoded
+
+WIDEST = 1024  # rows k of a module: an eigenbasis takes k^3 operations, k^2 numbers; above, only z is turned
+
+
+class FisherSteps:
+    """Of one block, from when its factors are measured.
+
+    `model`: the PEFT model with all blocks in it. Leaves parameters and their gradients as they are. Raises
+    RuntimeError where gradients are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        own: Block,
+        batches: Iterable[Encoded],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        self._layout, self._own, self._decay = layout, own, lr * weight_decay
+        left, right = _factors(model, layout, own, batches)
+        if not all(factor.isfinite().all() for factor in (*left.values(), *right.values())):
+            raise RuntimeError(
+                "the Fisher information is not finite: training diverged; try a lower train.lr"
+            )
+        self._left = {name: torch.linalg.eigh(factor)[1].float() for name, factor in left.items()}  # [k, k]
+        self._right = {name: torch.linalg.eigh(factor)[1].float() for name, factor in right.items()}  # [r, r]
+        # what a step adds, in the eigenbases
+        self._moves = {m.name: torch.zeros_like(own.data[m.group][_rows(layout, m)]) for m in layout.modules}
+        self._optimizer = torch.optim.AdamW(list(self._moves.values()), lr=lr, weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """One step of the block down these gradients, by group, [rows_g, r_g]; a group without one stays."""
+        for module in self._layout.modules:
+            gradient, move = gradients.get(module.group), self._moves[module.name]
+            move.zero_()
+            turned = None if gradient is None else gradient[_rows(self._layout, module)]
+            move.grad = None if turned is None else self._turn(module.name, turned)
+        self._optimizer.step()
+        for group in gradients:
+            self._own.data[group].mul_(1 - self._decay)
+        for module in self._layout.modules:
+            if module.group in gradients:
+                move = self._turn_back(module.name, self._moves[module.name])
+                self._own.data[module.group][_rows(self._layout, module)] += move
+
+    def _turn(self, name: str, matrix: Tensor) -> Tensor:
+        turned: Tensor = matrix @ self._right[name]
+        return self._left[name].T @ turned if name in self._left else turned
+
+    def _turn_back(self, name: str, matrix: Tensor) -> Tensor:
+        turned: Tensor = matrix @ self._right[name].T
+        return self._left[name] @ turned if name in self._left else turned
+
+
+def _factors(
+    model: Any, layout: ModelLayout, own: Block, batches: Iterable[Encoded]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """sum d d^T and sum z z^T by module, over the tokens that are no padding; float64."""
+    left: dict[str, Tensor] = {}
+    right: dict[str, Tensor] = {}
+    for batch in batches:
+        tokens = batch.attention_mask.bool()
+        answered = int((batch.labels[:, 1:] != IGNORED).sum())  # a batch's loss is their mean
+        for name, (x, d) in passes(model, layout, batch).items():
+            z = (x[tokens].float() @ own.bases[name]).double()
+            right[name] = right.get(name, 0.0) + z.T @ z
+            if d.shape[-1] <= WIDEST:
+                rows = answered * d[tokens].double()
+                left[name] = left.get(name, 0.0) + rows.T @ rows
+    return left, right
+
+
+def _rows(layout: ModelLayout, module: ModuleShape) -> slice:
+    return layout.slices(module.group)[module.name]

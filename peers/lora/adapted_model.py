@@ -1,0 +1,155 @@
+"""The base model with a union of blocks in it: the own block trains in PEFT, foreign ones are beside it.
+
+Folded: the dense weights become W0 + s * sum_foreign B A^T, so that a local step costs a rank-r LoRA step.
+Apart: hooks add s * sum_foreign B (A^T x), where gradients must reach foreign blocks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from peers.lora.blocks import Block
+from peers.lora.layout import ModelLayout, ModuleShape
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+OWN = "default"  # PEFT's name for the adapter
+
+
+class DenseWeights:
+    """Replaces weights by W0 + s * sum B A^T, always from W0: subtracting would leave rounding behind."""
+
+    def __init__(self, model: nn.Module, layout: ModelLayout, scale: float) -> None:
+        self._layout, self._scale = layout, scale
+        # Conv1D has a weight too, transposed.
+        self._modules = {m.name: cast("nn.Linear", model.get_submodule(m.name)) for m in layout.modules}
+        self._base = {name: module.weight for name, module in self._modules.items()}
+        self._folded = False
+
+    def fold(self, blocks: Sequence[Block]) -> None:
+        """W <- W0 + s * sum B A^T of the blocks; computed in float32, kept in the dtype of W0."""
+        if not blocks:
+            self.restore()
+            return
+        for shape in self._layout.modules:
+            base = self._base[shape.name]
+            a, b = concatenated(self._layout, blocks, shape)
+            left, right = (a, b.T) if shape.conv1d else (b, a.T)
+            with torch.no_grad():
+                folded = torch.addmm(base.float(), left, right, alpha=self._scale).to(base.dtype)
+            # A new parameter, not a new value: the base weight may be shared with another module.
+            self._modules[shape.name].weight = nn.Parameter(folded, requires_grad=False)
+        self._folded = True
+
+    def restore(self) -> None:
+        """W <- W0, the very same tensors."""
+        if self._folded:
+            for name, module in self._modules.items():
+                module.weight = self._base[name]
+            self._folded = False
+
+
+def concatenated(layout: ModelLayout, blocks: Sequence[Block], shape: ModuleShape) -> tuple[Tensor, Tensor]:
+    """[A_1 ... A_N], [d, N r], and [B_1 ... B_N], [k, N r], of one module."""
+    rows = layout.slices(shape.group)[shape.name]
+    a = torch.cat([block.bases[shape.name] for block in blocks], dim=1)
+    b = torch.cat([block.data[shape.group][rows] for block in blocks], dim=1)
+    return a, b
+
+
+class Adapter:
+    """A model with one trainable block (PEFT) and any number of foreign blocks. Changes `model` in place.
+
+    PEFT's lora_B weights are views of the own block's matrices, and their gradients views of `gradients`:
+    what trains is the block itself.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: ModelLayout, scale: float) -> None:
+        self._layout, self._scale = layout, scale
+        self._dense = DenseWeights(model, layout, scale)  # before PEFT renames the modules
+        self.model: Any = _with_lora(model, layout, scale)
+        self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
+        self._hooks: list[RemovableHandle] = []
+        self.gradients: dict[str, Tensor] = {}
+        self.attach(None)
+
+    def attach(self, own: Block | None) -> None:
+        """Make `own` the block that trains; None: none does, and nothing of an earlier one stays."""
+        self.gradients = {} if own is None else {g: torch.zeros_like(b) for g, b in own.data.items()}
+        for shape in self._layout.modules:
+            lora = self._lora[shape.name]
+            if own is None:
+                zeros = lora.lora_A[OWN].weight.new_zeros
+                a, b = zeros(shape.rank, shape.in_features), zeros(shape.out_features, shape.rank)
+                gradient = None
+            else:
+                rows = self._layout.slices(shape.group)[shape.name]
+                a, b = own.bases[shape.name].T.contiguous(), own.data[shape.group][rows]
+                gradient = self.gradients[shape.group][rows]
+            lora.lora_A[OWN].weight = nn.Parameter(a, requires_grad=False)
+            lora.lora_B[OWN].weight = nn.Parameter(b)
+            lora.lora_B[OWN].weight.grad = gradient
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Only lora_B trains. PEFT's set_adapter and load_adapter turn gradients on for lora_A again."""
+        for lora in self._lora.values():
+            lora.lora_A[OWN].weight.requires_grad_(False)
+            lora.lora_B[OWN].weight.requires_grad_(True)
+
+    def place(self, foreign: Sequence[Block], apart: bool = False) -> None:
+        """What the model computes with beside the own block, from now on; replaces what was placed before."""
+        self.clear()
+        if not apart:
+            self._dense.fold(foreign)
+        elif foreign:
+            for shape in self._layout.modules:
+                hook = self._beside(shape, list(foreign))
+                self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
+
+    def clear(self) -> None:
+        """The base and the own block only. Nothing of a foreign block stays in the model."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._dense.restore()
+
+    def _beside(
+        self, shape: ModuleShape, foreign: list[Block]
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a, b = concatenated(self._layout, foreign, shape)
+            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self._scale
+            return output + added.to(output.dtype)
+
+        return hook
+
+
+def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any:
+    """PEFT with alpha = s r everywhere, so that its scaling alpha / r is s. Dropout 0."""
+    config = LoraConfig(
+        r=1,
+        lora_alpha=scale,
+        target_modules=[m.name for m in layout.modules],
+        rank_pattern={m.name: m.rank for m in layout.modules},
+        alpha_pattern={m.name: scale * m.rank for m in layout.modules},
+        lora_dropout=0.0,
+        fan_in_fan_out=any(m.conv1d for m in layout.modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5 calls deprecated.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        # Models may mix Linear and Conv1D: PEFT then sets the flag by module, and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
+        # A shared weight stays as it is: folding gives the module one of its own.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
+        return get_peft_model(model, config).eval()

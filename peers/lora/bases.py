@@ -1,0 +1,161 @@
+"""The frozen bases A_u: made by every device for itself from a recipe, never sent (method 2).
+
+Slot s of module l owns columns [s r, (s+1) r) of P_l Q_d: Q_d is the thin QR of seeded Gaussian columns, one
+for each distinct d; P_l is a signed permutation seeded by the module's name. Different slots are orthogonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peers.errors import InputError
+from peers.lora.layout import GROUPS, ModelLayout, ModuleShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from peers.config import DeviceConfig
+    from peers.models.loader import LoadedModel
+
+ALGORITHM = "philox-qr/1"
+MODES = ("orthogonal", "independent")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines the bases, and what they belong to. `scale`: s in dW = s * sum B A^T."""
+
+    seed: int
+    mode: str
+    scale: float
+    max_devices: int
+    model_name: str
+    model_sha256: str
+    modules: tuple[ModuleShape, ...]
+
+    @classmethod
+    def make(cls, loaded: LoadedModel, config: DeviceConfig) -> Recipe:
+        """The recipe of a run. Raises InputError as ModelLayout.from_model does."""
+        adapter = config.adapter
+        layout = ModelLayout.from_model(loaded.model, loaded.target_modules, adapter.rank)
+        return cls(
+            config.seed,
+            adapter.bases,
+            adapter.scale,
+            adapter.max_devices,
+            loaded.name,
+            loaded.sha256,
+            layout.modules,
+        )
+
+    @cached_property
+    def layout(self) -> ModelLayout:
+        return ModelLayout(self.modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"algorithm": ALGORITHM, **asdict(self), "modules": [m.to_dict() for m in self.modules]}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """Raises InputError for another algorithm, missing or unknown fields, or values of the wrong type."""
+        rest = dict(fields)
+        algorithm = rest.pop("algorithm", None)
+        if algorithm != ALGORITHM:
+            raise InputError(f"recipe.algorithm: {algorithm!r} is not known; allowed: {ALGORITHM!r}")
+        try:
+            modules = tuple(ModuleShape(**module) for module in rest.pop("modules"))
+            recipe = cls(**rest, modules=modules)
+        except (TypeError, KeyError) as error:
+            raise InputError(f"recipe: is not complete ({error})") from None
+        recipe._check_types()
+        return recipe
+
+    def _check_types(self) -> None:
+        if type(self.scale) not in (int, float) or not all(type(m.conv1d) is bool for m in self.modules):
+            raise InputError("recipe: a field has the wrong type")
+        whole = [self.seed, self.max_devices]
+        whole += [n for m in self.modules for n in (m.in_features, m.out_features, m.rank)]
+        text = [self.model_name, self.model_sha256] + [t for m in self.modules for t in (m.name, m.group)]
+        if not all(type(n) is int for n in whole) or not all(type(t) is str for t in text):
+            raise InputError("recipe: a field has the wrong type")
+        in_range = self.scale > 0 and self.mode in MODES and all(m.group in GROUPS for m in self.modules)
+        if not in_range or any(n < 1 for n in whole[1:]):
+            raise InputError("recipe: a field is out of range")
+
+
+class Bases:
+    """The bases of a recipe. Raises InputError if the narrowest module has no room for all slots."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        _check_room(recipe)
+        self.recipe = recipe
+        self._modules = recipe.layout.by_name
+        self._q: dict[int, NDArray[np.float64]] = {}
+
+    def basis(self, module: str, slot: int) -> Tensor:
+        """A: [d, r] float32 on the CPU, orthonormal columns. Raises InputError if there is no such slot."""
+        shape, slots = self._modules[module], self.recipe.max_devices
+        if not 0 <= slot < slots:
+            raise InputError(f"adapter.max_devices: there is no slot {slot}; {slots} slots: 0 to {slots - 1}")
+        if self.recipe.mode == "independent":
+            draw = self._generator("independent", module, slot)
+            columns = _orthonormal(draw.standard_normal((shape.in_features, shape.rank)))
+        else:
+            columns = self._turned(shape, slice(slot * shape.rank, (slot + 1) * shape.rank))
+        return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
+
+    def block(self, slot: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The bases of one slot: module -> A, [d, r]."""
+        return {name: self.basis(name, slot).to(device) for name in self._modules}
+
+    def _turned(self, shape: ModuleShape, columns: slice) -> NDArray[np.float64]:
+        draw = self._generator("turn", shape.name)
+        rows = draw.permutation(shape.in_features)
+        signs = 1.0 - 2.0 * draw.integers(0, 2, size=shape.in_features)
+        turned: NDArray[np.float64] = self._orthogonal(shape.in_features)[rows, columns] * signs[:, None]
+        return turned
+
+    def _orthogonal(self, d: int) -> NDArray[np.float64]:
+        """Q_d, [d, slots * r]: column j is drawn from a stream of its own, so more slots only append."""
+        if d not in self._q:
+            rank = max(m.rank for m in self.recipe.modules if m.in_features == d)
+            columns = range(self.recipe.max_devices * rank)
+            drawn = [self._generator("column", d, j).standard_normal(d) for j in columns]
+            self._q[d] = _orthonormal(np.stack(drawn, axis=1))
+        return self._q[d]
+
+    def _generator(self, *purpose: str | int) -> np.random.Generator:
+        """Philox, keyed by the seed and the purpose: the same numbers on every machine."""
+        text = "/".join(map(str, (ALGORITHM, self.recipe.seed, *purpose)))
+        key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
+        return np.random.Generator(np.random.Philox(key=key))
+
+
+def _orthonormal(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Q of the thin QR with a positive diagonal of R, which makes it unique."""
+    q, r = np.linalg.qr(columns)
+    signed: NDArray[np.float64] = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return signed
+
+
+def _check_room(recipe: Recipe) -> None:
+    slots = recipe.max_devices if recipe.mode == "orthogonal" else 1
+    for module in sorted(recipe.modules, key=lambda m: m.in_features // m.rank):
+        d, r = module.in_features, module.rank
+        if slots * r <= d:
+            return
+        fits = f"r = {d // slots}" if d >= slots else "no rank"
+        raise InputError(
+            f"adapter.rank / adapter.max_devices: module {module.name!r} ({module.group}) has d = {d}, "
+            f"too few for {slots} slots of r = {r}; with {slots} slots the largest that fits is {fits}, "
+            f"with r = {r} it is {d // r} slots"
+        )

@@ -1,0 +1,129 @@
+"""The adapter as a union of blocks: dW = s * sum_u B_u A_u^T (method 1 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.errors import InputError
+from peers.lora.bases import Bases
+
+SINGULAR = 1e-6  # smallest eigenvalue of A^T A below which the blocks cannot be told apart
+
+
+@dataclass
+class Block:
+    """data: group -> B, float32 [rows_g, r_g]. bases: module -> A, float32 [d, r]; never changed."""
+
+    slot: int
+    data: dict[str, Tensor]
+    bases: dict[str, Tensor]
+
+
+class Union:
+    """The blocks that a device holds. All tensors are on `device`."""
+
+    def __init__(self, bases: Bases, device: torch.device | str = "cpu") -> None:
+        self.layout, self.scale = bases.recipe.layout, bases.recipe.scale
+        self._bases, self._device = bases, device
+        self._blocks: dict[BlockKey, Block] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._blocks
+
+    def __getitem__(self, key: BlockKey) -> Block:
+        return self._blocks[key]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def keys(self) -> list[BlockKey]:
+        """In a fixed order, the same on all devices."""
+        return sorted(self._blocks)
+
+    def add(self, key: BlockKey, slot: int) -> Block:
+        """A block at B = 0. Raises ValueError if it is held already, InputError if there is no such slot."""
+        if key in self._blocks:
+            raise ValueError(f"block {key} is held already")
+        block = Block(slot, self.layout.zeros(self._device), self._bases.block(slot, self._device))
+        self._blocks[key] = block
+        return block
+
+    def delete(self, key: BlockKey) -> None:
+        """dW <- dW - s B_u A_u^T, by dropping the block. Raises KeyError if it is not held."""
+        del self._blocks[key]
+
+    def set(self, key: BlockKey, group: str, values: Tensor) -> None:
+        """B_u of a group <- values, [rows_g, r_g]. Raises ValueError for another shape."""
+        target = self._blocks[key].data[group]
+        if values.shape != target.shape:
+            raise ValueError(f"{key}/{group}: {tuple(values.shape)} where {tuple(target.shape)} is held")
+        with torch.no_grad():
+            target.copy_(values)
+
+    def part(self, key: BlockKey, module: str) -> Tensor:
+        """B_u of one module, [k, r]: a view."""
+        group = self.layout.by_name[module].group
+        return self._blocks[key].data[group].detach()[self.layout.slices(group)[module]]
+
+    def delta(self, module: str, keys: Collection[BlockKey] | None = None) -> Tensor:
+        """dW = s * sum B A^T of the given blocks (None: of all), [k, d] float32."""
+        shape = self.layout.by_name[module]
+        total = torch.zeros(shape.out_features, shape.in_features, device=self._device)
+        for key in self.keys() if keys is None else sorted(keys):
+            total.addmm_(self.part(key, module), self._blocks[key].bases[module].T, alpha=self.scale)
+        return total
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        """||C_u||_F = s ||B_u||_F by block and group."""
+        return {
+            str(key): {g: self.scale * float(b.norm()) for g, b in self._blocks[key].data.items()}
+            for key in self.keys()
+        }
+
+    def tensors(self, keys: Sequence[BlockKey]) -> dict[str, Tensor]:
+        """ "<device>@<incarnation>/<group>" -> B, copied to the CPU."""
+        return {
+            f"{key}/{g}": b.detach().to("cpu", copy=True)
+            for key in keys
+            for g, b in self._blocks[key].data.items()
+        }
+
+
+def read_out(delta_w: Tensor, basis: Tensor) -> Tensor:
+    """The contribution index C_u = dW A_u, [k, r]; equals s B_u when the bases are orthogonal."""
+    return delta_w @ basis
+
+
+def gram_coordinates(delta_w: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
+    """All C_u at once from a merged dW: C = dW A (A^T A)^-1 with A = [A_1 ... A_N]; float64 [k, r_u] each.
+
+    Exact for bases that are not orthogonal. Raises InputError where N r > d or two blocks share a basis: then
+    dW does not tell whose is what.
+    """
+    ranks = [basis.shape[1] for basis in bases]
+    stacked = torch.cat([basis.double() for basis in bases], dim=1)
+    d, columns = stacked.shape
+    if columns > d:
+        raise InputError(
+            f"{len(bases)} blocks have {columns} columns where the module has d = {d}: "
+            "a merged adapter can be taken apart only for N*r <= d"
+        )
+    gram = stacked.T @ stacked
+    if float(torch.linalg.eigvalsh(gram)[0]) < SINGULAR:
+        raise InputError("two blocks share a basis: a merged adapter cannot tell them apart")
+    coordinates = torch.linalg.solve(gram, (delta_w.double() @ stacked).T).T
+    return list(torch.split(coordinates, ranks, dim=1))
+
+
+def gram_delete(delta_w: Tensor, bases: Sequence[Tensor], index: int) -> Tensor:
+    """dW - C_u A_u^T, the Gram-corrected deletion of block `index` from a merged dW, [k, d].
+
+    Raises InputError as gram_coordinates does.
+    """
+    removed = gram_coordinates(delta_w, bases)[index] @ bases[index].double().T
+    return (delta_w.double() - removed).to(delta_w.dtype)

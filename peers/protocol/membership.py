@@ -1,0 +1,187 @@
+"""What a device does about who is here: its own place in the table, and changes of it (method 3 and 9)."""
+
+from __future__ import annotations
+
+from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.records import PRESENT, Record, Status
+from coordinator_free.membership.slots import NoFreeSlot
+from coordinator_free.membership.table import Change
+from peers.protocol.actions import Drop, OwnBlock
+from peers.protocol.connections import Meeting
+from peers.protocol.exchange import ZERO
+from peers.protocol.replicas import GONE, Holdings
+from peers.protocol.state import DeviceState, State
+from transport.wire.messages import Gossip
+
+GOING = (Status.LEFT, Status.RETIRED)
+MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
+
+
+class Presence:
+    """Keeps the table of members and the own place in it."""
+
+    def __init__(self, state: DeviceState, meeting: Meeting, holdings: Holdings) -> None:
+        self._state, self._meeting, self._holdings = state, meeting, holdings
+        self._waits = False  # for a slot
+
+    # -- the own place -----------------------------------------------------------------------------
+    def claim(self, now: int, carry: BlockKey | None = None) -> None:
+        """A new incarnation of this device on a free slot; `carry`: the one whose values it goes on with.
+
+        Where only slots in quarantine are left, a device that does not train yet waits for one. Raises
+        NoFreeSlot where there is none at all.
+        """
+        state = self._state
+        joins = state.network_round >= 0 or state.round >= 0
+        if joins and state.round < 0 and state.me.resumes:  # what a checkpoint holds is out of date
+            state.exchange.outdate()
+        resumed = None if joins else state.me.resumes.get(state.me.device)
+        wish = resumed if carry is None else self._slot_of(carry)
+        record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
+        if record is None:
+            return
+        if state.round < 0 and joins:
+            state.phase = State.JOIN
+        kept = carry if carry is not None and wish == record.slot else None
+        state.own = record
+        state.log("slot", incarnation=record.incarnation, slot=record.slot)
+        state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
+        state.exchange.add(record.key, ZERO if kept is None else max(state.round, 0))
+        earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
+        state.tell_all(state.gossip([*earlier, record]))
+        self._holdings.sync(now)
+        self._meeting.connect_wanted(now)
+
+    def _new_record(self, now: int, since: int, wish: int | None) -> Record | None:
+        state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
+        barred = self._holdings.barred(now) if state.round < 0 else set()
+        keep = state.keep_crashed
+        try:
+            return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
+        except NoFreeSlot:
+            if len({r.slot for r in state.members.blocks(keep).values()}) >= slots:
+                raise
+        if not self._waits:
+            state.log("waits_for_slot", quarantined=sorted(barred))
+        self._waits = True
+        return None
+
+    def try_claim(self, now: int) -> None:
+        """A slot may have become free."""
+        if self._waits and self._state.own is None:
+            self.claim(now)
+
+    def depart(self, status: Status) -> None:
+        """Leave or retire. Who asks to be forgotten means all that it has left behind, also earlier."""
+        state, own = self._state, self._state.own
+        assert own is not None
+        earlier = [r for r in state.members if r.device == own.device and r.key != own.key]
+        if status is Status.LEFT:
+            kept = (Status.RETIRED, Status.CRASHED)
+            left = [state.members.amend(r, status=status) for r in earlier if r.status in kept]
+            if left:
+                state.tell_all(state.gossip(left))
+        state.announce(state.members.amend(own, status=status))
+
+    def refute(self) -> None:
+        """Somebody suspects this device: a later word of its own is the answer."""
+        state = self._state
+        if state.own is not None and state.phase is not State.GONE:
+            state.log("refuted", incarnation=state.own.incarnation)
+            state.announce(state.members.amend(state.own))
+
+    def _slot_of(self, key: BlockKey) -> int | None:
+        record = self._state.members.get(key)
+        return None if record is None else record.slot
+
+    def _defend(self, now: int) -> None:
+        """Come back after a verdict on the own incarnation; give a lost slot up."""
+        state = self._state
+        if state.own is None or state.phase is State.GONE:
+            return
+        recorded, lost = state.members.get(state.own.key), state.slot_lost()
+        if recorded is not None and recorded.status in PRESENT and not lost:
+            return
+        old = state.own.key
+        withdrawn = state.members.amend(state.own, status=Status.WITHDRAWN)
+        state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
+        if lost:
+            state.tell_all(state.gossip([withdrawn]))
+            if state.round < 0:  # there may be no slot for it yet
+                state.own = None
+        self.claim(now, carry=None if lost else old)
+
+    # -- changes -----------------------------------------------------------------------------------
+    def on_gossip(self, now: int, source: str, gossip: Gossip) -> None:
+        state = self._state
+        try:
+            records = [Record.from_dict(r) for r in gossip.records]
+            if any(r.slot >= state.config.adapter.max_devices or r.lamport > MAX_LAMPORT for r in records):
+                raise ValueError("a slot or a time that cannot be")
+            if gossip.round >= state.config.round.count:
+                raise ValueError("a round that cannot be")
+        except (ValueError, TypeError):
+            state.act(Drop("malformed"))
+            return
+        self._confirm_going(source, records)
+        if state.phase is State.GONE:  # what goes on here does not concern it any more
+            return
+        state.network_round = max(state.network_round, gossip.round)
+        self._changed(now, state.members.merge(records), source)
+        if gossip.reply and source in state.peers:
+            state.tell_table(now, source)
+        if state.own is None and not self._waits:
+            self.claim(now)
+
+    def _confirm_going(self, source: str, records: list[Record]) -> None:
+        """Who goes waits until somebody has said that it knows: its last word must not be lost."""
+        state = self._state
+        for record in records:
+            if record.device == source and record.status in GOING:
+                state.tell(source, state.gossip([record]))
+            elif state.own is not None and (record.key, record.status) == (state.own.key, state.own.status):
+                state.heard = state.heard or record.status in GOING
+
+    def declare(self, now: int, device: str) -> None:
+        """A device has crashed: it did not answer and did not refute that in time."""
+        newest = self._state.members.newest(device)
+        change = None if newest is None else self._state.members.verdict(newest.key)
+        self._changed(now, [] if change is None else [change], None)
+
+    def on_evict(self, now: int) -> None:
+        """The grace of a crashed device is over."""
+        self._holdings.sync(now)
+
+    def _changed(self, now: int, changes: list[Change], source: str | None) -> None:
+        """Act on what a merge or a verdict changed, and pass it on."""
+        if not changes:
+            return
+        state = self._state
+        state.tell_all(state.gossip([c.record for c in changes]), but=source)
+        self._defend(now)
+        self._holdings.sync(now)
+        for change in changes:
+            self._follow(change)
+        self._meeting.connect_wanted(now)
+
+    def _follow(self, change: Change) -> None:
+        state, record = self._state, change.record
+        if record.device == state.me.device:
+            return
+        newest = state.members.newest(record.device)
+        if record.status is Status.ALIVE and (change.before is None or _trains_now(change)):
+            event = "peer_joined" if change.before is None else "peer_trains"
+            state.log(event, peer=record.device, incarnation=record.incarnation, slot=record.slot)
+            if record.since_round > 0:
+                state.start_correction(record.since_round)
+        elif record.status in GONE and newest is not None and newest.key == record.key:
+            kind = GONE[record.status]
+            state.log("peer_gone", peer=record.device, incarnation=record.incarnation, kind=kind)
+            if record.status in GOING:
+                self._meeting.part(record.device)
+            if record.status in GOING or (kind == "crash" and state.keep_crashed):
+                state.start_correction(state.round)  # else once the block is dropped
+
+
+def _trains_now(change: Change) -> bool:
+    return change.before is not None and change.before.since_round < 0 <= change.record.since_round

@@ -1,0 +1,298 @@
+"""The rounds: (train -> publish -> wait -> mix)*, how they begin and how they end (method 5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from coordinator_free.averaging.mixing import metropolis_row
+from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Status
+from peers.protocol.actions import (
+    Apply,
+    Drop,
+    Exit,
+    Export,
+    Farewell,
+    Publish,
+    RoundDone,
+    Snapshot,
+    Train,
+)
+from peers.protocol.connections import Meeting
+from peers.protocol.correction import Correction
+from peers.protocol.exchange import Choose, Plan
+from peers.protocol.send_allocation import Supply
+from peers.protocol.state import SECOND, DeviceState, State
+from transport.wire.messages import Manifest, Request
+
+FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
+LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran the deadline are done
+
+
+class Rounds:
+    """Decides when a round begins and closes, and what is sent in it."""
+
+    def __init__(self, state: DeviceState, meeting: Meeting, correction: Correction) -> None:
+        self._state, self._meeting, self._correction = state, meeting, correction
+        self._start_ns = self._trained_ns = 0
+        self._withheld: dict[str, int] = {}  # matrices of this round, by peer
+        self._sent: dict[str, Counter[str]] = {}
+        self._left = 0  # of this round's budget
+        self._outages: frozenset[str] = frozenset()
+        self._served: set[str] = set()  # the neighbours that have had this round's data
+        self._answered: set[str] = set()  # who has had what it asked for
+
+    # -- the first one -----------------------------------------------------------------------------
+    def try_begin(self, now: int) -> None:
+        """Start the first round once the cohort is known, has its slots and has met its neighbours."""
+        state = self._state
+        if state.phase is not State.SETTLE or state.own is None:
+            return
+        enough = len(state.members.alive()) >= state.me.cohort
+        if enough and not state.members.slot_losers(state.keep_crashed) and self._meeting.met_neighbours():
+            self.begin(now, 0)
+
+    def settle(self, now: int) -> None:
+        """The cohort did not come together in time: begin with those who are here."""
+        state = self._state
+        if state.phase is State.SETTLE and state.own is not None:
+            state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
+            self.begin(now, max(state.network_round, 0))
+
+    def begin(self, now: int, first: int) -> None:
+        """The first round of this device. A joiner tells which versions it was given."""
+        state = self._state
+        state.timers.pop("settle", None)
+        state.round = first
+        if first:
+            state.start_correction(first)
+        if first and state.mode.shared_versions:
+            held = sorted(state.exchange.held.items())
+            items = [(p.block.device, p.block.incarnation, p.group, v, "unchanged") for p, v in held]
+            state.tell_all(Manifest(first - 1, "train", state.members.view(), items))
+        state.log("training", round=first, members=sorted(state.members.alive()))
+        self._start(now, first)
+
+    # -- one round ---------------------------------------------------------------------------------
+    def _start(self, now: int, round_: int) -> None:
+        state = self._state
+        state.round, state.phase, self._start_ns = round_, State.TRAIN, now
+        state.network_round = max(state.network_round, round_)
+        state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
+        settings, rehearse = self._correction.settings(), state.work == "train"
+        steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
+        anchor = self._correction.takes_anchor()
+        fisher = state.config.correction.fisher and not rehearse
+        state.act(Train(round_, steps, rehearse, state.damping(), settings, anchor, fisher))
+
+    def trained(
+        self,
+        now: int,
+        changed: Iterable[Part],
+        budget_bytes: int,
+        supply: Supply | None,
+        outages: frozenset[str],
+    ) -> None:
+        """The local steps are done; `changed`: copies that the last mixing moved."""
+        state = self._state
+        if state.phase is not State.TRAIN or state.own is None:
+            return
+        held = state.exchange.held
+        moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
+        held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
+        state.phase, self._trained_ns = State.WAIT, now
+        self._left, self._outages = budget_bytes, outages
+        self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
+        receivers = self._receivers()
+        wanting = {peer for peer in receivers if state.exchange.peer(peer).wants}
+        choose = None if supply is None else partial(self._choose, supply)
+        self._publish(wanting | receivers & {*self._correction.neighbours()}, choose)
+
+    def try_publish(self) -> None:
+        """Who has become a neighbour since this round's data went is sent it too: both mix with the other."""
+        if self._state.phase is State.WAIT:
+            self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
+
+    def on_request(self, source: str, request: Request) -> None:
+        """It is answered with this round's data; at once where that has gone, but once a round."""
+        state = self._state
+        state.exchange.want(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
+        if state.phase is State.WAIT and source not in self._outages | self._answered:
+            self._publish_late(self._receivers() & {source})
+
+    def _receivers(self) -> set[str]:
+        return {peer for peer in self._state.greeted() if not self._state.peers[peer].done}
+
+    def _publish_late(self, to: set[str]) -> None:
+        """What the round's budget has left; where an allocator decides, it has spent it."""
+        if to:
+            self._publish(to, None if self._state.exchange.allocating is None else lambda wanted, asked: {})
+
+    def _publish(self, to: set[str], choose: Choose | None) -> None:
+        """Data of this round, and its manifest, which replaces an earlier one."""
+        state, exchange = self._state, self._state.exchange
+        assert state.own is not None
+        plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
+        signed = state.mode.shared_versions  # by others, where it is relayed
+        if self._correction.owes() and choose is None and not signed:
+            plans = self._coarser(plans)
+        view = state.members.view()
+        for peer, plan in plans.items():
+            manifest = Manifest(state.round, state.work, view, list(plan.items))
+            state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
+            self._count(plan)
+            self._withheld[peer] = plan.withheld
+        self._served |= to & {*self._correction.neighbours()}
+        self._answered |= to
+
+    def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
+        """What measuring has sent is saved on some parts; not on those that are taken over whole."""
+        sent = [(part, cause) for plan in plans.values() for part, _, cause in plan.parts]
+        whole = {part for part, cause in sent if cause == "transfer" or self._state.exchange.replaces(part)}
+        codecs = self._correction.coarser(Counter(part for part, _ in sent if part not in whole))
+        return {
+            peer: replace(plan, codecs={part: codecs[part] for part, _, _ in plan.parts if part in codecs})
+            for peer, plan in plans.items()
+        }
+
+    def _count(self, plan: Plan) -> None:
+        """Matrices sent, by group and codec, and what they leave of the budget."""
+        for part, _, _ in plan.parts:
+            codec = plan.codecs.get(part, self._state.config.radio.codec)
+            self._sent.setdefault(part.group, Counter())[codec] += 1
+            self._left -= self._state.exchange.part_bytes(part.group)
+
+    def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
+        allocating = self._state.exchange.allocating
+        assert allocating is not None
+        return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
+
+    def _goes(self, peer: str, group: str) -> bool:
+        """Whether a group is exchanged with a peer in this round."""
+        around = self._correction.graph(group)[self._state.me.device]
+        return peer in around and self._correction.exchanged(group)
+
+    def on_manifest(self, now: int, source: str, manifest: Manifest) -> bool:
+        """Whether it is taken in."""
+        state = self._state
+        if manifest.round >= state.config.round.count:
+            state.act(Drop("malformed"))
+            return False
+        state.peers[source].manifests[manifest.round] = manifest
+        state.network_round = max(state.network_round, manifest.round)
+        state.exchange.note(source, manifest)
+        self._meeting.reconcile(now, source, manifest.view)
+        return True
+
+    def on_deadline(self, now: int) -> None:
+        if self._state.phase is State.WAIT:
+            self._close(now)
+        elif self._state.phase is State.TRAIN:  # own steps are late: close as soon as they are done
+            self._state.timers["deadline"] = now + LATE_NS
+
+    def try_close(self, now: int) -> None:
+        """Close once every neighbour's manifest of this round is in.
+
+        Nobody waits for one that is done, nor for one that is further: on its link the manifest of this round
+        has been overtaken or was never sent.
+        """
+        state = self._state
+        if state.phase is State.WAIT and all(map(self._is_in, self._correction.neighbours())):
+            self._close(now)
+
+    def _is_in(self, name: str) -> bool:
+        peer = self._state.peers.get(name)
+        return peer is not None and (peer.done or max(peer.manifests, default=-1) >= self._state.round)
+
+    def _close(self, now: int) -> None:
+        state = self._state
+        assert state.own is not None
+        members = state.training()
+        heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
+        by_group = {group: self._weights(group, heard) for group in state.exchange.groups}
+        weights = next(iter(by_group.values()))
+        state.act(Apply(state.exchange.close(state.own.key, state.round, by_group, heard)))
+        times = (self._start_ns, self._trained_ns, now)
+        sent, withheld = self._sent, sum(self._withheld.values())
+        state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
+        self._show()
+        self._correction.round_closed(now)
+        following = self._following()
+        if following < state.config.round.count:
+            self._start(now, following)
+        else:
+            self.finish(now)
+
+    def _weights(self, group: str, heard: Container[str]) -> dict[str, float]:
+        """gamma_g w_ij of the neighbours heard."""
+        row = metropolis_row(self._correction.graph(group), self._state.me.device)
+        return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
+
+    def _following(self) -> int:
+        """The next round; later if others went on at their deadline."""
+        peers = self._state.peers.values()
+        latest = max((max(peer.manifests, default=-1) for peer in peers), default=-1)
+        following = max(self._state.round + 1, latest)
+        for peer in peers:
+            peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
+        return following
+
+    def _show(self) -> None:
+        state = self._state
+        every = state.me.snapshot_every
+        if every and (state.round + 1) % every == 0:
+            state.act(Snapshot(state.round, "round"))
+        if every and state.round in state.corrected_at:
+            state.act(Snapshot(state.round, "corrected"))
+
+    # -- the end -----------------------------------------------------------------------------------
+    def finish(self, now: int) -> None:
+        """Show, export, say goodbye."""
+        state = self._state
+        state.phase = State.FINISH
+        state.timers.pop("deadline", None)
+        if state.me.snapshot_every:
+            state.act(Snapshot(state.round, "end"))
+        state.act(Export())
+        if state.own is not None:
+            state.announce(state.members.amend(state.own, status=Status.FINISHED))
+        self.say_farewell("finished", last=False)
+        state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)
+
+    def say_farewell(self, reason: str, last: bool) -> None:
+        self._state.act(*(Farewell(name, reason, last) for name in self._state.greeted()))
+
+    def on_grace(self, now: int) -> None:
+        self.end("finished; not all others said goodbye")
+
+    def end(self, reason: str) -> None:
+        """Go although not everyone has said its last word; with an own one, so that nobody waits for it."""
+        self.say_farewell("finished", last=True)
+        self._exit(reason)
+
+    def try_exit(self) -> None:
+        """Go once everyone alive has said its last word.
+
+        Until both ends of a link have no more data, each may have to give credit or pass on news. Then each
+        says its last word: nothing is ever sent to one who has gone, and both ends count the same bytes.
+        Nobody does while it waits for anyone: there may be news for others to be passed on.
+        """
+        state = self._state
+        alive = state.members.alive()
+        peers = {name: peer for name, peer in state.peers.items() if name in alive}
+        if state.phase is not State.FINISH or not all(peer.done for peer in peers.values()):
+            return
+        for name in state.greeted():
+            if state.peers[name].finished:
+                state.act(Farewell(name, "finished", last=True))
+                state.peers[name].dismissed = True
+        if all(peer.silent for peer in peers.values()):
+            self._exit("finished")
+
+    def _exit(self, reason: str) -> None:
+        self._state.phase = State.GONE
+        self._state.act(Exit(0, reason))

@@ -1,0 +1,1 @@
+"""Files that hold blocks: adapters, snapshots and checkpoints."""

@@ -1,0 +1,167 @@
+"""Adapters as folders that plain PEFT loads (docs/design.md).
+
+DIR/adapter_model.safetensors is the union: lora_A stacks A_u^T, lora_B stacks s B_u, and lora_alpha = r, so
+that PEFT's scaling is 1. DIR/blocks/<owner>/ is the same for one owner; DIR/unweft.json says what lies where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.lora.bases import Recipe
+from peers.lora.blocks import Union
+from peers.lora.layout import ModelLayout, ModuleShape
+
+FORMAT = 1
+WEIGHTS = "adapter_model.safetensors"
+ABOUT = "unweft.json"
+BLOCKS = "blocks"
+Factors = tuple[Tensor, Tensor]  # lora_A [r, d] = A^T and lora_B [k, r] = s B; float32, CPU
+
+
+@dataclass(frozen=True)
+class SavedBlock:
+    """One block as files hold it; `factors` by module."""
+
+    key: BlockKey
+    slot: int
+    factors: dict[str, Factors]
+
+
+def saved_blocks(union: Union, keys: Sequence[BlockKey]) -> list[SavedBlock]:
+    """Blocks of a union as files hold them."""
+    return [SavedBlock(key, union[key].slot, _factors(union, key)) for key in keys]
+
+
+def _factors(union: Union, key: BlockKey) -> dict[str, Factors]:
+    bases = union[key].bases
+    return {
+        name: (bases[name].T.cpu().contiguous(), (union.scale * union.part(key, name)).cpu())
+        for name in union.layout.by_name
+    }
+
+
+def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
+    """Make `folder` the adapter of the blocks; returns its sha256. Nothing of an earlier export stays.
+
+    Written beside it, then renamed. Raises FileExistsError if the folder holds something that is no export.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
+        raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        digest = _write_all(unfinished, recipe, blocks)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return digest
+
+
+def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
+    tensors = _write_peft(folder, recipe, blocks)
+    for owner in sorted({block.key.device for block in blocks}):
+        own = [block for block in blocks if block.key.device == owner]
+        _write_peft(folder / BLOCKS / folder_of(owner), recipe, own)
+    digest = tensors_sha256(tensors)
+    about = {
+        "format": FORMAT,
+        "adapter_sha256": digest,
+        "recipe": recipe.to_dict(),
+        "blocks": [
+            {"device": b.key.device, "incarnation": b.key.incarnation, "slot": b.slot}
+            for b in _ordered(blocks)
+        ],
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return digest
+
+
+def folder_of(owner: str) -> str:
+    """A device id as a file name: ids come from the network and may hold anything ("../x")."""
+    name = quote(owner, safe="")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def adapter_sha256(folder: Path) -> str:
+    """The hash of an exported adapter, from its file: what `Learner.sha256` said of the union."""
+    return tensors_sha256(load_file(folder / WEIGHTS))
+
+
+def blocks_sha256(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> str:
+    """The hash that the adapter of these blocks will have."""
+    return tensors_sha256(union_tensors(layout, blocks))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Over name, shape, dtype and bytes of the tensors, in the order of their names."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weight_names(module: str) -> tuple[str, str]:
+    """Under which names PEFT saves lora_A and lora_B of a module."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def union_tensors(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
+    """The file's tensors: blocks side by side in the order of their keys. No blocks: zeros of rank 1."""
+    tensors = {}
+    for shape in layout.modules:
+        factors = [block.factors[shape.name] for block in _ordered(blocks)] or [_nothing(shape)]
+        a_name, b_name = weight_names(shape.name)
+        tensors[a_name] = torch.cat([a for a, _ in factors], dim=0).contiguous()
+        tensors[b_name] = torch.cat([b for _, b in factors], dim=1).contiguous()
+    return tensors
+
+
+def _ordered(blocks: Sequence[SavedBlock]) -> list[SavedBlock]:
+    return sorted(blocks, key=lambda block: block.key)
+
+
+def _nothing(shape: ModuleShape) -> Factors:
+    return torch.zeros(1, shape.in_features), torch.zeros(shape.out_features, 1)
+
+
+def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = union_tensors(recipe.layout, blocks)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
+    _peft_config(recipe, ranks).save_pretrained(folder)
+    return tensors
+
+
+def _peft_config(recipe: Recipe, ranks: Mapping[str, int]) -> Any:
+    """alpha = r: lora_B holds the scale already. Patterns only where the groups' ranks differ."""
+    rank = max(ranks.values())
+    others = {name: r for name, r in ranks.items() if r != rank}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=others,
+        alpha_pattern=others,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=any(m.conv1d for m in recipe.modules),
+        base_model_name_or_path=recipe.model_name,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )

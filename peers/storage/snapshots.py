@@ -1,0 +1,66 @@
+"""Snapshots: what a device holds, written for the harness, and a model that takes one on to be evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.lora.adapted_model import DenseWeights
+from peers.lora.bases import Bases, Recipe
+from peers.lora.blocks import Block
+
+if TYPE_CHECKING:
+    from peers.config import DeviceConfig
+    from peers.models.loader import LoadedModel
+
+
+def write_snapshot(
+    path: Path, tensors: Mapping[str, Tensor], slots: Mapping[str, int], meta: Mapping[str, str]
+) -> None:
+    """`tensors`: "<block>/<group>" -> B. Written beside `path`, then renamed: no reader sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    save_file(dict(tensors), unfinished, metadata={**meta, "slots": json.dumps(dict(slots))})
+    unfinished.replace(path)
+
+
+class SnapshotModel:
+    """A base model whose dense weights take on the blocks of one snapshot after the other.
+
+    `loaded.model` is changed in place. A `paper-literal` snapshot holds the own block only, as its device's
+    model does.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
+        recipe = Recipe.make(loaded, config)
+        self.model = loaded.model
+        self._bases = Bases(recipe)
+        self._dense = DenseWeights(self.model, recipe.layout, recipe.scale)
+        self._device = next(self.model.parameters()).device
+        self._by_slot: dict[int, dict[str, Tensor]] = {}
+
+    def load(self, path: Path) -> dict[str, str]:
+        """The model becomes what the device held; returns the snapshot's metadata."""
+        with safe_open(path, framework="pt", device=str(self._device)) as file:
+            meta: dict[str, str] = dict(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        slots: dict[str, int] = json.loads(meta["slots"])
+        self._dense.fold([self._block(key, slots[str(key)], tensors) for key in _keys(tensors)])
+        return meta
+
+    def _block(self, key: BlockKey, slot: int, tensors: Mapping[str, Tensor]) -> Block:
+        if slot not in self._by_slot:
+            self._by_slot[slot] = self._bases.block(slot, self._device)
+        groups = self._bases.recipe.layout.groups
+        return Block(slot, {g: tensors[f"{key}/{g}"] for g in groups}, self._by_slot[slot])
+
+
+def _keys(tensors: Mapping[str, Tensor]) -> list[BlockKey]:
+    return sorted({BlockKey.parse(name.rpartition("/")[0]) for name in tensors})

@@ -1,0 +1,201 @@
+"""History-free deletion from a saved adapter (method 3): no data, no base model, no run folder needed.
+
+With blocks/ a block is dropped. Without it the merged adapter is taken apart with the bases that the recipe
+in unweft.json makes again: C = dW A (A^T A)^-1, exact also where the bases are not orthogonal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.errors import InputError
+from peers.lora.bases import Bases, Recipe
+from peers.lora.blocks import gram_coordinates
+from peers.lora.layout import ModuleShape
+from peers.storage.adapter_folder import (
+    ABOUT,
+    BLOCKS,
+    FORMAT,
+    WEIGHTS,
+    Factors,
+    SavedBlock,
+    folder_of,
+    weight_names,
+    write_adapter,
+)
+
+CONFIG = "adapter_config.json"
+TOLERANCE = 1e-2  # share of a module's dW that may lie outside the known blocks: a file in fp16 has 3e-4
+Placed = list[tuple[BlockKey, int]]  # the blocks of an adapter, in the order of the file, with their slots
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetReport:
+    """path: "blocks" (blocks/ was there) or "gram" (only the merged adapter was). survivors: blocks kept.
+
+    residual: the largest share of a module's dW that no known block accounts for. sha256: of the new adapter.
+    """
+
+    path: str
+    forgotten: str
+    survivors: tuple[str, ...]
+    residual: float
+    sha256: str
+
+
+def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
+    """Write to `out` the adapter without any block of the device. `adapter` is left as it is.
+
+    Raises InputError: no adapter that unweft wrote, missing or damaged files, a device without a block, an
+    `out` that is in use, blocks that do not make up the adapter, or N r > d where only the merged adapter is
+    left.
+    """
+    _check_free(out)
+    recipe, placed = _read_about(adapter)
+    if device not in {key.device for key, _ in placed}:
+        known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
+        raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {known}")
+    _check_scaling(adapter / CONFIG)
+    merged = _read_factors(adapter, recipe)
+    split = (adapter / BLOCKS).is_dir()
+    blocks = _read_blocks(adapter, recipe, placed) if split else _take_apart(recipe, placed, merged)
+    residual = _residual(recipe, blocks, merged)
+    if not residual <= TOLERANCE:
+        advice = f"; without {BLOCKS}/ the merged adapter alone is used" if split else ""
+        raise InputError(
+            f"{adapter}: {residual:.1%} of the adapter is in none of its blocks: it was changed after it was "
+            f"written, or {ABOUT} is not its own{advice}"
+        )
+    kept = [block for block in blocks if block.key.device != device]
+    digest = write_adapter(out, recipe, kept)
+    survivors = tuple(str(block.key) for block in kept)
+    return ForgetReport("blocks" if split else "gram", device, survivors, residual, digest)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"--out: {out} exists and is not an empty folder; choose another")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): no adapter that unweft wrote") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is no JSON object")
+    return found
+
+
+def _read_about(adapter: Path) -> tuple[Recipe, Placed]:
+    path = adapter / ABOUT
+    about = _read_json(path)
+    if about.get("format") != FORMAT:
+        raise InputError(f"{path}: format {about.get('format')!r} is not known; allowed: {FORMAT}")
+    try:
+        recipe = Recipe.from_dict(about["recipe"])
+        placed = [(BlockKey(b["device"], b["incarnation"]), b["slot"]) for b in about["blocks"]]
+        right = all(type(k.device) is str and type(k.incarnation) is type(s) is int for k, s in placed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not complete ({error})") from None
+    if not right:
+        raise InputError(f"{path}: blocks need a device (text), an incarnation and a slot (integers)")
+    return recipe, sorted(placed)
+
+
+def _check_scaling(path: Path) -> None:
+    """An export has scaling 1 everywhere: with another the file's factors would not be what they seem."""
+    config = _read_json(path)
+    same = config.get("lora_alpha") == config.get("r")
+    same &= config.get("alpha_pattern", {}) == config.get("rank_pattern", {})
+    if not same or config.get("use_rslora"):
+        raise InputError(f"{path}: lora_alpha differs from r: not as unweft wrote it")
+
+
+def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
+    """lora_A and lora_B of each module, float32."""
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+        factors = {}
+        for shape in recipe.modules:
+            a, b = (tensors[name].float() for name in weight_names(shape.name))
+            if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
+                raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
+            factors[shape.name] = (a, b)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except KeyError as error:
+        raise InputError(f"{path}: lacks {error}") from None
+    return factors
+
+
+def _read_blocks(adapter: Path, recipe: Recipe, placed: Placed) -> list[SavedBlock]:
+    """From blocks/: the file of an owner stacks its blocks in the order of their incarnations."""
+    blocks = []
+    for owner in dict.fromkeys(key.device for key, _ in placed):
+        own = [(key, slot) for key, slot in placed if key.device == owner]
+        folder = adapter / BLOCKS / folder_of(owner)
+        factors = _read_factors(folder, recipe)
+        for shape in recipe.modules:
+            if factors[shape.name][0].shape[0] != len(own) * shape.rank:
+                raise InputError(f"{folder}: {shape.name!r} has another rank than {ABOUT} says")
+        for i, (key, slot) in enumerate(own):
+            parts = {
+                m.name: _cut(factors[m.name], slice(i * m.rank, (i + 1) * m.rank)) for m in recipe.modules
+            }
+            blocks.append(SavedBlock(key, slot, parts))
+    return blocks
+
+
+def _cut(factors: Factors, ranks: slice) -> Factors:
+    return factors[0][ranks], factors[1][:, ranks]
+
+
+def _take_apart(recipe: Recipe, placed: Placed, merged: dict[str, Factors]) -> list[SavedBlock]:
+    """From the merged adapter alone."""
+    bases = Bases(recipe)
+    blocks = [SavedBlock(key, slot, {}) for key, slot in placed]
+    for shape in recipe.modules:
+        stack = [bases.basis(shape.name, slot) for _, slot in placed]
+        for block, basis, c in zip(blocks, stack, _coordinates(shape, stack, merged), strict=True):
+            block.factors[shape.name] = (basis.T.contiguous(), c.float())
+    return blocks
+
+
+def _coordinates(shape: ModuleShape, bases: list[Tensor], merged: dict[str, Factors]) -> list[Tensor]:
+    try:
+        return gram_coordinates(_delta(merged[shape.name]), bases)
+    except InputError as error:
+        raise InputError(f"module {shape.name!r}: {error}") from None
+
+
+def _delta(factors: Factors) -> Tensor:
+    """dW = lora_B lora_A, [k, d] float64."""
+    return factors[1].double() @ factors[0].double()
+
+
+def _residual(recipe: Recipe, blocks: list[SavedBlock], merged: dict[str, Factors]) -> float:
+    """max over modules of ||dW - sum_u C_u A_u^T|| / ||dW||."""
+    largest = 0.0
+    for shape in recipe.modules:
+        delta = _delta(merged[shape.name])
+        known = sum((_delta(block.factors[shape.name]) for block in blocks), torch.zeros_like(delta))
+        apart, whole = float((delta - known).norm()), float(delta.norm())
+        if not math.isfinite(apart):
+            return math.inf
+        if apart:
+            largest = max(largest, apart / whole if whole else math.inf)
+    return largest

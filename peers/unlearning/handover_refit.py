@@ -1,0 +1,52 @@
+"""Handover refit: before a block is dropped, the own one takes over what all had come to rely on (method 4).
+
+Per module, ridge regression of the block's output on the own block's features, over the own data with all
+blocks in the model: dB = B_u (A_u^T S A_i) (A_i^T S A_i + l I)^-1, S = E[x x^T], l = RIDGE tr(A_i^T S A_i)/r.
+
+It reads B_u once, which weakens the promise that nothing of u is used: off unless a scenario asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peers.learning.diagnosis import taps
+from peers.lora.blocks import Block
+from peers.lora.layout import ModelLayout
+from peers.tasks.encode import Encoded
+
+RIDGE = 1e-2
+EXAMPLES, BATCH = 128, 32  # of the own data that are looked at, at most; at a time
+
+
+@torch.no_grad()
+def refit(
+    model: Any, layout: ModelLayout, own: Block, gone: Block, batches: Iterable[Encoded]
+) -> dict[str, Tensor]:
+    """dB by group, [rows_g, r_g] float32: what `own` has to add to stand in for `gone` on these examples.
+
+    `model`: the PEFT model with both blocks in it. One shot: iterated, it diverges.
+    """
+    grams: dict[str, Tensor] = {}  # A_i^T S A_i by module, and A_u^T S A_i, both times the number of tokens
+    crosses: dict[str, Tensor] = {}
+    for batch in batches:
+        with taps(model, layout) as seen:
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        tokens = batch.attention_mask.bool()
+        for name, tap in seen.items():
+            x = tap.x[tokens].double()
+            mine, other = x @ own.bases[name].double(), x @ gone.bases[name].double()
+            grams[name] = grams.get(name, 0.0) + mine.T @ mine
+            crosses[name] = crosses.get(name, 0.0) + other.T @ mine
+    found = {group: torch.zeros_like(values) for group, values in own.data.items()}
+    for shape in layout.modules if grams else ():
+        gram, rows = grams[shape.name], layout.slices(shape.group)[shape.name]
+        ridge = RIDGE * gram.trace() / len(gram) + torch.finfo(gram.dtype).tiny
+        regular = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        wanted = gone.data[shape.group][rows].double() @ crosses[shape.name]
+        found[shape.group][rows] = torch.linalg.solve(regular, wanted.T).T.float()
+    return found

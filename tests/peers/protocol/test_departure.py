@@ -1,0 +1,225 @@
+"""A SIGTERM to one device is a leave, one to all the end of the run; nobody is forgotten by mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator_free.identifiers import BlockKey
+from peers.protocol import actions as do
+from peers.protocol.state_machine import State
+from tests.support.simulated import GROUPS, Network
+from tests.support.simulated_checks import agreed, has_gone, started
+from transport.wire.messages import Stopping
+
+D2 = BlockKey("d2", 0)
+GRACE_S = 2.0
+TOPOLOGIES = ["full", "ring"]
+
+
+def with_grace(size: int = 4, topology: str = "full") -> Network:
+    return started(size, topology={"kind": topology}, membership={"leave_grace_s": GRACE_S})
+
+
+def stop(net: Network, *devices: str) -> None:
+    for device in devices:
+        net.signal(device, "leave")
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_one_that_is_told_to_stop_leaves_after_the_grace(topology: str) -> None:
+    net = with_grace(topology=topology)
+    stop(net, "d2")
+    net.run(GRACE_S - 0.1)
+    assert net["d2"].live and not has_gone(net, D2)
+    net.run(0.3)
+    assert net["d2"].exit == do.Exit(0, "leave")
+    assert has_gone(net, D2) and agreed(net)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_when_all_are_told_to_stop_everyone_exports_and_nobody_is_forgotten(topology: str) -> None:
+    net = with_grace(5, topology)
+    devices = list(net)
+    stop(net, *(device.name for device in devices))
+    net.run(GRACE_S / 2)
+    for device in devices:
+        assert device.exit is not None and device.exit.code == 0
+        assert device.done(do.Export) == [do.Export()] and not device.done(do.DropBlock)
+        assert not device.logged("leaving") and len(device.logged("ended")) == 1
+
+
+def test_the_wait_starts_anew_with_everyone_who_is_told_to_stop() -> None:
+    net = with_grace()
+    devices = list(net)
+    for device in devices:
+        stop(net, device.name)
+        net.run(0.9 * GRACE_S)
+    assert not any(device.done(do.DropBlock) for device in devices)
+    assert all(device.exit is not None for device in devices)
+
+
+def test_all_but_one_leave() -> None:
+    net = with_grace(6)
+    names = [device.name for device in net]
+    stop(net, *names[1:])
+    net.run(1.5 * GRACE_S)
+    assert [device.name for device in net] == ["d0"]
+    assert all(BlockKey(name, 0) not in net["d0"].slots for name in names[1:])
+
+
+def test_training_goes_on_in_the_grace() -> None:
+    net = with_grace()
+    stop(net, "d2")
+    net.run(GRACE_S / 2)
+    assert net["d2"].protocol.state in (State.TRAIN, State.WAIT)
+    assert net["d2"].round >= 5
+
+
+def test_asked_twice_it_leaves_at_once() -> None:
+    net = with_grace()
+    stop(net, "d2", "d2")
+    net.run(0.1)
+    assert net["d2"].exit == do.Exit(0, "leave")
+
+
+def test_who_was_told_to_leave_and_then_to_retire_leaves() -> None:
+    net = with_grace()
+    stop(net, "d2")
+    net.run(GRACE_S / 4)
+    net.signal("d2", "retire")
+    net.run(0.1)
+    assert net["d2"].exit == do.Exit(0, "leave")
+    assert has_gone(net, D2) and agreed(net)
+
+
+def test_retiring_takes_no_grace() -> None:
+    net = with_grace()
+    net.signal("d2", "retire")
+    net.run(0.1)
+    assert net["d2"].exit == do.Exit(0, "retire")
+
+
+def test_the_last_one_ends_the_run() -> None:
+    net = with_grace(1)
+    device = net["d0"]
+    stop(net, "d0")
+    assert device.exit is not None and device.done(do.Export)
+
+
+def test_one_that_crashed_keeps_nobody_once_it_is_known_to_be_gone() -> None:
+    net = with_grace()
+    net.crash("d3")
+    net.until(lambda: all("d3" not in device.protocol.members.alive() for device in net))
+    devices = list(net)
+    stop(net, *(device.name for device in devices))
+    net.run(GRACE_S / 2)
+    assert not any(device.logged("leaving") for device in devices)
+
+
+def test_a_stop_before_the_first_round_ends_without_an_export() -> None:
+    net = Network(started(1, membership={"leave_grace_s": GRACE_S}).config)
+    device = net.add("d0", cohort=2)
+    stop(net, "d0")
+    assert device.exit == do.Exit(0, "ended") and not device.done(do.Export)
+
+
+def test_what_is_lost_on_the_air_is_said_again() -> None:
+    net = with_grace()
+    devices, lost = list(net), []
+
+    def loses(source: str, target: str, message: object) -> bool:
+        first = isinstance(message, Stopping) and (source, target) not in lost
+        lost.append((source, target)) if first else None
+        return first
+
+    net.loses = loses
+    stop(net, *(device.name for device in devices))
+    net.run(GRACE_S)
+    assert not any(device.logged("leaving") for device in devices)
+
+
+@pytest.mark.parametrize(("device", "reason"), [("d3", "forged"), ("d9", "unknown")])
+def test_nobody_can_say_it_for_another(device: str, reason: str) -> None:
+    net = with_grace()
+    stop(net, "d2")
+    for name in ("d0", "d1", "d3"):
+        message = Stopping(name, 0, b"x" * 32)
+        net.send(net["d1"], "d2", message)
+    net.send(net["d1"], "d2", Stopping(device, 0, b"x" * 32))
+    net.run(GRACE_S + 0.2)
+    assert net["d2"].dropped[reason] >= 1
+    assert net["d2"].exit == do.Exit(0, "leave") and has_gone(net, D2)
+    assert all(device.block(BlockKey("d0", 0)).keys() == set(GROUPS) for device in net)
+
+
+# -- the last word ---------------------------------------------------------------------------------------
+
+
+def test_a_last_word_that_was_lost_is_repeated_until_somebody_has_heard_it() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: source == "d1"
+    net.signal("d1", "leave")
+    net.run(0.6)
+    assert net["d1"].live
+    net.loses = lambda source, target, message: False
+    net.run(0.4)
+    assert net["d1"].exit == do.Exit(0, "leave")
+    assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0)) and has_gone(net, BlockKey("d1", 0))
+
+
+def test_a_confirmation_that_was_lost_is_asked_for_again() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: target == "d1"
+    net.signal("d1", "leave")
+    net.run(0.4)
+    net.loses = lambda source, target, message: False
+    net.run(0.4)
+    assert net["d1"].exit == do.Exit(0, "leave")
+
+
+def test_one_that_nobody_hears_goes_all_the_same() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: True
+    net.signal("d1", "retire")
+    net.run(2.5)
+    assert net["d1"].exit == do.Exit(0, "retire")
+
+
+def test_told_again_while_it_waits_to_be_heard_it_goes_at_once() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: True
+    stop(net, "d1", "d1")
+    assert net["d1"].exit == do.Exit(0, "leave")
+
+
+def test_nothing_is_trained_after_the_last_word() -> None:
+    net = started(2)
+    net.loses = lambda source, target, message: source == "d1"
+    net.signal("d1", "leave")
+    trained = len(net["d1"].done(do.Train))
+    net.run(1.5)
+    assert len(net["d1"].done(do.Train)) == trained
+
+
+def test_a_leave_that_follows_a_retire_at_once_is_a_leave() -> None:
+    net = started(3)
+    key = BlockKey("d1", 0)
+    net.signal("d1", "retire")
+    net.signal("d1", "leave")
+    net.run(2.0)
+    assert not net["d1"].live
+    assert all(device.protocol.members.tombstoned(key) and key not in device.slots for device in net)
+
+
+def test_who_leaves_is_forgotten_with_what_it_left_behind_when_it_retired() -> None:
+    net = started(3)
+    net.signal("d1", "retire")
+    net.run(1.0)
+    net.add("d1", "d0")
+    net.until(lambda: net["d1"].round >= 0)
+    net.rounds(2)
+    assert BlockKey("d1", 0) in net["d0"].slots
+    net.signal("d1", "leave")
+    net.run(1.0)
+    assert agreed(net) and {key.device for key in net["d0"].slots} == {"d0", "d2"}
+    assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0))

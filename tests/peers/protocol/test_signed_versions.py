@@ -1,0 +1,193 @@
+"""In `newest` a version is its owner's, whoever relays it: what its owner has not signed is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from coordinator_free.identifiers import BlockKey, Part
+from peers.config import DeviceConfig
+from peers.learning.learner import Learner
+from peers.protocol import actions as do
+from peers.protocol.actions import Publish
+from peers.protocol.signed_versions import SignedCopy, Versions, statement
+from peers.runtime.inbox import Inbox
+from peers.runtime.main import DeviceSpec
+from peers.runtime.sender import Outbox
+from tests.support.signatures import public, sign_as, verify
+from tests.support.simulated import GROUPS
+from tests.support.simulated_checks import started
+from transport.links.interface import Links, Received
+from transport.shaping.accounting import Accounts
+from transport.shaping.channel import FixedChannel, LinkQuality
+from transport.wire.checksum import xxh3
+from transport.wire.limits import HEADER_BYTES, SIGNATURE_BYTES
+from transport.wire.messages import Buffer, Envelope, Manifest, Update
+from transport.wire.packing import pack, unpack, wire_bytes
+from transport.wire.tensor_codec import encode
+
+ROWS, RANK = 6, 2
+MATRIX = torch.arange(12.0).reshape(ROWS, RANK)
+PART = Part(BlockKey("d1", 0), "early")
+PAYLOAD = bytes(encode(MATRIX, "fp32"))
+
+
+def signed(by: str = "d1", part: Part = PART, version: int = 7, codec: str = "fp32") -> bytes:
+    return sign_as(by, statement(part, version, codec, PAYLOAD))
+
+
+# -- what is taken in ------------------------------------------------------------------------------------
+
+
+class Door:
+    """d0's inbox in a network of three that mixes as `newest` does."""
+
+    def __init__(self) -> None:
+        self.net = started(3, "newest")
+        protocol = self.net["d0"].protocol
+        layout = SimpleNamespace(rows=lambda group: ROWS, rank=lambda group: RANK)
+        learner = cast(Learner, SimpleNamespace(groups=GROUPS, layout=layout))
+        self.accounts, self.events = Accounts(), Counter[str]()
+        self.inbox = Inbox(protocol, learner, self.accounts, self.events, curve=True)
+        self.copies: list[Any] = []
+
+        def update(now: int, source: str, header: Update, values: object) -> list[do.Action]:
+            self.copies.append(values)
+            return []
+
+        protocol.update = update  # type: ignore[method-assign]
+
+    def take(self, header: Update, payload: Buffer = PAYLOAD, source: str = "d2") -> None:
+        frames = pack(Envelope(source, 0), header, payload)
+        received = Received(source, tuple(frames), wire_bytes(frames))
+        opened = self.inbox.open(received)
+        assert opened is not None
+        self.inbox.take(self.net.now, *opened, received)
+
+
+HEADER = Update(*("d1", 0, "early", 7, 3, "train", "fp32", ROWS, RANK, 0, len(PAYLOAD)), signature=signed())
+
+
+@pytest.fixture(scope="module")
+def _door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def door(_door: Door) -> Door:
+    _door.copies.clear()
+    _door.events.clear()
+    return _door
+
+
+@pytest.mark.parametrize("source", ["d1", "d2"], ids=["from its owner", "from a relay"])
+def test_a_version_that_its_owner_has_signed_is_taken_in_as_it_came(door: Door, source: str) -> None:
+    door.take(HEADER, source=source)
+    (copy,) = door.copies
+    assert torch.equal(copy.matrix, MATRIX)
+    assert (copy.payload, copy.signature) == (PAYLOAD, signed())
+    assert not door.events
+
+
+OTHER = Part(BlockKey("d1", 1), "early")
+FORGED = {
+    "not signed": replace(HEADER, signature=None),
+    "signed by the relay": replace(HEADER, signature=signed("d2")),
+    "passed off as newer": replace(HEADER, version=8),
+    "signed for another group": replace(HEADER, signature=signed(part=Part(PART.block, "late"))),
+    "signed for another incarnation": replace(HEADER, signature=signed(part=OTHER)),
+    "another's block passed off as this one's": replace(HEADER, block="d2"),
+}
+
+
+@pytest.mark.parametrize("header", FORGED.values(), ids=FORGED)
+def test_what_its_owner_has_not_signed_is_refused(door: Door, header: Update) -> None:
+    door.take(header)
+    assert door.copies == [] and door.events == {"forged": 1}
+
+
+def test_a_version_whose_bytes_a_relay_has_changed_is_refused(door: Door) -> None:
+    door.take(HEADER, bytes(len(PAYLOAD)))
+    assert door.copies == [] and door.events == {"forged": 1}
+
+
+def test_in_average_nothing_is_signed_and_nothing_checked() -> None:
+    assert not started(2).devices["d0"].protocol.signed_versions
+
+
+# -- what is sent ----------------------------------------------------------------------------------------
+
+
+class Post:
+    """d0's outbox with a link to d2; what it holds of d1 came signed."""
+
+    def __init__(self, codec: str = "int8", rows: int = ROWS) -> None:
+        self.sent: list[list[Buffer]] = []
+        layout = SimpleNamespace(rows=lambda group: rows, rank=lambda group: RANK)
+        matrix = torch.randn(rows, RANK)
+        learner = cast(Learner, SimpleNamespace(layout=layout, read=lambda key, group: matrix))
+        config = DeviceConfig.model_validate({"radio": {"codec": codec}, "mixing": {"mode": "newest"}})
+        near = FixedChannel(LinkQuality(1 << 40, 1))
+        spec = DeviceSpec("d0", config, "sim://d0", "sim://d0", (), "", channel=near)
+        wire = SimpleNamespace(connect=lambda *where: None, send=self._send)
+        self.versions = Versions("d0", lambda data: sign_as("d0", data))
+        self.box = Outbox(spec, learner, cast(Links, wire), Accounts(), 0, self.versions)
+        self.box.connect("d2", "sim://d2", 0)
+        self.box.start_round(3, ["d0", "d2"], 0)
+
+    def _send(self, peer: str, frames: list[Buffer]) -> bool:
+        self.sent.append(frames)
+        return True
+
+    def publish(self, part: Part, version: int) -> list[tuple[Update, bytes]]:
+        action = Publish("d2", 3, ((part, version, "train"),), Manifest(3, "train", b"viewview", []))
+        self.box.publish(action, self.box.encode(action), 0)
+        while (at := self.box.next_ns(1 << 40)) is not None:
+            self.box.send_due(at)
+        found = [(unpack(frames)[1], frames) for frames in self.sent]
+        return [(m, bytes(frames[1])) for m, frames in found if isinstance(m, Update)]
+
+
+def test_the_owner_signs_the_bytes_that_it_sends() -> None:
+    own = Part(BlockKey("d0", 0), "early")
+    ((header, payload),) = Post().publish(own, 5)
+    assert header.signature is not None
+    assert verify(public("d0"), statement(own, 5, "int8", payload), header.signature)
+
+
+def test_a_relay_passes_on_the_bytes_and_the_signature_as_they_came() -> None:
+    post = Post()
+    coded = bytes(encode(MATRIX, "int8"))
+    post.versions.keep(PART, 7, SignedCopy(MATRIX, coded, b"as it came"))
+    ((header, payload),) = post.publish(PART, 7)
+    assert (payload, header.signature) == (coded, b"as it came")
+
+
+def test_each_part_carries_the_signature_of_the_whole() -> None:
+    sent = Post(rows=70_000).publish(Part(BlockKey("d0", 0), "early"), 5)  # int8, rank 2: three frames
+    assert len(sent) == 3 and len({header.signature for header, _ in sent}) == 1
+
+
+def test_what_was_deleted_is_not_kept_for_others() -> None:
+    versions = Versions("d0", bytes)
+    versions.keep(PART, 7, SignedCopy(MATRIX, PAYLOAD, b""))
+    versions.drop(PART.block)
+    assert versions.relayed(PART, 7) is None
+
+
+def test_another_version_than_the_one_that_came_has_no_proof() -> None:
+    versions = Versions("d0", bytes)
+    versions.keep(PART, 7, SignedCopy(MATRIX, PAYLOAD, b""))
+    assert versions.relayed(PART, 8) is None and versions.sign(PART, 8, "fp32", PAYLOAD) is None
+
+
+def test_a_signature_takes_no_more_than_is_planned_for_it() -> None:
+    header = replace(HEADER, signature=bytes(64), xxh3=xxh3(PAYLOAD))
+    bare = replace(header, signature=None)
+    more = [wire_bytes(pack(Envelope("d0", 0), h, PAYLOAD)) for h in (header, bare)]
+    assert more[0] - more[1] <= SIGNATURE_BYTES < HEADER_BYTES

@@ -1,0 +1,276 @@
+"""What comes in: a bad message costs one counted drop and changes nothing; a good one is taken in once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.learning.learner import Learner
+from peers.protocol import actions as do
+from peers.runtime.inbox import Inbox
+from tests.support.simulated import GROUPS, SECOND, Network
+from tests.support.simulated_checks import started
+from transport.links.interface import Received
+from transport.shaping.accounting import Accounts, LinkAccount
+from transport.wire.checksum import xxh3
+from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update
+from transport.wire.packing import pack, wire_bytes
+from transport.wire.tensor_codec import encode
+
+ROWS, RANK = 4, 2
+DEPART_NS = 1 * SECOND
+MATRIX = torch.arange(8.0).reshape(ROWS, RANK)
+
+
+class Door:
+    """d0's inbox in a network of three, and what it let through."""
+
+    def __init__(self) -> None:
+        self.net: Network = started(3)
+        self.device = self.net["d0"]
+        self.accounts, self.events = Accounts(), Counter[str]()
+        layout = SimpleNamespace(rows=lambda group: ROWS, rank=lambda group: RANK)
+        learner = cast(Learner, SimpleNamespace(groups=GROUPS, layout=layout))
+        protocol = self.device.protocol
+        self.inbox = Inbox(protocol, learner, self.accounts, self.events, curve=False)
+        self.matrices: list[Tensor] = []
+        take_in = protocol.update
+
+        def update(now: int, source: str, header: Update, values: object) -> list[do.Action]:
+            if isinstance(values, Tensor):  # not those that the simulated network carries
+                self.matrices.append(values)
+            return take_in(now, source, header, values)
+
+        protocol.update = update  # type: ignore[method-assign]
+
+    def take(self, frames: Sequence[Buffer], source: str = "d1") -> list[do.Action]:
+        received = Received(source, tuple(frames), wire_bytes(frames))
+        opened = self.inbox.open(received)
+        return [] if opened is None else self.inbox.take(2 * SECOND, *opened, received)
+
+    def link(self, peer: str = "d1") -> LinkAccount:
+        return self.accounts.link(peer)
+
+    def state(self) -> tuple[object, ...]:
+        protocol = self.device.protocol
+        peers = {name: (p.greeted, p.done, sorted(p.manifests)) for name, p in protocol.peers.items()}
+        return self.device.table(), list(protocol.members), protocol.state, protocol.round, peers
+
+
+@pytest.fixture(scope="module")
+def _door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def door(_door: Door) -> Door:
+    """The network is the same for all tests, which must not change it; the books are new."""
+    _door.accounts = _door.inbox._accounts = Accounts()
+    _door.events.clear()
+    _door.matrices.clear()
+    return _door
+
+
+numbers = iter(range(1, 1 << 40))
+VIEW = b"v" * 16
+
+
+def framed(message: Message, payload: Buffer | None = None, src: str = "d1") -> list[Buffer]:
+    return pack(Envelope(src, 0, next(numbers), DEPART_NS, DEPART_NS), message, payload)
+
+
+def update(payload: bytes, **changes: Any) -> Update:
+    """A header of d1's block that fits the payload, but for the changes."""
+    made = Update("d1", 0, "early", 3, 3, "train", "fp32", ROWS, RANK, 0, len(payload), xxh3(payload))
+    return replace(made, **changes)
+
+
+def sent(payload: bytes | None = None, **changes: Any) -> list[Buffer]:
+    payload = encode(MATRIX, "fp32") if payload is None else payload
+    return framed(update(payload, **changes), payload)
+
+
+def refused(door: Door, reason: str, peer: str = "d1") -> bool:
+    """Exactly one message was dropped, for this reason, with all its bytes; nothing was taken in."""
+    link = door.link(peer)
+    return (
+        link.dropped_messages == {reason: 1}
+        and link.dropped_bytes[reason] > 0
+        and link.received_messages == 0
+        and not door.matrices
+    )
+
+
+# -- what is taken in ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8"])
+def test_a_whole_matrix_is_decoded_and_taken_in(door: Door, codec: str) -> None:
+    door.take(sent(encode(MATRIX, codec), codec=codec))
+    (values,) = door.matrices
+    assert values.dtype == torch.float32 and torch.allclose(values, MATRIX, atol=0.1)
+    assert door.link().received_messages == 1 and not door.link().dropped_messages
+
+
+def test_a_matrix_in_parts_is_taken_in_when_the_last_is_here(door: Door) -> None:
+    payload = encode(MATRIX, "fp32")
+    for offset in (0, 16):
+        assert not door.matrices
+        door.take(framed(update(payload, offset=offset), payload[offset : offset + 16]))
+    assert torch.equal(door.matrices[0], MATRIX)
+    assert door.link().received_messages == 2
+
+
+def test_bytes_and_latency_of_what_was_taken_in_are_counted(door: Door) -> None:
+    frames = framed(Ping(3, VIEW))
+    door.take(frames)
+    assert door.link().received_bytes == wire_bytes(frames)
+    assert door.link().latency.quantiles_s() == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
+
+
+def test_a_control_message_leads_to_what_the_protocol_decides(door: Door) -> None:
+    view = door.device.protocol.members.view()
+    assert door.take(framed(Ping(3, view))) == [do.Tell("d1", Ack(3, view))]
+
+
+# -- what is not -----------------------------------------------------------------------------------------
+
+GOOD = framed(Ping(3, VIEW))
+MALFORMED: dict[str, list[Buffer]] = {
+    "no frame": [],
+    "an empty frame": [b""],
+    "three frames": [*GOOD, b"more", b"and more"],
+    "a payload where none belongs": [*GOOD, b"payload"],
+    "no unweft message": [b"xx" + bytes(GOOD[0])[2:]],
+    "another version": [bytes(GOOD[0])[:2] + b"\xff" + bytes(GOOD[0])[3:]],
+    "an unknown kind": [bytes(GOOD[0])[:3] + b"\xff" + bytes(GOOD[0])[4:]],
+    "cut off": [bytes(GOOD[0])[:-1]],
+    "with something behind": [bytes(GOOD[0]) + b"\0"],
+    "an update without its payload": sent()[:1],
+    "an update with an empty payload": [sent()[0], b""],
+}
+
+
+@pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_frames_cost_one_counted_drop(door: Door, frames: list[Buffer]) -> None:
+    before = door.state()
+    assert door.take(frames) == []
+    assert door.link().dropped_messages == {"malformed": 1} and door.events == {"malformed": 1}
+    assert door.state() == before
+
+
+def test_a_message_in_anothers_name_is_dropped(door: Door) -> None:
+    before = door.state()
+    assert door.take(framed(Ping(3, VIEW), src="d2"), source="d1") == []
+    assert refused(door, "malformed") and door.state() == before
+    assert door.link("d2").received_messages == door.link("d2").dropped_bytes.total() == 0
+
+
+FP32 = encode(MATRIX, "fp32")
+NAN, INFINITE = MATRIX.clone(), MATRIX.clone()
+NAN[1, 1], INFINITE[1, 1] = torch.nan, torch.inf
+BAD: dict[str, list[Buffer]] = {
+    "another number of rows": sent(rows=RANK, rank=ROWS),
+    "another rank": sent(encode(MATRIX[:, :1].contiguous(), "fp32"), rank=1),
+    "an unknown group": sent(group="nowhere"),
+    "an unknown codec": sent(codec="fp7"),
+    "a size that is not the codec's": sent(codec="fp16"),
+    "too long for its shape": sent(FP32 + b"\0" * 4),
+    "NaN": sent(NAN.numpy().tobytes()),
+    "infinity": sent(INFINITE.numpy().tobytes()),
+    "another checksum": sent(xxh3=1),
+    "a part without its beginning": framed(update(FP32, offset=16), FP32[16:]),
+}
+
+
+@pytest.mark.parametrize("frames", BAD.values(), ids=BAD)
+def test_a_matrix_that_cannot_be_costs_one_counted_drop(door: Door, frames: list[Buffer]) -> None:
+    before = door.state()
+    assert door.take(frames) == []
+    assert refused(door, "malformed") and door.events == {"malformed": 1}
+    assert door.state() == before
+
+
+def test_after_a_bad_matrix_a_good_one_is_taken_in(door: Door) -> None:
+    door.take(sent(xxh3=1))
+    door.take(sent(version=4))
+    assert len(door.matrices) == 1
+
+
+def test_data_from_a_stranger_is_dropped(door: Door) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload, src="mallory"), source="mallory")
+    assert refused(door, "stranger", "mallory")
+
+
+def test_data_of_an_unknown_block_is_dropped(door: Door) -> None:
+    door.take(sent(block="d9"))
+    assert refused(door, "unknown")
+
+
+def test_a_message_that_comes_again_is_dropped(door: Door) -> None:
+    frames = framed(Ping(3, VIEW))
+    door.take(frames)
+    assert door.take(frames) == []
+    assert door.link().received_messages == 1 and door.link().dropped_messages == {"replayed": 1}
+
+
+def test_malformed_records_are_dropped_and_counted(door: Door) -> None:
+    before = door.state()
+    door.take(framed(Gossip([{"device": "d5"}], False, 3)))
+    assert refused(door, "malformed") and door.state() == before
+
+
+def test_data_of_a_block_that_was_left_is_dropped() -> None:
+    door = Door()
+    door.net.signal("d2", "leave")
+    door.net.rounds(2)
+    door.take(sent(block="d2"))
+    assert refused(door, "tombstoned")
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_whatever_bytes_arrive_only_a_counter_moves(_door: Door, frames: list[bytes]) -> None:
+    _door.accounts = _door.inbox._accounts = Accounts()
+    before = _door.state()
+    assert _door.take(frames) == []
+    assert _door.link().dropped_messages == {"malformed": 1} and _door.state() == before
+
+
+@given(st.data())
+def test_an_altered_byte_lets_no_matrix_through(_door: Door, data: st.DataObject) -> None:
+    frames = [bytearray(frame) for frame in sent()]
+    frame = frames[data.draw(st.integers(0, 1))]
+    frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
+    _door.matrices.clear()
+    assert _door.take([bytes(f) for f in frames]) == [] and not _door.matrices
+
+
+# -- what is forgotten -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["purge", "forget"])
+def test_after_a_purge_an_unfinished_matrix_cannot_be_finished(door: Door, how: str) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload[:16]))
+    door.inbox.purge(BlockKey("d1", 0)) if how == "purge" else door.inbox.forget("d1")
+    door.take(framed(update(payload, offset=16), payload[16:]))
+    assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
+
+
+def test_a_purge_leaves_other_blocks_alone(door: Door) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload[:16]))
+    door.inbox.purge(BlockKey("d2", 0))
+    door.take(framed(update(payload, offset=16), payload[16:]))
+    assert len(door.matrices) == 1

@@ -1,0 +1,86 @@
+"""The learner's thread: mixing, and what it notes of it for the diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from coordinator_free.averaging.mixing import Mix
+from coordinator_free.identifiers import BlockKey, Part
+from peers.config import DeviceConfig
+from peers.learning.learner import Learner
+from peers.protocol import actions as do
+from peers.protocol.signed_versions import Versions
+from peers.runtime.learner_thread import Workshop
+from peers.runtime.recorder import Recorder
+
+EARLY, LATE = (Part(BlockKey("d1", 0), group) for group in ("early", "late"))
+
+
+class FakeLearner:
+    """Two groups of one block, of two numbers each."""
+
+    groups = ("early", "late")
+
+    def __init__(self) -> None:
+        self.blocks = {group: torch.zeros(2, 1) for group in self.groups}
+        self.reported: list[float] = []
+
+    def has(self, key: BlockKey) -> bool:
+        return True
+
+    def read(self, key: BlockKey, group: str) -> torch.Tensor:
+        return self.blocks[group].clone()
+
+    def write(self, key: BlockKey, group: str, values: torch.Tensor) -> None:
+        self.blocks[group] = values.clone()
+
+    def diagnose(self, round_: int, sketch: int, options: object) -> Any:
+        def observables(mu: float, eta: float, disagreement: float) -> list[float]:
+            self.reported.append(disagreement)
+            return []
+
+        measured = SimpleNamespace(blocks={}, observables=observables)
+        return SimpleNamespace(groups=dict.fromkeys(self.groups, measured))
+
+
+@pytest.fixture
+def learner() -> FakeLearner:
+    return FakeLearner()
+
+
+@pytest.fixture
+def workshop(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    monkeypatch.setattr("peers.runtime.learner_thread.pack", list)
+    config = DeviceConfig.model_validate({"correction": {"policy": "dominant"}})
+    raised: list[BaseException] = []
+    made = Workshop(
+        cast(Learner, learner), cast(Recorder, None), config, raised.append, Versions("d0", lambda data: b"")
+    )
+    yield made
+    made.close()
+    assert not raised
+
+
+def mix(part: Part, *values: float) -> Mix:
+    return Mix(part, ((0.25, torch.tensor(values).view(2, 1)),))
+
+
+def test_a_quarter_of_a_copy_is_mixed_in(learner: FakeLearner, workshop: Workshop) -> None:
+    workshop.mix((mix(EARLY, 4.0, 8.0),)).result()
+    assert learner.blocks["early"].flatten().tolist() == [1.0, 2.0]
+    assert learner.blocks["late"].flatten().tolist() == [0.0, 0.0]
+
+
+def test_disagreement_is_that_of_a_groups_last_exchange(learner: FakeLearner, workshop: Workshop) -> None:
+    """A group that is exchanged every H-th round does not agree perfectly in the rounds between."""
+    workshop.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
+    workshop.mix((mix(EARLY, 0.5, 2.0),)).result()
+    workshop.mix(()).result()
+    action = do.Diagnose(7)
+    workshop.diagnose(action).result()
+    assert learner.reported == [1.0, 4.0]

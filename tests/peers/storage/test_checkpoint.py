@@ -1,0 +1,97 @@
+"""What a device leaves for a later run: it goes on to the same bits; nothing of it outlives a deletion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peers.errors import InputError
+from peers.learning.learner import Learner
+from peers.storage.checkpoint import path_of
+from tests.support.learners import OTHERS, OWN, joined, small_learner
+
+STEPS = 3
+
+
+def saved(run: Path) -> Learner:
+    """A learner that has trained, whose checkpoint is in the folder `run`."""
+    learner = joined()
+    learner.train(0, STEPS, rehearse=False)
+    learner.checkpoint(path_of(run, OWN.device))
+    return learner
+
+
+def resumed(run: Path, **sections: object) -> Learner:
+    return small_learner(checkpoint={"resume": str(run)}, **sections)
+
+
+def take_all(learner: Learner) -> None:
+    learner.set_own(OWN, 0, resume=True)
+    for slot, key in enumerate(OTHERS, start=1):
+        learner.add_block(key, slot, resume=True)
+
+
+def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    first, second = saved(tmp_path), resumed(tmp_path)
+    assert second.resumes() == {"d0": 0, "d1": 1, "d2": 2}
+    take_all(second)
+    assert second.sha256() == first.sha256()
+    losses = [learner.train(1, STEPS, rehearse=False).loss for learner in (first, second)]
+    assert losses[0] == losses[1]
+    assert second.sha256() == first.sha256()  # the moments went on too
+
+
+def test_without_its_moments_it_would_go_on_differently(tmp_path: Path) -> None:
+    first, second = saved(tmp_path), resumed(tmp_path)
+    second._begins_with.moments.clear()
+    take_all(second)
+    for learner in (first, second):
+        learner.train(1, STEPS, rehearse=False)
+    assert second.sha256() != first.sha256()
+
+
+def test_only_what_is_said_to_resume_does(tmp_path: Path) -> None:
+    saved(tmp_path)
+    learner = resumed(tmp_path)
+    learner.set_own(OWN, 0)
+    learner.add_block(OTHERS[0], 1)
+    assert all(not torch.any(learner.read(key, g)) for key in (OWN, OTHERS[0]) for g in learner.groups)
+
+
+def test_once_training_has_begun_nothing_of_the_checkpoint_is_left(tmp_path: Path) -> None:
+    saved(tmp_path)
+    learner = resumed(tmp_path)
+    learner.set_own(OWN, 0, resume=True)
+    learner.train(0, 1, rehearse=False)
+    assert not learner._begins_with.blocks and not learner._begins_with.moments
+    with pytest.raises(KeyError):
+        learner.add_block(OTHERS[0], 1, resume=True)
+
+
+def test_a_device_that_was_not_there_begins_with_nothing(tmp_path: Path) -> None:
+    saved(tmp_path)
+    learner = small_learner(device="d9", checkpoint={"resume": str(tmp_path)})
+    assert learner.resumes() == {}
+
+
+def test_other_bases_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(InputError, match=r"checkpoint\.resume: .*d0\.safetensors does not fit this run"):
+        resumed(tmp_path, adapter={"rank": 3})
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\xff" * 64])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = path_of(tmp_path, OWN.device)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint\.resume: .* is no checkpoint"):
+        resumed(tmp_path)
+
+
+def test_a_snapshot_is_no_checkpoint(tmp_path: Path) -> None:
+    joined().snapshot(path_of(tmp_path, OWN.device), {})
+    with pytest.raises(InputError, match="is no checkpoint"):
+        resumed(tmp_path)
