@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from emulation.docker_cli import Container, Project
+from emulation.testbed.docker import Container, Project
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 3

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emulation import churn_cli, device_cli, experiment_cli, keys_cli
-from emulation.bench import cli as bench_cli
+from emulation.commands import bench as bench_cli
+from emulation.commands import churn, device, experiment, keys
 from peers.errors import InputError
 
 app = typer.Typer(
@@ -26,10 +26,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-app.add_typer(keys_cli.app, name="keys")
-app.command(epilog=device_cli.EXAMPLE)(device_cli.device)
-app.command(epilog=experiment_cli.EXAMPLE)(experiment_cli.experiment)
-app.command(epilog=churn_cli.EXAMPLE)(churn_cli.churn)
+app.add_typer(keys.app, name="keys")
+app.command(epilog=device.EXAMPLE)(device.device)
+app.command(epilog=experiment.EXAMPLE)(experiment.experiment)
+app.command(epilog=churn.EXAMPLE)(churn.churn)
 app.command(epilog=bench_cli.EXAMPLE)(bench_cli.bench)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -73,20 +73,20 @@ def run(
     ] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report what happened."""
-    from emulation.scenario import load
+    from emulation.scenario.schema import load
 
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     _refuse_unusable(folder)
-    from emulation.preflight import check_against_model
+    from emulation.scenario.preflight import check_against_model
 
     check_against_model(loaded)
-    from emulation import compose, launcher
+    from emulation.launch import compose, local
 
     console = Console()
     try:
-        status = (compose if on == "compose" else launcher).run(loaded, folder, console)
-    except launcher.RunFailed as error:
+        status = (compose if on == "compose" else local).run(loaded, folder, console)
+    except local.RunFailed as error:
         _say(str(error))
         raise typer.Exit(FAILED) from None
     finish(folder, console)
@@ -104,13 +104,15 @@ def _refuse_unusable(folder: Path) -> None:
 
 def finish(folder: Path, console: Console) -> None:
     """Summary, report and pictures of a run that is over; prints the result and where the report is."""
-    from emulation import aftermath, report, result, summary
+    from emulation.analysis import summary
+    from emulation.report import html, text
+    from emulation.testbed import reconstruction
 
-    aftermath.complete(folder)
+    reconstruction.complete(folder)
     found = summary.write(folder)
-    page = report.write(folder)
-    console.print(result.table(found))
-    for story in result.stories(found):
+    page = html.write(folder)
+    console.print(text.table(found))
+    for story in text.stories(found):
         console.print(f"• {story}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

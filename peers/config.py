@@ -1,6 +1,6 @@
 """What one device needs to know to take part in a run: the sections of a scenario that devices read.
 
-`emulation/scenario.py` adds what only the testbed needs (how many devices, events, evaluation).
+`emulation/scenario/schema.py` adds what only the testbed needs (how many devices, events, evaluation).
 Units are in the names; each field says its formula or source.
 """
 

@@ -58,7 +58,7 @@ def test_every_package_has_modules():
 @pytest.mark.parametrize(
     ("package", "source", "found"),
     [
-        ("peers", "import emulation.launcher as l", {"emulation"}),
+        ("peers", "import emulation.launch.local as l", {"emulation"}),
         ("peers", "def f():\n    from emulation import cli", {"emulation"}),
         ("peers", "if TYPE_CHECKING:\n    from emulation.cli import main", {"emulation"}),
         ("peers", "importlib.import_module('emulation.cli')", {"emulation"}),

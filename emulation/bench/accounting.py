@@ -6,9 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.namespace import Namespace, NoNamespace, Traffic, namespace
-from emulation.bench.whole_run import whole_run
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.namespace import Namespace, NoNamespace, Traffic, namespace
+from emulation.bench.harness.whole_run import whole_run
 
 HEADERS = 14 + 20 + 32  # bytes of a packet: Ethernet, IPv4, TCP with its timestamp option
 SCENARIO = """

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from emulation import records
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import whole_run
-from emulation.invariants import check
-from emulation.scenario import Scenario, dump
+from emulation.analysis import records
+from emulation.analysis.invariants import check
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import whole_run
+from emulation.scenario.schema import Scenario, dump
 
 TIMEOUT_S = 1800
 MOST_SAID = 300  # characters of why a run failed

@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import whole_run
-from emulation.scenario import Scenario, dump
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import whole_run
+from emulation.scenario.schema import Scenario, dump
 
 OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from emulation import epoch, records, summary
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import RUN, whole_run
-from emulation.launcher import free_ports
-from emulation.records import Record, RunRecords
+from emulation.analysis import records, summary
+from emulation.analysis.records import Record, RunRecords
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import RUN, whole_run
+from emulation.launch.local import free_ports
+from emulation.testbed import epoch
 
 EVERY, STAYS = 30, 15  # rounds from one join to the next, and from a join to the joiner's farewell
 MIX_S = 1.5  # what a forked joiner may take beside the transfer

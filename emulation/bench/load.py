@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 
-from emulation import records
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import whole_run
-from emulation.records import RunRecords
+from emulation.analysis import records
+from emulation.analysis.records import RunRecords
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import whole_run
 
 STALL_S = 1.0  # two probe periods; the shortest suspicion takes 2 s
 SCENARIO = """

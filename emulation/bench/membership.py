@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emulation import records
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import whole_run
-from emulation.records import RunRecords
+from emulation.analysis import records
+from emulation.analysis.records import RunRecords
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import whole_run
 
 CRASHED = "d1"
 SCENARIO = """

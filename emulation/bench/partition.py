@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from statistics import fmean
 
-from emulation import records, summary
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.whole_run import whole_run
-from emulation.events import GONE, OF_THE_NETWORK
-from emulation.invariants import check
-from emulation.records import RunRecords
-from emulation.scenario import Scenario, dump
+from emulation.analysis import records, summary
+from emulation.analysis.invariants import check
+from emulation.analysis.records import RunRecords
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.whole_run import whole_run
+from emulation.scenario.events import GONE, OF_THE_NETWORK
+from emulation.scenario.schema import Scenario, dump
 
 TIMEOUT_S = 1800
 CHANCE = 0.15  # of 40 facts, what may be guessed of somebody's whose contribution is gone

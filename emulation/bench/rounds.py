@@ -15,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.fleet import DEADLINE_S, OFFSETS, Fleet, fleet
-from emulation.bench.plain import PlainDevice
-from emulation.bench.processes import Crew, crew, tree_pss_bytes
-from emulation.bench.sgd import PAYLOAD_BYTES
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.fleet import DEADLINE_S, OFFSETS, Fleet, fleet
+from emulation.bench.harness.plain import PlainDevice
+from emulation.bench.harness.processes import Crew, crew, tree_pss_bytes
+from emulation.bench.harness.sgd import PAYLOAD_BYTES
 from transport.security.keys import NetworkKeys
 
 DEVICES = (8, 16, 32)

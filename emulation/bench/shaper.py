@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from emulation.bench.figures import Findings, Measure
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.processes import Remote, crew
 from emulation.bench.kernel_tbf import Arrival, KernelLink, NotPossible, kernel_link
-from emulation.bench.processes import Remote, crew
 from transport.clocks.real import RealClock
 from transport.links.zmq_links import ZmqLinks
 from transport.shaping.shaper import Departure, Outgoing, Shaper

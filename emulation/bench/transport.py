@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from emulation.bench.ends import Checks, GlooEnd, LinksEnd, RawEnd
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.processes import Crew, Remote, crew
+from emulation.bench.harness.ends import Checks, GlooEnd, LinksEnd, RawEnd
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.processes import Crew, Remote, crew
 from transport.security.keys import NetworkKeys
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22)  # bytes of a tensor, fp32

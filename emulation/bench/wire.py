@@ -11,8 +11,8 @@ from dataclasses import astuple
 
 import msgpack
 
-from emulation.bench.figures import Findings, Measure
-from emulation.bench.processes import crew
+from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.processes import crew
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_PAYLOAD
 from transport.wire.messages import (

@@ -17,17 +17,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from emulation import launcher
-from emulation.experiments import cells, output
+from emulation.analysis.link_totals import sent_by_round
+from emulation.analysis.records import Record, RunRecords, load
+from emulation.experiments import runner, tables
+from emulation.experiments.aggregate import told
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import Scale, Setting
-from emulation.experiments.plan import Cell
+from emulation.experiments.grid import Cell
 from emulation.experiments.statistics import interval
-from emulation.experiments.summarise import told
-from emulation.links import sent_by_round
-from emulation.preflight import check_against_model
-from emulation.records import Record, RunRecords, load
-from emulation.scenario import Scenario
+from emulation.launch import local
+from emulation.scenario.preflight import check_against_model
+from emulation.scenario.schema import Scenario
 from peers.config import FIFO
 from peers.errors import InputError
 
@@ -91,7 +91,7 @@ def chosen(names: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in wanted) or DEFAULT
 
 
-def run(request: Request, console: Console, make: cells.Make | None = None) -> None:
+def run(request: Request, console: Console, make: runner.Make | None = None) -> None:
     """Makes what OUT lacks, writes OUT/rows.csv and results.json, prints the table."""
     setting = Setting("tight", "a tenth of the bytes")
     wanted = [
@@ -99,9 +99,9 @@ def run(request: Request, console: Console, make: cells.Make | None = None) -> N
         for seed in range(request.seeds)
         for name in request.arms
     ]
-    rows = cells.make_all(wanted, request.out, console, make or make_cell, request.jobs)
+    rows = runner.make_all(wanted, request.out, console, make or make_cell, request.jobs)
     found = summary(rows)
-    output.write(
+    tables.write(
         request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": found}
     )
     console.print(table(found))
@@ -114,7 +114,7 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario and read what came of it."""
     scenario = cell.scenario()
     check_against_model(scenario)
-    launcher.run(scenario, folder / "run", console)
+    local.run(scenario, folder / "run", console)
     return {
         **{"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None},
         **measure(load(folder / "run")),
@@ -176,14 +176,14 @@ def summary(rows: Sequence[Record]) -> list[Record]:
 def table(found: Sequence[Record]) -> Table:
     """One line for each arm."""
     heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB", "sent", "16/8/4 bits")
-    made = output.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of everything in fp16")
+    made = tables.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of everything in fp16")
     for head in heads:
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
     for e in found:
         bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
-        mb = [output.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
-        cells_ = [output.spread(e["accuracy"]), output.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
-        made.add_row(e["arm"], *cells_, output.number(e["rounds"], 0), *mb, bits)
+        mb = [tables.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
+        cells_ = [tables.spread(e["accuracy"]), tables.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
+        made.add_row(e["arm"], *cells_, tables.number(e["rounds"], 0), *mb, bits)
     made.caption = (
         f"accuracy: all devices on all facts, at the end; reached: seeds that came to {100 * TARGET:.0f} %; "
         "rounds, MB of a device: to that; sent: MB of a device in all; bits: % of the matrices sent"

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from emulation.launcher import RunFailed, use_ports
-from emulation.records import last_line
+from emulation.analysis.records import last_line
+from emulation.launch.local import RunFailed, use_ports
 from peers.runtime.child_process import guard, redirect_output
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from emulation.analysis.records import Record
 from emulation.experiments.arms import ORACLE, UNIFORM
-from emulation.experiments.compare import gaps, none_of
+from emulation.experiments.paired import gaps, none_of
 from emulation.experiments.statistics import RECOVERED
-from emulation.plots import COLOURS, png
-from emulation.records import Record
+from emulation.report.plots import COLOURS, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation.experiments import cells, output, plan, plot
+from emulation.experiments import grid, plot, runner, tables
+from emulation.experiments.aggregate import summary, verdicts
 from emulation.experiments.arms import NONE
 from emulation.experiments.catalogue import Experiment, Scale
-from emulation.experiments.compare import rows
-from emulation.experiments.evidence import evidence
-from emulation.experiments.summarise import summary, verdicts
+from emulation.experiments.paired import rows
+from emulation.experiments.regime_check import evidence
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Request:
     jobs: int = 1
 
 
-def run(request: Request, console: Console, make: cells.Make | None = None) -> None:
+def run(request: Request, console: Console, make: runner.Make | None = None) -> None:
     """Makes what OUT lacks, writes OUT/rows.csv, results.json and curves.png, prints the tables."""
-    wanted = plan.cells(request.experiment, request.arms, request.scale, request.seeds)
-    measures = cells.make_all(wanted, request.out, console, make, request.jobs)
+    wanted = grid.cells(request.experiment, request.arms, request.scale, request.seeds)
+    measures = runner.make_all(wanted, request.out, console, make, request.jobs)
     with_none = NONE in request.arms
     compared = rows(measures, with_none)
     summed, found = summary(compared), verdicts(compared)
     seen = evidence(measures)
-    output.write(request.out, compared, {"summary": summed, "verdicts": found, "evidence": seen})
+    tables.write(request.out, compared, {"summary": summed, "verdicts": found, "evidence": seen})
     plot.write(measures, with_none, request.out / "curves.png")
-    output.show(console, summed)
-    output.say(console, seen, found)
+    tables.show(console, summed)
+    tables.say(console, seen, found)
     console.print(
         f"written: {request.out}/rows.csv, results.json, curves.png", highlight=False, soft_wrap=True
     )

@@ -163,7 +163,7 @@ class Learner:
     def delete_block(self, key: BlockKey, handover: float = 0.0) -> Receipt:
         """Forget a block: its values, its optimiser's moments, its share of the weights.
 
-        handover: the own block takes over that share of what it did on the own data (peers/unlearning/handover_refit.py).
+        handover: the own block takes over that share of what it did on the own data (handover_refit.py).
         `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW,
         which removes next to nothing. Raises KeyError if the block is not held.
         """
@@ -333,7 +333,7 @@ class Learner:
         return {g: float(torch.linalg.vector_norm(after[g] - before)) for g, before in self._before.items()}
 
     def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
-        """What the device measures of its loss on one batch, all blocks included (peers/learning/diagnosis.py)."""
+        """What the device measures of its loss on one batch, all blocks included (diagnosis.py)."""
         batch, draw = self._measured_batch("diagnosis", round)
         self._place(())
         if self._sketcher is None or self._sketcher.size != sketch:
@@ -451,7 +451,7 @@ class Learner:
         write_snapshot(path, tensors, slots, meta)
 
     def export(self, path: Path) -> str:
-        """Write the adapter as a folder that plain PEFT loads (peers/storage/adapter_folder.py); returns its sha256."""
+        """Write the adapter as a folder that plain PEFT loads ; returns its sha256."""
         return write_adapter(path, self._recipe, saved_blocks(self._union, self._shown()))
 
     def checkpoint(self, path: Path) -> None:

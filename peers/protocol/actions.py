@@ -111,8 +111,11 @@ class OwnBlock:
 
 @dataclass(frozen=True, slots=True)
 class DropBlock:
-    """Delete a block and purge all that is queued of it. handover: the share of it that the own block takes
-    over before (peers/unlearning/handover_refit.py). damping: the share of the own move of this round that is kept then."""
+    """Delete a block and purge all that is queued of it.
+
+    handover: the share of it that the own block takes over before (unlearning/handover_refit.py). damping:
+    the share of the own move of this round that is kept then.
+    """
 
     key: BlockKey
     reason: str

@@ -1,4 +1,4 @@
-"""What a device knows and has decided so far, shared by the parts of its protocol (peers/protocol/state_machine.py)."""
+"""The state of one device, shared by the parts of its protocol (state_machine.py)."""
 
 from __future__ import annotations
 

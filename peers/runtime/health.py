@@ -1,7 +1,7 @@
 """Is a device alive? Its event loop itself answers, on a socket file: a loop that hangs gives no answer.
 
-`python -m peers.runtime.health` asks (exit status 0: alive; with --json all that the device says); it imports nothing
-heavy, since containers ask often.
+`python -m peers.runtime.health` asks. Exit status 0: alive. With --json it prints all that the device
+says. It imports nothing heavy, since containers ask often.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One device: an OS process that trains its own block and trades copies with its neighbours.
 
-The process wires the parts together; what to do is decided in `peers.protocol.state_machine`, done in `peers.runtime.driver`.
+The process wires the parts together. `peers.protocol` decides; `peers.runtime.driver` performs.
 """
 
 from __future__ import annotations

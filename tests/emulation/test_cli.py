@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emulation import cli, summary
-from tests.emulation.synthetic_run import write
+from emulation import cli
+from emulation.analysis import summary
+from tests.support.synthetic_run import write
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "scenarios" / "quick.toml")

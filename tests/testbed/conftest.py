@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.bed import IMAGE, Bed, build
+from tests.support.containers import IMAGE, Bed, build
 
 ASKED = "UNWEFT_TESTBED"
 HERE = Path(__file__).parent

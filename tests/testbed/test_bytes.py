@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.testbed.bed import Bed
+from tests.support.containers import Bed
 
 HEADERS = 14 + 20 + 32  # Ethernet, IPv4, TCP with timestamps; the kernel counts each packet with them
 LEAST_BYTES = 4_000_000  # moved in the time that is looked at: what the two readings differ by is little then

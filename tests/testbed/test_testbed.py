@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.docker_cli import DockerFailed
-from tests.testbed.bed import IMAGE, ROOT, Bed, until
+from emulation.testbed.docker import DockerFailed
+from tests.support.containers import IMAGE, ROOT, Bed, until
 
 FOUR = ("d0", "d1", "d2", "d3")
 

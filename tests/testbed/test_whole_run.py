@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.bed import IMAGE, ROOT
+from tests.support.containers import IMAGE, ROOT
 
 SCENARIO = """
 [devices]

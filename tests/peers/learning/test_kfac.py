@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import peers.fisher
 import pytest
 import torch
 from torch import Tensor
 
+import peers.learning.kfac
 from coordinator_free.correction.policy_interface import GroupAction
 from peers.learning.diagnosis import passes
 from peers.learning.kfac import FisherSteps, _factors

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 
-from emulation import base_model
+from emulation.launch import preload_base_model
 from peers.config import ModelConfig
 from peers.errors import InputError
 from peers.models import loader, pretrain_tiny
@@ -104,8 +104,8 @@ def test_a_model_that_is_kept_for_a_forked_process_is_handed_out_once() -> None:
 
 
 def test_what_cannot_be_loaded_for_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(base_model.NAME, ModelConfig(name="no/such-folder/anywhere").model_dump_json())
-    importlib.reload(base_model)
+    monkeypatch.setenv(preload_base_model.NAME, ModelConfig(name="no/such-folder/anywhere").model_dump_json())
+    importlib.reload(preload_base_model)
     with pytest.raises(InputError):
         load_model(ModelConfig(name="no/such-folder/anywhere"))
 

@@ -17,8 +17,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from emulation.bench.fleet import config, free_addresses
-from emulation.bench.learner import BenchLearner
+from emulation.bench.harness.fleet import config, free_addresses
+from emulation.bench.harness.learner import BenchLearner
 from peers.config import MixingConfig, RoundConfig
 from peers.learning.learner import Learner
 from peers.runtime.child_process import guard, redirect_output
@@ -231,7 +231,7 @@ def train(how: str, rank: int, addresses: list[str], folder: Path, lifeline: Con
 def adapters(how: str, addresses: list[str], folder: Path) -> list[str]:
     """The hash of what each device exported at the end."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "emulation.bench.fleet"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "emulation.bench.harness.fleet"])
     lifeline, keep = context.Pipe(duplex=False)
     devices = [
         context.Process(target=train, args=(how, rank, addresses, folder, lifeline)) for rank in range(WORLD)

@@ -1,0 +1,205 @@
+"""summary.json of a run, from the records that its devices, its evaluator and its launcher wrote.
+
+The form is that of the interface's "summary.json" block; a value that the records do not give is null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from coordinator_free.averaging.topology import spectral_rho
+from emulation.analysis import event_outcomes, latency_histogram, records
+from emulation.analysis.link_totals import final_links, sent_by_round
+from emulation.analysis.records import Record, RunRecords
+from transport.shaping.accounting import PER_DECADE, open_bytes
+
+SCHEMA = 1
+CAUSES = ("train", "correction", "transfer", "control")
+
+
+def write(folder: Path) -> Record:
+    """Build summary.json in a run's folder; returns what it wrote. Raises InputError for another folder."""
+    summary = build(folder)
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def build(folder: Path) -> Record:
+    """The summary of a run's folder, also of a run that failed or goes on."""
+    return summarise(records.load(folder))
+
+
+def summarise(run: RunRecords) -> Record:
+    """The summary of a run that has been read."""
+    accuracy = _accuracy(run)
+    links = {device: final_links(run.metrics[device], run.events[device]) for device in run.devices}
+    return {
+        "schema": SCHEMA,
+        "seed": run.scenario.seed,
+        "clock": run.scenario.clock,
+        "scenario": run.scenario.name,
+        "unfinished": run.unfinished,  # accuracy and final are then of the last rounds evaluated
+        "devices": [_device(run, device, links[device]) for device in run.devices],
+        "links": _links(links),
+        "latency_buckets": {"first_s": latency_histogram.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
+        "events": event_outcomes.build(run),
+        "rounds": _rounds(run),
+        "accuracy": accuracy,
+        "final": _final(run, accuracy),
+        "control_accuracy": _end_mean(run, "control"),
+        "other_wording_accuracy": _other_wording(run, accuracy["devices"]),
+        "budget": _budget(run),
+    }
+
+
+def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record:
+    events, launched = run.events[device], run.run.get("devices", {}).get(device, {})
+    finished = _latest(events, "finished")
+    slot = _latest(events, "slot")
+    started = _latest(events, "started")
+    return {
+        "id": device,
+        "incarnation": slot.get("incarnation", started.get("incarnation")),
+        "pid": launched.get("pid", started.get("pid")),
+        "exit": launched.get("exit"),
+        "slot": slot.get("slot", started.get("slot")),
+        "rounds": len(run.metrics[device]),
+        "bytes_sent": sum(int(link.get("sent_bytes", 0)) for link in links.values()),
+        "bytes_received": sum(int(link.get("received_bytes", 0)) for link in links.values()),
+        "peak_rss_bytes": finished.get("peak_rss_bytes"),
+        "peak_pss_bytes": finished.get("peak_pss_bytes"),
+        "train_cpu_s": finished.get("train_cpu_s"),
+        "security_events": finished.get("security_events"),
+        "adapter_sha256": _latest(events, "exported").get("adapter_sha256"),
+    }
+
+
+def _latest(events: Iterable[Record], name: str) -> Record:
+    return next((e for e in reversed(list(events)) if e["event"] == name), {})
+
+
+def _links(links: Mapping[str, Mapping[str, Record]]) -> list[Record]:
+    """Each direction once: what was sent from the sender's books, what arrived from the receiver's."""
+    pairs = {(src, dst) for src, peers in links.items() for dst in peers}
+    pairs |= {(dst, src) for src, dst in pairs}
+    entries = []
+    for src, dst in sorted(pairs):
+        out, into = links.get(src, {}).get(dst, {}), links.get(dst, {}).get(src, {})
+        entries.append(_link(src, dst, out, into))
+    return [e for e in entries if e["messages"] or e["received_bytes"] or e["dropped_bytes"]]
+
+
+def _link(src: str, dst: str, out: Record, into: Record) -> Record:
+    lost = out.get("lost_bytes", 0)
+    return {
+        "src": src,
+        "dst": dst,
+        "messages": out.get("sent_messages", 0),
+        "sent_bytes": out.get("sent_bytes", 0),
+        "payload_bytes": out.get("payload_bytes", 0),  # of the sent bytes: tensors, headers, and the rest,
+        "header_bytes": out.get("header_bytes", 0),
+        "frame_bytes": out.get("frame_bytes", 0),  # which is framing and encryption
+        "received_bytes": into.get("received_bytes", 0),
+        "dropped_bytes": into.get("dropped_bytes", {}) | ({"loss": lost} if lost else {}),
+        "open_bytes": open_bytes(out, into),  # not 0 only where an end has died
+        "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
+        "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
+        "latency_counts": into.get("latency_counts", {}),  # by bucket; of devices that ended well
+        "abandoned_bytes": out.get("abandoned_bytes", {}),  # queued, then taken back: never sent
+    }
+
+
+def _rounds(run: RunRecords) -> list[Record]:
+    by_round: dict[int, dict[str, Record]] = {}
+    for device in run.devices:
+        for line in run.metrics[device]:
+            by_round.setdefault(int(line["round"]), {})[device] = line
+    sent = {device: sent_by_round(run.metrics[device], run.events[device]) for device in run.devices}
+    mixes = run.scenario.mixing.mode != "newest"  # there copies replace each other: no matrix acts
+    rounds = []
+    for number, lines in sorted(by_round.items()):
+        rho = _rho(lines)
+        rounds.append(
+            {
+                "round": number,
+                "seconds": fmean(float(line["t1_s"]) - float(line["t0_s"]) for line in lines.values()),
+                "bytes": sum(sent[device].get(number, 0) for device in lines),
+                "consensus_error": run.consensus.get(number),
+                "spectral_rho": rho if mixes else None,
+                "graph_rho": rho,  # of the weights that the graph gives, whether or not the mode uses them
+            }
+        )
+    return rounds
+
+
+def _rho(lines: Mapping[str, Record]) -> float | None:
+    """||W - J||_2 of the weights that acted; None if a weight fell on a device whose own row is not known."""
+    members = list(lines)
+    matrix = np.zeros((len(members), len(members)))
+    for i, device in enumerate(members):
+        weights: Mapping[str, float] = lines[device].get("weights", {})
+        if any(peer not in lines for peer in weights):
+            return None
+        for peer, weight in weights.items():
+            matrix[i, members.index(peer)] = weight
+        matrix[i, i] = 1 - sum(w for peer, w in weights.items() if peer != device)
+    return spectral_rho(matrix)
+
+
+def _accuracy(run: RunRecords) -> Record:
+    """At the end, or so far: each live device (row) on each live device's training facts (column)."""
+    ends = {e["device"]: e["accuracy"] for e in run.standing()}
+    devices = records.in_order(set(ends))
+    matrix = [[ends[device].get(shard) for shard in devices] for device in devices]
+    return {"devices": devices, "shards": devices, "matrix": matrix}
+
+
+def _final(run: RunRecords, accuracy: Record) -> Record:
+    devices, matrix = accuracy["devices"], accuracy["matrix"]
+    known = [value for row in matrix for value in row if value is not None]
+    losses = {e["device"]: e["loss"] for e in run.standing()}
+    own = [matrix[i][i] for i in range(len(devices)) if matrix[i][i] is not None]
+    return {
+        "loss": mean(losses[device].get(shard) for device in devices for shard in devices),
+        "accuracy_own": mean(own),
+        "accuracy_all": mean(known),
+        "accuracy_min": min(known, default=None),
+    }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _end_mean(run: RunRecords, key: str) -> float | None:
+    """Over the devices that reached the end."""
+    return mean({e["device"]: e.get(key) for e in run.tagged("end")}.values())
+
+
+def _other_wording(run: RunRecords, devices: list[str]) -> float | None:
+    """Mean over live devices and live devices' facts, in words that are never trained."""
+    ends = {e["device"]: e.get("other_wording", {}) for e in run.tagged("end")}
+    return mean(row.get(shard) for row in ends.values() for shard in devices)
+
+
+def _violations(run: RunRecords, device: str) -> int:
+    """Rounds that spent more than their budget; a device that ended well has counted its last one too."""
+    seen = sum(int(line["spent_bytes"]) > int(line["granted_bytes"]) for line in run.metrics[device])
+    return max(seen, sum(int(e.get("violations", 0)) for e in run.events[device] if e["event"] == "finished"))
+
+
+def _budget(run: RunRecords) -> Record:
+    lines = [line for device in run.devices for line in run.metrics[device]]
+    return {
+        "granted_bytes": sum(int(line["granted_bytes"]) for line in lines),
+        "spent_bytes": sum(int(line["spent_bytes"]) for line in lines),
+        "violations": sum(_violations(run, device) for device in run.devices),
+    }

@@ -1,0 +1,176 @@
+"""Real devices for `unweft bench rounds`: started as by the launcher, with a learner that is one matrix."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import cast
+
+import networkx as nx
+import torch
+
+from coordinator_free.averaging.topology import Graph, Shape, topology
+from emulation.bench.harness.learner import BenchLearner
+from emulation.launch.local import PRELOAD
+from peers.config import (
+    AdapterConfig,
+    CorrectionConfig,
+    DeviceConfig,
+    MembershipConfig,
+    MixingConfig,
+    RadioConfig,
+    RoundConfig,
+    TopologyConfig,
+)
+from peers.learning.learner import Learner
+from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.driver import Driver
+from peers.runtime.main import DeviceSpec
+from peers.runtime.recorder import Recorder
+from transport.links.malloc import keep_freed_memory
+from transport.links.zmq_links import ZmqLinks
+from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.shaping.channel import FixedChannel, LinkQuality
+
+FOUR_REGULAR = "bench-circulant"
+OFFSETS = (1, 2)
+DEADLINE_S, CRASH_AFTER_S = 5.0, 3.0
+UNSHAPED = 1 << 40  # bytes per second, and bytes
+POLL_S = 0.05
+PRELOADED = [*PRELOAD[:-1], __name__, PRELOAD[-1]]
+
+
+@topology(FOUR_REGULAR)
+def four_regular(members: Sequence[str], shape: Shape) -> Graph[str]:
+    return _circulant(tuple(members))
+
+
+@lru_cache(maxsize=4)
+def _circulant(members: tuple[str, ...]) -> Graph[str]:
+    """Each device and the two on either side of it; fewer where there are less than five."""
+    n = len(members)
+    graph: Graph[str] = nx.Graph()
+    graph.add_nodes_from(members)
+    graph.add_edges_from((members[i], members[(i + k) % n]) for i in range(n) for k in OFFSETS if k % n)
+    return graph
+
+
+def config(devices: int) -> DeviceConfig:
+    """D-PSGD: each device averages its own matrix with its neighbours'. Nothing is paced or withheld."""
+    return DeviceConfig(
+        mixing=MixingConfig(mode="paper-literal"),
+        topology=TopologyConfig(kind=FOUR_REGULAR),
+        round=RoundConfig(count=1 << 30, local_steps=1, deadline_s=DEADLINE_S),
+        radio=RadioConfig(budget_bytes=UNSHAPED, rate_Bps=UNSHAPED, codec="fp32"),
+        adapter=AdapterConfig(max_devices=max(16, devices)),
+        correction=CorrectionConfig(rounds=0),
+        membership=MembershipConfig(crash_after_s=CRASH_AFTER_S),
+    )
+
+
+def device_main(spec: DeviceSpec, lifeline: Connection) -> None:
+    """Entry point of one device."""
+    guard(lifeline)
+    redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    os._exit(asyncio.run(_live(spec)))
+
+
+async def _live(spec: DeviceSpec) -> int:
+    recorder = Recorder(Path(spec.out) / "devices" / spec.id, spec.epoch_ns or 0)
+    links = ZmqLinks(spec.id, spec.listen, spec.keys)
+    await links.start()
+    learner = cast(Learner, BenchLearner(spec.id))
+    return await Driver(spec, links, learner, recorder, DeviceIdentity.generate()).run()
+
+
+class Fleet:
+    """Running devices and the rounds they have closed."""
+
+    def __init__(self, folder: Path, epoch_ns: int, processes: dict[str, ForkServerProcess]) -> None:
+        self._folder, self._epoch_ns, self.processes = folder, epoch_ns, processes
+
+    def ended_ns(self, device: str) -> list[int]:
+        """When each of a device's rounds ended, monotonic ns."""
+        path = self._folder / "devices" / device / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        ends = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # the last line, half written
+                ends.append(self._epoch_ns + round(json.loads(line)["t1_s"] * 1e9))
+        return ends
+
+    def wait_for(self, rounds: int, timeout_s: float) -> None:
+        """Until each device has closed so many. Raises RuntimeError if one ends, or after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while any(len(self.ended_ns(device)) < rounds for device in self.processes):
+            gone = [d for d, process in self.processes.items() if not process.is_alive()]
+            if gone or time.monotonic() > deadline:
+                raise RuntimeError(f"{gone or 'not all'}: no {rounds} rounds; {self._last_words()}")
+            time.sleep(POLL_S)
+
+    def kill(self, device: str) -> None:
+        os.kill(self.processes[device].pid or 0, signal.SIGKILL)
+
+    def _last_words(self) -> str:
+        logs = self._folder.glob("devices/*/log.txt")
+        return next(
+            (words for log in logs if (words := log.read_text().strip()[-500:])), "their logs are empty"
+        )
+
+
+@contextmanager
+def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Fleet]:
+    """Devices d0, d1, ... All of their processes are gone when the block is left."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    lifeline, keep = context.Pipe(duplex=False)
+    epoch_ns = time.monotonic_ns()
+    names = [f"d{n}" for n in range(devices)]
+    addresses = dict(zip(names, free_addresses(devices), strict=True))
+    settings, channel = config(devices), FixedChannel(LinkQuality(UNSHAPED, 1))
+    processes: dict[str, ForkServerProcess] = {}
+    try:
+        for name in names:
+            seeds = tuple(addresses[other] for other in names[:3] if other != name)
+            where = (addresses[name], addresses[name], seeds, str(folder), devices, epoch_ns)
+            spec = DeviceSpec(name, settings, *where, keys=keys, channel=channel, group=addresses)
+            processes[name] = context.Process(target=device_main, args=(spec, lifeline), name=name)
+            processes[name].start()
+        yield Fleet(folder, epoch_ns, processes)
+    finally:
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
+            process.join()
+        keep.close()
+        lifeline.close()
+
+
+def free_addresses(count: int) -> list[str]:
+    """Loopback ports beneath the range from which outgoing connections take theirs."""
+    ports = (p for p in random.SystemRandom().sample(range(10_000, 30_000), 4000) if _free(p))
+    return [f"tcp://127.0.0.1:{next(ports)}" for _ in range(count)]
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

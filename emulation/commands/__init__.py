@@ -1,0 +1,1 @@
+"""The subcommands of `unweft`, one file each."""

@@ -1,0 +1,117 @@
+"""The command `unweft bench`. What is heavy (torch) is imported by the benchmark that is run."""
+
+from __future__ import annotations
+
+import importlib
+import json as json_
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from peers.errors import InputError
+
+if TYPE_CHECKING:
+    from emulation.bench.harness.figures import Findings
+    from emulation.scenario.schema import Scenario
+
+EXAMPLE = "Example: unweft bench transport --json transport.json"
+WIDTH = 140  # of tables that no terminal bounds
+NAMES = ("transport", "shaper", "wire", "rounds")
+WHOLE_RUNS = (
+    "accounting",
+    "clock",
+    "churn",
+    "join",
+    "load",
+    "membership",
+    "partition",
+)  # minutes each: run only when they are named
+SCENARIOS = {
+    "clock": Path("scenarios/demo.toml"),
+    "churn": Path("scenarios/soak.toml"),
+    "partition": Path("scenarios/partition.toml"),
+}
+
+
+def bench(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help=f"{', '.join(NAMES)}: all of them without it; or {', '.join(WHOLE_RUNS)}."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Writes all figures there.")] = None,
+    n: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--n",
+            help="rounds, membership, load: how many devices; may be repeated. Default: 8, 16, 32; load: 12.",
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="churn: which seeds; may be repeated. Default: 0.")
+    ] = None,
+    starts: Annotated[
+        int | None, typer.Option(min=1, help="membership: how many starts of each size. Default: 10.")
+    ] = None,
+) -> None:
+    """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
+    allowed = (*NAMES, *WHOLE_RUNS)
+    if name is not None and name not in allowed:
+        raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(allowed)}")
+    if n and min(n) < 2:
+        raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
+    if seed and min(seed) < 0:
+        raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
+    if json is not None and not json.absolute().parent.is_dir():
+        raise InputError(f"--json: there is no folder {json.absolute().parent}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    found = []
+    for one in NAMES if name is None else (name,):
+        findings = _run(one, n, seed, starts)
+        findings.print(console)
+        found.append(findings)
+        if json is not None:  # after each: a later one that is interrupted costs nothing of it
+            _write(json, found)
+
+
+def _run(
+    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
+) -> Findings:
+    module: Any = importlib.import_module(f"emulation.bench.{name}")
+    try:
+        found: Findings = module.run(*_scenario(name), **_numbers(name, devices, seeds, starts))
+    except RuntimeError as error:  # one of its processes failed
+        print(f"unweft: bench {name}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return found
+
+
+def _scenario(name: str) -> tuple[Scenario, ...]:
+    """What the benchmark runs, where that is one of the repository's. Raises InputError elsewhere."""
+    from emulation.scenario.schema import load
+
+    return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
+
+
+def _numbers(
+    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
+) -> dict[str, Sequence[int] | int]:
+    """The options that go with a benchmark."""
+    given = {
+        "devices": devices if name in ("rounds", "membership", "load") else None,
+        "seeds": seeds if name == "churn" else None,
+        "starts": starts if name == "membership" else None,
+    }
+    return {option: value for option, value in given.items() if value}
+
+
+def _write(path: Path, found: Sequence[Findings]) -> None:
+    figures = [findings.to_dict() for findings in found]
+    path.write_text(json_.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""`unweft experiment`: a published table, all arms and seeds (docs/experiments.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from peers.errors import InputError
+
+EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out ablation"
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery or allocation.")],
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Paired seeds, from 0 on; default: the scale's (10, 3, 3, 1).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that is gone on with; default: experiments/NAME-SCALE.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="full, medium, compact, small, or tiny, which only shows that it works.")
+    ] = "full",
+    arms: Annotated[
+        str,
+        typer.Option(help="Only these, with commas; to all but allocation uniform and oracle are added."),
+    ] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run side by side.")] = 1,
+) -> None:
+    """Run every arm and seed of an experiment and compare them.
+
+    What is done stays done: the same command goes on where it was interrupted, or adds seeds and arms.
+    """
+    from emulation.experiments import allocation, catalogue
+
+    size = catalogue.scale(scale)
+    folder = out or Path("experiments") / f"{name}-{scale}"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; allowed: a folder")
+    from emulation.experiments import run
+    from emulation.launch.local import RunFailed
+
+    of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
+    try:
+        if of_allocators:
+            allocation.run(allocation.Request(size, allocation.chosen(arms), count, folder, jobs), console)
+        else:
+            found = catalogue.find(name)
+            chosen = catalogue.chosen(found, arms, size)
+            run.run(run.Request(found, size, chosen, count, folder, jobs), console)
+    except RunFailed as error:
+        typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,139 @@
+"""`unweft keys`: key material in a folder, and its rotation (docs/security.md)."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from peers.errors import InputError
+from transport.security import keys
+from transport.security.keys import NetworkKeys
+
+if TYPE_CHECKING:
+    from peers.config import KeysConfig
+
+app = typer.Typer(
+    help="Key material: who may talk to the devices of a testbed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the key material.")]
+
+
+class Step(StrEnum):
+    """In this order; each one on all devices before the next."""
+
+    install = "install"
+    use = "use"
+    remove = "remove"
+
+
+@app.command(epilog="Example: unweft keys new testbed-keys --devices d0,d1,d2")
+def new(
+    folder: Folder,
+    devices: Annotated[
+        str, typer.Option(help="Ids, with commas: a pair for each, and a list of these devices alone.")
+    ] = "",
+) -> None:
+    """Make a network key in DIR, which is new or empty; readable by its owner alone."""
+    from emulation.scenario.events import DEVICE_ID
+
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: is not an empty folder; allowed: a new or empty one")
+    ids = [name.strip() for name in devices.split(",") if name.strip()]
+    for name in ids:
+        if not re.match(DEVICE_ID, name):
+            raise InputError(
+                f"--devices: {name!r} is no device id; allowed: a letter, then letters, digits, - and _"
+            )
+    try:
+        made = keys.generate(folder, ids)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    _say(f"network key {made.label()} in {folder}, for " + (", ".join(ids) or "whoever is given it"))
+
+
+@app.command(epilog="Example: unweft keys rotate testbed-keys install")
+def rotate(
+    folder: Folder,
+    step: Annotated[
+        Step,
+        typer.Argument(
+            metavar="STEP",
+            help="install, use, remove, in this order; each one on all devices before the next.",
+        ),
+    ],
+) -> None:
+    """One step to another network key: install it, use it, remove the old one.
+
+    After each step, bring DIR/network.keys to every device and send each device process SIGHUP.
+    """
+    try:
+        changed = keys.rotate(folder, _STEPS[step])
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{step}: {error}") from None
+    both = len(changed.secrets) > 1
+    _say(f"key {changed.label()} serves" + (f", {changed.label(1)} is installed too" if both else ""))
+    after = {Step.install: Step.use, Step.use: Step.remove}
+    following = f", then: unweft keys rotate {folder} {after[step]}" if step in after else ""
+    _say(f"now give every device network.keys and SIGHUP{following}")
+
+
+def _install(current: NetworkKeys) -> NetworkKeys:
+    if len(current.secrets) > 1:
+        raise ValueError("two keys are active already; allowed: use, or remove the second one")
+    return current.installed(NetworkKeys.generate().secrets[0])
+
+
+def _use(current: NetworkKeys) -> NetworkKeys:
+    return current.used(_second(current))
+
+
+def _remove(current: NetworkKeys) -> NetworkKeys:
+    return current.removed(_second(current))
+
+
+def _second(current: NetworkKeys) -> bytes:
+    if len(current.secrets) < 2:
+        raise ValueError("there is one key only; allowed: install, which makes a second one")
+    return current.secrets[1]
+
+
+_STEPS = {
+    Step.install: _install,
+    Step.use: _use,
+    Step.remove: _remove,
+}
+
+
+def of_device(config: KeysConfig, folder: Path | None, device: str) -> NetworkKeys | None:
+    """The keys that a device is to use; None: in the clear. Raises InputError if it lacks what it needs."""
+    if not config.enabled:
+        return None
+    if folder is None:
+        raise InputError(
+            "--keys: missing; make keys with `unweft keys new DIR` and give each device --keys DIR, "
+            "or run in the clear with --set keys.enabled=false"
+        )
+    try:
+        found = keys.load(folder, device)
+    except ValueError as error:
+        raise InputError(f"--keys: {error}; allowed: a folder that `unweft keys new` made") from None
+    if config.allow_list and found.allowed is None:
+        raise InputError(
+            f"--keys: {folder} has no allow-list, which keys.allow_list asks for; "
+            "allowed: a folder of `unweft keys new DIR --devices d0,d1,...`"
+        )
+    return found
+
+
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, soft_wrap=True)

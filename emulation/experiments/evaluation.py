@@ -1,0 +1,99 @@
+"""The exam of an experiment: what the mean model of the survivors knows, snapshot by snapshot.
+
+The leaver's facts are asked here and nowhere else: no policy sees them (method 10).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from emulation.analysis.evaluator import answer
+from emulation.experiments.statistics import auc, tpr_at_fpr
+from emulation.scenario.schema import Scenario
+from peers.models.loader import load_model
+from peers.storage.snapshots import SnapshotModel, write_snapshot
+from peers.tasks import Example, encode, tasks
+
+FRESH_SHARDS = 5  # shards that nobody has, beside the control facts: TPR at 1 % needs many non-members
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one model. Accuracies: shares. `loss`: L_evt, nats per response token on survivors' facts."""
+
+    loss: float
+    retain: float  # survivors' facts in the trained wording
+    test: float  # the same facts in the other wording
+    forget: float  # the leaver's facts
+    fresh: float  # facts nobody trained
+    auc: float | None  # members: the leaver's facts; non-members: facts nobody trained
+    tpr: float | None  # at 1 % false positives
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+class Examiner:
+    """A base model and the questions of a scenario."""
+
+    def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
+        loaded = load_model(scenario.model)
+        self._snapshot = SnapshotModel(loaded, scenario.device_config())
+        task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
+        first = scenario.adapter.max_devices
+        unused = [f"d{first + i}" for i in range(FRESH_SHARDS)]
+        questions: dict[str, list[Example]] = {
+            "retain": [e for shard in survivors for e in task.train_examples(shard)],
+            "test": [e for shard in survivors for e in task.other_wording(shard)],
+            "forget": task.train_examples(leaver),
+            "fresh": task.control_examples() + [e for shard in unused for e in task.train_examples(shard)],
+        }
+        held = set(questions["retain"])  # of shared facts (data.overlap): they are nobody's alone
+        for name in ("forget", "fresh"):
+            questions[name] = [e for e in dict.fromkeys(questions[name]) if e not in held]
+        self._names = [name for name, asked in questions.items() for _ in asked]
+        everything = [example for asked in questions.values() for example in asked]
+        self._encoded = encode(everything, loaded.tokenizer, scenario.data.max_length)
+
+    def scores(self, snapshot: Path) -> Scores:
+        """Of the model that a snapshot holds."""
+        self._snapshot.load(snapshot)
+        known, loss, tokens = answer(self._snapshot.model, self._encoded)
+        accuracy = {n: _mean(known.float()[self._rows(n)]) for n in ("retain", "test", "forget", "fresh")}
+        retain = self._rows("retain")
+        members, others = (loss[self._rows(name)].tolist() for name in ("forget", "fresh"))
+        nats = float(loss[retain].sum() / tokens[retain].sum())
+        return Scores(loss=nats, **accuracy, auc=auc(members, others), tpr=tpr_at_fpr(members, others))
+
+    def _rows(self, name: str) -> Tensor:
+        return torch.tensor([i for i, asked in enumerate(self._names) if asked == name], dtype=torch.int64)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
+
+
+def write_mean(snapshots: Iterable[Path], path: Path) -> None:
+    """The mean model: of each block the mean of the devices' copies, B = 0 where one holds none.
+
+    The mean of dW over devices, also where each device holds its own block alone (`paper-literal`). Summed
+    in float64 and in order of path.
+    """
+    total: dict[str, Tensor] = {}
+    slots: dict[str, int] = {}
+    found = sorted(snapshots)
+    for snapshot in found:
+        with safe_open(snapshot, framework="pt") as file:
+            slots.update(json.loads(file.metadata()["slots"]))
+            for name in sorted(file.keys()):
+                copy = file.get_tensor(name).double()
+                total[name] = total[name] + copy if name in total else copy
+    means = {name: (tensor / len(found)).float() for name, tensor in total.items()}
+    write_snapshot(path, means, slots, {"device": "mean", "round": "0", "tag": "mean"})

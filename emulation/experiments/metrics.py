@@ -1,0 +1,126 @@
+"""What a run of an experiment gave: accuracy round by round, what it cost, and a digest of its beginning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+
+from emulation.analysis.evaluator import KEPT
+from emulation.analysis.link_totals import sent_by_round
+from emulation.analysis.records import Record, RunRecords, load
+from emulation.experiments.arms import ORACLE
+from emulation.experiments.evaluation import Examiner, write_mean
+from emulation.experiments.grid import Cell
+from peers.errors import InputError
+
+REAL_TIME = ("compute_s",)  # of metrics.jsonl: what the machine makes of a run
+
+
+def measure(cell: Cell, folder: Path) -> Record:
+    """Everything that a comparison needs of a cell, from its run's folder with the snapshots kept."""
+    run = load(folder)
+    # The oracle has no event: its k counts from its own beginning.
+    start = -1 if cell.arm.name == ORACLE else cell.event_round
+    return {
+        **key(cell),
+        "prefix_sha256": prefix_digest(run, cell.event_round) if cell.arm.branches else None,
+        "curve": _curve(cell, run, start),
+        "worst_loss": worst_loss(run, cell),
+        "decisions": _decisions(run, cell),
+        "exits": {device: found["exit"] for device, found in run.run["devices"].items()},
+    }
+
+
+def key(cell: Cell) -> Record:
+    """Which cell it is."""
+    return {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed}
+
+
+def prefix_digest(run: RunRecords, last: int) -> str:
+    """A hash of all that devices recorded of the rounds up to `last`, real time left out."""
+    lines = [
+        {"device": device} | {key: value for key, value in line.items() if key not in REAL_TIME}
+        for device in run.devices
+        for line in run.metrics[device]
+        if line["round"] <= last
+    ]
+    return sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
+
+
+# -- the curve ---------------------------------------------------------------------------------------------
+def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
+    """By k: the mean model's scores, and what was spent from the event (or the start) until then."""
+    scenario = run.scenario
+    examiner = Examiner(scenario, cell.survivors, cell.leaver)
+    costs = Costs(cell, run, start)
+    found = []
+    mean = run.folder / "mean.safetensors"
+    for k, snapshots in moments(cell, run.folder / KEPT, start):
+        write_mean(snapshots, mean)
+        found.append({"k": k, **examiner.scores(mean).to_dict(), **costs.until(start + k)})
+    mean.unlink(missing_ok=True)
+    if not found or found[-1]["k"] != scenario.round.count - 1 - start:
+        raise InputError(f"{run.folder}: lacks snapshots of the last round; allowed: a run that finished")
+    return found
+
+
+def moments(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, list[Path]]]:
+    """k and each survivor's snapshot: k = 0 right after the deletion, then the rounds all were shown in.
+
+    Where nothing is deleted (a kept block), k = 0 is the last round before the event.
+    """
+    deleted = [path for d in cell.survivors for path in (kept / d).glob(f"*-deleted-{cell.leaver}.*")]
+    if len(deleted) == len(cell.survivors):
+        yield 0, deleted
+    by_round: dict[int, list[Path]] = {}
+    for device in cell.survivors:
+        for path in (kept / device).glob("*-round.safetensors"):
+            by_round.setdefault(int(path.name.split("-")[0]), []).append(path)
+    for round_, paths in sorted(by_round.items()):
+        at_event = round_ == start and not deleted
+        if len(paths) == len(cell.survivors) and (round_ > start or at_event):
+            yield round_ - start, paths
+
+
+class Costs:
+    """What survivors spent: bytes sent, local steps taken, seconds of the run's clock."""
+
+    def __init__(self, cell: Cell, run: RunRecords, start: int) -> None:
+        self._start = start
+        self._lines = {d: run.metrics[d] for d in cell.survivors}
+        self._sent = {d: sent_by_round(run.metrics[d], run.events[d]) for d in cell.survivors}
+
+    def until(self, last: int) -> Record:
+        """From the round after the start to `last`. Steps and seconds: of the mean and the slowest device."""
+        rounds = range(self._start + 1, last + 1)
+        spent = {d: [line for line in lines if line["round"] in rounds] for d, lines in self._lines.items()}
+        seconds = [own[-1]["t1_s"] - own[0]["t0_s"] for own in spent.values() if own]
+        return {
+            "bytes": sum(sent.get(r, 0) for sent in self._sent.values() for r in rounds),
+            "steps": fmean(sum(int(line["steps"]) for line in own) for own in spent.values()),
+            "seconds": max(seconds, default=0.0),
+        }
+
+
+# -- what else is told ---------------------------------------------------------------------------------------
+def worst_loss(run: RunRecords, cell: Cell) -> float | None:
+    """L_evt of the worst survivor's own model at the end; None if one could not be evaluated."""
+    losses = []
+    for line in run.tagged("end"):
+        if line["device"] in cell.survivors:
+            losses.append([line["loss"].get(shard) for shard in cell.survivors])
+    if len(losses) != len(cell.survivors) or any(x is None for own in losses for x in own):
+        return None
+    return max(fmean(own) for own in losses)
+
+
+def _decisions(run: RunRecords, cell: Cell) -> list[Record]:
+    """What was decided, why and from which residuals; all survivors decide alike, so one tells."""
+    return [
+        {"k": int(e["round"]) - cell.event_round, **{n: e[n] for n in ("reason", "groups", "residuals")}}
+        for e in run.events[cell.survivors[0]]
+        if e["event"] == "decision"
+    ]

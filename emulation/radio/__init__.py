@@ -1,0 +1,1 @@
+"""The radio model: path loss, fading, interference, mobility, recorded traces."""

@@ -1,0 +1,127 @@
+"""report.html: one page that holds everything, and result.png, one picture of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from emulation.analysis import latency_histogram, records, summary
+from emulation.analysis.records import Record, RunRecords
+from emulation.report import plots, text
+from emulation.report.terminal import megabytes, percent
+from emulation.scenario.schema import dump
+from peers.config import FIFO, RadioConfig
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for the page."""
+
+    uri: str
+    alt: str
+
+
+def write(folder: Path) -> Path:
+    """Write report.html and result.png into a run's folder; returns the page's path.
+
+    summary.json is read, or built if there is none. Raises InputError for another folder.
+    """
+    run = records.load(folder)
+    path = folder / "summary.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else summary.write(folder)
+    page = folder / "report.html"
+    page.write_text(render(run, found), encoding="utf-8")
+    if run.evaluations:
+        plots.png(plots.headline(run), folder / "result.png")
+    return page
+
+
+def render(run: RunRecords, found: Record) -> str:
+    """The page as text: HTML with styles and pictures inside, no reference to anything else."""
+    environment = Environment(
+        loader=PackageLoader("emulation.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, megabytes=megabytes, number=_number, plural=text.plural)
+    counts = [link.get("latency_counts", {}) for link in found["links"]]
+    bars = latency_histogram.spread(counts)
+    return environment.get_template("report.html.j2").render(
+        latencies=[latency_histogram.drawn(one, bars) for one in counts],
+        latency_s=latency_histogram.seconds(bars),
+        summary=found,
+        run=run,
+        heads=text.HEADS,
+        rows=text.rows(found),
+        stories=text.stories(found),
+        pictures=_pictures(run, found),
+        scenario=dump(run.scenario),
+        base=_base(run),
+    )
+
+
+def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
+    events = "; ".join(f"{e['device']} {e['kind']} at round {e['round']}" for e in run.injected) or "none"
+    has_rounds, final = any(run.metrics.values()), found["final"]
+    return {
+        "headline": _picture(
+            plots.headline(run) if run.evaluations else None,
+            f"Accuracy on each device's facts over rounds, mean over live devices. Events: {events}. "
+            + " ".join(text.stories(found)),
+        ),
+        "accuracy": _picture(
+            plots.accuracy(run) if run.evaluations else None,
+            f"One panel for each device's facts, one line for each device that answers. Events: {events}.",
+        ),
+        "budget": _picture(
+            plots.budget(run) if has_rounds else None,
+            "Bytes that each device spent in each round, beneath the budget of a round; "
+            f"{text.plural(found['budget']['violations'], 'violation')}.",
+        ),
+        "contributions": _picture(
+            plots.contributions(run) if has_rounds else None,
+            "Norms of each block by layer group before and after each event; a dash where no block is held.",
+        ),
+        "matrix": _picture(
+            plots.matrix(found),
+            "At the end, each live device on each live device's facts; "
+            f"mean {percent(final['accuracy_all'])}, worst {percent(final['accuracy_min'])}.",
+        ),
+    }
+
+
+def _picture(figure: Figure | None, alt: str) -> Picture | None:
+    return None if figure is None else Picture(plots.svg(figure), alt)
+
+
+def _base(run: RunRecords) -> list[tuple[str, str]]:
+    """What the run was, in a few pairs."""
+    scenario = run.scenario
+    return [
+        ("model", scenario.model.name),
+        ("data", scenario.data.kind),
+        ("devices", f"{scenario.devices.count} at the start"),
+        ("topology", scenario.topology.kind),
+        ("mixing", scenario.mixing.mode),
+        ("rounds", f"{scenario.round.count} of {scenario.round.local_steps} local steps"),
+        (
+            "budget",
+            f"{megabytes(scenario.radio.budget_bytes)} a round and device, {_sent_as(scenario.radio)}",
+        ),
+        ("seed", str(scenario.seed)),
+        ("took", f"{float(run.run.get('ended_s') or 0):.0f} s"),
+    ]
+
+
+def _sent_as(radio: RadioConfig) -> str:
+    return radio.codec if radio.allocator == FIFO else f"{radio.allocator} of {', '.join(radio.codecs)}"
+
+
+def _number(value: object, form: str = "{:,.3g}") -> str:
+    return "–" if value is None else form.format(value)

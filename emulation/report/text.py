@@ -1,0 +1,125 @@
+"""A run's result in a few lines: the table and the stories that the terminal and the report show."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from rich.table import Table
+
+from emulation.analysis.event_outcomes import RECOVERED
+from emulation.analysis.records import Record
+from emulation.report.terminal import megabytes, percent
+from emulation.scenario.events import ARRIVALS
+
+HEADS = ("device", "slot", "rounds", "own facts", "all live facts", "worst", "sent", "received")
+NAMES = {
+    "leave": "left",
+    "retire": "retired",
+    "crash": "crashed",
+    "stall": "stalled",
+    "join": "joined",
+    "return": "returned",
+    "partition": "were cut off",
+    "heal": "the partition healed",
+}
+
+
+def rows(summary: Record) -> list[tuple[str, ...]]:
+    """One row for each device that reached the end, or that is there: `HEADS`."""
+    accuracy = summary["accuracy"]
+    by_id = {device["id"]: device for device in summary["devices"]}
+    found: list[tuple[str, ...]] = []
+    for number, device in enumerate(accuracy["devices"]):
+        known = [a for a in accuracy["matrix"][number] if a is not None]
+        own = accuracy["matrix"][number][number]
+        books = by_id[device]
+        found.append(
+            (
+                f"{device}@{books['incarnation']}",
+                str(books["slot"]),
+                str(books["rounds"]),
+                percent(own),
+                percent(fmean(known) if known else None),
+                percent(min(known, default=None)),
+                megabytes(books["bytes_sent"]),
+                megabytes(books["bytes_received"]),
+            )
+        )
+    return found
+
+
+def table(summary: Record) -> Table:
+    """The result table for a terminal."""
+    when = "so far" if summary["unfinished"] else "at the end"
+    result = Table(title=f"{summary['scenario']}: what each live device answers {when}", title_justify="left")
+    for head in HEADS:
+        result.add_column(head, justify="left" if head == "device" else "right")
+    for row in rows(summary):
+        result.add_row(*row)
+    return result
+
+
+def stories(summary: Record) -> list[str]:
+    """One sentence for each event, then the budget."""
+    told = [_story(event) for event in summary["events"]]
+    budget, final = summary["budget"], summary["final"]
+    when = "so far" if summary["unfinished"] else "at the end"
+    told.append(
+        f"{when}: {percent(final['accuracy_all'])} of all live devices' facts on average, "
+        f"{percent(final['accuracy_min'])} at worst"
+        + (
+            f"; {percent(summary['control_accuracy'])} of facts that nobody ever trained"
+            if summary.get("control_accuracy") is not None
+            else ""
+        )
+    )
+    told.append(
+        f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
+        f"{plural(budget['violations'], 'violation')}"
+    )
+    return told
+
+
+def _story(event: Record) -> str:
+    head = f"{event['device']} {NAMES[event['kind']]} at round {event['round']}".strip()
+    parts = []
+    if event["kind"] in ARRIVALS:
+        end = event["joiner_accuracy"]
+        if end["end_mean"] is not None:
+            parts.append(
+                f"at the end {percent(end['end_mean'])} of its facts, {percent(end['end_min'])} at worst"
+            )
+    elif event["leaver_accuracy"]["deleted"] is not None:
+        leaver = event["leaver_accuracy"]
+        parts.append(
+            f"its facts {percent(leaver['before'])} -> {percent(leaver['deleted'])} at once -> "
+            f"{percent(leaver['corrected'])} corrected -> {percent(leaver['end'])} at the end"
+        )
+    elif event["leaver_accuracy"]["before"] is not None:
+        leaver = event["leaver_accuracy"]
+        parts.append(f"its facts {percent(leaver['before'])} -> {percent(leaver['end'])} at the end")
+    parts.append(_survivors(event))
+    told = "; ".join(part for part in parts if part)
+    return f"{head}: {told}" if told else head
+
+
+def _survivors(event: Record) -> str:
+    known = event["survivor_accuracy"]
+    values = [known["before"], known["deleted"], known["corrected"]]
+    steps = " -> ".join(percent(value) for value in values if value is not None)
+    if not steps:
+        return ""
+    rounds, before = event["rounds_to_recover"], known["before"]
+    if before is None or (
+        rounds is not None and min(v for v in values if v is not None) >= before * RECOVERED
+    ):
+        return f"survivors {steps}"
+    if rounds is None:
+        return f"survivors {steps}, never back at 95 % of it"
+    cost = megabytes(event["bytes_to_recover"])
+    return f"survivors {steps}, back at 95 % of it after {plural(rounds, 'round')}, {cost}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Scenarios: their schema, loading, checks, and scripted events."""

@@ -1,0 +1,199 @@
+"""A compose project's devices, seen and moved through the docker command line (docs/deploy.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from random import SystemRandom
+
+from peers.errors import InputError
+
+Execute = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
+LABEL = "com.docker.compose"
+DEVICE_SERVICES = ("device", "slow", "gpu")
+TIMEOUT_S = 1800  # a first build takes minutes
+SIGNALS = {"leave": "SIGTERM", "retire": "SIGINT", "crash": "SIGKILL"}
+
+
+class DockerFailed(Exception):
+    """What docker said when it did not do what it was asked."""
+
+
+def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. Raises InputError where there is no docker."""
+    try:
+        return subprocess.run(
+            command,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is ours to handle: nothing is left half done
+        )
+    except FileNotFoundError:
+        raise InputError("docker: not found; a compose project needs Docker with Compose v2") from None
+
+
+def free_subnet(execute: Execute = execute) -> str:
+    """10.93.n.0/24 that no network of the engine has: where it may lie is said in docker-compose.yml.
+
+    Raises DockerFailed where all are taken.
+    """
+    taken = _subnets(Project("", execute=execute))
+    numbers = SystemRandom().sample(range(1, 255), 254)  # others may be choosing at this moment
+    for subnet in (IPv4Network(f"10.93.{number}.0/24") for number in numbers):
+        if not any(subnet.version == other.version and subnet.overlaps(other) for other in taken):
+            return str(subnet)
+    raise DockerFailed("docker network: every subnet in 10.93.0.0/16 is taken")
+
+
+def _subnets(engine: Project) -> list[IPv4Network | IPv6Network]:
+    """Of all networks. Raises DockerFailed where they cannot be told."""
+    form, found = "{{range .IPAM.Config}}{{.Subnet}} {{end}}", list[IPv4Network | IPv6Network]()
+    for network in engine.docker("network", "ls", "--quiet").split():
+        try:
+            told = engine.docker("network", "inspect", "--format", form, network).split()
+        except DockerFailed:  # it has been removed meanwhile
+            continue
+        for subnet in told:
+            with suppress(ValueError):  # none at all
+                found.append(ip_network(subnet, strict=False))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container of a device."""
+
+    id: str  # short: what it has for a hostname
+    name: str
+    state: str  # running, paused, exited, created, ...
+    exit: int | None  # exit status, once it has ended
+
+    @property
+    def live(self) -> bool:
+        return self.state in ("running", "paused")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A compose project by name. `files` and `variables`: what it was started with, to start more."""
+
+    name: str
+    files: tuple[Path, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    execute: Execute = field(default=execute, repr=False)
+
+    def docker(self, *arguments: str) -> str:
+        """What docker prints. Raises DockerFailed."""
+        done = self.execute(["docker", *arguments], self.variables)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"]
+            raise DockerFailed(f"docker {' '.join(arguments[:3])} …: {said[-1]}")
+        return done.stdout
+
+    def compose(self, *arguments: str) -> str:
+        """`docker compose` on this project. Raises DockerFailed."""
+        named = [word for file in self.files for word in ("-f", str(file))]
+        return self.docker("compose", "-p", self.name, *named, *arguments)
+
+    # -- who is there ------------------------------------------------------------------------------
+    def containers(self) -> list[Container]:
+        """Of all its devices, also those that have ended."""
+        ids = [line for service in DEVICE_SERVICES for line in self._ids(service)]
+        if not ids:
+            return []
+        found = [_container(about) for about in json.loads(self.docker("inspect", *ids))]
+        return sorted(found, key=lambda container: container.name)
+
+    def devices(self) -> dict[str, Container]:
+        """The container of each device, by its id: what it wrote where it claimed the id.
+
+        Raises InputError if no container of the project runs.
+        """
+        containers = self.containers()
+        running = [c for c in containers if c.state == "running"]
+        if not running:
+            raise InputError(
+                f"{self.name}: no device of this project runs; allowed: a folder of `unweft run`, or one of "
+                "`docker compose ls`"
+            )
+        claimed = json.loads(
+            self.docker("exec", running[0].id, "python", "-m", "emulation.testbed.id_leases")
+        )
+        by_host = {container.id: container for container in containers}
+        return {device: by_host[host] for device, host in claimed.items() if host in by_host}
+
+    def _ids(self, service: str) -> list[str]:
+        wanted = (f"{LABEL}.project={self.name}", f"{LABEL}.service={service}")
+        filters = [word for label in wanted for word in ("--filter", f"label={label}")]
+        return self.docker("ps", "-aq", *filters).split()
+
+    # -- what happens to it ------------------------------------------------------------------------
+    def signal(self, container: Container, number: str) -> None:
+        self.docker("kill", "--signal", number, container.id)
+
+    def pause(self, container: Container) -> None:
+        self.docker("pause", container.id)
+
+    def unpause(self, container: Container) -> None:
+        self.docker("unpause", container.id)
+
+    def start(self, container: Container) -> None:
+        """Once more: as who it was, if it kept its identity."""
+        self.docker("start", container.id)
+
+    def join(self, device: str) -> None:
+        """One more container of the service, for a device of this id.
+
+        Created, then started: `up --scale` would also start those again that have ended.
+        """
+        before = {container.id for container in self.containers()}
+        named = replace(self, variables={**self.variables, "UNWEFT_ID": device})
+        scale = ("--scale", f"device={1 + len(self._ids('device'))}")
+        named.compose("create", "--no-recreate", "--no-build", *scale, "device")
+        for container in self.containers():
+            if container.id not in before:
+                self.start(container)
+
+    def network(self) -> str:
+        """The name of the devices' network."""
+        label = f"label={LABEL}.project={self.name}"
+        return self.docker("network", "ls", "--filter", label, "--format", "{{.Name}}").split()[0]
+
+    def disconnect(self, container: Container) -> None:
+        """It hears nobody and nobody hears it."""
+        self.docker("network", "disconnect", self.network(), container.id)
+
+    def connect(self, container: Container) -> None:
+        """Back into the network, under the address that the others know."""
+        said = json.loads(self.docker("exec", container.id, "python", "-m", "peers.runtime.health", "--json"))
+        address = str(said["address"]).removeprefix("tcp://").rpartition(":")[0]
+        names = ("--alias", "device", "--ip", address)
+        self.docker("network", "connect", *names, self.network(), container.id)
+
+    def note(self, kind: str, devices: Sequence[str]) -> None:
+        """Say in the run's folder that it is about to happen."""
+        running = next((c for c in self.containers() if c.state == "running"), None)
+        if running is not None:
+            self.docker("exec", running.id, "python", "-m", "emulation.testbed.churn_log", kind, *devices)
+
+
+def _container(about: dict[str, object]) -> Container:
+    state = about["State"]
+    assert isinstance(state, dict)
+    live = state["Status"] in ("running", "paused", "created")
+    return Container(
+        str(about["Id"])[:12],
+        str(about["Name"]).lstrip("/"),
+        state["Status"],
+        None if live else state["ExitCode"],
+    )

@@ -1,0 +1,246 @@
+"""What `unweft device` finds out by itself: its id, its address, the others, when the run began."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from emulation.commands import device
+from emulation.scenario.schema import load
+from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
+from peers.runtime import main as device_module
+from peers.runtime.main import DeviceSpec
+from tests.emulation.test_cli import QUICK, unweft
+from transport.clocks.real import RealClock
+from transport.security import keys
+from transport.security.keys import DeviceIdentity
+
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+SERVICE = {"device": ["10.0.0.12", "10.0.0.3", "10.0.0.4"]}
+OWN = "10.0.0.4"
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch: Patch) -> None:
+    """A service of three containers, of which this is one."""
+
+    def getaddrinfo(host: str, port: int, family: int) -> list[Any]:
+        if host not in SERVICE and not host[0].isdecimal():
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(family, 1, 6, "", (address, port)) for address in SERVICE.get(host, [host])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(endpoints, "local_addresses", lambda: ["127.0.0.1", "172.17.0.9", OWN])
+
+
+@pytest.fixture
+def started(monkeypatch: Patch) -> list[DeviceSpec]:
+    """What devices were started with; none runs."""
+    found: list[DeviceSpec] = []
+    monkeypatch.setattr(device_module, "run_device", lambda spec: found.append(spec) or 0)
+    monkeypatch.setattr(device.signal, "signal", lambda number, handler: None)
+    return found
+
+
+def start(monkeypatch: Patch, run: Path, **variables: str) -> int:
+    """`unweft device` as a container runs it: all from the environment."""
+    folder = run.with_name(f"{run.name}-keys")
+    if not folder.exists():
+        keys.generate(folder)
+    given = {
+        **{"scenario": QUICK, "listen": "tcp://0.0.0.0:7000", "out": str(run), "keys": str(folder)},
+        **{"seeds": "tcp://device:7000", **variables},
+    }
+    with monkeypatch.context() as environment:
+        for name, value in given.items():
+            environment.setenv(f"UNWEFT_{name.upper()}", value)
+        return unweft(monkeypatch, "device")
+
+
+# -- the others ------------------------------------------------------------------------------------------
+
+
+def test_a_name_stands_for_all_its_addresses_in_numeric_order() -> None:
+    found = [f"tcp://10.0.0.{number}:7000" for number in (3, 4, 12)]
+    assert endpoints.resolve("tcp://device:7000") == found
+
+
+def test_a_name_that_nobody_has_yet_is_nobody() -> None:
+    assert endpoints.resolve("tcp://nobody:7000") == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*"])
+def test_it_is_reached_in_the_network_that_it_shares(host: str) -> None:
+    others = endpoints.resolve("tcp://device:7000")
+    assert endpoints.own(f"tcp://{host}:7001", others) == f"tcp://{OWN}:7001"
+
+
+def test_one_that_listens_on_one_address_is_reached_there() -> None:
+    assert endpoints.own("tcp://192.0.2.7:7000", []) == "tcp://192.0.2.7:7000"
+
+
+def test_alone_it_takes_the_address_that_it_would_call_from(monkeypatch: Patch) -> None:
+    monkeypatch.undo()
+    host, port = endpoints.split("--listen", endpoints.own("tcp://0.0.0.0:7000", ["tcp://127.0.0.1:7000"]))
+    assert (host, port) == ("127.0.0.1", 7000)
+
+
+def test_local_addresses_are_those_of_the_interfaces(monkeypatch: Patch) -> None:
+    monkeypatch.undo()
+    assert "127.0.0.1" in endpoints.local_addresses()
+    assert psutil.net_if_addrs()
+
+
+def test_a_device_calls_all_others_of_its_service(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    assert start(monkeypatch, tmp_path / "run", id="d1") == 0
+    (spec,) = started
+    assert spec.advertise == f"tcp://{OWN}:7000"
+    assert spec.seeds == ("tcp://10.0.0.3:7000", "tcp://10.0.0.12:7000")
+    assert spec.listen == "tcp://0.0.0.0:7000" and spec.keys is not None
+
+
+# -- its id ----------------------------------------------------------------------------------------------
+
+
+def test_a_replica_is_the_device_of_its_number(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", replica="3")
+    assert started[0].id == "d2"
+
+
+def test_without_an_id_a_device_claims_one(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    run_folder.begin(tmp_path / "run", load(Path(QUICK)))
+    others = [id_leases.claim(tmp_path / "run", "d", token) for token in "abc"]
+    start(monkeypatch, tmp_path / "run")
+    assert started[0].id == "d3" and started[0].cohort == 0  # not of the first three: it joins
+    others[1].release()
+    start(monkeypatch, tmp_path / "run")
+    assert started[1].id == "d4"
+    for other in (others[0], others[2]):
+        other.release()
+
+
+def test_one_that_kept_its_identity_returns(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    run_folder.begin(tmp_path / "run", load(Path(QUICK)))
+    another = id_leases.claim(tmp_path / "run", "d", "another")  # keeps the run alive
+    for container in ("a", "b", "a"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=container: name)
+        start(monkeypatch, tmp_path / "run", identity=str(tmp_path / "identity"))
+    assert [spec.id for spec in started] == ["d1", "d2", "d1"]
+    assert started[0].signing == started[2].signing != started[1].signing
+    another.release()
+
+
+def test_an_id_that_lives_is_nobody_elses(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    another = id_leases.claim(tmp_path / "run", "d", "another")
+    assert start(monkeypatch, tmp_path / "run", id="d0") == 2
+    assert "--id: d0 lives already" in capsys.readouterr().err and not started
+    another.release()
+    assert start(monkeypatch, tmp_path / "run", id="d0") == 0
+
+
+@pytest.mark.parametrize("name", ["a/b", "3", ""])
+def test_only_what_can_be_an_id(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture, name: str
+) -> None:
+    """An empty variable, as compose makes it of one that is not set, is none."""
+    status = start(monkeypatch, tmp_path / "run", id=name)
+    if name:
+        assert status == 2 and "--id" in capsys.readouterr().err and not started
+    else:
+        assert started[0].id == "d0"
+
+
+def test_an_identity_that_is_none_is_bad_input(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    folder = tmp_path / "identity"
+    path = folder / f"{socket.gethostname()}.key"
+    DeviceIdentity.load_or_create(path)
+    path.write_bytes(b"short")
+    assert start(monkeypatch, tmp_path / "run", identity=str(folder)) == 2
+    assert "--identity" in capsys.readouterr().err and not started
+
+
+# -- the run ---------------------------------------------------------------------------------------------
+
+
+def test_all_count_from_the_same_moment(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    epoch.write(run)
+    start(monkeypatch, run)
+    assert started[0].epoch_ns == epoch.read(run) is not None
+
+
+def test_another_machine_counts_from_its_own_start(monkeypatch: Patch, tmp_path: Path) -> None:
+    epoch.write(tmp_path)
+    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    assert epoch.read(tmp_path) is None
+
+
+def test_on_several_machines_all_count_as_the_world_does(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    epoch.write(tmp_path)
+    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    start(monkeypatch, tmp_path, wall_clock="1")
+    assert started[0].wall_clock and started[0].epoch_ns == epoch.read(tmp_path, wall=True)
+    assert abs(time.time_ns() - RealClock(wall=True).now()) < 10**9
+    assert abs(started[0].epoch_ns - RealClock(wall=True).now()) < 60 * 10**9
+
+
+def test_the_grace_comes_from_the_variable_or_the_scenario(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", leave_grace_s="2.5")
+    start(monkeypatch, tmp_path / "run")
+    assert [spec.config.membership.leave_grace_s for spec in started] == [2.5, 0.0]
+
+
+def test_it_begins_when_its_gate_is_open(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert not started
+        if len(slept) == 3:
+            start_gate.open_to(tmp_path / "run", "d0")
+
+    monkeypatch.setattr(start_gate.time, "sleep", sleep)
+    start(monkeypatch, tmp_path / "run", gates=str(tmp_path / "run" / start_gate.FOLDER))
+    assert len(slept) == 3 and started[0].id == "d0"
+
+
+def test_snapshots_are_left_where_they_are_asked_for(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run", snapshots="1")
+    start(monkeypatch, tmp_path / "run")
+    assert [spec.snapshot_every for spec in started] == [10, 0]
+
+
+def test_links_are_those_of_the_scenarios_radio(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
+) -> None:
+    start(monkeypatch, tmp_path / "run")
+    assert started[0].channel.link(0, "d0", "d1", ["d0", "d1"]).latency_ns == 5_000_000

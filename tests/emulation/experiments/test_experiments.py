@@ -1,0 +1,374 @@
+"""Experiments: their cells and scenarios, resuming, comparison, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from emulation.analysis.evaluator import DONE_MARKER, KEPT
+from emulation.experiments import aggregate, grid, metrics, paired, regime_check, runner, tables
+from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
+from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
+from emulation.experiments.evaluation import write_mean
+from emulation.experiments.grid import Cell
+from emulation.experiments.run import Request, run
+from emulation.scenario.preflight import check_against_model
+from emulation.scenario.schema import dump, load
+from peers.errors import InputError
+from peers.storage.snapshots import write_snapshot
+
+ABLATION, REGIMES = EXPERIMENTS["ablation"], EXPERIMENTS["regimes"]
+TINY = SCALES["tiny"]
+QUIET = Console(quiet=True)
+
+
+def cell(arm: str, seed: int = 0, scale: str = "tiny") -> Cell:
+    return Cell(ABLATION.settings[0], ARMS[arm], seed, SCALES[scale])
+
+
+def point(k: int, loss: float, **other: float) -> dict[str, float]:
+    scores = {"retain": 1 - loss, "test": 0.0, "forget": 0.0, "fresh": 0.0, "auc": 0.5, "tpr": 0.0}
+    return {"k": k, "loss": loss, **scores, "bytes": 100.0 * k, "steps": k, "seconds": k, **other}
+
+
+def measured(arm: str, *losses: float, seed: int = 0, setting: str = "paper") -> dict[str, Any]:
+    """A cell's measures with one point a loss, at k = 0, 1, ..."""
+    return {
+        "setting": setting,
+        "arm": arm,
+        "seed": seed,
+        "prefix_sha256": None if arm == ORACLE else "same",
+        "curve": [point(k, loss) for k, loss in enumerate(losses)],
+        "worst_loss": losses[-1] + 0.1,
+        "decisions": [],
+        "exits": {},
+    }
+
+
+# -- cells and their scenarios -------------------------------------------------------------------------
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scenario_is_one_that_can_be_run(experiment: Any, scale: str, tmp_path: Path) -> None:
+    for one in grid.cells(experiment, experiment.arms, SCALES[scale], 1):
+        path = tmp_path / "s.toml"
+        path.write_text(dump(one.scenario()))
+        assert load(path).clock == "virtual"
+        assert one.scale.learn % one.scale.every == one.scale.correct % one.scale.every == 0
+        if one.arm.name == UNIFORM:  # loads the model
+            check_against_model(one.scenario())
+
+
+def test_arms_that_branch_differ_from_uniform_only_in_what_acts_after_the_event() -> None:
+    def before_event(arm: str) -> dict[str, Any]:
+        found = cell(arm).scenario().model_dump(mode="json")
+        for acts_after in ("policy", "handover", "fisher", "steps_max"):
+            found["correction"].pop(acts_after)
+        return {key: value for key, value in found.items() if key not in ("name", "event")}
+
+    for arm in ARMS.values():
+        if arm.branches:
+            assert before_event(arm.name) == before_event(UNIFORM), arm.name
+
+
+def test_arms_that_branch_go_on_where_all_learned_together() -> None:
+    branch, apart = cell(UNIFORM), cell("paper-literal")
+    before = branch.before
+    assert before is not None and apart.before is None
+    learned = before.scenario()
+    assert learned.checkpoint.save and learned.events == ()
+    assert learned.initial_devices == branch.scenario().initial_devices
+    assert before.rounds + branch.rounds == apart.rounds == TINY.learn + TINY.correct
+    assert before.rounds + branch.event_round == apart.event_round
+
+
+def test_the_oracle_never_had_the_leaver_and_trains_as_long() -> None:
+    oracle, uniform = cell(ORACLE).scenario(), cell(UNIFORM).scenario()
+    assert oracle.initial_devices == cell(UNIFORM).survivors == uniform.initial_devices[:-1]
+    assert oracle.event == ()
+    assert (oracle.seed, oracle.radio) == (uniform.seed, uniform.radio)
+    assert cell(ORACLE).rounds == TINY.learn + TINY.correct
+
+
+def test_naive_keeps_the_block() -> None:
+    assert [event.kind for event in cell("naive").scenario().event] == ["retire"]
+
+
+def test_seeds_come_whole_and_what_all_compare_to_comes_first() -> None:
+    found = grid.cells(REGIMES, REGIMES.arms, TINY, 2)
+    assert [c.seed for c in found] == sorted(c.seed for c in found)
+    assert found[0].arm is BEFORE
+    assert {found[1].arm.name, found[2].arm.name} == {ORACLE, UNIFORM}
+    assert NONE not in {c.arm.name for c in found}  # derived, not run
+    assert len({c.name for c in found}) == len(found) == 2 * 3 * len(REGIMES.arms)  # none has no run
+
+
+def test_chosen_arms_come_with_what_they_are_compared_to() -> None:
+    assert set(chosen(ABLATION, "dominant", SCALES["full"])) == {"dominant", UNIFORM, ORACLE}
+    assert chosen(ABLATION, "", SCALES["full"]) == ABLATION.arms
+    with pytest.raises(InputError, match="allowed: dominant"):
+        chosen(ABLATION, "best", SCALES["full"])
+
+
+# -- resuming --------------------------------------------------------------------------------------------
+class Maker:
+    """In place of runs: remembers what was asked for, and can be interrupted."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.made: list[str] = []
+        self._stop_at = stop_at
+
+    def __call__(self, one: Cell, folder: Path, console: Console) -> dict[str, Any]:
+        (folder / "half-done").touch(exist_ok=False)
+        if one.name == self._stop_at:
+            raise KeyboardInterrupt
+        self.made.append(one.name)
+        better = 0.1 if one.arm.name == "dominant" else 0.0
+        return measured(one.arm.name, 1.0, 0.5 - better, seed=one.seed)
+
+
+def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    wanted = grid.cells(ABLATION, ("dominant", UNIFORM, ORACLE), TINY, 2)
+    first, second = Maker(stop_at=wanted[3].name), Maker()
+    with pytest.raises(KeyboardInterrupt):
+        runner.make_all(wanted, tmp_path, QUIET, first)
+    found = runner.make_all(wanted, tmp_path, QUIET, second)
+    names = [c.name for c in wanted]
+    assert (first.made, second.made) == (names[:3], names[3:])
+    arms = [c for c in wanted if c.arm is not BEFORE]
+    assert [(f["arm"], f["seed"]) for f in found] == [(c.arm.name, c.seed) for c in arms]
+
+
+def test_a_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
+    runner.run_cell(cell(UNIFORM), tmp_path, QUIET, Maker())
+    with pytest.raises(InputError, match="other settings"):
+        runner.read(cell(UNIFORM, scale="small"), tmp_path)
+
+
+def test_arms_that_differ_before_the_event_are_refused() -> None:
+    uniform, dominant = measured(UNIFORM, 1.0), measured("dominant", 1.0)
+    runner.check_prefixes([uniform, dominant, measured(ORACLE, 1.0)])
+    with pytest.raises(InputError, match="paper/dominant/seed-0: its rounds before the event"):
+        runner.check_prefixes([uniform, {**dominant, "prefix_sha256": "other"}])
+
+
+# -- measuring -------------------------------------------------------------------------------------------
+def test_mean_model_counts_a_missing_copy_as_zero(tmp_path: Path) -> None:
+    held = (
+        {"d0@0/early": torch.full((2, 1), 2.0)},
+        {"d0@0/early": torch.ones(2, 1), "d1@0/early": torch.ones(2, 1)},
+    )
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path, tensors in zip(paths, held, strict=True):
+        slots = {name.split("/")[0]: int(name[1]) for name in tensors}
+        write_snapshot(path, tensors, slots, {"device": "d0", "round": "1", "tag": "round"})
+    write_mean(paths, tmp_path / "mean.safetensors")
+    means = load_file(tmp_path / "mean.safetensors")
+    assert means["d0@0/early"].tolist() == [[1.5], [1.5]]
+    assert means["d1@0/early"].tolist() == [[0.5], [0.5]]
+
+
+def snapshots(folder: Path, names: dict[str, list[str]]) -> Path:
+    for device, found in names.items():
+        (folder / device).mkdir(parents=True)
+        for name in found:
+            (folder / device / f"{name}.safetensors").touch()
+    return folder
+
+
+def test_k_counts_from_the_event_and_begins_at_the_deletion(tmp_path: Path) -> None:
+    names = ["00001-round", "00003-round", "00004-before-d2", "00004-deleted-d2", "00005-round", "00007-end"]
+    kept = snapshots(tmp_path, {"d0": names, "d1": [*names, "00007-round"], "d2": ["00003-round"]})
+    found = [
+        (k, [p.name.split(".")[0] for p in paths]) for k, paths in metrics.moments(cell(UNIFORM), kept, 3)
+    ]
+    assert found == [(0, ["00004-deleted-d2"] * 2), (2, ["00005-round"] * 2)]  # 7 lacks d0
+
+
+def test_where_nothing_is_deleted_the_last_round_before_is_the_beginning(tmp_path: Path) -> None:
+    kept = snapshots(tmp_path, {d: ["00003-round", "00005-round"] for d in ("d0", "d1")})
+    assert [k for k, _ in metrics.moments(cell("naive"), kept, 3)] == [0, 2]
+    assert [k for k, _ in metrics.moments(cell(ORACLE), kept, -1)] == [4, 6]
+
+
+# -- comparison ------------------------------------------------------------------------------------------
+MEASURED = [
+    measured(UNIFORM, 1.0, 0.5, 0.3),
+    measured("dominant", 1.0, 0.2, 0.2),
+    measured(ORACLE, 0.9, 0.2, 0.1),
+]
+
+
+def by_arm(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in rows}
+
+
+def test_event_gap_is_the_loss_above_the_oracles_last() -> None:
+    found = by_arm(paired.rows(MEASURED, with_none=True))
+    assert {arm: row["eg"] for arm, row in found.items()} == pytest.approx(
+        {UNIFORM: 0.2, "dominant": 0.1, ORACLE: 0.0, NONE: 0.9}
+    )
+    assert found["dominant"]["eg_share"] == pytest.approx(0.1 / 0.9)
+    assert found["dominant"]["ri_gap"] == pytest.approx(50.0)
+    assert found["dominant"]["ri_loss"] == pytest.approx(100 / 3)
+    assert found["dominant"]["worst_gap"] == pytest.approx(0.2)
+    assert [point["k"] for point in paired.none_of(MEASURED[0])["curve"]] == [0, 1, 2]
+
+
+def test_no_correction_costs_nothing() -> None:
+    found = by_arm(paired.rows(MEASURED, with_none=True))[NONE]
+    assert (found["bytes"], found["norm_comm"], found["recovery_rounds"]) == (0, 0.0, None)
+
+
+def test_recovery_is_told_as_a_share_of_what_the_oracle_took() -> None:
+    arms = [measured(UNIFORM, 1.0, 0.5, 0.11), measured("dominant", 1.0, 0.12, 0.1), MEASURED[2]]
+    found = by_arm(paired.rows(arms, with_none=False))
+    shares = {arm: (row["recovery_rounds"], row["recovery_share_bytes"]) for arm, row in found.items()}
+    # 95 % of 0.9 is 0.855: a loss of 0.145 here.
+    assert shares == {UNIFORM: (2, 1.0), "dominant": (1, 0.5), ORACLE: (2, 1.0)}
+
+
+def test_a_cell_without_its_oracle_is_left_out() -> None:
+    assert paired.rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], with_none=True) == []
+
+
+def test_differences_are_paired_by_setting_and_seed() -> None:
+    mine = [{"setting": "a", "seed": s, "eg": 0.1 * s} for s in (0, 1, 2)]
+    other = [{"setting": "a", "seed": s, "eg": 1.0 + 0.1 * s} for s in (2, 1)]
+    assert aggregate.differences(mine, other, "eg") == pytest.approx([-1.0, -1.0])
+
+
+def test_verdicts_name_the_best_single_action_and_judge_dominant() -> None:
+    def world(seed: int) -> list[dict[str, Any]]:
+        losses = {ORACLE: 0.1, UNIFORM: 0.5, "sync": 0.4, "topology": 0.3, "dominant": 0.32 + 0.001 * seed}
+        return [measured(arm, 1.0, loss, seed=seed) for arm, loss in losses.items()]
+
+    found = aggregate.verdicts(paired.rows([m for seed in range(3) for m in world(seed)], with_none=False))
+    single, dominant, against = found
+    assert single["what"] == "best single action topology - runner-up sync"
+    assert single["eg"]["high"] == pytest.approx(-0.1)
+    assert (dominant["what"], dominant["allowed"], dominant["holds"]) == (
+        "dominant - best other policy topology",
+        pytest.approx(0.01),
+        False,
+    )
+    assert against["what"] == "dominant - uniform"
+    assert tables.line(single).endswith("-0.100 \\[-0.100, -0.100], which excludes 0")
+
+
+def decision(reason: str, local: float, consensus: float, heterogeneity: float) -> dict[str, Any]:
+    half = {"local": local / 2, "consensus": consensus / 2, "heterogeneity": heterogeneity / 2, "S": 9.0}
+    return {"k": 1, "reason": reason, "groups": {}, "residuals": {"early": half, "late": half}}
+
+
+def test_a_regime_is_told_by_the_first_diagnosis_and_the_choices() -> None:
+    sync, stay = (
+        "dominant: late, R_loc 1 of 2 -> sync 2, early steps 1",
+        "dominant: late, R_loc 1 of 2 -> stay",
+    )
+    first, second = decision(sync, 1.0, 2.0, 1.0), decision(stay, 5.0, 0.0, 0.0)
+    told = [{**measured("dominant", 1.0), "decisions": [first, second, second]}, measured(UNIFORM, 1.0)]
+    found = regime_check.evidence(told)
+    assert [e["choices"] for e in found] == [{"stay": 2, "sync": 1}]
+    assert found[0]["shares"] == pytest.approx({"R_loc": 0.25, "R_con": 0.5, "R_het": 0.25})
+    assert tables.regime(found[0]) == (
+        "paper: at the first diagnosis R_loc 25 %, R_con 50 %, R_het 25 %; "
+        "dominant chose stay 2, sync 1 (decisions)"
+    )
+
+
+def test_without_a_diagnosis_nothing_is_told_of_a_regime() -> None:
+    assert regime_check.evidence([measured(UNIFORM, 1.0), measured(ORACLE, 1.0)]) == []
+
+
+# -- the whole -------------------------------------------------------------------------------------------
+def test_an_experiment_writes_rows_results_and_a_picture(tmp_path: Path) -> None:
+    arms = ("dominant", UNIFORM, NONE, ORACLE)
+    console = Console(record=True, width=100, file=(tmp_path / "said").open("w"))
+    run(Request(ABLATION, SCALES["small"], arms, 3, tmp_path), console, Maker())
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3 * len(arms)
+    results = json.loads((tmp_path / "results.json").read_text())
+    dominant = next(e for e in results["summary"] if e["arm"] == "dominant")
+    assert dominant["eg_minus_uniform"] == pytest.approx({"mean": -0.1, "low": -0.1, "high": -0.1, "n": 3})
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    said = console.export_text()
+    assert "…" not in said
+    assert "paper: forgetting" in said
+    console.file.close()
+
+
+def test_snapshots_are_kept_where_a_folder_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emulation.analysis import evaluator
+
+    class Judge:
+        def __init__(self, scenario: object) -> None: ...
+
+        def records(self, path: Path) -> list[dict[str, Any]]:
+            return []
+
+        def rest(self) -> list[dict[str, Any]]:
+            return []
+
+    monkeypatch.setattr(evaluator, "Judge", Judge)
+    snapshots(tmp_path / "devices", {"d0/snapshots": ["00001-round"]})
+    (tmp_path / KEPT).mkdir()
+    (tmp_path / DONE_MARKER).touch()
+    evaluator.main(tmp_path, cell(UNIFORM).scenario())
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.safetensors")] == [
+        f"{KEPT}/d0/00001-round.safetensors"
+    ]
+
+
+@pytest.mark.timeout(
+    400
+)  # several runs of several processes that import torch, on a machine that may be loaded
+def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
+    main = "from emulation.cli import main; main()"
+    options = ["experiment", "ablation", "--scale", "tiny", "--arms", "dominant,none", "--out", str(tmp_path)]
+    options += ["--seeds", "2", "--jobs", "2"]
+    command = [sys.executable, "-c", main, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=380)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob(runner.DONE))]
+    assert [(f["arm"], f["seed"]) for f in found] == [
+        (arm, seed) for arm in (BEFORE.name, "dominant", ORACLE, UNIFORM) for seed in (0, 1)
+    ]
+    _, dominant, oracle, uniform = found[::2]
+    assert dominant["decisions"] and not uniform["decisions"]
+    assert dominant["prefix_sha256"] == uniform["prefix_sha256"]
+    assert dominant["curve"][0].keys() == oracle["curve"][0].keys()
+    assert dominant["curve"][0]["loss"] == uniform["curve"][0]["loss"]  # one checkpoint, branched
+    kept = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.safetensors")}
+    assert kept == {("paper", BEFORE.name)}  # the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, regimes"),
+        (["ablation", "--scale", "huge"], "--scale: 'huge' is not known"),
+        (["allocation", "--arms", "best"], "--arms: 'best' is no arm; allowed: fifo, fifo-int8"),
+        (["regimes", "--arms", "best"], "--arms: 'best' is no arm"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emulation import cli
+
+    monkeypatch.setattr(sys, "argv", ["unweft", "experiment", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

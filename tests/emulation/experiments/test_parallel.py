@@ -1,0 +1,78 @@
+"""Chains side by side: each in its order, and nothing is left when one fails or the parent dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emulation.experiments.parallel import chains, run_all
+from emulation.launch.local import RunFailed
+
+
+def note(folder: Path, item: str) -> None:
+    """Work: say when it began and ended; an item named bad fails, a slow one waits for its end."""
+    if "bad" in item:
+        raise RuntimeError(f"{item} cannot be done")
+    (folder / f"{item}.pid").write_text(str(os.getpid()))
+    began = time.monotonic()
+    while "slow" in item and time.monotonic() < began + 60:
+        time.sleep(0.05)
+    with (folder / "done").open("a") as file:
+        file.write(f"{item}\n")
+
+
+def run(folder: Path, found: list[list[str]], jobs: int = 2) -> None:
+    run_all(found, partial(note, folder), str, jobs, folder / "logs", lambda: None)
+
+
+def gone(pid: int) -> bool:
+    until = time.monotonic() + 20
+    while psutil.pid_exists(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not psutil.pid_exists(pid)
+
+
+def test_items_of_a_key_stay_together_and_in_order() -> None:
+    assert chains(["a1", "b1", "a2", "c1", "b2"], lambda item: item[0]) == [
+        ["a1", "a2"],
+        ["b1", "b2"],
+        ["c1"],
+    ]
+
+
+def test_every_item_is_done_in_its_chain_s_order(tmp_path: Path) -> None:
+    run(tmp_path, [["a1", "a2"], ["b1"], ["c1", "c2"]])
+    done = (tmp_path / "done").read_text().split()
+    assert sorted(done) == ["a1", "a2", "b1", "c1", "c2"]
+    assert done.index("a1") < done.index("a2") and done.index("c1") < done.index("c2")
+    assert (tmp_path / "a1.pid").read_text() == (tmp_path / "a2.pid").read_text() != str(os.getpid())
+
+
+def test_the_first_failure_ends_the_others(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"RuntimeError: bad cannot be done \(see .*bad\.txt\)"):
+        run(tmp_path, [["slow"], ["bad"]])
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_killed_parent_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.emulation.experiments.test_parallel import run; import sys;"
+        "run(Path(sys.argv[1]), [['slow1'], ['slow2']])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    files = [tmp_path / "slow1.pid", tmp_path / "slow2.pid"]
+    until = time.monotonic() + 60
+    while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < until:
+        time.sleep(0.05)
+    pids = [int(file.read_text()) for file in files]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert all(gone(pid) for pid in pids)

@@ -1,0 +1,108 @@
+"""report.html: complete, self-contained, and written for runs that broke off too."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from emulation.analysis import records, summary
+from emulation.report import html, plots
+from tests.support import synthetic_run
+
+VOID = {"meta", "img", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and collects what a page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(found)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return synthetic_run.write(tmp_path / "run")
+
+
+def test_page_is_self_contained(folder: Path) -> None:
+    text = html.write(folder).read_text()
+    page = Page(text)
+    assert len(page.images) == 5
+    for image in page.images:
+        assert str(image["src"]).startswith("data:image/svg+xml;base64,")
+        assert len(str(image["alt"])) > 30
+    assert not re.search(r"(src|href)=.https?:|@import|url\(", text)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_tells_the_story(folder: Path) -> None:
+    text = html.write(folder).read_text()
+    assert "d2 left at round 4: its facts 90 % -&gt; 4 % at once" in text
+    assert "1 violation" in text and "tombstoned" in text and "hash-d0" in text
+    assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_latencies_of_links_are_shown_as_bars(folder: Path) -> None:
+    summary.write(folder)
+    text = html.write(folder).read_text(encoding="utf-8")
+    assert "█▂" in text or "█▁" in text  # 96 and 104: two quarters of a decade side by side
+    assert "0.00093 s to 0.0029 s" in text
+
+
+def test_a_summary_without_histograms_has_a_page(folder: Path) -> None:
+    found = summary.build(folder)
+    for link in found["links"]:
+        del link["latency_counts"]
+    assert "<table" in html.render(records.load(folder), found)
+
+
+def test_what_users_name_is_escaped(folder: Path) -> None:
+    path = folder / "devices" / "d0" / "events.jsonl"
+    path.write_text(path.read_text().replace("hash-d0", "<script>"))
+    assert "<script>" not in html.write(folder).read_text()
+
+
+def test_a_run_that_broke_off_has_a_report(folder: Path) -> None:
+    for path in folder.rglob("*.jsonl"):
+        path.unlink()
+    summary.write(folder)
+    text = html.write(folder).read_text()
+    assert "No device reached the end." in text
+    assert Page(text).images == []
+
+
+def test_equal_runs_give_equal_pages(folder: Path) -> None:
+    first = html.write(folder).read_text()
+    assert html.write(folder).read_text() == first
+
+
+def test_heat_map_shows_who_held_what(folder: Path) -> None:
+    run = records.load(folder)
+    held = {name: set(plots._norms(run, moment)) for name, moment in plots._moments(run)}
+    assert held == {
+        "before\nd2 leave": {"d0@0", "d1@0", "d2@0"},
+        "after\nd2 leave": {"d0@0", "d1@0"},
+        "before\nd3 join": {"d0@0", "d1@0"},
+        "after\nd3 join": {"d0@0", "d1@0", "d3@0"},
+        "end": {"d0@0", "d1@0", "d3@0"},
+    }
