@@ -21,7 +21,7 @@ import numpy as np
 
 from coordinator_free.identifiers import Part
 
-Slot = tuple[str, Part]  # neighbour, part: what is chosen for
+Transfer = tuple[str, Part]  # neighbour, part: what is chosen for
 LEAST_SHARE = 0.05  # of p_g in the reserve: a group without priority is sent at last too
 LEVELS = {"int8": 127, "int4": 7}
 FLOAT_ERROR = {"fp32": 0.0, "fp16": 2.0**-24, "bf16": 2.0**-18}  # of the norm squared
@@ -44,7 +44,7 @@ class Item:
     choices: tuple[Choice, ...]
 
     @property
-    def slot(self) -> Slot:
+    def slot(self) -> Transfer:
         return self.peer, self.part
 
 
@@ -84,7 +84,7 @@ class Weights:
 class Waiting:
     """What one round leaves to the next. rounds: how many an item waits. deficits: unspent cost, by group."""
 
-    rounds: Mapping[Slot, int] = field(default_factory=dict)
+    rounds: Mapping[Transfer, int] = field(default_factory=dict)
     deficits: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -92,19 +92,19 @@ class Waiting:
 class Allocation:
     """chosen: what is sent and how; the rest waits. cost: spent of C_t."""
 
-    chosen: Mapping[Slot, Choice]
+    chosen: Mapping[Transfer, Choice]
     cost: float
     waiting: Waiting
 
 
-class Purse:
+class BudgetLedger:
     """What is left of a budget while items are bought."""
 
     def __init__(self, budget: Budget) -> None:
         self._links = budget.links
         self._caps = {peer: link.cap_bytes for peer, link in budget.links.items()}
         self.limit, self.spent = budget.cost, 0.0
-        self.chosen: dict[Slot, Choice] = {}
+        self.chosen: dict[Transfer, Choice] = {}
 
     def price(self, item: Item, choice: Choice) -> float:
         """Cost of a choice in place of what is chosen for the item by now; infinite in an outage."""
@@ -115,7 +115,7 @@ class Purse:
         """Whether the link still has the time for it."""
         return self._more(item, choice) <= self._caps.get(item.peer, 0.0)
 
-    def buy(self, item: Item, choice: Choice) -> bool:
+    def grant(self, item: Item, choice: Choice) -> bool:
         """Take the choice, in place of a smaller one; False where it does not fit."""
         price = self.price(item, choice)
         if not self.reachable(item, choice) or self.spent + price > self.limit:
@@ -140,7 +140,7 @@ class Round(NamedTuple):
     seed: int
 
 
-Allocator = Callable[[Round, Purse], Mapping[str, float]]  # buys, and returns the deficits it leaves
+Allocator = Callable[[Round, BudgetLedger], Mapping[str, float]]  # buys, and returns the deficits it leaves
 ALLOCATORS: dict[str, Allocator] = {}
 
 
@@ -159,11 +159,11 @@ def allocate(
 ) -> Allocation:
     """What the allocator `name` (KeyError: none of that name) sends of the items; the same for any order."""
     ordered = sorted((item for item in items if item.choices), key=lambda item: item.slot)
-    purse = Purse(budget)
-    deficits = ALLOCATORS[name](Round(ordered, budget, weights, waiting, seed), purse)
-    left = [item.slot for item in ordered if item.slot not in purse.chosen]
+    ledger = BudgetLedger(budget)
+    deficits = ALLOCATORS[name](Round(ordered, budget, weights, waiting, seed), ledger)
+    left = [item.slot for item in ordered if item.slot not in ledger.chosen]
     rounds = {slot: waiting.rounds.get(slot, 0) + 1 for slot in left}
-    return Allocation(purse.chosen, purse.spent, Waiting(rounds, deficits))
+    return Allocation(ledger.chosen, ledger.spent, Waiting(rounds, deficits))
 
 
 def choices(
@@ -187,41 +187,41 @@ def choices(
 
 # -- by rate and distortion ------------------------------------------------------------------------------
 @allocator("residual")
-def residual(round_: Round, purse: Purse) -> Mapping[str, float]:
+def residual(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     """First what waits, within the reserve; then the most weighted gain per cost, weights p_g."""
     waiting = [item for item in round_.items if item.slot in round_.waiting.rounds]
     credit = round_.budget.cost * round_.budget.reserve
     shares = {g: max(p, LEAST_SHARE) for g, p in round_.weights.residual.items()}
-    deficits = _deficit_round_robin(round_, purse, waiting, shares, credit, lambda item: _hull(item)[:1])
-    _greedily(round_.items, purse, round_.weights.residual)
+    deficits = _deficit_round_robin(round_, ledger, waiting, shares, credit, lambda item: _hull(item)[:1])
+    _greedily(round_.items, ledger, round_.weights.residual)
     return deficits
 
 
 @allocator("gradient-only")
-def gradient_only(round_: Round, purse: Purse) -> Mapping[str, float]:
-    _greedily(round_.items, purse, round_.weights.gradient)
+def gradient_only(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
+    _greedily(round_.items, ledger, round_.weights.gradient)
     return {}
 
 
 @allocator("fisher-only")
-def fisher_only(round_: Round, purse: Purse) -> Mapping[str, float]:
-    _greedily(round_.items, purse, round_.weights.fisher)
+def fisher_only(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
+    _greedily(round_.items, ledger, round_.weights.fisher)
     return {}
 
 
-def _greedily(items: Iterable[Item], purse: Purse, weights: Mapping[str, float]) -> None:
+def _greedily(items: Iterable[Item], ledger: BudgetLedger, weights: Mapping[str, float]) -> None:
     """Steps along the hulls in order of weighted gain per cost. One that does not fit ends its item's."""
     steps = []
     for item in items:
-        done = purse.chosen.get(item.slot, Choice("", 0, 0.0))
+        done = ledger.chosen.get(item.slot, Choice("", 0, 0.0))
         for choice in _hull(item):
             if choice.bytes > done.bytes:
-                price = purse.price(item, choice) - purse.price(item, done)
+                price = ledger.price(item, choice) - ledger.price(item, done)
                 gain = weights.get(item.part.group, 0.0) * (choice.gain - done.gain)
                 steps.append((-gain / price, item.slot, choice.bytes, item, choice))
                 done = choice
     for *_, item, choice in sorted(steps, key=lambda step: step[:3]):
-        purse.buy(item, choice)
+        ledger.grant(item, choice)
 
 
 def _hull(item: Item) -> list[Choice]:
@@ -242,26 +242,26 @@ def _slope(a: Choice, b: Choice) -> float:
 
 # -- in turn, whole: comparisons ---------------------------------------------------------------------------
 @allocator("equal-share")
-def equal_share(round_: Round, purse: Purse) -> Mapping[str, float]:
+def equal_share(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     """Every group an equal part of the budget, for its items in turn."""
     shares = {item.part.group: 1.0 for item in round_.items}
-    return _deficit_round_robin(round_, purse, round_.items, shares, round_.budget.cost, _whole)
+    return _deficit_round_robin(round_, ledger, round_.items, shares, round_.budget.cost, _whole)
 
 
 @allocator("round-robin")
-def round_robin(round_: Round, purse: Purse) -> Mapping[str, float]:
+def round_robin(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     """Items in turn, what waited longest first."""
     for item in _longest_first(round_, round_.items):
-        purse.buy(item, item.choices[-1])
+        ledger.grant(item, item.choices[-1])
     return {}
 
 
 @allocator("random")
-def random(round_: Round, purse: Purse) -> Mapping[str, float]:
+def random(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     digest = hashlib.blake2b(str(round_.seed).encode(), digest_size=16).digest()
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
     for i in draw.permutation(len(round_.items)):
-        purse.buy(round_.items[i], round_.items[i].choices[-1])
+        ledger.grant(round_.items[i], round_.items[i].choices[-1])
     return {}
 
 
@@ -271,7 +271,7 @@ def _whole(item: Item) -> list[Choice]:
 
 def _deficit_round_robin(
     round_: Round,
-    purse: Purse,
+    ledger: BudgetLedger,
     items: Iterable[Item],
     shares: Mapping[str, float],
     credit: float,
@@ -291,10 +291,10 @@ def _deficit_round_robin(
     for group in sorted(queues, key=lambda g: (-_waits(round_, queues[g][0][0]), g)):
         have = round_.waiting.deficits.get(group, 0.0) + credit * shares.get(group, LEAST_SHARE) / whole
         for item, choice in queues[group]:
-            if not purse.reachable(item, choice):
+            if not ledger.reachable(item, choice):
                 continue  # an outage is not for the others behind it to wait for
-            price = purse.price(item, choice)
-            if price > have or not purse.buy(item, choice):
+            price = ledger.price(item, choice)
+            if price > have or not ledger.grant(item, choice):
                 deficits[group] = min(have, price)
                 break
             have -= price

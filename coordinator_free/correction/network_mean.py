@@ -61,7 +61,7 @@ def _everyone(report: Report) -> bool:
 
 
 @dataclass
-class Averages:
+class NetworkMean:
     """One device's collection. It holds `max_origins` vectors of `length` numbers at most.
 
     verify: whether the origin is a member and signed the report; a relay could otherwise make both up.

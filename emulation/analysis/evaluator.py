@@ -63,19 +63,19 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
 def main(out: Path, scenario: Scenario) -> None:
     """Evaluate snapshots as they come, until the launcher says that no device is left and none is open."""
     plugins.load(scenario.plugins)
-    judge = Judge(scenario)
+    evaluator = Evaluator(scenario)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
             last = (out / DONE_MARKER).exists()  # looked at first: what came before it is then drained
             found = sorted((out / "devices").glob("*/snapshots/*.safetensors"), key=_age)
             for path in found:
-                _write(file.fileno(), judge.records(path))
+                _write(file.fileno(), evaluator.records(path))
                 _put_away(path, out / KEPT)
             if last:
                 break
             if not found:
                 time.sleep(POLL_S)
-        _write(file.fileno(), judge.rest())
+        _write(file.fileno(), evaluator.rest())
 
 
 def _put_away(path: Path, kept: Path) -> None:
@@ -96,7 +96,7 @@ def _write(fd: int, records: Iterable[Record]) -> None:
         os.write(fd, (json.dumps(record, allow_nan=False) + "\n").encode())
 
 
-class Judge:
+class Evaluator:
     """A model that takes on what snapshots hold, and the examples it is asked."""
 
     def __init__(self, scenario: Scenario) -> None:

@@ -22,11 +22,12 @@ from statistics import median
 
 from rich.console import Console
 
-from emulation.analysis import evaluator
+from emulation.analysis.evaluator import DONE_MARKER
+from emulation.analysis.evaluator import process_main as evaluate_run
 from emulation.analysis.records import Tail, read_lines, write_run
 from emulation.launch.device_scripts import shown
 from emulation.launch.local import PRELOAD, RunFailed, _no_interrupt
-from emulation.launch.run_state import Underway
+from emulation.launch.run_state import RunState
 from emulation.report.terminal import Progress
 from emulation.scenario.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig
 from emulation.scenario.schema import Scenario
@@ -43,7 +44,7 @@ KILLED = 137  # 128 + SIGKILL
 
 
 @dataclass(kw_only=True)
-class Run(Underway):
+class Run(RunState):
     """The state of a run of containers."""
 
     project: Project
@@ -83,7 +84,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         run_folder.begin(out, scenario)
         for device in scenario.initial_devices:
             start_gate.open_to(out, device)
-        with _judged(scenario, out) as judge, _up(project, scenario):
+        with _judged(scenario, out) as evaluator, _up(project, scenario):
             state = Run(
                 scenario=scenario,
                 out=out,
@@ -92,7 +93,7 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
                 project=project,
             )
             try:
-                _live(state, judge, console)
+                _live(state, evaluator, console)
             finally:
                 _write_run(state)
     _say_memory(out, console)
@@ -196,21 +197,21 @@ def _judged(scenario: Scenario, out: Path) -> Iterator[ForkServerProcess]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     lifeline, keep = context.Pipe(duplex=False)
-    judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
-    judge.start()
+    evaluator = context.Process(target=evaluate_run, args=(out, scenario, lifeline), name="evaluator")
+    evaluator.start()
     try:
-        yield judge
+        yield evaluator
     finally:
-        if judge.is_alive():
-            judge.kill()
-        judge.join()
-        (out / evaluator.DONE_MARKER).unlink(missing_ok=True)
+        if evaluator.is_alive():
+            evaluator.kill()
+        evaluator.join()
+        (out / DONE_MARKER).unlink(missing_ok=True)
         keep.close()
         lifeline.close()
 
 
 # -- while it goes on --------------------------------------------------------------------------------------
-def _live(state: Run, judge: ForkServerProcess, console: Console) -> None:
+def _live(state: Run, evaluator: ForkServerProcess, console: Console) -> None:
     with Progress(state.scenario, state.out, console) as progress:
         _look(state)
         while state.running() or not state.containers:
@@ -218,14 +219,14 @@ def _live(state: Run, judge: ForkServerProcess, console: Console) -> None:
             progress.update(state.seconds())
             time.sleep(POLL_S)
             _look(state)
-            _check_ends(state, judge)
+            _check_ends(state, evaluator)
             _ready_those_who_return(state)
-        (state.out / evaluator.DONE_MARKER).touch()
-        while judge.is_alive():
+        (state.out / DONE_MARKER).touch()
+        while evaluator.is_alive():
             progress.update(state.seconds())
-            judge.join(POLL_S)
+            evaluator.join(POLL_S)
         progress.update(state.seconds())
-    _check_ends(state, judge)
+    _check_ends(state, evaluator)
 
 
 def _look(state: Run) -> None:
@@ -294,7 +295,7 @@ def _tell_partition(state: Run, device: str) -> None:
     partition.write(state.out / "devices" / device, state.cut_off(device))
 
 
-def _check_ends(state: Run, judge: ForkServerProcess) -> None:
+def _check_ends(state: Run, evaluator: ForkServerProcess) -> None:
     for device, container in state.containers.items():
         if container.exit == KILLED and device not in state.killed:  # from outside: a crash like any other
             state.killed.add(device)
@@ -302,8 +303,10 @@ def _check_ends(state: Run, judge: ForkServerProcess) -> None:
         elif container.exit not in (None, 0, KILLED):
             said = state.project.docker("logs", "--tail", "1", container.id).strip() or "no output"
             raise RunFailed(f"{device} ended with exit status {container.exit}: {said}")
-    if judge.exitcode not in (None, 0):
-        raise RunFailed(f"the evaluator ended with {judge.exitcode}; its log: {state.out / 'evaluator.log'}")
+    if evaluator.exitcode not in (None, 0):
+        raise RunFailed(
+            f"the evaluator ended with {evaluator.exitcode}; its log: {state.out / 'evaluator.log'}"
+        )
     if state.containers and all(c.exit == KILLED for c in state.containers.values()):
         raise RunFailed("every device was killed")
 

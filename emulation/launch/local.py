@@ -17,13 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation.analysis import evaluator
+from emulation.analysis.evaluator import DONE_MARKER
+from emulation.analysis.evaluator import process_main as evaluate_run
 from emulation.analysis.records import Tail, last_line, write_run
 from emulation.launch import run_keys
 from emulation.launch.device_scripts import acted_out, met, scripts, shown
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
 from emulation.launch.run_keys import DeviceKeys
-from emulation.launch.run_state import Underway
+from emulation.launch.run_state import RunState
 from emulation.radio import wireless
 from emulation.report.terminal import Progress
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
@@ -65,7 +66,7 @@ class Started:
 
 
 @dataclass(kw_only=True)
-class Run(Underway):
+class Run(RunState):
     """The state of a run of processes."""
 
     context: ForkServerContext
@@ -102,9 +103,9 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
         channel=channel,
         keys=run_keys.make(scenario),
     )
-    judge = context.Process(target=evaluator.process_main, args=(out, scenario, lifeline), name="evaluator")
+    evaluator = context.Process(target=evaluate_run, args=(out, scenario, lifeline), name="evaluator")
     try:
-        judge.start()
+        evaluator.start()
         for device in scenario.initial_devices:
             _start(state, device, len(scenario.initial_devices), lifeline)
         if scenario.clock == "virtual":  # all clocks know from the start who will join, and each device when
@@ -113,21 +114,21 @@ def run(scenario: Scenario, out: Path, console: Console) -> int:
                     _start(state, event.device, 0, lifeline)
             state.pending.clear()
         with Progress(scenario, out, console) as progress:
-            _watch(state, progress, lifeline, judge)
-            (out / evaluator.DONE_MARKER).touch()
-            while judge.is_alive():
+            _watch(state, progress, lifeline, evaluator)
+            (out / DONE_MARKER).touch()
+            while evaluator.is_alive():
                 progress.update(state.seconds())
-                judge.join(POLL_S)
+                evaluator.join(POLL_S)
             progress.update(state.seconds())
         for event in state.pending:
             what = f"{event.kind} {shown(event)}"
             console.print(f"[yellow]not done[/]: {what} after round {event.round}: the run had ended")
-        _check(state, judge)
+        _check(state, evaluator)
         return 0
     finally:
-        _stop_all([judge, *(started.process for _, started in state.lives)])
+        _stop_all([evaluator, *(started.process for _, started in state.lives)])
         _write_run(state)
-        (out / evaluator.DONE_MARKER).unlink(missing_ok=True)
+        (out / DONE_MARKER).unlink(missing_ok=True)
         keep.close()
         lifeline.close()
 
@@ -173,7 +174,7 @@ def _met(state: Run, device: str, life: int, cohort: int) -> list[str]:
     return [life_name(d, s.life) for d, s in running.items() if d in heard or not heard]
 
 
-def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerProcess) -> None:
+def _watch(state: Run, progress: Progress, lifeline: object, evaluator: ForkServerProcess) -> None:
     """Until all devices are gone: follow their rounds, inject what is due, notice who fell."""
     tails: dict[str, Tail] = {}
     while True:
@@ -182,7 +183,7 @@ def _watch(state: Run, progress: Progress, lifeline: object, judge: ForkServerPr
             for record in tail.read():
                 state.last_round[device] = int(str(record["round"]))
         _inject_due(state, lifeline)
-        _check(state, judge)
+        _check(state, evaluator)
         progress.update(state.seconds())
         if not state.running():
             return
@@ -225,7 +226,7 @@ def _signal(started: Started, number: signal.Signals) -> None:
             os.kill(started.process.pid, number)
 
 
-def _check(state: Run, judge: ForkServerProcess) -> None:
+def _check(state: Run, evaluator: ForkServerProcess) -> None:
     for device, started in state.lives:
         code = started.process.exitcode
         if code == -signal.SIGKILL and not started.killed:  # from outside: a crash like any other
@@ -234,9 +235,9 @@ def _check(state: Run, judge: ForkServerProcess) -> None:
         elif code not in (None, 0, -signal.SIGKILL):
             log = state.out / "devices" / device / "log.txt"
             raise RunFailed(f"{device} ended with exit status {code}: {last_line(log)}; its log: {log}")
-    if judge.exitcode not in (None, 0):
+    if evaluator.exitcode not in (None, 0):
         log = state.out / "evaluator.log"
-        raise RunFailed(f"the evaluator ended with {judge.exitcode}: {last_line(log)}; its log: {log}")
+        raise RunFailed(f"the evaluator ended with {evaluator.exitcode}: {last_line(log)}; its log: {log}")
     if state.devices and all(s.process.exitcode == -signal.SIGKILL for s in state.devices.values()):
         raise RunFailed(f"every device was killed; logs: {state.out / 'devices'}")
 

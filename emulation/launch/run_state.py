@@ -12,7 +12,7 @@ from emulation.scenario.schema import Scenario
 
 
 @dataclass(kw_only=True)
-class Underway:
+class RunState:
     """What launchers share. `pending`: the scenario's events that have not happened."""
 
     scenario: Scenario

@@ -1,6 +1,6 @@
 """What `unweft churn` did to a run's devices, noted in the run's folder: no device knows when it was killed.
 
-`python -m emulation.testbed.churn_log KIND DEVICE...` notes it now. `unweft churn` runs that in a container of
+`python -m emulation.testbed.churn_log KIND DEVICE...` notes it now. `unweft churn` runs that in a container
 the testbed, where the folder is.
 """
 

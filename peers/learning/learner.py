@@ -23,7 +23,7 @@ from peers.learning.diagnosis import Diagnosis, Options, diagnose
 from peers.learning.kfac import FisherSteps
 from peers.lora.adapted_model import Adapter
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Block, Union
+from peers.lora.blocks import Block, BlockSet
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, load, save
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from peers.models.loader import LoadedModel
     from peers.tasks.encode import Encoded
 
-__all__ = ["Learner", "Receipt", "SnapshotModel", "TrainResult"]
+__all__ = ["DeletionReceipt", "Learner", "SnapshotModel", "TrainResult"]
 PAPER_LITERAL = "paper-literal"
 Move = TypeVar("Move")  # what a trial is called
 TRIED_WORST = 1e3  # nats: a trial that diverged
@@ -64,7 +64,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class DeletionReceipt:
     """Hashes of what an export would have held just before and just after a deletion."""
 
     sha256_before: str
@@ -91,7 +91,7 @@ class Learner:
         self.fingerprint = Fingerprint.make(bases)
         self._literal = config.mixing.mode == PAPER_LITERAL
         self._device = next(loaded.model.parameters()).device
-        self._union = Union(bases, self._device)
+        self._blocks = BlockSet(bases, self._device)
         self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
         self._own: BlockKey | None = None
         self._before: dict[str, Tensor] = {}  # the own block when the last train() began
@@ -107,11 +107,11 @@ class Learner:
 
     # -- blocks ----------------------------------------------------------------------------------------
     def has(self, key: BlockKey) -> bool:
-        return key in self._union
+        return key in self._blocks
 
     def held(self) -> list[BlockKey]:
         """The blocks that are held, in a fixed order."""
-        return self._union.keys()
+        return self._blocks.keys()
 
     def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
         """What another device's fingerprint, as it came over the wire, differs in; None if in nothing."""
@@ -129,14 +129,14 @@ class Learner:
 
         Raises ValueError if it is held already.
         """
-        self._union.add(key, slot)
+        self._blocks.add(key, slot)
         if resume:
             self._resume(key)
         self._outdate()
 
     def _resume(self, key: BlockKey) -> None:
         for group, values in self._begins_with.take(key.device).items():
-            self._union.set(key, group, values)
+            self._blocks.set(key, group, values)
 
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         """Train this block from now on: at B = 0, with the values of `carry`, an earlier one on that slot, or
@@ -145,10 +145,10 @@ class Learner:
         The optimiser starts anew, but for a checkpoint, which holds its moments. The block that was trained
         before stays, frozen, until it is deleted.
         """
-        block = self._union.add(key, slot)
-        if carry is not None and carry in self._union:
-            for group, values in self._union[carry].data.items():
-                self._union.set(key, group, values)
+        block = self._blocks.add(key, slot)
+        if carry is not None and carry in self._blocks:
+            for group, values in self._blocks[carry].data.items():
+                self._blocks.set(key, group, values)
         if self._own is not None:
             self._optimizers.pop(self._own, None)
         self._own, self._before, self._anchor, self._fisher = key, {}, {}, None
@@ -160,7 +160,7 @@ class Learner:
         self._adapter.attach(block)
         self._outdate()
 
-    def delete_block(self, key: BlockKey, handover: float = 0.0) -> Receipt:
+    def delete_block(self, key: BlockKey, handover: float = 0.0) -> DeletionReceipt:
         """Forget a block: its values, its optimiser's moments, its share of the weights.
 
         handover: the own block takes over that share of what it did on the own data (handover_refit.py).
@@ -170,8 +170,8 @@ class Learner:
         before = self.sha256()
         if handover and self._own is not None and key != self._own:
             self._take_over(self._own, key, handover)
-        basis = self._union[key].bases
-        self._union.delete(key)
+        basis = self._blocks[key].bases
+        self._blocks.delete(key)
         self._optimizers.pop(key, None)
         self._fisher = None  # measured with the block in the model
         if self._sketcher is not None:
@@ -182,13 +182,13 @@ class Learner:
         elif self._literal:
             self._project_out(basis)
         self._outdate()
-        return Receipt(before, self.sha256())
+        return DeletionReceipt(before, self.sha256())
 
     def _take_over(self, own: BlockKey, gone: BlockKey, share: float) -> None:
-        batches, block = self._own_batches(f"handover/{gone}", 0, BATCH), self._union[own]
-        moves = refit(self._adapter.model, self.layout, block, self._union[gone], batches)
+        batches, block = self._own_batches(f"handover/{gone}", 0, BATCH), self._blocks[own]
+        moves = refit(self._adapter.model, self.layout, block, self._blocks[gone], batches)
         for group, move in moves.items():
-            self._union.set(own, group, block.data[group].detach() + share * move)
+            self._blocks.set(own, group, block.data[group].detach() + share * move)
             if group in self._before:
                 self._before[group] += share * move
 
@@ -203,20 +203,20 @@ class Learner:
         """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
         if self._own is None:
             return
-        for name, basis in self._union[self._own].bases.items():
-            b, overlap = self._union.part(self._own, name), basis.T @ gone[name]
+        for name, basis in self._blocks[self._own].bases.items():
+            b, overlap = self._blocks.part(self._own, name), basis.T @ gone[name]
             b -= b @ overlap @ overlap.T
 
     def read(self, key: BlockKey, group: str) -> Tensor:
         """B_u of a group, a float32 copy on the CPU, [rows_g, r_g]. Raises KeyError if it is not held."""
-        return self._union[key].data[group].detach().to("cpu", copy=True)
+        return self._blocks[key].data[group].detach().to("cpu", copy=True)
 
     def write(self, key: BlockKey, group: str, values: Tensor) -> None:
         """B_u of a group <- values. Raises KeyError if it is not held, ValueError for another shape.
 
         The own block trains on from there, with the moments that it has.
         """
-        self._union.set(key, group, values)
+        self._blocks.set(key, group, values)
         if key != self._own:
             self._outdate()
 
@@ -225,7 +225,7 @@ class Learner:
         if self._own is None:
             return
         for group, before in self._before.items():
-            own = self._union[self._own].data[group]
+            own = self._blocks[self._own].data[group]
             own.copy_(before + omega * (own - before))
 
     # -- training --------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class Learner:
             raise RuntimeError("train: this device has no block of its own yet")
         start = time.perf_counter()
         self._begins_with.clear()
-        self._before = {g: b.clone() for g, b in self._union[own].data.items()}
+        self._before = {g: b.clone() for g, b in self._blocks[own].data.items()}
         self._adapter.freeze()
         if not fisher:
             self._fisher = None
@@ -273,7 +273,7 @@ class Learner:
         self._optimizers.pop(own, None)
         train, size = self._config.train, min(BATCH, self._config.data.batch)
         batches = self._own_batches("fisher", round, size)
-        model, block = self._adapter.model, self._union[own]
+        model, block = self._adapter.model, self._blocks[own]
         return FisherSteps(model, self.layout, block, batches, train.lr, train.weight_decay)
 
     def trials(self, round: int, tried: Mapping[Move, Settings]) -> dict[Move, float]:
@@ -283,7 +283,7 @@ class Learner:
         own = self._own
         if own is None:
             return {}
-        data, optimizer = self._union[own].data, self._optimizer(own)
+        data, optimizer = self._blocks[own].data, self._optimizer(own)
         kept = {group: b.clone() for group, b in data.items()}
         batch = self._measured_batch("trial", round)[0].to(self._device)
         self._place(())
@@ -322,14 +322,14 @@ class Learner:
         """B~ of proximal damping <- the own block as it is: after a deletion, the consensus without it. The
         Fisher information of before is not that of the model any more."""
         own, self._fisher = self._own, None
-        self._anchor = {} if own is None else {g: b.clone() for g, b in self._union[own].data.items()}
+        self._anchor = {} if own is None else {g: b.clone() for g, b in self._blocks[own].data.items()}
 
     def own_move(self) -> dict[str, float]:
         """||B - B_before||_F by group, B_before from the start of the last `train`."""
         own = self._own
         if own is None:
             return {}
-        after = self._union[own].data
+        after = self._blocks[own].data
         return {g: float(torch.linalg.vector_norm(after[g] - before)) for g, before in self._before.items()}
 
     def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
@@ -338,7 +338,7 @@ class Learner:
         self._place(())
         if self._sketcher is None or self._sketcher.size != sketch:
             self._sketcher = Sketcher(self._config.seed, self.layout, sketch)
-        blocks = {key: self._union[key] for key in self._shown()}
+        blocks = {key: self._blocks[key] for key in self._shown()}
         model, scale = self._adapter.model, self._recipe.scale
         return diagnose(model, self.layout, scale, blocks, batch, self._sketcher, options, draw)
 
@@ -363,7 +363,7 @@ class Learner:
 
     def _move(self, own: BlockKey, settings: Settings, step: int) -> None:
         """One step of AdamW for the own block and, if gradients leak, for each foreign one that has some."""
-        data = self._union[own].data
+        data = self._blocks[own].data
         for group, gradient in self._adapter.gradients.items():
             data[group].grad = gradient
         for group, action in settings.items():
@@ -378,7 +378,7 @@ class Learner:
             self._fisher.step({g: b.grad for g, b in data.items() if b.grad is not None})
         for key in self._foreign() if self._leaks() else ():
             self._optimizer(key).step()
-            for values in self._union[key].data.values():
+            for values in self._blocks[key].data.values():
                 values.grad = None
 
     def _optimizer(self, key: BlockKey) -> torch.optim.AdamW:
@@ -390,7 +390,7 @@ class Learner:
         if key not in self._optimizers:
             train = self._config.train
             lr = train.lr if key == self._own else train.lr * self._config.isolation.leak
-            parameters = list(self._union[key].data.values())
+            parameters = list(self._blocks[key].data.values())
             decay = train.weight_decay if key == self._own else 0.0
             self._optimizers[key] = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
         return self._optimizers[key]
@@ -409,7 +409,7 @@ class Learner:
 
     def _foreign(self) -> list[BlockKey]:
         """The blocks beside the own one that are part of the model."""
-        return [] if self._literal else [key for key in self._union.keys() if key != self._own]  # noqa: SIM118
+        return [] if self._literal else [key for key in self._blocks.keys() if key != self._own]  # noqa: SIM118
 
     def _place(self, dropped: Sequence[BlockKey]) -> None:
         """Put the foreign blocks but the dropped ones beside the own: apart if they train, else folded."""
@@ -417,7 +417,7 @@ class Learner:
         wanted = (self._leaks(), keys)
         if self._placed == wanted:
             return
-        blocks: list[Block] = [self._union[key] for key in keys]
+        blocks: list[Block] = [self._blocks[key] for key in keys]
         for block in blocks:
             for values in block.data.values():
                 values.requires_grad_(self._leaks())
@@ -432,11 +432,11 @@ class Learner:
     # -- records ---------------------------------------------------------------------------------------
     def norms(self) -> dict[str, dict[str, float]]:
         """||C_u||_F = s ||B_u||_F by block ("d0@0") and group."""
-        return self._union.norms()
+        return self._blocks.norms()
 
     def sha256(self) -> str:
         """Of the adapter as an export would write it now (`peers.storage.adapter_folder.adapter_sha256`)."""
-        return blocks_sha256(self.layout, saved_blocks(self._union, self._shown()))
+        return blocks_sha256(self.layout, saved_blocks(self._blocks, self._shown()))
 
     def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
         """Write what this device computes with to `path` (.safetensors), for the harness (docs/design.md).
@@ -444,26 +444,26 @@ class Learner:
         `settled`: the own block as it was before the local steps that are under way.
         """
         shown = self._shown()
-        slots = {str(key): self._union[key].slot for key in shown}
-        tensors = self._union.tensors(shown)
+        slots = {str(key): self._blocks[key].slot for key in shown}
+        tensors = self._blocks.tensors(shown)
         if settled and self._own is not None:
             tensors |= {f"{self._own}/{g}": b.detach().to("cpu", copy=True) for g, b in self._before.items()}
         write_snapshot(path, tensors, slots, meta)
 
     def export(self, path: Path) -> str:
         """Write the adapter as a folder that plain PEFT loads ; returns its sha256."""
-        return write_adapter(path, self._recipe, saved_blocks(self._union, self._shown()))
+        return write_adapter(path, self._recipe, saved_blocks(self._blocks, self._shown()))
 
     def checkpoint(self, path: Path) -> None:
         """Write all that is held, and the own block's moments, for a run that goes on with it."""
         moments = {}
         if self._own is not None and self._own in self._optimizers:
             state = self._optimizers[self._own].state
-            moments = {g: state[b] for g, b in self._union[self._own].data.items() if b in state}
-        save(path, self._union, moments, self.fingerprint)
+            moments = {g: state[b] for g, b in self._blocks[self._own].data.items() if b in state}
+        save(path, self._blocks, moments, self.fingerprint)
 
     def _shown(self) -> list[BlockKey]:
         """The blocks of the model: all, but in `paper-literal` the own one alone."""
         if self._literal:
             return [] if self._own is None else [self._own]
-        return self._union.keys()
+        return self._blocks.keys()

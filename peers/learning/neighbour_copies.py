@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
 from transport.wire.tensor_codec import peak2
 
@@ -30,7 +30,7 @@ class Distances:
     """Own copies by part, and ||B_mine - B_theirs||^2 for the neighbours of which something is known."""
 
     matrices: Mapping[Part, Matrix] = field(default_factory=dict)
-    apart2: Mapping[Slot, float] = field(default_factory=dict)
+    apart2: Mapping[Transfer, float] = field(default_factory=dict)
 
 
 class NeighbourCopies:

@@ -24,7 +24,7 @@ class Block:
     bases: dict[str, Tensor]
 
 
-class Union:
+class BlockSet:
     """The blocks that a device holds. All tensors are on `device`."""
 
     def __init__(self, bases: Bases, device: torch.device | str = "cpu") -> None:

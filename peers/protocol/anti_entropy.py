@@ -5,18 +5,25 @@ from __future__ import annotations
 import random
 
 from coordinator_free.identifiers import BlockKey
-from peers.protocol.connections import Meeting
-from peers.protocol.membership import Presence
-from peers.protocol.replicas import Holdings
+from peers.protocol.connections import Connections
+from peers.protocol.membership import MembershipProtocol
+from peers.protocol.replicas import Replicas
 from peers.protocol.state import SECOND, DeviceState
 from transport.wire.messages import Gossip
 
 
-class Upkeep:
+class AntiEntropy:
     """Everything that is not urgent, once a probe period or less often."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting, presence: Presence, holdings: Holdings) -> None:
-        self._state, self._meeting, self._presence, self._holdings = state, meeting, presence, holdings
+    def __init__(
+        self, state: DeviceState, connections: Connections, membership: MembershipProtocol, replicas: Replicas
+    ) -> None:
+        self._state, self._connections, self._membership, self._replicas = (
+            state,
+            connections,
+            membership,
+            replicas,
+        )
         config = state.config
         self._draw = random.Random(f"{config.seed}/{state.me.device}/upkeep")
         self._period_ns = int(config.membership.probe_s * SECOND)
@@ -35,11 +42,11 @@ class Upkeep:
     def on_timer(self, now: int) -> None:
         state = self._state
         state.timers["upkeep"] = now + self._period_ns
-        self._meeting.greet_again(now)
-        self._meeting.connect_wanted(now)
-        self._meeting.close_idle(now)
-        self._holdings.tell_news()
-        self._presence.try_claim(now)
+        self._connections.greet_again(now)
+        self._connections.connect_wanted(now)
+        self._connections.close_idle(now)
+        self._replicas.tell_news()
+        self._membership.try_claim(now)
         if state.own is None:  # the members' answer may have been lost
             state.tell_all(Gossip([], True, state.round))
 
@@ -55,7 +62,7 @@ class Upkeep:
         if linked and state.peers[peer].view != state.members.view():
             state.tell_table(now, peer, reply=True)
         elif not linked:
-            self._meeting.reach(now, peer)
+            self._connections.reach(now, peer)
 
     def on_reconnect(self, now: int) -> None:
         """Try one of those given up: a partition may have ended. All devices together try each about once.
@@ -70,4 +77,4 @@ class Upkeep:
         fresh = [d for d, r in evicted.items() if now - since[r.key] <= self._given_up_ns]
         others = len({*state.members.active()} - {state.me.device})
         if fresh and self._draw.random() * max(others, 1) < len(fresh):
-            self._meeting.reach(now, self._draw.choice(fresh))
+            self._connections.reach(now, self._draw.choice(fresh))

@@ -9,7 +9,7 @@ from coordinator_free.membership import overlay
 from coordinator_free.membership.records import Status
 from peers.protocol.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.protocol.send_allocation import codecs
-from peers.protocol.state import SECOND, DeviceState, Peer, State
+from peers.protocol.state import SECOND, DeviceState, Peer, Phase
 from transport.wire.messages import Bye, Hello, Refuse
 from transport.wire.tensor_codec import CODECS
 
@@ -19,7 +19,7 @@ LONGEST_PAUSE_NS = 32 * SECOND  # between two hellos to one who does not answer
 _THERE = (Status.ALIVE, Status.FINISHED, Status.CRASHED, Status.WITHDRAWN)  # or may be
 
 
-class Meeting:
+class Connections:
     """Greets and is greeted. `difference(fingerprint)`: what another's bases differ in; None: nothing."""
 
     def __init__(self, state: DeviceState, fingerprint: dict[str, Any], difference: Difference) -> None:
@@ -111,7 +111,7 @@ class Meeting:
     def close_idle(self, now: int) -> None:
         """Close the links that nothing needs, once they have been silent. Seeds are tried for ever."""
         state, idle_ns = self._state, int(self._state.config.membership.idle_s * SECOND)
-        if state.phase not in (State.TRAIN, State.WAIT):
+        if state.phase not in (Phase.TRAIN, Phase.WAIT):
             return
         wanted = {*self.wanted(), *self.others_needed()}
         for name, peer in sorted(state.peers.items()):
@@ -163,7 +163,7 @@ class Meeting:
             state.tell(source, self._hello(reply=False))
         # tombstones before any data: the whole table goes first on every (re)connection (method 9)
         state.tell_table(now, source)
-        if state.phase is State.FINISH:
+        if state.phase is Phase.FINISH:
             state.act(Farewell(source, "finished"))
 
     def part(self, device: str) -> None:

@@ -20,7 +20,7 @@ from coordinator_free.averaging.rate_allocation import Weights
 from coordinator_free.averaging.topology import Graph
 from coordinator_free.correction import lookahead, residuals
 from coordinator_free.correction.graph_ladder import Bounds, Ladder, edge, ladder
-from coordinator_free.correction.network_mean import Averages, Mean, Report
+from coordinator_free.correction.network_mean import Mean, NetworkMean, Report
 from coordinator_free.correction.policies import SCHEDULES, decide
 from coordinator_free.correction.policy_interface import (
     Decision,
@@ -34,8 +34,8 @@ from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.records import Verify
 from peers.config import DeviceConfig
 from peers.protocol.actions import Diagnose, Drop
-from peers.protocol.connections import Meeting
-from peers.protocol.overhead_offset import Repaying
+from peers.protocol.connections import Connections
+from peers.protocol.overhead_offset import OverheadOffset
 from peers.protocol.state import DeviceState
 from transport.wire.limits import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
 from transport.wire.messages import Observed
@@ -48,9 +48,9 @@ class Correction:
     """What the groups do in this round. `sign`, `verify`: of reports, which others relay."""
 
     def __init__(
-        self, state: DeviceState, meeting: Meeting, sign: Callable[[bytes], bytes], verify: Verify
+        self, state: DeviceState, connections: Connections, sign: Callable[[bytes], bytes], verify: Verify
     ) -> None:
-        self._state, self._meeting, self._config = state, meeting, state.config.correction
+        self._state, self._connections, self._config = state, connections, state.config.correction
         groups = state.exchange.groups
         self._limits = limits(state.config)
         self._schedule = SCHEDULES.get(self._config.policy)
@@ -58,9 +58,9 @@ class Correction:
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
         self._tries = self._config.policy == lookahead.NAME
         length = self._observables + (lookahead.count(groups) if self._tries else 0)
-        self._averages = Averages(length, state.config.adapter.max_devices, self._genuine)
+        self._network_mean = NetworkMean(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
-        self._repaying = Repaying(state.config.radio.codec, state.exchange.part_bytes)
+        self._overhead_offset = OverheadOffset(state.config.radio.codec, state.exchange.part_bytes)
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
         self._members: tuple[str, ...] = ()  # for whom it was decided
         self._noticed = 0  # events
@@ -135,18 +135,18 @@ class Correction:
 
     def owes(self) -> bool:
         """Whether data has to make up for what was told; not before it is known which groups matter least."""
-        return self._measured is not None and self._repaying.owes
+        return self._measured is not None and self._overhead_offset.owes
 
     def coarser(self, copies: Mapping[Part, int]) -> dict[Part, str]:
         """Of the parts that go out, so often each, those that make up for what was told."""
-        return {} if self._measured is None else self._repaying.codecs(copies, self._measured.residual)
+        return {} if self._measured is None else self._overhead_offset.codecs(copies, self._measured.residual)
 
     # -- measuring and telling -------------------------------------------------------------------------
     def round_closed(self, now: int) -> None:
         """Decide from the diagnosis that is old enough; begin the next one."""
         state, config = self._state, self._config
         self._notice()
-        self._averages.keep(state.blocks)
+        self._network_mean.keep(state.blocks)
         if self._schedule is not None or state.work != "correction":
             return
         if self._asked and state.round >= self._asked[0] + config.delay:
@@ -167,20 +167,20 @@ class Correction:
         """What this device has measured after round `epoch`."""
         if self._state.own is None:
             return
-        self._averages.own(self._state.own.key, epoch, values, self._sign)
+        self._network_mean.own(self._state.own.key, epoch, values, self._sign)
         self._spread()
 
     def heard(self, source: str, message: Observed) -> None:
         """Another's measurement."""
         key = BlockKey(message.device, message.incarnation)
-        if len(message.values) != 4 * self._averages.length:
+        if len(message.values) != 4 * self._network_mean.length:
             self._state.act(Drop("malformed"))
             return
         values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
-        refused = self._averages.refused
-        if self._averages.receive(source, Report(key, message.epoch, values, message.signature)):
+        refused = self._network_mean.refused
+        if self._network_mean.receive(source, Report(key, message.epoch, values, message.signature)):
             self._spread()
-        elif self._averages.refused > refused:
+        elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))
 
     def _meet(self, now: int) -> None:
@@ -188,14 +188,14 @@ class Correction:
         alive = self._state.members.alive()
         for peer in self.neighbours():
             if peer not in self._state.peers and peer in alive:
-                self._meeting.connect(peer, alive[peer].address, now)
+                self._connections.connect(peer, alive[peer].address, now)
 
     def _spread(self) -> None:
         for peer in self._state.greeted():
-            for r in self._averages.news(peer):
+            for r in self._network_mean.news(peer):
                 packed = r.values.astype("<f4").tobytes()
                 if self._config.repay:
-                    self._repaying.spent(len(packed) + REPORT_BYTES)
+                    self._overhead_offset.spent(len(packed) + REPORT_BYTES)
                 self._state.tell(
                     peer, Observed(r.origin.device, r.origin.incarnation, r.epoch, packed, r.signature)
                 )
@@ -216,8 +216,8 @@ class Correction:
     def _decide(self, epoch: int) -> None:
         state = self._state
         keys = [record.key for device, record in state.members.alive().items() if device in state.training()]
-        missing = self._averages.missing(keys, epoch)
-        mean = self._averages.mean(key for key in keys if key not in missing)
+        missing = self._network_mean.missing(keys, epoch)
+        mean = self._network_mean.mean(key for key in keys if key not in missing)
         if mean is None:
             state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
             return

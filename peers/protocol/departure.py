@@ -13,27 +13,27 @@ from collections.abc import Callable
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Status, Verify
 from peers.protocol.actions import Drop, Exit, Export
-from peers.protocol.membership import Presence
+from peers.protocol.membership import MembershipProtocol
 from peers.protocol.rounds import Rounds
-from peers.protocol.state import SECOND, DeviceState, State
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Stopping
 
 TELLINGS = 4  # in one grace: on the air a message may be lost
 INSIST_NS, INSISTS = SECOND // 4, 8  # so often a last word is repeated where nobody has confirmed it
 
 
-class Ending:
+class Departure:
     """Decides what a signal to end means."""
 
     def __init__(
         self,
         state: DeviceState,
-        presence: Presence,
+        membership: MembershipProtocol,
         rounds: Rounds,
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:
-        self._state, self._presence, self._rounds = state, presence, rounds
+        self._state, self._membership, self._rounds = state, membership, rounds
         self._sign, self._verify = sign, verify
         self._grace_ns = int(state.config.membership.leave_grace_s * SECOND)
         self._stopping: set[BlockKey] = set()  # who has said so
@@ -52,8 +52,8 @@ class Ending:
             self._depart(now, kind)
         elif self._going:
             self._go(self._going)
-        elif state.phase in (State.FINISH, State.GONE) or state.own is None:
-            if state.phase is State.FINISH:
+        elif state.phase in (Phase.FINISH, Phase.GONE) or state.own is None:
+            if state.phase is Phase.FINISH:
                 self._rounds.end("finished")
             else:
                 state.act(Exit(0, "gone"))
@@ -81,7 +81,7 @@ class Ending:
         """Say it once more, or go: somebody stays."""
         if self._until_ns is not None and now < self._until_ns:
             self._tell(now)
-        elif self._state.phase not in (State.FINISH, State.GONE):
+        elif self._state.phase not in (Phase.FINISH, Phase.GONE):
             self._depart(now, "leave")
 
     def on_insist(self, now: int) -> None:
@@ -99,7 +99,7 @@ class Ending:
         state = self._state
         if self._going and state.heard:
             self._go(self._going)
-        if self._until_ns is None or state.phase in (State.FINISH, State.GONE):
+        if self._until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
             return
         if all(record.key in self._stopping for record in state.members.active().values()):
             state.timers.pop("last_call", None)
@@ -123,10 +123,10 @@ class Ending:
         assert state.own is not None
         status = Status.LEFT if kind == "leave" else Status.RETIRED
         state.log("leaving", kind=kind, round=state.round)
-        self._presence.depart(status)
+        self._membership.depart(status)
         if kind == "retire":
             state.act(Export())
-        state.phase, self._going, self._insists = State.GONE, kind, INSISTS
+        state.phase, self._going, self._insists = Phase.GONE, kind, INSISTS
         state.timers["insist"] = now + INSIST_NS
         if not state.greeted():
             self._go(kind)
@@ -135,7 +135,7 @@ class Ending:
         self._going = ""
         self._state.timers.pop("insist", None)
         self._rounds.say_farewell(reason, last=True)
-        self._state.phase = State.GONE
+        self._state.phase = Phase.GONE
         self._state.act(Exit(0, reason))
 
 

@@ -10,13 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coordinator_free.averaging.mixing import Arrival, Mix, MixingMode
-from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.send_allocation import Allocating
 from transport.wire.messages import Manifest
 
-Choose = Callable[[Sequence[Slot], Collection[Slot]], Mapping[Slot, str]]  # wanted, asked: codec of what goes
+Choose = Callable[
+    [Sequence[Transfer], Collection[Transfer]], Mapping[Transfer, str]
+]  # wanted, asked: codec of what goes
 KEPT = 4  # rounds of which copies of a part wait, by peer
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
@@ -59,7 +61,7 @@ class Exchange:
         self.peers: dict[str, PeerCopies] = {}
         # Own parts that were refitted, and who was sent them in which round.
         self._replacing: dict[Part, dict[str, int]] = {}
-        self._waiting: dict[Slot, int] = {}
+        self._waiting: dict[Transfer, int] = {}
         self._inbox: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
     def parts(self, key: BlockKey) -> list[Part]:
@@ -150,7 +152,7 @@ class Exchange:
             for part in parts
             if peer not in outages and (goes(peer, part.group) or part in self.peer(peer).wants)
         ]
-        codecs: Mapping[Slot, str] = {}
+        codecs: Mapping[Transfer, str] = {}
         if choose is None:
             chosen = self._first_in(own, wanted, budget_bytes)
         else:
@@ -164,15 +166,15 @@ class Exchange:
             plans[peer] = replace(made, codecs={p: c for (to, p), c in codecs.items() if to == peer})
         return plans
 
-    def _first_in(self, own: BlockKey, wanted: Iterable[Slot], budget_bytes: int) -> set[Slot]:
+    def _first_in(self, own: BlockKey, wanted: Iterable[Transfer], budget_bytes: int) -> set[Transfer]:
         """What was asked for and what waited longest first, then the own block."""
 
-        def turn(want: Slot) -> tuple[bool, int, bool, Part, str]:
+        def turn(want: Transfer) -> tuple[bool, int, bool, Part, str]:
             peer, part = want
             asked = part in self.peer(peer).wants
             return not asked, -self._waiting.get(want, 0), part.block != own, part, peer
 
-        chosen: set[Slot] = set()
+        chosen: set[Transfer] = set()
         for want in sorted(wanted, key=turn):
             size = self.part_bytes(want[1].group)
             if size <= budget_bytes:

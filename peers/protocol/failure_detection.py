@@ -8,9 +8,9 @@ from coordinator_free.membership import swim
 from coordinator_free.membership.suspicion import Limits, Sighting
 from coordinator_free.membership.swim import Swim
 from peers.config import DeviceConfig
-from peers.protocol.connections import Meeting
-from peers.protocol.membership import Presence
-from peers.protocol.state import SECOND, DeviceState, State
+from peers.protocol.connections import Connections
+from peers.protocol.membership import MembershipProtocol
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Ack, Nack, Ping, PingRequest, Suspect
 
 
@@ -28,11 +28,11 @@ def settings(config: DeviceConfig) -> swim.Settings:
     return swim.Settings(period_ns, int(ack_s * SECOND), of.helpers, of.health_max, limits)
 
 
-class Watch:
+class FailureDetection:
     """Probes those whom this device is linked to, answers, and carries suspicions out."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting, presence: Presence) -> None:
-        self._state, self._meeting, self._presence = state, meeting, presence
+    def __init__(self, state: DeviceState, connections: Connections, membership: MembershipProtocol) -> None:
+        self._state, self._connections, self._membership = state, connections, membership
         self._seen: tuple[object, ...] = ()
         self.start(0)
 
@@ -47,7 +47,7 @@ class Watch:
         """After every event: whom to watch, and until when there is time."""
         state = self._state
         finished = sum(peer.finished for peer in state.peers.values())
-        seen = (state.members.changes, state.phase is State.FINISH, finished)
+        seen = (state.members.changes, state.phase is Phase.FINISH, finished)
         if seen != self._seen:
             self._seen = seen
             active = state.members.active().items()
@@ -57,19 +57,19 @@ class Watch:
 
     def _watched(self) -> list[str]:
         """After its own last round a device judges nobody; nor does it one whose last round is over."""
-        if self._state.phase is State.FINISH:
+        if self._state.phase is Phase.FINISH:
             return []
         finished = {name for name, peer in self._state.peers.items() if peer.finished}
-        return sorted(self._meeting.wanted() - finished)
+        return sorted(self._connections.wanted() - finished)
 
     # -- messages ------------------------------------------------------------------------------------
     def on_ping(self, now: int, source: str, ping: Ping) -> None:
         self._state.tell(source, Ack(ping.number, self._state.members.view()))
-        self._meeting.reconcile(now, source, ping.view)
+        self._connections.reconcile(now, source, ping.view)
 
     def on_ack(self, now: int, source: str, ack: Ack) -> None:
         self._perform(now, self._swim.acked(now, ack.number))
-        self._meeting.reconcile(now, source, ack.view)
+        self._connections.reconcile(now, source, ack.view)
 
     def on_ping_request(self, now: int, source: str, request: PingRequest) -> None:
         self._perform(now, self._swim.asked(now, source, request.target, request.number))
@@ -85,7 +85,7 @@ class Watch:
     def _perform(self, now: int, actions: list[swim.Action]) -> None:
         for action in actions:
             match action:
-                case swim.Ping(to, number) if self._meeting.reach(now, to):
+                case swim.Ping(to, number) if self._connections.reach(now, to):
                     self._state.tell(to, Ping(number, self._state.members.view()))
                 case swim.Ack(to, number) if to in self._state.peers:
                     self._state.tell(to, Ack(number, self._state.members.view()))
@@ -98,7 +98,7 @@ class Watch:
                 case swim.Correct(to, device):
                     self._correct(to, device)
                 case swim.Refute():
-                    self._presence.refute()
+                    self._membership.refute()
                 case swim.Confirm():
                     self._confirm(now, action)
 
@@ -121,4 +121,4 @@ class Watch:
     def _confirm(self, now: int, action: swim.Confirm) -> None:
         device, since = action.about.device, (now - action.suspected_ns) / SECOND
         self._state.log("confirmed", peer=device, suspected_s=since, accusers=list(action.accusers))
-        self._presence.declare(now, device)
+        self._membership.declare(now, device)

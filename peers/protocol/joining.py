@@ -7,10 +7,10 @@ from itertools import groupby
 from coordinator_free.averaging.mixing import Arrival
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.actions import Apply
-from peers.protocol.connections import Meeting
+from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
 from peers.protocol.rounds import Rounds
-from peers.protocol.state import SECOND, DeviceState, State
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Manifest, Request
 
 MEET_NS = SECOND // 4  # how long a joiner waits for its neighbours' hellos before it asks those who are there
@@ -20,8 +20,8 @@ class Joining:
     """Asks neighbours until a copy of every block is here: each for another block, so that no link and no
     helper's budget has to carry them all."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting, rounds: Rounds) -> None:
-        self._state, self._meeting, self._rounds = state, meeting, rounds
+    def __init__(self, state: DeviceState, connections: Connections, rounds: Rounds) -> None:
+        self._state, self._connections, self._rounds = state, connections, rounds
         self._asked = 0
         self._helpers: dict[Part, str] = {}  # who was asked last for what
 
@@ -47,7 +47,7 @@ class Joining:
         if "ask" not in state.timers:
             state.timers["ask"] = now + MEET_NS
         if not self._asked:
-            if self._meeting.met_neighbours():
+            if self._connections.met_neighbours():
                 self.ask(now)
             return
         missing, active, helpers = state.missing(), state.members.active(), self._there()
@@ -96,11 +96,11 @@ class Joining:
 
     def wants(self, part: Part, cause: str) -> bool:
         """Whether a copy is to be taken over whole."""
-        asked = cause == "transfer" and self._state.phase is State.JOIN
+        asked = cause == "transfer" and self._state.phase is Phase.JOIN
         return asked or part in self._state.exchange.unknown
 
     def _joins(self) -> bool:
-        return self._state.phase is State.JOIN and self._state.own is not None
+        return self._state.phase is Phase.JOIN and self._state.own is not None
 
     def _enter(self, now: int) -> None:
         """All blocks are here: train from the network's next round on."""

@@ -7,21 +7,21 @@ from coordinator_free.membership.records import PRESENT, Record, Status
 from coordinator_free.membership.slots import NoFreeSlot
 from coordinator_free.membership.table import Change
 from peers.protocol.actions import Drop, OwnBlock
-from peers.protocol.connections import Meeting
+from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
-from peers.protocol.replicas import GONE, Holdings
-from peers.protocol.state import DeviceState, State
+from peers.protocol.replicas import GONE, Replicas
+from peers.protocol.state import DeviceState, Phase
 from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
 MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
 
 
-class Presence:
+class MembershipProtocol:
     """Keeps the table of members and the own place in it."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting, holdings: Holdings) -> None:
-        self._state, self._meeting, self._holdings = state, meeting, holdings
+    def __init__(self, state: DeviceState, connections: Connections, replicas: Replicas) -> None:
+        self._state, self._connections, self._replicas = state, connections, replicas
         self._waits = False  # for a slot
 
     # -- the own place -----------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class Presence:
         if record is None:
             return
         if state.round < 0 and joins:
-            state.phase = State.JOIN
+            state.phase = Phase.JOIN
         kept = carry if carry is not None and wish == record.slot else None
         state.own = record
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
@@ -49,12 +49,12 @@ class Presence:
         state.exchange.add(record.key, ZERO if kept is None else max(state.round, 0))
         earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
         state.tell_all(state.gossip([*earlier, record]))
-        self._holdings.sync(now)
-        self._meeting.connect_wanted(now)
+        self._replicas.sync(now)
+        self._connections.connect_wanted(now)
 
     def _new_record(self, now: int, since: int, wish: int | None) -> Record | None:
         state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
-        barred = self._holdings.barred(now) if state.round < 0 else set()
+        barred = self._replicas.barred(now) if state.round < 0 else set()
         keep = state.keep_crashed
         try:
             return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
@@ -86,7 +86,7 @@ class Presence:
     def refute(self) -> None:
         """Somebody suspects this device: a later word of its own is the answer."""
         state = self._state
-        if state.own is not None and state.phase is not State.GONE:
+        if state.own is not None and state.phase is not Phase.GONE:
             state.log("refuted", incarnation=state.own.incarnation)
             state.announce(state.members.amend(state.own))
 
@@ -97,7 +97,7 @@ class Presence:
     def _defend(self, now: int) -> None:
         """Come back after a verdict on the own incarnation; give a lost slot up."""
         state = self._state
-        if state.own is None or state.phase is State.GONE:
+        if state.own is None or state.phase is Phase.GONE:
             return
         recorded, lost = state.members.get(state.own.key), state.slot_lost()
         if recorded is not None and recorded.status in PRESENT and not lost:
@@ -124,7 +124,7 @@ class Presence:
             state.act(Drop("malformed"))
             return
         self._confirm_going(source, records)
-        if state.phase is State.GONE:  # what goes on here does not concern it any more
+        if state.phase is Phase.GONE:  # what goes on here does not concern it any more
             return
         state.network_round = max(state.network_round, gossip.round)
         self._changed(now, state.members.merge(records), source)
@@ -150,7 +150,7 @@ class Presence:
 
     def on_evict(self, now: int) -> None:
         """The grace of a crashed device is over."""
-        self._holdings.sync(now)
+        self._replicas.sync(now)
 
     def _changed(self, now: int, changes: list[Change], source: str | None) -> None:
         """Act on what a merge or a verdict changed, and pass it on."""
@@ -159,10 +159,10 @@ class Presence:
         state = self._state
         state.tell_all(state.gossip([c.record for c in changes]), but=source)
         self._defend(now)
-        self._holdings.sync(now)
+        self._replicas.sync(now)
         for change in changes:
             self._follow(change)
-        self._meeting.connect_wanted(now)
+        self._connections.connect_wanted(now)
 
     def _follow(self, change: Change) -> None:
         state, record = self._state, change.record
@@ -178,7 +178,7 @@ class Presence:
             kind = GONE[record.status]
             state.log("peer_gone", peer=record.device, incarnation=record.incarnation, kind=kind)
             if record.status in GOING:
-                self._meeting.part(record.device)
+                self._connections.part(record.device)
             if record.status in GOING or (kind == "crash" and state.keep_crashed):
                 state.start_correction(state.round)  # else once the block is dropped
 

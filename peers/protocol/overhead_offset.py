@@ -19,7 +19,7 @@ class PartBytes(Protocol):
     def __call__(self, group: str, codec: str | None = None) -> int: ...
 
 
-class Repaying:
+class OverheadOffset:
     """Of one device. `codec`: of its data; with int4 nothing can be made up for."""
 
     def __init__(self, codec: str, part_bytes: PartBytes) -> None:

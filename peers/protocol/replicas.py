@@ -11,7 +11,7 @@ from coordinator_free.membership.records import Record, Status
 from coordinator_free.membership.slots import EVERYBODY
 from peers.protocol.actions import AddBlock, DropBlock, Snapshot
 from peers.protocol.exchange import ZERO
-from peers.protocol.state import SECOND, DeviceState, State
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.limits import MAX_DELETED
 from transport.wire.messages import Deleted
 
@@ -23,7 +23,7 @@ GONE = {
 }
 
 
-class Holdings:
+class Replicas:
     """Makes the held blocks those of the table, and knows which slots may be taken."""
 
     def __init__(self, state: DeviceState) -> None:
@@ -91,7 +91,7 @@ class Holdings:
         handover = state.config.correction.handover if left and state.round >= 0 else 0.0
         damping = 1.0
         if handover and state.own is not None:
-            undamped = not state.exchange.refitted() and state.phase in (State.TRAIN, State.WAIT)
+            undamped = not state.exchange.refitted() and state.phase in (Phase.TRAIN, Phase.WAIT)
             state.exchange.replace(state.own.key)
             damping = state.damping() if undamped and state.exchange.refitted() else 1.0
         reason = GONE.get(record.status, "moved") if record else "unknown"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from coordinator_free.averaging.mixing import metropolis_row
-from coordinator_free.averaging.rate_allocation import Slot
+from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.records import Status
 from peers.protocol.actions import (
@@ -22,11 +22,11 @@ from peers.protocol.actions import (
     Snapshot,
     Train,
 )
-from peers.protocol.connections import Meeting
+from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
 from peers.protocol.exchange import Choose, Plan
 from peers.protocol.send_allocation import Supply
-from peers.protocol.state import SECOND, DeviceState, State
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
@@ -36,8 +36,8 @@ LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran 
 class Rounds:
     """Decides when a round begins and closes, and what is sent in it."""
 
-    def __init__(self, state: DeviceState, meeting: Meeting, correction: Correction) -> None:
-        self._state, self._meeting, self._correction = state, meeting, correction
+    def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
+        self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
         self._withheld: dict[str, int] = {}  # matrices of this round, by peer
         self._sent: dict[str, Counter[str]] = {}
@@ -50,16 +50,20 @@ class Rounds:
     def try_begin(self, now: int) -> None:
         """Start the first round once the cohort is known, has its slots and has met its neighbours."""
         state = self._state
-        if state.phase is not State.SETTLE or state.own is None:
+        if state.phase is not Phase.SETTLE or state.own is None:
             return
         enough = len(state.members.alive()) >= state.me.cohort
-        if enough and not state.members.slot_losers(state.keep_crashed) and self._meeting.met_neighbours():
+        if (
+            enough
+            and not state.members.slot_losers(state.keep_crashed)
+            and self._connections.met_neighbours()
+        ):
             self.begin(now, 0)
 
     def settle(self, now: int) -> None:
         """The cohort did not come together in time: begin with those who are here."""
         state = self._state
-        if state.phase is State.SETTLE and state.own is not None:
+        if state.phase is Phase.SETTLE and state.own is not None:
             state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
             self.begin(now, max(state.network_round, 0))
 
@@ -80,7 +84,7 @@ class Rounds:
     # -- one round ---------------------------------------------------------------------------------
     def _start(self, now: int, round_: int) -> None:
         state = self._state
-        state.round, state.phase, self._start_ns = round_, State.TRAIN, now
+        state.round, state.phase, self._start_ns = round_, Phase.TRAIN, now
         state.network_round = max(state.network_round, round_)
         state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
         settings, rehearse = self._correction.settings(), state.work == "train"
@@ -99,12 +103,12 @@ class Rounds:
     ) -> None:
         """The local steps are done; `changed`: copies that the last mixing moved."""
         state = self._state
-        if state.phase is not State.TRAIN or state.own is None:
+        if state.phase is not Phase.TRAIN or state.own is None:
             return
         held = state.exchange.held
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
-        state.phase, self._trained_ns = State.WAIT, now
+        state.phase, self._trained_ns = Phase.WAIT, now
         self._left, self._outages = budget_bytes, outages
         self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
         receivers = self._receivers()
@@ -114,14 +118,14 @@ class Rounds:
 
     def try_publish(self) -> None:
         """Who has become a neighbour since this round's data went is sent it too: both mix with the other."""
-        if self._state.phase is State.WAIT:
+        if self._state.phase is Phase.WAIT:
             self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
 
     def on_request(self, source: str, request: Request) -> None:
         """It is answered with this round's data; at once where that has gone, but once a round."""
         state = self._state
         state.exchange.want(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
-        if state.phase is State.WAIT and source not in self._outages | self._answered:
+        if state.phase is Phase.WAIT and source not in self._outages | self._answered:
             self._publish_late(self._receivers() & {source})
 
     def _receivers(self) -> set[str]:
@@ -166,7 +170,9 @@ class Rounds:
             self._sent.setdefault(part.group, Counter())[codec] += 1
             self._left -= self._state.exchange.part_bytes(part.group)
 
-    def _choose(self, supply: Supply, wanted: Sequence[Slot], asked: Collection[Slot]) -> Mapping[Slot, str]:
+    def _choose(
+        self, supply: Supply, wanted: Sequence[Transfer], asked: Collection[Transfer]
+    ) -> Mapping[Transfer, str]:
         allocating = self._state.exchange.allocating
         assert allocating is not None
         return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
@@ -185,13 +191,13 @@ class Rounds:
         state.peers[source].manifests[manifest.round] = manifest
         state.network_round = max(state.network_round, manifest.round)
         state.exchange.note(source, manifest)
-        self._meeting.reconcile(now, source, manifest.view)
+        self._connections.reconcile(now, source, manifest.view)
         return True
 
     def on_deadline(self, now: int) -> None:
-        if self._state.phase is State.WAIT:
+        if self._state.phase is Phase.WAIT:
             self._close(now)
-        elif self._state.phase is State.TRAIN:  # own steps are late: close as soon as they are done
+        elif self._state.phase is Phase.TRAIN:  # own steps are late: close as soon as they are done
             self._state.timers["deadline"] = now + LATE_NS
 
     def try_close(self, now: int) -> None:
@@ -201,7 +207,7 @@ class Rounds:
         has been overtaken or was never sent.
         """
         state = self._state
-        if state.phase is State.WAIT and all(map(self._is_in, self._correction.neighbours())):
+        if state.phase is Phase.WAIT and all(map(self._is_in, self._correction.neighbours())):
             self._close(now)
 
     def _is_in(self, name: str) -> bool:
@@ -253,7 +259,7 @@ class Rounds:
     def finish(self, now: int) -> None:
         """Show, export, say goodbye."""
         state = self._state
-        state.phase = State.FINISH
+        state.phase = Phase.FINISH
         state.timers.pop("deadline", None)
         if state.me.snapshot_every:
             state.act(Snapshot(state.round, "end"))
@@ -284,7 +290,7 @@ class Rounds:
         state = self._state
         alive = state.members.alive()
         peers = {name: peer for name, peer in state.peers.items() if name in alive}
-        if state.phase is not State.FINISH or not all(peer.done for peer in peers.values()):
+        if state.phase is not Phase.FINISH or not all(peer.done for peer in peers.values()):
             return
         for name in state.greeted():
             if state.peers[name].finished:
@@ -294,5 +300,5 @@ class Rounds:
             self._exit("finished")
 
     def _exit(self, reason: str) -> None:
-        self._state.phase = State.GONE
+        self._state.phase = Phase.GONE
         self._state.act(Exit(0, reason))

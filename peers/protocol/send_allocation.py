@@ -15,7 +15,7 @@ from coordinator_free.averaging.rate_allocation import (
     Budget,
     Choice,
     Item,
-    Slot,
+    Transfer,
     Waiting,
     Weights,
     allocate,
@@ -51,12 +51,12 @@ class Allocating:
 
     def choose(
         self,
-        wanted: Iterable[Slot],
-        asked: Collection[Slot],
+        wanted: Iterable[Transfer],
+        asked: Collection[Transfer],
         round_: int,
         supply: Supply,
         weights: Weights,
-    ) -> dict[Slot, str]:
+    ) -> dict[Transfer, str]:
         """The codec of each of the `wanted` that is sent; `asked`: those that a neighbour has asked for."""
         items = [_item(slot, slot in asked, supply) for slot in wanted]
         made = allocate(self._name, items, supply.budget, weights, self.waiting, self._draw(round_))
@@ -78,7 +78,7 @@ class Allocating:
     def forget_peer(self, peer: str) -> None:
         self._wait(lambda slot: slot[0] != peer)
 
-    def _wait(self, stays: Callable[[Slot], bool]) -> None:
+    def _wait(self, stays: Callable[[Transfer], bool]) -> None:
         rounds = {slot: n for slot, n in self.waiting.rounds.items() if stays(slot)}
         self.waiting = Waiting(rounds, self.waiting.deficits)
 
@@ -87,7 +87,7 @@ class Allocating:
         return int.from_bytes(digest, "big")
 
 
-def _item(slot: Slot, asked: bool, supply: Supply) -> Item:
+def _item(slot: Transfer, asked: bool, supply: Supply) -> Item:
     """Without choices where nothing is known of the matrix yet, or sending it would gain nothing."""
     peer, part = slot
     matrix, sizes = supply.distances.matrices.get(part), supply.sizes[part.group]

@@ -25,7 +25,7 @@ from transport.wire.messages import Deleted, Gossip, Manifest, Message
 SECOND = 1_000_000_000
 
 
-class State(Enum):
+class Phase(Enum):
     SETTLE = "settle"
     JOIN = "join"
     TRAIN = "train"
@@ -85,7 +85,7 @@ class DeviceState:
         allocator = config.radio.allocator
         allocating = None if allocator == FIFO else Allocating(allocator, config.seed, me.device)
         self.exchange = Exchange(self.mode, sizes, part_bytes, allocating)
-        self.phase = State.SETTLE
+        self.phase = Phase.SETTLE
         self.round = self.network_round = -1
         self.own: Record | None = None
         self.peers: dict[str, Peer] = {}

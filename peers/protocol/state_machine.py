@@ -17,20 +17,20 @@ from coordinator_free.membership.records import Record, Verify
 from coordinator_free.membership.table import Membership
 from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Drop
-from peers.protocol.anti_entropy import Upkeep
-from peers.protocol.connections import Difference, Meeting
+from peers.protocol.anti_entropy import AntiEntropy
+from peers.protocol.connections import Connections, Difference
 from peers.protocol.correction import Correction
-from peers.protocol.departure import Ending
+from peers.protocol.departure import Departure
 from peers.protocol.exchange import Exchange
-from peers.protocol.failure_detection import Watch
+from peers.protocol.failure_detection import FailureDetection
 from peers.protocol.joining import Joining
-from peers.protocol.membership import Presence
+from peers.protocol.membership import MembershipProtocol
 from peers.protocol.overhead_offset import PartBytes
-from peers.protocol.replicas import Holdings
+from peers.protocol.replicas import Replicas
 from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
 from peers.protocol.signed_versions import statement
-from peers.protocol.state import SECOND, DeviceState, Identity, Peer, State
+from peers.protocol.state import SECOND, DeviceState, Identity, Peer, Phase
 from transport.wire.messages import (
     Ack,
     Bye,
@@ -50,7 +50,7 @@ from transport.wire.messages import (
     Update,
 )
 
-__all__ = ["DeviceProtocol", "Identity", "Peer", "State"]
+__all__ = ["DeviceProtocol", "Identity", "Peer", "Phase"]
 
 
 class DeviceProtocol:
@@ -69,28 +69,28 @@ class DeviceProtocol:
     ) -> None:
         self._verify = verify
         self._s = DeviceState(me, config, sizes, part_bytes, sign, verify)
-        self._meeting = Meeting(self._s, fingerprint, difference)
-        self._holdings = Holdings(self._s)
-        self._presence = Presence(self._s, self._meeting, self._holdings)
-        self._watch = Watch(self._s, self._meeting, self._presence)
-        self._upkeep = Upkeep(self._s, self._meeting, self._presence, self._holdings)
-        self._correction = Correction(self._s, self._meeting, sign, verify)
-        self._meeting.others_needed = self._correction.neighbours
-        self._rounds = Rounds(self._s, self._meeting, self._correction)
-        self._joining = Joining(self._s, self._meeting, self._rounds)
-        self._ending = Ending(self._s, self._presence, self._rounds, sign, verify)
+        self._connections = Connections(self._s, fingerprint, difference)
+        self._replicas = Replicas(self._s)
+        self._membership = MembershipProtocol(self._s, self._connections, self._replicas)
+        self._failure_detection = FailureDetection(self._s, self._connections, self._membership)
+        self._anti_entropy = AntiEntropy(self._s, self._connections, self._membership, self._replicas)
+        self._correction = Correction(self._s, self._connections, sign, verify)
+        self._connections.others_needed = self._correction.neighbours
+        self._rounds = Rounds(self._s, self._connections, self._correction)
+        self._joining = Joining(self._s, self._connections, self._rounds)
+        self._departure = Departure(self._s, self._membership, self._rounds, sign, verify)
         self._timers: dict[str, Callable[[int], None]] = {
-            "probe": self._watch.on_timer,
-            "upkeep": self._upkeep.on_timer,
-            "push_pull": self._upkeep.on_push_pull,
-            "reconnect": self._upkeep.on_reconnect,
-            "evict": self._presence.on_evict,
+            "probe": self._failure_detection.on_timer,
+            "upkeep": self._anti_entropy.on_timer,
+            "push_pull": self._anti_entropy.on_push_pull,
+            "reconnect": self._anti_entropy.on_reconnect,
+            "evict": self._membership.on_evict,
             "settle": self._on_settle,
             "ask": self._joining.ask,
             "deadline": self._rounds.on_deadline,
             "grace": self._rounds.on_grace,
-            "last_call": self._ending.on_last_call,
-            "insist": self._ending.on_insist,
+            "last_call": self._departure.on_last_call,
+            "insist": self._departure.on_insist,
         }
 
     # -- what can be seen --------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class DeviceProtocol:
         return self._s.round
 
     @property
-    def state(self) -> State:
+    def state(self) -> Phase:
         return self._s.phase
 
     @property
@@ -125,11 +125,11 @@ class DeviceProtocol:
     # -- events ------------------------------------------------------------------------------------
     def start(self, now: int) -> list[Action]:
         """The process is up and bound."""
-        self._watch.start(now)
-        self._upkeep.start(now)
+        self._failure_detection.start(now)
+        self._anti_entropy.start(now)
         self._s.timers["settle"] = now + int(self._s.config.membership.settle_s * SECOND)
-        if not self._meeting.call_seeds(now):
-            self._presence.claim(now)
+        if not self._connections.call_seeds(now):
+            self._membership.claim(now)
         return self._done(now)
 
     def next_timer_ns(self) -> int | None:
@@ -162,7 +162,7 @@ class DeviceProtocol:
 
     def signal(self, now: int, kind: str) -> list[Action]:
         """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
-        self._ending.signal(now, kind)
+        self._departure.signal(now, kind)
         return self._done(now)
 
     def accepts(self, source: str, block: BlockKey) -> str | None:
@@ -205,9 +205,9 @@ class DeviceProtocol:
         """A control message."""
         peer = self._s.peers.get(source)
         if isinstance(message, Hello):
-            self._meeting.on_hello(now, source, message)
+            self._connections.on_hello(now, source, message)
         elif isinstance(message, Refuse):
-            self._meeting.on_refuse(source, message)
+            self._connections.on_refuse(source, message)
         elif peer is None or not peer.greeted:
             self._stranger(now, source, message)
         else:
@@ -218,27 +218,27 @@ class DeviceProtocol:
     def _stranger(self, now: int, source: str, message: Message) -> None:
         """What one says that was not met changes nothing; but a member is greeted, and told that this device
         is there."""
-        if self._meeting.recall(now, source) and isinstance(message, Ping):
-            self._watch.on_ping(now, source, message)
+        if self._connections.recall(now, source) and isinstance(message, Ping):
+            self._failure_detection.on_ping(now, source, message)
         else:
             self._s.act(Drop("stranger"))
 
     def _receive(self, now: int, source: str, message: Message) -> None:
         match message:
             case Ping():
-                self._watch.on_ping(now, source, message)
+                self._failure_detection.on_ping(now, source, message)
             case Ack():
-                self._watch.on_ack(now, source, message)
+                self._failure_detection.on_ack(now, source, message)
             case PingRequest():
-                self._watch.on_ping_request(now, source, message)
+                self._failure_detection.on_ping_request(now, source, message)
             case Nack():
-                self._watch.on_nack(source, message)
+                self._failure_detection.on_nack(source, message)
             case Suspect():
-                self._watch.on_suspect(now, source, message)
+                self._failure_detection.on_suspect(now, source, message)
             case Gossip():
-                self._presence.on_gossip(now, source, message)
+                self._membership.on_gossip(now, source, message)
             case Deleted():
-                self._holdings.on_deleted(now, message)
+                self._replicas.on_deleted(now, message)
             case Manifest():
                 if self._rounds.on_manifest(now, source, message):
                     self._joining.heard(source, message)
@@ -247,13 +247,13 @@ class DeviceProtocol:
             case Observed():
                 self._correction.heard(source, message)
             case Bye():
-                self._meeting.on_bye(source, message)
+                self._connections.on_bye(source, message)
             case Stopping():
-                self._ending.heard(now, source, message)
+                self._departure.heard(now, source, message)
 
     def _on_settle(self, now: int) -> None:
         if self._s.own is None:
-            self._presence.claim(now)
+            self._membership.claim(now)
         self._rounds.settle(now)
 
     def _done(self, now: int) -> list[Action]:
@@ -262,7 +262,7 @@ class DeviceProtocol:
         self._rounds.try_begin(now)
         self._rounds.try_publish()
         self._rounds.try_close(now)
-        self._ending.try_end(now)
+        self._departure.try_end(now)
         self._rounds.try_exit()
-        self._watch.refresh()
+        self._failure_detection.refresh()
         return self._s.flush()

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from coordinator_free.averaging.mixing import MODES
-from peers.learning.learner import Learner, Receipt, TrainResult
+from peers.learning.learner import DeletionReceipt, Learner, TrainResult
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from peers.runtime import partition
-from peers.runtime.event_queue import Agenda, Event, Kind
+from peers.runtime.event_queue import Event, EventQueue, Kind
 from peers.runtime.inbox import Inbox
-from peers.runtime.learner_thread import Diagnosed, Trained, Workshop
+from peers.runtime.learner_thread import Diagnosed, LearnerThread, Trained
 from peers.runtime.receiver import Reception
 from peers.runtime.recorder import Recorder, round_line
 from peers.runtime.scripted_events import Actor, Script, Scripted
@@ -67,15 +67,15 @@ class Driver:
         links.on_drop = lambda source, reason, size: self.accounts.link(source).dropped(reason, size)
         self.virtual = _virtual_clock(spec, links)
         self.clock: Clock = self.virtual or RealClock(spec.wall_clock)
-        self.agenda = Agenda()
+        self.queue = EventQueue()
         versions = Versions(spec.id, identity.sign)
-        self.workshop = Workshop(learner, recorder, spec.config, self._on_failure, versions)
+        self.learner_thread = LearnerThread(learner, recorder, spec.config, self._on_failure, versions)
         self.exit: do.Exit | None = None
         self._outside: deque[Event] = deque()
         self._busy_until_ns = 0
         self._trained = TrainResult((), 0.0)
         signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
-        copies, start = self.workshop.copies, self.clock.now()
+        copies, start = self.learner_thread.copies, self.clock.now()
         self.outbox = Outbox(spec, learner, links, self.accounts, start, signed, copies)
         if self.virtual is not None:
             self.outbox.on_sent = self.virtual.sent
@@ -102,14 +102,14 @@ class Driver:
         curve = spec.keys is not None
         rounds = spec.config.round.count
         self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve, rounds)
-        self.inbox.on_copy = self.workshop.heard
+        self.inbox.on_copy = self.learner_thread.heard
         self.reception = Reception(
-            links, self.inbox, self.protocol, self.agenda, self.clock, self.virtual, self._take
+            links, self.inbox, self.protocol, self.queue, self.clock, self.virtual, self._take
         )
         self._actor = Actor(
             Script(spec.script),
             self.virtual,
-            self.agenda,
+            self.queue,
             self._start,
             self.outbox.cut_off,
             self.protocol.signal,
@@ -123,11 +123,13 @@ class Driver:
             do.Farewell: lambda action: self.outbox.farewell(action, self._incarnation()),
             do.Train: self._on_train,
             do.Diagnose: self._on_diagnose,
-            do.Apply: lambda action: self.workshop.mix(action.mixes),
-            do.AddBlock: self.workshop.add_block,
-            do.OwnBlock: self.workshop.own_block,
+            do.Apply: lambda action: self.learner_thread.mix(action.mixes),
+            do.AddBlock: self.learner_thread.add_block,
+            do.OwnBlock: self.learner_thread.own_block,
             do.DropBlock: self._on_drop_block,
-            do.Snapshot: lambda action: self.workshop.snapshot(action, self.spec.id, self._incarnation()),
+            do.Snapshot: lambda action: self.learner_thread.snapshot(
+                action, self.spec.id, self._incarnation()
+            ),
             do.Log: lambda action: self._record(self.clock.now(), action.event, **action.fields),
             do.RoundDone: self._on_round_done,
             do.Export: self._on_export,
@@ -157,7 +159,7 @@ class Driver:
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
-            self.workshop.close()
+            self.learner_thread.close()
 
     # -- one event after the other ---------------------------------------------------------------------
     async def _step(self) -> None:
@@ -180,7 +182,7 @@ class Driver:
     def _due(self) -> tuple[str, int | None]:
         """Which source of events has the next one, and when. In this order, at equal times. In real time,
         what can be sent is sent: a device that is late with what has arrived answers while it catches up."""
-        source, at = "agenda", self.agenda.next_ns()
+        source, at = "agenda", self.queue.next_ns()
         timer, outbox = self.protocol.next_timer_ns(), self.outbox.next_ns(self.clock.now())
         if timer is not None and (at is None or timer < at):
             source, at = "timer", timer
@@ -190,7 +192,7 @@ class Driver:
         return source, at
 
     async def _happen(self, now: int) -> None:
-        planned = self.agenda.pop()
+        planned = self.queue.pop()
         if planned.ready is not None:
             await asyncio.wait([asyncio.wrap_future(planned.ready)])
             if planned.ready.cancelled() or planned.ready.exception():
@@ -228,7 +230,7 @@ class Driver:
             self.outbox.credit(envelope.src, message.bytes)
         elif isinstance(message, Hello):
             self.outbox.credit(envelope.src)  # it may have been started again: nothing is on its way any more
-            self.workshop.forget(envelope.src)
+            self.learner_thread.forget(envelope.src)
         return self.inbox.take(now, envelope, message, received)
 
     # -- the scenario, in virtual time -----------------------------------------------------------------
@@ -253,7 +255,7 @@ class Driver:
     # -- the learner -----------------------------------------------------------------------------------
     def _on_train(self, action: do.Train) -> None:
         self.outbox.start_round(action.round, self.protocol.members.alive(), self.clock.now())
-        trained = self.workshop.train(action)
+        trained = self.learner_thread.train(action)
         self._computed(trained, action.steps, partial(self._after_training, trained=trained))
 
     def _computed(self, done: Future[Any], steps: int, event: Event) -> None:
@@ -263,10 +265,10 @@ class Driver:
             return
         start = max(self.clock.now(), self._busy_until_ns)
         self._busy_until_ns = start + steps * self.spec.config.compute.step_ns(self.spec.id)
-        self.agenda.add(self._busy_until_ns, Kind.LEARNER, event, ready=done)
+        self.queue.add(self._busy_until_ns, Kind.LEARNER, event, ready=done)
 
     def _on_diagnose(self, action: do.Diagnose) -> None:
-        done = self.workshop.diagnose(action)
+        done = self.learner_thread.diagnose(action)
         tried = sum(1 + max(a.steps for a in settings.values()) for settings in action.trials.values())
         self._computed(done, 1 + tried, partial(self._diagnosed, epoch=action.round, done=done))
 
@@ -283,7 +285,7 @@ class Driver:
         )
 
     def _now(self, event: Event) -> None:
-        self.agenda.add(self.clock.now(), Kind.LEARNER, event)
+        self.queue.add(self.clock.now(), Kind.LEARNER, event)
         self.clock.poke()
 
     def _when_done(self, future: Future[Result], then: Callable[[Result], None]) -> None:
@@ -302,17 +304,17 @@ class Driver:
             self.outbox.refitted(self.protocol.own.key)
         who = {"peer": action.key.device, "incarnation": action.key.incarnation}
 
-        def deleted(receipt: Receipt | None) -> dict[str, object] | None:
+        def deleted(receipt: DeletionReceipt | None) -> dict[str, object] | None:
             return None if receipt is None else {**who, **asdict(receipt)}
 
-        self._record_when_done(self.workshop.drop_block(action), "deleted", deleted)
+        self._record_when_done(self.learner_thread.drop_block(action), "deleted", deleted)
 
     def _on_export(self, action: do.Export) -> None:
         out = Path(self.spec.out)
         finished = self.protocol.round == self.spec.config.round.count - 1  # who retires leaves none
         if self.spec.config.checkpoint.save and finished:
-            self.workshop.checkpoint(checkpoint.path_of(out, self.spec.id))
-        exported = self.workshop.export(out / "adapters" / self.spec.id)
+            self.learner_thread.checkpoint(checkpoint.path_of(out, self.spec.id))
+        exported = self.learner_thread.export(out / "adapters" / self.spec.id)
         self._record_when_done(exported, "exported", lambda sha256: {"adapter_sha256": sha256})
 
     def _record_when_done(
@@ -329,10 +331,15 @@ class Driver:
         self._when_done(future, done)
 
     # -- the network -----------------------------------------------------------------------------------
+    def _on_snapshot(self, action: do.Snapshot) -> None:
+        self.learner_thread.snapshot(action, self.spec.id, self._incarnation())
+
     async def _publish(self, action: do.Publish) -> None:
         payloads = self.outbox.encoded(action)
         if payloads is None:
-            payloads = await asyncio.wrap_future(self.workshop.submit(partial(self.outbox.encode, action)))
+            payloads = await asyncio.wrap_future(
+                self.learner_thread.submit(partial(self.outbox.encode, action))
+            )
         self.outbox.publish(action, payloads, self._incarnation())
 
     def _on_broken(self, link: str) -> None:
@@ -345,7 +352,7 @@ class Driver:
 
     def _on_disconnect(self, action: do.Disconnect) -> None:
         self.outbox.disconnect(action.peer)
-        self.workshop.forget(action.peer)
+        self.learner_thread.forget(action.peer)
         self.inbox.forget(action.peer)
 
     def _on_meet(self, action: do.Meet) -> None:
@@ -362,7 +369,7 @@ class Driver:
     def _on_round_done(self, action: do.RoundDone) -> None:
         if self.virtual is not None:
             self.virtual.round = action.round
-        self.workshop.record(
+        self.learner_thread.record(
             {
                 **round_line(action, self._trained, self.recorder.seconds),
                 "granted_bytes": self.outbox.quota.budget_bytes,
@@ -382,7 +389,7 @@ class Driver:
         await self._settle()
         await self._send_rest(self.clock.now() + FLUSH_NS)
         self.outbox.abandon("end")
-        for planned in self.agenda.take(self.clock.now(), Kind.MESSAGE):
+        for planned in self.queue.take(self.clock.now(), Kind.MESSAGE):
             await self._do([a for a in planned.event(self.clock.now()) if isinstance(a, do.Log)])
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._record(
@@ -400,7 +407,7 @@ class Driver:
 
     async def _settle(self) -> None:
         """Until the learner has done all that was asked of it, and what that led to is recorded."""
-        await asyncio.wrap_future(self.workshop.submit(lambda: None))
+        await asyncio.wrap_future(self.learner_thread.submit(lambda: None))
         await asyncio.sleep(0)
 
     async def _send_rest(self, until_ns: int) -> None:

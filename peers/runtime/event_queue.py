@@ -34,7 +34,7 @@ class Planned:
     ready: Future[Any] | None = field(default=None, compare=False)
 
 
-class Agenda:
+class EventQueue:
     """A queue by time."""
 
     def __init__(self) -> None:

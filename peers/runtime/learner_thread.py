@@ -20,7 +20,7 @@ from coordinator_free.correction.residuals import effective_eta, mu_from_losses,
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import FIFO, DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.learner import Learner, Receipt, TrainResult
+from peers.learning.learner import DeletionReceipt, Learner, TrainResult
 from peers.learning.neighbour_copies import Distances, NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
@@ -38,7 +38,7 @@ class Trained(NamedTuple):
     distances: Distances
 
 
-class Workshop:
+class LearnerThread:
     """Everything that touches the model. Each method queues work and returns its future."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Workshop:
             partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
         )
 
-    def drop_block(self, action: do.DropBlock) -> Future[Receipt | None]:
+    def drop_block(self, action: do.DropBlock) -> Future[DeletionReceipt | None]:
         """None: it was not held."""
         return self.submit(partial(self._drop, action))
 
@@ -207,7 +207,7 @@ class Workshop:
             values = np.concatenate([values, lookahead.pack(drops, found.groups)])
         return values, found
 
-    def _drop(self, action: do.DropBlock) -> Receipt | None:
+    def _drop(self, action: do.DropBlock) -> DeletionReceipt | None:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
         self._versions.drop(key)

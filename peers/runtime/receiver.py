@@ -8,7 +8,7 @@ from functools import partial
 
 from peers.protocol.actions import Action
 from peers.protocol.state_machine import DeviceProtocol
-from peers.runtime.event_queue import Agenda, Kind
+from peers.runtime.event_queue import EventQueue, Kind
 from peers.runtime.inbox import Inbox
 from transport.clocks.real import Clock
 from transport.clocks.virtual import VirtualClock
@@ -45,12 +45,12 @@ class Reception:
         links: Links,
         inbox: Inbox,
         protocol: DeviceProtocol,
-        agenda: Agenda,
+        queue: EventQueue,
         clock: Clock,
         virtual: VirtualClock | None,
         take: Take,
     ) -> None:
-        self._links, self._inbox, self._protocol, self._agenda = links, inbox, protocol, agenda
+        self._links, self._inbox, self._protocol, self._queue = links, inbox, protocol, queue
         self._clock, self._virtual, self._do = clock, virtual, take
         self._waiting: Counter[str] = Counter()  # bytes of data on the agenda, by account
 
@@ -77,7 +77,7 @@ class Reception:
             return
         self._waiting[account] += size
         event = partial(self._take, account, size, envelope, message, received)
-        self._agenda.add(self._when(envelope, message), Kind.MESSAGE, event, envelope.src, envelope.seq)
+        self._queue.add(self._when(envelope, message), Kind.MESSAGE, event, envelope.src, envelope.seq)
         self._clock.poke()
 
     def _when(self, envelope: Envelope, message: Message) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from peers.protocol.actions import Action
-from peers.runtime.event_queue import Agenda, Event, Kind
+from peers.runtime.event_queue import Event, EventQueue, Kind
 from transport.clocks.virtual import VirtualClock
 from transport.clocks.windows import ABSENT, STARTED
 
@@ -50,13 +50,13 @@ class Actor:
         self,
         script: Script,
         virtual: VirtualClock | None,
-        agenda: Agenda,
+        queue: EventQueue,
         begin: Event,
         cut_off: Callable[[frozenset[str], int], None],
         signal: Callable[[int, str], list[Action]],
         record: Callable[[int, Scripted], None],
     ) -> None:
-        self._script, self._virtual, self._agenda = script, virtual, agenda
+        self._script, self._virtual, self._queue = script, virtual, queue
         self._begin, self._cut_off, self._signal, self._record = begin, cut_off, signal, record
         self.stalled_until_ns = 0
         self.dying = False
@@ -78,7 +78,7 @@ class Actor:
         if grant is None:
             return
         for event in self._script.due(grant.slowest_round):
-            self._agenda.add(grant.start_ns, Kind.SCRIPT, partial(self._act_out, event=event))
+            self._queue.add(grant.start_ns, Kind.SCRIPT, partial(self._act_out, event=event))
 
     def _act_out(self, now: int, event: Scripted) -> list[Action]:
         assert self._virtual is not None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.lora.bases import Recipe
-from peers.lora.blocks import Union
+from peers.lora.blocks import BlockSet
 from peers.lora.layout import ModelLayout, ModuleShape
 
 FORMAT = 1
@@ -42,12 +42,12 @@ class SavedBlock:
     factors: dict[str, Factors]
 
 
-def saved_blocks(union: Union, keys: Sequence[BlockKey]) -> list[SavedBlock]:
+def saved_blocks(union: BlockSet, keys: Sequence[BlockKey]) -> list[SavedBlock]:
     """Blocks of a union as files hold them."""
     return [SavedBlock(key, union[key].slot, _factors(union, key)) for key in keys]
 
 
-def _factors(union: Union, key: BlockKey) -> dict[str, Factors]:
+def _factors(union: BlockSet, key: BlockKey) -> dict[str, Factors]:
     bases = union[key].bases
     return {
         name: (bases[name].T.cpu().contiguous(), (union.scale * union.part(key, name)).cpu())

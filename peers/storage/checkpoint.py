@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
-from peers.lora.blocks import Union
+from peers.lora.blocks import BlockSet
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import folder_of
 from peers.storage.snapshots import write_snapshot
@@ -51,7 +51,7 @@ def path_of(run: Path, device: str) -> Path:
     return run.expanduser() / FOLDER / f"{folder_of(device)}.safetensors"
 
 
-def save(path: Path, union: Union, moments: Moments, fingerprint: Fingerprint) -> None:
+def save(path: Path, union: BlockSet, moments: Moments, fingerprint: Fingerprint) -> None:
     """Write all blocks of `union`, whole or not at all."""
     keys = union.keys()
     tensors = union.tensors(keys)

@@ -19,7 +19,7 @@ from typing import Any
 from coordinator_free.correction.policy_interface import Settings
 from peers.config import DeviceConfig
 from peers.learning.learner import Learner, TrainResult
-from peers.protocol.state_machine import State
+from peers.protocol.state_machine import Phase
 from peers.runtime.driver import Driver
 from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
@@ -158,7 +158,7 @@ async def _attack(attack: Attack, devices: Mapping[str, Device], way: Relay, hol
     try:
         assert await asyncio.to_thread(hold.reached.wait, PATIENCE_S), "no round was reached"
         waiting = devices["d0"].driver.protocol
-        await until(lambda: (waiting.round, waiting.state) == (HELD_ROUND, State.WAIT))
+        await until(lambda: (waiting.round, waiting.state) == (HELD_ROUND, Phase.WAIT))
         await attack(devices, way)
     finally:
         hold.over.set()

@@ -28,7 +28,7 @@ from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Lim
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
 from transport.security.security_events import note
-from transport.security.zap import DOMAIN, ENDPOINT, Doorkeeper
+from transport.security.zap import DOMAIN, ENDPOINT, ZapHandler
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
 
@@ -61,7 +61,7 @@ class ZmqLinks:
             tuple[Socket, Watch]
         ] = []  # the bound one last, after one that is only read empty
         self._zap: Watch | None = None
-        self._doorkeeper: Doorkeeper | None = None
+        self._zap_handler: ZapHandler | None = None
         self._dealers: dict[str, Dealer] = {}
         self._waiter, self._large = Waiter(), LastFrame()
         self._address = ""
@@ -77,7 +77,7 @@ class ZmqLinks:
     async def start(self) -> None:
         """Bind the inbox. Raises OSError (with the endpoint in it) when that cannot be done."""
         if self._keys is not None:
-            self._doorkeeper = Doorkeeper(self._keys)
+            self._zap_handler = ZapHandler(self._keys)
             zap = self._inside.socket(zmq.REP)
             zap.bind(ENDPOINT)  # before the inbox: no connection is ever judged by nobody
             self._zap = Watch(zap, lambda frames: self._judge(zap, frames))
@@ -141,10 +141,10 @@ class ZmqLinks:
     async def use_keys(self, keys: NetworkKeys) -> None:
         """The next step of a rotation or another allow-list (keys.py). Raises ValueError without keys so far,
         OSError if the inbox cannot be bound again under a new primary key."""
-        if self._keys is None or self._doorkeeper is None:
+        if self._keys is None or self._zap_handler is None:
             raise ValueError("links that were started without keys cannot get some")
         primary = self._keys.server()
-        self._keys = self._doorkeeper.keys = keys
+        self._keys = self._zap_handler.keys = keys
         for dealer in self._dealers.values():
             dealer.rekey(keys)
         if keys.server() != primary:
@@ -262,8 +262,8 @@ class ZmqLinks:
 
     # -- attempts --------------------------------------------------------------------------------------
     def _judge(self, zap: Socket, request: list[bytes]) -> None:
-        assert self._doorkeeper is not None
-        zap.send_multipart(self._doorkeeper.answer(request))
+        assert self._zap_handler is not None
+        zap.send_multipart(self._zap_handler.answer(request))
 
     def _on_event(self, frames: list[bytes]) -> None:
         event: int = parse_monitor_message(frames)["event"]

@@ -15,7 +15,7 @@ VERSION, MECHANISM = b"1.0", b"CURVE"
 log = logging.getLogger("unweft")
 
 
-class Doorkeeper:
+class ZapHandler:
     """Decides on CURVE clients. The user id that it gives a connection is the client's public key (Z85)."""
 
     def __init__(self, keys: NetworkKeys) -> None:

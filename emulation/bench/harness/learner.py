@@ -13,13 +13,13 @@ from torch import Tensor
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey
 from emulation.bench.harness.sgd import RANK, ROWS, SmallStep
-from peers.learning.learner import Receipt, TrainResult
+from peers.learning.learner import DeletionReceipt, TrainResult
 
 GROUP = "early"
 
 
 class BenchLearner:
-    """The part of `Learner` that a driver uses in `paper-literal`: the own block alone is kept and trained."""
+    """The part of `Learner` that a driver uses in `paper-literal`: it keeps and trains its own block."""
 
     groups = (GROUP,)
 
@@ -56,8 +56,8 @@ class BenchLearner:
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         self._own = key
 
-    def delete_block(self, key: BlockKey, handover: float = 0.0) -> Receipt:
-        return Receipt("", "")
+    def delete_block(self, key: BlockKey, handover: float = 0.0) -> DeletionReceipt:
+        return DeletionReceipt("", "")
 
     def read(self, key: BlockKey, group: str) -> Tensor:
         return self._work.weights.clone()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator_free.correction.network_mean import Averages, Report
+from coordinator_free.correction.network_mean import NetworkMean, Report
 from coordinator_free.identifiers import BlockKey
 
 LENGTH = 3
@@ -27,8 +27,8 @@ def report(i: int, epoch: int = 0) -> Report:
     return Report(KEYS[i], epoch, values(i, epoch).astype(np.float32))
 
 
-def fresh(**options) -> Averages:
-    return Averages(LENGTH, 8, **options)
+def fresh(**options) -> NetworkMean:
+    return NetworkMean(LENGTH, 8, **options)
 
 
 class Network:
@@ -178,7 +178,7 @@ def test_an_unsound_report_is_refused_and_counted(bad):
 
 
 def test_no_more_origins_are_held_than_there_may_be():
-    node = Averages(LENGTH, 2)
+    node = NetworkMean(LENGTH, 2)
     assert node.receive("d1", report(1)) and node.receive("d1", report(2))
     assert not node.receive("d1", report(3))
     assert node.receive("d1", report(2, epoch=1))

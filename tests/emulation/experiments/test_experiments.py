@@ -311,7 +311,7 @@ def test_snapshots_are_kept_where_a_folder_asks_for_it(
 ) -> None:
     from emulation.analysis import evaluator
 
-    class Judge:
+    class Evaluator:
         def __init__(self, scenario: object) -> None: ...
 
         def records(self, path: Path) -> list[dict[str, Any]]:
@@ -320,7 +320,7 @@ def test_snapshots_are_kept_where_a_folder_asks_for_it(
         def rest(self) -> list[dict[str, Any]]:
             return []
 
-    monkeypatch.setattr(evaluator, "Judge", Judge)
+    monkeypatch.setattr(evaluator, "Evaluator", Evaluator)
     snapshots(tmp_path / "devices", {"d0/snapshots": ["00001-round"]})
     (tmp_path / KEPT).mkdir()
     (tmp_path / DONE_MARKER).touch()

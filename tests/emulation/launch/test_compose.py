@@ -29,7 +29,7 @@ count = 3
 [round]
 count = 20
 """
-JUDGE = cast(Any, type("Judge", (), {"exitcode": None}))
+JUDGE = cast(Any, type("Evaluator", (), {"exitcode": None}))
 
 
 class Docker:
@@ -94,7 +94,7 @@ def docker(hosts: dict[str, str]) -> Docker:
     return Docker(list(hosts.values()))
 
 
-def underway(scenario: Scenario, tmp_path: Path, docker: Docker) -> Run:
+def run_state(scenario: Scenario, tmp_path: Path, docker: Docker) -> Run:
     return Run(
         scenario=scenario,
         out=tmp_path / "run",
@@ -113,7 +113,7 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         path = tmp_path / "run" / "devices" / device / "metrics.jsonl"
         path.write_text(json.dumps({"round": closed}) + "\n")
         start_gate.open_to(tmp_path / "run", device)
-    state = underway(scenario, tmp_path, docker)
+    state = run_state(scenario, tmp_path, docker)
     compose._look(state)
     return state
 
@@ -221,7 +221,7 @@ def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(
 def test_before_they_have_ids_nothing_is_due(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     docker = Docker(["a" * 12])
-    state = underway(Scenario(), tmp_path, docker)
+    state = run_state(Scenario(), tmp_path, docker)
     compose._look(state)
     assert list(state.running()) == ["a" * 12] and not state.last_round
 
@@ -263,9 +263,9 @@ def test_when_all_were_killed_the_run_has_failed(tmp_path: Path, docker: Docker)
 
 
 def test_an_evaluator_that_failed_fails_the_run(tmp_path: Path, docker: Docker) -> None:
-    judge = cast(Any, type("Judge", (), {"exitcode": 1}))
+    evaluator = cast(Any, type("Evaluator", (), {"exitcode": 1}))
     with pytest.raises(RunFailed, match="evaluator"):
-        compose._check_ends(started(tmp_path, docker), judge)
+        compose._check_ends(started(tmp_path, docker), evaluator)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------
@@ -277,8 +277,8 @@ def outside(monkeypatch: pytest.MonkeyPatch, docker: Docker) -> Docker:
     monkeypatch.setattr(
         compose, "Project", lambda name, files, given: Project(name, files, given, execute=docker)
     )
-    monkeypatch.setattr(compose, "_live", lambda state, judge, console: None)
-    monkeypatch.setattr(compose.evaluator, "process_main", print)
+    monkeypatch.setattr(compose, "_live", lambda state, evaluator, console: None)
+    monkeypatch.setattr(compose, "evaluate_run", print)
     monkeypatch.setattr(compose, "PRELOAD", [])
     return docker
 

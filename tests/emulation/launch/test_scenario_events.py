@@ -148,7 +148,7 @@ def test_random_events_that_are_late_are_left_out_of_everybodys_last_rounds() ->
     assert made.in_time([drawn], {}) == [drawn]
 
 
-def underway(made: Scenario, out: Path, pending: list[EventConfig]) -> local.Run:
+def run_state(made: Scenario, out: Path, pending: list[EventConfig]) -> local.Run:
     """A run of which nothing has been started."""
     return local.Run(
         scenario=made,
@@ -164,7 +164,7 @@ def underway(made: Scenario, out: Path, pending: list[EventConfig]) -> local.Run
 
 def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
     made = scenario(event(5, "join", "d3"), devices={"count": 3})
-    state = underway(made, tmp_path, [])
+    state = run_state(made, tmp_path, [])
     assert local._met(state, "d0", 0, cohort=3) == ["d1", "d2"]
     for device, lives, life in (("d0", False, 0), ("d1", True, 1), ("d2", True, 0)):
         process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
@@ -176,7 +176,7 @@ def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
 
 def test_once_most_have_done_all_rounds_nothing_happens_any_more(tmp_path: Path) -> None:
     made = scenario(event(1, "join", "d3"), devices={"count": 3}, round={"count": 4})
-    state = underway(made, tmp_path, list(made.events))
+    state = run_state(made, tmp_path, list(made.events))
     for device, lives, last in (("d0", False, 3), ("d1", False, 2), ("d2", True, 2)):
         process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
         state.devices[device] = local.Started(process)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def test_a_partition_does_not_end_a_device_that_is_still_starting() -> None:
 
 def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(tmp_path: Path) -> None:
     made = scenario(event(1, "partition", groups=[["d0"]]), event(3, "heal"), devices={"count": 2})
-    state = underway(made, tmp_path, [])
+    state = run_state(made, tmp_path, [])
     for device, lives in (("d0", True), ("d1", False)):
         process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
         state.devices[device] = local.Started(process)  # type: ignore[arg-type]

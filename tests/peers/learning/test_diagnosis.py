@@ -23,7 +23,7 @@ SCALE = 4.0
 
 
 def blocks(learner: Learner) -> dict:
-    return {key: learner._union[key] for key in learner._shown()}
+    return {key: learner._blocks[key] for key in learner._shown()}
 
 
 def measure(learner: Learner, batch: Encoded = BATCH, size: int = 256, seed: int = 0, **options):

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 
 from coordinator_free.correction.graph_ladder import Bounds, edge, ladder
-from coordinator_free.correction.network_mean import Averages
+from coordinator_free.correction.network_mean import NetworkMean
 from coordinator_free.correction.policies import decide
 from coordinator_free.correction.policy_interface import (
     Decision,
@@ -51,7 +51,7 @@ def measured(learner: Learner, own: int) -> np.ndarray:
         learner.model,
         learner.layout,
         4.0,
-        {key: learner._union[key] for key in learner._shown()},
+        {key: learner._blocks[key] for key in learner._shown()},
         encode(texts, small_tokenizer(), 16),
         Sketcher(0, learner.layout, SIZE),
         Options(),
@@ -60,7 +60,7 @@ def measured(learner: Learner, own: int) -> np.ndarray:
     return pack([g.observables(mu=0.01, eta=0.01, disagreement=0.1) for g in found.groups.values()])
 
 
-def decided(node: Averages, groups: tuple[str, ...]) -> Decision:
+def decided(node: NetworkMean, groups: tuple[str, ...]) -> Decision:
     mean = node.mean(KEYS)
     means = unpack(mean.values, groups)
     shares = priorities(means)
@@ -75,7 +75,7 @@ def decided(node: Averages, groups: tuple[str, ...]) -> Decision:
 
 def test_all_devices_come_to_the_same_decision():
     learners = [device(i) for i in range(3)]
-    nodes = {name: Averages(report_bytes(3, SIZE) // 4, 16) for name in DEVICES}
+    nodes = {name: NetworkMean(report_bytes(3, SIZE) // 4, 16) for name in DEVICES}
     for i, name in enumerate(DEVICES):
         nodes[name].own(KEYS[i], 0, measured(learners[i], i))
     for source, to in [("d0", "d1"), ("d2", "d1"), ("d1", "d0"), ("d1", "d2")]:  # a line: d1 relays

@@ -20,13 +20,13 @@ LR = 0.01
 def steps(learner: Learner, weight_decay: float = 0.0) -> FisherSteps:
     learner._place(())
     learner._adapter.freeze()
-    model, own = learner._adapter.model, learner._union[OWN]
+    model, own = learner._adapter.model, learner._blocks[OWN]
     return FisherSteps(model, learner.layout, own, [learner._encoded], LR, weight_decay)
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(3)
-    return {g: torch.randn(b.shape, generator=draw) for g, b in learner._union[OWN].data.items()}
+    return {g: torch.randn(b.shape, generator=draw) for g, b in learner._blocks[OWN].data.items()}
 
 
 @pytest.mark.parametrize("widest", [1024, 1])
@@ -36,7 +36,7 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
     monkeypatch.setattr(peers.learning.kfac, "WIDEST", widest)  # 1: z alone is turned
     learner = joined()
     made, down, before = steps(learner), gradients(learner), block(learner, OWN)
-    left, right = _factors(learner._adapter.model, learner.layout, learner._union[OWN], [learner._encoded])
+    left, right = _factors(learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._encoded])
     made.step(down)
     after = block(learner, OWN)
     for m in learner.layout.modules:
@@ -51,7 +51,7 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
 def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_padding() -> None:
     learner = joined()
     learner._place(())
-    own, model, data = learner._union[OWN], learner._adapter.model, learner._encoded
+    own, model, data = learner._blocks[OWN], learner._adapter.model, learner._encoded
     seen: list[Tensor] = []
     name = learner.layout.modules[0].name
     hook = model.base_model.model.get_submodule(name).register_forward_hook(

@@ -292,15 +292,15 @@ def test_a_snapshot_computes_what_the_device_does(family, tmp_path):
     assert json.loads(written.pop("slots")) == {"d0@0": 0, "d1@0": 1, "d2@0": 2}
     assert written == meta
 
-    judge = SnapshotModel(small_loaded(family), small_config())
-    base = logits(judge.model)
-    assert judge.load(path)["tag"] == "round"
-    assert torch.allclose(logits(judge.model), logits(learner.model), atol=1e-5)
+    evaluator = SnapshotModel(small_loaded(family), small_config())
+    base = logits(evaluator.model)
+    assert evaluator.load(path)["tag"] == "round"
+    assert torch.allclose(logits(evaluator.model), logits(learner.model), atol=1e-5)
     for key in [OWN, *OTHERS]:
         learner.delete_block(key)
     learner.snapshot(path, meta)
-    judge.load(path)
-    assert torch.equal(logits(judge.model), base)
+    evaluator.load(path)
+    assert torch.equal(logits(evaluator.model), base)
 
 
 def test_a_settled_snapshot_has_the_own_block_as_it_was_before_the_steps(tmp_path):
@@ -323,9 +323,9 @@ def test_paper_literal_computes_with_the_own_block_alone(tmp_path):
     fill(alone, OWN, seed=0)
     assert torch.equal(logits(learner.model), logits(alone.model))
     learner.snapshot(tmp_path / "s.safetensors", {"tag": "end"})
-    judge = SnapshotModel(small_loaded(), small_config(**LITERAL))
-    judge.load(tmp_path / "s.safetensors")
-    assert torch.allclose(logits(judge.model), logits(learner.model), atol=1e-5)
+    evaluator = SnapshotModel(small_loaded(), small_config(**LITERAL))
+    evaluator.load(tmp_path / "s.safetensors")
+    assert torch.allclose(logits(evaluator.model), logits(learner.model), atol=1e-5)
 
 
 def test_paper_literal_deletes_nothing_from_the_own_model():

@@ -11,7 +11,7 @@ from torch import nn
 from coordinator_free.identifiers import BlockKey
 from peers.lora.adapted_model import Adapter, DenseWeights
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Block, Union
+from peers.lora.blocks import Block, BlockSet
 from peers.models.loader import LoadedModel
 from tests.support.learners import fill, joined, logits, small_config, small_loaded
 from tests.support.tiny_models import Family
@@ -20,9 +20,9 @@ FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
 RANKS = {"early": 1, "mid": 2, "late": 3}
 
 
-def blocks(loaded: LoadedModel, count: int) -> tuple[Union, list[Block]]:
+def blocks(loaded: LoadedModel, count: int) -> tuple[BlockSet, list[Block]]:
     recipe = Recipe.make(loaded, small_config(adapter={"rank": RANKS}))
-    union, draw = Union(Bases(recipe)), torch.Generator().manual_seed(0)
+    union, draw = BlockSet(Bases(recipe)), torch.Generator().manual_seed(0)
     for i in range(count):
         block = union.add(BlockKey(f"d{i}", 0), i)
         for values in block.data.values():
@@ -167,7 +167,7 @@ def test_folded_steps_cost_about_a_lora_step(capsys):
 
     def seconds(foreign: int, leak: float) -> float:
         learner = joined(isolation={"leak": leak})
-        for key in [k for k in learner._union.keys() if k.device != "d0"]:  # noqa: SIM118
+        for key in [k for k in learner._blocks.keys() if k.device != "d0"]:  # noqa: SIM118
             learner.delete_block(key)
         for i in range(1, foreign + 1):
             learner.add_block(BlockKey(f"d{i}", 0), i)

@@ -13,7 +13,7 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Union, gram_coordinates, gram_delete, read_out
+from peers.lora.blocks import BlockSet, gram_coordinates, gram_delete, read_out
 from peers.lora.layout import ModuleShape
 
 MODULE, D = "layers.0.q", 24
@@ -31,12 +31,12 @@ def key(i: int) -> BlockKey:
     return BlockKey(f"d{i}", 0)
 
 
-def random_block(union: Union, draw: torch.Generator) -> dict[str, Tensor]:
+def random_block(union: BlockSet, draw: torch.Generator) -> dict[str, Tensor]:
     return {g: torch.randn(b.shape, generator=draw) for g, b in union.layout.zeros().items()}
 
 
-def random_union(seed: int, n: int, mode: str = "orthogonal") -> Union:
-    union, draw = Union(bases(mode, seed)), torch.Generator().manual_seed(seed)
+def random_union(seed: int, n: int, mode: str = "orthogonal") -> BlockSet:
+    union, draw = BlockSet(bases(mode, seed)), torch.Generator().manual_seed(seed)
     for i in range(n):
         union.add(key(i), i)
         for group, values in random_block(union, draw).items():
@@ -44,9 +44,9 @@ def random_union(seed: int, n: int, mode: str = "orthogonal") -> Union:
     return union
 
 
-def mixed(unions: list[Union], weights: list[float]) -> Union:
+def mixed(unions: list[BlockSet], weights: list[float]) -> BlockSet:
     """Block by block: B_u <- sum_j w_j B_u^(j)."""
-    union = Union(unions[0]._bases)
+    union = BlockSet(unions[0]._bases)
     for k in unions[0].keys():  # noqa: SIM118
         union.add(k, unions[0][k].slot)
         for group in union.layout.groups:

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator_free.identifiers import BlockKey
 from peers.protocol import actions as do
-from peers.protocol.state_machine import State
+from peers.protocol.state_machine import Phase
 from tests.support.simulated import GROUPS, Network
 from tests.support.simulated_checks import agreed, has_gone, started
 from transport.wire.messages import Stopping
@@ -71,7 +71,7 @@ def test_training_goes_on_in_the_grace() -> None:
     net = with_grace()
     stop(net, "d2")
     net.run(GRACE_S / 2)
-    assert net["d2"].protocol.state in (State.TRAIN, State.WAIT)
+    assert net["d2"].protocol.state in (Phase.TRAIN, Phase.WAIT)
     assert net["d2"].round >= 5
 
 

@@ -209,7 +209,7 @@ def test_links_are_few_and_those_that_nothing_needs_are_closed() -> None:
 
 def test_a_member_that_this_device_has_no_link_to_is_answered_and_greeted() -> None:
     net = started(4)
-    net["d0"].protocol._meeting.disconnect("d2")
+    net["d0"].protocol._connections.disconnect("d2")
     net["d0"].links.pop("d2")
     net.run(5.0)
     assert given_up(net) == [] and net["d0"].protocol.peers["d2"].greeted

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator_free.identifiers import BlockKey, Part
-from peers.protocol.overhead_offset import Repaying
+from peers.protocol.overhead_offset import OverheadOffset
 
 SIZES = {"early": {"fp16": 100, "int8": 60, "int4": 35}, "late": {"fp16": 500, "int8": 260, "int4": 140}}
 OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 PRIORITY = {"early": 0.7, "late": 0.3}
 
 
-def repaying(codec: str = "fp16") -> Repaying:
-    return Repaying(codec, lambda group, asked=None: SIZES[group][asked or codec])
+def offset(codec: str = "fp16") -> OverheadOffset:
+    return OverheadOffset(codec, lambda group, asked=None: SIZES[group][asked or codec])
 
 
 def copies(count: int = 4) -> dict[Part, int]:
@@ -24,18 +24,18 @@ def copies(count: int = 4) -> dict[Part, int]:
 
 
 def test_what_nothing_is_owed_for_goes_as_the_scenario_says() -> None:
-    assert repaying().codecs(copies(), PRIORITY) == {}
+    assert offset().codecs(copies(), PRIORITY) == {}
 
 
 def test_groups_of_least_priority_pay_first_and_no_more_than_is_owed() -> None:
-    debt = repaying()
+    debt = offset()
     debt.spent(1000)
     assert debt.codecs(copies(), PRIORITY) == dict.fromkeys([Part(OWN, "late"), Part(THEIRS, "late")], "int8")
     assert debt.codecs(copies(), PRIORITY) == {}  # 2 x 4 x 240 bytes were saved
 
 
 def test_what_one_round_cannot_save_the_next_does() -> None:
-    debt = repaying()
+    debt = offset()
     debt.spent(3000)
     assert len(debt.codecs(copies(), PRIORITY)) == 4  # 2240
     assert len(debt.codecs(copies(), PRIORITY)) == 1
@@ -44,13 +44,13 @@ def test_what_one_round_cannot_save_the_next_does() -> None:
 
 def test_int8_goes_as_int4_and_int4_as_it_is() -> None:
     for codec, coarser in (("int8", {"int4"}), ("int4", set())):
-        debt = repaying(codec)
+        debt = offset(codec)
         debt.spent(1)
         assert {*debt.codecs(copies(), PRIORITY).values()} == coarser
 
 
 def test_blocks_of_a_group_pay_in_turn() -> None:
-    debt, paid = repaying(), []
+    debt, paid = offset(), []
     for _ in range(4):
         debt.spent(900)  # less than the 960 of one block
         paid.append(next(iter(debt.codecs(copies(), PRIORITY))).block)
@@ -62,7 +62,7 @@ def test_blocks_of_a_group_pay_in_turn() -> None:
     st.dictionaries(st.sampled_from(sorted(copies())), st.integers(1, 5), min_size=1),
 )
 def test_in_the_end_as_much_is_saved_as_was_spent(spent: list[int], sent: Mapping[Part, int]) -> None:
-    debt, saved = repaying(), 0
+    debt, saved = offset(), 0
     gains = {p: count * (SIZES[p.group]["fp16"] - SIZES[p.group]["int8"]) for p, count in sent.items()}
     for size in spent:
         debt.spent(size)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from coordinator_free.averaging.rate_allocation import ALLOCATORS, Budget, Link, Slot, Weights
+from coordinator_free.averaging.rate_allocation import ALLOCATORS, Budget, Link, Transfer, Weights
 from coordinator_free.identifiers import BlockKey, Part
 from peers.learning.neighbour_copies import Distances, Matrix
 from peers.protocol.send_allocation import Allocating, Supply
@@ -16,10 +16,12 @@ GROUPS = ("early", "late")
 SIZES = {group: {"fp16": 100, "int8": 50, "int4": 25} for group in GROUPS}
 ALIKE = Weights(*[dict.fromkeys(GROUPS, 1.0)] * 3)
 EARLY, LATE = Part(OWN, "early"), Part(OWN, "late")
-SLOTS: list[Slot] = [(peer, Part(key, g)) for peer in ("d1", "d2") for key in (OWN, THEIRS) for g in GROUPS]
+SLOTS: list[Transfer] = [
+    (peer, Part(key, g)) for peer in ("d1", "d2") for key in (OWN, THEIRS) for g in GROUPS
+]
 
 
-def supply(cost: float, apart2: Mapping[Slot, float] | None = None, norm2: float = 8.0) -> Supply:
+def supply(cost: float, apart2: Mapping[Transfer, float] | None = None, norm2: float = 8.0) -> Supply:
     links = {peer: Link(1e9) for peer in ("d1", "d2")}
     matrices = {part: Matrix(norm2, 0.1, 100) for _, part in SLOTS}
     return Supply(Budget(cost, links), SIZES, Distances(matrices, apart2 or {}))
@@ -28,10 +30,10 @@ def supply(cost: float, apart2: Mapping[Slot, float] | None = None, norm2: float
 def choose(
     of: Allocating,
     given: Supply,
-    wanted: list[Slot] = SLOTS,
-    asked: frozenset[Slot] = frozenset(),
+    wanted: list[Transfer] = SLOTS,
+    asked: frozenset[Transfer] = frozenset(),
     round_: int = 3,
-) -> dict[Slot, str]:
+) -> dict[Transfer, str]:
     return of.choose(wanted, asked, round_, given, ALIKE)
 
 
@@ -56,7 +58,7 @@ def test_what_a_neighbour_is_not_known_to_hold_is_at_zero_there() -> None:
 
 
 def test_what_was_asked_for_is_sent_even_if_it_was_sent_before() -> None:
-    slot: Slot = ("d1", EARLY)
+    slot: Transfer = ("d1", EARLY)
     known = {slot: 0.0}
     assert choose(Allocating("residual", 0, "d0"), supply(1e6, known), [slot]) == {}
     assert choose(Allocating("residual", 0, "d0"), supply(1e6, known), [slot], frozenset([slot]))
@@ -65,7 +67,7 @@ def test_what_was_asked_for_is_sent_even_if_it_was_sent_before() -> None:
 
 
 def test_a_matrix_that_was_not_measured_yet_waits_a_round() -> None:
-    new: Slot = ("d1", Part(BlockKey("d7", 0), "early"))
+    new: Transfer = ("d1", Part(BlockKey("d7", 0), "early"))
     assert choose(Allocating("residual", 0, "d0"), supply(1e6), [new], frozenset([new])) == {}
 
 
@@ -94,7 +96,7 @@ def test_nothing_waits_for_a_neighbour_that_is_gone() -> None:
 
 
 def test_chance_depends_on_the_seed_the_device_and_the_round() -> None:
-    def drawn(*seed: object, round_: int = 0) -> frozenset[Slot]:
+    def drawn(*seed: object, round_: int = 0) -> frozenset[Transfer]:
         return frozenset(choose(Allocating("random", *seed), supply(210), round_=round_))
 
     assert drawn(0, "d0") == drawn(0, "d0")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Record, Status
 from peers.protocol import actions as do
-from peers.protocol.state_machine import State
+from peers.protocol.state_machine import Phase
 from tests.support.signatures import public, sign_as
 from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
 from transport.wire.messages import (
@@ -95,7 +95,7 @@ def test_a_cohort_waits_for_its_last_member() -> None:
     net.add("d0", "d1", "d2", cohort=3)
     net.add("d1", "d0", "d2", cohort=3)
     net.run(10.0)
-    assert [device.protocol.state for device in net] == [State.SETTLE] * 2
+    assert [device.protocol.state for device in net] == [Phase.SETTLE] * 2
     net.add("d2", "d0", "d1", cohort=3)
     net.rounds(1)
     assert {len(device.slots) for device in net} == {3}
@@ -169,12 +169,12 @@ def test_one_that_goes_before_the_others_have_finished_keeps_nobody_waiting(kind
     net = finite(membership={"crash_after_s": 100.0})
     net["d2"].train_ns = 15 * SECOND
     early = [net["d0"], net["d1"]]
-    net.until(lambda: all(device.protocol.state is State.FINISH for device in early))
+    net.until(lambda: all(device.protocol.state is Phase.FINISH for device in early))
     if kind is not None:
         for device in early:
             net.signal(device.name, kind)
     net.until(lambda: [device.name for device in net] == ["d2"])
-    net.until(lambda: not list(net) or net["d2"].protocol.state is State.FINISH)
+    net.until(lambda: not list(net) or net["d2"].protocol.state is Phase.FINISH)
     began = net.now
     net.until(lambda: not list(net))
     assert net["d2"].exit == do.Exit(0, "finished")
@@ -205,7 +205,7 @@ def test_nobody_waits_for_one_that_said_goodbye() -> None:
 def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
     net = finite()
     net["d2"].train_ns = 250 * MILLI
-    net.until(lambda: net["d0"].protocol.state is State.FINISH)
+    net.until(lambda: net["d0"].protocol.state is Phase.FINISH)
     net.signal("d0", kind)
     net.until(lambda: not list(net))
     assert net["d0"].exit == do.Exit(0, "finished") and not net["d0"].logged("leaving")
@@ -334,7 +334,7 @@ def test_forged_gossip_changes_nothing() -> None:
 def test_malformed_gossip_tells_no_round_either() -> None:
     net = started()
     net.add("d3", "d0")
-    net.until(lambda: net["d3"].protocol.state is State.JOIN)
+    net.until(lambda: net["d3"].protocol.state is Phase.JOIN)
     message = Gossip(gossip(record("d5"), slot=99).records, False, 5_000)
     assert do.Drop("malformed") in say(net, "d3", "d0", message)
     net.until(lambda: net["d3"].round >= 0)
@@ -345,7 +345,7 @@ def test_a_manifest_of_a_round_that_cannot_be_does_not_end_the_run() -> None:
     net = started(round={"count": 1000})
     say(net, "d0", "d1", Manifest(1 << 40, "train", b"viewview", []))
     net.run(1.0)
-    assert net["d0"].protocol.state is not State.FINISH
+    assert net["d0"].protocol.state is not Phase.FINISH
 
 
 def test_data_of_an_unknown_block_is_not_taken() -> None:

@@ -15,7 +15,7 @@ from peers.config import DeviceConfig
 from peers.learning.learner import Learner
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
-from peers.runtime.learner_thread import Workshop
+from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.recorder import Recorder
 
 EARLY, LATE = (Part(BlockKey("d1", 0), group) for group in ("early", "late"))
@@ -54,11 +54,11 @@ def learner() -> FakeLearner:
 
 
 @pytest.fixture
-def workshop(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+def learner_thread(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> Iterator[LearnerThread]:
     monkeypatch.setattr("peers.runtime.learner_thread.pack", list)
     config = DeviceConfig.model_validate({"correction": {"policy": "dominant"}})
     raised: list[BaseException] = []
-    made = Workshop(
+    made = LearnerThread(
         cast(Learner, learner), cast(Recorder, None), config, raised.append, Versions("d0", lambda data: b"")
     )
     yield made
@@ -70,17 +70,19 @@ def mix(part: Part, *values: float) -> Mix:
     return Mix(part, ((0.25, torch.tensor(values).view(2, 1)),))
 
 
-def test_a_quarter_of_a_copy_is_mixed_in(learner: FakeLearner, workshop: Workshop) -> None:
-    workshop.mix((mix(EARLY, 4.0, 8.0),)).result()
+def test_a_quarter_of_a_copy_is_mixed_in(learner: FakeLearner, learner_thread: LearnerThread) -> None:
+    learner_thread.mix((mix(EARLY, 4.0, 8.0),)).result()
     assert learner.blocks["early"].flatten().tolist() == [1.0, 2.0]
     assert learner.blocks["late"].flatten().tolist() == [0.0, 0.0]
 
 
-def test_disagreement_is_that_of_a_groups_last_exchange(learner: FakeLearner, workshop: Workshop) -> None:
+def test_disagreement_is_that_of_a_groups_last_exchange(
+    learner: FakeLearner, learner_thread: LearnerThread
+) -> None:
     """A group that is exchanged every H-th round does not agree perfectly in the rounds between."""
-    workshop.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
-    workshop.mix((mix(EARLY, 0.5, 2.0),)).result()
-    workshop.mix(()).result()
+    learner_thread.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
+    learner_thread.mix((mix(EARLY, 0.5, 2.0),)).result()
+    learner_thread.mix(()).result()
     action = do.Diagnose(7)
-    workshop.diagnose(action).result()
+    learner_thread.diagnose(action).result()
     assert learner.reported == [1.0, 4.0]

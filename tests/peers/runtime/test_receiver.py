@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from peers.protocol.actions import Action
-from peers.runtime.event_queue import Agenda
+from peers.runtime.event_queue import EventQueue
 from peers.runtime.receiver import Reception
 from transport.links.interface import Received
 from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
@@ -48,7 +48,7 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
         taken.append(type(message).__name__)
         return []
 
-    agenda = Agenda()
+    queue = EventQueue()
     sent = [
         (Envelope("d1", 0, seq=number, arrive_ns=at), message)
         for number, (at, message) in enumerate(messages)
@@ -57,7 +57,7 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
     protocol: Any = SimpleNamespace(peers={"d1"})
     clock: Any = SimpleNamespace(now=lambda: NOW, poke=lambda: None)
     virtual_clock: Any = SimpleNamespace(received=lambda src, seq: None) if virtual else None
-    reception = Reception(box, box, protocol, agenda, clock, virtual_clock, take)
+    reception = Reception(box, box, protocol, queue, clock, virtual_clock, take)
 
     async def receive() -> None:
         task = asyncio.create_task(reception.run())
@@ -65,8 +65,8 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
         task.cancel()
 
     asyncio.run(receive())
-    while agenda.next_ns() is not None:
-        agenda.pop().event(NOW)
+    while queue.next_ns() is not None:
+        queue.pop().event(NOW)
     return taken
 
 

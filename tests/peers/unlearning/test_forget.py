@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Union
+from peers.lora.blocks import BlockSet
 from peers.lora.layout import ModuleShape
 from peers.storage.adapter_folder import saved_blocks, weight_names, write_adapter
 from peers.unlearning.forget import forget
@@ -24,10 +24,10 @@ MODULES = (
 
 
 @pytest.fixture
-def union() -> Union:
+def union() -> BlockSet:
     torch.manual_seed(0)
     recipe = Recipe(7, "orthogonal", 4.0, 6, "some-model", "0" * 64, MODULES)
-    union = Union(Bases(recipe))
+    union = BlockSet(Bases(recipe))
     for slot, device in enumerate(["d0", "d1", "d3"]):
         block = union.add(BlockKey(device, 0), slot)
         for values in block.data.values():
@@ -35,7 +35,7 @@ def union() -> Union:
     return union
 
 
-def saved(union: Union, folder: Path) -> Path:
+def saved(union: BlockSet, folder: Path) -> Path:
     recipe = Recipe(7, "orthogonal", 4.0, 6, "some-model", "0" * 64, MODULES)
     write_adapter(folder, recipe, saved_blocks(union, union.keys()))
     return folder
@@ -48,7 +48,7 @@ def dense(folder: Path, module: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("path", ["blocks", "gram"])
-def test_result_is_the_union_without_the_block(union: Union, tmp_path: Path, path: str) -> None:
+def test_result_is_the_union_without_the_block(union: BlockSet, tmp_path: Path, path: str) -> None:
     adapter = saved(union, tmp_path / "adapter")
     if path == "gram":
         shutil.rmtree(adapter / "blocks")
@@ -64,7 +64,7 @@ def test_result_is_the_union_without_the_block(union: Union, tmp_path: Path, pat
 
 
 @pytest.mark.parametrize("path", ["blocks", "gram"])
-def test_no_trace_is_left(union: Union, tmp_path: Path, path: str) -> None:
+def test_no_trace_is_left(union: BlockSet, tmp_path: Path, path: str) -> None:
     adapter = saved(union, tmp_path / "adapter")
     if path == "gram":
         shutil.rmtree(adapter / "blocks")
@@ -77,7 +77,7 @@ def test_no_trace_is_left(union: Union, tmp_path: Path, path: str) -> None:
     assert float((dense(tmp_path / "out", "m.0.proj") @ basis).abs().max()) < 1e-5
 
 
-def test_forgetting_everyone_leaves_a_zero_adapter(union: Union, tmp_path: Path) -> None:
+def test_forgetting_everyone_leaves_a_zero_adapter(union: BlockSet, tmp_path: Path) -> None:
     folder = saved(union, tmp_path / "a0")
     for step, device in enumerate(["d0", "d1", "d3"]):
         forget(folder, device, tmp_path / f"a{step + 1}")
@@ -85,7 +85,7 @@ def test_forgetting_everyone_leaves_a_zero_adapter(union: Union, tmp_path: Path)
     assert float(dense(folder, "m.0.proj").abs().max()) == 0.0
 
 
-def test_bad_input_is_said_in_one_line(union: Union, tmp_path: Path) -> None:
+def test_bad_input_is_said_in_one_line(union: BlockSet, tmp_path: Path) -> None:
     adapter = saved(union, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"'d9' has no block .* d0, d1, d3"):
         forget(adapter, "d9", tmp_path / "out")

@@ -17,7 +17,7 @@ GONE = OTHERS[1]
 
 def moves(learner: Learner) -> dict[str, Tensor]:
     learner._place(())
-    own, gone = learner._union[OWN], learner._union[GONE]
+    own, gone = learner._blocks[OWN], learner._blocks[GONE]
     return refit(learner._adapter.model, learner.layout, own, gone, [learner._encoded])
 
 
@@ -33,7 +33,7 @@ def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
         learner._adapter.model(input_ids=data.input_ids, attention_mask=data.attention_mask)
     hook.remove()
     x = seen["x"][data.attention_mask.bool()].double()
-    own, gone = learner._union[OWN], learner._union[GONE]
+    own, gone = learner._blocks[OWN], learner._blocks[GONE]
     rows = learner.layout.slices(shape.group)[shape.name]
     z, y = x @ own.bases[shape.name].double(), x @ gone.bases[shape.name].double()
     wanted = y @ gone.data[shape.group][rows].double().T

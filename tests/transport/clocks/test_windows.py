@@ -22,20 +22,20 @@ class Node:
         self.name, self.peers = name, [n for n in names if n != name]
         self.windows = Windows(name, names, LOOKAHEAD_NS)
         self.draw = random.Random(f"{seed}{name}")
-        self.agenda: list[tuple[int, str, int]] = [(self.draw.randrange(50), name, 0)]
+        self.queue: list[tuple[int, str, int]] = [(self.draw.randrange(50), name, 0)]
         self.log: list[tuple[int, str, int]] = []
         self.announced = False
         self.seq = 0
         self.sent: Counter[str] = Counter()
 
     def next_ns(self) -> int | None:
-        return self.agenda[0][0] if self.agenda else None
+        return self.queue[0][0] if self.queue else None
 
     def happen(self, horizon_ns: int, until_ns: int) -> list[tuple[str, tuple[int, str, int]]]:
         """Handle all that is before the horizon; returns what is sent."""
         out = []
-        while self.agenda and self.agenda[0][0] < min(horizon_ns, until_ns):
-            at, source, seq = heapq.heappop(self.agenda)
+        while self.queue and self.queue[0][0] < min(horizon_ns, until_ns):
+            at, source, seq = heapq.heappop(self.queue)
             self.log.append((at, source, seq))
             for _ in range(self.draw.choice((0, 1, 2))):
                 peer = self.draw.choice(self.peers)
@@ -45,9 +45,9 @@ class Node:
                 out.append((peer, (arrive, self.name, self.sent[peer])))
             if source == self.name:
                 self.seq += 1
-                heapq.heappush(self.agenda, (at + 1 + self.draw.randrange(40), self.name, self.seq))
-        if self.agenda and self.agenda[0][0] >= until_ns:
-            self.agenda = [e for e in self.agenda if e[0] < until_ns]
+                heapq.heappush(self.queue, (at + 1 + self.draw.randrange(40), self.name, self.seq))
+        if self.queue and self.queue[0][0] >= until_ns:
+            self.queue = [e for e in self.queue if e[0] < until_ns]
         return out
 
 
@@ -68,7 +68,7 @@ def simulate(names: list[str], seed: int, delivery: int) -> dict[str, list[tuple
             if isinstance(what, tuple):
                 nodes[to].windows.received(source, what[2])
                 assert what[0] >= (nodes[to].log[-1][0] if nodes[to].log else 0), "it came too late"
-                heapq.heappush(nodes[to].agenda, what)
+                heapq.heappush(nodes[to].queue, what)
             else:
                 nodes[to].windows.heard(source, what)  # type: ignore[arg-type]
         for node in nodes.values():
