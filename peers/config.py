@@ -123,7 +123,7 @@ class RadioConfig(Section):
     rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # pace of the device's radio beneath the quota
     control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t, kept for membership and manifests
     codec: Codec = "fp16"  # of all that `fifo` sends
-    allocator: str = FIFO  # or a name in coordinator_free/averaging/rate_allocation.py (docs/design.md)
+    allocator: str = FIFO  # or a name in averaging/rate_allocation.py (docs/exchange.md)
     codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("fp16", "int8", "int4")  # what it chooses of
     beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes that a second on the air costs
     kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps

@@ -135,7 +135,7 @@ class Exam:
     parts: tuple[tuple[str, str, int, int], ...]
 
     def take(self, model: PreTrainedModel) -> Record:
-        """Accuracy and loss by shard (docs/design.md); what has no examples is left out."""
+        """Accuracy and loss by shard (docs/records.md); what has no examples is left out."""
         known, loss, tokens = answer(model, self.encoded)
         found: Record = {"accuracy": {}, "loss": {}}
         for kind, shard, first, end in self.parts:

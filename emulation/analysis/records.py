@@ -1,4 +1,4 @@
-"""What a run wrote, for those who read it: lines of JSON in the forms of docs/design.md."""
+"""What a run wrote, for those who read it: lines of JSON in the forms of docs/records.md."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Arm:
     derived: bool = False
 
 
-# A quarter each: method 4 damps by 0.4, and five survivors with 0.4 take over twice what was there.
+# A quarter each: with 0.4 each, five survivors would take over twice the output of the block (method 4).
 HANDOVER = {"correction.handover": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}

@@ -439,7 +439,7 @@ class Learner:
         return blocks_sha256(self.layout, saved_blocks(self._blocks, self._shown()))
 
     def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
-        """Write what this device computes with to `path` (.safetensors), for the harness (docs/design.md).
+        """Write what this device computes with to `path` (.safetensors), for the harness (docs/records.md).
 
         `settled`: the own block as it was before the local steps that are under way.
         """

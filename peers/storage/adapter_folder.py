@@ -1,4 +1,4 @@
-"""Adapters as folders that plain PEFT loads (docs/design.md).
+"""Adapters as folders that plain PEFT loads (docs/records.md).
 
 DIR/adapter_model.safetensors is the union: lora_A stacks A_u^T, lora_B stacks s B_u, and lora_alpha = r, so
 that PEFT's scaling is 1. DIR/blocks/<owner>/ is the same for one owner; DIR/unweft.json says what lies where.

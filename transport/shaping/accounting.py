@@ -141,7 +141,7 @@ class LinkAccount:
         return None if self.header_bytes is None else self.sent_bytes - self.payload_bytes - self.header_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of metrics.jsonl (docs/design.md); `latency_s` is that of messages received."""
+        """The form of metrics.jsonl (docs/records.md); `latency_s` is that of messages received."""
         return {
             "sent_messages": self.sent_messages,
             "sent_bytes": self.sent_bytes,
