@@ -12,14 +12,12 @@ the groups in proportion to p_g: everything is sent at last, and how often is ea
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from coordinator_free.identifiers import Part
+from coordinator_free.seeded_random import blake2b_128, generator
 
 Transfer = tuple[str, Part]  # neighbour, part: what is chosen for
 LEAST_SHARE = 0.05  # of p_g in the reserve: a group without priority is sent at last too
@@ -258,8 +256,7 @@ def round_robin(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
 
 @allocator("random")
 def random(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
-    digest = hashlib.blake2b(str(round_.seed).encode(), digest_size=16).digest()
-    draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+    draw = generator(round_.seed, digest=blake2b_128)
     for i in draw.permutation(len(round_.items)):
         ledger.grant(round_.items[i], round_.items[i].choices[-1])
     return {}

@@ -6,7 +6,6 @@ and returns a connected undirected graph on them.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import re
@@ -17,6 +16,8 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
+
+from coordinator_free.seeded_random import blake2b_64, generator
 
 Graph = nx.Graph  # nodes are device ids
 
@@ -94,9 +95,7 @@ def random_geometric(members: Sequence[str], shape: Shape) -> Graph[str]:
 
 def position(device: str, seed: int) -> tuple[float, float]:
     """A device's place in the unit square, from its id and the run's seed alone."""
-    digest = hashlib.blake2b(f"{seed}/{device}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:8], "big")))
-    x, y = rng.random(2)
+    x, y = generator(seed, device, digest=blake2b_64).random(2)
     return float(x), float(y)
 
 

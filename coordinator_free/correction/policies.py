@@ -7,7 +7,6 @@ what survivors measured, never at the leaver's data.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -24,6 +23,7 @@ from coordinator_free.correction.policy_interface import (
     Memory,
     View,
 )
+from coordinator_free.seeded_random import blake2b_128, generator
 
 Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
@@ -216,5 +216,4 @@ policy("dominant")(dominant)
 
 
 def _generator(view: View) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{view.seed}/{view.index}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+    return generator(view.seed, view.index, digest=blake2b_128)

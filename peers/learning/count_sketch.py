@@ -8,13 +8,12 @@ devices that never spoke can compare, and one that lacks a block still agrees on
 
 from __future__ import annotations
 
-from hashlib import sha256
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.seeded_random import generator
 from peers.lora.layout import ModelLayout
 
 Vector = NDArray[np.float64]
@@ -41,8 +40,7 @@ class Sketcher:
     def _draw(self, key: BlockKey, group: str) -> tuple[NDArray[np.int64], Vector]:
         if (key, group) not in self._drawn:
             count = self._layout.rows(group) * self._layout.rank(group)
-            digest = sha256(f"{self._seed}/sketch/{key}/{group}".encode()).digest()
-            draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
+            draw = generator(self._seed, "sketch", str(key), group)
             sums = draw.integers(self.size, size=count)
             signs = 2.0 * draw.integers(2, size=count).astype(np.float64) - 1.0
             self._drawn[key, group] = sums, signs

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from coordinator_free.seeded_random import generator
 from peers.errors import InputError
 from peers.lora.layout import GROUPS, ModelLayout, ModuleShape
 
@@ -134,10 +134,7 @@ class Bases:
         return self._q[d]
 
     def _generator(self, *purpose: str | int) -> np.random.Generator:
-        """Philox, keyed by the seed and the purpose: the same numbers on every machine."""
-        text = "/".join(map(str, (ALGORITHM, self.recipe.seed, *purpose)))
-        key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
-        return np.random.Generator(np.random.Philox(key=key))
+        return generator(ALGORITHM, self.recipe.seed, *purpose)
 
 
 def _orthonormal(columns: NDArray[np.float64]) -> NDArray[np.float64]:

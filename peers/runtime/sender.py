@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.seeded_random import blake2b_128, generator
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
-from transport.shaping.shaper import Departure, Outgoing, Shaper, philox
+from transport.shaping.shaper import Departure, Outgoing, Shaper
 from transport.shaping.token_bucket import Quota
 from transport.wire.checksum import xxh3
 from transport.wire.limits import (
@@ -266,7 +267,7 @@ class Outbox:
         matrix = self._learner.read(part.block, part.group)
         if codec not in FEEDBACK:
             return encode_view(matrix, codec)  # `read` has made a copy
-        draw = philox(*self._seed, *part.block, part.group, version)
+        draw = generator(repr((*self._seed, *part.block, part.group, version)), digest=blake2b_128)
         if self._copies is not None or codec != self._radio.codec:
             return encode(matrix, codec, draw)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))

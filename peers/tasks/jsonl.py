@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
+from coordinator_free.seeded_random import generator
 from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, tasks
@@ -101,8 +99,7 @@ class Jsonl:
         if own not in files:
             read_examples(own)  # says what is wrong with it
         pool = [example for path in files for example in read_examples(path)]
-        key = int.from_bytes(sha256(f"{self._seed}/iid".encode()).digest()[:16], "big")
-        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(pool))
+        order = generator(self._seed, "iid").permutation(len(pool))
         return [pool[i] for i in order[files.index(own) :: len(files)]]
 
 

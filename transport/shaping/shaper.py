@@ -16,13 +16,13 @@ and for each peer and cause: queued = sent + abandoned + purged + pending, and l
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from coordinator_free.seeded_random import blake2b_128, generator
 from transport.shaping.channel import cost_bytes
 from transport.shaping.token_bucket import SECOND_NS, Quota, TokenBucket
 
@@ -101,12 +101,6 @@ class Counts:
         self.bytes[item.peer, item.cause] += item.wire_bytes
 
 
-def philox(*words: object) -> np.random.Generator:
-    """A generator that depends on `words` alone, the same on every machine."""
-    digest = hashlib.blake2b(repr(words).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
-
-
 class _Line:
     """Sends one byte after the other at a rate. Control pre-empts data, which then ends later."""
 
@@ -152,7 +146,10 @@ class _Link:
         self.held = False
         self.bucket: TokenBucket | None = None
         self.line: _Line | None = None
-        self.fates = {urgent: _Fate(philox(seed, peer, urgent)) for urgent in (False, True)}
+        self.fates = {
+            urgent: _Fate(generator(repr((seed, peer, urgent)), digest=blake2b_128))
+            for urgent in (False, True)
+        }
 
     def set(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
         self.settings = settings
