@@ -33,8 +33,8 @@ class Sketcher:
         values = matrix.detach().to("cpu").double().numpy().ravel()
         return np.bincount(sums, weights=signs * values, minlength=self.size).astype(np.float64)
 
-    def forget(self, key: BlockKey) -> None:
-        """The block is gone: free what was drawn for it."""
+    def forget_block(self, key: BlockKey) -> None:
+        """Free the sums and signs that were drawn for a deleted block."""
         self._drawn = {drawn: value for drawn, value in self._drawn.items() if drawn[0] != key}
 
     def _draw(self, key: BlockKey, group: str) -> tuple[NDArray[np.int64], Vector]:

@@ -249,7 +249,7 @@ def _trimmed(batch: Encoded, options: Options) -> Encoded:
             f"{len(batch)} examples make {count} micro-batches of {options.microbatch}; "
             f"{LEAST_MICROBATCHES} are needed"
         )
-    return batch.take(torch.arange(count * options.microbatch))
+    return batch.rows(torch.arange(count * options.microbatch))
 
 
 def _flops(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
+    from peers.tasks.encode import Encoded
+
 OWN = "default"  # PEFT's name for the adapter
 
 
@@ -73,13 +75,18 @@ class Adapter:
     """
 
     def __init__(self, model: PreTrainedModel, layout: ModelLayout, scale: float) -> None:
-        self._layout, self._scale = layout, scale
+        self._layout, self.scale = layout, scale
+        self.device = next(model.parameters()).device
         self._dense = DenseWeights(model, layout, scale)  # before PEFT renames the modules
         self.model: Any = _with_lora(model, layout, scale)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
         self._hooks: list[RemovableHandle] = []
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
+
+    def forward(self, batch: Encoded) -> Any:
+        """The model's output for a batch on `device`: `loss`, mean nats per response token, and `logits`."""
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
 
     def attach(self, own: Block | None) -> None:
         """Make `own` the block that trains; None: none does, and nothing of an earlier one stays."""
@@ -127,7 +134,7 @@ class Adapter:
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             a, b = concatenated(self._layout, foreign, shape)
-            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self._scale
+            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self.scale
             return output + added.to(output.dtype)
 
         return hook

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from coordinator_free.averaging.mixing import MODES
-from peers.learning.learner import DeletionReceipt, Learner, TrainResult
+from peers.learning.learner import Learner, TrainResult
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
@@ -34,6 +34,7 @@ from peers.runtime.recorder import Recorder, round_line
 from peers.runtime.scripted_events import Actor, Script, Scripted
 from peers.runtime.sender import Outbox
 from peers.storage import checkpoint
+from peers.unlearning.deletion_receipt import DeletionReceipt
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock
 from transport.clocks.windows import ABSENT

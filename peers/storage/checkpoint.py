@@ -36,12 +36,12 @@ class Checkpoint:
     slots: dict[str, int] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
 
-    def take(self, device: str) -> dict[str, Tensor]:
-        """B by group; it is kept no longer, so that nothing of it outlives a deletion."""
+    def pop_block(self, device: str) -> dict[str, Tensor]:
+        """Remove and return B by group: nothing of a block may outlive its deletion."""
         return self.blocks.pop(device)
 
     def clear(self) -> None:
-        """The first round has begun: nothing is taken any more."""
+        """Forget everything when the first round begins."""
         self.blocks.clear()
         self.moments.clear()
 

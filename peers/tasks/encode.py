@@ -33,7 +33,7 @@ class Encoded:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def take(self, indices: Tensor) -> Encoded:
+    def rows(self, indices: Tensor) -> Encoded:
         """The examples at `indices` ([m] int64), cut to the longest of them."""
         mask = self.attention_mask[indices]
         length = int(mask.sum(dim=1).max()) if len(indices) else 0

@@ -41,7 +41,7 @@ def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = 256) -> Scor
     was_training = model.training
     model.eval()
     try:
-        parts = [_score(model, encoded.take(indices)) for indices in torch.split(torch.arange(n), rows)]
+        parts = [_score(model, encoded.rows(indices)) for indices in torch.split(torch.arange(n), rows)]
     finally:
         model.train(was_training)
     known, loss, tokens = (sum(column) for column in zip(*parts, strict=True))

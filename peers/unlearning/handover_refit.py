@@ -20,7 +20,6 @@ from peers.lora.layout import ModelLayout
 from peers.tasks.encode import Encoded
 
 RIDGE = 1e-2
-EXAMPLES, BATCH = 128, 32  # of the own data that are looked at, at most; at a time
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ def test_micro_batches_count_as_one_gradient_each():
     learner = with_family("llama", rank=1)
     twice = Encoded(*(torch.cat([t, t.roll(1, 0), t[:3]]) for t in astuple(BATCH)))
     found = measure(learner, twice, microbatch=2)
-    single = measure(learner, twice.take(torch.arange(2 * (len(twice) // 2))))
+    single = measure(learner, twice.rows(torch.arange(2 * (len(twice) // 2))))
     for group, m in found.groups.items():
         assert m.energy == pytest.approx(single.groups[group].energy, rel=1e-4)
         assert m.energy <= m.curvature * (1 + 1e-4)  # F >= g g^T
@@ -211,7 +211,7 @@ def test_a_sure_model_draws_the_labels_it_predicts():
 )
 def test_too_few_examples_are_refused(count, microbatch, said):
     with pytest.raises(ValueError, match=said):
-        measure(joined(), BATCH.take(torch.arange(count)), microbatch=microbatch)
+        measure(joined(), BATCH.rows(torch.arange(count)), microbatch=microbatch)
 
 
 def test_a_device_without_blocks_is_refused():
@@ -301,7 +301,7 @@ def test_a_sketch_is_linear_and_the_same_on_every_device():
     together = one.sketch(OWN, "late", x + 2 * y)
     apart = other.sketch(OWN, "late", x) + 2 * other.sketch(OWN, "late", y)
     np.testing.assert_allclose(together, apart, atol=1e-4)
-    one.forget(OWN)
+    one.forget_block(OWN)
     assert (one.sketch(OWN, "late", x) == other.sketch(OWN, "late", x)).all()
 
 

@@ -21,7 +21,7 @@ def steps(learner: Learner, weight_decay: float = 0.0) -> FisherSteps:
     learner._place(())
     learner._adapter.freeze()
     model, own = learner._adapter.model, learner._blocks[OWN]
-    return FisherSteps(model, learner.layout, own, [learner._encoded], LR, weight_decay)
+    return FisherSteps(model, learner.layout, own, [learner._local._data], LR, weight_decay)
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
@@ -36,7 +36,9 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
     monkeypatch.setattr(peers.learning.kfac, "WIDEST", widest)  # 1: z alone is turned
     learner = joined()
     made, down, before = steps(learner), gradients(learner), block(learner, OWN)
-    left, right = _factors(learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._encoded])
+    left, right = _factors(
+        learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._local._data]
+    )
     made.step(down)
     after = block(learner, OWN)
     for m in learner.layout.modules:
@@ -51,16 +53,16 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
 def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_padding() -> None:
     learner = joined()
     learner._place(())
-    own, model, data = learner._blocks[OWN], learner._adapter.model, learner._encoded
+    own, model, data = learner._blocks[OWN], learner._adapter.model, learner._local._data
     seen: list[Tensor] = []
     name = learner.layout.modules[0].name
     hook = model.base_model.model.get_submodule(name).register_forward_hook(
         lambda _, args, __: seen.append(args[0].detach())
     )
-    batches = [data.take(torch.arange(2)), data.take(torch.tensor([2]))]
+    batches = [data.rows(torch.arange(2)), data.rows(torch.tensor([2]))]
     left, right = _factors(model, learner.layout, own, batches)
     hook.remove()
-    at_once, _ = _factors(model, learner.layout, own, [data.take(torch.arange(3))])
+    at_once, _ = _factors(model, learner.layout, own, [data.rows(torch.arange(3))])
     for module, factor in left.items():
         assert torch.allclose(factor, at_once[module], rtol=1e-3, atol=1e-3 * float(factor.abs().max()))
     (x, d) = passes(model, learner.layout, batches[1])[name]
@@ -109,21 +111,23 @@ def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correctio
     learner = joined()
     learner.train(0, 2, rehearse=False)
     learner.train(1, 2, rehearse=False, fisher=True)
-    measured = learner._fisher
-    assert measured is not None and OWN not in learner._optimizers  # AdamW's moments are of another basis
+    measured = learner._local.fisher
+    assert (
+        measured is not None and OWN not in learner._local._optimizers
+    )  # AdamW's moments are of another basis
     learner.train(2, 2, rehearse=False, fisher=True)
-    assert learner._fisher is measured
+    assert learner._local.fisher is measured
     learner.set_anchor()
     learner.train(3, 2, rehearse=False, fisher=True)
-    assert learner._fisher is not measured
+    assert learner._local.fisher is not measured
     learner.train(4, 2, rehearse=False)
-    assert learner._fisher is None
+    assert learner._local.fisher is None
     learner.train(5, 2, rehearse=False, fisher=True)
     learner.delete_block(OTHERS[0])  # it was in the model that was measured
-    assert learner._fisher is None
+    assert learner._local.fisher is None
     learner.train(6, 2, rehearse=False, fisher=True)
     learner.delete_block(OWN)
-    assert learner._fisher is None
+    assert learner._local.fisher is None
 
 
 def test_steps_by_group_and_damping_hold_here_too() -> None:

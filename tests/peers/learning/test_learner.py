@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from coordinator_free.correction.policy_interface import GroupAction
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
-from peers.learning.learner import TRIED_WORST, SnapshotModel
+from peers.learning.measurement import TRIED_WORST
+from peers.storage.snapshots import SnapshotModel
 from tests.support.learners import (
     OTHERS,
     OWN,
@@ -142,11 +143,11 @@ def test_a_deletion_empties_the_weights_at_once():
 def test_the_moments_of_a_deleted_block_go_with_it():
     learner = joined(isolation={"leak": 1.0})
     learner.train(0, 2, rehearse=False)
-    assert set(learner._optimizers) == {OWN, *OTHERS}
+    assert set(learner._local._optimizers) == {OWN, *OTHERS}
     learner.delete_block(OTHERS[0])
-    assert set(learner._optimizers) == {OWN, OTHERS[1]}
+    assert set(learner._local._optimizers) == {OWN, OTHERS[1]}
     learner.delete_block(OWN)
-    assert set(learner._optimizers) == {OTHERS[1]}
+    assert set(learner._local._optimizers) == {OTHERS[1]}
     with pytest.raises(RuntimeError, match="no block of its own"):
         learner.train(1, 1, rehearse=False)
 
@@ -154,11 +155,11 @@ def test_the_moments_of_a_deleted_block_go_with_it():
 def test_moments_last_over_rounds_and_writes():
     learner = joined()
     learner.train(0, 2, rehearse=False)
-    moments = learner._optimizers[OWN]
+    moments = learner._local._optimizers[OWN]
     fill(learner, OWN, seed=5)
     start = block(learner, OWN)
     learner.train(1, 1, rehearse=False)
-    assert learner._optimizers[OWN] is moments
+    assert learner._local._optimizers[OWN] is moments
     furthest = max(float((learner.read(OWN, g) - start[g]).abs().max()) for g in start)
     assert 0 < furthest < 3 * 5e-3  # an AdamW step from what was written
 
@@ -169,7 +170,7 @@ def test_an_own_block_on_a_new_slot_starts_at_zero_with_fresh_moments():
     again = BlockKey("d0", 1)
     learner.set_own(again, 5)
     assert not any(values.any() for values in block(learner, again).values())
-    assert learner.has(OWN) and not learner._optimizers
+    assert learner.has(OWN) and not learner._local._optimizers
     learner.delete_block(OWN)
     learner.train(1, 2, rehearse=False)
     assert any(values.any() for values in block(learner, again).values())

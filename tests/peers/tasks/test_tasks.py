@@ -303,7 +303,7 @@ def test_taking_examples_cuts_to_the_longest() -> None:
         small_tokenizer(),
         8,
     )
-    taken = encoded.take(torch.tensor([2, 0]))
+    taken = encoded.rows(torch.tensor([2, 0]))
     assert taken.input_ids.shape == taken.labels.shape == taken.attention_mask.shape == (2, 2)
     assert taken.input_ids.tolist() == [encoded.input_ids[2, :2].tolist(), encoded.input_ids[0, :2].tolist()]
 

@@ -18,7 +18,7 @@ GONE = OTHERS[1]
 def moves(learner: Learner) -> dict[str, Tensor]:
     learner._place(())
     own, gone = learner._blocks[OWN], learner._blocks[GONE]
-    return handover_refit(learner._adapter.model, learner.layout, own, gone, [learner._encoded])
+    return handover_refit(learner._adapter.model, learner.layout, own, gone, [learner._local._data])
 
 
 def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
@@ -28,7 +28,7 @@ def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
     shape = learner.layout.modules[0]
     module = learner._adapter.model.base_model.model.get_submodule(shape.name)
     hook = module.register_forward_hook(lambda _, args, __: seen.update(x=args[0].detach()))
-    data = learner._encoded
+    data = learner._local._data
     with torch.no_grad():
         learner._adapter.model(input_ids=data.input_ids, attention_mask=data.attention_mask)
     hook.remove()
@@ -57,12 +57,12 @@ def test_a_deletion_with_it_changes_the_logits_less() -> None:
 def test_the_share_is_added_also_to_what_a_snapshot_shows_as_settled() -> None:
     learner = joined()
     learner.train(0, 2, rehearse=False)
-    before, trained = {g: b.clone() for g, b in learner._before.items()}, block(learner, OWN)
+    before, trained = {g: b.clone() for g, b in learner._local.before.items()}, block(learner, OWN)
     wanted = moves(learner)
     learner.delete_block(GONE, refit=0.4)
     for group, move in wanted.items():
         assert torch.allclose(learner.read(OWN, group), trained[group] + 0.4 * move, atol=1e-6)
-        assert torch.allclose(learner._before[group], before[group] + 0.4 * move, atol=1e-6)
+        assert torch.allclose(learner._local.before[group], before[group] + 0.4 * move, atol=1e-6)
 
 
 @pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
