@@ -13,8 +13,7 @@ example's own gradient: no pass for each of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,13 +25,13 @@ from torch.nn import functional
 from coordinator_free.correction.residuals import Observables, report_bytes
 from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher, Vector
+from peers.lora.activations import Tap, taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
 LEAST_MICROBATCHES = 16  # from a single gradient, lambda_max(F) is its own energy: both factors of S_g alike
 
@@ -128,41 +127,11 @@ def step_flops(layout: ModelLayout, tokens: int) -> float:
 
 
 # -- passes ----------------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class Tap:
-    """What went in and came out of a module: [n, T, d] and [n, T, k]."""
-
-    x: Tensor
-    y: Tensor
-
-
 class Pass(NamedTuple):
     """x: [n, T, d]; d: dL/dy, [n, T, k]."""
 
     x: Tensor
     d: Tensor
-
-
-@contextmanager
-def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
-    """What goes through the adapted modules in the pass under way, by module."""
-    found: dict[str, Tap] = {}
-    hooks: list[RemovableHandle] = []
-
-    def tap(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            found[name] = Tap(args[0].detach(), y)
-
-        return hook
-
-    try:
-        for shape in layout.modules:
-            module = model.base_model.model.get_submodule(shape.name)
-            hooks.append(module.register_forward_hook(tap(shape.name)))
-        yield found
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:

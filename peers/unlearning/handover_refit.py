@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.learning.diagnosis import taps
+from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
 from peers.tasks.encode import Encoded
