@@ -75,7 +75,7 @@ def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_paddin
     assert torch.allclose(right[name].float(), z.T @ z, rtol=1e-4)
 
 
-def test_groups_without_a_gradient_stay_and_the_others_decay() -> None:
+def test_only_groups_with_a_gradient_decay() -> None:
     learner = joined()
     made, before = steps(learner, weight_decay=0.5), block(learner, OWN)
     group, *others = learner.groups
@@ -85,7 +85,7 @@ def test_groups_without_a_gradient_stay_and_the_others_decay() -> None:
     assert all(torch.equal(after[other], before[other]) for other in others)
 
 
-def test_a_device_learns_so_and_moves_nothing_but_its_own_block() -> None:
+def test_a_device_learns_and_moves_only_its_own_block() -> None:
     learner, plain = joined(train={"lr": 0.05}), joined(train={"lr": 0.05})
     foreign = {key: block(learner, key) for key in OTHERS}
     before, first = block(learner, OWN), learner.train(0, 1, rehearse=False, fisher=True).loss
@@ -107,7 +107,7 @@ def test_the_same_rounds_give_the_same_block() -> None:
     assert one.sha256() == two.sha256()
 
 
-def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correction() -> None:
+def test_the_basis_lasts_until_the_next_event_or_the_end_of_the_correction() -> None:
     learner = joined()
     learner.train(0, 2, rehearse=False)
     learner.train(1, 2, rehearse=False, fisher=True)
@@ -130,7 +130,7 @@ def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correctio
     assert learner._local.fisher is None
 
 
-def test_steps_by_group_and_damping_hold_here_too() -> None:
+def test_steps_by_group_and_damping_apply() -> None:
     def moved(prox: float) -> dict[str, float]:
         learner = joined()
         learner.set_anchor()
