@@ -26,7 +26,7 @@ def names_used(source: str, package: str = "") -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = [package] * bool(node.level) + [node.module] * bool(node.module)
+            base = [package] * bool(node.level) + ([node.module] if node.module else [])
             yield from (".".join([*base, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Attribute):
             yield ast.unparse(node)

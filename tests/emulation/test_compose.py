@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from emulation import claims, compose, docker_cli, gate
+from emulation import claims, compose, docker_cli, evaluator, gate
 from emulation.compose import Run
 from emulation.docker_cli import DockerFailed, Project
 from emulation.launcher import RunFailed
@@ -276,7 +276,7 @@ def outside(monkeypatch: pytest.MonkeyPatch, docker: Docker) -> Docker:
         compose, "Project", lambda name, files, given: Project(name, files, given, execute=docker)
     )
     monkeypatch.setattr(compose, "_live", lambda state, judge, console: None)
-    monkeypatch.setattr(compose.evaluator, "process_main", print)
+    monkeypatch.setattr(evaluator, "process_main", print)
     monkeypatch.setattr(compose, "PRELOAD", [])
     return docker
 
