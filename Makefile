@@ -4,8 +4,9 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 # Python 3.11 measures coverage with a tracer that slows the tests. Tests without coverage: make test COVERAGE=
 COVERAGE ?= --cov --cov-report=term
-# --strict: a warning, such as a broken link, is an error. The variable hides a notice about the tools' future.
-DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+# --strict: a warning, such as a broken link, is an error (with --quiet it is not counted, so --quiet is left out). The
+# variable hides a notice about the future of the tools.
+DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 .PHONY: demo test check docs bench clean testbed
 .NOTPARALLEL:
