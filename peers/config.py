@@ -25,9 +25,7 @@ class ModelConfig(Section):
     """The causal language model, and the modules that are adapted."""
 
     name: str = "tiny"  # "tiny" (shipped), a local folder, or a Hugging Face name
-    target_modules: tuple[str, ...] | None = (
-        None  # None: all linear modules of `tiny`; PEFT's default for another model
-    )
+    target_modules: tuple[str, ...] | None = None  # None: all linear modules of `tiny`, else PEFT's default
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1  # torch.set_num_threads: 1 is up to 30x faster on shared cores
 
@@ -47,9 +45,7 @@ class DataConfig(Section):
 class AdapterConfig(Section):
     """The blocks: rank, scale and number of slots."""
 
-    rank: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = (
-        8  # r; a table has one r per group
-    )
+    rank: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 8  # r, or r by group
     scale: Annotated[float, Field(gt=0)] = 4.0  # s in dW = s * sum B A^T (method 1)
     max_devices: Annotated[int, Field(ge=1)] = 16  # slots per module; d >= max_devices * r must hold
     bases: Literal["orthogonal", "independent"] = "orthogonal"  # method 2; independent: comparison only
@@ -61,7 +57,7 @@ class TrainConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     rehearsal: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # share of steps that drop one foreign block (method 4)
+        0.0  # share of steps without one foreign block (method 4)
     )
 
 
@@ -107,9 +103,7 @@ class WirelessConfig(Section):
     tx_power_dBm: Annotated[float, Field(ge=-50, le=60)] = 23.0  # TS 36.101 table 6.2.2-1, power class 3
     noise_figure_dB: Annotated[float, Field(ge=0, le=30)] = 9.0  # TR 36.885 annex A: sidelink receivers
     bandwidth_Hz: Annotated[float, Field(ge=1e3, le=1e10)] = 10e6  # TS 36.101 table 5.6-1: an LTE channel
-    subchannels: Annotated[int, Field(ge=1)] | None = (
-        None  # of the bandwidth; None: one for each live receiver
-    )
+    subchannels: Annotated[int, Field(ge=1)] | None = None  # of the band; None: one for each live receiver
     max_bps_Hz: Annotated[float, Field(gt=0, le=100)] = 5.5547  # TS 36.213 table 7.2.3-1: best of 64-QAM
     interference: Annotated[float, Field(ge=0, le=1)] = 1.0  # i: 1: the paper's (7); 0: separate bands
 
@@ -119,37 +113,25 @@ class MobilityConfig(Section):
 
     kind: Literal["none", "random-waypoint"] = "none"
     speed_mps: Annotated[float, Field(gt=0, le=50)] = 0.83  # 3 km/h: TR 38.901 table 7.2-2
-    round_s: Annotated[float, Field(gt=0, le=3600)] = (
-        1.0  # duration of a round in the movement, whatever its real duration
-    )
+    round_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # time that devices move per round
 
 
 class RadioConfig(Section):
     """The wireless budget and the properties of links (method 8)."""
 
-    budget_bytes: Annotated[int, Field(ge=1)] = (
-        4_000_000  # C_t: per device and round; the rest is lost at the end of the round
-    )
+    budget_bytes: Annotated[int, Field(ge=1)] = 4_000_000  # C_t: per device and round; unused bytes are lost
     rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # rate of the device's radio; the quota applies too
-    control_share: Annotated[float, Field(gt=0, le=0.05)] = (
-        0.05  # of C_t, reserved for membership and manifests
-    )
+    control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t; for membership and manifests
     codec: Codec = "fp16"  # of every update that `fifo` sends
     allocator: str = FIFO  # or a name in averaging/rate_allocation.py (docs/exchange.md)
-    codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = (
-        "fp16",
-        "int8",
-        "int4",
-    )  # the choices of the allocator
+    codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("fp16", "int8", "int4")  # of the allocator
     beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes per second on the air
     kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps
     latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = 0.005  # one way; TR 25.913: LTE's aim
     jitter_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # added to the latency: uniform in [0, jitter_s]
     loss: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability per message
     outage_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 1 << 16  # b in b/R > tau_max: one full frame
-    tau_max_s: Annotated[float, Field(ge=1e-3)] | None = (
-        None  # None: round.deadline_s; later updates are not mixed
-    )
+    tau_max_s: Annotated[float, Field(ge=1e-3)] | None = None  # None: round.deadline_s
     trace: str | None = None  # kind = "trace": CSV of round,src,dst,rate_Bps[,latency_s,loss]
     wireless: WirelessConfig = WirelessConfig()
     mobility: MobilityConfig = MobilityConfig()
@@ -161,21 +143,15 @@ class CorrectionConfig(Section):
     policy: str = "uniform"  # name in the registry of coordinator_free/correction/policies.py
     rounds: Annotated[int, Field(ge=0)] = 20  # K
     period: Annotated[int, Field(ge=1)] = 5  # rounds between two diagnoses, the same rounds on all devices
-    delay: Annotated[int, Field(ge=1)] = (
-        2  # rounds from a diagnosis to its decision: reports take several hops
-    )
+    delay: Annotated[int, Field(ge=1)] = 2  # rounds from diagnosis to decision; reports travel several hops
     sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers in the sketch of a gradient, per group
-    labels: Literal["data", "model"] = (
-        "data"  # data: empirical Fisher; model: true Fisher, with a second pass
-    )
+    labels: Literal["data", "model"] = "data"  # empirical Fisher; "model": true Fisher
     refit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit (method 4); 0: no refit
     fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (kfac.py)
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
     prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)
-    c: Annotated[float, Field(gt=0)] = (
-        0.25  # of R_con and R_het; with 1/4, R_con is exact if all curvatures are equal
-    )
+    c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: exact R_con for equal curvatures
     gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10); mixing.gamma if that is smaller
     period_max: Annotated[int, Field(ge=1)] = 8  # largest H_g
     offset_overhead: bool = True  # a coarser codec saves the bytes of the reports (overhead_offset.py)
@@ -194,33 +170,23 @@ class MembershipConfig(Section):
     ack_s: Annotated[float, Field(gt=0)] | None = (
         None  # wait for a direct ack; None: max(probe_s/2, 1.5 RTT), RTT = 2 (latency_s + jitter_s)
     )
-    helpers: Annotated[int, Field(ge=0)] = (
-        3  # k: members that ping for us when an ack is missing; memberlist: 3
-    )
+    helpers: Annotated[int, Field(ge=0)] = 3  # k: members that ping if an ack is missing; memberlist: 3
     suspicion_alpha: Annotated[float, Field(gt=0)] = 4.0  # low = alpha max(1, log10 N) probe_s; memberlist: 4
     suspicion_beta: Annotated[float, Field(ge=1)] = 6.0  # high = beta low; Lifeguard and memberlist: 6
-    confirmations: Annotated[int, Field(ge=0)] = (
-        3  # K: further accusers that shorten the timeout to low; Lifeguard: 3
-    )
+    confirmations: Annotated[int, Field(ge=0)] = 3  # K: further accusers until the wait is low; Lifeguard: 3
     crash_after_s: Annotated[float, Field(gt=0)] | None = None  # low; None: from alpha, 2 s for N <= 10
     health_max: Annotated[int, Field(ge=0)] = 8  # S: timeouts grow up to 1 + S times; Lifeguard: 8
-    links: Annotated[int, Field(ge=1)] = (
-        3  # picked by each device beside its neighbours; >= 2 connects (overlay.py)
-    )
+    links: Annotated[int, Field(ge=1)] = 3  # picked by each beside its neighbours; >= 2 connects (overlay.py)
     idle_s: Annotated[float, Field(gt=0)] = 5.0  # until an unused link is closed: 10 probe_s
-    push_pull_s: Annotated[float, Field(gt=0)] = (
-        30.0  # between exchanges of whole tables with a random member; memberlist: 30 s
-    )
-    grace_s: Annotated[float, Field(ge=0)] = (
-        1.0  # until the block of a crashed device is dropped: 2 probe_s to refute
-    )
+    push_pull_s: Annotated[float, Field(gt=0)] = 30.0  # period of whole-table exchanges; memberlist: 30 s
+    grace_s: Annotated[float, Field(ge=0)] = 1.0  # until a crashed block is dropped: 2 probe_s to refute
     reconnect_every_s: Annotated[float, Field(gt=0)] = (
-        5.0  # between two attempts to reach a crashed device; serf: 30 s
+        5.0  # between attempts to reach a crashed device; serf: 30 s
     )
     reconnect_s: Annotated[float, Field(ge=0)] = 86_400.0  # from the verdict to the last attempt; serf: 24 h
     quarantine_s: Annotated[float, Field(ge=0)] = 60.0  # longest quarantine of a slot: 2 push_pull_s
     leave_grace_s: Annotated[float, Field(ge=0)] = (
-        0.0  # after SIGTERM: wait for a SIGTERM to all devices (departure.py)
+        0.0  # after SIGTERM: time for a SIGTERM to all (departure.py)
     )
 
 
