@@ -77,7 +77,7 @@ class LocalSteps:
         return {} if own is None else {g: b.clone() for g, b in self._blocks[own].data.items()}
 
     def add_to_own(self, moves: Mapping[str, Tensor]) -> None:
-        """B <- B + move for each group, [rows_g, r_g], as if the last training had begun there."""
+        """Add a move, [rows_g, r_g] by group, to the own block and to `before`."""
         assert self.own is not None
         for group, move in moves.items():
             self._blocks.set(self.own, group, self._blocks[self.own].data[group].detach() + move)
