@@ -44,7 +44,7 @@ class Item:
     choices: tuple[Choice, ...]
 
     @property
-    def slot(self) -> Transfer:
+    def transfer(self) -> Transfer:
         return self.peer, self.part
 
 
@@ -122,11 +122,11 @@ class BudgetLedger:
             return False
         self._caps[item.peer] -= self._more(item, choice)
         self.spent += price
-        self.chosen[item.slot] = choice
+        self.chosen[item.transfer] = choice
         return True
 
     def _more(self, item: Item, choice: Choice) -> int:
-        held = self.chosen.get(item.slot)
+        held = self.chosen.get(item.transfer)
         return choice.bytes - (held.bytes if held else 0)
 
 
@@ -158,11 +158,11 @@ def allocate(
     name: str, items: Iterable[Item], budget: Budget, weights: Weights, waiting: Waiting, seed: int = 0
 ) -> Allocation:
     """What the allocator `name` (KeyError: none of that name) sends of the items; the same for any order."""
-    ordered = sorted((item for item in items if item.choices), key=lambda item: item.slot)
+    ordered = sorted((item for item in items if item.choices), key=lambda item: item.transfer)
     ledger = BudgetLedger(budget)
     deficits = ALLOCATORS[name](Round(ordered, budget, weights, waiting, seed), ledger)
-    left = [item.slot for item in ordered if item.slot not in ledger.chosen]
-    rounds = {slot: waiting.rounds.get(slot, 0) + 1 for slot in left}
+    left = [item.transfer for item in ordered if item.transfer not in ledger.chosen]
+    rounds = {transfer: waiting.rounds.get(transfer, 0) + 1 for transfer in left}
     return Allocation(ledger.chosen, ledger.spent, Waiting(rounds, deficits))
 
 
@@ -189,7 +189,7 @@ def choices(
 @allocator("residual")
 def residual(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     """First what waits, within the reserve; then the most weighted gain per cost, weights p_g."""
-    waiting = [item for item in round_.items if item.slot in round_.waiting.rounds]
+    waiting = [item for item in round_.items if item.transfer in round_.waiting.rounds]
     credit = round_.budget.cost * round_.budget.reserve
     shares = {g: max(p, LEAST_SHARE) for g, p in round_.weights.residual.items()}
     deficits = _deficit_round_robin(round_, ledger, waiting, shares, credit, lambda item: _hull(item)[:1])
@@ -213,12 +213,12 @@ def _greedily(items: Iterable[Item], ledger: BudgetLedger, weights: Mapping[str,
     """Steps along the hulls in order of weighted gain per cost. One that does not fit ends its item's."""
     steps = []
     for item in items:
-        done = ledger.chosen.get(item.slot, Choice("", 0, 0.0))
+        done = ledger.chosen.get(item.transfer, Choice("", 0, 0.0))
         for choice in _hull(item):
             if choice.bytes > done.bytes:
                 price = ledger.price(item, choice) - ledger.price(item, done)
                 gain = weights.get(item.part.group, 0.0) * (choice.gain - done.gain)
-                steps.append((-gain / price, item.slot, choice.bytes, item, choice))
+                steps.append((-gain / price, item.transfer, choice.bytes, item, choice))
                 done = choice
     for *_, item, choice in sorted(steps, key=lambda step: step[:3]):
         ledger.grant(item, choice)
@@ -288,7 +288,7 @@ def _deficit_round_robin(
     whole = sum(shares.get(group, LEAST_SHARE) for group in queues)
     deficits = {}
     # Those that waited longest go first, or the others might use a link or the budget up for ever.
-    for group in sorted(queues, key=lambda g: (-_waits(round_, queues[g][0][0]), g)):
+    for group in sorted(queues, key=lambda g: (-_rounds_waiting(round_, queues[g][0][0]), g)):
         have = round_.waiting.deficits.get(group, 0.0) + credit * shares.get(group, LEAST_SHARE) / whole
         for item, choice in queues[group]:
             if not ledger.reachable(item, choice):
@@ -302,8 +302,8 @@ def _deficit_round_robin(
 
 
 def _longest_first(round_: Round, items: Iterable[Item]) -> list[Item]:
-    return sorted(items, key=lambda item: (-_waits(round_, item), item.slot))
+    return sorted(items, key=lambda item: (-_rounds_waiting(round_, item), item.transfer))
 
 
-def _waits(round_: Round, item: Item) -> int:
-    return round_.waiting.rounds.get(item.slot, 0)
+def _rounds_waiting(round_: Round, item: Item) -> int:
+    return round_.waiting.rounds.get(item.transfer, 0)

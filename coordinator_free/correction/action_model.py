@@ -37,7 +37,7 @@ class Move(NamedTuple):
     label: str
     action: GroupAction
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """As a reason shows it: `prox 1e-3`."""
         action = self.action
         told = {
@@ -107,17 +107,17 @@ def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -
     g, rounds = view.groups[group], view.rounds
     q0, q = _contraction(g, before), _contraction(g, after)
     steps2, between2 = (after.steps / before.steps) ** 2, (after.period / before.period) ** 2
-    damped = _damped(g.eta, after) / _damped(g.eta, before)
+    damped = _damping_factor(g.eta, after) / _damping_factor(g.eta, before)
     left0, left = 1 - q0 * q0, 1 - q * q
     # Where nothing contracts, 1 - q^2 ~ 2 n eta mu.
     summed = left0 / left if left > NO_CONTRACTION else before.steps / after.steps
     rho0, rho = _rho(view, before), _rho(view, after)
-    driven = g.residuals.heterogeneity * left0 * before.period**2 * _kept(rho0)
+    driven = g.residuals.heterogeneity * left0 * before.period**2 * _accumulated(rho0)
     sustained = min(g.residuals.consensus, driven)
     return Residuals(
         g.residuals.local * (1 - progress(view, group, after)) ** (2 * rounds),
         (g.residuals.consensus - sustained) * rho ** (2 * rounds / after.period)
-        + sustained * steps2 * between2 * damped * _kept(rho) / _kept(rho0),
+        + sustained * steps2 * between2 * damped * _accumulated(rho) / _accumulated(rho0),
         g.residuals.heterogeneity * (1.0 if view.isolated else summed * steps2) * damped,
     )
 
@@ -208,12 +208,12 @@ def _contraction(g: GroupView, action: GroupAction) -> float:
     return contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
 
 
-def _kept(rho: float) -> float:
+def _accumulated(rho: float) -> float:
     """sum_{s >= 1} rho^(2s): how much of all rounds' driving apart is still there."""
     return rho * rho / (1 - rho * rho)
 
 
-def _damped(eta: float, action: GroupAction) -> float:
+def _damping_factor(eta: float, action: GroupAction) -> float:
     """(1 + eta lambda)^(-2n)."""
     return float((1 + eta * action.prox) ** (-2 * action.steps))
 

@@ -32,13 +32,16 @@ MARGIN = 0.01  # hysteresis: the share of what staying would leave by which move
 LEAST_COST = 0.05  # of a base round: below it, moves compare by what they lower alone
 DWELL = 2  # diagnoses before a group's last move may be undone
 MOVES = 3  # groups that may move in one diagnosis
-RATE = 0.5  # of learning from one diagnosis
-NOISE = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
-LEAST, MOST = 0.1, 2.0  # a correction is in between: no action is believed to do nothing, or the opposite
+LEARNING_RATE = 0.5  # of learning from one diagnosis
+NOISE_FLOOR = 0.1  # log residual: an effect predicted to be smaller teaches next to nothing
+MIN_CORRECTION, MAX_CORRECTION = (
+    0.1,
+    2.0,
+)  # a correction is in between: no action is believed to do nothing, or the opposite
 MIXING = {"gamma", "rung", "period"}  # knobs of how copies are mixed
 FREE = {"steps", "gamma"}  # knobs that may cost nothing
 ROUNDING = 1e-6  # a share of what is left that is as good as none
-WORSE = 1.25  # moves have failed if that much is left of what staying was predicted to leave
+FAILURE_FACTOR = 1.25  # moves have failed if that much is left of what staying was predicted to leave
 
 
 def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
@@ -53,8 +56,8 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     Moves after which more is left than staying was predicted to leave have failed: all groups return to the
     base, and such moves are not made again. But `_mixing_changed`.
     """
-    judged = replace(memory, expected={}) if _mixing_changed(view, memory) else memory
-    learnt, failed = _learn(view, judged), _failed(view, judged)
+    comparable = replace(memory, expected={}) if _mixing_changed(view, memory) else memory
+    learnt, failed = _learn(view, comparable), _failed(view, comparable)
     before = in_force(view, limits, memory.settings)
     if failed:
         learnt = replace(learnt, failed=learnt.failed | {*failed})
@@ -63,7 +66,7 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     chosen = {} if failed else search.best()
     after = applied(search.before, chosen)
     expected = {
-        g: (chosen[g].label if g in chosen else STAY[1], *_expected(view, g, action, after[g]))
+        g: (chosen[g].label if g in chosen else STAY[1], *_predicted_pair(view, g, action, after[g]))
         for g, action in search.before.items()
     }
     last = {**learnt.last, **{g: (move.label, view.index) for g, move in chosen.items()}}
@@ -87,7 +90,7 @@ class _Search:
         """The best notch, then the best beside it, while they lower what is left. If they do not lower it
         clearly: those that cost nothing."""
         chosen = self._greedily(lambda option, chosen: True)
-        if self._left(chosen) < (1 - MARGIN) * self._left({}):
+        if self._predicted_total(chosen) < (1 - MARGIN) * self._predicted_total({}):
             return chosen
         return self._greedily(self._costs_nothing)
 
@@ -103,8 +106,8 @@ class _Search:
 
     def _rate(self, option: Moves, chosen: Moves) -> float:
         """Drop per cost beside what is chosen; 0 for one that is too small to be told from noise."""
-        left = self._left(chosen)
-        drop = left - self._left(option)
+        left = self._predicted_total(chosen)
+        drop = left - self._predicted_total(option)
         more = self._cost(option) - self._cost(chosen)
         least = ROUNDING if self._costs_nothing(option, chosen) else MARGIN / MOVES
         return drop / max(more, LEAST_COST) if drop > least * left else 0.0
@@ -118,7 +121,7 @@ class _Search:
     def _options(self, chosen: Moves) -> Iterator[Moves]:
         """One further notch each, or two where the first cannot be paid for alone."""
         others = self._unmoved(chosen) if len(chosen) < MOVES else []
-        for move in (*others, *self._further(chosen)):
+        for move in (*others, *self._one_notch_more(chosen)):
             single = {**chosen, move.group: move}
             if self._fits(single):
                 yield single
@@ -136,7 +139,7 @@ class _Search:
             and not _undoes(move, self.view, self.memory)
         ]
 
-    def _further(self, chosen: Moves) -> Iterator[Move]:
+    def _one_notch_more(self, chosen: Moves) -> Iterator[Move]:
         """One notch more of what is chosen."""
         for group, made in chosen.items():
             for move in moves({group: made.action}, self.limits, self.view):
@@ -149,24 +152,24 @@ class _Search:
     def _cost(self, chosen: Moves) -> float:
         return relative_cost(applied(self.before, chosen), self.view, self.limits)
 
-    def _left(self, chosen: Moves) -> float:
+    def _predicted_total(self, chosen: Moves) -> float:
         """All residuals as predicted for the next diagnosis: R'_stay (R'_move / R'_stay)^c."""
         left = 0.0
         for group, action in self.before.items():
             move = chosen.get(group)
-            stay, then = _expected(self.view, group, action, action if move is None else move.action)
+            stay, then = _predicted_pair(self.view, group, action, action if move is None else move.action)
             trust = 1.0 if move is None else self.memory.corrections.get(move.label, 1.0)
             left += stay * (then / stay) ** trust if stay > 0 else then
         return left
 
 
-def _expected(view: View, group: str, before: GroupAction, after: GroupAction) -> tuple[float, float]:
+def _predicted_pair(view: View, group: str, before: GroupAction, after: GroupAction) -> tuple[float, float]:
     """What is left of a group if it stays, and after the move."""
     stay, then = (predicted(view, group, before, action) for action in (before, after))
     return remaining(view, group, stay, before), remaining(view, group, then, after)
 
 
-def _seen(view: View, group: str, memory: Memory) -> float:
+def _observed(view: View, group: str, memory: Memory) -> float:
     """What is left of a group by what was observed, under the settings that were in force."""
     if group not in view.groups:
         return 0.0
@@ -189,26 +192,26 @@ def _learn(view: View, memory: Memory) -> Memory:
 
     An effect is log(R' / R'_stay). What groups that stayed deviate by is common to all and says nothing of a
     move. The corrections follow by normalised least mean squares, so that small effects do not teach noise,
-    and none is taken for more than MOST times what was predicted.
+    and none is taken for more than MAX_CORRECTION times what was predicted.
     """
     learnt, trend = dict(memory.corrections), _trend(view, memory)
     for group, (label, stay, then) in memory.expected.items():
-        left = _seen(view, group, memory)
+        left = _observed(view, group, memory)
         if label != STAY[1] and min(stay, then, left) > 0:
             effect, seen = math.log(then / stay), math.log(left / stay) - trend
-            seen = min(max(seen, -MOST * abs(effect)), MOST * abs(effect))
+            seen = min(max(seen, -MAX_CORRECTION * abs(effect)), MAX_CORRECTION * abs(effect))
             old = learnt.get(label, 1.0)
-            new = old + RATE * effect * (seen - old * effect) / (effect**2 + NOISE**2)
-            learnt[label] = min(max(new, LEAST), MOST)
+            new = old + LEARNING_RATE * effect * (seen - old * effect) / (effect**2 + NOISE_FLOOR**2)
+            learnt[label] = min(max(new, MIN_CORRECTION), MAX_CORRECTION)
     return replace(memory, corrections=learnt)
 
 
 def _trend(view: View, memory: Memory) -> float:
     """Mean log(observed / predicted) of the groups that stayed; 0 if none did."""
     logs = [
-        math.log(_seen(view, group, memory) / stay)
+        math.log(_observed(view, group, memory) / stay)
         for group, (label, stay, _) in sorted(memory.expected.items())
-        if label == STAY[1] and min(stay, _seen(view, group, memory)) > 0
+        if label == STAY[1] and min(stay, _observed(view, group, memory)) > 0
     ]
     return sum(logs) / len(logs) if logs else 0.0
 
@@ -218,8 +221,8 @@ def _failed(view: View, memory: Memory) -> list[str]:
     taken together: a move of one shows in the gradients of all."""
     made = {label for label, _, _ in memory.expected.values()} - {STAY[1]}
     stay = sum(stay for _, stay, _ in memory.expected.values())
-    seen = sum(_seen(view, group, memory) for group in memory.expected)
-    return sorted(made) if seen > WORSE * stay else []
+    seen = sum(_observed(view, group, memory) for group in memory.expected)
+    return sorted(made) if seen > FAILURE_FACTOR * stay else []
 
 
 def _undoes(move: Move, view: View, memory: Memory) -> bool:
@@ -237,6 +240,6 @@ def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
 
     group = next(iter(chosen), "") or max(view.groups, key=most)
     (value, name), seen = most(group), view.groups[group].residuals
-    told = [m.told() if m.group == group else f"{m.group} {m.told()}" for m in chosen.values()]
+    told = [m.describe() if m.group == group else f"{m.group} {m.describe()}" for m in chosen.values()]
     what = f"base: {', '.join(failed)} failed" if failed else ", ".join(told) or "stay"
     return f"{group}, {name} {value:.2g} of {seen.total:.2g} -> {what}"

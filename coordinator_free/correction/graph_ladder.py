@@ -99,9 +99,9 @@ def ladder(
     """
     search = _Search(sorted(members), costs, seed, bounds)
     base = search.start(graph)
-    swapped = search.path(base, search.swap, bounds.swaps)
-    up = swapped + search.path([base, *swapped][-1], search.add, bounds.up)
-    down = search.path(base, search.drop, bounds.down)
+    swapped = search.path(base, search.rewired, bounds.swaps)
+    up = swapped + search.path([base, *swapped][-1], search.denser, bounds.up)
+    down = search.path(base, search.sparser, bounds.down)
     below = _worthwhile([search.rung(a) for a in reversed(down)])
     rung = search.rung(base)
     return Ladder((*below, rung, *_worthwhile([search.rung(a) for a in up], rung.rho)), len(below))
@@ -136,7 +136,7 @@ class _Search:
         self._feasible = {pair for pair, e in self._edges.items() if e in costs}
         dearest = max(costs.values(), default=1.0)
         self._cost = {pair: costs.get(e, dearest) for pair, e in self._edges.items()}
-        self._lot = {pair: _hash(seed, e) for pair, e in self._edges.items()}
+        self._tie_break = {pair: _hash(seed, e) for pair, e in self._edges.items()}
 
     def path(
         self, adjacency: Adjacency, step: Callable[[Adjacency], Adjacency | None], times: int
@@ -166,21 +166,21 @@ class _Search:
         kept: Graph[int] = nx.Graph()
         kept.add_nodes_from(range(len(self._members)))
         kept.add_edges_from(pair for pair in wanted if pair in self._feasible)
-        spare = sorted(self._feasible, key=lambda pair: (self._cost[pair], self._lot[pair]))
+        spare = sorted(self._feasible, key=lambda pair: (self._cost[pair], self._tie_break[pair]))
         for i, j in [*spare, *wanted]:
             if not nx.has_path(kept, i, j):
                 kept.add_edge(i, j)
         adjacency: Adjacency = nx.to_numpy_array(kept, nodelist=range(len(self._members))) > 0
         return adjacency
 
-    def add(self, adjacency: Adjacency) -> Adjacency | None:
+    def denser(self, adjacency: Adjacency) -> Adjacency | None:
         """With the edge that lowers rho most per cost; where none does, that lowers its stand-in most."""
         degree = adjacency.sum(axis=1)
         full = {i for i in range(len(degree)) if degree[i] >= self._bounds.max_degree}
         options = [p for p in sorted(self._feasible) if not adjacency[p] and not full.intersection(p)]
         return self._best(adjacency, options, _per_cost)
 
-    def drop(self, adjacency: Adjacency) -> Adjacency | None:
+    def sparser(self, adjacency: Adjacency) -> Adjacency | None:
         """Without the least useful edge: the one whose loss raises rho least per cost saved."""
         degree = adjacency.sum(axis=1)
         low = {i for i in range(len(degree)) if degree[i] <= self._bounds.min_degree}
@@ -188,10 +188,10 @@ class _Search:
         options = [pair for pair in options if _score(_flipped(adjacency, pair)).rho < 1]  # connected
         return self._best(adjacency, options, _per_saving)
 
-    def swap(self, adjacency: Adjacency) -> Adjacency | None:
+    def rewired(self, adjacency: Adjacency) -> Adjacency | None:
         """The best edge added, the least useful one dropped: if rho is lower then, at no more cost."""
-        denser = self.add(adjacency)
-        swapped = None if denser is None else self.drop(denser)
+        denser = self.denser(adjacency)
+        swapped = None if denser is None else self.sparser(denser)
         if swapped is None:
             return None
         before, after = self.rung(adjacency), self.rung(swapped)
@@ -211,7 +211,7 @@ class _Search:
             if rate is _per_cost:
                 gain = max(gain, 0.0)  # none is better than another if it has to wait for a third
             smooth = rate(now.smooth - then.smooth, cost)
-            return -round(rate(gain, cost), DIGITS), -round(smooth, DIGITS), self._lot[pair]
+            return -round(rate(gain, cost), DIGITS), -round(smooth, DIGITS), self._tie_break[pair]
 
         best = min(options, key=order, default=None)
         return None if best is None else _flipped(adjacency, best)

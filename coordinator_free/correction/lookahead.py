@@ -20,12 +20,12 @@ LABELS = ("more-steps", "less-steps", "more-prox", "less-prox")
 Key = tuple[str, str]  # of View.trials: group and label, or STAY
 
 
-def count(groups: Iterable[str]) -> int:
+def trial_count(groups: Iterable[str]) -> int:
     """How many numbers a device tells."""
     return len(_keys(groups))
 
 
-def wanted(settings: Settings, limits: Limits) -> dict[Key, dict[str, GroupAction]]:
+def trial_settings(settings: Settings, limits: Limits) -> dict[Key, dict[str, GroupAction]]:
     """What to try from `settings`, those in force: by key, the settings of all groups."""
     found: dict[Key, dict[str, GroupAction]] = {STAY: dict(settings)}
     for move in own_moves(settings, limits):

@@ -72,10 +72,10 @@ class NetworkMean:
     verify: Callable[[Report], bool] = _everyone
     refused: int = 0
     _newest: dict[BlockKey, Report] = field(default_factory=dict)
-    _gone: set[BlockKey] = field(default_factory=set)
-    _told: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
+    _forgotten: set[BlockKey] = field(default_factory=set)
+    _known_by: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
 
-    def own(
+    def add_own(
         self,
         origin: BlockKey,
         epoch: int,
@@ -92,48 +92,48 @@ class NetworkMean:
         self._newest[origin] = report
         return report
 
-    def receive(self, peer: str, report: Report) -> bool:
+    def on_report(self, peer: str, report: Report) -> bool:
         """Take in what a neighbour sent. True: it is news here. Unsound or forged: counted and refused."""
-        if report.origin in self._gone:
+        if report.origin in self._forgotten:
             return False
         if not self._sound(report):
             self.refused += 1
             return False
         known = self._newest.get(report.origin)
         if known is not None and known.rank >= report.rank:
-            self._note(peer, report)
+            self._mark_known(peer, report)
             return False
         if (known is None and len(self._newest) >= self.max_origins) or not self.verify(report):
             self.refused += 1
             return False
         self._newest[report.origin] = report
-        self._note(peer, report)
+        self._mark_known(peer, report)
         return True
 
-    def news(self, peer: str) -> list[Report]:
+    def unsent_reports(self, peer: str) -> list[Report]:
         """What `peer` is not known to have, in order of origin; it is taken to have it from now on."""
-        told = self._told.setdefault(peer, {})
+        known = self._known_by.setdefault(peer, {})
         news = [self._newest[key] for key in sorted(self._newest)]
-        news = [r for r in news if r.rank > told.get(r.origin, NOTHING) and r.origin.device != peer]
+        news = [r for r in news if r.rank > known.get(r.origin, NOTHING) and r.origin.device != peer]
         for report in news:
-            self._note(peer, report)
+            self._mark_known(peer, report)
         return news
 
-    def untold(self, peer: str) -> None:
-        """A neighbour that may have lost messages, or is gone: it is told everything again."""
-        self._told.pop(peer, None)
+    def resend_all(self, peer: str) -> None:
+        """A neighbour that may have lost messages, or is gone: it is known everything again."""
+        self._known_by.pop(peer, None)
 
-    def drop(self, origin: BlockKey) -> None:
+    def forget_origin(self, origin: BlockKey) -> None:
         """The origin left, crashed or retired: its vector no longer counts, nor does any that still comes."""
-        self._gone.add(origin)
+        self._forgotten.add(origin)
         self._newest.pop(origin, None)
-        for told in self._told.values():
-            told.pop(origin, None)
+        for known in self._known_by.values():
+            known.pop(origin, None)
 
-    def keep(self, origins: Container[BlockKey]) -> None:
+    def keep_only(self, origins: Container[BlockKey]) -> None:
         """Drop all others."""
         for origin in [key for key in self._newest if key not in origins]:
-            self.drop(origin)
+            self.forget_origin(origin)
 
     def missing(self, members: Iterable[BlockKey], epoch: int) -> list[BlockKey]:
         """Members of whom nothing as new as `epoch` is here."""
@@ -157,9 +157,9 @@ class NetworkMean:
         oldest = min(report.epoch for report in reports)
         return Mean(total / len(reports), origins, oldest, digest.digest())
 
-    def _note(self, peer: str, report: Report) -> None:
-        told = self._told.setdefault(peer, {})
-        told[report.origin] = max(report.rank, told.get(report.origin, NOTHING))
+    def _mark_known(self, peer: str, report: Report) -> None:
+        known = self._known_by.setdefault(peer, {})
+        known[report.origin] = max(report.rank, known.get(report.origin, NOTHING))
 
     def _sound(self, report: Report) -> bool:
         values = report.values

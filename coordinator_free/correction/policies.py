@@ -35,7 +35,7 @@ EARLY_PART = 4  # early are the first K / EARLY_PART rounds
 
 def policy(name: str) -> Callable[[Policy], Policy]:
     """Decorator: add a policy to the registry. Raises ValueError for the name of a schedule."""
-    return _adder(name, POLICIES, SCHEDULES, "schedule")
+    return _registrar(name, POLICIES, SCHEDULES, "schedule")
 
 
 def schedule(name: str) -> Callable[[Schedule], Schedule]:
@@ -43,10 +43,10 @@ def schedule(name: str) -> Callable[[Schedule], Schedule]:
 
     Graphs stay the scenario's. Raises ValueError for the name of a policy.
     """
-    return _adder(name, SCHEDULES, POLICIES, "policy")
+    return _registrar(name, SCHEDULES, POLICIES, "policy")
 
 
-def _adder(
+def _registrar(
     name: str, registry: dict[str, Added], others: Mapping[str, object], kind: str
 ) -> Callable[[Added], Added]:
     if name in others:
@@ -196,7 +196,7 @@ def random(view: View, limits: Limits, memory: Memory) -> Decision:
     """A control: any affordable move, or none, drawn from the seed and the diagnosis's index."""
     found = options(view, limits, memory)
     _, then, move = found[int(_generator(view).integers(len(found)))]
-    return Decision(then, "stay" if move is None else f"{move.group} -> {move.told()}", memory)
+    return Decision(then, "stay" if move is None else f"{move.group} -> {move.describe()}", memory)
 
 
 @policy("lookahead")
@@ -208,7 +208,7 @@ def lookahead(view: View, limits: Limits, memory: Memory) -> Decision:
     if gains[best] <= 0:
         return Decision(found[0][1], "no trial lowered the loss -> stay", memory)
     key, then, move = found[best]
-    told = "stay" if move is None else f"{move.group} {move.told()}"
+    told = "stay" if move is None else f"{move.group} {move.describe()}"
     return Decision(then, f"trial {view.trials[key]:.2g} -> {told}", memory)
 
 

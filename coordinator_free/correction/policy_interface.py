@@ -116,8 +116,10 @@ class Decision:
     settings: Settings
     reason: str
     memory: Memory
-    add: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)  # by group, to the scenario's graph
-    drop: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
+    added_edges: Mapping[str, tuple[Edge, ...]] = field(
+        default_factory=dict
+    )  # by group, to the scenario's graph
+    dropped_edges: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
         """JSON-able, for metrics.jsonl."""

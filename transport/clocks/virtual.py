@@ -70,38 +70,38 @@ class VirtualClock:
         return asked_ns
 
     # -- messages --------------------------------------------------------------------------------------
-    def sent(self, peer_address: str, arrive_ns: int) -> None:
+    def on_sent(self, peer_address: str, arrive_ns: int) -> None:
         """A message has gone to the device at an address."""
         for device, address in self._group.items():
             if address == peer_address:
-                self._windows.sent(device, arrive_ns)
+                self._windows.on_sent(device, arrive_ns)
 
-    def received(self, source: str, seq: int) -> None:
+    def on_received(self, source: str, seq: int) -> None:
         life, number = divmod(seq, 1 << LIFE_BITS)
-        self._windows.received(life_name(source, life), number)
-        self._look()
+        self._windows.on_received(life_name(source, life), number)
+        self._wake_if_complete()
 
-    def heard(self, source: str, window: Window) -> None:
-        self._windows.heard(life_name(source, window.life), window)
-        self._look()
+    def on_window(self, source: str, window: Window) -> None:
+        self._windows.on_window(life_name(source, window.life), window)
+        self._wake_if_complete()
 
-    def broken(self, link: str) -> None:
+    def on_link_broken(self, link: str) -> None:
         """A link has broken. If it is one of the clock's and no last word comes, its device has died."""
         if link[:1] == "~":
-            self._mourn_later(link[1:])
+            self._check_death_later(link[1:])
 
-    def _mourn_later(self, device: str) -> None:
+    def _check_death_later(self, device: str) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_at(due := loop.time() + LAST_WORD_S, self._mourn, device, due)
+        loop.call_at(due := loop.time() + LAST_WORD_S, self._check_death, device, due)
 
-    def _mourn(self, device: str, due: float) -> None:
+    def _check_death(self, device: str, due: float) -> None:
         stopped = asyncio.get_running_loop().time() > due + LAST_WORD_S
         if stopped:  # meanwhile: what has come is read first
-            self._mourn_later(device)
+            self._check_death_later(device)
         elif self._windows.expects(device):
             log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
-            self._windows.lost(device)
-            self._look()
+            self._windows.remove_dead(device)
+            self._wake_if_complete()
 
     # -- windows ---------------------------------------------------------------------------------------
     async def finish(self) -> None:
@@ -134,7 +134,7 @@ class VirtualClock:
         log.warning("%s: virtual time waits for %s", self.device, ", ".join(self._windows.missing()))
         self._warn_later()
 
-    def _look(self) -> None:
+    def _wake_if_complete(self) -> None:
         """Wake who waits once there is nothing left to wait for."""
         if self._waiter is not None and self._windows.complete and not self._waiter.done():
             self._waiter.set_result(None)

@@ -53,26 +53,26 @@ class Windows:
         self._in_flight_ns = NEVER_NS
         self._own: Window | None = None
         self._incomplete: set[str] = set()  # who keeps the announced window from being complete
-        self._heard: dict[str, dict[int, Window]] = {}
+        self._announced: dict[str, dict[int, Window]] = {}
 
     @property
     def others(self) -> list[str]:
         """Whose announcements are waited for."""
         return sorted(self._live)
 
-    def sent(self, peer: str, arrive_ns: int) -> None:
+    def on_sent(self, peer: str, arrive_ns: int) -> None:
         """A message has gone to a device of the group."""
         self._sent[peer] += 1
         self._in_flight_ns = min(self._in_flight_ns, arrive_ns)
 
-    def received(self, source: str, seq: int) -> None:
+    def on_received(self, source: str, seq: int) -> None:
         """A message of a device of the group is here, to be handled when it arrives."""
         early = self._early.setdefault(source, set())
         early.add(seq)
         while self._received[source] + 1 in early:
             self._received[source] += 1
             early.remove(self._received[source])
-        self._look(source)
+        self._update_incomplete(source)
 
     def announce(self, next_ns: int | None, round_: int, last: bool = False) -> dict[str, Window]:
         """This device's announcement for the coming window, for each other device. `last`: it has gone."""
@@ -85,15 +85,15 @@ class Windows:
             for peer in sorted(self._live)
         }
 
-    def heard(self, source: str, window: Window) -> None:
-        self._heard.setdefault(source, {})[window.index] = window
-        self._look(source)
+    def on_window(self, source: str, window: Window) -> None:
+        self._announced.setdefault(source, {})[window.index] = window
+        self._update_incomplete(source)
 
     def expects(self, source: str) -> bool:
         """Whether another announcement of a device has to come."""
-        return source in self._live and not any(w.last for w in self._heard.get(source, {}).values())
+        return source in self._live and not any(w.last for w in self._announced.get(source, {}).values())
 
-    def lost(self, source: str) -> None:
+    def remove_dead(self, source: str) -> None:
         """A device has died without a last announcement: nobody waits for it any more."""
         self._live.discard(source)
         self._incomplete.discard(source)
@@ -114,7 +114,7 @@ class Windows:
         """
         if self._own is None or not self.complete:
             return None
-        told = [self._own, *(self._heard[peer].pop(self.index) for peer in sorted(self._live))]
+        told = [self._own, *(self._announced[peer].pop(self.index) for peer in sorted(self._live))]
         gone = [peer for peer, window in zip(sorted(self._live), told[1:], strict=True) if window.last]
         start = min(window.next_ns for window in told)
         rounds = [window.round for window in told if window.round != ABSENT]
@@ -125,10 +125,10 @@ class Windows:
             raise RuntimeError("virtual time stands still: no device has anything left to do")
         return Grant(start, start + self._lookahead_ns, min(rounds, default=None))
 
-    def _look(self, peer: str) -> None:
+    def _update_incomplete(self, peer: str) -> None:
         if peer in self._incomplete and self._complete(peer):
             self._incomplete.discard(peer)
 
     def _complete(self, peer: str) -> bool:
-        window = self._heard.get(peer, {}).get(self.index)
+        window = self._announced.get(peer, {}).get(self.index)
         return window is not None and self._received[peer] >= window.sent

@@ -89,7 +89,7 @@ class GlooLinks:
         """Raises OSError when not all ranks are there in time."""
         self._loop = asyncio.get_running_loop()
         try:
-            names = await asyncio.to_thread(self._meet)
+            names = await asyncio.to_thread(self._rendezvous)
         except (RuntimeError, ValueError) as error:
             raise OSError(f"rank {self.rank} of {self.world} did not meet the others: {error}") from None
         self._started = True
@@ -122,7 +122,7 @@ class GlooLinks:
             raise ValueError("no receiver would take this message in")
         to = self._to(peer)
         with self._changed:
-            if to is None or not self._takes(to):
+            if to is None or not self._has_room(to):
                 return False
             if to.broken or to.ending:  # nobody is told that at once: not who sends over ZeroMQ either
                 self.unsent_bytes[peer] += wire_bytes(frames)
@@ -135,7 +135,7 @@ class GlooLinks:
         to = self._to(peer)
         if to is None:
             return False
-        return await self._until(lambda: self._takes(to), timeout_s) and self._to(peer) is to
+        return await self._until(lambda: self._has_room(to), timeout_s) and self._to(peer) is to
 
     async def recv(self) -> Received:
         while not self._arrived:
@@ -180,7 +180,7 @@ class GlooLinks:
         dist.destroy_process_group()
 
     # -- in threads of their own -----------------------------------------------------------------------
-    def _meet(self) -> list[str]:
+    def _rendezvous(self) -> list[str]:
         """The devices' names by rank, once all are there."""
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(
@@ -232,7 +232,7 @@ class GlooLinks:
             while (frames := self._receive_one(peer.rank)) is not None:
                 self._room[peer.rank].acquire()  # a slow reader stops its peers, as a full socket would
                 received = Received(peer.device, frames, wire_bytes(frames))
-                self._call(self._take, peer.rank, received)
+                self._call(self._enqueue_received, peer.rank, received)
         except RuntimeError as error:
             self._break(peer, error)
         with self._changed:
@@ -271,7 +271,7 @@ class GlooLinks:
             self._loop.call_soon_threadsafe(what, *args)
 
     # -- in the event loop -----------------------------------------------------------------------------
-    def _take(self, rank: int, received: Received) -> None:
+    def _enqueue_received(self, rank: int, received: Received) -> None:
         self._arrived.append((rank, received))
         self._news.set()
 
@@ -283,7 +283,7 @@ class GlooLinks:
     def _to(self, peer: str) -> _Peer | None:
         return self._peers.get(self._ranks.get(peer, -1))
 
-    def _takes(self, peer: _Peer) -> bool:
+    def _has_room(self, peer: _Peer) -> bool:
         return peer.broken or peer.ending or len(peer.queue) < self._limits.high_water
 
     def _end(self, peer: _Peer) -> None:

@@ -148,7 +148,7 @@ class Dealer:
         if self._socket is None and not self._open_again():
             return False
         if self.up and not self._pending:
-            return self._put(frames)
+            return self._send_now(frames)
         if len(self._pending) >= self._limits.high_water:
             return False
         self._pending.append(frames)
@@ -174,7 +174,7 @@ class Dealer:
 
     def close(self, linger_ms: int) -> int:
         """Give up; what the socket holds goes out within `linger_ms`. Returns the bytes it did not get."""
-        while self._pending and self._socket is not None and self._put(self._pending[0]):
+        while self._pending and self._socket is not None and self._send_now(self._pending[0]):
             self._pending.popleft()
         lost = sum(wire_bytes(frames, self._keys is not None) for frames in self._pending)
         self._pending.clear()
@@ -186,7 +186,7 @@ class Dealer:
         self._context = context
         self.up = self._keys is None
 
-    def _put(self, frames: Sequence[Buffer]) -> bool:
+    def _send_now(self, frames: Sequence[Buffer]) -> bool:
         socket, last = self._socket, frames[-1]
         assert socket is not None
         try:
@@ -200,11 +200,11 @@ class Dealer:
             return False
         return True
 
-    def _pump(self) -> None:
-        while self.up and self._pending and self._put(self._pending[0]):
+    def _send_pending(self) -> None:
+        while self.up and self._pending and self._send_now(self._pending[0]):
             self._pending.popleft()
         if self.up and self._pending:  # the socket is full; its credit comes back in lumps
-            asyncio.get_running_loop().call_later(PUMP_S, self._pump)
+            asyncio.get_running_loop().call_later(PUMP_S, self._send_pending)
         self._wake()
 
     def _writable(self) -> bool:
@@ -217,7 +217,7 @@ class Dealer:
         kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.up, self._failures = True, 0
-            self._pump()
+            self._send_pending()
         elif kind == zmq.EVENT_DISCONNECTED:
             self.up = self._keys is None
             self._broken()

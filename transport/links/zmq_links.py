@@ -27,7 +27,7 @@ from transport.links.interface import DropHook, Received
 from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
-from transport.security.security_events import note
+from transport.security.security_events import count_security_event
 from transport.security.zap import DOMAIN, ENDPOINT, ZapHandler
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
@@ -80,7 +80,7 @@ class ZmqLinks:
             self._zap_handler = ZapHandler(self._keys)
             zap = self._inside.socket(zmq.REP)
             zap.bind(ENDPOINT)  # before the inbox: no connection is ever judged by nobody
-            self._zap = Watch(zap, lambda frames: self._judge(zap, frames))
+            self._zap = Watch(zap, lambda frames: self._answer_zap(zap, frames))
         try:
             self._bind(self.listen)
         except zmq.ZMQError as error:
@@ -101,7 +101,7 @@ class ZmqLinks:
                 raise ValueError(f"{address!r} is not of the kind of {self.listen!r}")
             dealer.open(self._outside)
         except ValueError as error:
-            self._note("bad_address", f"no link to {peer!r}: {error}")
+            self._count_event("bad_address", f"no link to {peer!r}: {error}")
             return
         self._dealers[peer] = dealer
 
@@ -130,7 +130,7 @@ class ZmqLinks:
                 raise ConnectionError("the links are closed")
             if not self._inboxes:
                 raise RuntimeError("start() comes first")
-            received = self._next()
+            received = self._next_message()
             if received is not None:
                 self._handed_on += 1
                 if self._handed_on % FAIR == 0:
@@ -221,16 +221,16 @@ class ZmqLinks:
             await asyncio.sleep(0.001)  # the old listener is closed by libzmq's thread
         self._waiter.wake()
 
-    def _next(self) -> Received | None:
+    def _next_message(self) -> Received | None:
         """The next good message; None when there is none now. What an old socket has comes first."""
         for router, _ in self._inboxes:
             while int(router.get(EVENTS)) & POLLIN:  # asked first: an exception costs ten times as much
-                received = self._read(router)
+                received = self._read_message(router)
                 if received is not None:
                     return received
         return None
 
-    def _read(self, router: Socket) -> Received | None:
+    def _read_message(self, router: Socket) -> Received | None:
         """One message; None if it was dropped. A message is there whole or not at all."""
         identity = router.recv(DONTWAIT)
         frames: list[Buffer] = []
@@ -244,24 +244,24 @@ class ZmqLinks:
                 excess += wire_bytes((part.buffer,), curve)
         source, size = _source(identity), wire_bytes(frames, curve) + excess
         if excess:
-            self._drop(source, "malformed", size, f"more than {limit} frames")
+            self._drop_message(source, "malformed", size, f"more than {limit} frames")
             return None
         if self._keys is None or self._keys.allowed is None:
             return Received(source, tuple(frames), size)
         public = str(part.get("User-Id"))
         if not self._keys.binds(source, public):
             owner = self._keys.owner(public) or "nobody"
-            self._drop(source, "unbound", size, f"its key is that of {owner}")
+            self._drop_message(source, "unbound", size, f"its key is that of {owner}")
             return None
         return Received(source, tuple(frames), size, user=source)
 
-    def _drop(self, source: str, reason: str, size: int, why: str) -> None:
-        self._note(reason, f"message from {source!r} dropped: {why}")
+    def _drop_message(self, source: str, reason: str, size: int, why: str) -> None:
+        self._count_event(reason, f"message from {source!r} dropped: {why}")
         if self.on_drop is not None:
             self.on_drop(source, reason, size)
 
     # -- attempts --------------------------------------------------------------------------------------
-    def _judge(self, zap: Socket, request: list[bytes]) -> None:
+    def _answer_zap(self, zap: Socket, request: list[bytes]) -> None:
         assert self._zap_handler is not None
         zap.send_multipart(self._zap_handler.answer(request))
 
@@ -270,17 +270,19 @@ class ZmqLinks:
         if event in CONNECTIONS:
             self.connections[CONNECTIONS[event]] += 1
         elif event in FAILURES:
-            self._note(f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake")
+            self._count_event(
+                f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake"
+            )
 
     def _on_broken(self, peer: str) -> None:
         if self.on_broken is not None:
             self.on_broken(peer)
 
     def _refused_by_peer(self, kind: str, address: str) -> None:
-        self._note(f"link_{kind}", f"the handshake with {address} failed")
+        self._count_event(f"link_{kind}", f"the handshake with {address} failed")
 
-    def _note(self, kind: str, what: str) -> None:
-        note(self.security_events, kind, f"{self.device}: {what}")
+    def _count_event(self, kind: str, what: str) -> None:
+        count_security_event(self.security_events, kind, f"{self.device}: {what}")
 
     def _unsent(self, peer: str, lost: int) -> int:
         if lost:

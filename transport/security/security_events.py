@@ -8,7 +8,7 @@ from collections import Counter
 log = logging.getLogger("unweft")
 
 
-def note(events: Counter[str], kind: str, what: str) -> None:
+def count_security_event(events: Counter[str], kind: str, what: str) -> None:
     """Count all; log the 1st, 2nd, 4th, 8th, ... of a kind, so that no attacker fills the disk."""
     events[kind] += 1
     count = events[kind]

@@ -83,7 +83,7 @@ class Purged:
     bytes: int = 0
     bytes_by_peer: Counter[str] = field(default_factory=Counter)
 
-    def add(self, item: Outgoing) -> None:
+    def count(self, item: Outgoing) -> None:
         self.messages += 1
         self.bytes += item.wire_bytes
         self.bytes_by_peer[item.peer] += item.wire_bytes
@@ -96,7 +96,7 @@ class Counts:
         self.messages: Counter[Account] = Counter()
         self.bytes: Counter[Account] = Counter()
 
-    def add(self, item: Outgoing) -> None:
+    def count(self, item: Outgoing) -> None:
         self.messages[item.peer, item.cause] += 1
         self.bytes[item.peer, item.cause] += item.wire_bytes
 
@@ -124,14 +124,14 @@ class _Line:
         return self._urgent_free_ns
 
 
-class _Fate:
+class _ChannelDraws:
     """Jitter and loss of one class on one link: drawn per message, so other traffic does not change them."""
 
     def __init__(self, draw: np.random.Generator) -> None:
         self._draw = draw
         self._last_arrival_ns = 0
 
-    def after(self, other: _Fate) -> None:
+    def after(self, other: _ChannelDraws) -> None:
         """What is sent from now on arrives after all that the other class has under way."""
         self._last_arrival_ns = max(self._last_arrival_ns, other._last_arrival_ns)
 
@@ -152,9 +152,9 @@ class _Link:
         self.held = False
         self.bucket: TokenBucket | None = None
         self.line: _Line | None = None
-        self.fates = {urgent: _Fate(philox(seed, peer, urgent)) for urgent in (False, True)}
+        self.draws = {urgent: _ChannelDraws(philox(seed, peer, urgent)) for urgent in (False, True)}
 
-    def set(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
+    def apply(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
         self.settings = settings
         if settings.rate_Bps is None:
             self.bucket = self.line = None
@@ -207,22 +207,22 @@ class Shaper:
         Raises ValueError for a value out of range.
         """
         settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage, beta_Bps)
-        self._link(peer).set(settings, self._depth, self._time(now_ns))
+        self._link(peer).apply(settings, self._depth, self._time(now_ns))
 
     def hold(self, peer: str, held: bool) -> None:
         """Whether data to a peer has to wait, for instance for credit."""
         self._link(peer).held = held
 
     # -- in --------------------------------------------------------------------------------------------
-    def control(self, item: Outgoing) -> None:
+    def queue_control(self, item: Outgoing) -> None:
         """Queue a control message: it leaves at the next `pop`."""
-        self.queued.add(item)
+        self.queued.count(item)
         self._control.append(item)
 
-    def data(self, item: Outgoing) -> None:
+    def queue_data(self, item: Outgoing) -> None:
         """Queue behind everything on the same link. Also for control that must come after data (a manifest):
         it then waits with the data, but the quota does not refuse it."""
-        self.queued.add(item)
+        self.queued.count(item)
         self._link(item.peer).queue.append(item)
         self._waiting += 1
 
@@ -252,16 +252,16 @@ class Shaper:
         return None if turn is None else turn[0]
 
     # -- taken back ------------------------------------------------------------------------------------
-    def purge(self, doomed: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
-        """Take queued messages back (deletion, a link that is gone); `doomed` is asked once for each."""
-        gone = self._take_back(doomed, self.purged)
+    def purge(self, selected: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
+        """Take queued messages back (deletion, a link that is gone); `selected` is asked once for each."""
+        gone = self._take_back(selected, self.purged)
         for peer, size in gone.bytes_by_peer.items():
             self.purged_bytes_by_reason[peer, reason] += size
         return gone
 
-    def remove(self, doomed: Callable[[Outgoing], bool]) -> Purged:
+    def remove(self, selected: Callable[[Outgoing], bool]) -> Purged:
         """`purge` for callers that count reasons themselves."""
-        return self.purge(doomed)
+        return self.purge(selected)
 
     def abandon_older(self, key: Hashable, version: int, peer: str | None = None) -> Purged:
         """A newer version replaces an update: what is queued of older ones, to `peer` or all, is not sent."""
@@ -328,22 +328,22 @@ class Shaper:
             link.bucket.take(now_ns, size)
             depart = max(depart, link.line.occupy(now_ns, size, urgent))
         if not urgent and item.cause == "control":  # a manifest or a goodbye comes behind all that was sent
-            link.fates[False].after(link.fates[True])
-        arrive, lost = link.fates[urgent].arrival(depart, link.settings)
-        self.sent.add(item)
+            link.draws[False].after(link.draws[True])
+        arrive, lost = link.draws[urgent].arrival(depart, link.settings)
+        self.sent.count(item)
         if lost:
-            self.lost.add(item)
+            self.lost.count(item)
         what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
         return Departure(*what, item.queued_round, depart, arrive, lost)
 
-    def _take_back(self, doomed: Callable[[Outgoing], bool], counts: Counts) -> Purged:
+    def _take_back(self, selected: Callable[[Outgoing], bool], counts: Counts) -> Purged:
         gone = Purged()
         for queue in (self._control, *(link.queue for link in self._links.values())):
             kept = []
             for item in _drain(queue):
-                if doomed(item):
-                    gone.add(item)
-                    counts.add(item)
+                if selected(item):
+                    gone.count(item)
+                    counts.count(item)
                 else:
                     kept.append(item)
             queue.extend(kept)

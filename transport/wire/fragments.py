@@ -53,7 +53,7 @@ class Reassembler:
         self._unfinished: dict[_Key, _Unfinished] = {}
         self.bytes_in_flight = self.abandoned = self.abandoned_bytes = 0
 
-    def add(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
+    def add_fragment(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
         """The whole payload once its last part is here; the caller's own. A part that is all of it is handed
         back as it is, without a copy. Raises WireError for a part that does not fit."""
         reason = self._expected(src, part)
@@ -76,7 +76,7 @@ class Reassembler:
         _check(entry.data, part)
         return entry.data
 
-    def drop(self, block: str, incarnation: int) -> int:
+    def drop_block(self, block: str, incarnation: int) -> int:
         """Deletion: forget the unfinished updates of a block; how many there were."""
         doomed = [key for key in self._unfinished if key[1:3] == (block, incarnation)]
         return sum(self._remove(key) is not None for key in doomed)

@@ -160,7 +160,7 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
     return frames
 
 
-def pack_parts(
+def pack_fragments(
     envelope: Envelope, update: Update, payload: Buffer, part_bytes: int
 ) -> list[tuple[bytes, memoryview]]:
     """(header, part) for each part of a payload, as `pack` makes them, but checked and packed once for all.

@@ -220,7 +220,7 @@ def test_whose_weight_counts(name, first):
 # -- waiting -------------------------------------------------------------------------------------------------
 def rounds_waited(name: str, items: list[Item], limits: Budget, rounds: int, weights=WEIGHTS) -> dict:
     """The longest wait of each slot when every part is new again in every round."""
-    waiting, longest = Waiting(), dict.fromkeys((i.slot for i in items), 0)
+    waiting, longest = Waiting(), dict.fromkeys((i.transfer for i in items), 0)
     for seed in range(rounds):
         waiting = allocate(name, items, limits, weights, waiting, seed).waiting
         for slot, waited in waiting.rounds.items():

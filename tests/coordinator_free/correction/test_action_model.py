@@ -213,10 +213,12 @@ def test_damping_goes_to_zero_and_back():
 
 
 def test_how_a_move_is_told():
-    told = {m.label: m.told() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, view())}
+    told = {
+        m.label: m.describe() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, view())
+    }
     assert told["more-steps"] == "steps 6" and told["less-period"] == "sync 1"
     assert told["more-rung"] == "graph +1" and told["more-prox"] == "prox 3.2"
-    assert {m.label: m.told() for m in moves({"late": BASE}, LIMITS, view())}["more-prox"] == "prox 1e-3"
+    assert {m.label: m.describe() for m in moves({"late": BASE}, LIMITS, view())}["more-prox"] == "prox 1e-3"
 
 
 @pytest.mark.parametrize(

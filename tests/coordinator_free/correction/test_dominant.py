@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from coordinator_free.correction.action_model import relative_use
-from coordinator_free.correction.dominant import DWELL, LEAST, MOST, NOISE, RATE, dominant
+from coordinator_free.correction.dominant import DWELL, MIN_CORRECTION, MAX_CORRECTION, NOISE_FLOOR, LEARNING_RATE, dominant
 from coordinator_free.correction.policies import decide
 from coordinator_free.correction.policy_interface import GroupAction, Memory
 from tests.support.diagnoses import GROUPS, LIMITS, group, view
@@ -158,7 +158,7 @@ def test_an_action_that_does_as_predicted_is_believed_as_before():
 
 def test_an_action_that_does_more_or_less_than_predicted_is_believed_more_or_less():
     effect = math.log(0.5)
-    step = RATE * effect**2 / (effect**2 + NOISE**2)
+    step = LEARNING_RATE * effect**2 / (effect**2 + NOISE_FLOOR**2)
     assert learn("more-prox", 0.25)["more-prox"] == pytest.approx(1 + step)
     assert learn("more-prox", 1.0)["more-prox"] == pytest.approx(1 - step)
 
@@ -177,8 +177,8 @@ def test_a_small_predicted_effect_teaches_next_to_nothing():
 
 
 def test_corrections_are_bounded():
-    assert learn("more-prox", 50.0, times=9)["more-prox"] == LEAST
-    assert MOST - 0.1 < learn("more-prox", 1e-9, times=9)["more-prox"] <= MOST
+    assert learn("more-prox", 50.0, times=9)["more-prox"] == MIN_CORRECTION
+    assert MAX_CORRECTION - 0.1 < learn("more-prox", 1e-9, times=9)["more-prox"] <= MAX_CORRECTION
 
 
 def test_a_surprise_next_to_a_small_prediction_bans_no_action():

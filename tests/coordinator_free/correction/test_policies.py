@@ -95,8 +95,8 @@ def test_a_decision_can_be_recorded_and_gives_its_reason(name):
 def test_edges_are_told_by_what_the_scenarios_graph_lacks_and_has_too_many(name):
     made = decide(name, view(), LIMITS, Memory())
     for g, action in made.settings.items():
-        edges = LADDER.at(0).edges | {*made.add[g]}
-        assert edges - {*made.drop[g]} == LADDER.at(action.rung).edges
+        edges = LADDER.at(0).edges | {*made.added_edges[g]}
+        assert edges - {*made.dropped_edges[g]} == LADDER.at(action.rung).edges
 
 
 def test_schedules_look_at_nothing():

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator_free.membership.suspicion import Limits, Sighting, Suspicions
+from coordinator_free.membership.suspicion import Limits, RecordVersion, Suspicions
 
 SECOND = 1_000_000_000
 LIMITS = Limits(SECOND // 2, alpha=4, beta=6, confirmations=3)
-D1 = Sighting("d1", 0, 5)
+D1 = RecordVersion("d1", 0, 5)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_each_accuser_brings_the_end_closer_and_it_comes_once() -> None:
     for accuser in ("d3", "d4", "d5"):
         suspicions.accuse(SECOND, D1, accuser, 8)
     assert suspicions.next_ns() == 2 * SECOND
-    assert suspicions.take_due(2 * SECOND - 1) == []
-    assert [s.about for s in suspicions.take_due(2 * SECOND)] == [D1]
-    assert suspicions.take_due(2 * SECOND) == [] and "d1" not in suspicions
+    assert suspicions.pop_expired(2 * SECOND - 1) == []
+    assert [s.about for s in suspicions.pop_expired(2 * SECOND)] == [D1]
+    assert suspicions.pop_expired(2 * SECOND) == [] and "d1" not in suspicions
 
 
 def test_a_later_word_of_the_subject_refutes_and_an_older_one_does_not() -> None:
     suspicions = Suspicions(LIMITS)
     suspicions.accuse(0, D1, "d2", 8)
-    suspicions.heard_of(D1)
+    suspicions.on_record(D1)
     assert "d1" in suspicions
-    suspicions.heard_of(D1._replace(lamport=6))
+    suspicions.on_record(D1._replace(lamport=6))
     assert "d1" not in suspicions and suspicions.next_ns() is None
 
 
@@ -82,7 +82,7 @@ def test_a_suspicion_of_a_later_word_begins_anew_and_one_of_an_older_word_is_no_
 def test_time_in_which_the_observer_stood_still_does_not_count() -> None:
     suspicions = Suspicions(LIMITS)
     suspicions.accuse(0, D1, "d2", 2)
-    suspicions.delay(5 * SECOND)
+    suspicions.postpone(5 * SECOND)
     assert suspicions.next_ns() == 7 * SECOND
     suspicions.accuse(0, D1, "d3", 3)
     assert suspicions.next_ns() == 7 * SECOND
@@ -91,6 +91,6 @@ def test_time_in_which_the_observer_stood_still_does_not_count() -> None:
 def test_who_is_known_no_more_is_suspected_no_more() -> None:
     suspicions = Suspicions(LIMITS)
     suspicions.accuse(0, D1, "d2", 8)
-    suspicions.accuse(0, Sighting("d3", 0, 1), "d2", 8)
-    suspicions.keep(["d3"])
+    suspicions.accuse(0, RecordVersion("d3", 0, 1), "d2", 8)
+    suspicions.keep_only(["d3"])
     assert "d1" not in suspicions and "d3" in suspicions

@@ -15,7 +15,7 @@ from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import MAX_PAYLOAD
 from transport.wire.messages import Envelope, Update
-from transport.wire.packing import pack, pack_parts, unpack
+from transport.wire.packing import pack, pack_fragments, unpack
 from transport.wire.tensor_codec import CODECS, decode, encode, encode_view
 
 ENVELOPE = Envelope("d1", 2, 7, 8, 9)
@@ -36,18 +36,18 @@ def test_parts_are_packed_as_one_by_one(payload, part_bytes, xxh3) -> None:
         pack(ENVELOPE, dataclasses.replace(header, offset=at * part_bytes), part)
         for at, part in enumerate(split(payload, part_bytes))
     ]
-    assert [list(frames) for frames in pack_parts(ENVELOPE, header, payload, part_bytes)] == each
+    assert [list(frames) for frames in pack_fragments(ENVELOPE, header, payload, part_bytes)] == each
 
 
 def test_parts_that_would_be_refused_there_are_refused_here() -> None:
     with pytest.raises(ValueError, match="9 bytes of payload"):
-        pack_parts(ENVELOPE, update(10), bytes(9), 5)
+        pack_fragments(ENVELOPE, update(10), bytes(9), 5)
     with pytest.raises(ValueError, match="from 3 on"):
-        pack_parts(ENVELOPE, update(10, offset=3), bytes(10), 5)
+        pack_fragments(ENVELOPE, update(10, offset=3), bytes(10), 5)
     with pytest.raises(ValueError, match="cause is out of range"):
-        pack_parts(ENVELOPE, update(10, cause="gossip"), bytes(10), 5)
+        pack_fragments(ENVELOPE, update(10, cause="gossip"), bytes(10), 5)
     with pytest.raises(ValueError, match="wrong payload"):
-        pack_parts(ENVELOPE, update(MAX_PAYLOAD + 1), bytes(MAX_PAYLOAD + 1), MAX_PAYLOAD + 1)
+        pack_fragments(ENVELOPE, update(MAX_PAYLOAD + 1), bytes(MAX_PAYLOAD + 1), MAX_PAYLOAD + 1)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -83,19 +83,19 @@ def test_an_update_of_one_part_is_handed_back_as_it_came_and_still_checked() -> 
     _, header = unpack(pack(ENVELOPE, update(8, xxh3=None), memoryview(part)))
     assert isinstance(header, Update)
     view = memoryview(part)
-    assert box.add("d1", header, view) is view
+    assert box.add_fragment("d1", header, view) is view
     assert (box.bytes_in_flight, box.abandoned) == (0, 0)
     with pytest.raises(WireError, match="checksum"):
-        box.add("d1", dataclasses.replace(header, xxh3=1), view)
+        box.add_fragment("d1", dataclasses.replace(header, xxh3=1), view)
 
 
 def test_an_update_of_one_part_replaces_an_unfinished_one_but_no_newer_one() -> None:
     box = Reassembler(100)
     unfinished = update(8, xxh3=None)
-    assert box.add("d1", unfinished, b"1234") is None
+    assert box.add_fragment("d1", unfinished, b"1234") is None
     with pytest.raises(WireError, match="newer one has replaced"):
-        box.add("d1", dataclasses.replace(unfinished, version=11), b"12345678")
-    assert box.add("d1", dataclasses.replace(unfinished, version=13), b"12345678") == b"12345678"
+        box.add_fragment("d1", dataclasses.replace(unfinished, version=11), b"12345678")
+    assert box.add_fragment("d1", dataclasses.replace(unfinished, version=13), b"12345678") == b"12345678"
     assert (box.bytes_in_flight, box.abandoned, box.abandoned_bytes) == (0, 1, 4)
 
 

@@ -27,7 +27,7 @@ def item(peer="b", size=FRAME, cause="train", tag="", key=None, version=0) -> Ou
 
 def put(made: Shaper, queued: Outgoing) -> None:
     """As the outbox does: control ahead of data."""
-    (made.control if queued.cause == "control" else made.data)(queued)
+    (made.queue_control if queued.cause == "control" else made.queue_data)(queued)
 
 
 def drain(made: Shaper, now: int = 0) -> list[Departure]:
@@ -88,7 +88,7 @@ class World:
 
     def last(self, peer, size) -> None:
         self.serial += 1
-        self.shaper.data(item(peer, size, "control", str(self.serial)))
+        self.shaper.queue_data(item(peer, size, "control", str(self.serial)))
 
     def wait(self, ns) -> None:
         self.now += ns
@@ -209,9 +209,9 @@ def test_control_takes_the_tokens_and_the_air_that_data_then_waits_for() -> None
 
 def test_control_queued_as_data_comes_after_it_but_is_not_refused_by_the_quota() -> None:
     made = shaper(budget=2000)
-    made.data(item(tag="data"))
-    made.data(item(cause="control", size=100, tag="manifest"))
-    made.data(item(tag="too much"))
+    made.queue_data(item(tag="data"))
+    made.queue_data(item(cause="control", size=100, tag="manifest"))
+    made.queue_data(item(tag="too much"))
     assert tags(drain(made)) == ["data", "manifest"]
     assert made.next_ns() is None
     made.quota.start_round()

@@ -281,7 +281,7 @@ def send(box: Reassembler, payload: bytes, part_bytes: int = 10, src: str = "d1"
     parts = split(payload, part_bytes)
     chosen = range(len(parts)) if only is None else only
     offsets = [(dataclasses.replace(header, offset=n * part_bytes), parts[n]) for n in chosen]
-    return [box.add(src, part, data) for part, data in offsets]
+    return [box.add_fragment(src, part, data) for part, data in offsets]
 
 
 @settings(max_examples=100)
@@ -373,7 +373,7 @@ def test_deletion_drops_what_is_unfinished_of_that_incarnation_only() -> None:
     for src in ("d1", "d2"):
         send(box, bytes(30), only=[0], src=src)
     send(box, bytes(30), only=[0], block_incarnation=1)
-    assert (box.drop("d5", 0), box.bytes_in_flight) == (2, 30)
+    assert (box.drop_block("d5", 0), box.bytes_in_flight) == (2, 30)
     assert (box.drop_source("d1"), box.bytes_in_flight) == (1, 0)
 
 
