@@ -1,2 +1,4 @@
-"""The decisions that devices take without a coordinator. Pure functions and state machines: no sockets, no sleeping.
+"""The decisions that devices take without a coordinator.
+
+Pure functions and state machines: no sockets, no sleeping.
 """

@@ -18,8 +18,7 @@ Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
 
 
 class Status(IntEnum):
-    """The status of an incarnation. In one incarnation a later status in this order replaces an earlier one.
-    """
+    """The status of an incarnation. In one incarnation a later status in this order replaces an earlier one."""
 
     ALIVE = 0
     CRASHED = 1  # verdict of other members; a new incarnation refutes it
@@ -37,7 +36,8 @@ class Record:
     """One incarnation of a device. `since_round`: its first training round; < 0 while it joins.
 
     `lamport`: Lamport time of this record. `claimed`: Lamport time at which the slot was claimed; it decides
-    conflicts about a slot. `public`, `signature`: the owner's Ed25519 key (32 bytes) and signature (64 bytes).
+    conflicts about a slot. `public`, `signature`: the owner's Ed25519 key (32 bytes) and signature (64
+    bytes).
     """
 
     device: str
@@ -56,7 +56,9 @@ class Record:
         return BlockKey(self.device, self.incarnation)
 
     def signed_data(self) -> bytes:
-        """The bytes that the owner signs. For a crash verdict: the bytes of the record that the verdict is about.
+        """The bytes that the owner signs.
+
+        For a crash verdict: the bytes of the record that the verdict is about.
         """
         fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
         status = Status.ALIVE if self.status is Status.CRASHED else self.status
@@ -67,8 +69,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """Read `to_dict`. Raises ValueError for a missing or extra field, a wrong type or an unknown status.
-        """
+        """Read `to_dict`. Raises ValueError for a missing or extra field, a wrong type or an unknown status."""
         if set(data) != set(cls.__slots__):
             raise ValueError("a membership record has missing or unknown fields")
         for name, kind in _TYPES.items():

@@ -1,7 +1,7 @@
 """Slots without a coordinator: each device chooses its own slot, and each conflict has one winner.
 
-If two devices claim one slot, the earlier Lamport time wins, then the smaller device id. The other device takes
-another slot under a new incarnation and starts at B = 0, because a block is valid in its own basis only
+If two devices claim one slot, the earlier Lamport time wins, then the smaller device id. The other device
+takes another slot under a new incarnation and starts at B = 0, because a block is valid in its own basis only
 (method 9).
 """
 
@@ -23,7 +23,8 @@ class NoFreeSlot(Exception):
 
 
 def preferred(device: str, max_slots: int) -> int:
-    """The slot that a device tries first: the number at the end of its id, so that d3 gets slot 3 if possible.
+    """The slot that a device tries first: the number at the end of its id, so that d3 gets slot 3 if
+    possible.
     """
     match = re.search(r"(\d+)$", device)
     number = int(match.group(1)) if match else zlib.crc32(device.encode())
@@ -31,7 +32,8 @@ def preferred(device: str, max_slots: int) -> int:
 
 
 def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
-    """A free slot: the first one from the preferred slot upwards (cyclic) that no device has ever used, else the first.
+    """A free slot: the first one from the preferred slot upwards (cyclic) that no device has ever used, else
+    the first.
 
     Raises NoFreeSlot when all `max_slots` are taken.
     """
@@ -85,7 +87,9 @@ class Quarantine:
         return True
 
     def confirm(self, now: int, key: BlockKey, device: str) -> bool:
-        """`device` no longer holds the block; EVERYBODY: no device does. Returns whether this is new and still matters.
+        """`device` no longer holds the block; EVERYBODY: no device does.
+
+        Returns whether this is new and still matters.
         """
         vacancy = self._vacant.get(key)
         if vacancy is None or device in vacancy.confirmed or self._over(now, vacancy):
@@ -94,7 +98,8 @@ class Quarantine:
         return True
 
     def confirmations(self, now: int, living: Collection[str]) -> list[tuple[str, int, str]]:
-        """All known confirmations in order, as (block's device, block's incarnation, confirming device or EVERYBODY).
+        """All known confirmations in order, as (block's device, block's incarnation, confirming device or
+        EVERYBODY).
         """
         out = []
         for key, vacancy in sorted(self._vacant.items()):

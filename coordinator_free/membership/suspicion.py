@@ -6,8 +6,9 @@ addition to the first:
     timeout(C) = max(low, high - (high - low) * log(C + 1) / log(K + 1))
     low = alpha * max(1, log10 N) * period,  high = beta * low
 
-A slow device that receives no confirmation therefore waits long. The factor alpha * max(1, log10 N) is that of
-memberlist. A suspicion is about one record of its subject. Any later record that the subject signed refutes it.
+A slow device that receives no confirmation therefore waits long. The factor alpha * max(1, log10 N) is that
+of memberlist. A suspicion is about one record of its subject. Any later record that the subject signed
+refutes it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class RecordVersion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The parameters of the formula above. `low_ns`: a fixed value in place of alpha * max(1, log10 N) * period.
+    """The parameters of the formula above.
+
+    `low_ns`: a fixed value in place of alpha * max(1, log10 N) * period.
     """
 
     period_ns: int
@@ -38,7 +41,8 @@ class Limits:
     low_ns: int | None = None
 
     def timeout_ns(self, members: int, confirmations: int) -> int:
-        """The timeout for N = `members` living devices, subject and observer included, and C = `confirmations`.
+        """The timeout for N = `members` living devices, subject and observer included, and C =
+        `confirmations`.
 
         If fewer than K other devices could confirm, K is their number.
         """
@@ -53,6 +57,7 @@ class Limits:
 @dataclass(slots=True)
 class Suspicion:
     """One open suspicion. `deadline_ns`: when it becomes a crash verdict."""
+
     about: RecordVersion
     since_ns: int
     deadline_ns: int
@@ -74,8 +79,7 @@ class Suspicions:
         return iter([s for _, s in sorted(self._open.items())])
 
     def accuse(self, now: int, about: RecordVersion, accuser: str, members: int) -> bool:
-        """Add an accusation. Returns whether it is new: a new suspicion, or a further accuser of at most K.
-        """
+        """Add an accusation. Returns whether it is new: a new suspicion, or a further accuser of at most K."""
         suspicion = self._open.get(about.device)
         if suspicion is None or suspicion.about < about:
             suspicion = self._open[about.device] = Suspicion(about, now, now)
@@ -90,15 +94,16 @@ class Suspicions:
         return accuser not in suspicion.accusers and len(suspicion.accusers) <= self._limits.confirmations
 
     def on_record(self, version: RecordVersion) -> None:
-        """A record of `version.device` exists. If it is later than the suspected record, it refutes the suspicion.
+        """A record of `version.device` exists.
+
+        If it is later than the suspected record, it refutes the suspicion.
         """
         suspicion = self._open.get(version.device)
         if suspicion is not None and suspicion.about < version:
             del self._open[version.device]
 
     def keep_only(self, devices: Iterable[str]) -> None:
-        """Forget the suspicions about all other devices: those left, retired, finished or were declared dead.
-        """
+        """Forget the suspicions about all other devices: those left, retired, finished or were declared dead."""
         known = set(devices)
         self._open = {name: s for name, s in self._open.items() if name in known}
 

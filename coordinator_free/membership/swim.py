@@ -1,13 +1,15 @@
-"""Failure detection: SWIM with the refinements of Lifeguard, as a state machine. Messages go in, actions come out.
+"""Failure detection: SWIM with the refinements of Lifeguard, as a state machine.
 
-Sources: Das, Gupta and Motivala, "SWIM", 2002; Dadgar et al., "Lifeguard", 2018 (local_health.py, suspicion.py).
-In each period a device pings one member, in round-robin order, shuffled anew for each pass. If no ack arrives in
-time, it asks k helpers to ping the member. If none of them gets an ack by the end of the period, it suspects the
-member and tells all members, the suspected one included. A later record that the member signs refutes the
-suspicion. Otherwise the member counts as crashed at the suspicion's deadline.
+Messages go in, actions come out.
 
-Difference from SWIM: a device probes only its overlay partners (overlay.py), because a connection costs more than
-a datagram. Each device has as many probers as it probes, so it is still probed once a period on average.
+Sources: Das, Gupta and Motivala, "SWIM", 2002; Dadgar et al., "Lifeguard", 2018 (local_health.py,
+suspicion.py). In each period a device pings one member, in round-robin order, shuffled anew for each pass. If
+no ack arrives in time, it asks k helpers to ping the member. If none of them gets an ack by the end of the
+period, it suspects the member and tells all members, the suspected one included. A later record that the
+member signs refutes the suspicion. Otherwise the member counts as crashed at the suspicion's deadline.
+
+Difference from SWIM: a device probes only its overlay partners (overlay.py), because a connection costs more
+than a datagram. Each device has as many probers as it probes, so it is still probed once a period on average.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ MAX_INDIRECT_PROBES = 256  # probes on behalf of others at a time; further reque
 
 class Ping(NamedTuple):
     """Send a ping to a device."""
+
     to: str
     number: int
 
@@ -46,6 +49,7 @@ class Nack(NamedTuple):
 
 class AskHelp(NamedTuple):
     """Ask a helper to ping `target` (the ping-req of SWIM)."""
+
     to: str
     target: str
     number: int
@@ -71,8 +75,7 @@ class Refute(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """The deadline of a suspicion is over: declare that the device has crashed (the Confirm message of SWIM).
-    """
+    """The deadline of a suspicion is over: declare that the device has crashed (the Confirm message of SWIM)."""
 
     about: RecordVersion
     suspected_ns: int
@@ -86,8 +89,8 @@ Action = Ping | Ack | Nack | AskHelp | Spread | Correct | Refute | Confirm
 class Settings:
     """The timing of probes, in ns.
 
-    `period_ns`: between two probes. `ack_ns`: wait for a direct ack. Both are multiplied by the local health factor.
-    `helpers`: k. `worst_health`: the largest local health score.
+    `period_ns`: between two probes. `ack_ns`: wait for a direct ack. Both are multiplied by the local health
+    factor. `helpers`: k. `worst_health`: the largest local health score.
     """
 
     period_ns: int
@@ -138,8 +141,7 @@ class Swim:
         self._period_ns = now + draw.randrange(settings.period_ns)  # start of the next period
 
     def update_members(self, versions: Mapping[str, RecordVersion], watched: Iterable[str]) -> None:
-        """Set the latest record version of each living device, this one included, and the devices to probe.
-        """
+        """Set the latest record version of each living device, this one included, and the devices to probe."""
         for _, version in sorted(versions.items()):
             self.suspicions.on_record(version)
         self.suspicions.keep_only(versions)
@@ -166,7 +168,7 @@ class Swim:
         if late > self._settings.ack_ns // 2:
             self.health.worse()
             self._delay(late + self._settings.ack_ns)  # answers may have arrived that were not read yet
-        out: list[Action] = self._run_indirect(now)
+        out: list[Action] = self._run_indirect_probes(now)
         if self._probe is not None and not self._probe.asked and now >= self._probe.ask_ns:
             out += self._ask_for_help(self._probe)
         if now >= self._period_ns:
@@ -215,7 +217,8 @@ class Swim:
     def _give_up(self, now: int) -> list[Action]:
         """End the period. If the probe got no answer, suspect its target.
 
-        Each helper that sent no nack worsens the local health by 1, and so does a probe without helpers (Lifeguard).
+        Each helper that sent no nack worsens the local health by 1, and so does a probe without helpers
+        (Lifeguard).
         """
         probe, self._probe = self._probe, None
         if probe is None:
@@ -248,7 +251,7 @@ class Swim:
         self._indirect[self._number] = _IndirectProbe(source, number, target, nack_ns, end_ns)
         return [Ping(target, self._number)]
 
-    def _run_indirect(self, now: int) -> list[Action]:
+    def _run_indirect_probes(self, now: int) -> list[Action]:
         out: list[Action] = []
         for probe in self._indirect.values():
             if not probe.nacked and now >= probe.nack_ns:

@@ -61,7 +61,9 @@ class Membership:
         return {d: r for d, r in self._overview()[0].items() if r.status is Status.ALIVE}
 
     def evicted(self) -> dict[str, Record]:
-        """Devices whose highest incarnation was declared crashed, in order of id. A partition may be the cause.
+        """Devices whose highest incarnation was declared crashed, in order of id.
+
+        A partition may be the cause.
         """
         return {d: r for d, r in self._overview()[0].items() if r.status is Status.CRASHED}
 
@@ -70,9 +72,11 @@ class Membership:
         return tuple(d for d, r in self.alive().items() if 0 <= r.since_round <= round_)
 
     def blocks(self, keep_crashed: bool) -> dict[BlockKey, Record]:
-        """The blocks of the adapter: those of living and retired devices and, with `keep_crashed`, of crashed ones.
+        """The blocks of the adapter: those of living and retired devices and, with `keep_crashed`, of crashed
+        ones.
 
-        A block of a departed device is left out if an earlier claim holds its slot: it cannot move to another slot.
+        A block of a departed device is left out if an earlier claim holds its slot: it cannot move to another
+        slot.
         """
         held = self._held(keep_crashed)
         lost = {r.key for r in slots.losers(held.values())} - {r.key for r in self.alive().values()}
