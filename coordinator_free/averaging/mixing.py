@@ -106,7 +106,10 @@ class Average:
 
 @mixing_mode("newest")
 class Newest:
-    """Each device keeps and relays the newest version of each block. Only the owner changes a block, damped."""
+    """Each device keeps and relays the newest version of each block.
+
+    Only the owner changes a block, damped.
+    """
 
     relays = True
     foreign_basis = False

@@ -102,7 +102,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """`chosen`: what is sent, and in which codec. `cost`: the part of C_t that it uses. The other items wait."""
+    """`chosen`: what is sent, and in which codec. `cost`: the part of C_t that it uses.
+
+    The other items wait.
+    """
 
     chosen: Mapping[Transfer, Choice]
     cost: float

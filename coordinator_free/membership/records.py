@@ -18,7 +18,10 @@ Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
 
 
 class Status(IntEnum):
-    """The status of an incarnation. In one incarnation a later status in this order replaces an earlier one."""
+    """The status of an incarnation.
+
+    In one incarnation a later status in this order replaces an earlier one.
+    """
 
     ALIVE = 0
     CRASHED = 1  # verdict of other members; a new incarnation refutes it
@@ -69,7 +72,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """Read `to_dict`. Raises ValueError for a missing or extra field, a wrong type or an unknown status."""
+        """Read `to_dict`.
+
+        Raises ValueError for a missing or extra field, a wrong type or an unknown status.
+        """
         if set(data) != set(cls.__slots__):
             raise ValueError("a membership record has missing or unknown fields")
         for name, kind in _TYPES.items():

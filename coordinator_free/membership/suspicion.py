@@ -79,7 +79,10 @@ class Suspicions:
         return iter([s for _, s in sorted(self._open.items())])
 
     def accuse(self, now: int, about: RecordVersion, accuser: str, members: int) -> bool:
-        """Add an accusation. Returns whether it is new: a new suspicion, or a further accuser of at most K."""
+        """Add an accusation.
+
+        Returns whether it is new: a new suspicion, or a further accuser of at most K.
+        """
         suspicion = self._open.get(about.device)
         if suspicion is None or suspicion.about < about:
             suspicion = self._open[about.device] = Suspicion(about, now, now)
@@ -103,7 +106,9 @@ class Suspicions:
             del self._open[version.device]
 
     def keep_only(self, devices: Iterable[str]) -> None:
-        """Forget the suspicions about all other devices: those left, retired, finished or were declared dead."""
+        """Forget the suspicions about all other devices: those left, retired, finished or were declared
+        dead.
+        """
         known = set(devices)
         self._open = {name: s for name, s in self._open.items() if name in known}
 

@@ -75,7 +75,9 @@ class Refute(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """The deadline of a suspicion is over: declare that the device has crashed (the Confirm message of SWIM)."""
+    """The deadline of a suspicion is over: declare that the device has crashed (the Confirm message of
+    SWIM).
+    """
 
     about: RecordVersion
     suspected_ns: int
@@ -141,7 +143,9 @@ class Swim:
         self._period_ns = now + draw.randrange(settings.period_ns)  # start of the next period
 
     def update_members(self, versions: Mapping[str, RecordVersion], watched: Iterable[str]) -> None:
-        """Set the latest record version of each living device, this one included, and the devices to probe."""
+        """Set the latest record version of each living device, this one included, and the devices to
+        probe.
+        """
         for _, version in sorted(versions.items()):
             self.suspicions.on_record(version)
         self.suspicions.keep_only(versions)

@@ -129,7 +129,7 @@ def test_mu_is_bounded_by_the_condition_number():
 
 @pytest.mark.parametrize("length", [5, 7, 13])
 def test_a_vector_of_another_length_is_refused(length):
-    with pytest.raises(ValueError, match="no observables of 2 groups"):
+    with pytest.raises(ValueError, match="cannot be the observables of 2 groups"):
         unpack(np.zeros(length), ["early", "late"])
     assert len(HEADER) == 6
 
