@@ -193,13 +193,13 @@ class Swim:
     # -- own probes ----------------------------------------------------------------------------------
     def _begin(self, now: int) -> list[Action]:
         self._period_ns = now + self._settings.period_ns * self.health.factor
-        told = [Spread(suspicion.about, self.me, again=True) for suspicion in self.suspicions]
+        reminders = [Spread(suspicion.about, self.me, again=True) for suspicion in self.suspicions]
         target = self._next_target()
         if target is None:
-            return [*told]
+            return [*reminders]
         self._number += 1
         self._probe = _Probe(target, self._number, now + self._settings.ack_ns * self.health.factor)
-        return [*told, Ping(target, self._number)]
+        return [*reminders, Ping(target, self._number)]
 
     def _next_target(self) -> str | None:
         for _ in range(2):

@@ -1,8 +1,12 @@
-"""Sizes that the wire format fixes or allows. Every message is checked against them before it is decoded."""
+"""Sizes that the wire format fixes or allows. Every message is checked against them before it is decoded.
+
+The limit of each message type's header stands in the table of types in packing.py.
+"""
 
 from __future__ import annotations
 
 MAX_PAYLOAD = 4 << 20  # bytes: one fragment of an update
+SMALL_HEADER_BYTES = 4096  # of a header that is unpacked in one call
 MAX_ITEMS = 4096  # entries of a manifest
 MAX_DELETED = 1024  # entries of a Deleted
 MAX_RECORDS = 1024  # membership records that one Gossip may hold

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from coordinator_free.correction.action_model import relative_use
-from coordinator_free.correction.dominant import DWELL, MIN_CORRECTION, MAX_CORRECTION, NOISE_FLOOR, LEARNING_RATE, dominant
+from coordinator_free.correction.dominant import (
+    DWELL,
+    LEARNING_RATE,
+    MAX_CORRECTION,
+    MIN_CORRECTION,
+    NOISE_FLOOR,
+    dominant,
+)
 from coordinator_free.correction.policies import decide
 from coordinator_free.correction.policy_interface import GroupAction, Memory
 from tests.support.diagnoses import GROUPS, LIMITS, group, view

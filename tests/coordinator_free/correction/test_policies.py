@@ -110,9 +110,9 @@ def test_schedules_look_at_nothing():
 
 
 def test_a_name_is_a_policy_or_a_schedule() -> None:
-    with pytest.raises(ValueError, match="schedule already"):
+    with pytest.raises(ValueError, match="name of a schedule"):
         policy("uniform")
-    with pytest.raises(ValueError, match="policy already"):
+    with pytest.raises(ValueError, match="name of a policy"):
         schedule("dominant")
 
 

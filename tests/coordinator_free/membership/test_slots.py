@@ -147,7 +147,11 @@ def test_who_has_just_come_is_told_what_is_known():
     quarantine = vacant()
     quarantine.confirm(1, GONE.key, "d0")
     assert quarantine.confirmations(1, ["d0", "d1"]) == [("d5", 0, "d0")]
-    assert quarantine.confirmations(1, ["d0"]) == quarantine.confirmations(100, ["d0", "d1"]) == [("d5", 0, EVERYBODY)]
+    assert (
+        quarantine.confirmations(1, ["d0"])
+        == quarantine.confirmations(100, ["d0", "d1"])
+        == [("d5", 0, EVERYBODY)]
+    )
     other = vacant(10**9)
     assert other.confirm(1, GONE.key, EVERYBODY)
     assert other.barred(1, ["d0", "d1"]) == set()

@@ -136,7 +136,7 @@ def test_nothing_left_to_do_is_an_error_not_a_hang() -> None:
     a, b = pair()
     b.announce(None, 0)
     b.on_window("a", a.announce(None, 0)["b"])
-    with pytest.raises(RuntimeError, match="stands still"):
+    with pytest.raises(RuntimeError, match="cannot advance"):
         b.grant()
 
 

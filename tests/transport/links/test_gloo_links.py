@@ -266,7 +266,7 @@ def test_the_same_seeds_and_rounds_give_the_same_adapters_as_over_zeromq(tmp_pat
 
 def test_there_is_no_address_before_the_start() -> None:
     links = GlooLinks("d0", 0, 2, "file:///nowhere")
-    with pytest.raises(RuntimeError, match="started"):
+    with pytest.raises(RuntimeError, match="after start"):
         _ = links.address
 
 

@@ -156,7 +156,7 @@ def test_a_taken_port_is_said() -> None:
             with pytest.raises(OSError, match="cannot listen on tcp://127"):
                 await other.start()
             await other.close()
-            with pytest.raises(RuntimeError, match="once they are started"):
+            with pytest.raises(RuntimeError, match="only after start"):
                 _ = other.address
 
     run(test())

@@ -54,5 +54,5 @@ def test_outage_at_the_limit() -> None:
     "wrong", [{"rate_Bps": 0}, {"latency_ns": 0}, {"jitter_ns": -1}, {"loss": 1.5}, {"loss": math.nan}]
 )
 def test_impossible_links_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="not the quality of a link"):
+    with pytest.raises(ValueError, match="invalid link quality"):
         LinkQuality(**{"rate_Bps": 1, "latency_ns": 1, **wrong})  # type: ignore[arg-type]

@@ -192,7 +192,7 @@ def test_any_bytes_decode_to_finite_values_or_a_wire_error(payload, codec, rows,
 def test_a_wrong_length_and_an_unknown_codec_are_refused() -> None:
     payload = encode(torch.ones(4, 4), "fp16")
     for wrong in (payload[:-1], payload + b"\0", b""):
-        with pytest.raises(WireError, match="bytes are no fp16"):
+        with pytest.raises(WireError, match="bytes cannot be an fp16"):
             decode(wrong, "fp16", 4, 4)
     for call in (lambda: decode(payload, "zip", 4, 4), lambda: encode(torch.ones(4, 4), "zip")):
         with pytest.raises(WireError, match="unknown codec"):
