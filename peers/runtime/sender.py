@@ -362,7 +362,7 @@ class Outbox:
             self._accounts.link(item.peer).abandoned(reason, item.wire_bytes)
             return True
 
-        self._shaper.remove(counted)
+        self._shaper.purge(counted)
 
     def _header(self, part: Part, version: int, round_: int, cause: str, payload: _Payload) -> Update:
         """Of the first part of a payload."""
