@@ -1,4 +1,4 @@
-"""What `lookahead` asks devices to try, and how their answers travel."""
+"""The trials of `lookahead` and the vector of their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_staying_and_each_notch_of_the_own_knobs_are_tried() -> None:
         assert {g for g in GROUPS if settings[g] != held[g]} == {group} - {STAY[0]}
 
 
-def test_what_was_not_tried_counts_as_no_drop() -> None:
+def test_an_untried_move_counts_as_no_drop() -> None:
     told = lookahead.pack({STAY: 0.5, ("late", "more-prox"): -0.25}, GROUPS)
     assert len(told) == lookahead.trial_count(GROUPS) == 9
     found = lookahead.unpack(told, GROUPS)

@@ -1,4 +1,4 @@
-"""Network means: the same everywhere, whatever the order of messages and whoever crashes."""
+"""Network means: equal on every device, for any order of messages and any crash."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_device_gets_the_same_mean_to_the_last_bit(seed):
 
 
 @given(st.integers(0, 1 << 30))
-def test_a_later_epoch_wins_wherever_it_is_heard_first(seed):
+def test_a_later_epoch_wins_in_any_order_of_arrival(seed):
     network = Network(seed)
     for i in range(5):
         network.measure(i, 0)
@@ -107,7 +107,7 @@ def test_a_crash_in_the_middle_costs_nobody_elses_vector(seed, dead):
     assert means[0].origins == tuple(key for i, key in enumerate(KEYS) if i != dead)
 
 
-def test_what_comes_of_a_dropped_origin_is_ignored_for_good():
+def test_later_reports_of_a_dropped_origin_are_ignored():
     node = fresh()
     assert node.on_report("d1", report(1))
     node.forget_origin(KEYS[1])
@@ -133,7 +133,7 @@ def test_only_members_are_counted():
     assert node.mean([]) is None
 
 
-def test_news_is_told_once_and_not_to_its_origin_or_who_sent_it():
+def test_a_report_is_sent_once_and_not_to_its_origin_or_sender():
     node = fresh()
     node.add_own(KEYS[0], 0, values(0))
     node.on_report("d1", report(2))
@@ -145,14 +145,14 @@ def test_news_is_told_once_and_not_to_its_origin_or_who_sent_it():
     assert len(node.unsent_reports("d3")) == 2
 
 
-def test_a_neighbour_that_sends_what_is_known_is_not_told_it():
+def test_a_known_report_is_not_sent_back_to_its_sender():
     node = fresh()
     node.on_report("d1", report(2))
     assert not node.on_report("d3", report(2))
     assert node.unsent_reports("d3") == []
 
 
-def test_what_the_origin_adds_up_is_what_went_over_the_wire():
+def test_the_origin_sums_the_values_that_it_sent():
     node, other = fresh(), fresh()
     sent = node.add_own(KEYS[0], 0, [1 / 3, 2 / 3, 1e-3])
     other.on_report("d0", sent)
@@ -177,7 +177,7 @@ def test_an_unsound_report_is_refused_and_counted(bad):
     assert node.refused == 1 and node.mean(KEYS) is None
 
 
-def test_no_more_origins_are_held_than_there_may_be():
+def test_the_number_of_origins_is_bounded():
     node = NetworkMean(LENGTH, 2)
     assert node.on_report("d1", report(1)) and node.on_report("d1", report(2))
     assert not node.on_report("d1", report(3))
@@ -186,7 +186,7 @@ def test_no_more_origins_are_held_than_there_may_be():
     assert len(node._known_by["d1"]) == 2
 
 
-def test_an_own_vector_that_nobody_would_take_is_an_error():
+def test_an_invalid_own_vector_is_an_error():
     with pytest.raises(ValueError, match="expected 3 finite"):
         fresh().add_own(KEYS[0], 0, [1.0, 2.0])
     with pytest.raises(ValueError, match="expected 3 finite"):
@@ -204,7 +204,7 @@ def test_a_report_that_its_origin_did_not_sign_is_refused():
     assert node.refused == 1
 
 
-def test_two_tales_of_one_epoch_end_alike_everywhere():
+def test_two_reports_of_one_epoch_resolve_alike_everywhere():
     one, other = report(1), replace(report(1), values=np.ones(LENGTH, np.float32))
     a, b = fresh(), fresh()
     for first, second, node in ((one, other, a), (other, one, b)):

@@ -77,14 +77,14 @@ class Bench:
 # -- own probes ------------------------------------------------------------------------------------------
 
 
-def test_each_pass_pings_everybody_once_in_an_order_of_its_own() -> None:
+def test_each_pass_pings_every_member_once_in_a_new_order() -> None:
     bench = Bench()
     passes = [bench.answered_pass() for _ in range(6)]
     assert all(sorted(targets) == ["d1", "d2", "d3", "d4", "d5"] for targets in passes)
     assert len({tuple(targets) for targets in passes}) > 1
 
 
-def test_a_ping_a_period() -> None:
+def test_one_ping_per_period() -> None:
     bench = Bench()
     times = []
     for _ in range(5):
@@ -99,12 +99,12 @@ def test_the_same_seed_makes_the_same_choices_and_another_one_others() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_nobody_to_watch_means_nothing_to_do() -> None:
+def test_a_device_without_members_to_watch_does_nothing() -> None:
     bench = Bench(size=1)
     assert [bench.tick() for _ in range(3)] == [[], [], []]
 
 
-def test_without_an_ack_in_time_others_are_asked_to_ping() -> None:
+def test_without_an_ack_in_time_helpers_are_asked_to_ping() -> None:
     bench = Bench()
     ping = bench.probe()
     sent = bench.now
@@ -115,7 +115,7 @@ def test_without_an_ack_in_time_others_are_asked_to_ping() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_an_ack_ends_a_probe_also_after_others_were_asked(late: bool) -> None:
+def test_an_ack_ends_a_probe_also_after_helpers_were_asked(late: bool) -> None:
     bench = Bench()
     ping = bench.probe()
     if late:
@@ -132,7 +132,7 @@ def test_without_an_ack_by_the_periods_end_the_target_is_suspected() -> None:
     assert bench.now == start + PERIOD
 
 
-def test_an_ack_with_another_number_is_none() -> None:
+def test_an_ack_with_another_number_is_ignored() -> None:
     bench = Bench()
     ping = bench.probe()
     bench.swim.on_ack(bench.now, ping.number + 1)
@@ -140,7 +140,7 @@ def test_an_ack_with_another_number_is_none() -> None:
     assert bench.run(Spread)
 
 
-def test_who_is_suspected_is_not_asked_for_help() -> None:
+def test_a_suspected_device_is_not_asked_for_help() -> None:
     bench = Bench()
     suspected = bench.suspect().device
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_who_is_suspected_is_not_asked_for_help() -> None:
         assert suspected not in asked
 
 
-def test_who_is_watched_no_more_is_not_suspected_for_a_probe_under_way() -> None:
+def test_a_device_no_longer_watched_is_not_suspected_for_an_open_probe() -> None:
     bench = Bench()
     ping = bench.probe()
     bench.watch(*(name for name in bench.said if name not in ("d0", ping.to)))
@@ -156,7 +156,7 @@ def test_who_is_watched_no_more_is_not_suspected_for_a_probe_under_way() -> None
         assert not [a for a in bench.tick() if isinstance(a, Spread) and a.about.device == ping.to]
 
 
-def test_a_newcomer_is_pinged_within_a_pass_and_a_bit() -> None:
+def test_a_newcomer_is_pinged_within_little_more_than_a_pass() -> None:
     bench = Bench()
     bench.answered_pass()
     bench.said["d6"] = RecordVersion("d6", 0, 1)
@@ -167,19 +167,19 @@ def test_a_newcomer_is_pinged_within_a_pass_and_a_bit() -> None:
 # -- local health ----------------------------------------------------------------------------------------
 
 
-def test_helpers_that_send_nacks_clear_this_device_of_blame() -> None:
+def test_nacks_of_all_helpers_keep_the_local_health() -> None:
     bench = Bench()
     bench.suspect()
     assert bench.swim.health.score == 0
 
 
-def test_helpers_without_a_nack_count_against_this_device() -> None:
+def test_helpers_without_a_nack_worsen_the_local_health() -> None:
     bench = Bench()
     bench.run(Spread)
     assert bench.swim.health.score == 3
 
 
-def test_where_nobody_can_help_a_failed_probe_counts_once() -> None:
+def test_without_helpers_a_failed_probe_worsens_the_local_health_by_one() -> None:
     bench = Bench(size=2)
     bench.run(Spread)
     assert bench.swim.health.score == 1
@@ -208,7 +208,7 @@ def test_health_stays_between_its_bounds() -> None:
     assert (bench.swim.health.score, bench.swim.health.factor) == (8, 9)
 
 
-def test_a_device_that_stood_still_judges_nobody_before_it_has_read_its_messages() -> None:
+def test_a_suspended_device_reads_its_messages_before_it_suspects_others() -> None:
     bench = Bench()
     suspected = bench.suspect()
     for accuser in ("d3", "d4", "d5", "d2", "d1"):
@@ -224,7 +224,7 @@ def test_a_device_that_stood_still_judges_nobody_before_it_has_read_its_messages
     assert bench.swim.next_ns() > bench.now
 
 
-def test_a_tick_a_little_late_is_none_of_that() -> None:
+def test_a_slightly_late_tick_does_not_worsen_the_local_health() -> None:
     bench = Bench()
     bench.probe()
     assert [a for a in bench.tick(ACK // 2) if isinstance(a, AskHelp)]
@@ -242,7 +242,7 @@ def test_a_helper_pings_and_passes_the_ack_on() -> None:
     assert bench.swim.on_ack(0, ping.number) == []
 
 
-def test_a_helper_says_so_when_it_got_no_answer_and_a_late_one_still_counts() -> None:
+def test_a_helper_sends_a_nack_and_still_passes_on_a_late_ack() -> None:
     bench = Bench(size=3)
     bench.watch("d1")
     (ping,) = bench.swim.on_ping_request(0, "d1", "d2", 77)
@@ -251,7 +251,7 @@ def test_a_helper_says_so_when_it_got_no_answer_and_a_late_one_still_counts() ->
     assert bench.swim.on_ack(bench.now, ping.number) == [Ack("d1", 77)]
 
 
-def test_a_helper_forgets_an_errand_after_a_period() -> None:
+def test_a_helper_forgets_an_indirect_probe_after_a_period() -> None:
     bench = Bench(size=3)
     (ping,) = bench.swim.on_ping_request(0, "d1", "d2", 77)
     assert isinstance(ping, Ping)
@@ -261,11 +261,11 @@ def test_a_helper_forgets_an_errand_after_a_period() -> None:
 
 
 @pytest.mark.parametrize("target", ["stranger", "d0"])
-def test_nobody_is_asked_to_ping_a_stranger_or_itself(target: str) -> None:
+def test_a_request_to_ping_a_stranger_or_itself_is_ignored(target: str) -> None:
     assert Bench().swim.on_ping_request(0, "d1", target, 1) == []
 
 
-def test_a_helper_runs_so_many_errands_and_no_more() -> None:
+def test_a_helper_bounds_the_number_of_indirect_probes() -> None:
     bench = Bench()
     pings = [
         bench.swim.on_ping_request(0, "d1", "d2", number) for number in range(2 * swim.MAX_INDIRECT_PROBES)
@@ -276,7 +276,7 @@ def test_a_helper_runs_so_many_errands_and_no_more() -> None:
 # -- suspicions ------------------------------------------------------------------------------------------
 
 
-def test_another_ones_suspicion_is_passed_on_once_for_each_accuser_that_counts() -> None:
+def test_a_suspicion_is_passed_on_once_for_each_accuser_that_counts() -> None:
     bench = Bench(size=9)
     about = bench.said["d5"]
     accusers = ["d1", "d1", "d2", "d3", "d4", "d6"]
@@ -285,13 +285,13 @@ def test_another_ones_suspicion_is_passed_on_once_for_each_accuser_that_counts()
     assert out == [[news[0]], [], [news[1]], [news[2]], [news[3]], []]
 
 
-def test_a_suspected_device_is_told_so_in_each_period() -> None:
+def test_a_suspected_device_is_told_of_it_in_each_period() -> None:
     bench = Bench(size=2)
     about = bench.suspect()
     assert bench.run(Ping)[0] == Spread(about, "d0", again=True)
 
 
-def test_a_suspicions_time_over_the_device_counts_as_crashed() -> None:
+def test_a_device_counts_as_crashed_after_the_deadline_of_its_suspicion() -> None:
     bench = Bench()
     suspected = bench.suspect()
     since = bench.now
@@ -304,7 +304,7 @@ def test_a_suspicions_time_over_the_device_counts_as_crashed() -> None:
     assert bench.now == since + 4 * PERIOD
 
 
-def test_a_later_word_refutes() -> None:
+def test_a_later_record_refutes_a_suspicion() -> None:
     bench = Bench()
     suspected = bench.suspect()
     bench.said[suspected.device] = suspected._replace(lamport=99)
@@ -320,14 +320,14 @@ def test_one_that_left_retired_or_finished_is_suspected_no_more() -> None:
     assert suspected.device not in bench.swim.suspicions
 
 
-def test_who_suspects_an_old_word_is_told_the_latest() -> None:
+def test_an_accuser_of_an_old_record_gets_the_latest_record() -> None:
     bench = Bench()
     old = bench.said["d5"]._replace(lamport=3)
     assert bench.swim.on_suspect(0, "d1", old, "d2") == [Correct("d1", "d5")]
     assert "d5" not in bench.swim.suspicions
 
 
-def test_a_suspicion_of_a_word_not_yet_heard_is_one_of_the_latest() -> None:
+def test_a_suspicion_of_an_unknown_record_applies_to_the_latest_known_one() -> None:
     bench = Bench()
     later = bench.said["d5"]._replace(lamport=10**9)
     assert bench.swim.on_suspect(0, "d1", later, "d2") == [Spread(bench.said["d5"], "d2")]
@@ -337,24 +337,24 @@ def test_a_stranger_is_not_suspected() -> None:
     assert Bench().swim.on_suspect(0, "d1", RecordVersion("mallory", 0, 1), "d1") == []
 
 
-def test_nor_does_one_accuse() -> None:
+def test_a_stranger_cannot_accuse() -> None:
     bench = Bench()
     assert bench.swim.on_suspect(0, "d1", bench.said["d5"], "mallory") == []
 
 
-def test_a_suspicion_of_this_device_is_refuted_and_taken_to_heart() -> None:
+def test_a_suspicion_of_this_device_is_refuted_and_worsens_the_local_health() -> None:
     bench = Bench()
     assert bench.swim.on_suspect(0, "d1", bench.said["d0"], "d2") == [Refute()]
     assert bench.swim.health.score == 1
 
 
-def test_a_suspicion_of_this_device_that_it_has_refuted_is_answered_to_the_teller_alone() -> None:
+def test_an_already_refuted_suspicion_is_answered_to_its_sender_only() -> None:
     bench = Bench()
     old = bench.said["d0"]._replace(lamport=1)
     assert bench.swim.on_suspect(0, "d1", old, "d2") == [Correct("d1", "d0")]
     assert bench.swim.health.score == 0
 
 
-def test_a_suspicion_of_a_word_that_this_device_never_said_is_nothing() -> None:
+def test_a_suspicion_of_a_forged_record_of_this_device_is_ignored() -> None:
     bench = Bench()
     assert bench.swim.on_suspect(0, "d1", bench.said["d0"]._replace(lamport=10**9), "d2") == []

@@ -1,8 +1,4 @@
-"""The detectors of some devices in a small world of messages that are lost, late and repeated at will.
-
-Whatever happens, a detector stays within its rules; and once messages arrive again, those who live are not
-suspected for long and those who died are found.
-"""
+"""Several failure detectors in a simulated network that loses, delays and repeats messages."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ Event = Callable[[int], list[Action]]
 
 
 class Node:
-    """A detector and what a device around it would do: it keeps the table and tells everybody."""
+    """A detector and the part of a device that keeps the table and tells all members."""
 
     def __init__(self, name: str, everyone: list[str], seed: int) -> None:
         self.name = name
@@ -60,7 +56,9 @@ class Node:
 
 
 class World(RuleBasedStateMachine):
-    """Time goes from event to event; rules decide what is lost, who dies and who stands still."""
+    """Time advances from event to event; rules decide which messages are lost and which devices die or
+    stop.
+    """
 
     @initialize(size=st.integers(2, 8), seed=st.integers(0, 2**16))
     def start(self, size: int, seed: int) -> None:
@@ -197,7 +195,7 @@ class World(RuleBasedStateMachine):
                 self.send(to, self.word(to, version))
 
 
-def test_a_suspect_whose_first_word_was_lost_is_told_again_before_its_time_is_over() -> None:
+def test_a_suspect_is_told_again_before_its_deadline_if_the_first_message_was_lost() -> None:
     """Two of six dead make everybody slow to come round to the one that it suspects."""
     for seed in range(20):
         world = World()

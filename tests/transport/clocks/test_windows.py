@@ -1,4 +1,4 @@
-"""Virtual time among devices in one process: seeded traffic, whatever order real delivery has."""
+"""Virtual time among devices in one process: seeded traffic, in any order of real delivery."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def simulate(names: list[str], seed: int, delivery: int) -> dict[str, list[tuple
 
 
 @given(st.integers(2, 5), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
-def test_what_happens_when_does_not_depend_on_real_delivery(
-    count: int, seed: int, first: int, second: int
-) -> None:
+def test_virtual_times_do_not_depend_on_real_delivery(count: int, seed: int, first: int, second: int) -> None:
     names = [f"d{i}" for i in range(count)]
     log = simulate(names, seed, first)
     assert any(log.values())
@@ -113,7 +111,7 @@ def test_a_window_waits_for_the_messages_that_were_sent_before_it() -> None:
     assert (grant.start_ns, grant.horizon_ns) == (70, 80)
 
 
-def test_one_that_has_gone_is_not_waited_for_nor_counted_among_the_slowest() -> None:
+def test_a_departed_device_is_neither_awaited_nor_counted_as_slowest() -> None:
     a, b = pair()
     b.announce(5, 7)
     b.on_window("a", a.announce(None, ABSENT, last=True)["b"])
@@ -124,7 +122,7 @@ def test_one_that_has_gone_is_not_waited_for_nor_counted_among_the_slowest() -> 
     assert b.grant() is not None
 
 
-def test_one_that_died_is_not_waited_for() -> None:
+def test_a_dead_device_is_not_awaited() -> None:
     _, b = pair()
     b.announce(5, 0)
     assert b.grant() is None
@@ -132,7 +130,7 @@ def test_one_that_died_is_not_waited_for() -> None:
     assert b.grant() is not None
 
 
-def test_nothing_left_to_do_is_an_error_not_a_hang() -> None:
+def test_a_run_without_events_is_an_error() -> None:
     a, b = pair()
     b.announce(None, 0)
     b.on_window("a", a.announce(None, 0)["b"])

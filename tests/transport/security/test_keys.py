@@ -33,7 +33,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["network.keys"]
 
 
-def test_others_may_read_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_readable_key_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     generate(tmp_path)
     (tmp_path / "network.keys").chmod(0o644)
     load(tmp_path, "d0")

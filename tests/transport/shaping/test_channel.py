@@ -1,4 +1,4 @@
-"""The quality of links, and what a byte on one costs."""
+"""The quality of links and the cost of bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_cost_is_the_formula_rounded_up(size: int, rate: int, beta: int) -> None
 
 
 @given(st.floats(0, 1e12), st.integers(1, 1 << 40), st.floats(1e-3, 1e6))
-def test_outage_is_just_when_an_update_takes_longer_than_allowed(rate: float, size: int, tau: float) -> None:
+def test_an_outage_is_an_update_time_above_tau_max(rate: float, size: int, tau: float) -> None:
     link = LINK.at_rate(rate, size, tau)
     assert link.outage == (math.floor(rate) < math.ceil(size / tau))
     assert link.rate_Bps == max(math.floor(rate), math.ceil(size / tau))

@@ -1,4 +1,4 @@
-"""First in first out, fair, within the quota; control never waits; every byte has one fate."""
+"""The shaper: first in first out, fair, within the quota; control never waits; every byte is counted once."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_control_leaves_at_once_past_any_amount_of_data_and_its_arrival_does_not
     assert ping.depart_ns == 5 + SECOND_NS // 10
 
 
-def test_control_takes_the_tokens_and_the_air_that_data_then_waits_for() -> None:
+def test_data_waits_for_the_tokens_and_the_line_that_control_used() -> None:
     made = shaper(rate_Bps=1000)
     put(made, item(cause="control", size=2000))
     made.pop(0)

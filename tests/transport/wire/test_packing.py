@@ -1,4 +1,4 @@
-"""Messages come back as sent; anything else is a WireError, cheaply; parts come back as payloads."""
+"""Messages survive packing; anything else is a WireError at little cost; fragments are reassembled."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("message", BAD, ids=lambda m: type(m).__name__)
-def test_what_would_be_refused_there_is_a_value_error_here(message) -> None:
+def test_a_message_that_unpack_would_refuse_is_a_value_error(message) -> None:
     with pytest.raises(ValueError, match="out of range"):
         frames(message)
 
@@ -313,7 +313,7 @@ def test_gaps_and_overlaps_are_refused(order) -> None:
 @pytest.mark.parametrize(
     "changed", [{"total": 40}, {"xxh3": 1}, {"rows": 2}, {"codec": "fp32"}, {"parts": 9}]
 )
-def test_parts_that_do_not_agree_are_refused_and_what_was_there_is_given_up(changed) -> None:
+def test_inconsistent_fragments_are_refused_and_the_update_is_abandoned(changed) -> None:
     box = Reassembler(1000)
     send(box, bytes(30), only=[0])
     with pytest.raises(WireError, match="do not agree"):
@@ -355,7 +355,7 @@ def test_memory_is_bounded_by_what_updates_claim() -> None:
         send(Reassembler(50), bytes(10), total=1 << 34)
 
 
-def test_what_is_not_expected_is_refused_before_memory_is_taken() -> None:
+def test_unexpected_fragments_are_refused_before_memory_is_allocated() -> None:
     box = Reassembler(1000, lambda src, part: None if part.block == "d5" else f"{src} sent an unknown block")
     with pytest.raises(WireError, match="d1 sent an unknown block"):
         send(box, bytes(30), block="d6")
@@ -377,6 +377,6 @@ def test_deletion_drops_what_is_unfinished_of_that_incarnation_only() -> None:
     assert (box.drop_source("d1"), box.bytes_in_flight) == (1, 0)
 
 
-def test_nothing_is_not_split() -> None:
+def test_an_empty_payload_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="cannot be split"):
         split(b"", 10)
