@@ -63,7 +63,7 @@ class ZmqLinks:
         self._outside: Context = zmq.Context()
         self._inboxes: list[
             tuple[Socket, Watch]
-        ] = []  # the bound one last, after one that is only read empty
+        ] = []  # the bound one last; an unbound one before it is only read until empty
         self._zap: Watch | None = None
         self._zap_handler: ZapHandler | None = None
         self._dealers: dict[str, Dealer] = {}
