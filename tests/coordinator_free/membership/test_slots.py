@@ -154,7 +154,7 @@ def test_a_newcomer_gets_all_known_confirmations():
     )
     other = vacant(10**9)
     assert other.confirm(1, GONE.key, EVERYBODY)
-    assert other.barred(1, ["d0", "d1"]) == set()
+    assert other.barred_slots(1, ["d0", "d1"]) == set()
 
 
 def test_a_slot_of_two_removed_blocks_needs_confirmations_for_both():
