@@ -79,7 +79,7 @@ class Driver:
         copies, start = self.learner_thread.copies, self.clock.now()
         self.outbox = Outbox(spec, learner, links, self.accounts, start, signed, copies)
         if self.virtual is not None:
-            self.outbox.on_sent = self.virtual.sent
+            self.outbox.on_sent = self.virtual.on_sent
         links.on_broken = self._on_broken
         me = Identity(
             spec.id,
@@ -346,7 +346,7 @@ class Driver:
     def _on_broken(self, link: str) -> None:
         """A connection was lost, and what was on its way with it: that needs no credit any more."""
         if self.virtual is not None:
-            self.virtual.broken(link)
+            self.virtual.on_link_broken(link)
         else:
             self.outbox.credit(link)
             self.clock.poke()

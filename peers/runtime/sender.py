@@ -29,7 +29,7 @@ from transport.wire.limits import (
     WINDOW_BYTES,
 )
 from transport.wire.messages import Bye, Envelope, Message, Update
-from transport.wire.packing import pack, pack_parts, stamp, wire_bytes
+from transport.wire.packing import pack, pack_fragments, stamp, wire_bytes
 from transport.wire.tensor_codec import (
     FEEDBACK,
     decode,
@@ -211,7 +211,7 @@ class Outbox:
     def tell(self, peer: str, incarnation: int, message: Message) -> None:
         """Send a control message at once."""
         frames = pack(Envelope(self.device, incarnation), message)
-        self._shaper.control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        self._shaper.queue_control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def encoded(self, action: Publish) -> dict[Part, _Payload] | None:
         """What `encode` would return where it has nothing left to do; else None."""
@@ -283,7 +283,9 @@ class Outbox:
                 self._accounts.link(action.peer).abandoned("superseded", older.bytes)
             for frames in self._messages(envelope, part, version, action.round, cause, payload):
                 size = wire_bytes(frames, self._curve)
-                self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
+                self._shaper.queue_data(
+                    Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version)
+                )
         self._last(action.peer, pack(envelope, action.manifest))
 
     def _messages(
@@ -294,7 +296,7 @@ class Outbox:
         if key not in payload.packed:
             payload.packed.clear()
             header = self._header(part, version, round_, cause, payload)
-            payload.packed[key] = pack_parts(envelope, header, payload.data, self._part_bytes)
+            payload.packed[key] = pack_fragments(envelope, header, payload.data, self._part_bytes)
         return payload.packed[key]
 
     def farewell(self, action: Farewell, incarnation: int) -> None:
@@ -351,7 +353,7 @@ class Outbox:
 
     def _last(self, peer: str, frames: list[bytes | memoryview]) -> None:
         """Behind all data; in an outage, in which data waits, nobody is to wait for it."""
-        queue = self._shaper.control if peer in self.outages else self._shaper.data
+        queue = self._shaper.queue_control if peer in self.outages else self._shaper.queue_data
         queue(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def _remove(self, doomed: Callable[[Outgoing], bool], reason: str) -> None:
@@ -361,7 +363,7 @@ class Outbox:
             self._accounts.link(item.peer).abandoned(reason, item.wire_bytes)
             return True
 
-        self._shaper.remove(counted)
+        self._shaper.purge(counted)
 
     def _header(self, part: Part, version: int, round_: int, cause: str, payload: _Payload) -> Update:
         """Of the first part of a payload."""

@@ -78,10 +78,10 @@ def test_all_devices_make_the_same_decision():
     learners = [device(i) for i in range(3)]
     nodes = {name: NetworkMean(report_bytes(3, SIZE) // 4, 16) for name in DEVICES}
     for i, name in enumerate(DEVICES):
-        nodes[name].own(KEYS[i], 0, measured(learners[i], i))
+        nodes[name].add_own(KEYS[i], 0, measured(learners[i], i))
     for source, to in [("d0", "d1"), ("d2", "d1"), ("d1", "d0"), ("d1", "d2")]:  # a line: d1 relays
-        for report in nodes[source].news(to):
-            nodes[to].receive(source, report)
+        for report in nodes[source].unsent_reports(to):
+            nodes[to].on_report(source, report)
     made = [decided(node, learners[0].groups) for node in nodes.values()]
     assert made[0] == made[1] == made[2]
     found = [mean for node in nodes.values() if (mean := node.mean(KEYS))]
