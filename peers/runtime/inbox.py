@@ -44,6 +44,7 @@ class Inbox:
         events: Counter[str],
         curve: bool,
         rounds: int = 1 << 40,
+        on_copy: Callable[[str, Part, Tensor], object] = lambda peer, part, matrix: None,
     ) -> None:
         self._protocol, self._accounts, self._events = protocol, accounts, events
         self._rounds = rounds
@@ -53,7 +54,7 @@ class Inbox:
         self._taken: Counter[str] = Counter()  # bytes of data by peer since the last credit
         whole = sum(4 * self._rows[g] * self._ranks[g] for g in learner.groups)
         self._parts = Reassembler(max_bytes_in_flight=64 * whole)
-        self.on_copy: Callable[[str, Part, Tensor], object] = lambda peer, part, matrix: None
+        self._on_copy = on_copy
 
     def forget(self, peer: str) -> None:
         self._taken.pop(peer, None)
@@ -128,7 +129,7 @@ class Inbox:
         matrix = decode(payload, message.codec, message.rows, message.rank, owned=True)
         if not self._protocol.signed_versions:
             part = Part(BlockKey(message.block, message.block_incarnation), message.group)
-            self.on_copy(envelope.src, part, matrix)
+            self._on_copy(envelope.src, part, matrix)
             return self._protocol.update(now, envelope.src, message, matrix)
         signature = message.signature or b""
         if not self._protocol.authentic(message, payload, signature):

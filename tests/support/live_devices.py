@@ -21,8 +21,8 @@ from peers.config import DeviceConfig
 from peers.learning.learner import Learner, TrainResult
 from peers.protocol.state_machine import Phase
 from peers.runtime.driver import Driver
-from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
+from peers.runtime.spec import DeviceSpec
 from tests.support.learners import small_config, small_learner
 from tests.support.live_links import LISTEN
 from tests.support.relay import Relay, relay

@@ -45,7 +45,7 @@ class VirtualClock:
     def start(self) -> None:
         """Link to everyone's clock. What breaks a link is a death from outside; see `Windows.lost`."""
         for device in self._windows.others:
-            self._links.connect(_link(device), self._group[device])
+            self._links.connect(_link(device), self._group[device], self.broken)
 
     def now(self) -> int:
         return self._now_ns

@@ -10,6 +10,7 @@ from typing import Protocol
 from transport.wire.messages import Buffer
 
 DropHook = Callable[[str, str, int], None]  # claimed source, reason, wire bytes
+BrokenHook = Callable[[str], None]  # the peer whose connection was lost
 
 
 @dataclass(slots=True)  # not frozen: one is made of each message
@@ -34,18 +35,22 @@ class Links(Protocol):
 
     security_events: Counter[str]  # attempts that were refused, by kind
     unsent_bytes: Counter[str]  # by peer: taken by `send`, but certainly never on the wire
-    on_drop: DropHook | None  # called for what arrives and is not handed on by `recv`
-    on_broken: Callable[[str], None] | None  # called with the peer when a link's connection is lost
 
     @property
     def address(self) -> str:
         """The endpoint that is bound, with its real port. Raises RuntimeError before `start`."""
 
-    async def start(self) -> None:
-        """Bind. Raises OSError when the endpoint cannot be had."""
+    async def start(self, on_drop: DropHook | None = None) -> None:
+        """Bind. Raises OSError when the endpoint cannot be had.
 
-    def connect(self, peer: str, address: str) -> None:
-        """Have a link to a peer. Again with the same address: nothing; with another: a new link."""
+        `on_drop` is called for each message that arrives and that `recv` does not return.
+        """
+
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
+        """Have a link to a peer. Again with the same address: nothing; with another: a new link.
+
+        `on_broken` is called when the connection of the link is lost.
+        """
 
     def disconnect(self, peer: str) -> None:
         """Give the link up; what its socket still holds goes out first, for a bounded time."""

@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from transport.links.interface import DropHook, Received
+from transport.links.interface import BrokenHook, DropHook, Received
 from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
@@ -51,8 +51,7 @@ class ZmqLinks:
         self.unsent_bytes: Counter[str] = Counter()
         # of the inbox; of some garbage (ZMTP 1.0 where keys are needed) libzmq tells only that it came
         self.connections: Counter[str] = Counter()
-        self.on_drop: DropHook | None = None
-        self.on_broken: Callable[[str], None] | None = None
+        self._on_drop: DropHook | None = None
         self._limits = limits or Limits()
         self._keys = keys
         self._inside: Context = zmq.Context()
@@ -74,8 +73,9 @@ class ZmqLinks:
             raise RuntimeError("links have an address once they are started")
         return self._address
 
-    async def start(self) -> None:
+    async def start(self, on_drop: DropHook | None = None) -> None:
         """Bind the inbox. Raises OSError (with the endpoint in it) when that cannot be done."""
+        self._on_drop = on_drop
         if self._keys is not None:
             self._zap_handler = ZapHandler(self._keys)
             zap = self._inside.socket(zmq.REP)
@@ -87,13 +87,13 @@ class ZmqLinks:
             raise OSError(error.errno, f"cannot listen on {self.listen}: {error}") from None
         self._address = _text(self._inboxes[0][0].get(zmq.LAST_ENDPOINT))
 
-    def connect(self, peer: str, address: str) -> None:
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
         """An address that cannot be one, or not of our kind, gives no link: it may come from anyone."""
         if peer in self._dealers:
             if self._dealers[peer].address == address:
                 return
             self.disconnect(peer)
-        broken = partial(self._on_broken, peer)
+        broken = partial(on_broken or _ignore, peer)
         how = self._limits, self._keys, self._refused_by_peer, broken, self._large
         dealer = Dealer(self.device, address, *how)
         try:
@@ -257,8 +257,8 @@ class ZmqLinks:
 
     def _drop(self, source: str, reason: str, size: int, why: str) -> None:
         self._note(reason, f"message from {source!r} dropped: {why}")
-        if self.on_drop is not None:
-            self.on_drop(source, reason, size)
+        if self._on_drop is not None:
+            self._on_drop(source, reason, size)
 
     # -- attempts --------------------------------------------------------------------------------------
     def _judge(self, zap: Socket, request: list[bytes]) -> None:
@@ -272,10 +272,6 @@ class ZmqLinks:
         elif event in FAILURES:
             self._note(f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake")
 
-    def _on_broken(self, peer: str) -> None:
-        if self.on_broken is not None:
-            self.on_broken(peer)
-
     def _refused_by_peer(self, kind: str, address: str) -> None:
         self._note(f"link_{kind}", f"the handshake with {address} failed")
 
@@ -287,6 +283,10 @@ class ZmqLinks:
             self.unsent_bytes[peer] += lost
             log.warning("%s: %d bytes for %s never sent: no handshake, no room", self.device, lost, peer)
         return lost
+
+
+def _ignore(peer: str) -> None:
+    """Nobody wants to know that the connection is lost."""
 
 
 def _shut(router: Socket, watch: Watch) -> None:

@@ -17,8 +17,8 @@ from peers.protocol import actions as do
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import SignedCopy, Versions, statement
 from peers.runtime.inbox import Inbox
-from peers.runtime.main import DeviceSpec
 from peers.runtime.sender import Outbox
+from peers.runtime.spec import DeviceSpec
 from tests.support.signatures import public, sign_as, verify
 from tests.support.simulated import GROUPS
 from tests.support.simulated_checks import started

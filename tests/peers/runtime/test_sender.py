@@ -15,8 +15,8 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.learning.learner import Learner
 from peers.protocol.actions import Farewell, Publish
-from peers.runtime.main import DeviceSpec
 from peers.runtime.sender import Outbox
+from peers.runtime.spec import DeviceSpec
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.shaping.channel import FixedChannel, LinkQuality

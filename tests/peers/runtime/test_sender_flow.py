@@ -13,8 +13,8 @@ import torch
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.protocol.actions import Publish
-from peers.runtime.main import DeviceSpec
 from peers.runtime.sender import Outbox
+from peers.runtime.spec import DeviceSpec
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.limits import WINDOW_BYTES

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from emulation.launch.local import free_ports
 from peers.config import DeviceConfig
-from peers.runtime.main import DeviceSpec, process_main
+from peers.runtime.main import process_main
+from peers.runtime.spec import DeviceSpec
 from transport.security.keys import NetworkKeys
 
 pytestmark = pytest.mark.timeout(240)  # two processes that import torch, on a machine that may be loaded

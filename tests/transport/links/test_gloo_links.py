@@ -23,8 +23,8 @@ from peers.config import MixingConfig, RoundConfig
 from peers.learning.learner import Learner
 from peers.runtime.child_process import guard, redirect_output
 from peers.runtime.driver import Driver
-from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
+from peers.runtime.spec import DeviceSpec
 from transport.links.gloo_links import GlooLinks
 from transport.links.interface import Links
 from transport.links.zmq_dealer import Limits

@@ -1,0 +1,39 @@
+"""Handles a message at its arrival time: the sender's flow control first, then the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from peers.protocol.actions import Action
+from peers.runtime.inbox import Inbox
+from peers.runtime.learner_thread import LearnerThread
+from peers.runtime.sender import Sender
+from transport.links.interface import Received
+from transport.shaping.accounting import Accounts
+from transport.wire.messages import Credit, Envelope, Hello, Message
+
+
+class MessageHandler:
+    """`absent`: whether the device has yet to join. Until then it drops every message."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        sender: Sender,
+        learner_thread: LearnerThread,
+        accounts: Accounts,
+        absent: Callable[[], bool],
+    ) -> None:
+        self._inbox, self._sender, self._learner_thread = inbox, sender, learner_thread
+        self._accounts, self._absent = accounts, absent
+
+    def on_message(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
+        if self._absent():
+            self._accounts.link(envelope.src).dropped("absent", received.wire_bytes)
+            return []
+        if isinstance(message, Credit):
+            self._sender.on_credit(envelope.src, message.bytes)
+        elif isinstance(message, Hello):  # the peer's process may have started again
+            self._sender.reset_in_flight(envelope.src)
+            self._learner_thread.forget_copies_of(envelope.src)
+        return self._inbox.take(now, envelope, message, received)
