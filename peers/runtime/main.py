@@ -70,9 +70,7 @@ async def _run(spec: DeviceSpec, recorder: Recorder) -> int:
     timeless = Limits(high_water=1 << 16, linger_ms=10_000, heartbeat_ms=0, handshake_ms=0)
     limits = timeless if virtual else Limits()
     links, accounts = ZmqLinks(spec.id, spec.listen, spec.keys, limits), Accounts()
-    await links.start(
-        count_drop(accounts)
-    )  # first: messages that come while the model loads wait in the socket
+    await links.start(count_drop(accounts))  # first: messages wait in the socket while the model loads
     try:
         if spec.keys_folder is not None:
             rotate_on_hangup(links, Path(spec.keys_folder), spec.id)

@@ -1,8 +1,8 @@
 """Payloads of matrices for the neighbours: encoding, error feedback, signing and a cache.
 
-`PayloadEncoder.encode` runs in the learner thread, because it reads the model. All else runs in the event loop.
-The driver waits for each `encode` before it performs the next action, so the threads never use the cache at
-the same time.
+`PayloadEncoder.encode` runs in the learner thread, because it reads the model. The other public methods run
+in the event loop. The driver waits for each `encode` before it performs the next action, so the two threads
+never use the cache at the same time.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class PayloadEncoder:
     # -- in the event loop -----------------------------------------------------------------------------
     def cached(self, action: Publish) -> dict[Part, Payload] | None:
         """The result of `encode` if every payload is in the cache; else None. None with an allocator."""
-        if self._copies is not None:  # `encode` must note what the neighbour gets
+        if self._copies is not None:  # `encode` must keep what the neighbour decodes
             return None
         found = {}
         for part, version, _ in action.parts:
@@ -121,7 +121,7 @@ class PayloadEncoder:
 
     # -- in the learner thread -------------------------------------------------------------------------
     def encode(self, action: Publish) -> dict[Part, Payload]:
-        """The payloads of all parts of an action. With an allocator, note the copies that the neighbour gets."""
+        """The payloads of all parts of an action. With an allocator, keep what the neighbour decodes."""
         payloads = {}
         for part, version, _ in action.parts:
             codec = action.codecs.get(part, self._codec)

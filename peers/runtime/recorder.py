@@ -1,4 +1,4 @@
-"""Records of a device in its folder: one JSON object a line, flushed, so that a kill loses at most one line."""
+"""Records of a device in its folder, one JSON object a line. A kill loses at most one line of each file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fields = dict[str, object]
 
 
 class Recorder:
-    """Writes `events.jsonl` and `metrics.jsonl` of one device. Times are seconds since the start of the run."""
+    """Writes `events.jsonl` and `metrics.jsonl` of one device. Times are seconds since the run's start."""
 
     def __init__(self, folder: Path, epoch_ns: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

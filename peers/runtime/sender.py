@@ -1,4 +1,4 @@
-"""The sending side of a device in the event loop: payloads become frames, which the shaper paces to the links.
+"""The sending side of a device in the event loop: payloads become frames, which the shaper paces.
 
 All methods run in the event loop. `payload_encoder.py` has the work of the learner thread.
 """

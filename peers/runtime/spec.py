@@ -41,9 +41,7 @@ class DeviceSpec:
     epoch_ns: int | None = None  # start of the run on the clock of the device; None: now
     snapshot_every: int = 0  # rounds between snapshots for the evaluator; 0: none
     keys: NetworkKeys | None = None  # None: no encryption and no authentication
-    signing: bytes | None = field(
-        default=None, repr=False
-    )  # Ed25519 seed; None: read from the device's folder
+    signing: bytes | None = field(default=None, repr=False)  # Ed25519 seed; None: from the device's folder
     keys_folder: str | None = None  # folder from which SIGHUP reads the keys again; None: no rotation
     channel: Channel = NEAR  # rate, latency and loss of the links
     health: str | None = None  # socket file for health checks (health.py)

@@ -17,7 +17,8 @@ from peers.protocol import actions as do
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import SignedCopy, Versions, statement
 from peers.runtime.inbox import Inbox
-from peers.runtime.sender import Outbox
+from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec
 from tests.support.signatures import public, sign_as, verify
 from tests.support.simulated import GROUPS
@@ -124,7 +125,7 @@ def test_in_average_nothing_is_signed_and_nothing_checked() -> None:
 
 
 class Post:
-    """d0's outbox with a link to d2; what it holds of d1 came signed."""
+    """d0's sender with a link to d2; what it holds of d1 came signed."""
 
     def __init__(self, codec: str = "int8", rows: int = ROWS) -> None:
         self.sent: list[list[Buffer]] = []
@@ -136,9 +137,11 @@ class Post:
         spec = DeviceSpec("d0", config, "sim://d0", "sim://d0", (), "", channel=near)
         wire = SimpleNamespace(connect=lambda *where: None, send=self._send)
         self.versions = Versions("d0", lambda data: sign_as("d0", data))
-        self.box = Outbox(spec, learner, cast(Links, wire), Accounts(), 0, self.versions)
-        self.box.connect("d2", "sim://d2", 0)
-        self.box.start_round(3, ["d0", "d2"], 0)
+        self.encoder = PayloadEncoder(spec, learner, self.versions)
+        shapes = {"early": Shape(rows, RANK)}
+        self.sender = Sender(spec, shapes, cast(Links, wire), Accounts(), 0, signed=True)
+        self.sender.connect("d2", "sim://d2", 0)
+        self.sender.start_round(3, ["d0", "d2"], 0)
 
     def _send(self, peer: str, frames: list[Buffer]) -> bool:
         self.sent.append(frames)
@@ -146,9 +149,9 @@ class Post:
 
     def publish(self, part: Part, version: int) -> list[tuple[Update, bytes]]:
         action = Publish("d2", 3, ((part, version, "train"),), Manifest(3, "train", b"viewview", []))
-        self.box.publish(action, self.box.encode(action), 0)
-        while (at := self.box.next_ns(1 << 40)) is not None:
-            self.box.send_due(at)
+        self.sender.publish(action, self.encoder.encode(action), 0)
+        while (at := self.sender.next_ns(1 << 40)) is not None:
+            self.sender.send_due(at)
         found = [(unpack(frames)[1], frames) for frames in self.sent]
         return [(m, bytes(frames[1])) for m, frames in found if isinstance(m, Update)]
 

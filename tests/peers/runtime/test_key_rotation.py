@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from peers.runtime.key_rotation import on_hangup
+from peers.runtime.key_rotation import rotate_on_hangup
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import NetworkKeys, generate
 
@@ -28,7 +28,7 @@ class FakeLinks:
 
 
 async def hang_up(folder: Path, links: FakeLinks, caplog: pytest.LogCaptureFixture) -> str:
-    on_hangup(cast(ZmqLinks, links), folder, "d0")
+    rotate_on_hangup(cast(ZmqLinks, links), folder, "d0")
     os.kill(os.getpid(), signal.SIGHUP)
     for _ in range(1000):
         if caplog.messages:
