@@ -45,64 +45,37 @@ def make_driver(
     identity: DeviceIdentity,
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
-    config = spec.config
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
-    queue, external = EventQueue(), ExternalEvents(clock)
-
+    external = ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
-    copies = None if config.radio.allocator == FIFO else NeighbourCopies()
-    learner_thread = LearnerThread(learner, recorder, config, external.on_learner_failure, versions, copies)
-    signed = versions if MODES[config.mixing.mode]().shared_versions else None
-    encoder = PayloadEncoder(spec, learner, signed, copies)
-    sender = Sender(
-        spec,
-        {group: Shape(learner.layout.rows(group), learner.layout.rank(group)) for group in learner.groups},
-        links,
-        accounts,
-        clock.now(),
-        signed=signed is not None,
-        on_sent=_ignore if virtual is None else virtual.sent,
-        wake=clock.poke,
+    copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
+    learner_thread = LearnerThread(
+        learner, recorder, spec.config, external.on_learner_failure, versions, copies
     )
+    signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
+    encoder = PayloadEncoder(spec, learner, signed, copies)
+    sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
-    inbox = Inbox(
-        protocol,
-        learner,
-        accounts,
-        links.security_events,
-        spec.keys is not None,
-        config.round.count,
-        learner_thread.on_neighbour_copy,
-    )
-    scripted = ScriptedEvents(
-        spec.script,
-        virtual,
-        queue,
-        partial(_start, spec=spec, events=events, protocol=protocol),
-        sender.set_partition,
-        protocol.signal,
-        partial(_record_scripted, events=events),
-    )
-    handler = MessageHandler(inbox, sender, learner_thread, accounts, lambda: scripted.absent)
-    receiver = Reception(links, inbox, protocol, queue, clock, virtual, handler.on_message)
+    inbox = _inbox(spec, links, accounts, learner, protocol, learner_thread)
     components = Components(
-        spec,
-        links,
-        accounts,
-        clock,
-        virtual,
-        queue,
-        learner_thread,
-        encoder,
-        sender,
-        protocol,
-        inbox,
-        recorder,
-        events,
+        spec=spec,
+        links=links,
+        accounts=accounts,
+        clock=clock,
+        virtual=virtual,
+        queue=EventQueue(),
+        learner_thread=learner_thread,
+        encoder=encoder,
+        sender=sender,
+        protocol=protocol,
+        inbox=inbox,
+        recorder=recorder,
+        events=events,
     )
-    return Driver(components, receiver, scripted, external)
+    scripted = _scripted(components)
+    return Driver(components, _receiver(components, scripted), scripted, external)
 
 
 def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
@@ -114,6 +87,27 @@ def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
     if spec.config.clock != "virtual":
         return None
     return VirtualClock(spec.id, spec.life, spec.group, spec.channel.min_latency_ns, links)
+
+
+def _sender(
+    spec: DeviceSpec,
+    links: Links,
+    accounts: Accounts,
+    learner: Learner,
+    clock: Clock,
+    virtual: VirtualClock | None,
+) -> Sender:
+    layout = learner.layout
+    return Sender(
+        spec,
+        {group: Shape(layout.rows(group), layout.rank(group)) for group in learner.groups},
+        links,
+        accounts,
+        clock.now(),
+        signed=MODES[spec.config.mixing.mode]().shared_versions,
+        on_sent=_ignore if virtual is None else virtual.sent,
+        wake=clock.poke,
+    )
 
 
 def _protocol(
@@ -138,6 +132,31 @@ def _protocol(
         identity.sign,
         verify,
     )
+
+
+def _inbox(
+    spec: DeviceSpec,
+    links: Links,
+    accounts: Accounts,
+    learner: Learner,
+    protocol: DeviceProtocol,
+    learner_thread: LearnerThread,
+) -> Inbox:
+    encrypted, rounds = spec.keys is not None, spec.config.round.count
+    on_copy = learner_thread.on_neighbour_copy
+    return Inbox(protocol, learner, accounts, links.security_events, encrypted, rounds, on_copy)
+
+
+def _scripted(c: Components) -> ScriptedEvents:
+    start = partial(_start, spec=c.spec, events=c.events, protocol=c.protocol)
+    record = partial(_record_scripted, events=c.events)
+    set_partition, signal = c.sender.set_partition, c.protocol.signal
+    return ScriptedEvents(c.spec.script, c.virtual, c.queue, start, set_partition, signal, record)
+
+
+def _receiver(c: Components, scripted: ScriptedEvents) -> Reception:
+    handler = MessageHandler(c.inbox, c.sender, c.learner_thread, c.accounts, lambda: scripted.absent)
+    return Reception(c.links, c.inbox, c.protocol, c.queue, c.clock, c.virtual, handler.on_message)
 
 
 def _start(now: int, spec: DeviceSpec, events: EventRecorder, protocol: DeviceProtocol) -> list[Action]:
