@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 class LearnerThread:
     """Queues work on the model. Public methods run in the event loop, private ones in the learner thread.
 
-    Each public method but `close` queues one piece of work and returns its future.
+    A result comes as a future. Work is done in the order of the calls.
     """
 
     def __init__(
@@ -52,40 +52,42 @@ class LearnerThread:
         learner: Learner,
         recorder: Recorder,
         config: DeviceConfig,
-        failed: Callable[[BaseException], None],
+        on_failure: Callable[[BaseException], None],
         versions: Versions,
         copies: NeighbourCopies | None = None,
     ) -> None:
-        """`failed` gets the exception of any piece of work, in the learner thread. `copies`: the neighbours'
-        copies for an allocator, or None without one."""
-        self._learner, self._recorder, self._failed = learner, recorder, failed
+        """`on_failure` gets the exception of any work, in the learner thread. `copies`: None without an
+        allocator."""
+        self._learner, self._recorder, self._on_failure = learner, recorder, on_failure
         self._versions, self._copies = versions, copies
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
         self._losses: list[tuple[float, ...]] = []  # by round and step, since the correction began
-        self._most, self._steps = 0, dict[str, int]()  # steps of the last training: total, by group
+        self._max_steps, self._steps = 0, dict[str, int]()  # of the last training: maximum, by group
         self._moves: dict[str, float] = {}
         self._disagreement: dict[str, float] = {}  # D_g at the last mixing of each group
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work."""
         future = self._thread.submit(work)
-        future.add_done_callback(self._check)
+        future.add_done_callback(self._report_failure)
         return future
 
     def diagnose(self, action: do.Diagnose) -> Future[Diagnosed]:
+        """Measure the observables of the residuals (method 6) on the model as it is then."""
         return self.submit(partial(self._diagnose, action))
 
     def train(self, action: do.Train) -> Future[Trained]:
         return self.submit(partial(self._train, action))
 
     def mix(self, mixes: tuple[Mix, ...]) -> Future[None]:
+        """Mix neighbours' copies into the own ones (method 5)."""
         return self.submit(partial(self._mix, mixes))
 
     def add_block(self, action: do.AddBlock) -> Future[None]:
-        return self.submit(partial(self._add, action))
+        return self.submit(partial(self._add_block, action))
 
     def own_block(self, action: do.OwnBlock) -> Future[None]:
         self._own = action.key
@@ -95,7 +97,7 @@ class LearnerThread:
 
     def drop_block(self, action: do.DropBlock) -> Future[DeletionReceipt | None]:
         """Delete a block. The result is None if the device did not hold it."""
-        return self.submit(partial(self._drop, action))
+        return self.submit(partial(self._drop_block, action))
 
     def on_neighbour_copy(self, peer: str, part: Part, matrix: Tensor) -> None:
         """Keep a neighbour's copy [rows_g, r_g] for the allocator. Without one this does nothing."""
@@ -119,6 +121,7 @@ class LearnerThread:
         return self.submit(partial(self._learner.snapshot, path, meta, ":" in action.tag))
 
     def export(self, path: Path) -> Future[str]:
+        """Write the adapter folder. The result is the adapter's SHA-256 in hex."""
         return self.submit(partial(self._learner.export, path))
 
     def checkpoint(self, path: Path) -> Future[None]:
@@ -131,10 +134,10 @@ class LearnerThread:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _check(self, future: Future[Result]) -> None:
+    def _report_failure(self, future: Future[Result]) -> None:
         error = None if future.cancelled() else future.exception()
         if error is not None:
-            self._failed(error)
+            self._on_failure(error)
 
     def _train(self, action: do.Train) -> Trained:
         changed, self._changed = self._changed, set()
@@ -148,7 +151,7 @@ class LearnerThread:
         result = learner.train(action.round, action.steps, action.rehearse, action.settings, action.fisher)
         self._moves = self._learner.own_move()  # before damping and mixing change it
         self._steps = steps
-        self._most = result.steps
+        self._max_steps = result.steps
         self._losses.append(result.losses)
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
@@ -168,25 +171,28 @@ class LearnerThread:
         mixed_now = {mix.part.group for mix in mixes if mix.terms}  # the others are not due in this round
         self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:
-            key = mix.part.block
-            if not self._learner.has(key):
-                continue
-            own = self._learner.read(key, mix.part.group)
-            mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, copy in mix.terms:
-                values = copy.matrix if isinstance(copy, SignedCopy) else copy
-                if isinstance(copy, SignedCopy) and mix.version is not None:
-                    self._versions.keep(mix.part, mix.version, copy)
-                if values is not None:
-                    mixed.add_(values, alpha=weight)
-                refit = weight == 1.0 and mix.version is None  # a refit replaces a copy
-                if values is not None and not refit:
-                    self._add_disagreement(mix.part.group, weight, values, own)
-            if not mixed.equal(own):
-                self._learner.write(key, mix.part.group, mixed)
-                self._changed.add(mix.part)
+            if self._learner.has(mix.part.block):
+                self._mix_part(mix)
 
-    def _add(self, action: do.AddBlock) -> None:
+    def _mix_part(self, mix: Mix) -> None:
+        key, group = mix.part.block, mix.part.group
+        own = self._learner.read(key, group)
+        mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
+        for weight, copy in mix.terms:
+            values = copy.matrix if isinstance(copy, SignedCopy) else copy
+            if isinstance(copy, SignedCopy) and mix.version is not None:
+                self._versions.keep(mix.part, mix.version, copy)
+            if values is not None:
+                mixed.add_(values, alpha=weight)
+            refit = weight == 1.0 and mix.version is None  # a refit replaces a copy
+            if values is not None and not refit:
+                self._add_disagreement(group, weight, values, own)
+        if not mixed.equal(own):
+            self._learner.write(key, group, mixed)
+            self._changed.add(mix.part)
+
+    def _add_block(self, action: do.AddBlock) -> None:
+        """Add a foreign block. It starts with the copy of `action.carry`, if that is held."""
         key = action.key
         self._learner.add_block(key, action.slot, resume=action.resume)
         earlier = action.carry
@@ -207,7 +213,7 @@ class LearnerThread:
         groups = []
         for group, measured in found.groups.items():
             gradient = math.sqrt(measured.blocks.get(own, 0.0)) if own is not None else 0.0
-            steps = min(self._most, self._steps.get(group, self._most))
+            steps = min(self._max_steps, self._steps.get(group, self._max_steps))
             eta = effective_eta(self._moves.get(group, 0.0), steps, gradient)
             mu = mu_from_losses(self._losses, eta, action.members)
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
@@ -217,7 +223,7 @@ class LearnerThread:
             values = np.concatenate([values, lookahead.pack(drops, found.groups)])
         return values, found
 
-    def _drop(self, action: do.DropBlock) -> DeletionReceipt | None:
+    def _drop_block(self, action: do.DropBlock) -> DeletionReceipt | None:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
         self._versions.drop(key)

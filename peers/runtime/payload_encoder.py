@@ -85,8 +85,7 @@ class PayloadEncoder:
         versions: Versions | None = None,
         copies: NeighbourCopies | None = None,
     ) -> None:
-        """`versions`: signs payloads, or None in a mode without signed versions. `copies`: the neighbours'
-        copies for an allocator, or None without one."""
+        """`versions`: None in a mode without signed versions. `copies`: None without an allocator."""
         self._learner, self._versions, self._copies = learner, versions, copies
         self._codec, self._curve = spec.config.radio.codec, spec.keys is not None
         self._seed = (spec.config.seed, spec.id)
