@@ -18,7 +18,7 @@ from peers.protocol.actions import Publish
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec
-from transport.links.interface import Links
+from transport.links.interface import BrokenHook, Links
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.fragments import Reassembler
@@ -36,9 +36,12 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, list[Buffer]]] = []
-        self.broken = False
+        self.broken = False  # True: `send` takes no message
+        self.on_broken: BrokenHook = lambda peer: None
 
-    def connect(self, peer: str, address: str, on_broken: object = None) -> None: ...
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
+        if on_broken is not None:
+            self.on_broken = on_broken
 
     def disconnect(self, peer: str) -> None: ...
 

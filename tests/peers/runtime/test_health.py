@@ -79,7 +79,7 @@ def test_a_device_that_starts_again_takes_the_socket_over(socket: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_exit_status_of_the_check(
+def test_exit_status_of_the_health_check(
     there: bool, socket: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(health.VARIABLE, str(socket))

@@ -20,21 +20,19 @@ from tests.support.sending import (
 from transport.wire.messages import Bye, Credit, Update
 
 
-def test_a_codec_that_differs_for_a_part_is_sent_and_leaves_nothing_for_later() -> None:
+def test_another_codec_for_one_publish_leaves_no_error_feedback() -> None:
     device = SendingDevice(budget_bytes=1 << 20)
     part = Part(OWN, "early")
     coarse = Publish("d1", 3, ((part, 3, "train"),), MANIFEST, {part: "int8"})
     device.perform(coarse)
     assert device.encoder.cached(coarse) is not None
-    assert (
-        device.encoder.cached(Publish("d1", 3, coarse.parts, MANIFEST)) is None
-    )  # in fp16 it is not there yet
+    assert device.encoder.cached(Publish("d1", 3, coarse.parts, MANIFEST)) is None  # not encoded in fp16 yet
     device.drain()
     device.publish(OWN, version=4)
     device.drain()
     codecs = [message.codec for message in device.links.messages("d1") if isinstance(message, Update)]
     assert codecs == ["int8", "fp16"]
-    assert not device.encoder._errors  # what int8 has lost is in the next version
+    assert not device.encoder._errors  # the fp16 version has no rounding error to carry
 
 
 # -- sending ---------------------------------------------------------------------------------------------
@@ -65,7 +63,7 @@ def test_control_does_not_wait_behind_data() -> None:
     assert device.links.messages("d1")[0] == Credit(3)
 
 
-def test_what_was_sent_is_counted_by_cause_to_the_byte() -> None:
+def test_sent_bytes_are_counted_exactly_by_cause() -> None:
     device = SendingDevice()
     device.publish(OWN)
     device.publish(THEIRS, cause="transfer")
@@ -81,14 +79,14 @@ def test_what_was_sent_is_counted_by_cause_to_the_byte() -> None:
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("rows", [ROWS, 40_000], ids=["one frame", "many frames"])
-def test_a_part_costs_no_more_than_was_planned(rows: int, codec: str) -> None:
+def test_a_part_takes_at_most_its_planned_bytes_on_the_wire(rows: int, codec: str) -> None:
     device = SendingDevice(rows, codec=codec, budget_bytes=1 << 40)
     device.publish(OWN)
     device.drain()
     assert device.link().sent_by_cause["train"] <= device.sender.part_wire_bytes("early")
 
 
-def test_a_matrix_is_encoded_once_for_all_neighbours_and_again_when_it_has_changed() -> None:
+def test_each_version_is_encoded_once_for_all_neighbours() -> None:
     device = SendingDevice()
     device.publish(OWN, to="d1")
     device.publish(OWN, to="d2")
@@ -113,13 +111,13 @@ def test_data_beyond_the_quota_waits_for_the_next_round() -> None:
     assert device.sender.quota.violations == 0
 
 
-# -- taking back -----------------------------------------------------------------------------------------
+# -- abandoning -----------------------------------------------------------------------------------------
 
 
-def test_after_a_purge_nothing_of_the_block_leaves_and_its_bytes_are_accounted_for() -> None:
+def test_a_purge_abandons_the_queued_bytes_of_a_block() -> None:
     device = SendingDevice(40_000)
     device.publish(OWN, THEIRS)
-    device.sender.send_due(device.now)  # a frame or two of d0's
+    device.sender.send_due(device.now)  # one or two frames of d0's block
     before = len(device.links.sent)
     assert before
     device.purge(OWN)
@@ -131,7 +129,7 @@ def test_after_a_purge_nothing_of_the_block_leaves_and_its_bytes_are_accounted_f
     assert device.link().sent_bytes + device.link().abandoned_bytes["leave"] == other.link().sent_bytes
 
 
-def test_after_a_purge_a_block_is_encoded_anew() -> None:
+def test_after_a_purge_a_block_is_encoded_again() -> None:
     device = SendingDevice()
     device.publish(OWN)
     device.purge(OWN)
@@ -139,7 +137,7 @@ def test_after_a_purge_a_block_is_encoded_anew() -> None:
     assert device.reads[BlockKey("d0", 0), "early"] == 2
 
 
-def test_after_a_refit_the_block_is_encoded_anew_although_its_version_is_the_same() -> None:
+def test_after_a_refit_the_same_version_is_encoded_again() -> None:
     device = SendingDevice()
     device.publish(OWN, version=3)
     device.encoder.drop_cached(OWN)
@@ -157,7 +155,7 @@ def test_after_a_purge_no_rounding_error_of_the_block_is_carried_over() -> None:
     assert torch.equal(received_matrices(purged, "d1")[-1], received_matrices(new, "d1")[-1])
 
 
-def test_a_newer_version_replaces_what_is_queued_of_an_older_one() -> None:
+def test_a_newer_version_replaces_queued_messages_of_an_older_one() -> None:
     device = SendingDevice()
     device.publish(OWN, version=3)
     device.publish(OWN, version=4)
@@ -167,7 +165,7 @@ def test_a_newer_version_replaces_what_is_queued_of_an_older_one() -> None:
     assert device.link().abandoned_bytes["superseded"] == device.link().sent_by_cause["train"]
 
 
-def test_what_is_queued_for_a_link_that_is_given_up_is_not_sent() -> None:
+def test_a_disconnect_abandons_the_queue_of_the_link() -> None:
     device = SendingDevice()
     device.publish(OWN, to="d1")
     device.publish(OWN, to="d2")
@@ -178,7 +176,7 @@ def test_what_is_queued_for_a_link_that_is_given_up_is_not_sent() -> None:
     assert device.link("d1").sent_bytes == 0
 
 
-def test_what_a_link_does_not_take_is_not_counted_as_sent() -> None:
+def test_a_message_that_the_link_refuses_is_not_counted_as_sent() -> None:
     device = SendingDevice()
     device.links.broken = True
     device.sender.send_control("d1", 0, Credit(3))
@@ -188,7 +186,7 @@ def test_what_a_link_does_not_take_is_not_counted_as_sent() -> None:
 
 
 @pytest.mark.parametrize(("reason", "data"), [("leave", []), ("retire", ["d0"]), ("finished", ["d0"])])
-def test_a_leavers_data_is_not_sent_and_goodbye_comes_last(reason: str, data: list[str]) -> None:
+def test_a_leaver_sends_no_queued_data_and_bye_is_the_last_message(reason: str, data: list[str]) -> None:
     device = SendingDevice()
     device.publish(OWN)
     device.sender.send_bye(Farewell("d1", reason), 0)
@@ -198,7 +196,7 @@ def test_a_leavers_data_is_not_sent_and_goodbye_comes_last(reason: str, data: li
     assert bool(device.link().abandoned_bytes["leaving"]) == (not data)
 
 
-def test_what_is_still_queued_at_the_end_is_abandoned() -> None:
+def test_abandon_all_empties_the_queue() -> None:
     device = SendingDevice()
     device.publish(OWN, THEIRS)
     device.sender.abandon_all("exit")

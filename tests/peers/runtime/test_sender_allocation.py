@@ -72,7 +72,7 @@ def test_a_matrix_is_encoded_once_in_a_codec_for_all_neighbours() -> None:
     assert device.reads.total() == 3
 
 
-def test_what_a_neighbour_decodes_is_what_it_is_taken_to_hold() -> None:
+def test_the_kept_copy_equals_the_matrix_that_the_neighbour_decodes() -> None:
     device = AllocatingDevice()
     for to, codec in (("d1", "int4"), ("d2", "int8")):
         device.send(codec, to=to)
@@ -81,8 +81,8 @@ def test_what_a_neighbour_decodes_is_what_it_is_taken_to_hold() -> None:
         assert torch.equal(device.theirs(to), received_matrices(device, to)[0])
 
 
-def test_what_one_send_lost_is_not_added_to_the_next() -> None:
-    """Error feedback is for a part that always goes in one codec to everyone."""
+def test_with_an_allocator_there_is_no_error_feedback() -> None:
+    """Error feedback is only for a part that all neighbours get in one codec."""
     device, new = AllocatingDevice(), AllocatingDevice()
     device.send("int4", version=3)
     for each in (device, new):
@@ -91,7 +91,7 @@ def test_what_one_send_lost_is_not_added_to_the_next() -> None:
     assert torch.equal(received_matrices(device, "d1")[-1], received_matrices(new, "d1")[-1])
 
 
-def test_after_a_purge_nothing_of_the_block_is_kept() -> None:
+def test_a_purge_removes_payloads_errors_and_copies_of_a_block() -> None:
     device = AllocatingDevice()
     device.send("int4")
     device.purge(OWN)
@@ -103,7 +103,7 @@ def test_after_a_purge_nothing_of_the_block_is_kept() -> None:
 
 @pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("rows", [ROWS, 40_000], ids=["one frame", "many frames"])
-def test_no_more_leaves_than_the_allocator_counted(rows: int, codec: str) -> None:
+def test_a_part_takes_at_most_the_bytes_that_the_allocator_counts(rows: int, codec: str) -> None:
     device = AllocatingDevice(rows, budget_bytes=1 << 40)
     counted = device.supply().sizes["early"][codec]
     device.send(codec)
@@ -111,15 +111,15 @@ def test_no_more_leaves_than_the_allocator_counted(rows: int, codec: str) -> Non
     assert device.sender._accounts.link("d1").sent_by_cause["train"] <= counted
 
 
-def test_a_link_carries_what_its_rate_allows_and_costs_what_it_takes() -> None:
+def test_capacity_and_cost_of_a_link_follow_from_its_rate() -> None:
     device = AllocatingDevice(rate_Bps=1000, tau_max_s=2.0, beta_Bps=500)
     device.qualities = {"d1": LinkQuality(250, 1), "d2": LinkQuality(250, 1, outage=True)}
     assert device.supply().budget.links == {"d1": Link(500.0, 3.0), "d2": Link(0.0)}
-    device.qualities = {}  # as fast as can be: then the device's own radio is the bound
+    device.qualities = {}  # fast links: the device's own radio is the limit
     assert device.supply().budget.links["d1"].cap_bytes == 2000.0
 
 
-def test_what_is_still_queued_is_not_spent_twice() -> None:
+def test_queued_bytes_are_not_spent_twice() -> None:
     device = AllocatingDevice(budget_bytes=1 << 20)
     before = device.supply().budget
     device.send("int8", to="d1")
@@ -157,5 +157,5 @@ def test_the_budget_is_what_the_quota_has_left_for_data() -> None:
     assert device.supply().budget.cost == device.sender.quota.data_left() < 9500
 
 
-def test_without_an_allocator_there_is_nothing_to_give() -> None:
+def test_without_an_allocator_there_is_no_supply() -> None:
     assert SendingDevice().sender.supply(Distances()) is None
