@@ -59,7 +59,7 @@ class AntiEntropy:
             return
         peer = self._draw.choice(others)
         linked = peer in state.peers and state.peers[peer].greeted
-        if linked and state.peers[peer].view != state.members.view():
+        if linked and state.peers[peer].digest != state.members.digest():
             state.tell_table(now, peer, reply=True)
         elif not linked:
             self._connections.reach(now, peer)

@@ -119,12 +119,12 @@ class Connections:
             if not needed and now - peer.heard_ns > idle_ns:
                 self.disconnect(name)
 
-    def reconcile(self, now: int, source: str, view: bytes) -> None:
+    def reconcile(self, now: int, source: str, digest: bytes) -> None:
         """One that knows other members is told all; not more than once a period, news is under way too."""
         state, peer = self._state, self._state.peers[source]
-        peer.view = view
+        peer.digest = digest
         period_ns = int(state.config.membership.probe_s * SECOND)
-        if view != state.members.view() and now - peer.table_ns >= period_ns:
+        if digest != state.members.digest() and now - peer.table_ns >= period_ns:
             state.tell_table(now, source)
 
     def disconnect(self, peer: str) -> None:

@@ -64,12 +64,12 @@ class FailureDetection:
 
     # -- messages ------------------------------------------------------------------------------------
     def on_ping(self, now: int, source: str, ping: Ping) -> None:
-        self._state.tell(source, Ack(ping.number, self._state.members.view()))
-        self._connections.reconcile(now, source, ping.view)
+        self._state.tell(source, Ack(ping.number, self._state.members.digest()))
+        self._connections.reconcile(now, source, ping.digest)
 
     def on_ack(self, now: int, source: str, ack: Ack) -> None:
         self._perform(now, self._swim.acked(now, ack.number))
-        self._connections.reconcile(now, source, ack.view)
+        self._connections.reconcile(now, source, ack.digest)
 
     def on_ping_request(self, now: int, source: str, request: PingRequest) -> None:
         self._perform(now, self._swim.asked(now, source, request.target, request.number))
@@ -86,9 +86,9 @@ class FailureDetection:
         for action in actions:
             match action:
                 case swim.Ping(to, number) if self._connections.reach(now, to):
-                    self._state.tell(to, Ping(number, self._state.members.view()))
+                    self._state.tell(to, Ping(number, self._state.members.digest()))
                 case swim.Ack(to, number) if to in self._state.peers:
-                    self._state.tell(to, Ack(number, self._state.members.view()))
+                    self._state.tell(to, Ack(number, self._state.members.digest()))
                 case swim.Nack(to, number) if to in self._state.peers:
                     self._state.tell(to, Nack(number))
                 case swim.AskHelp(to, target, number) if to in self._state.peers:

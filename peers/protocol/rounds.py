@@ -77,7 +77,7 @@ class Rounds:
         if first and state.mode.shared_versions:
             held = sorted(state.exchange.held.items())
             items = [(p.block.device, p.block.incarnation, p.group, v, "unchanged") for p, v in held]
-            state.tell_all(Manifest(first - 1, "train", state.members.view(), items))
+            state.tell_all(Manifest(first - 1, "train", state.members.digest(), items))
         state.log("training", round=first, members=sorted(state.members.alive()))
         self._start(now, first)
 
@@ -144,9 +144,9 @@ class Rounds:
         signed = state.mode.shared_versions  # by others, where it is relayed
         if self._correction.owes() and choose is None and not signed:
             plans = self._coarser(plans)
-        view = state.members.view()
+        digest = state.members.digest()
         for peer, plan in plans.items():
-            manifest = Manifest(state.round, state.work, view, list(plan.items))
+            manifest = Manifest(state.round, state.work, digest, list(plan.items))
             state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
             self._count(plan)
             self._withheld[peer] = plan.withheld
@@ -191,7 +191,7 @@ class Rounds:
         state.peers[source].manifests[manifest.round] = manifest
         state.network_round = max(state.network_round, manifest.round)
         state.exchange.note(source, manifest)
-        self._connections.reconcile(now, source, manifest.view)
+        self._connections.reconcile(now, source, manifest.digest)
         return True
 
     def on_deadline(self, now: int) -> None:

@@ -62,7 +62,7 @@ class Peer:
     parting: bool = False  # it leaves or retires: nothing more is told to it
     dismissed: bool = False  # it has had this device's last word: nothing more is told to it either
     silent: bool = False  # it has said its last word
-    view: bytes = b""  # hash of the members that it last said it knows
+    digest: bytes = b""  # hash of the members that it last said it knows
     table_ns: int = -SECOND * 3600  # when it was last told all members that this device knows
     manifests: dict[int, Manifest] = field(default_factory=dict)
 

@@ -69,7 +69,7 @@ def status(driver: Driver) -> dict[str, Any]:
         "round": protocol.round,
         "members": sorted(protocol.members.alive()),
         "blocks": sorted(map(str, protocol.blocks)),
-        "view": protocol.members.view().hex(),
+        "view": protocol.members.digest().hex(),
         "security_events": dict(driver.links.security_events),
         "links": driver.accounts.to_dict(),
     }

@@ -376,5 +376,5 @@ def test_a_request_for_what_is_not_held_is_not_answered() -> None:
 
 def test_a_ping_is_answered_with_its_number() -> None:
     net = started()
-    view = net["d0"].protocol.members.view()
-    assert say(net, "d0", "d1", Ping(2, view)) == [do.Tell("d1", Ack(2, view))]
+    digest = net["d0"].protocol.members.digest()
+    assert say(net, "d0", "d1", Ping(2, digest)) == [do.Tell("d1", Ack(2, digest))]

@@ -82,7 +82,7 @@ def door(_door: Door) -> Door:
 
 
 numbers = iter(range(1, 1 << 40))
-VIEW = b"v" * 16
+DIGEST = b"v" * 16
 
 
 def framed(message: Message, payload: Buffer | None = None, src: str = "d1") -> list[Buffer]:
@@ -132,20 +132,20 @@ def test_a_matrix_in_parts_is_taken_in_when_the_last_is_here(door: Door) -> None
 
 
 def test_bytes_and_latency_of_what_was_taken_in_are_counted(door: Door) -> None:
-    frames = framed(Ping(3, VIEW))
+    frames = framed(Ping(3, DIGEST))
     door.take(frames)
     assert door.link().received_bytes == wire_bytes(frames)
     assert door.link().latency.quantiles_s() == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
 
 
 def test_a_control_message_leads_to_what_the_protocol_decides(door: Door) -> None:
-    view = door.device.protocol.members.view()
-    assert door.take(framed(Ping(3, view))) == [do.Tell("d1", Ack(3, view))]
+    digest = door.device.protocol.members.digest()
+    assert door.take(framed(Ping(3, digest))) == [do.Tell("d1", Ack(3, digest))]
 
 
 # -- what is not -----------------------------------------------------------------------------------------
 
-GOOD = framed(Ping(3, VIEW))
+GOOD = framed(Ping(3, DIGEST))
 MALFORMED: dict[str, list[Buffer]] = {
     "no frame": [],
     "an empty frame": [b""],
@@ -171,7 +171,7 @@ def test_malformed_frames_cost_one_counted_drop(door: Door, frames: list[Buffer]
 
 def test_a_message_in_anothers_name_is_dropped(door: Door) -> None:
     before = door.state()
-    assert door.take(framed(Ping(3, VIEW), src="d2"), source="d1") == []
+    assert door.take(framed(Ping(3, DIGEST), src="d2"), source="d1") == []
     assert refused(door, "malformed") and door.state() == before
     assert door.link("d2").received_messages == door.link("d2").dropped_bytes.total() == 0
 
@@ -219,7 +219,7 @@ def test_data_of_an_unknown_block_is_dropped(door: Door) -> None:
 
 
 def test_a_message_that_comes_again_is_dropped(door: Door) -> None:
-    frames = framed(Ping(3, VIEW))
+    frames = framed(Ping(3, DIGEST))
     door.take(frames)
     assert door.take(frames) == []
     assert door.link().received_messages == 1 and door.link().dropped_messages == {"replayed": 1}
