@@ -27,12 +27,12 @@ from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from peers.runtime import partition
 from peers.runtime.event_queue import Event, EventQueue, Kind
-from peers.runtime.inbox import Inbox
 from peers.runtime.learner_thread import Diagnosed, LearnerThread, Trained
-from peers.runtime.receiver import Reception
+from peers.runtime.receiver import Receiver
 from peers.runtime.recorder import Recorder, round_line
 from peers.runtime.scripted_events import Actor, Script, Scripted
 from peers.runtime.sender import Outbox
+from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import checkpoint
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock
@@ -99,12 +99,17 @@ class Driver:
             identity.sign,
             verify,
         )
-        curve = spec.keys is not None
-        rounds = spec.config.round.count
-        self.inbox = Inbox(self.protocol, learner, self.accounts, links.security_events, curve, rounds)
-        self.inbox.on_copy = self.learner_thread.heard
-        self.reception = Reception(
-            links, self.inbox, self.protocol, self.queue, self.clock, self.virtual, self._take
+        self.receiver = Receiver(
+            links,
+            self.protocol,
+            UpdateAssembly(learner),
+            self.accounts,
+            self.queue,
+            self.clock,
+            self.virtual,
+            authenticated=spec.keys is not None,
+            deliver=self._take,
+            on_copy=self.learner_thread.heard,
         )
         self._actor = Actor(
             Script(spec.script),
@@ -143,7 +148,7 @@ class Driver:
             self._loop.add_signal_handler(number, self._post, partial(self.protocol.signal, kind=kind))
         self._loop.add_signal_handler(partition.SIGNAL, self._post, self._read_partition)
         self._read_partition(self.clock.now())
-        receiving = asyncio.create_task(self.reception.run())
+        receiving = asyncio.create_task(self.receiver.run())
         try:
             self._actor.enter()
             if not self._actor.waits:
@@ -231,7 +236,7 @@ class Driver:
         elif isinstance(message, Hello):
             self.outbox.credit(envelope.src)  # it may have been started again: nothing is on its way any more
             self.learner_thread.forget(envelope.src)
-        return self.inbox.take(now, envelope, message, received)
+        return self.receiver.handle(now, envelope, message, received)
 
     # -- the scenario, in virtual time -----------------------------------------------------------------
     def _start(self, now: int) -> list[do.Action]:
@@ -299,7 +304,7 @@ class Driver:
 
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
-        self.inbox.purge(action.key)
+        self.receiver.drop_block(action.key)
         if action.handover and self.protocol.own is not None:
             self.outbox.refitted(self.protocol.own.key)
         who = {"peer": action.key.device, "incarnation": action.key.incarnation}
@@ -353,7 +358,7 @@ class Driver:
     def _on_disconnect(self, action: do.Disconnect) -> None:
         self.outbox.disconnect(action.peer)
         self.learner_thread.forget(action.peer)
-        self.inbox.forget(action.peer)
+        self.receiver.forget_peer(action.peer)
 
     def _on_meet(self, action: do.Meet) -> None:
         self.outbox.disconnect(action.alias)

@@ -65,7 +65,7 @@ def status(driver: Driver) -> dict[str, Any]:
         "incarnation": None if protocol.own is None else protocol.own.incarnation,
         "slot": None if protocol.own is None else protocol.own.slot,
         "address": driver.spec.advertise,
-        "phase": protocol.state.value,
+        "phase": protocol.phase.value,
         "round": protocol.round,
         "members": sorted(protocol.members.alive()),
         "blocks": sorted(map(str, protocol.blocks)),

@@ -19,6 +19,7 @@ from transport.shaping.channel import LinkQuality, cost_bytes
 from transport.shaping.shaper import Departure, Outgoing, Shaper, philox
 from transport.shaping.token_bucket import Quota
 from transport.wire.checksum import xxh3
+from transport.wire.codec_names import FEEDBACK, payload_bytes
 from transport.wire.limits import (
     CURVE_BYTES,
     FRAME_BYTES,
@@ -29,20 +30,14 @@ from transport.wire.limits import (
 )
 from transport.wire.messages import Bye, Envelope, Message, Update
 from transport.wire.packing import pack, pack_parts, stamp, wire_bytes
-from transport.wire.tensor_codec import (
-    FEEDBACK,
-    decode,
-    encode,
-    encode_feedback,
-    encode_view,
-    payload_bytes,
-)
+from transport.wire.tensor_codec import decode, encode, encode_feedback, encode_view
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from coordinator_free.averaging.copy_distances import Distances
     from peers.learning.learner import Learner
-    from peers.learning.neighbour_copies import Distances, NeighbourCopies
+    from peers.learning.neighbour_copies import NeighbourCopies
     from peers.protocol.signed_versions import Versions
     from peers.runtime.main import DeviceSpec
 

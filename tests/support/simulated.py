@@ -21,6 +21,7 @@ from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.protocol import actions as do
+from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
 from transport.wire.messages import Bye, Envelope, Message, Update
@@ -147,7 +148,8 @@ class SimDevice:
                 continue
             own = self.values[mix.part]
             mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, values in mix.terms:
+            for weight, copy in mix.terms:
+                values = copy.matrix if isinstance(copy, SignedCopy) else copy
                 if values is not None:
                     mixed = mixed + weight * values
             if not np.array_equal(mixed, own):
@@ -249,7 +251,7 @@ class Network:
         event()
 
     def _where(self) -> str:
-        return ", ".join(f"{d.name} {d.protocol.state.value} {d.round}" for d in self)
+        return ", ".join(f"{d.name} {d.protocol.phase.value} {d.round}" for d in self)
 
     # -- events and actions ------------------------------------------------------------------------
     def _handle(self, device: SimDevice, event: Event) -> None:
@@ -328,11 +330,12 @@ class Network:
 
     def _publish(self, source: SimDevice, action: do.Publish) -> None:
         for part, version, cause in action.parts:
-            header = Update(
-                *(part.block.device, part.block.incarnation, part.group, version, action.round, cause),
-                *("fp32", WIDTH, 1, 0, 4 * WIDTH),
-            )
-            take = partial(_take, source.name, header, source.values[part].copy())
+            values = source.values[part].copy()
+            header = update_header(part, version, action.round, cause)
+            if source.protocol.signed_versions:  # relays send what the owner has signed
+                signed = statement(part, version, header.codec, values.tobytes())
+                header.signature = sign_as(part.block.device, signed)
+            take = partial(_take, source.name, header, values)
             self._carry(source, action.peer, header, True, take)
         self.send(source, action.peer, action.manifest, data=True)
 
@@ -364,12 +367,23 @@ class Network:
 
 
 def _receive(envelope: Envelope, message: Message, device: SimDevice, now: int) -> list[do.Action]:
-    return device.protocol.receive(now, envelope.src, envelope.src_incarnation, message)
+    return device.protocol.on_message(now, envelope.src, message)
 
 
 def _take(source: str, header: Update, values: Values, device: SimDevice, now: int) -> list[do.Action]:
-    """What the inbox does with a whole matrix."""
-    reason = device.protocol.accepts(source, BlockKey(header.block, header.block_incarnation))
+    """Take in a whole matrix, as the receiver does."""
+    reason = device.protocol.admit(source, header)
     if reason is not None:
         return [do.Drop(reason)]
-    return device.protocol.update(now, source, header, values)
+    return device.protocol.update(now, source, header, values, values.tobytes())
+
+
+def update_header(part: Part, version: int, round_: int, cause: str = "train") -> Update:
+    """The header of an update that is one fragment, in fp32."""
+    block, group = part
+    return Update(*(*block, group, version, round_, cause), *("fp32", WIDTH, 1, 0, 4 * WIDTH))
+
+
+def refusal(device: SimDevice, source: str, block: BlockKey) -> str | None:
+    """Why a device refuses data of a block from a source; None: it admits the data."""
+    return device.protocol.admit(source, update_header(Part(block, GROUPS[0]), 0, 0))

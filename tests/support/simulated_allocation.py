@@ -17,8 +17,9 @@ from peers.protocol import actions as do
 from peers.protocol.send_allocation import Supply
 from tests.support.simulated import GROUPS, WIDTH, Network, SimDevice, Values, _take, small_config
 from transport.shaping.shaper import philox
+from transport.wire.codec_names import payload_bytes
 from transport.wire.messages import Update
-from transport.wire.tensor_codec import decode, encode, payload_bytes
+from transport.wire.tensor_codec import decode, encode
 
 SIZES = {"fp16": 100, "int8": 52, "int4": 28}  # what a part costs of the budget
 
@@ -78,7 +79,7 @@ class AllocatingNetwork(Network):
     def _taking(self, source: str, header: Update, sent: Tensor) -> Callable[[SimDevice, int], list[Any]]:
         def take(device: SimDevice, now: int) -> list[do.Action]:
             part = Part(BlockKey(header.block, header.block_incarnation), header.group)
-            if device.protocol.accepts(source, part.block) is None:
+            if device.protocol.admit(source, header) is None:
                 self.copies[device.name].note(source, part, sent)
                 self.codecs[header.codec] += 1
             values = sent.flatten().double().numpy()

@@ -102,11 +102,11 @@ def test_after_a_deletion_nothing_of_the_block_is_left() -> None:
     net.signal("d3", "leave")
     net.until(lambda: all(gone not in device.protocol.blocks for device in net))
     for device in net:
-        allocating = device.protocol.exchange.allocating
-        assert allocating is not None
-        held = [*everything(net.copies[device.name]), *everything(allocating.waiting)]
+        allocation = device.protocol.exchange.allocation
+        assert allocation is not None
+        held = [*everything(net.copies[device.name]), *everything(allocation.waiting)]
         assert not any(isinstance(one, Part) and one.block == gone for one in held)
-        assert "d3" not in {peer for peer, _ in allocating.waiting.rounds}
+        assert "d3" not in {peer for peer, _ in allocation.waiting.rounds}
     net.rounds(12)
     for device in net:
         assert not any(part.block == gone for part in net.copies[device.name].distances({}).apart2)

@@ -202,9 +202,9 @@ def test_a_measurement_that_its_origin_did_not_sign_is_refused() -> None:
     net = corrected("dominant")
     values = np.zeros(len(GROUPS) * (len(HEADER) + SKETCH), dtype="<f4").tobytes()
     forged = Observed("d1", 0, 1000, values, b"x" * 64)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, forged) == [do.Drop("forged")]
+    assert net["d0"].protocol.on_message(net.now, "d1", forged) == [do.Drop("forged")]
     short = Observed("d1", 0, 1000, values[:-4], b"x" * 64)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, short) == [do.Drop("malformed")]
+    assert net["d0"].protocol.on_message(net.now, "d1", short) == [do.Drop("malformed")]
 
 
 def test_a_device_that_crashes_in_between_costs_its_own_measurement_alone() -> None:

@@ -71,7 +71,7 @@ def test_training_goes_on_in_the_grace() -> None:
     net = with_grace()
     stop(net, "d2")
     net.run(GRACE_S / 2)
-    assert net["d2"].protocol.state in (Phase.TRAIN, Phase.WAIT)
+    assert net["d2"].protocol.phase in (Phase.TRAIN, Phase.WAIT)
     assert net["d2"].round >= 5
 
 

@@ -28,7 +28,7 @@ def exchange(mode: str = "average", *keys: BlockKey) -> Exchange:
     """d0's, holding these blocks (none: its own and d1's) at version 0."""
     made = Exchange(MODES[mode](), SIZES, part_bytes)
     for key in keys or (OWN, THEIRS):
-        made.add(key, 0)
+        made.add_block(key, 0)
     return made
 
 
@@ -57,7 +57,7 @@ def manifest(version: int, status: str, part: Part = PART, round_: int = 5) -> M
 def close(of: Exchange, round_: int, said: Manifest | None = None) -> tuple[Mix, ...]:
     manifests = {} if said is None else {"d9": said}
     weights = dict.fromkeys(of.groups, dict.fromkeys(manifests, 0.5))
-    return of.close(OWN, round_, weights, manifests)
+    return of.close_round(OWN, round_, weights, manifests)
 
 
 def everything(value: object) -> Iterator[object]:
@@ -81,7 +81,7 @@ def refitted() -> Exchange:
     of = exchange()
     plan(of, "d8", "d9")
     newer(of, 5)
-    of.replace(OWN)
+    of.start_refit(OWN)
     return of
 
 
@@ -99,7 +99,7 @@ def test_a_refit_is_told_again_to_who_may_not_have_it() -> None:
     of = refitted()
     plan(of, "d8", "d9")
     close(of, 5, manifest(5, "sent", Part(OWN, "early")))  # d9 is in the round, d8 is not
-    of.untold("d9")
+    of.forget_sent("d9")
     newer(of, 6)
     told = plan(of, "d8", "d9")
     assert "replaces" in statuses(told["d8"]).values() and "replaces" in statuses(told["d9"]).values()
@@ -114,20 +114,20 @@ def test_what_does_not_fit_the_budget_replaces_later() -> None:
 def test_copies_from_before_a_refit_are_not_mixed_with() -> None:
     of, own = refitted(), Part(OWN, "early")
     plan(of, "d9")  # in round 5: what d9 has sent for it is older
-    of.receive("d9", own, 4, 5, "old")
+    of.on_copy("d9", own, 4, 5, "old")
     assert close(of, 5, manifest(4, "sent", own)) == ()
-    of.receive("d9", own, 6, 6, "new")
+    of.on_copy("d9", own, 6, 6, "new")
     assert close(of, 6, manifest(6, "sent", own, 6)) == (Mix(own, ((0.5, "new"),)),)
 
 
 def test_an_owner_s_refit_replaces_the_copy_whole_and_nobody_else_s() -> None:
     for sender, weight in (("d1", 1.0), ("d9", 0.5)):
         of = exchange()
-        of.receive(sender, PART, 5, 5, "refitted")
+        of.on_copy(sender, PART, 5, 5, "refitted")
         weights = {group: {sender: 0.5} for group in of.groups}
-        mixes = of.close(OWN, 5, weights, {sender: manifest(5, "replaces")})
+        mixes = of.close_round(OWN, 5, weights, {sender: manifest(5, "replaces")})
         assert mixes == (Mix(PART, ((weight, "refitted"),)),)
-        again = of.close(OWN, 6, weights, {sender: manifest(5, "unchanged", round_=6)})
+        again = of.close_round(OWN, 6, weights, {sender: manifest(5, "unchanged", round_=6)})
         assert again == (Mix(PART, ((0.5, "refitted"),)),)  # it replaces once
 
 
@@ -157,7 +157,7 @@ def test_what_was_sent_to_one_neighbour_is_new_to_another() -> None:
 
 def test_a_block_that_nobody_has_trained_is_not_sent() -> None:
     of = Exchange(MODES["average"](), SIZES, part_bytes)
-    of.add(THEIRS)
+    of.add_block(THEIRS)
     assert statuses(plan(of)["d9"]) == dict.fromkeys(of.parts(THEIRS), "unchanged")
     assert of.held[PART] == ZERO
 
@@ -236,7 +236,7 @@ def test_what_is_sent_or_withheld_is_what_the_neighbour_lacks(budget: int) -> No
 
 def test_a_block_that_was_asked_for_goes_as_a_transfer_once() -> None:
     of = exchange("average")
-    of.want("d9", of.parts(THEIRS))
+    of.on_request("d9", of.parts(THEIRS))
     assert {part.block: cause for part, _, cause in plan(of)["d9"].parts} == {
         OWN: "train",
         THEIRS: "transfer",
@@ -249,26 +249,26 @@ def test_paper_literal_relays_nothing_but_what_is_asked_for() -> None:
     of = exchange("paper-literal")
     first = plan(of)["d9"]
     assert {part.block for part, _, _ in first.parts} == {p.block for p in statuses(first)} == {OWN}
-    of.want("d9", of.parts(THEIRS))
+    of.on_request("d9", of.parts(THEIRS))
     assert {part.block for part, _, _ in plan(of)["d9"].parts} == {THEIRS}
 
 
 def test_what_is_not_held_cannot_be_asked_for() -> None:
     of = exchange()
-    of.want("d9", of.parts(GONE))
+    of.on_request("d9", of.parts(GONE))
     assert GONE not in {part.block for part, _, _ in plan(of)["d9"].parts}
 
 
 def test_newest_sends_nothing_that_the_neighbour_says_it_holds() -> None:
     of = exchange("newest")
-    of.note("d9", manifest(0, "unchanged"))
+    of.on_manifest("d9", manifest(0, "unchanged"))
     assert PART not in {part for part, _, _ in plan(of)["d9"].parts}
 
 
 def test_newest_learns_nothing_from_an_older_manifest() -> None:
     of = exchange("newest")
     plan(of)
-    of.note("d9", manifest(ZERO, "unchanged"))
+    of.on_manifest("d9", manifest(ZERO, "unchanged"))
     assert plan(of)["d9"].parts == ()
 
 
@@ -281,13 +281,13 @@ def test_newest_sends_nobody_its_own_block() -> None:
 
 def test_average_mixes_the_copy_that_was_sent() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     assert close(of, 5, manifest(3, "sent")) == (Mix(PART, ((0.5, "copy"),)),)
 
 
 def test_average_mixes_an_unchanged_copy_again() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     close(of, 5, manifest(3, "sent"))
     assert close(of, 6, manifest(3, "unchanged", round_=6)) == (Mix(PART, ((0.5, "copy"),)),)
 
@@ -303,31 +303,31 @@ def test_average_takes_a_block_that_nobody_has_trained_as_zero() -> None:
 )
 def test_average_leaves_absent_weight_with_the_own_copy(said: Manifest | None) -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 4, "copy")
+    of.on_copy("d9", PART, 3, 4, "copy")
     close(of, 4, manifest(3, "sent", round_=4))
     assert close(of, 5, said) == ()
 
 
 def test_what_belongs_to_a_later_round_waits_for_it() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 6, "early copy")
+    of.on_copy("d9", PART, 3, 6, "early copy")
     assert close(of, 5, manifest(3, "sent")) == ()
     assert close(of, 6, manifest(3, "sent", round_=6)) == (Mix(PART, ((0.5, "early copy"),)),)
 
 
 def test_average_mixes_this_rounds_copy_although_the_next_is_here_already() -> None:
     of = exchange()
-    of.receive("d9", PART, 5, 5, "fifth")
-    of.receive("d9", PART, 6, 6, "sixth")
+    of.on_copy("d9", PART, 5, 5, "fifth")
+    of.on_copy("d9", PART, 6, 6, "sixth")
     assert close(of, 5, manifest(5, "sent")) == (Mix(PART, ((0.5, "fifth"),)),)
     assert close(of, 6, manifest(6, "sent", round_=6)) == (Mix(PART, ((0.5, "sixth"),)),)
 
 
 def test_newest_takes_the_newest_arrival_whole() -> None:
     of = exchange("newest")
-    of.receive("d7", PART, 3, 5, "third")
-    of.receive("d8", PART, 4, 5, "fourth")
-    of.receive("d9", PART, 2, 5, "second")
+    of.on_copy("d7", PART, 3, 5, "third")
+    of.on_copy("d8", PART, 4, 5, "fourth")
+    of.on_copy("d9", PART, 2, 5, "second")
     assert close(of, 5) == (Mix(PART, ((1.0, "fourth"),), 4),)
     assert of.held[PART] == 4
 
@@ -335,28 +335,28 @@ def test_newest_takes_the_newest_arrival_whole() -> None:
 def test_newest_ignores_an_older_version() -> None:
     of = exchange("newest")
     newer(of, 4)
-    of.receive("d9", PART, 4, 5, "same")
+    of.on_copy("d9", PART, 4, 5, "same")
     assert close(of, 5) == ()
 
 
 def test_newest_relays_what_it_took() -> None:
     of = exchange("newest")
     plan(of, "d8")
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     close(of, 5)
     assert sent(plan(of, "d8")) == [("d8", PART)]
 
 
 def test_newest_never_overwrites_the_own_block() -> None:
     of = exchange("newest")
-    of.receive("d9", Part(OWN, "early"), 99, 5, "forged")
+    of.on_copy("d9", Part(OWN, "early"), 99, 5, "forged")
     assert close(of, 5) == ()
     assert of.held[Part(OWN, "early")] == 0
 
 
 def test_what_arrived_is_mixed_once() -> None:
     of = exchange("newest")
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     assert close(of, 5) and not close(of, 6)
 
 
@@ -366,21 +366,21 @@ def test_what_arrived_is_mixed_once() -> None:
 def test_after_a_drop_nothing_of_the_block_is_left() -> None:
     of = exchange("average", OWN, THEIRS, GONE)
     plan(of, "d8", budget=100)
-    of.want("d8", of.parts(GONE))
+    of.on_request("d8", of.parts(GONE))
     for round_ in (5, 9):  # one copy is mixed and cached, one still waits
         for group in SIZES:
-            of.receive("d9", Part(GONE, group), round_, round_, f"values of d2, round {round_}")
+            of.on_copy("d9", Part(GONE, group), round_, round_, f"values of d2, round {round_}")
     close(of, 5, manifest(5, "sent", Part(GONE, "early")))
     assert any(value == GONE for value in everything(of))
-    of.drop(GONE)
+    of.drop_block(GONE)
     kept = list(everything(of))
     assert GONE not in kept and not [x for x in kept if isinstance(x, str) and "values of d2" in x]
 
 
 def test_a_drop_leaves_other_blocks_alone() -> None:
     of = exchange("average", OWN, THEIRS, GONE)
-    of.receive("d9", PART, 3, 5, "copy")
-    of.drop(GONE)
+    of.on_copy("d9", PART, 3, 5, "copy")
+    of.drop_block(GONE)
     assert set(of.held) == {*of.parts(OWN), *of.parts(THEIRS)}
     assert close(of, 5, manifest(3, "sent")) == (Mix(PART, ((0.5, "copy"),)),)
 
@@ -388,7 +388,7 @@ def test_a_drop_leaves_other_blocks_alone() -> None:
 def test_a_new_link_to_a_neighbour_begins_with_everything() -> None:
     of = exchange()
     plan(of)
-    of.receive("d9", PART, 3, 9, "of the old link")
+    of.on_copy("d9", PART, 3, 9, "of the old link")
     of.forget_peer("d9")
     assert len(sent(plan(of))) == 4
     assert close(of, 9, manifest(3, "sent", round_=9)) == ()
@@ -397,5 +397,5 @@ def test_a_new_link_to_a_neighbour_begins_with_everything() -> None:
 def test_of_one_who_is_far_ahead_the_newest_copies_wait() -> None:
     made = exchange()
     for round_ in range(1000):
-        made.receive("d1", PART, round_, round_, object())
-    assert [*made._inbox["d1"][PART]] == [996, 997, 998, 999]
+        made.on_copy("d1", PART, round_, round_, object())
+    assert [*made._arrived["d1"][PART]] == [996, 997, 998, 999]

@@ -131,7 +131,7 @@ def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> No
         device.budget_bytes = 6 * PART_BYTES  # not all at once
     net.add("d4", "d0")
     net.until(lambda: len(net["d4"].done(do.Apply)) >= 2)
-    assert net["d4"].protocol.state is Phase.JOIN
+    assert net["d4"].protocol.phase is Phase.JOIN
     first = requests(net["d4"])[0]
     net.crash(first)
     net.until(lambda: trains(net, "d4"), 10.0)
@@ -198,7 +198,7 @@ def test_a_joiner_that_loses_the_last_free_slot_waits_for_another(apart_ms: int)
 def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero() -> None:
     net = started(3)
     net.run(1.0)
-    net.until(lambda: net["d2"].protocol.state is Phase.WAIT)
+    net.until(lambda: net["d2"].protocol.phase is Phase.WAIT)
     change = net["d0"].protocol.members.verdict(BlockKey("d2", 0))
     assert change is not None
     net.send(net["d0"], "d2", Gossip([change.record.to_dict()], False, net["d0"].round))
@@ -215,7 +215,7 @@ def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero(
 def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
     net = started(1)
     net.add("d1", "d0")
-    net.until(lambda: net["d1"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d1"].protocol.phase is Phase.JOIN)
     net.crash("d0")
     net.until(lambda: trains(net, "d1"), 20.0)
     net.run(6.0)
@@ -243,7 +243,7 @@ def test_two_devices_join_at_once(mode: str) -> None:
 def test_a_device_joins_after_one_that_retired_before_it_trained() -> None:
     net = started()
     net.add("d4", "d0")
-    net.until(lambda: net["d4"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d4"].protocol.phase is Phase.JOIN)
     net.signal("d4", "retire")
     net.run(1.0)
     net.add("d5", "d0")

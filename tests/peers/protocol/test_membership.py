@@ -10,7 +10,7 @@ import pytest
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.records import Status
 from peers.protocol import actions as do
-from tests.support.simulated import GROUPS, MILLI, SECOND, still
+from tests.support.simulated import GROUPS, MILLI, SECOND, refusal, still
 from tests.support.simulated_checks import agreed, has_gone, rest, started, trains
 from transport.wire.messages import Gossip
 
@@ -31,7 +31,7 @@ def test_after_a_leave_every_survivor_drops_the_block_at_once_and_for_good(mode:
     for device in net:
         assert device.done(do.DropBlock) == [do.DropBlock(D2, "leave")]
         assert device.protocol.members.tombstoned(D2)
-        assert device.protocol.accepts("d1" if device.name != "d1" else "d0", D2) == "tombstoned"
+        assert refusal(device, "d1" if device.name != "d1" else "d0", D2) == "tombstoned"
     net.rounds(10)
     assert has_gone(net, D2) and agreed(net)
     assert net["d2"].exit == do.Exit(0, "leave") and not net["d2"].done(do.Export)
@@ -83,7 +83,7 @@ def test_gossip_of_a_tombstone_is_idempotent() -> None:
     assert tombstone is not None
     before = device.table()
     message = Gossip([tombstone.to_dict()], False, 0)
-    assert device.protocol.receive(net.now, "d1", 0, message) == []
+    assert device.protocol.on_message(net.now, "d1", message) == []
     assert device.table() == before
 
 
@@ -96,9 +96,9 @@ def test_an_older_record_does_not_bring_a_leaver_back(status: Status) -> None:
     net.rounds(3)
     before = net["d0"].table()
     said = Gossip([replace(old, status=status).to_dict()], False, 0)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, said) == []
+    assert net["d0"].protocol.on_message(net.now, "d1", said) == []
     assert net["d0"].table() == before
-    assert net["d0"].protocol.accepts("d1", D2) == "tombstoned"
+    assert refusal(net["d0"], "d1", D2) == "tombstoned"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -29,14 +29,14 @@ def test_what_nothing_is_owed_for_goes_as_the_scenario_says() -> None:
 
 def test_groups_of_least_priority_pay_first_and_no_more_than_is_owed() -> None:
     debt = offset()
-    debt.spent(1000)
+    debt.add_overhead(1000)
     assert debt.codecs(copies(), PRIORITY) == dict.fromkeys([Part(OWN, "late"), Part(THEIRS, "late")], "int8")
     assert debt.codecs(copies(), PRIORITY) == {}  # 2 x 4 x 240 bytes were saved
 
 
 def test_what_one_round_cannot_save_the_next_does() -> None:
     debt = offset()
-    debt.spent(3000)
+    debt.add_overhead(3000)
     assert len(debt.codecs(copies(), PRIORITY)) == 4  # 2240
     assert len(debt.codecs(copies(), PRIORITY)) == 1
     assert debt.codecs(copies(), PRIORITY) == {}
@@ -45,14 +45,14 @@ def test_what_one_round_cannot_save_the_next_does() -> None:
 def test_int8_goes_as_int4_and_int4_as_it_is() -> None:
     for codec, coarser in (("int8", {"int4"}), ("int4", set())):
         debt = offset(codec)
-        debt.spent(1)
+        debt.add_overhead(1)
         assert {*debt.codecs(copies(), PRIORITY).values()} == coarser
 
 
 def test_blocks_of_a_group_pay_in_turn() -> None:
     debt, paid = offset(), []
     for _ in range(4):
-        debt.spent(900)  # less than the 960 of one block
+        debt.add_overhead(900)  # less than the 960 of one block
         paid.append(next(iter(debt.codecs(copies(), PRIORITY))).block)
     assert {OWN, THEIRS} == {*paid}
 
@@ -65,7 +65,7 @@ def test_in_the_end_as_much_is_saved_as_was_spent(spent: list[int], sent: Mappin
     debt, saved = offset(), 0
     gains = {p: count * (SIZES[p.group]["fp16"] - SIZES[p.group]["int8"]) for p, count in sent.items()}
     for size in spent:
-        debt.spent(size)
+        debt.add_overhead(size)
         saved += sum(gains[part] for part in debt.codecs(sent, PRIORITY))
     while codecs := debt.codecs(sent, PRIORITY):
         saved += sum(gains[part] for part in codecs)

@@ -13,14 +13,12 @@ import torch
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.learning.learner import Learner
-from peers.protocol import actions as do
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import SignedCopy, Versions, statement
-from peers.runtime.inbox import Inbox
 from peers.runtime.main import DeviceSpec
 from peers.runtime.sender import Outbox
+from tests.support.receivers import make_receiver
 from tests.support.signatures import public, sign_as, verify
-from tests.support.simulated import GROUPS
 from tests.support.simulated_checks import started
 from transport.links.interface import Links, Received
 from transport.shaping.accounting import Accounts
@@ -45,29 +43,26 @@ def signed(by: str = "d1", part: Part = PART, version: int = 7, codec: str = "fp
 
 
 class Door:
-    """d0's inbox in a network of three that mixes as `newest` does."""
+    """d0's receiver in a network of three devices in mode `newest`, and the copies that it takes in."""
 
     def __init__(self) -> None:
         self.net = started(3, "newest")
         protocol = self.net["d0"].protocol
-        layout = SimpleNamespace(rows=lambda group: ROWS, rank=lambda group: RANK)
-        learner = cast(Learner, SimpleNamespace(groups=GROUPS, layout=layout))
-        self.accounts, self.events = Accounts(), Counter[str]()
-        self.inbox = Inbox(protocol, learner, self.accounts, self.events, curve=True)
+        self.events = Counter[str]()
+        self.receiver = make_receiver(protocol, Accounts(), self.events, (ROWS, RANK), authenticated=True)
         self.copies: list[Any] = []
 
-        def update(now: int, source: str, header: Update, values: object) -> list[do.Action]:
+        def on_copy(peer: str, part: Part, version: int, round_: int, values: object) -> None:
             self.copies.append(values)
-            return []
 
-        protocol.update = update  # type: ignore[method-assign]
+        protocol.exchange.on_copy = on_copy  # type: ignore[method-assign]
 
     def take(self, header: Update, payload: Buffer = PAYLOAD, source: str = "d2") -> None:
         frames = pack(Envelope(source, 0), header, payload)
         received = Received(source, tuple(frames), wire_bytes(frames))
-        opened = self.inbox.open(received)
+        opened = self.receiver.open(received)
         assert opened is not None
-        self.inbox.take(self.net.now, *opened, received)
+        self.receiver.handle(self.net.now, *opened, received)
 
 
 HEADER = Update(*("d1", 0, "early", 7, 3, "train", "fp32", ROWS, RANK, 0, len(PAYLOAD)), signature=signed())
@@ -176,7 +171,7 @@ def test_each_part_carries_the_signature_of_the_whole() -> None:
 def test_what_was_deleted_is_not_kept_for_others() -> None:
     versions = Versions("d0", bytes)
     versions.keep(PART, 7, SignedCopy(MATRIX, PAYLOAD, b""))
-    versions.drop(PART.block)
+    versions.drop_block(PART.block)
     assert versions.relayed(PART, 7) is None
 
 

@@ -15,7 +15,7 @@ from coordinator_free.membership.records import Record, Status
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase
 from tests.support.signatures import public, sign_as
-from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
+from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, refusal, small_config
 from transport.wire.messages import (
     Ack,
     Bye,
@@ -58,14 +58,14 @@ def gossip(*records: Record, **changes: Any) -> Gossip:
 
 def say(net: Network, device: str, source: str, message: Message) -> list[do.Action]:
     """What a device decides on a message."""
-    return net[device].protocol.receive(net.now, source, 0, message)
+    return net[device].protocol.on_message(net.now, source, message)
 
 
 def state_of(device: SimDevice) -> tuple[object, ...]:
     """All of a device's decisions that a message could change."""
     p = device.protocol
     peers = {name: (x.greeted, x.done, sorted(x.manifests)) for name, x in p.peers.items()}
-    return list(p.members), dict(p.blocks), p.own, p.state, p.round, dict(p.exchange.held), peers
+    return list(p.members), dict(p.blocks), p.own, p.phase, p.round, dict(p.exchange.held), peers
 
 
 # -- the start -------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_a_cohort_waits_for_its_last_member() -> None:
     net.add("d0", "d1", "d2", cohort=3)
     net.add("d1", "d0", "d2", cohort=3)
     net.run(10.0)
-    assert [device.protocol.state for device in net] == [Phase.SETTLE] * 2
+    assert [device.protocol.phase for device in net] == [Phase.SETTLE] * 2
     net.add("d2", "d0", "d1", cohort=3)
     net.rounds(1)
     assert {len(device.slots) for device in net} == {3}
@@ -169,12 +169,12 @@ def test_one_that_goes_before_the_others_have_finished_keeps_nobody_waiting(kind
     net = finite(membership={"crash_after_s": 100.0})
     net["d2"].train_ns = 15 * SECOND
     early = [net["d0"], net["d1"]]
-    net.until(lambda: all(device.protocol.state is Phase.FINISH for device in early))
+    net.until(lambda: all(device.protocol.phase is Phase.FINISH for device in early))
     if kind is not None:
         for device in early:
             net.signal(device.name, kind)
     net.until(lambda: [device.name for device in net] == ["d2"])
-    net.until(lambda: not list(net) or net["d2"].protocol.state is Phase.FINISH)
+    net.until(lambda: not list(net) or net["d2"].protocol.phase is Phase.FINISH)
     began = net.now
     net.until(lambda: not list(net))
     assert net["d2"].exit == do.Exit(0, "finished")
@@ -205,7 +205,7 @@ def test_nobody_waits_for_one_that_said_goodbye() -> None:
 def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
     net = finite()
     net["d2"].train_ns = 250 * MILLI
-    net.until(lambda: net["d0"].protocol.state is Phase.FINISH)
+    net.until(lambda: net["d0"].protocol.phase is Phase.FINISH)
     net.signal("d0", kind)
     net.until(lambda: not list(net))
     assert net["d0"].exit == do.Exit(0, "finished") and not net["d0"].logged("leaving")
@@ -286,8 +286,8 @@ def test_what_a_stranger_says_changes_nothing(message: Message) -> None:
 
 def test_a_strangers_data_is_not_taken() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("mallory", BlockKey("d1", 0)) == "stranger"
-    assert net["d0"].protocol.accepts("d1", BlockKey("d1", 0)) is None
+    assert refusal(net["d0"], "mallory", BlockKey("d1", 0)) == "stranger"
+    assert refusal(net["d0"], "d1", BlockKey("d1", 0)) is None
 
 
 def test_a_stranger_cannot_refuse_a_device_that_settles() -> None:
@@ -334,7 +334,7 @@ def test_forged_gossip_changes_nothing() -> None:
 def test_malformed_gossip_tells_no_round_either() -> None:
     net = started()
     net.add("d3", "d0")
-    net.until(lambda: net["d3"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d3"].protocol.phase is Phase.JOIN)
     message = Gossip(gossip(record("d5"), slot=99).records, False, 5_000)
     assert do.Drop("malformed") in say(net, "d3", "d0", message)
     net.until(lambda: net["d3"].round >= 0)
@@ -345,25 +345,25 @@ def test_a_manifest_of_a_round_that_cannot_be_does_not_end_the_run() -> None:
     net = started(round={"count": 1000})
     say(net, "d0", "d1", Manifest(1 << 40, "train", b"viewview", []))
     net.run(1.0)
-    assert net["d0"].protocol.state is not Phase.FINISH
+    assert net["d0"].protocol.phase is not Phase.FINISH
 
 
 def test_data_of_an_unknown_block_is_not_taken() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("d1", BlockKey("d9", 0)) == "unknown"
+    assert refusal(net["d0"], "d1", BlockKey("d9", 0)) == "unknown"
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("newest", "own"), ("average", None)])
 def test_in_newest_nobody_takes_the_own_block_from_others(mode: str, reason: str | None) -> None:
     net = started(mixing={"mode": mode})
-    assert net["d0"].protocol.accepts("d1", BlockKey("d0", 0)) == reason
+    assert refusal(net["d0"], "d1", BlockKey("d0", 0)) == reason
 
 
 def test_data_says_nothing_about_who_is_here() -> None:
     net = started()
     before = net["d0"].table()
     header = Update("d1", 0, "early", 99, 3, "train", "fp32", WIDTH, 1, 0, 4 * WIDTH)
-    assert net["d0"].protocol.update(net.now, "d1", header, net["d0"].values) == []
+    assert net["d0"].protocol.update(net.now, "d1", header, net["d0"].values, b"") == []
     assert net["d0"].table() == before
 
 
