@@ -1,4 +1,4 @@
-"""What comes in: a bad message costs one counted drop and changes nothing; a good one is taken in once."""
+"""The receiver: a bad message costs one counted drop and changes nothing; a good one is taken in once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEPART_NS = 1 * SECOND
 MATRIX = torch.arange(8.0).reshape(ROWS, RANK)
 
 
-class Door:
+class ReceivingDevice:
     """d0's receiver in a network of three devices, and the matrices that it took in."""
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def _door() -> Door:
-    return Door()
+def _door() -> ReceivingDevice:
+    return ReceivingDevice()
 
 
 @pytest.fixture
-def door(_door: Door) -> Door:
-    """The network is the same for all tests, which must not change it; the books are new."""
+def door(_door: ReceivingDevice) -> ReceivingDevice:
+    """The network is shared, so tests must not change it. The counters are new for each test."""
     _door.accounts = _door.receiver._accounts = Accounts()
     _door.events.clear()
     _door.matrices.clear()
@@ -86,7 +86,7 @@ def framed(message: Message, payload: Buffer | None = None, src: str = "d1") -> 
 
 
 def update(payload: bytes, **changes: Any) -> Update:
-    """A header of d1's block that fits the payload, but for the changes."""
+    """A header of d1's block that fits the payload, with changes."""
     made = Update("d1", 0, "early", 3, 3, "train", "fp32", ROWS, RANK, 0, len(payload), xxh3(payload))
     return replace(made, **changes)
 
@@ -96,8 +96,8 @@ def sent(payload: bytes | None = None, **changes: Any) -> list[Buffer]:
     return framed(update(payload, **changes), payload)
 
 
-def refused(door: Door, reason: str, peer: str = "d1") -> bool:
-    """Exactly one message was dropped, for this reason, with all its bytes; nothing was taken in."""
+def refused(door: ReceivingDevice, reason: str, peer: str = "d1") -> bool:
+    """Whether exactly one message was dropped, for this reason, and nothing was taken in."""
     link = door.link(peer)
     return (
         link.dropped_messages == {reason: 1}
@@ -107,18 +107,18 @@ def refused(door: Door, reason: str, peer: str = "d1") -> bool:
     )
 
 
-# -- what is taken in ------------------------------------------------------------------------------------
+# -- accepted messages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8"])
-def test_a_whole_matrix_is_decoded_and_taken_in(door: Door, codec: str) -> None:
+def test_a_complete_matrix_is_decoded_and_taken_in(door: ReceivingDevice, codec: str) -> None:
     door.take(sent(encode(MATRIX, codec), codec=codec))
     (values,) = door.matrices
     assert values.dtype == torch.float32 and torch.allclose(values, MATRIX, atol=0.1)
     assert door.link().received_messages == 1 and not door.link().dropped_messages
 
 
-def test_a_matrix_in_parts_is_taken_in_when_the_last_is_here(door: Door) -> None:
+def test_a_matrix_in_fragments_is_taken_in_with_its_last_fragment(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     for offset in (0, 16):
         assert not door.matrices
@@ -127,19 +127,19 @@ def test_a_matrix_in_parts_is_taken_in_when_the_last_is_here(door: Door) -> None
     assert door.link().received_messages == 2
 
 
-def test_bytes_and_latency_of_what_was_taken_in_are_counted(door: Door) -> None:
+def test_bytes_and_latency_of_received_messages_are_counted(door: ReceivingDevice) -> None:
     frames = framed(Ping(3, DIGEST))
     door.take(frames)
     assert door.link().received_bytes == wire_bytes(frames)
     assert door.link().latency.quantiles_s() == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
 
 
-def test_a_control_message_leads_to_what_the_protocol_decides(door: Door) -> None:
+def test_a_control_message_returns_the_actions_of_the_protocol(door: ReceivingDevice) -> None:
     digest = door.device.protocol.members.digest()
     assert door.take(framed(Ping(3, digest))) == [do.Tell("d1", Ack(3, digest))]
 
 
-# -- what is not -----------------------------------------------------------------------------------------
+# -- refused messages --------------------------------------------------------------------------------------
 
 GOOD = framed(Ping(3, DIGEST))
 MALFORMED: dict[str, list[Buffer]] = {
@@ -158,14 +158,14 @@ MALFORMED: dict[str, list[Buffer]] = {
 
 
 @pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED)
-def test_malformed_frames_cost_one_counted_drop(door: Door, frames: list[Buffer]) -> None:
+def test_malformed_frames_cost_one_counted_drop(door: ReceivingDevice, frames: list[Buffer]) -> None:
     before = door.state()
     assert door.take(frames) == []
     assert door.link().dropped_messages == {"malformed": 1} and door.events == {"malformed": 1}
     assert door.state() == before
 
 
-def test_a_message_in_anothers_name_is_dropped(door: Door) -> None:
+def test_a_message_with_a_false_sender_is_dropped(door: ReceivingDevice) -> None:
     before = door.state()
     assert door.take(framed(Ping(3, DIGEST), src="d2"), source="d1") == []
     assert refused(door, "malformed") and door.state() == before
@@ -190,45 +190,45 @@ BAD: dict[str, list[Buffer]] = {
 
 
 @pytest.mark.parametrize("frames", BAD.values(), ids=BAD)
-def test_a_matrix_that_cannot_be_costs_one_counted_drop(door: Door, frames: list[Buffer]) -> None:
+def test_an_impossible_matrix_costs_one_counted_drop(door: ReceivingDevice, frames: list[Buffer]) -> None:
     before = door.state()
     assert door.take(frames) == []
     assert refused(door, "malformed") and door.events == {"malformed": 1}
     assert door.state() == before
 
 
-def test_after_a_bad_matrix_a_good_one_is_taken_in(door: Door) -> None:
+def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> None:
     door.take(sent(xxh3=1))
     door.take(sent(version=4))
     assert len(door.matrices) == 1
 
 
-def test_data_from_a_stranger_is_dropped(door: Door) -> None:
+def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload, src="mallory"), source="mallory")
     assert refused(door, "stranger", "mallory")
 
 
-def test_data_of_an_unknown_block_is_dropped(door: Door) -> None:
+def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
     door.take(sent(block="d9"))
     assert refused(door, "unknown")
 
 
-def test_a_message_that_comes_again_is_dropped(door: Door) -> None:
+def test_a_replayed_message_is_dropped(door: ReceivingDevice) -> None:
     frames = framed(Ping(3, DIGEST))
     door.take(frames)
     assert door.take(frames) == []
     assert door.link().received_messages == 1 and door.link().dropped_messages == {"replayed": 1}
 
 
-def test_malformed_records_are_dropped_and_counted(door: Door) -> None:
+def test_malformed_records_are_dropped_and_counted(door: ReceivingDevice) -> None:
     before = door.state()
     door.take(framed(Gossip([{"device": "d5"}], False, 3)))
     assert refused(door, "malformed") and door.state() == before
 
 
-def test_data_of_a_block_that_was_left_is_dropped() -> None:
-    door = Door()
+def test_data_of_a_deleted_block_is_dropped() -> None:
+    door = ReceivingDevice()
     door.net.signal("d2", "leave")
     door.net.rounds(2)
     door.take(sent(block="d2"))
@@ -236,7 +236,7 @@ def test_data_of_a_block_that_was_left_is_dropped() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=3))
-def test_whatever_bytes_arrive_only_a_counter_moves(_door: Door, frames: list[bytes]) -> None:
+def test_arbitrary_bytes_change_only_a_counter(_door: ReceivingDevice, frames: list[bytes]) -> None:
     _door.accounts = _door.receiver._accounts = Accounts()
     before = _door.state()
     assert _door.take(frames) == []
@@ -244,7 +244,7 @@ def test_whatever_bytes_arrive_only_a_counter_moves(_door: Door, frames: list[by
 
 
 @given(st.data())
-def test_an_altered_byte_lets_no_matrix_through(_door: Door, data: st.DataObject) -> None:
+def test_an_altered_byte_lets_no_matrix_through(_door: ReceivingDevice, data: st.DataObject) -> None:
     frames = [bytearray(frame) for frame in sent()]
     frame = frames[data.draw(st.integers(0, 1))]
     frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
@@ -252,11 +252,11 @@ def test_an_altered_byte_lets_no_matrix_through(_door: Door, data: st.DataObject
     assert _door.take([bytes(f) for f in frames]) == [] and not _door.matrices
 
 
-# -- what is forgotten -----------------------------------------------------------------------------------
+# -- dropped fragments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["block", "peer"])
-def test_after_a_purge_an_unfinished_matrix_cannot_be_finished(door: Door, how: str) -> None:
+def test_after_a_drop_an_unfinished_matrix_cannot_be_completed(door: ReceivingDevice, how: str) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
     door.receiver.drop_block(BlockKey("d1", 0)) if how == "block" else door.receiver.forget_peer("d1")
@@ -264,7 +264,7 @@ def test_after_a_purge_an_unfinished_matrix_cannot_be_finished(door: Door, how: 
     assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
 
 
-def test_a_purge_leaves_other_blocks_alone(door: Door) -> None:
+def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
     door.receiver.drop_block(BlockKey("d2", 0))

@@ -1,4 +1,4 @@
-"""What has arrived and waits: in order of arrival, but answers before data when the device is late."""
+"""The receiver's queue: messages in order of arrival, but probes before data if the device is late."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ LATE: list[tuple[int, Message]] = [
 ]
 
 
-def test_who_is_late_answers_before_it_goes_on_with_data() -> None:
+def test_a_late_device_answers_probes_before_it_handles_data() -> None:
     assert order_of_arrivals(LATE, virtual=False) == ["Ping", "Update", "Manifest", "Bye"]
 
 
-def test_who_is_late_keeps_a_hello_before_what_depends_on_it() -> None:
+def test_a_late_device_keeps_the_order_of_a_hello_and_gossip() -> None:
     late: list[tuple[int, Message]] = [
         (NOW - 50, Hello("tcp://127.0.0.1:1", {}, True, [], 0)),
         (NOW - 40, Gossip([], False, 0)),
@@ -104,12 +104,12 @@ def test_who_is_late_keeps_a_hello_before_what_depends_on_it() -> None:
     assert order_of_arrivals(late, virtual=False) == ["Ping", "Hello", "Gossip"]
 
 
-def test_what_is_still_on_its_way_arrives_in_its_order() -> None:
+def test_messages_in_flight_keep_their_order() -> None:
     ahead = [(at + 100, message) for at, message in LATE]
     assert order_of_arrivals(ahead, virtual=False) == ["Update", "Manifest", "Ping", "Bye"]
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_in_virtual_time_nothing_depends_on_how_late_a_process_is(late: bool) -> None:
+def test_in_virtual_time_the_order_does_not_depend_on_lateness(late: bool) -> None:
     messages = LATE if late else [(at + 100, message) for at, message in LATE]
     assert order_of_arrivals(messages, virtual=True) == ["Update", "Manifest", "Ping", "Bye"]
