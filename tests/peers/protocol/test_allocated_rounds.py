@@ -8,7 +8,7 @@ import pytest
 from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol import actions as do
-from tests.peers.protocol.test_exchange import everything
+from tests.support.contents import everything
 from tests.support.simulated import GROUPS, Network, small_config, still
 from tests.support.simulated_allocation import SIZES, AllocatingNetwork
 

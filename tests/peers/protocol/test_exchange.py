@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from coordinator_free.averaging.mixing import MODES, Mix
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.exchange import ZERO, Exchange, Plan
+from tests.support.contents import everything
 from transport.wire.messages import Manifest
 
 OWN, THEIRS, GONE = BlockKey("d0", 0), BlockKey("d1", 0), BlockKey("d2", 0)
@@ -58,20 +58,6 @@ def close(of: Exchange, round_: int, said: Manifest | None = None) -> tuple[Mix,
     manifests = {} if said is None else {"d9": said}
     weights = dict.fromkeys(of.groups, dict.fromkeys(manifests, 0.5))
     return of.close_round(OWN, round_, weights, manifests)
-
-
-def everything(value: object) -> Iterator[object]:
-    """All objects that an object contains, at any depth."""
-    yield value
-    if isinstance(value, dict):
-        inner: list[object] = [*value.keys(), *value.values()]
-    elif isinstance(value, (tuple, list, set)):
-        inner = list(value)
-    else:
-        slots = getattr(type(value), "__slots__", ())
-        inner = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots)]
-    for one in inner:
-        yield from everything(one)
 
 
 # -- a refit replaces ---
