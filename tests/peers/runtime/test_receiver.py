@@ -42,7 +42,7 @@ class ReceivingDevice:
         self.matrices: list[Tensor] = []
         take_in = protocol.update
 
-        def update(now: int, source: str, header: Update, matrix: object, payload: bytes) -> list[do.Action]:
+        def update(now: int, source: str, header: Update, matrix: object, payload: Any) -> list[do.Action]:
             if isinstance(matrix, Tensor):  # the simulated network carries numpy arrays
                 self.matrices.append(matrix)
             return take_in(now, source, header, matrix, payload)
