@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, re
 from transport.wire.messages import (
     Ack,
     Bye,
+    Credit,
     Gossip,
     Hello,
     Manifest,
@@ -27,6 +28,7 @@ from transport.wire.messages import (
     Refuse,
     Request,
     Update,
+    Window,
 )
 
 ROUNDS = 4
@@ -378,3 +380,8 @@ def test_a_ping_is_answered_with_its_number() -> None:
     net = started()
     digest = net["d0"].protocol.members.digest()
     assert say(net, "d0", "d1", Ping(2, digest)) == [do.Tell("d1", Ack(2, digest))]
+
+
+def test_every_kind_of_control_message_has_a_handler() -> None:
+    handled = {*started()["d0"].protocol._handlers}
+    assert handled == {*get_args(Message)} - {Update, Credit, Window}

@@ -214,6 +214,12 @@ def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
     assert refused(door, "unknown")
 
 
+def test_a_fragment_that_is_not_admitted_takes_no_memory(door: ReceivingDevice) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload, block="d9"), payload[:16]))
+    assert refused(door, "unknown") and door.receiver._assembly._fragments.bytes_in_flight == 0
+
+
 def test_a_replayed_message_is_dropped(door: ReceivingDevice) -> None:
     frames = framed(Ping(3, DIGEST))
     door.take(frames)
