@@ -126,13 +126,13 @@ class OwnBlock:
 class DropBlock:
     """Delete a block and everything queued that was derived from it.
 
-    handover: the share of the block's output that the own block takes over before the deletion
+    refit: the share of the block's output that the own block takes over before the deletion
     (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then.
     """
 
     key: BlockKey
     reason: str
-    handover: float = 0.0
+    refit: float = 0.0
     damping: float = 1.0
 
 

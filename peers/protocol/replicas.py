@@ -89,29 +89,29 @@ class Replicas:
         shown = forgotten and state.round >= 0 and state.me.snapshot_every
         if shown:
             state.act(Snapshot(state.round, f"before:{key.device}"))
-        handover, damping = self._refit(record)
+        refit, damping = self._start_refit(record)
         reason = GONE.get(record.status, "moved") if record else "unknown"
-        state.act(DropBlock(key, reason, handover, damping))
+        state.act(DropBlock(key, reason, refit, damping))
         state.exchange.drop_block(key)
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))
         if record is not None and record.status is Status.CRASHED:
             state.start_correction(state.round)
 
-    def _refit(self, record: Record | None) -> tuple[float, float]:
+    def _start_refit(self, record: Record | None) -> tuple[float, float]:
         """The share of a deleted block that the own block takes over, and the damping that goes with it.
 
         Only for a leave: a crash verdict may be wrong.
         """
         state = self._state
         left = record is not None and record.status is Status.LEFT
-        handover = state.config.correction.handover if left and state.round >= 0 else 0.0
+        refit = state.config.correction.handover if left and state.round >= 0 else 0.0
         damping = 1.0
-        if handover and state.own is not None:
+        if refit and state.own is not None:
             undamped = not state.exchange.refitted() and state.phase in (Phase.TRAIN, Phase.WAIT)
             state.exchange.start_refit(state.own.key)
             damping = state.damping() if undamped and state.exchange.refitted() else 1.0
-        return handover, damping
+        return refit, damping
 
     # -- slots in quarantine -------------------------------------------------------------------------
     def barred(self, now: int) -> set[int]:

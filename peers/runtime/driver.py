@@ -108,7 +108,7 @@ class Driver:
             self.clock,
             self.virtual,
             authenticated=spec.keys is not None,
-            deliver=self._take,
+            on_arrival=self._on_arrival,
             on_copy=self.learner_thread.heard,
         )
         self._actor = Actor(
@@ -227,16 +227,17 @@ class Driver:
         actions: list[do.Action] = [do.Exit(1, f"{type(error).__name__}: {error}")]
         self._loop.call_soon_threadsafe(self._post, lambda now: actions)
 
-    def _take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[do.Action]:
+    def _on_arrival(self, envelope: Envelope, message: Message, received: Received) -> bool:
+        """Before the protocol sees a message: flow control. False: the device is absent and drops it."""
         if self._actor.waits:  # the process is there, the device is not
             self.accounts.link(envelope.src).dropped("absent", received.wire_bytes)
-            return []
+            return False
         if isinstance(message, Credit):
             self.outbox.credit(envelope.src, message.bytes)
         elif isinstance(message, Hello):
             self.outbox.credit(envelope.src)  # it may have been started again: nothing is on its way any more
             self.learner_thread.forget(envelope.src)
-        return self.receiver.handle(now, envelope, message, received)
+        return True
 
     # -- the scenario, in virtual time -----------------------------------------------------------------
     def _start(self, now: int) -> list[do.Action]:
@@ -305,7 +306,7 @@ class Driver:
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
         self.receiver.drop_block(action.key)
-        if action.handover and self.protocol.own is not None:
+        if action.refit and self.protocol.own is not None:
             self.outbox.refitted(self.protocol.own.key)
         who = {"peer": action.key.device, "incarnation": action.key.incarnation}
 

@@ -47,15 +47,16 @@ AHEAD_NS = MAX_FLIGHT_NS  # by which a late device advances probes: longer than 
 HELD_BYTES = WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM  # of data that waits here, for each account
 OTHERS = ""  # the account that all unknown sources share
 PROBES = (Ping, Ack, PingRequest, Nack, Suspect)  # their order among other messages does not matter
-Deliver = Callable[[int, Envelope, Message, Received], list[Action]]
+OnArrival = Callable[[Envelope, Message, Received], bool]
 OnCopy = Callable[[str, Part, Tensor], object]
 
 
 class Receiver:
     """Receives the messages of all links.
 
-    `deliver`: the driver's handler of a message at its arrival time, which ends in `handle`. `on_copy`: is
-    told each matrix that the protocol has taken in. `authenticated`: the links themselves prevent replays.
+    `on_arrival`: is told each message at its arrival time, before the protocol. It returns False if it has
+    dropped and counted the message. `on_copy`: is told each matrix that the protocol has taken in.
+    `authenticated`: the links themselves prevent replays.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class Receiver:
         virtual: VirtualClock | None,
         *,
         authenticated: bool,
-        deliver: Deliver,
+        on_arrival: OnArrival,
         on_copy: OnCopy,
     ) -> None:
         self._links, self._protocol, self._assembly = links, protocol, assembly
         self._accounts, self._queue, self._clock, self._virtual = accounts, queue, clock, virtual
-        self._deliver, self._on_copy = deliver, on_copy
+        self._on_arrival, self._on_copy = on_arrival, on_copy
         self._replays = None if authenticated else ReplayGuard()
         self._waiting: Counter[str] = Counter()  # bytes of queued data, by account
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
@@ -166,7 +167,9 @@ class Receiver:
         self, account: str, size: int, envelope: Envelope, message: Message, received: Received, now: int
     ) -> list[Action]:
         self._waiting[account] -= size
-        return self._deliver(now, envelope, message, received)
+        if not self._on_arrival(envelope, message, received):
+            return []
+        return self.handle(now, envelope, message, received)
 
     def handle(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         """Hand a message to the protocol, count it, and give credit for data. Returns the actions."""

@@ -45,7 +45,7 @@ def test_a_refit_follows_a_leave_and_not_a_retirement(word: str, handover: float
     published = [made for device in net for made in device.done(do.Publish)]
     told = {status for made in published for *_, status in made.manifest.items}
     drops = [drop for device in net for drop in device.done(do.DropBlock)]
-    assert {drop.handover for drop in drops} <= {handover}
+    assert {drop.refit for drop in drops} <= {handover}
     assert (len(drops) == 4) == (word == "leave")
     assert ("replaces" in told) == (word == "leave")
 

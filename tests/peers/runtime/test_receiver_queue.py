@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from peers.protocol.actions import Action
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.receiver import Receiver
 from transport.links.interface import Received
@@ -45,9 +44,9 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
     """The kinds of messages in the order in which a device handles them that reads its queue at NOW."""
     taken: list[str] = []
 
-    def deliver(now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
+    def on_arrival(envelope: Envelope, message: Message, received: Received) -> bool:
         taken.append(type(message).__name__)
-        return []
+        return False
 
     queue = EventQueue()
     sent = [
@@ -68,7 +67,7 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
         clock,
         virtual_clock,
         authenticated=True,
-        deliver=deliver,
+        on_arrival=on_arrival,
         on_copy=lambda peer, part, matrix: None,
     )
 
