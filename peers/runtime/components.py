@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from peers.protocol.state_machine import DeviceProtocol
 from peers.runtime.event_queue import EventQueue
-from peers.runtime.inbox import Inbox
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.receiver import Receiver
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.sender import Sender
 from peers.runtime.spec import DeviceSpec
@@ -32,7 +32,7 @@ class Components:
     encoder: PayloadEncoder
     sender: Sender
     protocol: DeviceProtocol
-    inbox: Inbox
+    receiver: Receiver
     recorder: Recorder
     events: EventRecorder
 

@@ -16,7 +16,6 @@ from peers.runtime import partition
 from peers.runtime.components import Components
 from peers.runtime.external_events import ExternalEvents
 from peers.runtime.performer import ActionPerformer
-from peers.runtime.receiver import Reception
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.shutdown import Shutdown
 
@@ -29,14 +28,13 @@ class Driver:
     def __init__(
         self,
         components: Components,
-        receiver: Reception,
         scripted: ScriptedEvents,
         external: ExternalEvents,
     ) -> None:
         c = self._c = components
         self.protocol, self.accounts = c.protocol, c.accounts
         self._clock, self._virtual, self._queue, self._sender = c.clock, c.virtual, c.queue, c.sender
-        self._receiver, self._scripted, self._external = receiver, scripted, external
+        self._scripted, self._external = scripted, external
         self._performer = ActionPerformer(c)
         self._shutdown = Shutdown(c, self._performer)
 
@@ -46,7 +44,7 @@ class Driver:
         self._external.on_signal(signal.SIGINT, partial(self.protocol.signal, kind="retire"))
         self._external.on_signal(partition.SIGNAL, self._read_partition)
         self._read_partition(self._clock.now())
-        receiving = asyncio.create_task(self._receiver.run())
+        receiving = asyncio.create_task(self._c.receiver.run())
         try:
             self._scripted.start_clock()
             if not self._scripted.absent:
@@ -72,11 +70,11 @@ class Driver:
             "incarnation": None if own is None else own.incarnation,
             "slot": None if own is None else own.slot,
             "address": self._c.spec.advertise,
-            "phase": protocol.state.value,
+            "phase": protocol.phase.value,
             "round": protocol.round,
             "members": sorted(protocol.members.alive()),
             "blocks": sorted(map(str, protocol.blocks)),
-            "view": protocol.members.view().hex(),
+            "view": protocol.members.digest().hex(),
             "security_events": dict(self._c.links.security_events),
             "links": self.accounts.to_dict(),
         }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction import lookahead
 from coordinator_free.correction.policies import SCHEDULES
@@ -21,7 +22,7 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.learner import DeletionReceipt, Learner, TrainResult
-from peers.learning.neighbour_copies import Distances, NeighbourCopies
+from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
 from peers.runtime.recorder import Recorder
@@ -226,11 +227,11 @@ class LearnerThread:
     def _drop_block(self, action: do.DropBlock) -> DeletionReceipt | None:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
-        self._versions.drop(key)
+        self._versions.drop_block(key)
         if self._copies is not None:
             self._copies.drop(key)
         if not self._learner.has(key):
             return None
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
-        return self._learner.delete_block(key, action.handover)
+        return self._learner.delete_block(key, action.refit)

@@ -20,9 +20,10 @@ from peers.protocol.signed_versions import Versions
 from peers.runtime.spec import DeviceSpec
 from transport.shaping.shaper import philox
 from transport.wire.checksum import xxh3
+from transport.wire.codec_names import FEEDBACK
 from transport.wire.messages import Envelope, Update
 from transport.wire.packing import pack_parts
-from transport.wire.tensor_codec import FEEDBACK, decode, encode, encode_feedback, encode_view
+from transport.wire.tensor_codec import decode, encode, encode_feedback, encode_view
 
 Value = TypeVar("Value")
 

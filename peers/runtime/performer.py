@@ -69,7 +69,7 @@ class ActionPerformer:
     def _disconnect(self, action: do.Disconnect) -> None:
         self._c.sender.disconnect(action.peer)
         self._c.learner_thread.forget_copies_of(action.peer)
-        self._c.inbox.forget(action.peer)
+        self._c.receiver.forget_peer(action.peer)
 
     def _meet(self, action: do.Meet) -> None:
         self._c.sender.disconnect(action.alias)
@@ -119,8 +119,8 @@ class ActionPerformer:
         c, key = self._c, action.key
         c.sender.purge(key, action.reason)
         c.encoder.purge(key)
-        c.inbox.purge(key)
-        if action.handover and c.protocol.own is not None:
+        c.receiver.drop_block(key)
+        if action.refit and c.protocol.own is not None:
             c.encoder.drop_cached(c.protocol.own.key)
         of = {"peer": key.device, "incarnation": key.incarnation}
 

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import FIFO
-from peers.learning.neighbour_copies import Distances
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
 from peers.runtime.payload_encoder import Payload
@@ -24,6 +24,7 @@ from transport.shaping.accounting import Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
 from transport.shaping.shaper import Departure, Outgoing, Shaper
 from transport.shaping.token_bucket import Quota
+from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import (
     CURVE_BYTES,
     FRAME_BYTES,
@@ -34,7 +35,6 @@ from transport.wire.limits import (
 )
 from transport.wire.messages import Bye, Envelope, Message
 from transport.wire.packing import pack, stamp, wire_bytes
-from transport.wire.tensor_codec import payload_bytes
 
 
 class Shape(NamedTuple):

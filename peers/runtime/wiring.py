@@ -20,15 +20,15 @@ from peers.runtime.components import Components
 from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
-from peers.runtime.inbox import Inbox
+from peers.runtime.flow_control import FlowControl
 from peers.runtime.learner_thread import LearnerThread
-from peers.runtime.message_handler import MessageHandler
 from peers.runtime.payload_encoder import PayloadEncoder
-from peers.runtime.receiver import Reception
+from peers.runtime.receiver import Receiver
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec, ScriptedEvent
+from peers.runtime.update_assembly import UpdateAssembly
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock
 from transport.links.interface import Links
@@ -47,7 +47,7 @@ def make_driver(
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
-    external = ExternalEvents(clock)
+    queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
     learner_thread = LearnerThread(
@@ -58,24 +58,36 @@ def make_driver(
     sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
-    inbox = _inbox(spec, links, accounts, learner, protocol, learner_thread)
+    scripted = _scripted(spec, virtual, queue, sender, protocol, events)
+    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
+    receiver = Receiver(
+        links,
+        protocol,
+        UpdateAssembly(learner),
+        accounts,
+        queue,
+        clock,
+        virtual,
+        authenticated=spec.keys is not None,
+        on_arrival=flow_control.on_arrival,
+        on_copy=learner_thread.on_neighbour_copy,
+    )
     components = Components(
         spec=spec,
         links=links,
         accounts=accounts,
         clock=clock,
         virtual=virtual,
-        queue=EventQueue(),
+        queue=queue,
         learner_thread=learner_thread,
         encoder=encoder,
         sender=sender,
         protocol=protocol,
-        inbox=inbox,
+        receiver=receiver,
         recorder=recorder,
         events=events,
     )
-    scripted = _scripted(components)
-    return Driver(components, _receiver(components, scripted), scripted, external)
+    return Driver(components, scripted, external)
 
 
 def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
@@ -134,29 +146,18 @@ def _protocol(
     )
 
 
-def _inbox(
+def _scripted(
     spec: DeviceSpec,
-    links: Links,
-    accounts: Accounts,
-    learner: Learner,
+    virtual: VirtualClock | None,
+    queue: EventQueue,
+    sender: Sender,
     protocol: DeviceProtocol,
-    learner_thread: LearnerThread,
-) -> Inbox:
-    encrypted, rounds = spec.keys is not None, spec.config.round.count
-    on_copy = learner_thread.on_neighbour_copy
-    return Inbox(protocol, learner, accounts, links.security_events, encrypted, rounds, on_copy)
-
-
-def _scripted(c: Components) -> ScriptedEvents:
-    start = partial(_start, spec=c.spec, events=c.events, protocol=c.protocol)
-    record = partial(_record_scripted, events=c.events)
-    set_partition, signal = c.sender.set_partition, c.protocol.signal
-    return ScriptedEvents(c.spec.script, c.virtual, c.queue, start, set_partition, signal, record)
-
-
-def _receiver(c: Components, scripted: ScriptedEvents) -> Reception:
-    handler = MessageHandler(c.inbox, c.sender, c.learner_thread, c.accounts, lambda: scripted.absent)
-    return Reception(c.links, c.inbox, c.protocol, c.queue, c.clock, c.virtual, handler.on_message)
+    events: EventRecorder,
+) -> ScriptedEvents:
+    start = partial(_start, spec=spec, events=events, protocol=protocol)
+    record = partial(_record_scripted, events=events)
+    set_partition, signal = sender.set_partition, protocol.signal
+    return ScriptedEvents(spec.script, virtual, queue, start, set_partition, signal, record)
 
 
 def _start(now: int, spec: DeviceSpec, events: EventRecorder, protocol: DeviceProtocol) -> list[Action]:

@@ -161,7 +161,7 @@ async def _attack(attack: Attack, devices: Mapping[str, Device], way: Relay, hol
     try:
         assert await asyncio.to_thread(hold.reached.wait, PATIENCE_S), "no round was reached"
         waiting = devices["d0"].driver.protocol
-        await until(lambda: (waiting.round, waiting.state) == (HELD_ROUND, Phase.WAIT))
+        await until(lambda: (waiting.round, waiting.phase) == (HELD_ROUND, Phase.WAIT))
         await attack(devices, way)
     finally:
         hold.over.set()

@@ -51,7 +51,7 @@ class Cluster:
             self.own[device] = self._claim(device)
 
     def settle(self, limit: int = 10_000) -> int:
-        """Random meetings until all views agree and nobody has to move; returns how many it took."""
+        """Random meetings until all digests agree and nobody has to move; returns how many it took."""
         for meeting in range(limit):
             if self.settled():
                 return meeting
@@ -59,8 +59,8 @@ class Cluster:
         raise AssertionError(f"no agreement after {limit} meetings")
 
     def settled(self) -> bool:
-        views = {members.view() for members in self.tables.values()}
-        return len(views) == 1 and not any(t.slot_losers() for t in self.tables.values())
+        digests = {members.digest() for members in self.tables.values()}
+        return len(digests) == 1 and not any(t.slot_losers() for t in self.tables.values())
 
 
 def digest(members: Membership) -> str:

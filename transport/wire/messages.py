@@ -77,11 +77,11 @@ class Update:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The end of a round's data: what was sent, unchanged or withheld; what replaces other
-    copies (peers/unlearning/handover_refit.py) was sent. `view`: hash of the members."""
+    copies (peers/unlearning/handover_refit.py) was sent. `digest`: hash of the membership table."""
 
     round: int
     phase: str
-    view: bytes
+    digest: bytes
     items: list[Item]
 
 
@@ -95,10 +95,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? `view`: hash of the members that I know."""
+    """Are you there? `digest`: hash of the sender's membership table."""
 
     number: int
-    view: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Ack:
     """The one that the ping with this number was for is there."""
 
     number: int
-    view: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)

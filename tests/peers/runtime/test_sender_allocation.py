@@ -7,9 +7,10 @@ from typing import Any, cast
 import pytest
 import torch
 
+from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.rate_allocation import Link
 from coordinator_free.identifiers import BlockKey, Part
-from peers.learning.neighbour_copies import Distances, NeighbourCopies
+from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol.actions import Publish
 from peers.protocol.send_allocation import Supply
 from tests.support.sending import MANIFEST, OWN, ROWS, SendingDevice, received_matrices

@@ -1,11 +1,9 @@
-"""Handles a message at its arrival time: the sender's flow control first, then the protocol."""
+"""Flow control of the sending side, from messages of the receiving side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from peers.protocol.actions import Action
-from peers.runtime.inbox import Inbox
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.sender import Sender
 from transport.links.interface import Received
@@ -13,27 +11,23 @@ from transport.shaping.accounting import Accounts
 from transport.wire.messages import Credit, Envelope, Hello, Message
 
 
-class MessageHandler:
+class FlowControl:
     """`absent`: whether the device has yet to join. Until then it drops every message."""
 
     def __init__(
-        self,
-        inbox: Inbox,
-        sender: Sender,
-        learner_thread: LearnerThread,
-        accounts: Accounts,
-        absent: Callable[[], bool],
+        self, sender: Sender, learner_thread: LearnerThread, accounts: Accounts, absent: Callable[[], bool]
     ) -> None:
-        self._inbox, self._sender, self._learner_thread = inbox, sender, learner_thread
+        self._sender, self._learner_thread = sender, learner_thread
         self._accounts, self._absent = accounts, absent
 
-    def on_message(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
+    def on_arrival(self, envelope: Envelope, message: Message, received: Received) -> bool:
+        """Apply a message before the protocol gets it. False: the message was dropped and counted."""
         if self._absent():
             self._accounts.link(envelope.src).dropped("absent", received.wire_bytes)
-            return []
+            return False
         if isinstance(message, Credit):
             self._sender.on_credit(envelope.src, message.bytes)
         elif isinstance(message, Hello):  # the peer's process may have started again
             self._sender.reset_in_flight(envelope.src)
             self._learner_thread.forget_copies_of(envelope.src)
-        return self._inbox.take(now, envelope, message, received)
+        return True
