@@ -30,7 +30,8 @@ from emulation.report.terminal import Progress
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.scenario.schema import Scenario, dump
 from peers.runtime import partition
-from peers.runtime.main import DeviceSpec, process_main
+from peers.runtime.main import process_main
+from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import life_name
 from transport.shaping.channel import Channel
 

@@ -1,61 +1,43 @@
-"""The neighbours' copies, as far as this device knows them. An allocator compares its own copies with them.
+"""What neighbours hold, as far as this device can tell: what an allocator measures its own copies against.
 
-The copy of a part starts at B = 0. Then it is the matrix that the neighbour last sent or was last sent, as
-decoded there. The error of a coarse codec therefore counts the next time. In the learner's thread only.
+A neighbour's copy of a part is at B = 0 at first; then what it last sent or was last sent, as decoded there,
+so that what a coarse codec has lost counts the next time. In the learner's thread only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
-from coordinator_free.averaging.rate_allocation import Transfer
+from coordinator_free.averaging.copy_distances import Distances, MatrixStatistics
 from coordinator_free.identifiers import BlockKey, Part
 from transport.wire.tensor_codec import peak2
 
 
-class Matrix(NamedTuple):
-    """Of an own copy: ||B||^2; mean over a codec's chunks of the largest value squared; number of values."""
-
-    norm2: float
-    peak2: float
-    values: int
-
-
-@dataclass(frozen=True, slots=True)
-class Distances:
-    """Own copies by part, and ||B_mine - B_theirs||^2 for the neighbours of which something is known."""
-
-    matrices: Mapping[Part, Matrix] = field(default_factory=dict)
-    apart2: Mapping[Transfer, float] = field(default_factory=dict)
-
-
 class NeighbourCopies:
-    """One fp32 matrix for each (neighbour, part) that was sent or received."""
+    """One fp32 matrix for each (neighbour, part) that was sent or heard."""
 
     def __init__(self) -> None:
         self._theirs: dict[str, dict[Part, Tensor]] = {}
 
     def note(self, peer: str, part: Part, matrix: Tensor) -> None:
-        """Store the decoded matrix, [rows_g, r_g], that was sent to a neighbour or received from it."""
+        """What was just sent to a neighbour, or came from it: as decoded, [rows_g, r_g]."""
         self._theirs.setdefault(peer, {})[part] = matrix
 
     def drop(self, block: BlockKey) -> None:
-        """Delete all copies of a block."""
+        """Deletion: nothing of the block stays."""
         for theirs in self._theirs.values():
             for part in [part for part in theirs if part.block == block]:
                 del theirs[part]
 
     def forget(self, peer: str) -> None:
-        """Delete the copies of a neighbour that is gone or may have restarted."""
+        """A neighbour that is gone, or may have started again."""
         self._theirs.pop(peer, None)
 
     def distances(self, mine: Mapping[Part, Tensor]) -> Distances:
-        """Compare with the own copies `mine`, fp32 [rows_g, r_g] on the CPU."""
-        matrices = {p: Matrix(_norm2(b), peak2(b), b.numel()) for p, b in mine.items()}
+        """`mine`: own copies, fp32 [rows_g, r_g] on the CPU."""
+        matrices = {p: MatrixStatistics(_norm2(b), peak2(b), b.numel()) for p, b in mine.items()}
         apart2 = {
             (peer, part): _norm2(mine[part] - matrix)
             for peer, theirs in self._theirs.items()

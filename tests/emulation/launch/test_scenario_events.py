@@ -19,7 +19,7 @@ from emulation.scenario.events import ChurnConfig, EventConfig, Population, chur
 from emulation.scenario.schema import Scenario, load
 from peers.errors import InputError
 from peers.runtime import partition
-from peers.runtime.main import NEAR
+from peers.runtime.spec import NEAR
 
 KINDS = ("leave", "retire", "crash", "stall", "join", "return")
 
