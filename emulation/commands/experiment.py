@@ -41,7 +41,7 @@ def experiment(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; allowed: a folder")
     from emulation.experiments import run
-    from emulation.launch.local import RunFailed
+    from emulation.launch.errors import RunFailed
 
     of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from emulation.commands import keys as keys_cli
-from emulation.launch.local import free_ports
+from emulation.launch.ports import free_ports
 from tests.emulation.test_cli import QUICK
 from transport.security import keys
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation.launch.local import free_ports
+from emulation.launch.ports import free_ports
 from tests.emulation.test_cli import QUICK
 from tests.peers.runtime.test_hostile import conversation
 from tests.support.live_devices import send_all, until
