@@ -14,7 +14,7 @@ LEAST_BYTES = 4_000_000  # moved in the time that is looked at: what the two rea
 READ = """
 import json, os
 from pathlib import Path
-from peers.health import VARIABLE, ask
+from peers.runtime.health import VARIABLE, ask
 folder = Path("/sys/class/net/eth0/statistics")
 names = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
 print(json.dumps([ask(os.environ[VARIABLE])["links"], {n: int((folder / n).read_text()) for n in names}]))

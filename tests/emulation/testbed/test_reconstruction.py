@@ -40,7 +40,7 @@ def edit(run: Path, device: str, change: Any) -> None:
 
 
 def happened(run: Path) -> list[tuple[str, str, int, float]]:
-    found = reconstruction.happened(records.load(run))
+    found = reconstruction.find_events(records.load(run))
     return [(e["kind"], e["device"], e["round"], e["t_s"]) for e in found]
 
 
@@ -137,16 +137,16 @@ def test_it_is_made_up_for_anew_each_time(run: Path) -> None:
 def test_snapshots_that_were_left_are_evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, tuple[str, ...]]] = []
 
-    def evaluator(folder: Path, scenario: Any) -> None:
+    def evaluate(folder: Path, scenario: Any) -> None:
         seen.append(((folder / evaluator.DONE_MARKER).exists(), scenario.all_devices))
 
-    monkeypatch.setattr(evaluator, "main", evaluator)
+    monkeypatch.setattr(evaluator, "main", evaluate)
     reconstruction.complete(run)
     assert not seen  # there were none
     (run / "devices" / "d0" / "snapshots").mkdir()
     (run / "devices" / "d0" / "snapshots" / "00009-end.safetensors").touch()
     reconstruction.complete(run)
-    assert seen == [(True, ("d0", "d1", "d2", "d3"))]  # what joined is asked for too
+    assert seen == [(True, ("d0", "d1", "d2", "d3"))]  # with the device that joined
     assert not (run / evaluator.DONE_MARKER).exists()
 
 
@@ -159,7 +159,7 @@ def test_a_launchers_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_but_what_churn_did_to_it_is_added_once(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
-    churn_log.note(run, "stall", ["d1"], duration_s=2.0)
+    churn_log.log_event(run, "stall", ["d1"], duration_s=2.0)
     for _ in range(2):
         reconstruction.complete(run)
         found = records.load(run).injected
