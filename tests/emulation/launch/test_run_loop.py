@@ -18,7 +18,7 @@ from emulation.launch.evaluator_process import EvaluatorProcess
 from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.scenario.schema import Scenario, load
 from peers.errors import InputError
-from tests.emulation.test_cli import QUICK, unweft
+from tests.support.command_line import QUICK, unweft
 
 
 class FakeBackend:

@@ -128,7 +128,7 @@ def test_an_event_is_due_when_all_have_closed_its_round() -> None:
     assert due(listed, {"d0": 2, "d1": 1}) is None
     assert due(listed, {"d0": -1, "d1": -1}) is None
     assert due(listed, {"d0": 3, "d1": 2}) is listed[0]
-    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # who has not begun holds up nobody
+    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # a device that has not begun holds up no event
     assert due([], {"d0": 9}) is None and due(listed, {}) is None
 
 
