@@ -35,7 +35,7 @@ MARKS = {
 }
 WIDTH = 10.0  # inches
 PANELS = 24  # shards and blocks at most in one figure
-EVENTS = 6  # events at most for which contributions are shown
+SHOWN_EVENTS = 6  # events at most for which contributions are shown
 NAMED = 16  # a picture with more events shows no names of events
 
 
@@ -86,7 +86,7 @@ def accuracy(run: RunRecords) -> Figure:
         panel.tick_params(labelbottom=True)
     if shards != all_shards:
         figure.suptitle(f"the first {len(shards)} of {len(all_shards)} shards", fontsize=10)
-    _legend(figure, panels[:1], "answers of")
+    _legend(figure, panels[:1], "device")
     return figure
 
 
@@ -111,7 +111,7 @@ def headline(run: RunRecords) -> Figure:
     mark_events(axes, run, named=True)
     _share_axis(axes)
     axes.set_xlabel("round")
-    axes.set_ylabel("facts answered rightly")
+    axes.set_ylabel("facts answered correctly")
     _legend(figure, [axes], "facts of")
     return figure
 
@@ -249,7 +249,7 @@ def contributions(run: RunRecords) -> Figure | None:
 def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
     """Title and moment of each column of `contributions`."""
     moments = []
-    for event in events(run)[:EVENTS]:
+    for event in events(run)[:SHOWN_EVENTS]:
         name, seen = f"{event.device} {event.record['kind']}", event.noticed().values()
         after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
         before = [*event.survivors, *([event.device] if event.record["kind"] not in ARRIVALS else [])]

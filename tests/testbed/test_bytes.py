@@ -51,7 +51,6 @@ def test_device_and_interface_count_the_same_bytes(bed: Bed, way: int) -> None:
     accounted = after.accounted[way] - before.accounted[way]
     counted = after.counted[way] - before.counted[way]
     headers = HEADERS * (after.packets[way] - before.packets[way])
-    print(
-        f"accounted {accounted}, interface {counted}, headers {headers}: {accounted / (counted - headers):.4f}"
-    )
+    ratio = accounted / (counted - headers)
+    print(f"accounted {accounted}, interface {counted}, headers {headers}: {ratio:.4f}")
     assert accounted == pytest.approx(counted - headers, rel=0.03)
