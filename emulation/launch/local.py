@@ -47,10 +47,10 @@ def prepare(state: RunState, console: Console) -> LocalBackend:
     state.epoch_ns = time.monotonic_ns()
     return LocalBackend(
         state=state,
-        forkserver=Forkserver(scenario),
         addresses=_addresses(scenario),
         channel=wireless.channel(scenario, scenario.all_devices),
         keys=run_keys.make(scenario),
+        forkserver=Forkserver(scenario),
     )
 
 
