@@ -18,7 +18,8 @@ from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import key, measure
 from emulation.experiments.parallel import chains, run_all
-from emulation.launch import local
+from emulation.launch import run_loop
+from emulation.launch.errors import RunFailed
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import dump
 from peers.config import CheckpointConfig
@@ -98,7 +99,7 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
         scenario = scenario.model_copy(update={"checkpoint": begins_with})
     check_against_model(scenario)
     (run / KEPT).mkdir(parents=True)
-    local.run(scenario, run, console)
+    run_loop.run(scenario, run, console)
     if cell.arm == BEFORE:
         _check_checkpoints(cell, run)
         found = key(cell)
@@ -113,9 +114,7 @@ def _check_checkpoints(cell: Cell, run: Path) -> None:
     """Raises launcher.RunFailed where a device left none: it would begin with nothing."""
     missing = [d for d in cell.scenario().initial_devices if not checkpoint.path_of(run, d).is_file()]
     if missing:
-        raise local.RunFailed(
-            f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to make it anew"
-        )
+        raise RunFailed(f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to make it anew")
 
 
 def read(cell: Cell, out: Path) -> Record | None:

@@ -8,19 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emulation import cli
 from emulation.analysis import summary
+from tests.support.command_line import QUICK, ROOT, unweft
 from tests.support.synthetic_run import write
-
-ROOT = Path(__file__).parents[2]
-QUICK = str(ROOT / "scenarios" / "quick.toml")
-
-
-def unweft(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["unweft", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize("command", ["run", "device", "report", "forget"])
@@ -56,7 +46,7 @@ def test_bad_scenario_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_scenario_quickly_and_without_a_traceback(tmp_path: Path) -> None:
+def test_an_unreadable_scenario_fails_quickly_and_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from emulation.cli import main; sys.exit(main())"]
     done = subprocess.run(
         [*command, "run", str(tmp_path / "none.toml")], cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -69,7 +59,7 @@ def test_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unweft(monkeypatch, "run") == 2
 
 
-def test_a_full_folder_is_refused(
+def test_a_folder_that_is_not_empty_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "kept.txt").write_text("kept")

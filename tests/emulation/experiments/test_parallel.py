@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from emulation.experiments.parallel import chains, run_all
-from emulation.launch.local import RunFailed
+from emulation.launch.errors import RunFailed
 
 
 def note(folder: Path, item: str) -> None:

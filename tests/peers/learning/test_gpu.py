@@ -15,8 +15,8 @@ from peers.learning.diagnosis import Options
 from peers.learning.learner import Learner
 from peers.models.loader import pick_device
 from peers.storage.checkpoint import path_of
-from tests.emulation.launch.test_virtual import CHURN, run
 from tests.support.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
+from tests.support.virtual_runs import CHURN, virtual_run
 from tests.transport.links.test_gloo_links import in_all_ranks
 from transport.links.gloo_links import GlooLinks
 
@@ -106,7 +106,7 @@ def test_a_diagnosis_agrees_with_the_cpu() -> None:
 
 def test_a_run_with_churn_on_one_gpu_repeats_to_the_bit(tmp_path: Path) -> None:
     """Several processes share the GPU, with joins, a crash, a return and a partition."""
-    runs = [run(tmp_path / name, "--set", "model.device=cuda:0", *CHURN) for name in ("one", "two")]
+    runs = [virtual_run(tmp_path / name, "--set", "model.device=cuda:0", *CHURN) for name in ("one", "two")]
     assert runs[0] == runs[1]
     assert any(device["adapter_sha256"] for device in runs[0]["devices"])
 

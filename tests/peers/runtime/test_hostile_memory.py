@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from emulation.launch.local import free_ports
-from tests.emulation.test_cli import QUICK
+from emulation.launch.ports import free_ports
 from tests.peers.runtime.test_hostile import conversation
+from tests.support.command_line import QUICK
 from tests.support.live_devices import send_all, until
 from tests.support.live_links import device
 from tests.transport.wire.test_packing import BOMBS
