@@ -105,7 +105,7 @@ class Replicas:
         """
         state = self._state
         left = record is not None and record.status is Status.LEFT
-        refit = state.config.correction.handover if left and state.round >= 0 else 0.0
+        refit = state.config.correction.refit if left and state.round >= 0 else 0.0
         damping = 1.0
         if refit and state.own is not None:
             undamped = not state.exchange.refitted() and state.phase in (Phase.TRAIN, Phase.WAIT)
@@ -117,13 +117,13 @@ class Replicas:
     def barred(self, now: int) -> set[int]:
         """Slots that no newcomer may claim yet."""
         living = {*self._state.members.active()} - {self._state.me.device}
-        return self._state.quarantine.barred(now, living)
+        return self._state.quarantine.barred_slots(now, living)
 
     def _quarantine_departed(self, now: int) -> None:
         """Put the slots of dropped blocks into quarantine and confirm that this device dropped them."""
         state, me = self._state, self._state.me.device
         for record in state.members:
-            if record.key not in state.blocks and state.quarantine.add(now, record):
+            if record.key not in state.blocks and state.quarantine.add_vacancy(now, record):
                 state.quarantine.confirm(now, record.key, me)
                 self._news.append((*record.key, me))
 

@@ -66,7 +66,7 @@ class SendAllocation:
 
     def _merge_waiting(self, left: Waiting, items: Iterable[Item]) -> None:
         """Keep the waiting times and deficits of groups that were not exchanged in this round."""
-        here = {item.slot for item in items}
+        here = {item.transfer for item in items}
         groups = {part.group for _, part in here}
         rounds = {transfer: n for transfer, n in self.waiting.rounds.items() if transfer not in here}
         deficits = {group: d for group, d in self.waiting.deficits.items() if group not in groups}

@@ -22,7 +22,7 @@ from transport.clocks.real import Clock
 from transport.clocks.virtual import VirtualClock
 from transport.links.interface import Links, Received
 from transport.security.replay import ReplayGuard
-from transport.security.security_events import note
+from transport.security.security_events import count_security_event
 from transport.shaping.accounting import Accounts
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_PAYLOAD, WINDOW_BYTES
@@ -126,7 +126,9 @@ class Receiver:
             self._uncredited[received.source] += received.wire_bytes  # it is no longer in flight
 
     def _note_security_event(self, received: Received, kind: str, why: str) -> None:
-        note(self._links.security_events, kind, f"message from {received.source!r} dropped: {why}")
+        count_security_event(
+            self._links.security_events, kind, f"message from {received.source!r} dropped: {why}"
+        )
 
     # -- in the queue --------------------------------------------------------------------------------
     def _queue_message(self, received: Received, envelope: Envelope, message: Message) -> None:
@@ -134,7 +136,7 @@ class Receiver:
             self._on_window(envelope, message, received)
             return
         if self._virtual is not None:
-            self._virtual.received(envelope.src, envelope.seq)
+            self._virtual.on_received(envelope.src, envelope.seq)
         elif envelope.arrive_ns > self._clock.now() + MAX_FLIGHT_NS:
             self._refuse(received, "malformed", "its arrival time is too far in the future")
             return
@@ -160,7 +162,7 @@ class Receiver:
         if self._virtual is None:
             self._refuse(received, "unexpected", "this device has no virtual clock")
         else:
-            self._virtual.heard(envelope.src, window)
+            self._virtual.on_window(envelope.src, window)
 
     # -- at the arrival time -------------------------------------------------------------------------
     def _arrive(

@@ -41,7 +41,7 @@ class UpdateAssembly:
     def add_fragment(self, source: str, header: Update, fragment: Buffer) -> WholeUpdate | None:
         """The update, once its last fragment is here. Raises WireError for a bad fragment or matrix."""
         self._check_shape(header)
-        payload = self._fragments.add(source, header, fragment)
+        payload = self._fragments.add_fragment(source, header, fragment)
         if payload is None:
             return None
         return WholeUpdate(decode(payload, header.codec, header.rows, header.rank, owned=True), payload)
@@ -52,7 +52,7 @@ class UpdateAssembly:
 
     def drop_block(self, block: BlockKey) -> None:
         """Forget the unfinished updates of a deleted block."""
-        self._fragments.drop(block.device, block.incarnation)
+        self._fragments.drop_block(block.device, block.incarnation)
 
     def _check_shape(self, header: Update) -> None:
         rows, rank = self._rows.get(header.group), self._ranks.get(header.group)

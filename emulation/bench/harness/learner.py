@@ -13,7 +13,8 @@ from torch import Tensor
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey
 from emulation.bench.harness.sgd import RANK, ROWS, SmallStep
-from peers.learning.learner import DeletionReceipt, TrainResult
+from peers.learning.learner import TrainResult
+from peers.unlearning.deletion_receipt import DeletionReceipt
 
 GROUP = "early"
 
@@ -56,7 +57,7 @@ class BenchLearner:
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         self._own = key
 
-    def delete_block(self, key: BlockKey, handover: float = 0.0) -> DeletionReceipt:
+    def delete_block(self, key: BlockKey, refit: float = 0.0) -> DeletionReceipt:
         return DeletionReceipt("", "")
 
     def read(self, key: BlockKey, group: str) -> Tensor:

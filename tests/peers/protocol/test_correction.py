@@ -227,7 +227,7 @@ def test_the_bytes_of_reports_are_offset_unless_the_scenario_forbids_it() -> Non
         return [sum(sent.get("int8", 0) for sent in r.sent.values()) for r in rounds]
 
     assert sum(coarse(corrected("dominant"))) > 0
-    assert sum(coarse(corrected("dominant", repay=False))) == sum(coarse(corrected("uniform"))) == 0
+    assert sum(coarse(corrected("dominant", offset_overhead=False))) == sum(coarse(corrected("uniform"))) == 0
 
 
 def test_no_codec_changes_where_relayed_versions_are_signed() -> None:
