@@ -78,8 +78,8 @@ class Update:
 class Manifest:
     """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
 
-    `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py). `digest`: hash
-    of the membership table.
+    `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py).
+    `digest`: hash of the membership table.
     """
 
     round: int

@@ -55,7 +55,7 @@ def test_copies_converge_under_a_tight_budget() -> None:
     assert set(net.codecs) == set(SIZES)  # coarse codecs while copies differ much, fine ones at the end
 
 
-def test_with_a_large_budget_nothing_is_sent_in_a_coarse_codec() -> None:
+def test_with_enough_budget_every_item_is_sent_in_its_largest_codec() -> None:
     net = AllocatingNetwork()
     net.cohort(3)
     net.rounds(10)

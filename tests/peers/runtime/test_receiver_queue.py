@@ -57,7 +57,7 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
     assembly: Any = None
     protocol: Any = SimpleNamespace(peers={"d1"})
     clock: Any = SimpleNamespace(now=lambda: NOW, poke=lambda: None)
-    virtual_clock: Any = SimpleNamespace(received=lambda src, seq: None) if virtual else None
+    virtual_clock: Any = SimpleNamespace(on_received=lambda src, seq: None) if virtual else None
     receiver = Receiver(
         links,
         protocol,
