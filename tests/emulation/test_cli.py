@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from emulation import cli
 from emulation.analysis import summary
+from tests.support.cli import QUICK, unweft
 from tests.support.synthetic_run import write
 
 ROOT = Path(__file__).parents[2]
-QUICK = str(ROOT / "scenarios" / "quick.toml")
-
-
-def unweft(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["unweft", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize("command", ["run", "device", "report", "forget"])

@@ -17,7 +17,7 @@ from emulation.commands import churn
 from emulation.commands.churn import pid_of
 from emulation.testbed import churn_log
 from emulation.testbed.docker import Project
-from tests.emulation.test_cli import unweft
+from tests.support.cli import unweft
 from tests.support.synthetic_run import write
 
 Patch = pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from emulation.scenario.schema import load
 from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
 from peers.runtime import main as device_module
 from peers.runtime.main import DeviceSpec
-from tests.emulation.test_cli import QUICK, unweft
+from tests.support.cli import QUICK, unweft
 from transport.clocks.real import RealClock
 from transport.security import keys
 from transport.security.keys import DeviceIdentity

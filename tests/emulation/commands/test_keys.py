@@ -10,7 +10,7 @@ import pytest
 from emulation.commands.keys import of_device
 from peers.config import KeysConfig
 from peers.errors import InputError
-from tests.emulation.test_cli import QUICK, unweft
+from tests.support.cli import QUICK, unweft
 from transport.security.keys import NetworkKeys, generate, load
 
 Capture = pytest.CaptureFixture[str]

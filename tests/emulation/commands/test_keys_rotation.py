@@ -15,7 +15,7 @@ import pytest
 
 from emulation.commands import keys as keys_cli
 from emulation.launch.local import free_ports
-from tests.emulation.test_cli import QUICK
+from tests.support.cli import QUICK
 from transport.security import keys
 
 pytestmark = pytest.mark.timeout(240)  # processes that import torch

@@ -11,7 +11,7 @@ import pytest
 
 from emulation.analysis.records import read_lines
 from emulation.bench.clock import repeatable
-from tests.emulation.launch.test_local import command
+from tests.support.local_runs import command
 
 pytestmark = pytest.mark.timeout(240)
 TIGHT = ("--set", "radio.budget_bytes=30000", "--set", "radio.allocator=residual")

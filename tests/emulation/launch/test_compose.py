@@ -21,7 +21,7 @@ from emulation.testbed import id_leases, start_gate
 from emulation.testbed.docker import DockerFailed, Project
 from peers.errors import InputError
 from peers.runtime import partition
-from tests.emulation.test_cli import unweft
+from tests.support.cli import unweft
 
 SCENARIO = """
 [devices]

@@ -6,34 +6,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.local_runs import command, started
 from tests.support.tiny_models import WORDS, save_small_model
 
 # Each test starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)
-
-QUICK = Path(__file__).parents[3] / "scenarios" / "quick.toml"
-
-
-def command(out: Path, *options: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("unweft")), "run", str(QUICK), "--out", str(out), *options]
-
-
-def started(out: Path, device: str) -> int:
-    """The pid of a device once it has closed a round."""
-    metrics = out / "devices" / device / "metrics.jsonl"
-    deadline = time.monotonic() + 150
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert time.monotonic() < deadline, "no round was closed"
-        time.sleep(0.05)
-    first = (out / "devices" / device / "events.jsonl").read_text().splitlines()[0]
-    return int(json.loads(first)["pid"])
 
 
 def gone(pids: list[int]) -> bool:

@@ -12,8 +12,8 @@ from emulation.analysis import summary
 from emulation.launch import local, run_keys
 from emulation.launch.run_keys import DeviceKeys
 from emulation.scenario.schema import Scenario, load
-from tests.emulation.test_cli import QUICK
 from tests.support import synthetic_run
+from tests.support.cli import QUICK
 
 
 def scenario(*overrides: str) -> Scenario:

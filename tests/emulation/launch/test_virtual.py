@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from emulation.bench.clock import load, repeatable
-from tests.emulation.launch.test_local import command, started
+from emulation.bench.clock import load
+from tests.support.local_runs import command, started
+from tests.support.virtual_runs import CHURN, run
 
 # Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)
 
 HEARTBEATS_S = 5.0  # until links with a real clock would have had some ...
 STOPPED_S = 13.0  # ... and longer than they wait for the next
-EVENTS = (
-    '[{round=1, kind="join", device="d3"}, {round=2, kind="crash", device="d2"}, '
-    '{round=3, kind="stall", device="d1", duration_s=0.7}, {round=12, kind="return", device="d2"}, '
-    '{round=18, kind="partition", groups=[["d0"]]}, {round=20, kind="heal"}]'
-)
-CHURN = (
-    "--set",
-    f"event={EVENTS}",
-    "--set",
-    "adapter.max_devices=8",
-    "--set",
-    "round.count=30",
-    "--set",
-    "membership.crash_after_s=1.0",
-)
-
-
-def run(out: Path, *options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        command(out, "--clock", "virtual", *options), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    return repeatable(json.loads((out / "summary.json").read_text()))
 
 
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:

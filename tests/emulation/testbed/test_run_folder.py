@@ -11,7 +11,7 @@ from emulation.scenario.schema import Scenario, load, read
 from emulation.testbed import epoch, run_folder
 from emulation.testbed.id_leases import Claim
 from peers.errors import InputError
-from tests.emulation.test_cli import QUICK
+from tests.support.cli import QUICK
 from transport.security import keys
 
 
