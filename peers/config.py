@@ -148,7 +148,7 @@ class CorrectionConfig(Section):
     delay: Annotated[int, Field(ge=1)] = 2  # rounds from a diagnosis to its decision: reports travel by hops
     sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers a gradient is told in, per group
     labels: Literal["data", "model"] = "data"  # empirical Fisher, or the Fisher itself at a second pass
-    handover: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit; 0: none (handover.py)
+    refit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit (method 4); 0: no refit
     fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (fisher.py)
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
@@ -156,7 +156,7 @@ class CorrectionConfig(Section):
     c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: R_con exact where curvatures are equal
     gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10); mixing.gamma where that is less
     period_max: Annotated[int, Field(ge=1)] = 8  # H_g at most
-    repay: bool = True  # what measuring sends is saved on data, by a coarser codec (repaying.py)
+    offset_overhead: bool = True  # a coarser codec saves the bytes of the reports (overhead_offset.py)
 
 
 class MembershipConfig(Section):

@@ -26,7 +26,7 @@ class Arm:
 
 
 # A quarter each: with 0.4 each, five survivors would take over twice the output of the block (method 4).
-HANDOVER = {"correction.handover": 0.25}
+REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
 REHEARSED = {"train.rehearsal": 0.3}
@@ -60,14 +60,14 @@ ARMS: dict[str, Arm] = {
         ),
         _policy("max-steps", "n_max local steps for all groups"),
         Arm("early-steps", "20 local steps at first, then as `uniform`", EARLY),
-        Arm("handover", "the survivors' blocks are refitted before the leaver's goes", HANDOVER),
-        Arm("handover+early-steps", "both", {**HANDOVER, **EARLY}),
+        Arm("handover", "the survivors' blocks are refitted before the leaver's goes", REFIT),
+        Arm("handover+early-steps", "both", {**REFIT, **EARLY}),
         Arm("fisher", "early steps in the eigenbasis of the own block's Fisher information", FISHER),
-        Arm("handover+fisher", "both", {**HANDOVER, **FISHER}),
+        Arm("handover+fisher", "both", {**REFIT, **FISHER}),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
-        Arm("rehearsed+handover", "both", {**REHEARSED, **HANDOVER}, branches=False),
+        Arm("rehearsed+handover", "both", {**REHEARSED, **REFIT}, branches=False),
         Arm("rehearsed+fisher", "both", {**REHEARSED, **FISHER}, branches=False),
-        Arm("rehearsed+handover+fisher", "all three", {**REHEARSED, **HANDOVER, **FISHER}, branches=False),
+        Arm("rehearsed+handover+fisher", "all three", {**REHEARSED, **REFIT, **FISHER}, branches=False),
         Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )

@@ -24,6 +24,7 @@ from emulation.scenario.events import (
     names,
     problems,
 )
+from emulation.scenario.former_keys import current_keys, former_in_overrides, rename_in_table, warn
 from emulation.scenario.validation_errors import Place, explain
 from peers.config import FIFO, DeviceConfig, MobilityConfig, RadioConfig, Section, WirelessConfig
 from peers.errors import InputError
@@ -90,14 +91,18 @@ def load(
 ) -> Scenario:
     """The scenario of a file with `overrides` ("a.b=v", v as TOML or else text) put over it, checked.
 
+    Former spellings of keys work, with a warning. An override replaces the file's value in either spelling.
     Raises InputError, one line: where, key path, value, what is allowed.
     """
     given = [_parse_override(text) for text in overrides]
     given += [(["seed"], seed, f"--seed {seed}")] if seed is not None else []
     given += [(["clock"], clock, f"--clock {clock}")] if clock is not None else []
     data = read_toml(path)
+    former = rename_in_table(data, str(path)) | former_in_overrides(keys for keys, _, _ in given)
+    given = [(current_keys(keys), value, text) for keys, value, text in given]
     for keys, value, text in given:
         _put(data, keys, value, text)
+    warn(str(path), former | rename_in_table(data, "--set"))
     place = Place(str(path), {".".join(keys): text.split("=")[0] for keys, _, text in given})
     data.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem) or "scenario")
     scenario = _validated(data, place)
@@ -108,7 +113,9 @@ def load(
 
 def read(path: Path) -> Scenario:
     """The scenario that a run wrote: not checked against anything but its own form. Raises InputError."""
-    return _validated(read_toml(path), Place(str(path)))
+    data = read_toml(path)
+    warn(str(path), rename_in_table(data, str(path)))
+    return _validated(data, Place(str(path)))
 
 
 def dump(scenario: Scenario) -> str:
@@ -199,10 +206,10 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, str]]:
             f"{scenario.isolation.leak} with mixing.mode = 'newest', in which a block has one writer; "
             "allowed: 0, or mixing.mode = 'average'",
         )
-    if scenario.correction.handover and scenario.mixing.mode == "paper-literal":
+    if scenario.correction.refit and scenario.mixing.mode == "paper-literal":
         yield (
-            "correction.handover",
-            f"{scenario.correction.handover} with mixing.mode = 'paper-literal', which has no foreign blocks "
+            "correction.refit",
+            f"{scenario.correction.refit} with mixing.mode = 'paper-literal', which has no foreign blocks "
             "in the model; allowed: 0, or another mode",
         )
     if scenario.correction.fisher and scenario.correction.policy == "lookahead":

@@ -29,7 +29,7 @@ from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adap
 from peers.storage.checkpoint import Checkpoint, load, save
 from peers.storage.snapshots import SnapshotModel, write_snapshot
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.unlearning.handover_refit import BATCH, EXAMPLES, refit
+from peers.unlearning.handover_refit import BATCH, EXAMPLES, handover_refit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,16 +160,16 @@ class Learner:
         self._adapter.attach(block)
         self._outdate()
 
-    def delete_block(self, key: BlockKey, handover: float = 0.0) -> DeletionReceipt:
+    def delete_block(self, key: BlockKey, refit: float = 0.0) -> DeletionReceipt:
         """Forget a block: its values, its optimiser's moments, its share of the weights.
 
-        handover: the own block takes over that share of what it did on the own data (handover_refit.py).
+        refit: share of the block's output on the own data that the own block takes over (handover_refit.py).
         `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW,
         which removes next to nothing. Raises KeyError if the block is not held.
         """
         before = self.sha256()
-        if handover and self._own is not None and key != self._own:
-            self._take_over(self._own, key, handover)
+        if refit and self._own is not None and key != self._own:
+            self._refit(self._own, key, refit)
         basis = self._blocks[key].bases
         self._blocks.delete(key)
         self._optimizers.pop(key, None)
@@ -184,9 +184,9 @@ class Learner:
         self._outdate()
         return DeletionReceipt(before, self.sha256())
 
-    def _take_over(self, own: BlockKey, gone: BlockKey, share: float) -> None:
+    def _refit(self, own: BlockKey, gone: BlockKey, share: float) -> None:
         batches, block = self._own_batches(f"handover/{gone}", 0, BATCH), self._blocks[own]
-        moves = refit(self._adapter.model, self.layout, block, self._blocks[gone], batches)
+        moves = handover_refit(self._adapter.model, self.layout, block, self._blocks[gone], batches)
         for group, move in moves.items():
             self._blocks.set(own, group, block.data[group].detach() + share * move)
             if group in self._before:

@@ -113,13 +113,13 @@ class OwnBlock:
 class DropBlock:
     """Delete a block and purge all that is queued of it.
 
-    handover: the share of it that the own block takes over before (unlearning/handover_refit.py). damping:
-    the share of the own move of this round that is kept then.
+    refit: the share of its output that the own block takes over before (unlearning/handover_refit.py).
+    damping: the share of this round's own move that is kept.
     """
 
     key: BlockKey
     reason: str
-    handover: float = 0.0
+    refit: float = 0.0
     damping: float = 1.0
 
 

@@ -194,7 +194,7 @@ class Correction:
         for peer in self._state.greeted():
             for r in self._network_mean.news(peer):
                 packed = r.values.astype("<f4").tobytes()
-                if self._config.repay:
+                if self._config.offset_overhead:
                     self._overhead_offset.spent(len(packed) + REPORT_BYTES)
                 self._state.tell(
                     peer, Observed(r.origin.device, r.origin.incarnation, r.epoch, packed, r.signature)

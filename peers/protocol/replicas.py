@@ -88,14 +88,14 @@ class Replicas:
         if shown:
             state.act(Snapshot(state.round, f"before:{key.device}"))
         left = record is not None and record.status is Status.LEFT  # a crash verdict may be wrong
-        handover = state.config.correction.handover if left and state.round >= 0 else 0.0
+        refit = state.config.correction.refit if left and state.round >= 0 else 0.0
         damping = 1.0
-        if handover and state.own is not None:
+        if refit and state.own is not None:
             undamped = not state.exchange.refitted() and state.phase in (Phase.TRAIN, Phase.WAIT)
             state.exchange.replace(state.own.key)
             damping = state.damping() if undamped and state.exchange.refitted() else 1.0
         reason = GONE.get(record.status, "moved") if record else "unknown"
-        state.act(DropBlock(key, reason, handover, damping))
+        state.act(DropBlock(key, reason, refit, damping))
         state.exchange.drop(key)
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))

@@ -300,7 +300,7 @@ class Driver:
     def _on_drop_block(self, action: do.DropBlock) -> None:
         self.outbox.purge(action.key, action.reason)
         self.inbox.purge(action.key)
-        if action.handover and self.protocol.own is not None:
+        if action.refit and self.protocol.own is not None:
             self.outbox.refitted(self.protocol.own.key)
         who = {"peer": action.key.device, "incarnation": action.key.incarnation}
 

@@ -218,4 +218,4 @@ class LearnerThread:
             return None
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
-        return self._learner.delete_block(block, action.handover)
+        return self._learner.delete_block(block, action.refit)

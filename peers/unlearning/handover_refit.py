@@ -24,7 +24,7 @@ EXAMPLES, BATCH = 128, 32  # of the own data that are looked at, at most; at a t
 
 
 @torch.no_grad()
-def refit(
+def handover_refit(
     model: Any, layout: ModelLayout, own: Block, gone: Block, batches: Iterable[Encoded]
 ) -> dict[str, Tensor]:
     """dB by group, [rows_g, r_g] float32: what `own` has to add to stand in for `gone` on these examples.

@@ -56,7 +56,7 @@ class BenchLearner:
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         self._own = key
 
-    def delete_block(self, key: BlockKey, handover: float = 0.0) -> DeletionReceipt:
+    def delete_block(self, key: BlockKey, refit: float = 0.0) -> DeletionReceipt:
         return DeletionReceipt("", "")
 
     def read(self, key: BlockKey, group: str) -> Tensor:

@@ -97,6 +97,17 @@ def test_local_addresses_are_those_of_the_interfaces(monkeypatch: Patch) -> None
     assert psutil.net_if_addrs()
 
 
+def test_unweft_set_may_have_the_former_spelling_of_a_key(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    assert start(monkeypatch, tmp_path / "run", set="correction.handover=0.4") == 0
+    assert started[0].config.correction.refit == 0.4
+    lines = [line for line in capsys.readouterr().err.splitlines() if "correction.handover" in line]
+    assert len(lines) == 1 and "is now correction.refit" in lines[0]
+    both = "correction.handover=0.4 correction.refit=0.4"
+    assert start(monkeypatch, tmp_path / "other", set=both) == 2 and len(started) == 1
+
+
 def test_a_device_calls_all_others_of_its_service(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:

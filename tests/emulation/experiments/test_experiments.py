@@ -70,7 +70,7 @@ def test_every_scenario_is_one_that_can_be_run(experiment: Any, scale: str, tmp_
 def test_arms_that_branch_differ_from_uniform_only_in_what_acts_after_the_event() -> None:
     def before_event(arm: str) -> dict[str, Any]:
         found = cell(arm).scenario().model_dump(mode="json")
-        for acts_after in ("policy", "handover", "fisher", "steps_max"):
+        for acts_after in ("policy", "refit", "fisher", "steps_max"):
             found["correction"].pop(acts_after)
         return {key: value for key, value in found.items() if key not in ("name", "event")}
 

@@ -227,7 +227,7 @@ def test_what_reports_take_is_saved_on_data_unless_that_is_forbidden() -> None:
         return [sum(sent.get("int8", 0) for sent in r.sent.values()) for r in rounds]
 
     assert sum(coarse(corrected("dominant"))) > 0
-    assert sum(coarse(corrected("dominant", repay=False))) == sum(coarse(corrected("uniform"))) == 0
+    assert sum(coarse(corrected("dominant", offset_overhead=False))) == sum(coarse(corrected("uniform"))) == 0
 
 
 def test_nothing_is_saved_where_others_sign_what_is_relayed() -> None:

@@ -37,15 +37,15 @@ def test_after_a_leave_every_survivor_drops_the_block_at_once_and_for_good(mode:
     assert net["d2"].exit == do.Exit(0, "leave") and not net["d2"].done(do.Export)
 
 
-@pytest.mark.parametrize(("word", "handover"), [("leave", 0.4), ("retire", 0.0)])
-def test_a_handover_is_from_one_that_asked_to_be_forgotten(word: str, handover: float) -> None:
-    net = started(5, "average", correction={"handover": 0.4})
+@pytest.mark.parametrize(("word", "refit"), [("leave", 0.4), ("retire", 0.0)])
+def test_a_refit_follows_a_leave_and_no_retirement(word: str, refit: float) -> None:
+    net = started(5, "average", correction={"refit": 0.4})
     net.signal("d2", word)
     net.rounds(5)
     published = [made for device in net for made in device.done(do.Publish)]
     told = {status for made in published for *_, status in made.manifest.items}
     drops = [drop for device in net for drop in device.done(do.DropBlock)]
-    assert {drop.handover for drop in drops} <= {handover}
+    assert {drop.refit for drop in drops} <= {refit}
     assert (len(drops) == 4) == (word == "leave")
     assert ("replaces" in told) == (word == "leave")
 

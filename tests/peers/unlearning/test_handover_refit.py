@@ -8,7 +8,7 @@ from torch import Tensor
 
 from peers.learning.learner import Learner
 from peers.protocol import actions as do
-from peers.unlearning.handover_refit import refit
+from peers.unlearning.handover_refit import handover_refit
 from tests.support.learners import OTHERS, OWN, block, joined, logits, same
 from tests.support.simulated import Network, small_config
 
@@ -18,7 +18,7 @@ GONE = OTHERS[1]
 def moves(learner: Learner) -> dict[str, Tensor]:
     learner._place(())
     own, gone = learner._blocks[OWN], learner._blocks[GONE]
-    return refit(learner._adapter.model, learner.layout, own, gone, [learner._encoded])
+    return handover_refit(learner._adapter.model, learner.layout, own, gone, [learner._encoded])
 
 
 def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
@@ -47,7 +47,7 @@ def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
 def test_a_deletion_with_it_changes_the_logits_less() -> None:
     whole, plain, taken = joined(), joined(), joined()
     plain.delete_block(GONE)
-    taken.delete_block(GONE, handover=1.0)
+    taken.delete_block(GONE, refit=1.0)
     before = logits(whole.model)
     errors = [float((logits(one.model) - before).norm()) for one in (plain, taken)]
     assert errors[1] < errors[0]
@@ -59,7 +59,7 @@ def test_the_share_is_added_also_to_what_a_snapshot_shows_as_settled() -> None:
     learner.train(0, 2, rehearse=False)
     before, trained = {g: b.clone() for g, b in learner._before.items()}, block(learner, OWN)
     wanted = moves(learner)
-    learner.delete_block(GONE, handover=0.4)
+    learner.delete_block(GONE, refit=0.4)
     for group, move in wanted.items():
         assert torch.allclose(learner.read(OWN, group), trained[group] + 0.4 * move, atol=1e-6)
         assert torch.allclose(learner._before[group], before[group] + 0.4 * move, atol=1e-6)
@@ -67,7 +67,7 @@ def test_the_share_is_added_also_to_what_a_snapshot_shows_as_settled() -> None:
 
 @pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
 def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_ms: int) -> None:
-    net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 9, "handover": 0.4}))
+    net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 9, "refit": 0.4}))
     net.cohort(4)
     net.rounds(3)
     net.run(after_ms / 1000)
@@ -85,7 +85,7 @@ def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_m
 
 
 def test_in_newest_a_refit_is_a_version_like_any_other() -> None:
-    settings = {"rounds": 9, "handover": 0.4}
+    settings = {"rounds": 9, "refit": 0.4}
     net = Network(small_config(correction=settings, mixing={"mode": "newest", "omega": 0.7}))
     net.cohort(3)
     net.rounds(3)
@@ -105,5 +105,5 @@ def test_without_it_nothing_of_the_block_is_used() -> None:
 
 def test_the_own_block_hands_nothing_over_to_itself() -> None:
     learner = joined()
-    learner.delete_block(OWN, handover=0.4)
+    learner.delete_block(OWN, refit=0.4)
     assert not learner.has(OWN)
