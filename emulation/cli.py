@@ -73,7 +73,7 @@ def run(
     ] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report what happened."""
-    from emulation.scenario.schema import load
+    from emulation.scenario.loading import load
 
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"

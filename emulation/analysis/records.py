@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emulation.scenario.events import GONE
-from emulation.scenario.schema import Scenario, read
+from emulation.scenario.loading import read
+from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 Record = dict[str, Any]

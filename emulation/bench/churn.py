@@ -12,7 +12,8 @@ from emulation.analysis import records
 from emulation.analysis.invariants import check
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import whole_run
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 
 TIMEOUT_S = 1800
 MOST_SAID = 300  # characters of why a run failed

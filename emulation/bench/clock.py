@@ -15,7 +15,8 @@ from typing import Any
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import whole_run
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 
 OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
 

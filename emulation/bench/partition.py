@@ -12,7 +12,8 @@ from emulation.analysis.records import RunRecords
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import whole_run
 from emulation.scenario.events import GONE, OF_THE_NETWORK
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 
 TIMEOUT_S = 1800
 CHANCE = 0.15  # of 40 facts, what may be guessed of somebody's whose contribution is gone

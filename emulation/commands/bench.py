@@ -95,7 +95,7 @@ def _run(
 
 def _scenario(name: str) -> tuple[Scenario, ...]:
     """What the benchmark runs, where that is one of the repository's. Raises InputError elsewhere."""
-    from emulation.scenario.schema import load
+    from emulation.scenario.loading import load
 
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 

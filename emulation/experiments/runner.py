@@ -19,8 +19,8 @@ from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import key, measure
 from emulation.experiments.parallel import chains, run_all
 from emulation.launch import local
+from emulation.scenario.loading import dump
 from emulation.scenario.preflight import check_against_model
-from emulation.scenario.schema import dump
 from peers.config import CheckpointConfig
 from peers.errors import InputError
 from peers.storage import checkpoint

@@ -28,7 +28,8 @@ from emulation.launch.run_state import RunState
 from emulation.radio import wireless
 from emulation.report.terminal import Progress
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 from peers.runtime import partition
 from peers.runtime.main import DeviceSpec, process_main
 from transport.clocks.virtual import life_name

@@ -49,7 +49,7 @@ class RunState:
     def due(self, can_return: Callable[[str], bool] = lambda device: True) -> EventConfig | None:
         """The next event that has to happen now."""
         rounds = {device: self.last_round.get(device, -1) for device in self.running()}
-        return due(self.scenario.in_time(self.pending, rounds), rounds, can_return)
+        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, can_return)
 
     def over(self) -> bool:
         """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""

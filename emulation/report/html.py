@@ -13,7 +13,7 @@ from emulation.analysis import latency_histogram, records, summary
 from emulation.analysis.records import Record, RunRecords
 from emulation.report import plots, text
 from emulation.report.terminal import megabytes, percent
-from emulation.scenario.schema import dump
+from emulation.scenario.loading import dump
 from peers.config import FIFO, RadioConfig
 
 

@@ -34,7 +34,7 @@ def enter(
     `keys_folder`: gets a network key if it has none. Raises InputError as `make` does, before anything is
     written; OSError where a folder cannot be written.
     """
-    from emulation.scenario.schema import read
+    from emulation.scenario.loading import read
 
     run.mkdir(parents=True, exist_ok=True)
     with _alone(run):
@@ -66,7 +66,7 @@ def enter_as(run: Path, scenario: Scenario, name: str, token: str) -> Claim:
 
 def begin(run: Path, scenario: Scenario) -> None:
     """A new run in a folder: what all its devices read."""
-    from emulation.scenario.schema import dump
+    from emulation.scenario.loading import dump
 
     run.mkdir(parents=True, exist_ok=True)
     (run / "scenario.toml").write_text(dump(scenario), encoding="utf-8")

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from emulation.analysis import evaluator
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.models.loader import LoadedModel, load_model
 from peers.tasks import encode, evaluate, tasks

@@ -28,7 +28,7 @@ from emulation.bench import load as full_load
 from emulation.bench.harness.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.commands import bench
-from emulation.scenario.schema import load
+from emulation.scenario.loading import load
 
 HALVES = """
 clock = "virtual"

@@ -18,7 +18,8 @@ from emulation.experiments import allocation
 from emulation.experiments.allocation import ARMS, AllocationCell, Request, budget_bytes, summary
 from emulation.experiments.catalogue import SCALES, Setting
 from emulation.experiments.grid import Cell
-from emulation.scenario.schema import Scenario, dump, load
+from emulation.scenario.loading import dump, load
+from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
 from peers.tasks import encode, tasks

@@ -21,8 +21,8 @@ from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
 from emulation.experiments.evaluation import write_mean
 from emulation.experiments.grid import Cell
 from emulation.experiments.run import Request, run
+from emulation.scenario.loading import dump, load
 from emulation.scenario.preflight import check_against_model
-from emulation.scenario.schema import dump, load
 from peers.errors import InputError
 from peers.storage.snapshots import write_snapshot
 

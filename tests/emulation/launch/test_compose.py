@@ -15,7 +15,8 @@ from rich.console import Console
 from emulation.launch import compose
 from emulation.launch.compose import Run
 from emulation.launch.local import RunFailed
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from emulation.testbed import docker as docker_cli
 from emulation.testbed import id_leases, start_gate
 from emulation.testbed.docker import DockerFailed, Project

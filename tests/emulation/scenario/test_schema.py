@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation.scenario.schema import dump, load
+from emulation.scenario.loading import dump, load
 from peers.config import DeviceConfig
 from peers.errors import InputError
 
