@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from emulation.analysis.evaluator import answer
+from emulation.analysis.evaluator import score_examples
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
@@ -65,7 +65,7 @@ class Examiner:
     def scores(self, snapshot: Path) -> Scores:
         """Of the model that a snapshot holds."""
         self._snapshot.load(snapshot)
-        known, loss, tokens = answer(self._snapshot.model, self._encoded)
+        known, loss, tokens = score_examples(self._snapshot.model, self._encoded)
         accuracy = {n: _mean(known.float()[self._rows(n)]) for n in ("retain", "test", "forget", "fresh")}
         retain = self._rows("retain")
         members, others = (loss[self._rows(name)].tolist() for name in ("forget", "fresh"))

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
-from emulation.analysis.evaluator import KEPT
+from emulation.analysis.evaluator import KEPT_SNAPSHOTS
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments.arms import ORACLE
@@ -58,7 +58,7 @@ def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
     costs = Costs(cell, run, start)
     found = []
     mean = run.folder / "mean.safetensors"
-    for k, snapshots in moments(cell, run.folder / KEPT, start):
+    for k, snapshots in moments(cell, run.folder / KEPT_SNAPSHOTS, start):
         write_mean(snapshots, mean)
         found.append({"k": k, **examiner.scores(mean).to_dict(), **costs.until(start + k)})
     mean.unlink(missing_ok=True)

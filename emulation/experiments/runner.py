@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation.analysis.evaluator import KEPT
+from emulation.analysis.evaluator import KEPT_SNAPSHOTS
 from emulation.analysis.records import Record
 from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
@@ -97,14 +97,14 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
         begins_with = CheckpointConfig(resume=str(before))
         scenario = scenario.model_copy(update={"checkpoint": begins_with})
     check_against_model(scenario)
-    (run / KEPT).mkdir(parents=True)
+    (run / KEPT_SNAPSHOTS).mkdir(parents=True)
     local.run(scenario, run, console)
     if cell.arm == BEFORE:
         _check_checkpoints(cell, run)
         found = key(cell)
     else:
         found = measure(cell, run)
-    for bulky in (KEPT, "adapters"):
+    for bulky in (KEPT_SNAPSHOTS, "adapters"):
         shutil.rmtree(run / bulky, ignore_errors=True)
     return found
 

@@ -51,10 +51,10 @@ def render(run: RunRecords, found: Record) -> str:
     )
     environment.filters.update(percent=percent, megabytes=megabytes, number=_number, plural=text.plural)
     counts = [link.get("latency_counts", {}) for link in found["links"]]
-    bars = latency_histogram.spread(counts)
+    bars = latency_histogram.bar_range(counts)
     return environment.get_template("report.html.j2").render(
-        latencies=[latency_histogram.drawn(one, bars) for one in counts],
-        latency_s=latency_histogram.seconds(bars),
+        latencies=[latency_histogram.draw_bars(one, bars) for one in counts],
+        latency_s=latency_histogram.bounds_s(bars),
         summary=found,
         run=run,
         heads=text.HEADS,

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from emulation.analysis.evaluator import DONE_MARKER, KEPT
+from emulation.analysis.evaluator import DONE_MARKER, KEPT_SNAPSHOTS
 from emulation.experiments import aggregate, grid, metrics, paired, regime_check, runner, tables
 from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
@@ -314,19 +314,19 @@ def test_snapshots_are_kept_where_a_folder_asks_for_it(
     class Evaluator:
         def __init__(self, scenario: object) -> None: ...
 
-        def records(self, path: Path) -> list[dict[str, Any]]:
+        def evaluate_snapshot(self, path: Path) -> list[dict[str, Any]]:
             return []
 
-        def rest(self) -> list[dict[str, Any]]:
+        def last_consensus_errors(self) -> list[dict[str, Any]]:
             return []
 
     monkeypatch.setattr(evaluator, "Evaluator", Evaluator)
     snapshots(tmp_path / "devices", {"d0/snapshots": ["00001-round"]})
-    (tmp_path / KEPT).mkdir()
+    (tmp_path / KEPT_SNAPSHOTS).mkdir()
     (tmp_path / DONE_MARKER).touch()
     evaluator.main(tmp_path, cell(UNIFORM).scenario())
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.safetensors")] == [
-        f"{KEPT}/d0/00001-round.safetensors"
+        f"{KEPT_SNAPSHOTS}/d0/00001-round.safetensors"
     ]
 
 

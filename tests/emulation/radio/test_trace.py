@@ -83,7 +83,7 @@ def test_travels_to_another_process(tmp_path: Path) -> None:
         ("x,d0,d1,5,,", ["line 2: round: 'x'", "a valid integer"]),
         ("-1,d0,d1,5,,", ["line 2: round: '-1'", "greater than or equal to 0"]),
         ("0,,d1,5,,", ["line 2: src: ''", "at least 1 character"]),
-        ("0,d1,d1,5,,", ["line 2: dst: 'd1' is src too"]),
+        ("0,d1,d1,5,,", ["line 2: dst: 'd1' equals src"]),
         ("0,d0,d1,-5,,", ["line 2: rate_Bps: '-5'", "greater than or equal to 0"]),
         ("0,d0,d1,inf,,", ["line 2: rate_Bps: 'inf'", "finite"]),
         ("0,d0,d1,,,", ["line 2: rate_Bps: ''", "a valid number"]),
@@ -109,7 +109,7 @@ def test_bad_headers(tmp_path: Path, header: str) -> None:
 
 
 def test_a_device_without_a_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no line is of d2; allowed"):
+    with pytest.raises(InputError, match="no line names d2; allowed"):
         replay(tmp_path, GOOD, ("d0", "d1", "d2"))
 
 

@@ -202,7 +202,7 @@ def test_traces_that_cannot_be_replayed(file: Path, tmp_path: Path) -> None:
     trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,fast\n")
     assert f"{trace}: line 2: rate_Bps: 'fast'" in refusal(file, *given)
     trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,9\n0,d2,d0,9\n")
-    assert f"{trace}: no line is of d7" in refusal(file, *given)
+    assert f"{trace}: no line names d7" in refusal(file, *given)
 
 
 def test_dump_makes_the_trace_absolute(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
