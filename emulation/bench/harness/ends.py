@@ -1,7 +1,7 @@
 """The ends of a link that `unweft bench transport` compares, each in a process of its own.
 
 A sender sends `count` tensors of `size` bytes at full speed and returns its start time. A receiver returns
-the time of the last tensor. Times are monotonic ns. Frames carry FRAME_BYTES of payload, as those of a device do.
+the time of the last tensor. Times are monotonic ns. Frames carry FRAME_BYTES of payload, as in a device.
 """
 
 from __future__ import annotations
