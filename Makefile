@@ -1,9 +1,14 @@
-# demo, test, check and bench each set up what they need: .venv from the first Python >= 3.11 found, with the versions of
-# constraints.txt. Another interpreter: make demo PYTHONS=/path/to/python
+# demo, test, check, docs and bench each set up what they need: .venv from the first Python >= 3.11 found, with the
+# versions of constraints.txt. Another interpreter: make demo PYTHONS=/path/to/python
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
+# Python 3.11 measures coverage with a tracer that slows the tests. Tests without coverage: make test COVERAGE=
+COVERAGE ?= --cov --cov-report=term
+# --strict: a warning, such as a broken link, is an error (with --quiet it is not counted, so --quiet is left out). The
+# variable hides a notice about the future of the tools.
+DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
-.PHONY: demo test check bench clean testbed
+.PHONY: demo test check docs bench clean testbed
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -11,7 +16,7 @@ demo: .venv/.installed
 
 # two files at a time: many tests wait for processes of their own
 test: .venv/.installed-dev
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE)
 
 # container tests; without a Docker engine they are skipped, and say so
 testbed: .venv/.installed-dev
@@ -21,12 +26,16 @@ check: .venv/.installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m mypy
+	$(DOCS)
+
+docs: .venv/.installed-dev
+	$(DOCS)
 
 bench: .venv/.installed
 	.venv/bin/unweft bench
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 
 .venv/bin/python:
 	@for name in $(PYTHONS); do \

@@ -18,18 +18,21 @@ def hostile(kind: str, body: bytes) -> list[bytes]:
     return [seal(PREFIX.pack(b"uw", VERSION, KINDS[kind], 0, 0, 0) + body)]
 
 
-def raw(kind: str, *fields, src="d1", incarnation=0) -> list[bytes]:
+def raw(kind: str, *fields: object, src: str = "d1", incarnation: int = 0) -> list[bytes]:
     """A message with these fields, which need not be of the right number or type."""
     return hostile(kind, msgpack.packb([src, incarnation, *fields]))
 
 
 MAPS = b"\x81\xa1k\xdc\x00\x3d" + (b"\xdc\x01\x00" + b"\x80" * 256) * 60  # and then a NaN
 PAIRS = b"\x81\xa0" * 500
-BOMBS = {
+BOMBS: dict[str, list[bytes]] = {
     "1 MB of nested maps": hostile("Gossip", b"\x81\xa0" * 500_000),
     "1 MB of empty maps": hostile("Gossip", b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)),
     "1 MB as a ping": hostile("Ping", b"\x80" * (1 << 20)),
-    "a payload one byte too long": [pack(ENVELOPE, UPDATE, b"payload")[0], b"\x80" * (MAX_PAYLOAD + 1)],
+    "a payload one byte too long": [
+        bytes(pack(ENVELOPE, UPDATE, b"payload")[0]),
+        b"\x80" * (MAX_PAYLOAD + 1),
+    ],
     "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
     "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
     "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),

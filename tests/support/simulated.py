@@ -110,7 +110,7 @@ class SimDevice:
         """The actions of a kind so far, in order."""
         return [action for action in self.told if isinstance(action, kind)]
 
-    def logged(self, event: str) -> list[dict[str, object]]:
+    def logged(self, event: str) -> list[dict[str, Any]]:
         return [log.fields for log in self.done(do.Log) if log.event == event]
 
     def block(self, key: BlockKey) -> dict[str, Values]:

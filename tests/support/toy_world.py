@@ -47,7 +47,7 @@ REGIMES = {
 
 
 def weights(rung: int) -> np.ndarray:
-    graph = nx.Graph()
+    graph: nx.Graph[str] = nx.Graph()
     graph.add_nodes_from(MEMBERS)
     graph.add_edges_from(LADDER.at(rung).edges)
     w = np.zeros((M, M))

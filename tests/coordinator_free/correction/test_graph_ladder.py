@@ -23,7 +23,7 @@ def all_links(members, cost=1.0) -> dict:
 
 
 def graph(members, edges) -> nx.Graph:
-    made = nx.Graph()
+    made: nx.Graph[str] = nx.Graph()
     made.add_nodes_from(members)
     made.add_edges_from(edges)
     return made
@@ -74,7 +74,8 @@ def test_every_device_makes_the_same_ladder(case, rng: random.Random):
 @settings(max_examples=40)
 @given(cases())
 def test_every_rung_up_lowers_rho(case):
-    found = ladder(*case[:3], case[4], case[3])
+    members, start, costs, bounds, seed = case
+    found = ladder(members, start, costs, seed, bounds)
     rhos = [rung.rho for rung in found.rungs]
     assert all(a > b for a, b in itertools.pairwise(rhos[: found.base]))
     assert all(a > b for a, b in itertools.pairwise(rhos[found.base :]))

@@ -211,4 +211,4 @@ def test_a_suspect_whose_first_word_was_lost_is_told_again_before_its_time_is_ov
 
 TestWorld = World.TestCase
 TestWorld.settings = settings(max_examples=30, stateful_step_count=12)
-TestWorld.pytestmark = pytest.mark.timeout(240)  # seconds here; a busy machine takes a minute
+TestWorld.pytestmark = pytest.mark.timeout(240)  # type: ignore[attr-defined]  # seconds here; a busy machine takes a minute

@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def build(folder: Path) -> dict[str, Any]:
-    return json.loads(json.dumps(summary.build(folder), allow_nan=False))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(summary.build(folder), allow_nan=False))
 
 
 def append(path: Path, *records: dict[str, Any]) -> None:

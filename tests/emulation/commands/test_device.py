@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from emulation.commands import device
 from emulation.scenario.loading import load
 from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
 from peers.runtime import main as device_module
@@ -43,8 +43,13 @@ def network(monkeypatch: Patch) -> None:
 def started(monkeypatch: Patch) -> list[DeviceSpec]:
     """What devices were started with; none runs."""
     found: list[DeviceSpec] = []
-    monkeypatch.setattr(device_module, "run_device", lambda spec: found.append(spec) or 0)
-    monkeypatch.setattr(device.signal, "signal", lambda number, handler: None)
+
+    def run_device(spec: DeviceSpec) -> int:
+        found.append(spec)
+        return 0
+
+    monkeypatch.setattr(device_module, "run_device", run_device)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return found
 
 
@@ -213,9 +218,11 @@ def test_on_several_machines_all_count_as_the_world_does(
     epoch.write(tmp_path)
     monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
     start(monkeypatch, tmp_path, wall_clock="1")
-    assert started[0].wall_clock and started[0].epoch_ns == epoch.read(tmp_path, wall=True)
+    epoch_ns = started[0].epoch_ns
+    assert epoch_ns is not None
+    assert started[0].wall_clock and epoch_ns == epoch.read(tmp_path, wall=True)
     assert abs(time.time_ns() - RealClock(wall=True).now()) < 10**9
-    assert abs(started[0].epoch_ns - RealClock(wall=True).now()) < 60 * 10**9
+    assert abs(epoch_ns - RealClock(wall=True).now()) < 60 * 10**9
 
 
 def test_the_grace_comes_from_the_variable_or_the_scenario(
@@ -237,7 +244,7 @@ def test_it_begins_when_its_gate_is_open(
         if len(slept) == 3:
             start_gate.open_to(tmp_path / "run", "d0")
 
-    monkeypatch.setattr(start_gate.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     start(monkeypatch, tmp_path / "run", gates=str(tmp_path / "run" / start_gate.FOLDER))
     assert len(slept) == 3 and started[0].id == "d0"
 

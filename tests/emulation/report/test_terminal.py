@@ -19,7 +19,7 @@ def shown(folder: Path, *seconds: float, terminal: bool = False) -> str:
         for at in seconds:
             progress.update(at)
         console.print(progress.table())
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def row_of(device: str, text: str) -> str:

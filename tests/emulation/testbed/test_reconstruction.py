@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emulation.analysis import records, summary
+from emulation.analysis import evaluator, records, summary
 from emulation.testbed import churn_log, epoch, reconstruction
 from tests.support.synthetic_run import JOINED_S, LEFT_S, write
 
@@ -137,10 +137,10 @@ def test_it_is_made_up_for_anew_each_time(run: Path) -> None:
 def test_snapshots_that_were_left_are_evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, tuple[str, ...]]] = []
 
-    def evaluator(folder: Path, scenario: Any) -> None:
+    def evaluate(folder: Path, scenario: Any) -> None:
         seen.append(((folder / evaluator.DONE_MARKER).exists(), scenario.all_devices))
 
-    monkeypatch.setattr(evaluator, "main", evaluator)
+    monkeypatch.setattr(evaluator, "main", evaluate)
     reconstruction.complete(run)
     assert not seen  # there were none
     (run / "devices" / "d0" / "snapshots").mkdir()

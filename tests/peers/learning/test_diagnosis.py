@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import pytest
 import torch
@@ -13,13 +16,14 @@ from peers.learning.diagnosis import Options, diagnose, step_flops
 from peers.learning.learner import Learner
 from peers.tasks import Encoded, Example, encode
 from tests.support.learners import OTHERS, OWN, block, fill, joined, same, small_learner, small_loaded
-from tests.support.tiny_models import WORDS
+from tests.support.tiny_models import WORDS, Family
 
 FAMILIES = ["llama", "qwen2", "gpt2"]
 ENDINGS = ["red", "green two", "blue one red"]  # examples differ in length and in their share of the tokens
 TEXTS = [Example(f"{WORDS[i % 9]} {WORDS[i % 7 + 9]} is", ENDINGS[i % 3], ends=i % 2 == 0) for i in range(20)]
 BATCH = encode(TEXTS, small_loaded().tokenizer, 16)
 SCALE = 4.0
+MADE_WITH: WeakKeyDictionary[Learner, tuple[Family, dict[str, Any]]] = WeakKeyDictionary()  # for `swapped`
 
 
 def blocks(learner: Learner) -> dict:
@@ -29,8 +33,9 @@ def blocks(learner: Learner) -> dict:
 def measure(learner: Learner, batch: Encoded = BATCH, size: int = 256, seed: int = 0, **options):
     sketcher = Sketcher(seed, learner.layout, size)
     draw = np.random.default_rng(seed)
-    options = Options(**options)
-    return diagnose(learner.model, learner.layout, SCALE, blocks(learner), batch, sketcher, options, draw)
+    return diagnose(
+        learner.model, learner.layout, SCALE, blocks(learner), batch, sketcher, Options(**options), draw
+    )
 
 
 def own_gradients(learner: Learner, batch: Encoded) -> dict[str, torch.Tensor]:
@@ -44,7 +49,7 @@ def own_gradients(learner: Learner, batch: Encoded) -> dict[str, torch.Tensor]:
 
 def all_gradients(learner: Learner, batch: Encoded, labels=None) -> dict[str, torch.Tensor]:
     """By group, the gradients w.r.t. all blocks as one vector: each block in turn is made the trained one."""
-    found = {group: [] for group in learner.groups}
+    found: dict[str, list[torch.Tensor]] = {group: [] for group in learner.groups}
     labels = batch.labels if labels is None else labels
     for key in blocks(learner):
         other = swapped(learner, key)
@@ -56,7 +61,8 @@ def all_gradients(learner: Learner, batch: Encoded, labels=None) -> dict[str, to
 
 def swapped(learner: Learner, own: BlockKey) -> Learner:
     """The same blocks, with another one that trains."""
-    made = small_learner(learner._family, adapter=learner._sections)
+    family, sections = MADE_WITH[learner]
+    made = small_learner(family, adapter=sections)
     for slot, key in enumerate([OWN, *OTHERS]):
         if key == own:
             made.set_own(key, slot)
@@ -72,9 +78,9 @@ def learner(request) -> Learner:
     return with_family(request.param)
 
 
-def with_family(family: str, **adapter) -> Learner:
+def with_family(family: Family, **adapter) -> Learner:
     made = joined(family, adapter=adapter)
-    made._family, made._sections = family, adapter  # for `swapped`
+    MADE_WITH[made] = family, adapter
     return made
 
 
@@ -144,7 +150,7 @@ def test_paper_literal_measures_its_own_block():
 def example_gradients(learner: Learner, rows: list[torch.Tensor], labels: torch.Tensor) -> dict:
     """By group, [m, p]: of m times each row set's share of the mean loss."""
     tokens = (labels[:, 1:] != -100).sum()
-    found = {group: [] for group in learner.groups}
+    found: dict[str, list[torch.Tensor]] = {group: [] for group in learner.groups}
     for row in rows:
         part = Encoded(BATCH.input_ids[row], BATCH.attention_mask[row], labels[row])
         share = (part.labels[:, 1:] != -100).sum() / tokens * len(rows)

@@ -107,23 +107,27 @@ def test_the_same_rounds_give_the_same_block() -> None:
 
 def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correction() -> None:
     learner = joined()
+
+    def current() -> FisherSteps | None:
+        return learner._fisher
+
     learner.train(0, 2, rehearse=False)
     learner.train(1, 2, rehearse=False, fisher=True)
-    measured = learner._fisher
+    measured = current()
     assert measured is not None and OWN not in learner._optimizers  # AdamW's moments are of another basis
     learner.train(2, 2, rehearse=False, fisher=True)
-    assert learner._fisher is measured
+    assert current() is measured
     learner.set_anchor()
     learner.train(3, 2, rehearse=False, fisher=True)
-    assert learner._fisher is not measured
+    assert current() is not measured
     learner.train(4, 2, rehearse=False)
-    assert learner._fisher is None
+    assert current() is None
     learner.train(5, 2, rehearse=False, fisher=True)
     learner.delete_block(OTHERS[0])  # it was in the model that was measured
-    assert learner._fisher is None
+    assert current() is None
     learner.train(6, 2, rehearse=False, fisher=True)
     learner.delete_block(OWN)
-    assert learner._fisher is None
+    assert current() is None
 
 
 def test_steps_by_group_and_damping_hold_here_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -314,7 +315,7 @@ def test_a_settled_snapshot_has_the_own_block_as_it_was_before_the_steps(tmp_pat
         assert same(found, before if settled else block(learner, OWN))
 
 
-LITERAL = {"mixing": {"mode": "paper-literal"}}
+LITERAL: dict[str, Any] = {"mixing": {"mode": "paper-literal"}}
 
 
 def test_paper_literal_computes_with_the_own_block_alone(tmp_path):

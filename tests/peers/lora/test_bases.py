@@ -189,9 +189,10 @@ def test_a_fingerprint_of_a_large_model_fits_into_a_hello():
     )
     sent = fingerprint(modules=modules, max_devices=2).to_dict()
     frames = pack(Envelope("d0", 0), Hello("tcp://a:1", sent, False, [], 0))
-    received = unpack(frames)[1].fingerprint
+    hello = unpack(frames)[1]
+    assert isinstance(hello, Hello)
     assert len(msgpack.packb(sent)) < 2000
-    assert Fingerprint.from_dict(received).difference(Fingerprint.from_dict(sent)) is None
+    assert Fingerprint.from_dict(hello.fingerprint).difference(Fingerprint.from_dict(sent)) is None
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from transport.wire.messages import (
     Gossip,
     Hello,
     Manifest,
+    Message,
     Ping,
     Request,
     Update,
@@ -251,11 +252,16 @@ class Faulty(ZmqLinks):
 
 @pytest.mark.parametrize("mode", ["average", "newest"])
 def test_an_altered_update_is_as_good_as_a_lost_one(tmp_path: Path, mode: str) -> None:
-    losing, altering = (type("FaultyHere", (Faulty,), {"alters": alters}) for alters in (False, True))
-    lost = live(tmp_path / "lost", make=losing, mode=mode)
-    damaged = live(tmp_path / "damaged", make=altering, mode=mode)
+    class Losing(Faulty):
+        alters = False
+
+    class Altering(Faulty):
+        alters = True
+
+    lost = live(tmp_path / "lost", make=Losing, mode=mode)
+    damaged = live(tmp_path / "damaged", make=Altering, mode=mode)
     assert damaged.result == lost.result and damaged.result != undisturbed(mode).result
-    assert damaged.events["d0"] == {"malformed": altering.count // 3} and altering.count >= 12
+    assert damaged.events["d0"] == {"malformed": Altering.count // 3} and Altering.count >= 12
 
 
 # -- messages ------------------------------------------------------------------------------------------
@@ -265,7 +271,7 @@ def every_kind(source: str) -> list[Frames]:
     """One of each kind but Hello, with numbers that are not used up: whoever may speak is listened to."""
     item = (source, 0, "early")
     update = Update(*item, 7, 3, "train", "fp16", 8, 2, 0, 32, xxh3=0)
-    messages = [
+    messages: list[Message] = [
         Gossip([{"device": source, "incarnation": 0}], True, 3),
         Manifest(3, "train", b"v" * 16, [(*item, 7, "sent")]),
         Request([(*item, -1)], 3),

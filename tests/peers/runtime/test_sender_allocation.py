@@ -26,7 +26,7 @@ class AllocatingPost(Post):
         super().__init__(rows, allocator="residual", **radio)
         self.copies = NeighbourCopies()
         self.box._copies = self.copies
-        self.box._learner.groups = ("early",)  # type: ignore[misc]
+        self.box._learner.groups = ("early",)
         self.qualities: dict[str, LinkQuality] = {}
         self.box._channel = self  # type: ignore[assignment]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def saved(run: Path) -> Learner:
     return learner
 
 
-def resumed(run: Path, **sections: object) -> Learner:
+def resumed(run: Path, **sections: Any) -> Learner:
     return small_learner(checkpoint={"resume": str(run)}, **sections)
 
 

@@ -76,8 +76,10 @@ def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_m
     for device in net:
         drop = next(a for a in device.told if isinstance(a, do.DropBlock))
         at = device.told.index(drop)
-        sent = next(n for n, a in enumerate(device.told) if isinstance(a, do.Publish) and n > at)
-        assert "replaces" in {item[4] for item in device.told[sent].manifest.items}
+        sent, publish = next(
+            (n, a) for n, a in enumerate(device.told) if isinstance(a, do.Publish) and n > at
+        )
+        assert "replaces" in {item[4] for item in publish.manifest.items}
         between = [a.damping for a in device.told[at:sent] if isinstance(a, do.Train)]
         assert drop.damping == pytest.approx(1 / 3)
         assert between in ([], [pytest.approx(1 / 3)])

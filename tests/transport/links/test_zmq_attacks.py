@@ -47,7 +47,7 @@ def test_an_altered_byte_ends_the_connection(place: int) -> None:
             d1.connect("d0", way.address)
             d1.send("d0", [b"before"])
             assert parts(await next_of(d0)) == [b"before"]
-            hit = []
+            hit: list[bytes] = []
 
             def alter(piece: bytes) -> bytes:
                 if hit:

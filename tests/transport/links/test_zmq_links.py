@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -339,7 +340,8 @@ def test_random_bytes_at_a_live_inbox(keys: NetworkKeys | None) -> None:
 async def counted(address: str) -> AsyncIterator[tuple[str, list[int]]]:
     """A relay to an address that counts the bytes towards it."""
     host, port = address.removeprefix("tcp://").split(":")
-    count, tasks = [0], []
+    count = [0]
+    tasks: list[asyncio.Task[Any]] = []
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counts: bool) -> None:
         while chunk := await reader.read(1 << 16):
@@ -351,7 +353,9 @@ async def counted(address: str) -> AsyncIterator[tuple[str, list[int]]]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
         there, back = copy(reader, far_writer, True), copy(far_reader, writer, False)
-        tasks.append(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
         await asyncio.gather(there, back, return_exceptions=True)
         await asyncio.gather(writer.wait_closed(), far_writer.wait_closed(), return_exceptions=True)
 

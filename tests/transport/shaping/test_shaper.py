@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -77,7 +78,9 @@ class World:
 
     def __init__(self, budget: int) -> None:
         self.shaper = shaper(budget=budget, seed=3)
-        self.now, self.serial, self.out, self.data_in_round = 0, 0, [], Counter()
+        self.now, self.serial = 0, 0
+        self.out: list[Any] = []
+        self.data_in_round: Counter[int | None] = Counter()
         self.urgent: set[str] = set()  # control that need not come after data
 
     def put(self, peer, size, cause, version) -> None:
@@ -127,7 +130,7 @@ def run(operations, budget: int) -> World:
 @given(OPERATIONS, st.integers(2000, 20_000))
 def test_every_queued_byte_is_sent_abandoned_purged_or_pending(operations, budget) -> None:
     made = run(operations, budget).shaper
-    pending = Counter()
+    pending: Counter[tuple[str, str]] = Counter()
     for waiting in made.pending():
         pending[waiting.peer, waiting.cause] += waiting.wire_bytes
     assert made.queued.bytes == made.sent.bytes + made.abandoned.bytes + made.purged.bytes + pending

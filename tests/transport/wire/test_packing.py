@@ -97,18 +97,18 @@ def test_the_payload_is_not_copied_and_stamping_changes_only_sequence_and_times(
 
 BAD = [
     Refuse("x" * 513),
-    Ping(1.0, VIEW),
+    Ping(1.0, VIEW),  # type: ignore[arg-type]
     Ping(True, VIEW),
-    Ping(1, 1),
+    Ping(1, 1),  # type: ignore[arg-type]
     Ping(-2, VIEW),
     Ping(1, b"v" * 33),
     PingRequest("", 1),
     Suspect("d1", 0, -1, "d2"),
-    Deleted([("d1", 0)]),
+    Deleted([("d1", 0)]),  # type: ignore[list-item]
     Window(0, -1, 0, 0, False),
     Window(0, 0, -3, 0, False),
     Credit(1 << 63),
-    Bye("x", 1),
+    Bye("x", 1),  # type: ignore[arg-type]
     Hello("a", {"k": "x" * 257}, True, [], 0),
     Hello("a", {"k": [[[[[1]]]]]}, True, [], 0),
     Hello("a", {"k": float("nan")}, True, [], 0),
@@ -116,12 +116,12 @@ BAD = [
     Gossip([{"k": b"x" * 129}], True, 0),
     Gossip([{"k": [1]}], True, 0),
     Gossip([{"k": 1 << 63}], True, 0),
-    Gossip([{1: "x"}], True, 0),
+    Gossip([{1: "x"}], True, 0),  # type: ignore[dict-item]
     Gossip([{}] * 1025, True, 0),
     Manifest(1, "other", b"v" * 8, []),
     Manifest(1, "train", b"v" * 7, []),
     Manifest(1, "train", b"v" * 8, [("d1", 0, "g", 1, "lost")]),
-    Manifest(1, "train", b"v" * 8, [("d1", 0, "g", 1)]),
+    Manifest(1, "train", b"v" * 8, [("d1", 0, "g", 1)]),  # type: ignore[list-item]
     Request([("", 0, "g", 1)], 0),
     dataclasses.replace(UPDATE, cause="control"),
     dataclasses.replace(UPDATE, rows=0),

@@ -95,6 +95,7 @@ def test_with_error_feedback_the_sum_of_sends_follows_the_sum_of_values(codec: s
     for _ in range(50):
         payload, error = encode_feedback(values, codec, None, error)
         received += decode(payload, codec, 33, 8)
+    assert error is not None
     torch.testing.assert_close(received + error, 50 * values, rtol=1e-4, atol=1e-4)
     assert float(error.abs().max()) <= float(values.abs().max()) / 3
 
