@@ -16,7 +16,7 @@ from emulation.analysis import records, summary
 from emulation.analysis.records import Record, RunRecords
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import RUN, whole_run
-from emulation.launch.local import free_ports
+from emulation.launch.ports import free_ports
 from emulation.testbed import epoch
 
 JOIN_EVERY, STAYS = 30, 15  # rounds from one join to the next, and from a join to the retirement

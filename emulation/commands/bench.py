@@ -1,4 +1,4 @@
-"""The command `unweft bench`. What is heavy (torch) is imported by the benchmark that is run."""
+"""`unweft bench`: run benchmarks. Only the chosen benchmark imports heavy modules (torch)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from emulation.scenario.schema import Scenario
 
 EXAMPLE = "Example: unweft bench transport --json transport.json"
-WIDTH = 140  # of tables that no terminal bounds
+WIDTH = 140  # columns of tables where stdout is no terminal
 NAMES = ("transport", "shaper", "wire", "rounds")
 WHOLE_RUNS = (
     "accounting",
@@ -29,7 +29,7 @@ WHOLE_RUNS = (
     "load",
     "membership",
     "partition",
-)  # minutes each: run only when they are named
+)  # each takes minutes, so each runs only when it is named
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
     "churn": Path("scenarios/soak.toml"),
@@ -41,25 +41,25 @@ def bench(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help=f"{', '.join(NAMES)}: all of them without it; or {', '.join(WHOLE_RUNS)}."
+            metavar="NAME", help=f"{', '.join(NAMES)} (default: all of these), or {', '.join(WHOLE_RUNS)}."
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Writes all figures there.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="File for all figures.")] = None,
     n: Annotated[
         list[int] | None,
         typer.Option(
             "--n",
-            help="rounds, membership, load: how many devices; may be repeated. Default: 8, 16, 32; load: 12.",
+            help="rounds, membership, load: number of devices, may be repeated; default 8, 16, 32 (load 12).",
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="churn: which seeds; may be repeated. Default: 0.")
+        list[int] | None, typer.Option(help="churn: a seed; may be repeated. Default: 0.")
     ] = None,
     starts: Annotated[
-        int | None, typer.Option(min=1, help="membership: how many starts of each size. Default: 10.")
+        int | None, typer.Option(min=1, help="membership: number of starts of each size. Default: 10.")
     ] = None,
 ) -> None:
-    """Run the benchmarks: figures, and their ratios to a reference measured in the same run."""
+    """Run benchmarks: figures, and their ratios to a reference measured in the same run."""
     allowed = (*NAMES, *WHOLE_RUNS)
     if name is not None and name not in allowed:
         raise InputError(f"NAME: {name!r} is no benchmark; allowed: {', '.join(allowed)}")
@@ -77,7 +77,7 @@ def bench(
         findings = _run(one, n, seed, starts)
         findings.print(console)
         found.append(findings)
-        if json is not None:  # after each: a later one that is interrupted costs nothing of it
+        if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
             _write(json, found)
 
 
@@ -94,7 +94,7 @@ def _run(
 
 
 def _scenario(name: str) -> tuple[Scenario, ...]:
-    """What the benchmark runs, where that is one of the repository's. Raises InputError elsewhere."""
+    """The repository's scenario that a benchmark runs, if any. Raises InputError if the file is missing."""
     from emulation.scenario.loading import load
 
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
@@ -103,7 +103,7 @@ def _scenario(name: str) -> tuple[Scenario, ...]:
 def _numbers(
     name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
 ) -> dict[str, Sequence[int] | int]:
-    """The options that go with a benchmark."""
+    """The given options that a benchmark has."""
     given = {
         "devices": devices if name in ("rounds", "membership", "load") else None,
         "seeds": seeds if name == "churn" else None,

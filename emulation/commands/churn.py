@@ -1,4 +1,4 @@
-"""`unweft churn`: make something happen to devices that run, be they processes of a run or containers."""
+"""`unweft churn`: an event for devices that run, as processes of a run or as containers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = "Example: unweft churn unweft leave d2 (or: unweft churn runs/first st
 
 
 class Kind(StrEnum):
-    """What can happen to a device."""
+    """An event of a device."""
 
     LEAVE = "leave"
     RETIRE = "retire"
@@ -35,29 +35,30 @@ class Kind(StrEnum):
     HEAL = "heal"
 
 
-NUMBERS = {
+PROCESS_SIGNALS = {
     Kind.LEAVE: signal.SIGTERM,
     Kind.RETIRE: signal.SIGINT,
     Kind.CRASH: signal.SIGKILL,
     Kind.STALL: signal.SIGSTOP,
     Kind.RESUME: signal.SIGCONT,
 }
-NOT_NOTED = (Kind.RESUME, Kind.JOIN, Kind.RETURN)  # devices tell of it themselves
+NOT_LOGGED = (Kind.RESUME, Kind.JOIN, Kind.RETURN)  # the records of devices show these
 
 
 def churn(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="The folder of a run that goes on, or a compose project.")
+        str, typer.Argument(metavar="TARGET", help="The folder of a run in progress, or a compose project.")
     ],
     event: Annotated[
-        Kind, typer.Argument(metavar="EVENT", help=f"{', '.join(Kind)}. Processes: the first five.")
+        Kind, typer.Argument(metavar="EVENT", help=f"{', '.join(Kind)}. For processes: the first five.")
     ],
     devices: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Ids, for instance d2.")],
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="With stall and partition: undo it after so many seconds.")
+        float | None,
+        typer.Option(min=0, help="For stall and partition: seconds until the event is undone."),
     ] = None,
 ) -> None:
-    """Make something happen to devices: leave, retire, crash, stall, … as a scenario's events do."""
+    """Cause an event for devices (leave, retire, crash, stall, …), as a scenario's events do."""
     if seconds is not None and event not in (Kind.STALL, Kind.PARTITION):
         raise InputError(f"--seconds: has no meaning with {event}; allowed: with stall and partition")
     try:
@@ -73,14 +74,14 @@ def churn(
 
 
 def _processes(run: Path, event: Kind, devices: list[str], seconds: float | None) -> None:
-    if event not in NUMBERS:
-        allowed = ", ".join(NUMBERS)
+    if event not in PROCESS_SIGNALS:
+        allowed = ", ".join(PROCESS_SIGNALS)
         raise InputError(f"{event}: not to processes of a run; allowed: {allowed}, or containers")
     pids = {device: pid_of(run, device) for device in devices}
-    if event not in NOT_NOTED:
-        churn_log.note(run, event, devices, **_lasting(event, seconds))
+    if event not in NOT_LOGGED:
+        churn_log.log_event(run, event, devices, **_duration(event, seconds))
     for pid in pids.values():
-        os.kill(pid, NUMBERS[event])
+        os.kill(pid, PROCESS_SIGNALS[event])
     if seconds is not None:
         time.sleep(seconds)
         for pid in pids.values():
@@ -88,9 +89,9 @@ def _processes(run: Path, event: Kind, devices: list[str], seconds: float | None
 
 
 def pid_of(run: Path, device: str) -> int:
-    """The process of a device of a run. Raises InputError if there is none.
+    """The process id of a device of a run. Raises InputError if the device does not run.
 
-    Numbers of processes are used again: it must be one that writes what this device writes.
+    An id may belong to another process by now. The process must have the device's record file open.
     """
     path = run / "devices" / device / "events.jsonl"
     pids = [int(line["pid"]) for line in read_lines(path) if line["event"] == "started"]
@@ -103,7 +104,7 @@ def pid_of(run: Path, device: str) -> int:
     raise InputError(f"{device}: does not run in {run}; allowed: a device that runs, of {', '.join(known)}")
 
 
-def _lasting(event: Kind, seconds: float | None) -> dict[str, float]:
+def _duration(event: Kind, seconds: float | None) -> dict[str, float]:
     return {} if seconds is None or event is not Kind.STALL else {"duration_s": seconds}
 
 
@@ -120,22 +121,23 @@ def _containers(project: Project, event: Kind, devices: list[str], seconds: floa
         if device not in known:
             raise InputError(f"{device}: not in {project.name}; allowed: {', '.join(sorted(known))}")
     chosen = [known[device] for device in devices]
-    if event not in NOT_NOTED:
-        project.note(event, _whom(event, devices))
+    if event not in NOT_LOGGED:
+        project.log_event(event, _subjects(event, devices))
     for container in chosen:
-        _do(project, event)(container)
+        _action(project, event)(container)
     if seconds is not None:
         time.sleep(seconds)
         for container in chosen:
-            _do(project, Kind.RESUME if event is Kind.STALL else Kind.HEAL)(container)
+            _action(project, Kind.RESUME if event is Kind.STALL else Kind.HEAL)(container)
 
 
-def _whom(event: Kind, devices: list[str]) -> list[str]:
-    """As records name them: of a partition its groups in one line, and each container is one alone."""
+def _subjects(event: Kind, devices: list[str]) -> list[str]:
+    """The devices as the log names them. A partition has one line, in which each device is its own group."""
     return {Kind.PARTITION: [" | ".join(devices)], Kind.HEAL: [""]}.get(event, devices)
 
 
-def _do(project: Project, event: Kind) -> Callable[[Container], None]:
+def _action(project: Project, event: Kind) -> Callable[[Container], None]:
+    """The docker command for an event."""
     if event in SIGNALS:
         return lambda container: project.signal(container, SIGNALS[event])
     return {

@@ -1,7 +1,7 @@
-"""`unweft device`: one device in the foreground, as a container or a machine of its own runs it.
+"""`unweft device`: run one device in the foreground, in a container or on a machine of its own.
 
-Whatever it needs to know comes from flags or UNWEFT_ variables; what others know too it finds out by itself
-(docs/deploy.md): its id, its own address, where the others are.
+Its settings come from flags or UNWEFT_ variables. It finds its id, its own address and the addresses of other
+devices by itself (docs/deploy.md).
 """
 
 from __future__ import annotations
@@ -37,57 +37,57 @@ EXAMPLE = (
 )
 
 
-def _ask(wanted: bool) -> None:
+def _check_health(wanted: bool) -> None:
     if wanted:
         raise typer.Exit(health.main())
 
 
 def device(
-    scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario that all share.")],
+    scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario of all devices.")],
     listen: Annotated[str, typer.Option(envvar="UNWEFT_LISTEN", help="Endpoint to bind, tcp://host:port.")],
-    out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for what it writes.")],
+    out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for the device's files.")],
     id_: Annotated[
         str | None,
         typer.Option(
             "--id",
             envvar="UNWEFT_ID",
-            help="Its name, for instance d0; default: the first one that is free in --out, which all share.",
+            help="Its id, for instance d0; default: the first free id in --out, if all devices share it.",
         ),
     ] = None,
     replica: Annotated[
         int | None,
-        typer.Option(min=1, envvar="UNWEFT_REPLICA", help="In place of --id: replica 1 is d0, 2 is d1, …"),
+        typer.Option(min=1, envvar="UNWEFT_REPLICA", help="Instead of --id: replica 1 is d0, 2 is d1, …"),
     ] = None,
     advertise: Annotated[
         str | None,
         typer.Option(
             envvar="UNWEFT_ADVERTISE",
-            help="Endpoint for the others; default: --listen, or where it listens on every interface its "
-            "address in the others' network.",
+            help="Endpoint for other devices; default: --listen, or, if that is every interface, the "
+            "address in the network of the other devices.",
         ),
     ] = None,
     seeds: Annotated[
         str,
         typer.Option(
             envvar="UNWEFT_SEEDS",
-            help="Endpoints of devices that may be there, with commas; a name stands for all its addresses.",
+            help="Endpoints of other devices, separated by commas; a name stands for all its addresses.",
         ),
     ] = "",
     keys: Annotated[
         Path | None,
         typer.Option(
-            envvar="UNWEFT_KEYS", help="Folder of its keys (unweft keys new); SIGHUP reads it again."
+            envvar="UNWEFT_KEYS", help="Folder of its keys (unweft keys new); read again after SIGHUP."
         ),
     ] = None,
     identity: Annotated[
         Path | None,
         typer.Option(
             envvar="UNWEFT_IDENTITY",
-            help="Folder of its signing key: with it, it can return; default: --out.",
+            help="Folder of its signing key, which a device needs to return; default: --out.",
         ),
     ] = None,
     snapshots: Annotated[
-        bool, typer.Option(envvar="UNWEFT_SNAPSHOTS", help="Leave snapshots in --out, for `unweft report`.")
+        bool, typer.Option(envvar="UNWEFT_SNAPSHOTS", help="Write snapshots to --out, for `unweft report`.")
     ] = False,
     leave_grace_s: Annotated[
         float | None,
@@ -95,25 +95,25 @@ def device(
             "--leave-grace",
             min=0,
             envvar="UNWEFT_LEAVE_GRACE_S",
-            help="Seconds after SIGTERM to find out whether all are told to stop; default: the scenario's.",
+            help="Seconds after SIGTERM to find out whether all devices stop; default: the scenario's.",
         ),
     ] = None,
     health_socket: Annotated[
         str | None,
-        typer.Option(envvar=health.VARIABLE, help="Socket file at which it says how it is."),
+        typer.Option(envvar=health.VARIABLE, help="Socket file for health checks of this device."),
     ] = None,
     gates: Annotated[
         Path | None,
         typer.Option(
             envvar="UNWEFT_GATES",
-            help="Be ready, but begin only when a file with its id is in this folder.",
+            help="Wait before the start until this folder has a file with the device's id.",
         ),
     ] = None,
     wall_clock: Annotated[
         bool,
         typer.Option(
             envvar="UNWEFT_WALL_CLOCK",
-            help="Devices are on several machines: count time as the world does, not from a machine's start.",
+            help="For devices on several machines: use wall-clock time, not the machine's monotonic time.",
         ),
     ] = False,
     ask: Annotated[
@@ -121,20 +121,20 @@ def device(
         typer.Option(
             "--health",
             is_eager=True,
-            callback=_ask,
-            help=f"Only ask the device at the socket {health.VARIABLE}; exit status 0: it lives.",
+            callback=_check_health,
+            help=f"Only check the device at the socket {health.VARIABLE}; exit status 0: it is alive.",
         ),
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=V", help="Puts a value over the scenario's; may be repeated."),
+        typer.Option("--set", metavar="A.B=V", help="Replaces a value of the scenario; may be repeated."),
     ] = None,
     variables: Annotated[
-        str, typer.Option("--sets", envvar="UNWEFT_SET", help="Such assignments, with blanks between them.")
+        str, typer.Option("--sets", envvar="UNWEFT_SET", help="Values as for --set, separated by blanks.")
     ] = "",
 ) -> None:
-    """Run one device in the foreground: what a container runs. Every flag is also an UNWEFT_ variable."""
-    signal.signal(signal.SIGTERM, _gone_before_it_came)
+    """Run one device in the foreground, as a container does. Every flag is also an UNWEFT_ variable."""
+    signal.signal(signal.SIGTERM, _exit_before_start)
     partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
@@ -146,7 +146,7 @@ def device(
 
         check_device_id(id_)
     if keys is None:
-        keys_cli.of_device(load().keys, None, own_name)  # refused before anything is written
+        keys_cli.of_device(load().keys, None, own_name)  # check before anything is written
     loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
     try:
         own_keys = keys_cli.of_device(loaded.keys, keys, claim.id)
@@ -155,15 +155,15 @@ def device(
 
         if gates is not None:
             start_gate.wait(gates, claim.id)
-        # As late as can be: whoever has started by now is found under the service's name.
+        # Resolve as late as possible: then the service's name has all devices that have started.
         others = [other for seed in named for other in endpoints.resolve(seed)]
-        here = advertise or endpoints.own(listen, others)
+        own_endpoint = advertise or endpoints.own(listen, others)
         spec = DeviceSpec(
             id=claim.id,
             config=_with_grace(loaded.device_config(), leave_grace_s),
             listen=listen,
-            advertise=here,
-            seeds=tuple(other for other in others if other != here),
+            advertise=own_endpoint,
+            seeds=tuple(other for other in others if other != own_endpoint),
             out=str(out),
             cohort=len(loaded.initial_devices) if claim.id in loaded.initial_devices else 0,
             epoch_ns=epoch.read(out, wall_clock),
@@ -194,7 +194,7 @@ def _enter(
     id_: str | None,
     replica: int | None,
 ) -> tuple[Scenario, Claim]:
-    """What is to be run, and as whom."""
+    """The scenario of the run, and the id of this device."""
     from emulation.scenario.checks import check_device_id
 
     if id_ is None and replica is None:
@@ -205,9 +205,11 @@ def _enter(
     return loaded, run_folder.enter_as(out, loaded, name, token)
 
 
-def _gone_before_it_came(number: int, frame: FrameType | None) -> NoReturn:
-    """Nobody knows of it yet, so there is nothing to forget. As PID 1 it must say so itself: SIGTERM alone
-    ends no first process."""
+def _exit_before_start(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process on SIGTERM. No other device knows this one yet.
+
+    The handler is needed because SIGTERM has no default action for PID 1 of a container.
+    """
     os._exit(0)
 
 
@@ -228,9 +230,9 @@ def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
 
 
 def _identity(folder: Path | None, name: str) -> tuple[str | None, bytes | None]:
-    """Public half in hex and seed of the signing key that a folder keeps under this name.
+    """Public key in hex and seed of the signing key that a folder keeps under this name.
 
-    A container's name stays when it is started again. None: the device's results keep its key.
+    A container has the same name when it is started again. None: the key is kept in --out.
     """
     if folder is None:
         return None, None

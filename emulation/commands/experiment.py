@@ -1,4 +1,4 @@
-"""`unweft experiment`: a published table, all arms and seeds (docs/experiments.md)."""
+"""`unweft experiment`: the runs behind a published table, all arms and seeds (docs/experiments.md)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 def experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery or allocation.")],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Paired seeds, from 0 on; default: the scale's (10, 3, 3, 1).")
+        int | None,
+        typer.Option(min=1, help="Paired seeds, counted from 0; default: the scale's (10, 3, 3, 1)."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder that is gone on with; default: experiments/NAME-SCALE.")
+        Path | None,
+        typer.Option(help="Folder, new or of this experiment; default: experiments/NAME-SCALE."),
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="full, medium, compact, small, or tiny, which only shows that it works.")
+        str, typer.Option(help="full, medium, compact, small, or tiny, which only tests the command.")
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(help="Only these, with commas; to all but allocation uniform and oracle are added."),
+        typer.Option(help="Only these, with commas; uniform and oracle are added, except for allocation."),
     ] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run at the same time.")] = 1,
 ) -> None:
     """Run every arm and seed of an experiment and compare them.
 
-    What is done stays done: the same command goes on where it was interrupted, or adds seeds and arms.
+    Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
     from emulation.experiments import allocation, catalogue
 
@@ -41,7 +43,7 @@ def experiment(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; allowed: a folder")
     from emulation.experiments import run
-    from emulation.launch.local import RunFailed
+    from emulation.launch.errors import RunFailed
 
     of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:

@@ -1,4 +1,4 @@
-"""`unweft keys`: key material in a folder, and its rotation (docs/security.md)."""
+"""`unweft keys`: make the keys of a testbed in a folder, and rotate them (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from peers.config import KeysConfig
 
 app = typer.Typer(
-    help="Key material: who may talk to the devices of a testbed.",
+    help="Keys: which devices may talk to the devices of a testbed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the key material.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the keys.")]
 
 
 class Step(StrEnum):
-    """In this order; each one on all devices before the next."""
+    """A step of a rotation, in order. All devices do one step before the next one."""
 
     install = "install"
     use = "use"
@@ -38,10 +38,11 @@ class Step(StrEnum):
 def new(
     folder: Folder,
     devices: Annotated[
-        str, typer.Option(help="Ids, with commas: a pair for each, and a list of these devices alone.")
+        str,
+        typer.Option(help="Ids, with commas: make a key pair for each, and an allow-list of them."),
     ] = "",
 ) -> None:
-    """Make a network key in DIR, which is new or empty; readable by its owner alone."""
+    """Make a network key in DIR, which is new or empty. Only the owner can read it."""
     from emulation.scenario.events import DEVICE_ID
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -56,7 +57,7 @@ def new(
         made = keys.generate(folder, ids)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-    _say(f"network key {made.label()} in {folder}, for " + (", ".join(ids) or "whoever is given it"))
+    _say(f"network key {made.label()} in {folder}, for " + (", ".join(ids) or "any device that has it"))
 
 
 @app.command(epilog="Example: unweft keys rotate testbed-keys install")
@@ -66,13 +67,13 @@ def rotate(
         Step,
         typer.Argument(
             metavar="STEP",
-            help="install, use, remove, in this order; each one on all devices before the next.",
+            help="install, use, remove, in this order; all devices do one step before the next.",
         ),
     ],
 ) -> None:
-    """One step to another network key: install it, use it, remove the old one.
+    """Do one step of a change of the network key: install a new key, use it, remove the old one.
 
-    After each step, bring DIR/network.keys to every device and send each device process SIGHUP.
+    After each step, copy DIR/network.keys to every device and send SIGHUP to each device process.
     """
     try:
         changed = keys.rotate(folder, _STEPS[step])
@@ -115,7 +116,7 @@ _STEPS = {
 
 
 def of_device(config: KeysConfig, folder: Path | None, device: str) -> NetworkKeys | None:
-    """The keys that a device is to use; None: in the clear. Raises InputError if it lacks what it needs."""
+    """The keys that a device uses; None if links are not encrypted. Raises InputError if a key is missing."""
     if not config.enabled:
         return None
     if folder is None:

@@ -13,7 +13,8 @@ from typing import TypeVar
 import torch
 
 from emulation.analysis.records import last_line
-from emulation.launch.local import RunFailed, use_ports
+from emulation.launch.errors import RunFailed
+from emulation.launch.ports import use_ports
 from peers.runtime.child_process import guard, redirect_output
 
 T = TypeVar("T")

@@ -18,7 +18,8 @@ from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key, measure_run
 from emulation.experiments.parallel import chains, run_chains
-from emulation.launch import local
+from emulation.launch import run_loop
+from emulation.launch.errors import RunFailed
 from emulation.scenario.loading import dump
 from emulation.scenario.preflight import check_against_model
 from peers.config import CheckpointConfig
@@ -117,7 +118,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
         scenario = scenario.model_copy(update={"checkpoint": resume})
     check_against_model(scenario)
     (run / KEPT_SNAPSHOTS).mkdir(parents=True)
-    local.run(scenario, run, console)
+    run_loop.run(scenario, run, console)
     if cell.arm == BEFORE:
         _check_checkpoints(cell, run)
         found = cell_key(cell)
@@ -132,9 +133,7 @@ def _check_checkpoints(cell: Cell, run: Path) -> None:
     """Raises RunFailed if a device has no checkpoint, since it would then start untrained."""
     missing = [d for d in cell.scenario().initial_devices if not checkpoint.path_of(run, d).is_file()]
     if missing:
-        raise local.RunFailed(
-            f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to run it again"
-        )
+        raise RunFailed(f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to run it again")
 
 
 def read_measures(cell: Cell, out: Path) -> Record | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from emulation.analysis.records import Record
 from emulation.experiments.arms import ORACLE
 from emulation.experiments.statistics import MARGIN
-from emulation.report.terminal import megabytes
+from emulation.report.formatting import megabytes
 
 DASH = "–"
 

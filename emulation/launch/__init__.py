@@ -1,1 +1,1 @@
-"""Starting the devices of a run as processes or containers, and the loop that runs while they live."""
+"""Runs of a scenario: backends that start devices, and the one loop that all backends share."""

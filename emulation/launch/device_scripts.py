@@ -1,4 +1,4 @@
-"""A scenario's events as what each device does by itself in virtual time, and what it has done of it."""
+"""A scenario's events from the view of one device: in virtual time, each device does its own events."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from peers.runtime.scripted_events import Scripted
 from transport.clocks.virtual import life_name
 
 
-def scripts(scenario: Scenario, device: str, life: int) -> tuple[Scripted, ...]:
-    """What one life of a device does: its own events from its start to its end, and every partition."""
+def script_of(scenario: Scenario, device: str, life: int) -> tuple[Scripted, ...]:
+    """The events that one life of a device does itself: its own ones, and every partition."""
     found, ended = [], 0
     for event in scenario.events:
         if event.kind in OF_THE_NETWORK:
@@ -27,8 +27,8 @@ def scripts(scenario: Scenario, device: str, life: int) -> tuple[Scripted, ...]:
     return tuple(found)
 
 
-def met(scenario: Scenario, device: str, life: int) -> list[str]:
-    """Who is there, by `life_name`, when one life of a device starts: whom it can begin with."""
+def present_at_start(scenario: Scenario, device: str, life: int) -> list[str]:
+    """The other devices, by `life_name`, that are live by the scenario when one life of a device starts."""
     population, lives = Population(scenario.initial_devices, scenario.on_crash), Counter[str]()
     for event in scenario.events:
         if event.device == device and event.kind in ARRIVALS:
@@ -41,19 +41,19 @@ def met(scenario: Scenario, device: str, life: int) -> list[str]:
     return [life_name(other, lives[other]) for other in population.live if other != device]
 
 
-def shown(event: EventConfig) -> str:
-    """Whom an event concerns, for the records: a device, or the groups of a partition."""
+def subject(event: EventConfig) -> str:
+    """The device of an event, or the groups of a partition, as one text for the records."""
     return event.device or " | ".join(",".join(group) for group in event.groups)
 
 
-def acted_out(out: Path, devices: Iterable[str]) -> list[Record]:
-    """What the devices of a virtual run did as its scenario says, at their own times."""
+def executed_events(out: Path, devices: Iterable[str]) -> list[Record]:
+    """The events that the devices of a virtual run recorded, at the devices' own times."""
     found: dict[tuple[int, str, str], Record] = {}
     for device in devices:
         for line in read_lines(out / "devices" / device / "events.jsonl"):
             if line["event"] == "scripted":
-                network = line["kind"] in OF_THE_NETWORK  # all take part in it: once is enough
-                whom = "" if network else device
-                event = {"round": line["at_round"], "kind": line["kind"], "device": whom, "t_s": line["t_s"]}
-                found.setdefault((line["at_round"], line["kind"], whom), event)
+                network = line["kind"] in OF_THE_NETWORK  # every device records it; one record is enough
+                about = "" if network else device
+                event = {"round": line["at_round"], "kind": line["kind"], "device": about, "t_s": line["t_s"]}
+                found.setdefault((line["at_round"], line["kind"], about), event)
     return list(found.values())

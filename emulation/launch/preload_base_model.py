@@ -1,7 +1,7 @@
-"""To be imported by a forkserver: the base model that the launcher names, loaded once for all devices.
+"""A forkserver imports this module to load the base model once for all devices.
 
-Loading takes a device longer than all else that it does before its first round, and what nobody writes to is
-in memory once.
+Loading takes longer than all other steps of a device before its first round. All children share the memory
+of the loaded model, because no child writes to it.
 """
 
 import os
@@ -13,5 +13,5 @@ from peers.models.loader import keep_model
 NAME = "UNWEFT_BASE_MODEL"  # environment variable: a ModelConfig as JSON
 
 if NAME in os.environ:
-    with suppress(Exception):  # a device that needs it will load it, and say what is wrong
+    with suppress(Exception):  # a device that needs the model loads it itself and reports the error
         keep_model(ModelConfig.model_validate_json(os.environ[NAME]))

@@ -1,10 +1,11 @@
-"""To be imported last by a forkserver: what holds in each of its children from their first instruction on.
+"""A forkserver imports this module last. It sets the state in which each child process begins.
 
-No collection looks through what was imported before: it writes to every object that it looks at, and a page
-that a child writes to is no longer shared. Without this, the first one of each child makes about 100 MB its
-own.
+The garbage collector does not visit objects that were imported before. A collection writes to each object
+that it visits, and a memory page that a child writes to is no longer shared. Without this module, the first
+collection of each child makes about 100 MB its own.
 
-A partition's signal that comes before a device listens to it does not end it (peers/runtime/partition.py).
+A partition's signal that arrives before a device listens to it does not end the process
+(peers/runtime/partition.py).
 """
 
 import gc

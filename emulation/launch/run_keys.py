@@ -1,4 +1,4 @@
-"""The keys of one run: made by its launcher, held in memory, in no file. Runs are shared and published."""
+"""The keys of one run. They are held in memory and are in no file, because run folders are published."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transport.security.keys import NetworkKeys
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeviceKeys:
-    """Of one device, however often it is started in the run. `signing`: 32 bytes, for `DeviceIdentity`."""
+    """The keys of one device for all its lives in a run."""
 
-    network: NetworkKeys | None
-    signing: bytes
+    network: NetworkKeys | None  # None: links are not encrypted
+    signing: bytes  # seed for `DeviceIdentity`, 32 bytes
 
 
 def make(scenario: Scenario) -> dict[str, DeviceKeys]:
-    """By device; `network` is None where all is in the clear."""
+    """New keys for all devices, by device."""
     devices = scenario.all_devices
     network: dict[str, NetworkKeys] = {}
     if scenario.keys.enabled and scenario.keys.allow_list:

@@ -1,58 +1,114 @@
-"""A run while it goes on, wherever its devices are: what has happened, what is due, who hears whom."""
+"""The state of a run while it goes on: statuses of devices, events that are done, events that are due."""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emulation.analysis.records import Tail, write_run
 from emulation.scenario.events import EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
+
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit status after SIGKILL: of a process, of a container
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What a backend knows of one device.
+
+    A life is the time from one start of the device to its end.
+    """
+
+    running: bool  # takes part in the run; false while it waits for its start
+    exits: tuple[int | None, ...] = (None,)  # exit status of each life; None: the life goes on
+    can_return: bool = False  # has ended, and may be started again now
+    failure: str = ""  # for an exit status that is an error: last output of the device and its log file
+    record: Mapping[str, object] = field(default_factory=dict)  # fields for run.json
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended the last life."""
+        return self.exits[-1] in KILLED
 
 
 @dataclass(kw_only=True)
 class RunState:
-    """What launchers share. `pending`: the scenario's events that have not happened."""
+    """The run loop changes this state; backends read it."""
 
     scenario: Scenario
     out: Path
-    epoch_ns: int
-    pending: list[EventConfig]
-    last_round: dict[str, int] = field(default_factory=dict)  # that a device has closed; -1: none yet
-    events: list[dict[str, object]] = field(default_factory=list)  # that have happened, for the records
-    resume_at: list[tuple[float, str]] = field(default_factory=list)  # when those that stall go on
-    partition: tuple[tuple[str, ...], ...] = ()  # that there is
+    epoch_ns: int = field(default_factory=time.monotonic_ns)  # monotonic time of the run's start
+    pending: list[EventConfig] = field(default_factory=list)  # events of the scenario that are not done
+    devices: Mapping[str, DeviceStatus] = field(default_factory=dict)  # as last seen
+    last_round: dict[str, int] = field(default_factory=dict)  # last closed round by device; -1: none yet
+    events: list[dict[str, object]] = field(default_factory=list)  # events that are done, for run.json
+    resume_at: list[tuple[float, str]] = field(default_factory=list)  # end of each stall in s, device
+    partition: tuple[tuple[str, ...], ...] = ()  # groups of the present partition
+    killed: set[tuple[str, int]] = field(default_factory=set)  # device, life: a crash that is in `events`
+    _tails: dict[str, Tail] = field(default_factory=dict)
 
-    def running(self) -> Mapping[str, object]:
-        """The devices that take part, by id."""
-        raise NotImplementedError
+    def running(self) -> dict[str, DeviceStatus]:
+        """Devices that take part, by id."""
+        return {device: status for device, status in self.devices.items() if status.running}
 
     def seconds(self) -> float:
+        """Seconds since the start of the run."""
         return (time.monotonic_ns() - self.epoch_ns) / 1e9
 
-    def note(self, round_: int, kind: str, device: str) -> None:
-        """An event, for the records."""
+    def see_devices(self, devices: Mapping[str, DeviceStatus]) -> None:
+        """Store the statuses of all devices and read the rounds that they have closed."""
+        self.devices = devices
+        for device in devices:
+            path = self.out / "devices" / device / "metrics.jsonl"
+            for record in self._tails.setdefault(device, Tail(path)).read():
+                self.last_round[device] = int(str(record["round"]))
+
+    def record_event(self, round_: int, kind: str, device: str) -> None:
+        """Add an event to the records of the run."""
         self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
 
-    def to_resume(self) -> list[str]:
-        """Those whose stall is over by now; told once."""
+    def record_crashes(self) -> None:
+        """Record each life that was killed from outside as a crash, once."""
+        for device, status in self.devices.items():
+            for life, code in enumerate(status.exits):
+                if code in KILLED and (device, life) not in self.killed:
+                    self.killed.add((device, life))
+                    self.record_event(max(0, self.last_round.get(device, 0)), "crash", device)
+
+    def expect_kill(self, device: str) -> None:
+        """A crash of the scenario kills the present life of a device."""
+        self.killed.add((device, len(self.devices[device].exits) - 1))
+
+    def pop_ended_stalls(self) -> list[str]:
+        """Devices whose stall is over by now; each stall is returned once."""
         over = [entry for entry in self.resume_at if entry[0] <= self.seconds()]
         self.resume_at = [entry for entry in self.resume_at if entry not in over]
         return [device for _, device in over]
 
     def cut_off(self, device: str) -> frozenset[str]:
-        """Whom a device does not hear in the partition that there is."""
+        """Devices that a device cannot reach in the present partition."""
         groups = self.partition
         return cut_off(device, groups, self.scenario.all_devices) if groups else frozenset()
 
-    def due(self, can_return: Callable[[str], bool] = lambda device: True) -> EventConfig | None:
+    def next_due(self) -> EventConfig | None:
         """The next event that has to happen now."""
         rounds = {device: self.last_round.get(device, -1) for device in self.running()}
-        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, can_return)
+        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, self._can_return)
 
-    def over(self) -> bool:
-        """Whether more devices have done all rounds and gone than are left: arrivals would soon be alone."""
+    def _can_return(self, device: str) -> bool:
+        return device in self.devices and self.devices[device].can_return
+
+    def ending(self) -> bool:
+        """Whether more devices have done all rounds and ended than still run. No event happens after that:
+        a device that joined would soon be alone."""
         last, running = self.scenario.round.count - 1, self.running()
         done = [d for d, closed in self.last_round.items() if closed == last and d not in running]
         return len(done) > len(running)
+
+    def write_record(self) -> None:
+        """Write run.json."""
+        devices = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
+        write_run(self.out, devices, self.events, self.epoch_ns, self.seconds())

@@ -1,1 +1,1 @@
-"""What a run shows: progress in the terminal, a table, plots, an HTML page."""
+"""The result of a run for a reader: progress in the terminal, a table, plots and an HTML page."""

@@ -1,4 +1,4 @@
-"""report.html: one page that holds everything, and result.png, one picture of the run."""
+"""report.html, one page with all results of a run, and result.png, one picture of the run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from emulation.analysis import latency_histogram, records, summary
 from emulation.analysis.records import Record, RunRecords
 from emulation.report import plots, text
-from emulation.report.terminal import megabytes, percent
+from emulation.report.formatting import megabytes, number, percent, plural
 from emulation.scenario.loading import dump
 from peers.config import FIFO, RadioConfig
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for the page."""
+    """A figure as a data: URI, with a text for readers who cannot see it."""
 
     uri: str
     alt: str
@@ -28,7 +28,7 @@ class Picture:
 def write(folder: Path) -> Path:
     """Write report.html and result.png into a run's folder; returns the page's path.
 
-    summary.json is read, or built if there is none. Raises InputError for another folder.
+    Reads summary.json, or builds it if it is missing. Raises InputError if the folder holds no run.
     """
     run = records.load(folder)
     path = folder / "summary.json"
@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
 
 
 def render(run: RunRecords, found: Record) -> str:
-    """The page as text: HTML with styles and pictures inside, no reference to anything else."""
+    """The page as HTML. Styles and pictures are inside, so the page refers to no other file."""
     environment = Environment(
         loader=PackageLoader("emulation.report"),
         autoescape=True,
@@ -49,7 +49,7 @@ def render(run: RunRecords, found: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, megabytes=megabytes, number=_number, plural=text.plural)
+    environment.filters.update(percent=percent, megabytes=megabytes, number=number, plural=plural)
     counts = [link.get("latency_counts", {}) for link in found["links"]]
     bars = latency_histogram.bar_range(counts)
     return environment.get_template("report.html.j2").render(
@@ -59,10 +59,10 @@ def render(run: RunRecords, found: Record) -> str:
         run=run,
         heads=text.HEADS,
         rows=text.rows(found),
-        stories=text.stories(found),
+        stories=text.sentences(found),
         pictures=_pictures(run, found),
         scenario=dump(run.scenario),
-        base=_base(run),
+        base=_main_settings(run),
     )
 
 
@@ -73,7 +73,7 @@ def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
         "headline": _picture(
             plots.headline(run) if run.evaluations else None,
             f"Accuracy on each device's facts over rounds, mean over live devices. Events: {events}. "
-            + " ".join(text.stories(found)),
+            + " ".join(text.sentences(found)),
         ),
         "accuracy": _picture(
             plots.accuracy(run) if run.evaluations else None,
@@ -82,7 +82,7 @@ def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
         "budget": _picture(
             plots.budget(run) if has_rounds else None,
             "Bytes that each device spent in each round, beneath the budget of a round; "
-            f"{text.plural(found['budget']['violations'], 'violation')}.",
+            f"{plural(found['budget']['violations'], 'violation')}.",
         ),
         "contributions": _picture(
             plots.contributions(run) if has_rounds else None,
@@ -100,8 +100,8 @@ def _picture(figure: Figure | None, alt: str) -> Picture | None:
     return None if figure is None else Picture(plots.svg(figure), alt)
 
 
-def _base(run: RunRecords) -> list[tuple[str, str]]:
-    """What the run was, in a few pairs."""
+def _main_settings(run: RunRecords) -> list[tuple[str, str]]:
+    """The main settings of the run, as (name, value)."""
     scenario = run.scenario
     return [
         ("model", scenario.model.name),
@@ -121,7 +121,3 @@ def _base(run: RunRecords) -> list[tuple[str, str]]:
 
 def _sent_as(radio: RadioConfig) -> str:
     return radio.codec if radio.allocator == FIFO else f"{radio.allocator} of {', '.join(radio.codecs)}"
-
-
-def _number(value: object, form: str = "{:,.3g}") -> str:
-    return "–" if value is None else form.format(value)

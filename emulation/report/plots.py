@@ -1,4 +1,4 @@
-"""The pictures of a report, from a run's records: matplotlib without a display, one figure a function."""
+"""The pictures of a report, made from a run's records. Each public function makes one figure."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ MARKS = {
     "heal": "#777777",
 }
 WIDTH = 10.0  # inches
-PANELS = 24  # shards and blocks that are shown one by one
-TOLD = 6  # events before and after which contributions are shown
-NAMED = 16  # events at most that are written into a picture
+PANELS = 24  # shards and blocks at most in one figure
+SHOWN_EVENTS = 6  # events at most for which contributions are shown
+NAMED = 16  # a picture with more events shows no names of events
 
 
 def colour(device: str, devices: list[str]) -> str:
-    """The same colour for a device in every picture."""
+    """The colour of a device, the same in every picture."""
     return COLOURS[devices.index(device) % len(COLOURS)]
 
 
 def svg(figure: Figure) -> str:
-    """As a data: URI, so that a page needs no other file."""
+    """The figure as a data: URI, so that a page needs no other file."""
     return "data:image/svg+xml;base64," + base64.b64encode(_saved(figure, "svg")).decode()
 
 
 def png(figure: Figure, path: Path) -> None:
-    """Into a file, at 150 dpi."""
+    """Write the figure into a file, at 150 dpi."""
     path.write_bytes(_saved(figure, "png"))
 
 
@@ -64,7 +64,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 # -- accuracy --------------------------------------------------------------------------------------------
 def accuracy(run: RunRecords) -> Figure:
-    """Small multiples: one panel a shard, one line a device, events as vertical lines."""
+    """One panel for each shard, one line for each device; vertical lines are events."""
     all_shards = in_order({s for e in run.evaluations for s in e["accuracy"]})
     shards = all_shards[:PANELS]
     columns = min(4, max(1, len(shards)))
@@ -86,12 +86,12 @@ def accuracy(run: RunRecords) -> Figure:
         panel.tick_params(labelbottom=True)
     if shards != all_shards:
         figure.suptitle(f"the first {len(shards)} of {len(all_shards)} shards", fontsize=10)
-    _legend(figure, panels[:1], "answers of")
+    _legend(figure, panels[:1], "device")
     return figure
 
 
 def headline(run: RunRecords) -> Figure:
-    """One picture of the whole run: by shard the mean over live devices, and the band to the worst."""
+    """For each shard, the mean accuracy over live devices, and a band down to the worst device."""
     shards = in_order({s for e in run.evaluations for s in e["accuracy"]})
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -111,13 +111,16 @@ def headline(run: RunRecords) -> Figure:
     mark_events(axes, run, named=True)
     _share_axis(axes)
     axes.set_xlabel("round")
-    axes.set_ylabel("facts answered rightly")
+    axes.set_ylabel("facts answered correctly")
     _legend(figure, [axes], "facts of")
     return figure
 
 
 def _curve(run: RunRecords, device: str, shard: str) -> list[tuple[float, float]]:
-    """Accuracy by round, in the order of snapshots; those around a deletion stand between two rounds."""
+    """Points (round, accuracy) of one device on one shard.
+
+    Snapshots just before and after a deletion are drawn between two rounds.
+    """
     order = {"before": -0.5, "deleted": -0.4}
     points = []
     for e in run.evaluations:
@@ -130,7 +133,7 @@ def _curve(run: RunRecords, device: str, shard: str) -> list[tuple[float, float]
 
 
 def _with_gaps(run: RunRecords, device: str, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A device that went and came back is not joined by a line over its absence."""
+    """Add a gap for each absence of a device, so that no line is drawn over it."""
     starts = [e["t_s"] for e in run.injected if e["kind"] in ARRIVALS and e["device"] == device]
     lines = run.metrics.get(device, [])
     for start in starts:
@@ -146,7 +149,7 @@ def _split(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def mark_events(axes: Axes, run: RunRecords, named: bool) -> None:
-    """A vertical line where each event happened; of many only the lines, fainter."""
+    """Draw a vertical line at each event. More than `NAMED` events are fainter and have no names."""
     many = len(run.injected) > NAMED
     for event in run.injected:
         ink = MARKS.get(str(event["kind"]), "#777777")
@@ -188,7 +191,7 @@ def _legend(figure: Figure, panels: list[Axes], title: str) -> None:
         else []
     )
     if drawn:
-        # Not the lines themselves: one that is thick in this panel is thin in the next.
+        # New lines of equal width: a line that is thick in this panel may be thin in the next one.
         handles = [Line2D([], [], color=line.get_color(), linestyle=line.get_linestyle()) for line in drawn]
         labels = [str(line.get_label()) for line in drawn]
         figure.legend(handles, labels, title=title, loc="outside right upper", frameon=False, fontsize=9)
@@ -196,7 +199,7 @@ def _legend(figure: Figure, panels: list[Axes], title: str) -> None:
 
 # -- bytes -----------------------------------------------------------------------------------------------
 def budget(run: RunRecords) -> Figure:
-    """Bytes that counted against each device's quota in each round, and the quota."""
+    """Bytes that each device spent of its budget in each round, and the budget of a round."""
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     for device in run.devices:
@@ -218,7 +221,10 @@ def budget(run: RunRecords) -> Figure:
 
 # -- heat maps -------------------------------------------------------------------------------------------
 def contributions(run: RunRecords) -> Figure | None:
-    """||C_u|| by block and layer group, mean over devices, around events and at the end; or None."""
+    """The norm ||C_u|| of each block by layer group, as a mean over devices; None if none was recorded.
+
+    Columns: before and after each of the first events, and the end of the run.
+    """
     columns = [(name, _norms(run, at)) for name, at in _moments(run)]
     columns = [(name, norms) for name, norms in columns if norms]
     if not columns:
@@ -241,9 +247,9 @@ def contributions(run: RunRecords) -> Figure | None:
 
 
 def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
-    """The columns: before and after each of the first events, and the end."""
+    """Title and moment of each column of `contributions`."""
     moments = []
-    for event in injected_events(run)[:TOLD]:
+    for event in injected_events(run)[:SHOWN_EVENTS]:
         name, seen = f"{event.device} {event.record['kind']}", event.detections().values()
         after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
         before = [*event.survivors, *([event.device] if event.record["kind"] not in ARRIVALS else [])]
@@ -255,20 +261,24 @@ def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
 
 @dataclass(frozen=True)
 class Moment:
-    """Whose rounds count: each one's last closed by `until_s`, or else its first closed after `since_s`."""
+    """A time in the run: for each device, one closed round.
+
+    With `until_s`: the last round closed by then. Else: the first round closed after `since_s`.
+    """
 
     devices: list[str]
     until_s: float | None = None
     since_s: float = 0.0
 
     def pick(self, lines: list[Record]) -> Record | None:
+        """The round of a device at this moment, of all its rounds in order; None if there is none."""
         if self.until_s is not None:
             return next((line for line in reversed(lines) if float(line["t1_s"]) <= self.until_s), None)
         return next((line for line in lines if float(line["t1_s"]) > self.since_s), None)
 
 
 def _norms(run: RunRecords, moment: Moment) -> dict[str, dict[str, float]]:
-    """By block and group, the mean over the moment's devices."""
+    """By block and group, the mean norm over the moment's devices."""
     found: dict[str, dict[str, list[float]]] = {}
     for device in moment.devices:
         line = moment.pick(run.metrics.get(device, []))
@@ -279,7 +289,10 @@ def _norms(run: RunRecords, moment: Moment) -> dict[str, dict[str, float]]:
 
 
 def matrix(summary: Record) -> Figure | None:
-    """Each live device (row) on each live device's facts (column) at the end; None if nobody reached it."""
+    """Accuracy of each live device (row) on each live device's facts (column) at the end, in per cent.
+
+    None if no device reached the end.
+    """
     devices, shards = summary["accuracy"]["devices"], summary["accuracy"]["shards"]
     if not devices:
         return None

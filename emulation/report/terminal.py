@@ -1,4 +1,4 @@
-"""What a run is doing, while it does it: a live table in a terminal, a line now and then elsewhere."""
+"""The progress of a run: a live table in a terminal, or one line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from emulation.analysis.link_totals import total_sent
 from emulation.analysis.records import Record, Tail, in_order
+from emulation.report.formatting import UNKNOWN, megabytes, percent
 from emulation.scenario.schema import Scenario
 
 LINE_EVERY_S = 10.0
@@ -21,7 +22,7 @@ REFRESH_PER_S = 4
 
 @dataclass
 class Row:
-    """The latest known of one device."""
+    """The last known state of one device."""
 
     metrics: Tail
     events: Tail
@@ -30,19 +31,19 @@ class Row:
     accuracy: dict[str, float] = field(default_factory=dict)
 
 
-STATES = {"started": "meeting", "training": "training", "finished": "finished"}
+STATES = {"started": "meeting", "training": "training", "finished": "finished"}  # by recorded event
 LIVE = ("starting", "meeting", "training", "finished")
 
 
 class Progress:
-    """Follows a run's folder. Use as a context manager and call `update` often."""
+    """Reads the records in a run's folder. Use it as a context manager and call `update` often."""
 
     def __init__(self, scenario: Scenario, out: Path, console: Console) -> None:
         self._scenario, self._out, self._console = scenario, out, console
         self._rows: dict[str, Row] = {}
         self._evaluations = Tail(out / "evaluations.jsonl")
         self._seconds = 0.0
-        self._said_at = 0.0
+        self._printed_at = 0.0
         self._live = (
             Live(console=console, refresh_per_second=REFRESH_PER_S, get_renderable=self.table, transient=True)
             if console.is_terminal
@@ -61,24 +62,24 @@ class Progress:
             self._live.stop()
 
     def update(self, seconds: float) -> None:
-        """Take in what was recorded since; `seconds` of the run's clock."""
+        """Read the new records. `seconds`: time since the start of the run."""
         self._seconds = seconds
         for folder in (self._out / "devices").glob("*"):
             if folder.name not in self._rows:
                 row = Row(Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl"))
                 self._rows[folder.name] = row
-        for crashed in [peer for row in self._rows.values() for peer in _take(row)]:
+        for crashed in [peer for row in self._rows.values() for peer in _read_records(row)]:
             if crashed in self._rows:
                 self._rows[crashed].state = "crashed"
         for evaluation in self._evaluations.read():
             if "accuracy" in evaluation and evaluation["device"] in self._rows:
                 self._rows[evaluation["device"]].accuracy = evaluation["accuracy"]
-        if self._live is None and seconds - self._said_at >= LINE_EVERY_S:
-            self._said_at = seconds
+        if self._live is None and seconds - self._printed_at >= LINE_EVERY_S:
+            self._printed_at = seconds
             self._console.print(self.line(), highlight=False)
 
     def table(self) -> Table:
-        """One row a device."""
+        """A table with one row for each device."""
         title = f"{self._scenario.name} · {self._seconds:.0f} s"
         table = Table(title=title, title_justify="left", pad_edge=False)
         for head in ("device", "state", "round", "phase", "loss", "own facts", "all live facts", "sent"):
@@ -105,8 +106,11 @@ class Progress:
         return in_order([device for device, row in self._rows.items() if row.state in LIVE])
 
 
-def _take(row: Row) -> list[str]:
-    """Read what a device recorded; returns peers that it holds for crashed: they cannot say so themselves."""
+def _read_records(row: Row) -> list[str]:
+    """Read the new records of a device; returns the peers that it found to have crashed.
+
+    A crashed device cannot record its crash itself.
+    """
     crashed = []
     for event in row.events.read():
         name = event["event"]
@@ -120,13 +124,13 @@ def _take(row: Row) -> list[str]:
             row.accuracy = {}
     for line in row.metrics.read():
         row.last = line
-        row.state = "training" if row.state == "crashed" else row.state  # it was only out of reach
+        row.state = "training" if row.state == "crashed" else row.state  # it was only unreachable
     return crashed
 
 
 def _cells(row: Row, device: str, live: list[str]) -> list[str]:
     if not row.last:
-        return ["–"] * 6
+        return [UNKNOWN] * 6
     known = [a for shard, a in row.accuracy.items() if shard in live]
     return [
         str(row.last["round"]),
@@ -136,17 +140,3 @@ def _cells(row: Row, device: str, live: list[str]) -> list[str]:
         percent(fmean(known) if known else None),
         megabytes(total_sent(row.last["links"])),
     ]
-
-
-def percent(share: float | None) -> str:
-    """97 %, or a dash for what is not known."""
-    return "–" if share is None else f"{100 * share:.0f} %"
-
-
-def megabytes(count: float | None) -> str:
-    """12.3 MB (10^6 bytes); kB and bytes for less."""
-    if count is None:
-        return "–"
-    if count < 1000:
-        return f"{count:.0f} B"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,4 +1,4 @@
-"""A run's result in a few lines: the table and the stories that the terminal and the report show."""
+"""The result of a run as a table and a few sentences, for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rich.table import Table
 
 from emulation.analysis.event_outcomes import RECOVERED
 from emulation.analysis.records import Record
-from emulation.report.terminal import megabytes, percent
+from emulation.report.formatting import megabytes, percent, plural
 from emulation.scenario.events import ARRIVALS
 
 HEADS = ("device", "slot", "rounds", "own facts", "all live facts", "worst", "sent", "received")
-NAMES = {
+VERBS = {  # by kind of event
     "leave": "left",
     "retire": "retired",
     "crash": "crashed",
@@ -25,24 +25,27 @@ NAMES = {
 
 
 def rows(summary: Record) -> list[tuple[str, ...]]:
-    """One row for each device that reached the end, or that is there: `HEADS`."""
+    """The cells under `HEADS`, one row for each device that reached the end.
+
+    While no device has reached the end: one row for each live device.
+    """
     accuracy = summary["accuracy"]
     by_id = {device["id"]: device for device in summary["devices"]}
     found: list[tuple[str, ...]] = []
     for number, device in enumerate(accuracy["devices"]):
         known = [a for a in accuracy["matrix"][number] if a is not None]
         own = accuracy["matrix"][number][number]
-        books = by_id[device]
+        totals = by_id[device]
         found.append(
             (
-                f"{device}@{books['incarnation']}",
-                str(books["slot"]),
-                str(books["rounds"]),
+                f"{device}@{totals['incarnation']}",
+                str(totals["slot"]),
+                str(totals["rounds"]),
                 percent(own),
                 percent(fmean(known) if known else None),
                 percent(min(known, default=None)),
-                megabytes(books["bytes_sent"]),
-                megabytes(books["bytes_received"]),
+                megabytes(totals["bytes_sent"]),
+                megabytes(totals["bytes_received"]),
             )
         )
     return found
@@ -59,12 +62,12 @@ def table(summary: Record) -> Table:
     return result
 
 
-def stories(summary: Record) -> list[str]:
-    """One sentence for each event, then the budget."""
-    told = [_story(event) for event in summary["events"]]
+def sentences(summary: Record) -> list[str]:
+    """One sentence for each event, then the final accuracy and the budget."""
+    found = [_event_sentence(event) for event in summary["events"]]
     budget, final = summary["budget"], summary["final"]
     when = "so far" if summary["unfinished"] else "at the end"
-    told.append(
+    found.append(
         f"{when}: {percent(final['accuracy_all'])} of all live devices' facts on average, "
         f"{percent(final['accuracy_min'])} at worst"
         + (
@@ -73,15 +76,15 @@ def stories(summary: Record) -> list[str]:
             else ""
         )
     )
-    told.append(
+    found.append(
         f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
         f"{plural(budget['violations'], 'violation')}"
     )
-    return told
+    return found
 
 
-def _story(event: Record) -> str:
-    head = f"{event['device']} {NAMES[event['kind']]} at round {event['round']}".strip()
+def _event_sentence(event: Record) -> str:
+    head = f"{event['device']} {VERBS[event['kind']]} at round {event['round']}".strip()
     parts = []
     if event["kind"] in ARRIVALS:
         end = event["joiner_accuracy"]
@@ -99,8 +102,8 @@ def _story(event: Record) -> str:
         leaver = event["leaver_accuracy"]
         parts.append(f"its facts {percent(leaver['before'])} -> {percent(leaver['end'])} at the end")
     parts.append(_survivors(event))
-    told = "; ".join(part for part in parts if part)
-    return f"{head}: {told}" if told else head
+    details = "; ".join(part for part in parts if part)
+    return f"{head}: {details}" if details else head
 
 
 def _survivors(event: Record) -> str:
@@ -118,8 +121,3 @@ def _survivors(event: Record) -> str:
         return f"survivors {steps}, never back at 95 % of it"
     cost = megabytes(event["bytes_to_recover"])
     return f"survivors {steps}, back at 95 % of it after {plural(rounds, 'round')}, {cost}"
-
-
-def plural(count: int, noun: str) -> str:
-    """1 round, 2 rounds."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

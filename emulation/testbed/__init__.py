@@ -1,1 +1,1 @@
-"""Devices that are started one by one, in containers or by hand, and find their run in a shared folder."""
+"""A testbed whose devices are started one by one, in containers: shared folder, ids, start and records."""

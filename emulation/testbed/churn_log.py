@@ -1,7 +1,7 @@
-"""What `unweft churn` did to a run's devices, noted in the run's folder: no device knows when it was killed.
+"""The log of `unweft churn`: its events, in the run's folder. A killed device cannot record its crash itself.
 
-`python -m emulation.testbed.churn_log KIND DEVICE...` notes it now. `unweft churn` runs that in a container
-the testbed, where the folder is.
+`python -m emulation.testbed.churn_log KIND DEVICE...` logs an event with the present time. `unweft churn`
+runs this command in a container of the testbed, where the run's folder is mounted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from emulation.analysis.records import Record, read_lines
 FILE = "churn.jsonl"
 
 
-def note(run: Path, kind: str, devices: Iterable[str], **more: object) -> None:
-    """Something is about to happen to devices."""
+def log_event(run: Path, kind: str, devices: Iterable[str], **more: object) -> None:
+    """Log an event that is about to happen to devices. `more`: further fields of the event."""
     now_ns = time.monotonic_ns()
     with (run / FILE).open("a", encoding="utf-8") as file:
         for device in devices:
@@ -27,11 +27,11 @@ def note(run: Path, kind: str, devices: Iterable[str], **more: object) -> None:
 
 
 def read(run: Path, epoch_ns: int) -> list[Record]:
-    """All notes, in order, in seconds of the run's clock: kind, device, t_s."""
-    noted = read_lines(run / FILE)
+    """All logged events in order: kind, device, t_s in seconds since the start of the run."""
+    lines = read_lines(run / FILE)
     return [
         {**{k: v for k, v in line.items() if k != "monotonic_ns"}, "t_s": _seconds(line, epoch_ns)}
-        for line in noted
+        for line in lines
     ]
 
 
@@ -40,9 +40,9 @@ def _seconds(line: Record, epoch_ns: int) -> float:
 
 
 def main() -> int:
-    """Notes an event in the folder of UNWEFT_OUT."""
+    """Log an event in the folder that UNWEFT_OUT names."""
     kind, *devices = sys.argv[1:]
-    note(Path(os.environ["UNWEFT_OUT"]), kind, devices)
+    log_event(Path(os.environ["UNWEFT_OUT"]), kind, devices)
     return 0
 
 

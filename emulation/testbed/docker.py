@@ -1,4 +1,4 @@
-"""A compose project's devices, seen and moved through the docker command line (docs/deploy.md)."""
+"""The devices of a compose project, through the docker command line (docs/deploy.md)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIGNALS = {"leave": "SIGTERM", "retire": "SIGINT", "crash": "SIGKILL"}
 
 
 class DockerFailed(Exception):
-    """What docker said when it did not do what it was asked."""
+    """A docker command failed. The message has the last line that docker printed."""
 
 
 def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises InputError where there is no docker."""
+    """Run a command to its end. Raises InputError if docker is not installed."""
     try:
         return subprocess.run(
             command,
@@ -36,19 +36,19 @@ def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.
             timeout=TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is ours to handle: nothing is left half done
+            start_new_session=True,  # Ctrl-C reaches only unweft, which ends the command cleanly
         )
     except FileNotFoundError:
         raise InputError("docker: not found; a compose project needs Docker with Compose v2") from None
 
 
 def free_subnet(execute: Execute = execute) -> str:
-    """10.93.n.0/24 that no network of the engine has: where it may lie is said in docker-compose.yml.
+    """A subnet 10.93.n.0/24 that no network of the engine uses.
 
-    Raises DockerFailed where all are taken.
+    Raises DockerFailed if all are used.
     """
     taken = _subnets(Project("", execute=execute))
-    numbers = SystemRandom().sample(range(1, 255), 254)  # others may be choosing at this moment
+    numbers = SystemRandom().sample(range(1, 255), 254)  # random: other runs may choose at this moment
     for subnet in (IPv4Network(f"10.93.{number}.0/24") for number in numbers):
         if not any(subnet.version == other.version and subnet.overlaps(other) for other in taken):
             return str(subnet)
@@ -56,27 +56,27 @@ def free_subnet(execute: Execute = execute) -> str:
 
 
 def _subnets(engine: Project) -> list[IPv4Network | IPv6Network]:
-    """Of all networks. Raises DockerFailed where they cannot be told."""
+    """The subnets of all networks. Raises DockerFailed."""
     form, found = "{{range .IPAM.Config}}{{.Subnet}} {{end}}", list[IPv4Network | IPv6Network]()
     for network in engine.docker("network", "ls", "--quiet").split():
         try:
             told = engine.docker("network", "inspect", "--format", form, network).split()
-        except DockerFailed:  # it has been removed meanwhile
+        except DockerFailed:  # the network was removed in the meantime
             continue
         for subnet in told:
-            with suppress(ValueError):  # none at all
+            with suppress(ValueError):  # the network has no subnet
                 found.append(ip_network(subnet, strict=False))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container of a device."""
+    """The container of one device."""
 
-    id: str  # short: what it has for a hostname
+    id: str  # 12 characters: the hostname inside the container
     name: str
     state: str  # running, paused, exited, created, ...
-    exit: int | None  # exit status, once it has ended
+    exit: int | None  # exit status; None while the container has not ended
 
     @property
     def live(self) -> bool:
@@ -85,7 +85,10 @@ class Container:
 
 @dataclass(frozen=True)
 class Project:
-    """A compose project by name. `files` and `variables`: what it was started with, to start more."""
+    """A compose project by name.
+
+    `files`, `variables`: compose files and environment of its start, needed to start more containers.
+    """
 
     name: str
     files: tuple[Path, ...] = ()
@@ -93,7 +96,7 @@ class Project:
     execute: Execute = field(default=execute, repr=False)
 
     def docker(self, *arguments: str) -> str:
-        """What docker prints. Raises DockerFailed."""
+        """Run a docker command; returns what it prints. Raises DockerFailed."""
         done = self.execute(["docker", *arguments], self.variables)
         if done.returncode:
             said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"]
@@ -101,13 +104,13 @@ class Project:
         return done.stdout
 
     def compose(self, *arguments: str) -> str:
-        """`docker compose` on this project. Raises DockerFailed."""
+        """Run a `docker compose` command on this project. Raises DockerFailed."""
         named = [word for file in self.files for word in ("-f", str(file))]
         return self.docker("compose", "-p", self.name, *named, *arguments)
 
-    # -- who is there ------------------------------------------------------------------------------
+    # -- containers --------------------------------------------------------------------------------
     def containers(self) -> list[Container]:
-        """Of all its devices, also those that have ended."""
+        """The containers of all devices, with those that have ended."""
         ids = [line for service in DEVICE_SERVICES for line in self._ids(service)]
         if not ids:
             return []
@@ -115,7 +118,7 @@ class Project:
         return sorted(found, key=lambda container: container.name)
 
     def devices(self) -> dict[str, Container]:
-        """The container of each device, by its id: what it wrote where it claimed the id.
+        """The container of each device, by the id that the device claimed.
 
         Raises InputError if no container of the project runs.
         """
@@ -137,9 +140,10 @@ class Project:
         filters = [word for label in wanted for word in ("--filter", f"label={label}")]
         return self.docker("ps", "-aq", *filters).split()
 
-    # -- what happens to it ------------------------------------------------------------------------
-    def signal(self, container: Container, number: str) -> None:
-        self.docker("kill", "--signal", number, container.id)
+    # -- events ------------------------------------------------------------------------------------
+    def signal(self, container: Container, name: str) -> None:
+        """Send a signal, such as SIGTERM, to a container."""
+        self.docker("kill", "--signal", name, container.id)
 
     def pause(self, container: Container) -> None:
         self.docker("pause", container.id)
@@ -148,13 +152,13 @@ class Project:
         self.docker("unpause", container.id)
 
     def start(self, container: Container) -> None:
-        """Once more: as who it was, if it kept its identity."""
+        """Start a container that has ended. The device has the same id if its identity was kept."""
         self.docker("start", container.id)
 
     def join(self, device: str) -> None:
-        """One more container of the service, for a device of this id.
+        """Add a container to the service, for a device with this id.
 
-        Created, then started: `up --scale` would also start those again that have ended.
+        The container is created, then started: `up --scale` would also start containers that have ended.
         """
         before = {container.id for container in self.containers()}
         named = replace(self, variables={**self.variables, "UNWEFT_ID": device})
@@ -170,18 +174,18 @@ class Project:
         return self.docker("network", "ls", "--filter", label, "--format", "{{.Name}}").split()[0]
 
     def disconnect(self, container: Container) -> None:
-        """It hears nobody and nobody hears it."""
+        """Take a container out of the devices' network."""
         self.docker("network", "disconnect", self.network(), container.id)
 
     def connect(self, container: Container) -> None:
-        """Back into the network, under the address that the others know."""
+        """Put a container back into the network, under the address that other devices know."""
         said = json.loads(self.docker("exec", container.id, "python", "-m", "peers.runtime.health", "--json"))
         address = str(said["address"]).removeprefix("tcp://").rpartition(":")[0]
         names = ("--alias", "device", "--ip", address)
         self.docker("network", "connect", *names, self.network(), container.id)
 
-    def note(self, kind: str, devices: Sequence[str]) -> None:
-        """Say in the run's folder that it is about to happen."""
+    def log_event(self, kind: str, devices: Sequence[str]) -> None:
+        """Log an event that is about to happen, in the run's folder (churn_log)."""
         running = next((c for c in self.containers() if c.state == "running"), None)
         if running is not None:
             self.docker("exec", running.id, "python", "-m", "emulation.testbed.churn_log", kind, *devices)

@@ -1,4 +1,4 @@
-"""Endpoints of a service: its name stands for all its containers, this one among them (docs/deploy.md)."""
+"""Endpoints of devices. The name of a service stands for all its containers (docs/deploy.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANYWHERE = ("0.0.0.0", "*", "[::]", "::")
 
 
 def split(option: str, endpoint: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port. Raises InputError, which names the option, for anything else."""
+    """Host and port of tcp://host:port. Raises InputError, which names the option, for another text."""
     host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
     good = endpoint.startswith("tcp://") and host and colon and port.isdecimal() and 0 < int(port) < 65536
     if not good:
@@ -23,7 +23,7 @@ def split(option: str, endpoint: str) -> tuple[str, int]:
 
 
 def resolve(endpoint: str) -> list[str]:
-    """One endpoint for each IPv4 address of its host, in numeric order; none while nobody has that name."""
+    """One endpoint for each IPv4 address of the host, in numeric order; none while the name is unknown."""
     host, port = split("--seeds", endpoint)
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, socket.AF_INET)}
@@ -33,20 +33,21 @@ def resolve(endpoint: str) -> list[str]:
 
 
 def own(listen: str, others: Iterable[str]) -> str:
-    """Where others reach a device that listens on every interface: in the network that it shares with them.
+    """The endpoint at which `others` reach this device.
 
-    Of its addresses the one that a service's name stands for, else the one it would call the first from.
+    A device that listens on all interfaces takes its address among `others`, the endpoints of its service.
+    If it is not among them, it takes the source address of its packets to the first one.
     """
     host, port = split("--listen", listen)
     if host not in ANYWHERE:
         return listen
-    here, known = local_addresses(), [split("--seeds", other)[0] for other in others]
-    named = [address for address in known if address in here]
-    return f"tcp://{named[0] if named else _route(known)}:{port}"
+    local, known = local_addresses(), [split("--seeds", other)[0] for other in others]
+    in_service = [address for address in known if address in local]
+    return f"tcp://{in_service[0] if in_service else _source_address(known)}:{port}"
 
 
 def local_addresses() -> list[str]:
-    """IPv4 addresses of this machine, or of this container."""
+    """The IPv4 addresses of this machine or container."""
     return [
         address.address
         for addresses in psutil.net_if_addrs().values()
@@ -55,11 +56,11 @@ def local_addresses() -> list[str]:
     ]
 
 
-def _route(known: list[str]) -> str:
-    """The address that a packet would come from; none is sent."""
+def _source_address(known: list[str]) -> str:
+    """The source address of a packet to the first known address. No packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((known[0] if known else "192.0.2.1", 9))  # RFC 5737: an address that is nobody's
+            probe.connect((known[0] if known else "192.0.2.1", 9))  # RFC 5737: an address for documentation
         except OSError:
             outside = [address for address in local_addresses() if not address.startswith("127.")]
             return outside[0] if outside else "127.0.0.1"

@@ -1,4 +1,4 @@
-"""When a run began, for devices that are started one by one: on one machine all count from that moment."""
+"""The start time of a run whose devices are started one by one. All devices count time from it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def write(run: Path) -> None:
-    """The run begins now."""
+    """Write the present time as the start of the run."""
     moment = {"epoch_ns": time.monotonic_ns(), "boot_id": _boot_id(), "unix_ns": time.time_ns()}
     (run / FILE).write_text(json.dumps(moment), encoding="utf-8")
 
 
 def read(run: Path, wall: bool = False) -> int | None:
-    """Monotonic ns, or those since 1970. None if nobody wrote it, or on another machine, where monotonic
-    time is another."""
+    """The start of the run in monotonic ns; with `wall`, in ns since 1970.
+
+    None if it was not written, or if it was written on another machine, whose monotonic time differs.
+    """
     try:
         found = json.loads((run / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

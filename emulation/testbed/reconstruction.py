@@ -1,8 +1,9 @@
-"""A run whose devices were started one by one, in containers: what a launcher would have written of it.
+"""Reconstructs the records that a launcher would have written, for devices that were started one by one.
 
-A launcher knows what it did to whom, and has a judge beside the devices. Here both are made up for from what
-the devices wrote: who came late has joined, who said so has left or retired, who stopped writing and was
-held for dead by others has crashed. What `unweft churn` did is noted by it, and taken from there.
+A launcher records its events and runs an evaluator beside the devices. Without a launcher, this module finds
+the events in the records of the devices: a device that started late has joined; a device that recorded a
+leave has left or retired; a device whose records stop has crashed, if another device detected that. Events of
+`unweft churn` are read from its log. The evaluation runs afterwards.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from emulation.scenario.loading import dump
 from emulation.testbed import churn_log, epoch
 
 FIELDS = ("round", "kind", "device", "duration_s")
-SAME_S = 30.0  # what a device records of something and what was noted of it are no further apart
+SAME_S = 30.0  # greatest distance between a device's record of an event and churn's log of it
 
 
 @dataclass(frozen=True)
 class Life:
-    """One process of a device, from its first record to its last, or to its leave."""
+    """One process of a device, from its first record to its last one or to its leave."""
 
     device: str
     number: int
@@ -32,18 +33,20 @@ class Life:
     last_s: float
     events: list[Record]
 
-    def of(self, kind: str) -> Record | None:
+    def first_event(self, kind: str) -> Record | None:
+        """The first recorded event of this kind."""
         return next((e for e in self.events if e["event"] == kind), None)
 
 
 def complete(folder: Path) -> None:
-    """Write what is missing in the folder of a run that had no launcher: run.json, evaluations.
+    """Write the missing files of a run without a launcher: run.json and evaluations.
 
-    To what a launcher wrote, only `unweft churn`'s notes are added. Raises InputError where there is no run.
+    To the run.json of a launcher, only the events of `unweft churn` are added.
+    Raises InputError if the folder holds no run.
     """
     run = records.load(folder)
     if not (folder / epoch.FILE).exists():
-        _add_notes(run)
+        _add_churn_log(run)
         return
     if not run.run or run.run.get("rebuilt"):
         _write(run)
@@ -51,35 +54,36 @@ def complete(folder: Path) -> None:
         _evaluate(folder)
 
 
-def happened(run: RunRecords) -> list[Record]:
-    """What befell the devices, in order: round, kind, device, t_s."""
-    seen: list[Record] = [
+def find_events(run: RunRecords) -> list[Record]:
+    """All events of devices, in order: round, kind, device, t_s."""
+    recorded: list[Record] = [
         {"kind": kind, "device": device, "t_s": at_s}
         for device in run.devices
-        for kind, at_s in _fates(run, _lives(run, device))
+        for kind, at_s in _events_of_lives(run, _lives(run, device))
     ]
-    found = _with_notes(seen, churn_log.read(run.folder, epoch.read(run.folder) or 0))
+    found = _merge(recorded, churn_log.read(run.folder, epoch.read(run.folder) or 0))
     return [{"round": _closed_by_all(run, e["t_s"], e["device"]), **e} for e in found]
 
 
-def _with_notes(seen: list[Record], noted: list[Record]) -> list[Record]:
-    rest = [event for event in seen if not any(_same(event, note) for note in noted)]
-    return sorted(noted + rest, key=lambda e: (float(e["t_s"]), str(e["device"])))
+def _merge(recorded: list[Record], logged: list[Record]) -> list[Record]:
+    """Both lists in order of time. An event that is in both is taken from churn's log."""
+    rest = [event for event in recorded if not any(_same(event, other) for other in logged)]
+    return sorted(logged + rest, key=lambda e: (float(e["t_s"]), str(e["device"])))
 
 
-def _same(event: Record, note: Record) -> bool:
-    alike = event["device"] == note["device"] and event["kind"] == note["kind"]
-    return alike and abs(float(event["t_s"]) - float(note["t_s"])) <= SAME_S
+def _same(event: Record, other: Record) -> bool:
+    alike = event["device"] == other["device"] and event["kind"] == other["kind"]
+    return alike and abs(float(event["t_s"]) - float(other["t_s"])) <= SAME_S
 
 
-def _add_notes(run: RunRecords) -> None:
-    """Once, since the launcher writes run.json once."""
+def _add_churn_log(run: RunRecords) -> None:
+    """Add the events of `unweft churn` to a launcher's run.json, once."""
     if not run.run or run.run.get("churned") or not (run.folder / churn_log.FILE).exists():
         return
-    noted = churn_log.read(run.folder, int(run.run["epoch_ns"]))
-    for event in noted:
+    logged = churn_log.read(run.folder, int(run.run["epoch_ns"]))
+    for event in logged:
         event["round"] = _closed_by_all(run, event["t_s"], event["device"])
-    record = {**run.run, "events": _with_notes(run.run["events"], noted), "churned": True}
+    record = {**run.run, "events": _merge(run.run["events"], logged), "churned": True}
     _dump(run.folder, record)
 
 
@@ -101,22 +105,22 @@ def _lives(run: RunRecords, device: str) -> list[Life]:
     return found
 
 
-def _fates(run: RunRecords, lives: list[Life]) -> Iterator[tuple[str, float]]:
-    """How each life of a device began and ended, where that was an event."""
+def _events_of_lives(run: RunRecords, lives: list[Life]) -> Iterator[tuple[str, float]]:
+    """Kind and time (s) of the events at the starts and ends of a device's lives."""
     for life in lives:
         if life.number:
             yield "return", life.start_s
         elif life.device not in run.scenario.initial_devices:
             yield "join", life.start_s
-        leaving = life.of("leaving")
+        leaving = life.first_event("leaving")
         if leaving is not None:
             yield str(leaving["kind"]), float(leaving["t_s"])
-        elif life.of("finished") is None and _held_for_dead(run, life):
+        elif life.first_event("finished") is None and _detected_as_crashed(run, life):
             yield "crash", life.last_s
 
 
-def _held_for_dead(run: RunRecords, life: Life) -> bool:
-    """Whether others found it crashed after the last that it wrote: else it may be alive still."""
+def _detected_as_crashed(run: RunRecords, life: Life) -> bool:
+    """Whether another device detected a crash after the last record. Else the device may be alive."""
     return any(
         e["event"] == "peer_gone"
         and (e.get("peer"), e.get("kind")) == (life.device, "crash")
@@ -126,9 +130,9 @@ def _held_for_dead(run: RunRecords, life: Life) -> bool:
     )
 
 
-def _closed_by_all(run: RunRecords, at_s: float, but: str) -> int:
-    """The last round that all others who were at work then had closed; 0 before any."""
-    lives = [life for device in run.devices if device != but for life in _lives(run, device)]
+def _closed_by_all(run: RunRecords, at_s: float, excluded: str) -> int:
+    """The last round that all other live devices had closed at a time; 0 if there is none."""
+    lives = [life for device in run.devices if device != excluded for life in _lives(run, device)]
     closed = [
         [
             int(line["round"])
@@ -142,8 +146,8 @@ def _closed_by_all(run: RunRecords, at_s: float, but: str) -> int:
 
 
 def _write(run: RunRecords) -> None:
-    """run.json, and a scenario with what happened in place of what was to happen: run it again."""
-    events = happened(run)
+    """Write run.json, and a scenario with the events that happened, with which the run can be repeated."""
+    events = find_events(run)
     moments = [float(line["t1_s"]) for lines in run.metrics.values() for line in lines]
     moments += [float(e["t_s"]) for lines in run.events.values() for e in lines]
     record = {
@@ -154,14 +158,14 @@ def _write(run: RunRecords) -> None:
         "ended_s": max(moments, default=0.0),
     }
     _dump(run.folder, record)
-    listed = [_listed(event) for event in events]
+    listed = [_as_scenario_event(event) for event in events]
     changed = run.scenario.model_dump(mode="json", exclude_none=True) | {"event": listed, "churn": {}}
     scenario = type(run.scenario).model_validate_json(json.dumps(changed))
     (run.folder / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
 
 
-def _listed(event: Record) -> Record:
-    """As a scenario says it."""
+def _as_scenario_event(event: Record) -> Record:
+    """An event as a scenario lists it."""
     fields = ("round", "kind", "duration_s") if event["kind"] in OF_THE_NETWORK else FIELDS
     listed = {key: event[key] for key in fields if event.get(key) is not None}
     if event["kind"] == "partition":
@@ -172,8 +176,8 @@ def _listed(event: Record) -> Record:
 def _process(run: RunRecords, device: str) -> Record:
     lives = _lives(run, device)
     last = lives[-1] if lives else None
-    started = (last.of("started") if last else None) or {}
-    return {"pid": started.get("pid"), "exit": 0 if last and last.of("finished") else None}
+    started = (last.first_event("started") if last else None) or {}
+    return {"pid": started.get("pid"), "exit": 0 if last and last.first_event("finished") else None}
 
 
 def _evaluate(folder: Path) -> None:

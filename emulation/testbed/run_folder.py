@@ -1,8 +1,8 @@
-"""A run's folder that all devices of a service share: whoever comes first makes it ready for all.
+"""A run's folder that all devices of a service share. The first device makes it ready for all others.
 
-What is made: the network key, unless there is one; the resolved scenario; the moment from which all count.
-What a run left there of whose devices none lives any more goes aside, so that figures of two runs are never
-mixed. Nobody is in charge of it: one lock on the folder lets one device at a time look and decide.
+The first device writes the network key (unless there is one), the resolved scenario and the start time. If
+the folder holds an earlier run without live devices, that run is moved into `earlier/`, so that the records
+of two runs are never mixed. No coordinator is needed: a lock on the folder lets in one device at a time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ ASIDE, LOCK = "earlier", ".lock"
 def enter(
     run: Path, keys_folder: Path | None, make: Callable[[], Scenario], token: str
 ) -> tuple[Scenario, Claim]:
-    """The scenario of the run that goes on in a folder, or of a new one (`make`), and an id in it.
+    """Enter the run in a folder, or begin a new one with the scenario from `make`; returns scenario and id.
 
-    `keys_folder`: gets a network key if it has none. Raises InputError as `make` does, before anything is
-    written; OSError where a folder cannot be written.
+    A network key is made in `keys_folder` if it has none. Raises InputError from `make` before anything is
+    written, and OSError if a folder cannot be written.
     """
     from emulation.scenario.loading import read
 
     run.mkdir(parents=True, exist_ok=True)
-    with _alone(run):
-        goes_on = (run / "scenario.toml").exists() and not _over(run)
+    with _locked(run):
+        goes_on = (run / "scenario.toml").exists() and not _has_ended(run)
         scenario = read(run / "scenario.toml") if goes_on else make()
         if (
             scenario.keys.enabled
@@ -47,25 +47,25 @@ def enter(
         ):
             keys.generate(keys_folder)
         if not goes_on:
-            _put_aside(run)
+            _move_aside(run)
             begin(run, scenario)
         return scenario, id_leases.claim(run, scenario.devices.prefix, token)
 
 
 def enter_as(run: Path, scenario: Scenario, name: str, token: str) -> Claim:
-    """An id that the device was given, in a folder that may be its own; there it goes on after an end.
+    """Enter the run in a folder with a given id. The folder may belong to this device alone.
 
-    Raises InputError if the id lives already.
+    A run whose devices have all ended goes on. Raises InputError if a live device has the id.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with _alone(run):
+    with _locked(run):
         if not (run / "scenario.toml").exists():
             begin(run, scenario)
         return id_leases.claim_id(run, name, token)
 
 
 def begin(run: Path, scenario: Scenario) -> None:
-    """A new run in a folder: what all its devices read."""
+    """Write the files of a new run that all its devices read."""
     from emulation.scenario.loading import dump
 
     run.mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,12 @@ def begin(run: Path, scenario: Scenario) -> None:
     epoch.write(run)
 
 
-def _over(run: Path) -> bool:
+def _has_ended(run: Path) -> bool:
     return id_leases.any_claimed(run) and not id_leases.any_alive(run)
 
 
-def _put_aside(run: Path) -> None:
-    """What is there goes to earlier/<when>."""
+def _move_aside(run: Path) -> None:
+    """Move all files of an earlier run to earlier/<time>."""
     found = [path for path in run.iterdir() if path.name not in (ASIDE, LOCK)]
     if not found:
         return
@@ -91,7 +91,7 @@ def _put_aside(run: Path) -> None:
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
+def _locked(run: Path) -> Iterator[None]:
     descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

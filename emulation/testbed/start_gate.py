@@ -1,7 +1,7 @@
-"""Containers that are ready and wait: a device that joins takes part at once, not seconds later.
+"""Gates: a container starts early and waits until its device may begin.
 
-A container takes seconds to import what it needs; a process that a launcher forks does not. So that both join
-at the same moment of a run, `unweft run --on compose` starts containers early and opens a gate for each.
+The imports of a container take seconds; a process from a forkserver has them already. The backend `compose`
+starts containers early and opens a gate for each, so that a device joins without delay as on `local`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ POLL_S = 0.05
 
 
 def open_to(run: Path, device: str) -> None:
-    """The device may begin, or may when it is started."""
+    """Let a device begin, now or when it is started."""
     (run / FOLDER).mkdir(exist_ok=True)
     (run / FOLDER / device).touch()
 
 
 def close_to(run: Path, device: str) -> None:
-    """When it is started the next time, it is to wait."""
+    """Let a device wait when it is started the next time."""
     (run / FOLDER / device).unlink(missing_ok=True)
 
 
 def is_open(run: Path, device: str) -> bool:
+    """Whether a device may begin."""
     return (run / FOLDER / device).exists()
 
 
 def wait(folder: Path, device: str) -> None:
-    """Until the gate of a device, in a folder of gates, is open."""
+    """Wait until the gate of a device is open. `folder`: the folder of all gates."""
     while not (folder / device).exists():
         time.sleep(POLL_S)

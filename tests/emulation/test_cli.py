@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from emulation.analysis import summary
-from tests.support.cli import QUICK, unweft
+from tests.support.command_line import QUICK, ROOT, unweft
 from tests.support.synthetic_run import write
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("command", ["run", "device", "report", "forget"])
@@ -48,7 +46,7 @@ def test_bad_scenario_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_scenario_quickly_and_without_a_traceback(tmp_path: Path) -> None:
+def test_an_unreadable_scenario_fails_quickly_and_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from emulation.cli import main; sys.exit(main())"]
     done = subprocess.run(
         [*command, "run", str(tmp_path / "none.toml")], cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -61,7 +59,7 @@ def test_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unweft(monkeypatch, "run") == 2
 
 
-def test_a_full_folder_is_refused(
+def test_a_folder_that_is_not_empty_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "kept.txt").write_text("kept")

@@ -1,4 +1,4 @@
-"""A testbed in containers, as a user has it: docker compose on this repository's file; what devices say."""
+"""A testbed in containers, started by docker compose with this repository's file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Status = dict[str, Any]
 
 
 def build() -> None:
-    """Seconds when only the code has changed, minutes the first time."""
+    """Build the image. This takes seconds if only the code has changed, and minutes the first time."""
     Project("unweft-test-image", _files(), {"UNWEFT_IMAGE": IMAGE}).compose("build", "device")
 
 
@@ -27,7 +27,7 @@ def _files() -> tuple[Path, ...]:
 
 
 def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Look again and again; fails with `what` was waited for."""
+    """Wait until `true()`; fails with `what` after `patience_s`."""
     deadline = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < deadline, f"never: {what}"
@@ -42,9 +42,9 @@ class Bed:
         self.name, self.project = name, Project(name, _files(), given)
         self.dangling_before = self.dangling()
 
-    # -- what a user types -------------------------------------------------------------------------
+    # -- commands of a user ------------------------------------------------------------------------
     def up(self, devices: int) -> None:
-        """docker compose up, and until all have mixed once."""
+        """Run docker compose up and wait until all devices have mixed once."""
         more = {**self.project.variables, "UNWEFT_DEVICES": str(devices)}
         self.project = Project(self.name, self.project.files, more)
         self.project.compose("up", "-d", "--no-build")
@@ -62,16 +62,16 @@ class Bed:
         return self.project.docker(*arguments)
 
     def dangling(self) -> set[str]:
-        """Volumes that belong to nobody."""
+        """Volumes that no container uses."""
         return set(self.docker("volume", "ls", "-q", "--filter", "dangling=true").split())
 
-    # -- what can be seen --------------------------------------------------------------------------
+    # -- observations ------------------------------------------------------------------------------
     def containers(self) -> dict[str, Container]:
-        """By device."""
+        """The container of each device."""
         return self.project.devices()
 
     def status(self, device: str) -> Status:
-        """What a device says of itself. Raises DockerFailed if it says nothing."""
+        """The status that a device reports. Raises DockerFailed if it does not answer."""
         return self.ask(self.containers()[device])
 
     def ask(self, container: Container) -> Status:
@@ -79,7 +79,7 @@ class Bed:
         return dict(json.loads(said))
 
     def statuses(self) -> dict[str, Status]:
-        """Of those that run and answer, by device."""
+        """The status of each device that runs and answers."""
         found = {}
         for container in self.project.containers():
             if container.state == "running":
@@ -91,14 +91,14 @@ class Bed:
         return found
 
     def round(self) -> int:
-        """The last round of the slowest."""
+        """The last round of the slowest device."""
         return min((int(status["round"]) for status in self.statuses().values()), default=-1)
 
     def until_round(self, number: int) -> None:
         until(lambda: self.round() >= number, f"round {number} everywhere")
 
     def agreed(self, *members: str) -> bool:
-        """Whether these, and nobody else, hold each other, and nobody else, for members."""
+        """Whether exactly these devices run, and each has exactly these as members."""
         found = self.statuses()
         if sorted(found) != sorted(members):
             return False
@@ -112,13 +112,13 @@ class Bed:
         return {name: (s["round"], s["members"], s["blocks"]) for name, s in self.statuses().items()}
 
     def read(self, path: str) -> str:
-        """A file of the results."""
+        """The text of a file in the results."""
         mount = f"{self.name}_results:/results:ro"
         options = ("--rm", "--network", "none", "-v", mount, "--entrypoint", "cat")
         return self.docker("run", *options, IMAGE, f"/results/{path}")
 
     def lines(self, device: str, name: str = "events") -> list[dict[str, Any]]:
-        """What a device recorded."""
+        """The records of a device."""
         text = self.read(f"devices/{device}/{name}.jsonl")
         return [json.loads(line) for line in text.splitlines()]
 

@@ -38,7 +38,7 @@ def members(round_: int) -> tuple[str, ...]:
 
 
 def write(folder: Path) -> Path:
-    """All files of a run but summary.json and report.html."""
+    """Write all files of a run except summary.json and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder.parent / f"{folder.name}-scenario.toml"
     source.write_text(SCENARIO)
@@ -109,7 +109,7 @@ def metric(device: str, round_: int) -> dict[str, Any]:
 
 
 def links(device: str, round_: int) -> dict[str, Any]:
-    """Books: 100 bytes to and from a peer in each round with it, of which d1 drops 7 of d0's in all."""
+    """Byte counts: 100 bytes to and from each peer in each round. Of the bytes from d0, d1 drops 7."""
     books = {}
     for peer in ALL:
         met = [r for r in range(round_ + 1) if {device, peer} <= {*members(r)}]
@@ -137,7 +137,7 @@ def links(device: str, round_: int) -> dict[str, Any]:
 
 
 def evaluations() -> list[dict[str, Any]]:
-    """Everything known until the leave; then d2's facts are gone for good and the rest is back at round 7."""
+    """All facts are known until the leave. Then d2's facts are lost, and the others are back at round 7."""
     lines: list[dict[str, Any]] = []
     for round_ in range(10):
         for device in members(round_):

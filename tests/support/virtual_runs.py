@@ -1,4 +1,4 @@
-"""Whole runs of quick.toml with the virtual clock."""
+"""Whole runs in virtual time, which are equal whatever the load of the machine is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emulation.bench.clock import repeatable
-from tests.support.local_runs import command
+from tests.support.command_line import quick_run
 
 EVENTS = (
     '[{round=1, kind="join", device="d3"}, {round=2, kind="crash", device="d2"}, '
@@ -27,10 +27,9 @@ CHURN = (
 )
 
 
-def run(out: Path, *options: str) -> dict[str, Any]:
-    """Run it and return the part of summary.json that must be the same in each run."""
-    done = subprocess.run(
-        command(out, "--clock", "virtual", *options), capture_output=True, text=True, timeout=200
-    )
+def virtual_run(out: Path, *options: str) -> dict[str, Any]:
+    """Run scenarios/quick.toml in virtual time; returns the part of the summary that repeats."""
+    command = quick_run(out, "--clock", "virtual", *options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return repeatable(json.loads((out / "summary.json").read_text()))

@@ -1,4 +1,4 @@
-"""Container tests: they need a Docker engine and minutes, so they run where they are asked for."""
+"""Container tests. They need a Docker engine and minutes, so they run only on request (make testbed)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _missing() -> str | None:
-    """Why container tests cannot run here; None: they can."""
+    """The reason why container tests cannot run here; None if they can."""
     if not os.environ.get(ASKED):
         return "container tests run with: make testbed"
     command = ["docker", "info", "--format", "{{.ServerVersion}}"]
@@ -44,14 +44,14 @@ def _missing() -> str | None:
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """The image of the working tree's code."""
+    """An image with the code of the working tree."""
     build()
     return IMAGE
 
 
 @pytest.fixture(scope="session")
 def bed(image: str) -> Iterator[Bed]:
-    """A testbed of four devices that have trained a round together; test_testbed.py brings it to its end."""
+    """A testbed of four devices that have trained a round together. Tests of test_testbed.py end it."""
     bed = Bed(f"unweft-test-{os.getpid()}")
     try:
         bed.up(devices=4)

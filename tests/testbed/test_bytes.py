@@ -1,4 +1,4 @@
-"""What devices say that they sent and received, against what the kernel counted on their interfaces."""
+"""The byte counts of devices against the kernel's counters of their network interfaces."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from tests.support.containers import Bed
 
 HEADERS = 14 + 20 + 32  # Ethernet, IPv4, TCP with timestamps; the kernel counts each packet with them
-LEAST_BYTES = 4_000_000  # moved in the time that is looked at: what the two readings differ by is little then
+LEAST_BYTES = 4_000_000  # at least so many in the measured time: then the two readings differ by little
 READ = """
 import json, os
 from pathlib import Path
-from peers.health import VARIABLE, ask
+from peers.runtime.health import VARIABLE, ask
 folder = Path("/sys/class/net/eth0/statistics")
 names = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
 print(json.dumps([ask(os.environ[VARIABLE])["links"], {n: int((folder / n).read_text()) for n in names}]))
@@ -23,9 +23,9 @@ print(json.dumps([ask(os.environ[VARIABLE])["links"], {n: int((folder / n).read_
 
 @dataclass(frozen=True)
 class Reading:
-    """Bytes out and in at one moment, from the books and from the interface."""
+    """Bytes out and in at one moment, as the device counted them and as the interface did."""
 
-    booked: tuple[int, int]
+    accounted: tuple[int, int]
     counted: tuple[int, int]
     packets: tuple[int, int]
 
@@ -42,16 +42,15 @@ def read(bed: Bed, container: str) -> Reading:
 
 
 @pytest.mark.parametrize("way", [0, 1], ids=["sent", "received"])
-def test_books_and_interface_agree(bed: Bed, way: int) -> None:
+def test_device_and_interface_count_the_same_bytes(bed: Bed, way: int) -> None:
     container = bed.containers()["d0"].id
     before = after = read(bed, container)
-    while after.booked[way] - before.booked[way] < LEAST_BYTES:
+    while after.accounted[way] - before.accounted[way] < LEAST_BYTES:
         bed.until_round(bed.round() + 10)
         after = read(bed, container)
-    booked = after.booked[way] - before.booked[way]
+    accounted = after.accounted[way] - before.accounted[way]
     counted = after.counted[way] - before.counted[way]
     headers = HEADERS * (after.packets[way] - before.packets[way])
-    print(
-        f"booked {booked}, interface {counted}, of it headers {headers}: {booked / (counted - headers):.4f}"
-    )
-    assert booked == pytest.approx(counted - headers, rel=0.03)
+    ratio = accounted / (counted - headers)
+    print(f"accounted {accounted}, interface {counted}, headers {headers}: {ratio:.4f}")
+    assert accounted == pytest.approx(counted - headers, rel=0.03)

@@ -1,4 +1,4 @@
-"""A testbed from `docker compose up` to `down -v`: one story, in the order in which the tests stand."""
+"""A testbed from `docker compose up` to `down -v`. The tests depend on each other and run in this order."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ FOUR = ("d0", "d1", "d2", "d3")
 
 
 def gone(bed: Bed, device: str, kind: str, *witnesses: str) -> bool:
-    """Whether each witness has recorded how a device went."""
+    """Whether each witness has recorded the end of a device with this kind."""
     return all(
         any((e["peer"], e["kind"]) == (device, kind) for e in bed.events(witness, "peer_gone"))
         for witness in witnesses
     )
 
 
-def test_up_gives_devices_that_found_each_other_and_agree(bed: Bed) -> None:
+def test_after_up_all_devices_are_members(bed: Bed) -> None:
     bed.until_agreed(*FOUR)
     slots = {status["slot"] for status in bed.statuses().values()}
     assert len(slots) == 4
 
 
-def test_learning_goes_on(bed: Bed) -> None:
+def test_the_loss_falls(bed: Bed) -> None:
     bed.until_round(40)
     losses = [float(line["loss"]) for line in bed.lines("d0", "metrics")]
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
 @pytest.mark.parametrize("options", [("--profile", "*"), ("-f", str(ROOT / "deploy" / "swarm.yml"))])
-def test_the_compose_files_are_whole(bed: Bed, options: tuple[str, ...]) -> None:
-    """Those parts too that nothing here starts: slow devices, devices with a GPU, the swarm."""
+def test_the_compose_files_are_valid(bed: Bed, options: tuple[str, ...]) -> None:
+    """Also the parts that no test starts: slow devices, devices with a GPU, the swarm."""
     bed.project.compose(*options, "config", "--quiet")
 
 
-def test_containers_are_what_they_should_be(bed: Bed) -> None:
-    """No root, nothing that can be written but what is shared, no more rights than a process needs."""
+def test_containers_have_few_rights(bed: Bed) -> None:
+    """They run without root, on a read-only file system, with limits on memory and CPU."""
     about = json.loads(bed.docker("inspect", bed.containers()["d0"].id))[0]
     assert about["Config"]["User"] == "10001:10001"
     assert about["HostConfig"]["ReadonlyRootfs"] and about["HostConfig"]["CapDrop"] == ["ALL"]
@@ -51,7 +51,7 @@ def test_containers_are_what_they_should_be(bed: Bed) -> None:
 
 
 def test_the_health_check_asks_the_loop_itself(bed: Bed) -> None:
-    """A process that is there but hangs is not healthy."""
+    """A process that hangs is not healthy."""
     device = bed.containers()["d1"].id
     ask = (
         "exec",
@@ -71,7 +71,7 @@ def test_the_health_check_asks_the_loop_itself(bed: Bed) -> None:
 
 
 def signal_device(bed: Bed, container: str, name: str) -> None:
-    """To the device itself, which init does not pass on."""
+    """Send a signal to the device process itself, because init does not pass on all signals."""
     code = (
         "import os, psutil, signal\n"
         "for process in psutil.process_iter():\n"
@@ -82,17 +82,17 @@ def signal_device(bed: Bed, container: str, name: str) -> None:
     bed.docker("exec", container, "python", "-c", code)
 
 
-def test_a_pause_is_no_death(bed: Bed) -> None:
+def test_a_pause_is_no_crash(bed: Bed) -> None:
     paused = bed.containers()["d2"]
     bed.project.pause(paused)
-    time.sleep(1.5)  # what is tested is that this much silence is let pass
+    time.sleep(1.5)  # so much silence must be tolerated
     bed.project.unpause(paused)
     bed.until_round(bed.round() + 3)
     bed.until_agreed(*FOUR)
     assert not any(gone(bed, "d2", "crash", witness) for witness in ("d0", "d1", "d3"))
 
 
-def test_a_strangers_container_without_the_key_does_not_enter(bed: Bed) -> None:
+def test_a_container_without_the_key_is_refused(bed: Bed) -> None:
     before = sum(bed.status("d0")["security_events"].values())
     network = bed.project.network()
     with_own_key = (
@@ -111,15 +111,15 @@ def test_a_strangers_container_without_the_key_does_not_enter(bed: Bed) -> None:
         bed.docker("rm", "-f", "-v", stranger)
 
 
-def test_one_more_of_the_service_joins(bed: Bed) -> None:
+def test_a_container_that_is_added_joins(bed: Bed) -> None:
     bed.scale(5)
     bed.until_agreed(*FOUR, "d4")
     joined = bed.round()
     until(lambda: int(bed.status("d4")["round"]) > joined, "d4 trains with the others")
-    assert bed.containers()["d0"].live  # nobody was started anew
+    assert bed.containers()["d0"].live  # no container was started again
 
 
-def test_sigterm_is_a_leave_that_all_forget(bed: Bed) -> None:
+def test_after_sigterm_all_devices_delete_the_leaver(bed: Bed) -> None:
     container = bed.containers()["d4"]
     bed.docker("stop", "--time", "60", container.id)
     bed.until_agreed(*FOUR)
@@ -131,19 +131,19 @@ def test_sigterm_is_a_leave_that_all_forget(bed: Bed) -> None:
     assert ended[container.id] == 0
 
 
-def test_sigkill_is_a_crash_that_all_notice(bed: Bed) -> None:
+def test_after_sigkill_all_devices_detect_the_crash(bed: Bed) -> None:
     bed.docker("kill", bed.containers()["d3"].id)
     bed.until_agreed("d0", "d1", "d2")
     assert gone(bed, "d3", "crash", "d0", "d1", "d2")
 
 
-def test_started_again_it_returns_as_who_it_was(bed: Bed) -> None:
+def test_a_container_that_is_started_again_returns_with_its_id(bed: Bed) -> None:
     bed.docker("start", bed.containers()["d3"].id)
     bed.until_agreed(*FOUR)
     assert bed.status("d3")["incarnation"] == 1
 
 
-def test_a_container_that_is_cut_off_and_connected_again_is_one_of_them(bed: Bed) -> None:
+def test_a_container_that_is_disconnected_and_connected_is_a_member_again(bed: Bed) -> None:
     container = bed.containers()["d1"]
     address = bed.status("d1")["address"]
     bed.project.disconnect(container)
@@ -163,7 +163,7 @@ def test_churn_finds_the_device_in_its_container(bed: Bed) -> None:
     assert (noted["kind"], noted["device"]) == ("crash", "d2")
 
 
-def test_down_ends_the_run_and_nobody_is_forgotten(bed: Bed) -> None:
+def test_down_ends_the_run_and_deletes_no_device(bed: Bed) -> None:
     left = {device: len(bed.events(device, "peer_gone")) for device in ("d0", "d1", "d3")}
     bed.down()
     for device, before in left.items():
@@ -173,7 +173,7 @@ def test_down_ends_the_run_and_nobody_is_forgotten(bed: Bed) -> None:
     assert {block["device"] for block in about["blocks"]} == {"d0", "d1", "d3"}
 
 
-def test_the_report_tells_what_happened(bed: Bed) -> None:
+def test_the_report_has_the_events(bed: Bed) -> None:
     shown = bed.project.compose("run", "--rm", "report")
     assert "report: /results/report.html" in shown
     found = json.loads(bed.read("summary.json"))
@@ -185,8 +185,8 @@ def test_the_report_tells_what_happened(bed: Bed) -> None:
     assert len(bed.read("report.html")) > 10_000
 
 
-def test_results_come_out(bed: Bed, tmp_path: Path) -> None:
-    """As docs/deploy.md says, when no container is left."""
+def test_results_can_be_copied_from_the_volume(bed: Bed, tmp_path: Path) -> None:
+    """With the command of docs/deploy.md, when no container is left."""
     mount = ("-v", f"{bed.name}_results:/results:ro")
     packed = ("run", "--rm", "--network", "none", *mount, "--entrypoint", "tar", IMAGE, "-C", "/results")
     listed = bed.docker(*packed, "-cf", "/dev/null", "-v", ".")

@@ -24,7 +24,7 @@ import torch
 
 from coordinator_free.averaging.topology import Graph, Shape, topology
 from emulation.bench.harness.learner import BenchLearner
-from emulation.launch.local import PRELOAD
+from emulation.launch.forkserver import PRELOAD
 from peers.config import (
     AdapterConfig,
     CorrectionConfig,

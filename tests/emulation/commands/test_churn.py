@@ -1,4 +1,4 @@
-"""`unweft churn`: what it makes of processes and of containers, and what it says when it cannot."""
+"""`unweft churn`: signals to processes, docker commands for containers, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emulation.commands import churn
 from emulation.commands.churn import pid_of
 from emulation.testbed import churn_log
 from emulation.testbed.docker import Project
-from tests.support.cli import unweft
+from tests.support.command_line import unweft
 from tests.support.synthetic_run import write
 
 Patch = pytest.MonkeyPatch
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sent(monkeypatch: Patch) -> list[tuple[int, int]]:
-    """Signals that went out, and to whom."""
+    """Sent signals: process id and number."""
     found: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
     monkeypatch.setattr(churn, "pid_of", lambda run, device: int(device[1:]) + 1000)
@@ -53,7 +53,7 @@ def test_an_event_is_a_signal_to_each_process(
     assert sent == [(1000, signal.Signals[f"SIG{number}"]), (1001, signal.Signals[f"SIG{number}"])]
 
 
-def test_what_was_done_is_noted(monkeypatch: Patch, run: Path, sent: list[tuple[int, int]]) -> None:
+def test_events_are_logged(monkeypatch: Patch, run: Path, sent: list[tuple[int, int]]) -> None:
     unweft(monkeypatch, "churn", run, "stall", "d0", "d1", "--seconds", "0.01")
     noted = churn_log.read(run, 0)
     assert [(n["kind"], n["device"], n["duration_s"]) for n in noted] == [
@@ -63,17 +63,21 @@ def test_what_was_done_is_noted(monkeypatch: Patch, run: Path, sent: list[tuple[
     assert [number for _, number in sent] == [signal.SIGSTOP] * 2 + [signal.SIGCONT] * 2
 
 
-def test_only_what_can_be_done_to_processes(monkeypatch: Patch, run: Path, capsys: Capture) -> None:
+def test_an_event_for_containers_is_refused_for_processes(
+    monkeypatch: Patch, run: Path, capsys: Capture
+) -> None:
     assert unweft(monkeypatch, "churn", run, "partition", "d0") == 2
     assert "partition: not to processes" in capsys.readouterr().err
 
 
-def test_seconds_only_where_they_mean_something(monkeypatch: Patch, run: Path, capsys: Capture) -> None:
+def test_seconds_are_refused_for_events_without_a_duration(
+    monkeypatch: Patch, run: Path, capsys: Capture
+) -> None:
     assert unweft(monkeypatch, "churn", run, "leave", "d0", "--seconds", "2") == 2
     assert "--seconds: has no meaning with leave" in capsys.readouterr().err
 
 
-def test_the_process_is_the_one_that_writes_what_the_device_writes(run: Path) -> None:
+def test_the_process_of_a_device_is_the_one_that_writes_its_records(run: Path) -> None:
     path = run / "devices" / "d0" / "events.jsonl"
     with subprocess.Popen([sys.executable, "-c", WRITES, path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
@@ -84,8 +88,8 @@ def test_the_process_is_the_one_that_writes_what_the_device_writes(run: Path) ->
 
 
 @pytest.mark.parametrize("device", ["d0", "d9"])
-def test_no_other_process_is_ever_hit(monkeypatch: Patch, run: Path, capsys: Capture, device: str) -> None:
-    """The number that d0 had is somebody else's by now; d9 never was."""
+def test_no_other_process_gets_a_signal(monkeypatch: Patch, run: Path, capsys: Capture, device: str) -> None:
+    """The process id of d0 belongs to another process by now; d9 never ran."""
     with (run / "devices" / "d0" / "events.jsonl").open("a") as file:
         file.write(json.dumps({"t_s": 0, "round": 0, "event": "started", "pid": os.getpid()}) + "\n")
     assert unweft(monkeypatch, "churn", run, "crash", device) == 2
@@ -96,7 +100,7 @@ def test_no_other_process_is_ever_hit(monkeypatch: Patch, run: Path, capsys: Cap
 
 
 class Docker:
-    """What docker would say of a project of three devices; the third has ended."""
+    """The answers of docker for a project of three devices; the third has ended."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -129,7 +133,7 @@ class Docker:
         return {"Id": letter * 64, "Name": f"/tb-{letter}", "State": {"Status": status, "ExitCode": code}}
 
     def done(self) -> list[str]:
-        """What was asked for, questions aside."""
+        """The commands that change something."""
         questions = ("ps", "inspect")
         asked = [w for w in self.asked if w[0] not in questions and w[:2] != ["network", "ls"]]
         return [" ".join(w) for w in asked if w[-1] not in ("--json", "emulation.testbed.id_leases")]
@@ -142,7 +146,7 @@ def docker(monkeypatch: Patch) -> Docker:
     return fake
 
 
-def test_devices_are_found_by_what_they_claimed(docker: Docker) -> None:
+def test_devices_are_found_by_their_claims(docker: Docker) -> None:
     found = Project("tb", execute=docker).devices()
     assert {device: (c.name, c.state, c.exit) for device, c in found.items()} == {
         "d0": ("tb-a", "running", None),
@@ -174,32 +178,32 @@ NOTE = "exec aaaaaaaaaaaa python -m emulation.testbed.churn_log"
         (["join", "d7"], ["compose -p tb create --no-recreate --no-build --scale device=4 device"]),
     ],
 )
-def test_an_event_is_what_docker_does_to_each_container(
+def test_an_event_is_a_docker_command_for_each_container(
     monkeypatch: Patch, docker: Docker, arguments: list[str], done: list[str]
 ) -> None:
     assert unweft(monkeypatch, "churn", "tb", *arguments) == 0
     assert docker.done() == done
 
 
-def test_a_device_that_is_not_there(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
+def test_an_unknown_device_is_bad_input(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
     assert unweft(monkeypatch, "churn", "tb", "leave", "d9") == 2
     assert "d9: not in tb; allowed: d0, d1, d2" in capsys.readouterr().err
     assert docker.done() == []
 
 
-def test_a_project_that_is_none(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
+def test_a_project_without_devices_is_bad_input(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
     monkeypatch.setattr(docker, "say", lambda words: "")
     assert unweft(monkeypatch, "churn", "nothing", "leave", "d0") == 2
     assert "nothing: no device of this project runs" in capsys.readouterr().err
 
 
-def test_what_docker_says_when_it_fails(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
+def test_an_error_of_docker_is_shown(monkeypatch: Patch, docker: Docker, capsys: Capture) -> None:
     docker.fails = "Cannot connect to the Docker daemon"
     assert unweft(monkeypatch, "churn", "tb", "leave", "d0") == 2
     assert "Cannot connect to the Docker daemon" in capsys.readouterr().err
 
 
-def test_no_docker_is_bad_input(monkeypatch: Patch, capsys: Capture) -> None:
+def test_a_missing_docker_command_is_bad_input(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setenv("PATH", "")
     assert unweft(monkeypatch, "churn", "tb", "leave", "d0") == 2
     assert "docker: not found" in capsys.readouterr().err

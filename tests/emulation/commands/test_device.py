@@ -1,4 +1,4 @@
-"""What `unweft device` finds out by itself: its id, its address, the others, when the run began."""
+"""`unweft device` finds its id, its address, other devices and the start time of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emulation.scenario.loading import load
 from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
 from peers.runtime import main as device_module
 from peers.runtime.main import DeviceSpec
-from tests.support.cli import QUICK, unweft
+from tests.support.command_line import QUICK, unweft
 from transport.clocks.real import RealClock
 from transport.security import keys
 from transport.security.keys import DeviceIdentity
@@ -28,7 +28,7 @@ OWN = "10.0.0.4"
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: Patch) -> None:
-    """A service of three containers, of which this is one."""
+    """A service of three containers; this device is one of them."""
 
     def getaddrinfo(host: str, port: int, family: int) -> list[Any]:
         if host not in SERVICE and not host[0].isdecimal():
@@ -41,7 +41,7 @@ def network(monkeypatch: Patch) -> None:
 
 @pytest.fixture
 def started(monkeypatch: Patch) -> list[DeviceSpec]:
-    """What devices were started with; none runs."""
+    """The specifications of started devices; none of them runs."""
     found: list[DeviceSpec] = []
 
     def run_device(spec: DeviceSpec) -> int:
@@ -54,7 +54,7 @@ def started(monkeypatch: Patch) -> list[DeviceSpec]:
 
 
 def start(monkeypatch: Patch, run: Path, **variables: str) -> int:
-    """`unweft device` as a container runs it: all from the environment."""
+    """Run `unweft device` as a container does, with all settings from the environment."""
     folder = run.with_name(f"{run.name}-keys")
     if not folder.exists():
         keys.generate(folder)
@@ -76,21 +76,21 @@ def test_a_name_stands_for_all_its_addresses_in_numeric_order() -> None:
     assert endpoints.resolve("tcp://device:7000") == found
 
 
-def test_a_name_that_nobody_has_yet_is_nobody() -> None:
+def test_an_unknown_name_has_no_address() -> None:
     assert endpoints.resolve("tcp://nobody:7000") == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*"])
-def test_it_is_reached_in_the_network_that_it_shares(host: str) -> None:
+def test_a_device_advertises_its_address_in_the_shared_network(host: str) -> None:
     others = endpoints.resolve("tcp://device:7000")
     assert endpoints.own(f"tcp://{host}:7001", others) == f"tcp://{OWN}:7001"
 
 
-def test_one_that_listens_on_one_address_is_reached_there() -> None:
+def test_a_device_that_listens_on_one_address_advertises_it() -> None:
     assert endpoints.own("tcp://192.0.2.7:7000", []) == "tcp://192.0.2.7:7000"
 
 
-def test_alone_it_takes_the_address_that_it_would_call_from(monkeypatch: Patch) -> None:
+def test_without_a_service_a_device_advertises_its_source_address(monkeypatch: Patch) -> None:
     monkeypatch.undo()
     host, port = endpoints.split("--listen", endpoints.own("tcp://0.0.0.0:7000", ["tcp://127.0.0.1:7000"]))
     assert (host, port) == ("127.0.0.1", 7000)
@@ -113,7 +113,7 @@ def test_unweft_set_may_have_the_former_spelling_of_a_key(
     assert start(monkeypatch, tmp_path / "other", set=both) == 2 and len(started) == 1
 
 
-def test_a_device_calls_all_others_of_its_service(
+def test_a_device_gets_the_addresses_of_its_service_as_seeds(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     assert start(monkeypatch, tmp_path / "run", id="d1") == 0
@@ -147,7 +147,7 @@ def test_without_an_id_a_device_claims_one(
         other.release()
 
 
-def test_one_that_kept_its_identity_returns(
+def test_a_device_that_kept_its_identity_returns(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     run_folder.begin(tmp_path / "run", load(Path(QUICK)))
@@ -160,7 +160,7 @@ def test_one_that_kept_its_identity_returns(
     another.release()
 
 
-def test_an_id_that_lives_is_nobody_elses(
+def test_the_id_of_a_live_device_is_refused(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
 ) -> None:
     another = id_leases.claim(tmp_path / "run", "d", "another")
@@ -171,10 +171,10 @@ def test_an_id_that_lives_is_nobody_elses(
 
 
 @pytest.mark.parametrize("name", ["a/b", "3", ""])
-def test_only_what_can_be_an_id(
+def test_an_invalid_id_is_refused(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture, name: str
 ) -> None:
-    """An empty variable, as compose makes it of one that is not set, is none."""
+    """An empty variable means no id: compose passes unset variables as empty ones."""
     status = start(monkeypatch, tmp_path / "run", id=name)
     if name:
         assert status == 2 and "--id" in capsys.readouterr().err and not started
@@ -182,7 +182,7 @@ def test_only_what_can_be_an_id(
         assert started[0].id == "d0"
 
 
-def test_an_identity_that_is_none_is_bad_input(
+def test_an_invalid_identity_is_bad_input(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
 ) -> None:
     folder = tmp_path / "identity"
@@ -196,7 +196,7 @@ def test_an_identity_that_is_none_is_bad_input(
 # -- the run ---------------------------------------------------------------------------------------------
 
 
-def test_all_count_from_the_same_moment(
+def test_all_devices_count_time_from_the_same_moment(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     run = tmp_path / "run"
@@ -206,13 +206,13 @@ def test_all_count_from_the_same_moment(
     assert started[0].epoch_ns == epoch.read(run) is not None
 
 
-def test_another_machine_counts_from_its_own_start(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_the_start_time_of_another_machine_is_not_used(monkeypatch: Patch, tmp_path: Path) -> None:
     epoch.write(tmp_path)
     monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
     assert epoch.read(tmp_path) is None
 
 
-def test_on_several_machines_all_count_as_the_world_does(
+def test_on_several_machines_devices_use_wall_clock_time(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     epoch.write(tmp_path)
@@ -233,7 +233,7 @@ def test_the_grace_comes_from_the_variable_or_the_scenario(
     assert [spec.config.membership.leave_grace_s for spec in started] == [2.5, 0.0]
 
 
-def test_it_begins_when_its_gate_is_open(
+def test_a_device_begins_when_its_gate_is_open(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     slept: list[float] = []
@@ -249,7 +249,7 @@ def test_it_begins_when_its_gate_is_open(
     assert len(slept) == 3 and started[0].id == "d0"
 
 
-def test_snapshots_are_left_where_they_are_asked_for(
+def test_snapshots_are_written_only_when_asked_for(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     start(monkeypatch, tmp_path / "run", snapshots="1")

@@ -1,4 +1,4 @@
-"""`unweft keys`, and a device's keys: private files, steps in order, nobody in the clear by oversight."""
+"""`unweft keys`, and a device's keys: private files, steps in order, no missing encryption by accident."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from emulation.commands.keys import of_device
 from peers.config import KeysConfig
 from peers.errors import InputError
-from tests.support.cli import QUICK, unweft
+from tests.support.command_line import QUICK, unweft
 from transport.security.keys import NetworkKeys, generate, load
 
 Capture = pytest.CaptureFixture[str]
@@ -22,7 +22,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_new_material_is_private(monkeypatch: Patch, tmp_path: Path, there: bool) -> None:
+def test_new_keys_are_private_files(monkeypatch: Patch, tmp_path: Path, there: bool) -> None:
     folder = tmp_path / "keys"
     if there:
         folder.mkdir(mode=0o755)
@@ -34,7 +34,7 @@ def test_new_material_is_private(monkeypatch: Patch, tmp_path: Path, there: bool
     assert load(folder, "d0").allowed is not None
 
 
-def test_nothing_secret_is_shown(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+def test_no_secret_is_printed(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     unweft(monkeypatch, "keys", "new", tmp_path / "keys", "--devices", "d0")
     unweft(monkeypatch, "keys", "rotate", tmp_path / "keys", "install")
     shown, keys = capsys.readouterr().out, load(tmp_path / "keys", "d0")
@@ -45,9 +45,7 @@ def test_nothing_secret_is_shown(monkeypatch: Patch, tmp_path: Path, capsys: Cap
         assert not any(word[:8] in shown for word in words)
 
 
-def test_a_folder_with_something_in_it_is_refused(
-    monkeypatch: Patch, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_folder_that_is_not_empty_is_refused(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "notes.txt").write_text("kept")
     assert unweft(monkeypatch, "keys", "new", tmp_path) == 2
     assert "is not an empty folder" in capsys.readouterr().err
@@ -96,7 +94,7 @@ def test_a_step_out_of_turn_changes_nothing(
     assert load(folder, "d0") == keys
 
 
-def test_rotating_where_no_keys_are(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+def test_a_folder_without_keys_cannot_be_rotated(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     assert unweft(monkeypatch, "keys", "rotate", tmp_path, "install") == 2
     assert "network.keys: No such file" in capsys.readouterr().err
 
@@ -112,7 +110,7 @@ def device(monkeypatch: Patch, folder: Path, *more: object) -> int:
     return unweft(monkeypatch, "device", *flags, *more)
 
 
-def test_a_device_without_keys_says_how_to_make_some(
+def test_a_device_without_keys_prints_how_to_make_them(
     monkeypatch: Patch, tmp_path: Path, capsys: Capture
 ) -> None:
     monkeypatch.delenv("UNWEFT_KEYS", raising=False)
@@ -130,16 +128,14 @@ def test_a_device_that_is_not_listed_is_refused(monkeypatch: Patch, tmp_path: Pa
     assert "d0.curve: No such file" in capsys.readouterr().err
 
 
-def test_an_allow_list_that_is_asked_for_must_be_there(
-    monkeypatch: Patch, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_missing_allow_list_is_bad_input(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     generate(tmp_path / "keys")
     options = ("--keys", tmp_path / "keys", "--set", "keys.allow_list=true")
     assert device(monkeypatch, tmp_path, *options) == 2
     assert "has no allow-list" in capsys.readouterr().err
 
 
-def test_what_a_device_uses(tmp_path: Path) -> None:
+def test_the_keys_that_a_device_uses(tmp_path: Path) -> None:
     made = generate(tmp_path / "keys")
     assert of_device(KeysConfig(), tmp_path / "keys", "d0") == made
     assert of_device(KeysConfig(enabled=False), tmp_path / "keys", "d0") is None

@@ -1,4 +1,4 @@
-"""Rotation of the network key on a live testbed: two device processes, three steps, and the rounds go on."""
+"""Rotation of the network key on a live testbed: two device processes train on during the three steps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from emulation.commands import keys as keys_cli
-from emulation.launch.local import free_ports
-from tests.support.cli import QUICK
+from emulation.launch.ports import free_ports
+from tests.support.command_line import QUICK
 from transport.security import keys
 
 pytestmark = pytest.mark.timeout(240)  # processes that import torch
@@ -29,7 +29,7 @@ SETTINGS = (
 
 @contextmanager
 def two_devices(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """A process for each device, as containers would run them, with the keys in folder/keys."""
+    """Start a process for each device, as containers do, with the keys in folder/keys."""
     addresses = dict(zip(DEVICES, (f"tcp://127.0.0.1:{port}" for port in free_ports(2)), strict=True))
     unweft = str(Path(sys.executable).with_name("unweft"))
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -50,7 +50,7 @@ def two_devices(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 
 def until(folder: Path, what: str) -> None:
-    """Until every device's log holds `what`."""
+    """Wait until the log of every device has the text `what`."""
     deadline = time.monotonic() + PATIENCE_S
     logs = [folder / f"{device}.log" for device in DEVICES]
     while not all(what in log.read_text() for log in logs):
@@ -68,7 +68,7 @@ def rounds(folder: Path) -> list[list[dict[str, object]]]:
 
 
 def mixed_with_the_other(folder: Path) -> None:
-    """Until both devices have closed two more rounds in which they heard each other."""
+    """Wait until both devices have closed two more rounds with messages from each other."""
     before = [len(lines) for lines in rounds(folder)]
     deadline = time.monotonic() + PATIENCE_S
     while True:

@@ -11,7 +11,7 @@ import pytest
 
 from emulation.analysis.records import read_lines
 from emulation.bench.clock import repeatable
-from tests.support.local_runs import command
+from tests.support.command_line import quick_run
 
 pytestmark = pytest.mark.timeout(240)
 TIGHT = ("--set", "radio.budget_bytes=30000", "--set", "radio.allocator=residual")
@@ -19,7 +19,7 @@ TIGHT = ("--set", "radio.budget_bytes=30000", "--set", "radio.allocator=residual
 
 def run(out: Path) -> dict[str, Any]:
     done = subprocess.run(
-        command(out, "--clock", "virtual", *TIGHT), capture_output=True, text=True, timeout=200
+        quick_run(out, "--clock", "virtual", *TIGHT), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
     return repeatable(json.loads((out / "summary.json").read_text()))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from emulation.experiments.parallel import chains
-from emulation.launch.local import RunFailed
+from emulation.launch.errors import RunFailed
 from tests.support.chains import run
 
 

@@ -1,4 +1,4 @@
-"""`unweft run --on compose`, with a docker that only writes down what it is asked: events, ends, mounts."""
+"""The backend `compose`, with a docker command that only records its arguments: events, ends, mounts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import multiprocessing
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from emulation.launch import compose
-from emulation.launch.compose import Run
-from emulation.launch.local import RunFailed
+from emulation.launch import compose_project, evaluator_process, forkserver, run_loop
+from emulation.launch.compose import ComposeBackend
+from emulation.launch.errors import RunFailed
+from emulation.launch.run_loop import check_devices, inject_due
+from emulation.launch.run_state import RunState
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from emulation.testbed import docker as docker_cli
@@ -22,7 +24,7 @@ from emulation.testbed import id_leases, start_gate
 from emulation.testbed.docker import DockerFailed, Project
 from peers.errors import InputError
 from peers.runtime import partition
-from tests.support.cli import unweft
+from tests.support.command_line import unweft
 
 SCENARIO = """
 [devices]
@@ -30,11 +32,30 @@ count = 3
 [round]
 count = 20
 """
-JUDGE = cast(Any, type("Evaluator", (), {"exitcode": None}))
+
+
+@dataclass
+class Started:
+    """A run whose devices have started, and its backend."""
+
+    state: RunState
+    backend: ComposeBackend
+
+    def look(self) -> None:
+        self.state.see_devices(self.backend.running())
+
+    def inject(self) -> None:
+        inject_due(self.state, self.backend)
+
+    def running(self) -> list[str]:
+        return list(self.state.running())
+
+    def pending(self) -> list[str]:
+        return [event.kind for event in self.state.pending]
 
 
 class Docker:
-    """Containers by their ids; commands change their states as docker would."""
+    """Containers by their ids. Commands change their states as docker does."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self.states = dict.fromkeys(hosts, ("running", 0))
@@ -48,7 +69,7 @@ class Docker:
     ) -> subprocess.CompletedProcess[str]:
         words = list(command[1:])
         self.variables = variables
-        if words[0] not in ("ps", "inspect", "network"):  # which only look
+        if words[0] not in ("ps", "inspect", "network"):  # these commands change nothing
             self.asked.append(" ".join(words))
         if self.fails and self.fails in words:
             return subprocess.CompletedProcess(command, 1, "", f"cannot {self.fails}")
@@ -80,7 +101,7 @@ class Docker:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> dict[str, str]:
-    """Three devices have claimed their ids, each in its container."""
+    """The container of each of three devices, which have claimed their ids."""
     folder = tmp_path / "run" / id_leases.FOLDER
     folder.mkdir(parents=True)
     found = {f"d{i}": f"{i}" * 12 for i in range(3)}
@@ -95,18 +116,15 @@ def docker(hosts: dict[str, str]) -> Docker:
     return Docker(list(hosts.values()))
 
 
-def run_state(scenario: Scenario, tmp_path: Path, docker: Docker) -> Run:
-    return Run(
-        scenario=scenario,
-        out=tmp_path / "run",
-        epoch_ns=0,
-        pending=list(scenario.events),
-        project=Project("tb", execute=docker),
-    )
+def run_of(scenario: Scenario, tmp_path: Path, docker: Docker) -> Started:
+    out = tmp_path / "run"
+    state = RunState(scenario=scenario, out=out, epoch_ns=0, pending=list(scenario.events))
+    project = Project("tb", execute=docker)
+    return Started(state, ComposeBackend(state=state, project=project, console=Console(quiet=True)))
 
 
-def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Run:
-    """A run of which every device has closed a round."""
+def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Started:
+    """A run in which every device has closed a round."""
     file = tmp_path / "scenario.toml"
     file.write_text(SCENARIO + "".join(f"[[event]]\n{event}\n" for event in events))
     scenario = load(file)
@@ -114,9 +132,9 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         path = tmp_path / "run" / "devices" / device / "metrics.jsonl"
         path.write_text(json.dumps({"round": closed}) + "\n")
         start_gate.open_to(tmp_path / "run", device)
-    state = run_state(scenario, tmp_path, docker)
-    compose._look(state)
-    return state
+    run = run_of(scenario, tmp_path, docker)
+    run.look()
+    return run
 
 
 # -- events ------------------------------------------------------------------------------------------------
@@ -131,30 +149,30 @@ def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Ru
         ('round = 5\nkind = "stall"\ndevice = "d1"\nduration_s = 1.0', "pause 111111111111"),
     ],
 )
-def test_an_event_is_what_docker_does_once_all_have_closed_its_round(
+def test_an_event_is_a_docker_command_once_all_devices_have_closed_its_round(
     tmp_path: Path, docker: Docker, event: str, asked: str
 ) -> None:
     early = started(tmp_path, docker, event, closed=4)
-    compose._inject_due(early)
-    assert docker.asked == [] and len(early.pending) == 1
-    state = started(tmp_path, docker, event)
-    compose._inject_due(state)
-    assert docker.asked == [asked] and state.pending == []
-    assert [(e["round"], e["kind"]) for e in state.events] == [(5, event.split('"')[1])]
+    early.inject()
+    assert docker.asked == [] and len(early.pending()) == 1
+    run = started(tmp_path, docker, event)
+    run.inject()
+    assert docker.asked == [asked] and run.pending() == []
+    assert [(e["round"], e["kind"]) for e in run.state.events] == [(5, event.split('"')[1])]
 
 
-def test_one_that_joins_has_been_ready_and_begins(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker, 'round = 5\nkind = "join"\ndevice = "d7"')
+def test_a_joiner_waits_at_its_gate_and_begins_at_its_event(tmp_path: Path, docker: Docker) -> None:
+    run = started(tmp_path, docker, 'round = 5\nkind = "join"\ndevice = "d7"')
     docker.states["7" * 12] = ("running", 0)
-    (state.out / id_leases.FOLDER / "d7").write_text(f"token {'7' * 12}\n")
-    compose._look(state)
-    assert "d7" in state.containers and "d7" not in state.running()  # it holds no round back
-    compose._inject_due(state)
-    assert "d7" in state.running() and docker.asked == []
+    (run.state.out / id_leases.FOLDER / "d7").write_text(f"token {'7' * 12}\n")
+    run.look()
+    assert "d7" in run.state.devices and "d7" not in run.running()  # it holds no round back
+    run.inject()
+    assert "d7" in run.running() and docker.asked == []
 
 
-def test_a_container_more_knows_its_id(docker: Docker) -> None:
-    """Those that have ended stay as they are."""
+def test_a_container_that_is_added_knows_its_id(docker: Docker) -> None:
+    """Containers that have ended are not started again."""
     docker.states["2" * 12] = ("exited", 137)
     Project("tb", execute=docker).join("d7")
     assert docker.created_with["UNWEFT_ID"] == "d7"
@@ -169,104 +187,96 @@ def test_a_container_more_knows_its_id(docker: Docker) -> None:
 
 
 def test_a_stall_ends_after_its_seconds(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker, 'round = 5\nkind = "stall"\ndevice = "d1"\nduration_s = 60.0')
-    compose._inject_due(state)
-    compose._look(state)
-    compose._inject_due(state)
-    state.epoch_ns -= 61 * 10**9  # as if so much later
-    compose._inject_due(state)
+    run = started(tmp_path, docker, 'round = 5\nkind = "stall"\ndevice = "d1"\nduration_s = 60.0')
+    run.inject()
+    run.look()
+    run.inject()
+    run.state.epoch_ns -= 61 * 10**9  # 61 s pass
+    run.inject()
     assert docker.asked == ["pause 111111111111", "unpause 111111111111"]
 
 
-def test_one_that_returns_is_the_same_container(tmp_path: Path, docker: Docker) -> None:
-    state = started(
+def test_a_returning_device_gets_its_container_back(tmp_path: Path, docker: Docker) -> None:
+    run = started(
         tmp_path,
         docker,
         'round = 3\nkind = "crash"\ndevice = "d1"',
         'round = 5\nkind = "return"\ndevice = "d1"',
     )
-    compose._inject_due(state)
-    assert [e.kind for e in state.pending] == ["return"]  # its last life has not quite ended
-    compose._look(state)
-    compose._ready_those_who_return(state)
+    run.inject()
+    assert run.pending() == ["return"]  # its last life has not ended yet
+    run.look()
     assert docker.asked == ["kill --signal SIGKILL 111111111111", "start 111111111111"]
-    compose._look(state)
-    assert "d1" not in state.running()  # it is ready, and waits
-    compose._inject_due(state)
-    assert "d1" in state.running() and state.pending == []
+    run.look()
+    assert "d1" not in run.running()  # it is ready and waits
+    run.inject()
+    assert "d1" in run.running() and run.pending() == []
+    check_devices(run.state)
+    assert [e["kind"] for e in run.state.events] == ["crash", "return"]
 
 
 def test_a_partition_is_emulated_as_among_processes(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker, 'round = 5\nkind = "partition"\ngroups = [["d0"], ["d1", "d2"]]')
-    compose._inject_due(state)
-    assert partition.read(state.out / "devices" / "d0") == {"d1", "d2"}
-    assert partition.read(state.out / "devices" / "d1") == {"d0"}
+    run = started(tmp_path, docker, 'round = 5\nkind = "partition"\ngroups = [["d0"], ["d1", "d2"]]')
+    run.inject()
+    assert partition.read(run.state.out / "devices" / "d0") == {"d1", "d2"}
+    assert partition.read(run.state.out / "devices" / "d1") == {"d0"}
     assert docker.asked == [f"kill --signal SIGUSR1 {host * 12}" for host in "012"]
 
 
-def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(
-    tmp_path: Path, docker: Docker
-) -> None:
-    state = started(
+def test_a_device_that_returns_after_the_heal_reaches_every_device(tmp_path: Path, docker: Docker) -> None:
+    run = started(
         tmp_path,
         docker,
         'round = 3\nkind = "partition"\ngroups = [["d0"], ["d1", "d2"]]',
         'round = 4\nkind = "crash"\ndevice = "d1"',
         'round = 5\nkind = "heal"',
     )
-    compose._inject_due(state)
-    compose._look(state)
-    assert partition.read(state.out / "devices" / "d1") == frozenset()
+    run.inject()
+    run.look()
+    assert partition.read(run.state.out / "devices" / "d1") == frozenset()
 
 
-def test_before_they_have_ids_nothing_is_due(tmp_path: Path) -> None:
+def test_nothing_is_due_before_devices_have_ids(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    docker = Docker(["a" * 12])
-    state = run_state(Scenario(), tmp_path, docker)
-    compose._look(state)
-    assert list(state.running()) == ["a" * 12] and not state.last_round
+    run = run_of(Scenario(), tmp_path, Docker(["a" * 12]))
+    run.look()
+    assert run.running() == ["a" * 12] and not run.state.last_round
 
 
 # -- ends --------------------------------------------------------------------------------------------------
 
 
 def test_a_kill_from_outside_is_a_crash(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker)
+    run = started(tmp_path, docker)
     docker.states["2" * 12] = ("exited", 137)
-    compose._look(state)
+    run.look()
     for _ in range(2):
-        compose._check_ends(state, JUDGE)
-    assert [(e["kind"], e["device"], e["round"]) for e in state.events] == [("crash", "d2", 5)]
+        check_devices(run.state)
+    assert [(e["kind"], e["device"], e["round"]) for e in run.state.events] == [("crash", "d2", 5)]
 
 
-def test_a_kill_by_the_scenario_is_counted_once(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker, 'round = 5\nkind = "crash"\ndevice = "d2"')
-    compose._inject_due(state)
-    compose._look(state)
-    compose._check_ends(state, JUDGE)
-    assert [e["kind"] for e in state.events] == ["crash"]
+def test_a_kill_by_the_scenario_is_recorded_once(tmp_path: Path, docker: Docker) -> None:
+    run = started(tmp_path, docker, 'round = 5\nkind = "crash"\ndevice = "d2"')
+    run.inject()
+    run.look()
+    check_devices(run.state)
+    assert [e["kind"] for e in run.state.events] == ["crash"]
 
 
-def test_one_that_failed_fails_the_run(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker)
+def test_a_device_that_failed_fails_the_run(tmp_path: Path, docker: Docker) -> None:
+    run = started(tmp_path, docker)
     docker.states["2" * 12] = ("exited", 1)
-    compose._look(state)
+    run.look()
     with pytest.raises(RunFailed, match="d2 ended with exit status 1: what it said last"):
-        compose._check_ends(state, JUDGE)
+        check_devices(run.state)
 
 
-def test_when_all_were_killed_the_run_has_failed(tmp_path: Path, docker: Docker) -> None:
-    state = started(tmp_path, docker)
+def test_the_run_fails_when_all_devices_were_killed(tmp_path: Path, docker: Docker) -> None:
+    run = started(tmp_path, docker)
     docker.states = dict.fromkeys(docker.states, ("exited", 137))
-    compose._look(state)
+    run.look()
     with pytest.raises(RunFailed, match="every device was killed"):
-        compose._check_ends(state, JUDGE)
-
-
-def test_an_evaluator_that_failed_fails_the_run(tmp_path: Path, docker: Docker) -> None:
-    evaluator = cast(Any, type("Evaluator", (), {"exitcode": 1}))
-    with pytest.raises(RunFailed, match="evaluator"):
-        compose._check_ends(started(tmp_path, docker), evaluator)
+        check_devices(run.state)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------
@@ -274,13 +284,13 @@ def test_an_evaluator_that_failed_fails_the_run(tmp_path: Path, docker: Docker) 
 
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch, docker: Docker) -> Docker:
-    """No real docker, no real judge."""
+    """No docker, no evaluator, no loop."""
     monkeypatch.setattr(
-        compose, "Project", lambda name, files, given: Project(name, files, given, execute=docker)
+        compose_project, "Project", lambda name, files, given: Project(name, files, given, execute=docker)
     )
-    monkeypatch.setattr(compose, "_live", lambda state, evaluator, console: None)
-    monkeypatch.setattr(compose, "evaluate_run", print)
-    monkeypatch.setattr(compose, "PRELOAD", [])
+    monkeypatch.setattr(run_loop, "_follow", lambda state, backend, evaluator, console: None)
+    monkeypatch.setattr(evaluator_process, "evaluate_run", print)
+    monkeypatch.setattr(forkserver, "PRELOAD", [])
     return docker
 
 
@@ -288,11 +298,11 @@ def run(tmp_path: Path, *overrides: str) -> Path:
     file = tmp_path / "whole.toml"
     file.write_text(SCENARIO)
     out = tmp_path / "whole"
-    compose.run(load(file, overrides), out, Console(quiet=True))
+    run_loop.run(load(file, overrides), out, Console(quiet=True), "compose")
     return out
 
 
-def test_it_builds_starts_and_takes_everything_down(tmp_path: Path, outside: Docker) -> None:
+def test_a_run_builds_the_image_and_removes_all_containers(tmp_path: Path, outside: Docker) -> None:
     out = run(tmp_path)
     verbs = [words.split(".json ")[1] for words in outside.asked]
     assert verbs == ["build device", "up -d device", "down -v --timeout 1"]
@@ -303,20 +313,20 @@ def test_it_builds_starts_and_takes_everything_down(tmp_path: Path, outside: Doc
 
 
 @pytest.mark.parametrize("verb", ["build", "up"])
-def test_what_docker_cannot_do_fails_the_run(tmp_path: Path, outside: Docker, verb: str) -> None:
+def test_a_docker_command_that_fails_fails_the_run(tmp_path: Path, outside: Docker, verb: str) -> None:
     outside.fails = verb
     with pytest.raises(RunFailed, match=f"cannot {verb}"):
         run(tmp_path)
     assert verb == "build" or outside.asked[-1].endswith("down -v --timeout 1")
 
 
-def test_an_interrupt_leaves_nothing(
+def test_after_an_interrupt_no_container_is_left(
     tmp_path: Path, outside: Docker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compose, "_live", interrupt)
+    monkeypatch.setattr(run_loop, "_follow", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert outside.asked[-1].endswith("down -v --timeout 1")
@@ -324,20 +334,20 @@ def test_an_interrupt_leaves_nothing(
     assert not multiprocessing.active_children()
 
 
-def test_with_an_allow_list_each_device_has_a_pair(tmp_path: Path) -> None:
+def test_with_an_allow_list_each_device_has_a_key_pair(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text(SCENARIO)
-    compose._make_keys(load(file, ["keys.allow_list=true"]), tmp_path / "keys")
+    compose_project.make_keys(load(file, ["keys.allow_list=true"]), tmp_path / "keys")
     names = {path.name for path in (tmp_path / "keys").iterdir()}
     assert names == {"network.keys", "allowed.json", "d0.curve", "d1.curve", "d2.curve"}
 
 
-def test_what_the_scenario_names_here_has_the_same_name_there(tmp_path: Path) -> None:
+def test_paths_of_the_scenario_have_the_same_names_in_a_container(tmp_path: Path) -> None:
     file, data = tmp_path / "s.toml", tmp_path / "texts"
     data.mkdir()
     file.write_text(SCENARIO)
     scenario = load(file, ["data.kind=jsonl", f"data.path={data}"])
-    written = json.loads(compose._mounts(scenario, tmp_path / "m.json").read_text())
+    written = json.loads(compose_project.write_mounts(scenario, tmp_path / "m.json").read_text())
     (volume,) = written["services"]["device"]["volumes"]
     assert volume == {"type": "bind", "source": str(data), "target": str(data), "read_only": True}
 
@@ -353,8 +363,8 @@ def test_virtual_time_is_not_for_containers(
     assert "--on compose: clock = 'virtual'" in capsys.readouterr().err and not out.exists()
 
 
-def test_a_compose_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compose.FILE_VARIABLE, str(tmp_path / "none.yml"))
+def test_a_missing_compose_file_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compose_project.FILE_VARIABLE, str(tmp_path / "none.yml"))
     with pytest.raises(InputError, match=r"none\.yml is not there"):
         run(tmp_path)
 

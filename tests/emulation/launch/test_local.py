@@ -1,4 +1,4 @@
-"""Whole runs through the command line: real processes, real sockets, nothing left behind."""
+"""Whole runs through the command line: real processes and sockets, and no process left afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.local_runs import command, started
+from tests.support.command_line import pid_in_round, quick_run
 from tests.support.tiny_models import WORDS, save_small_model
 
 # Each test starts several processes that import torch: a loaded machine needs more than the usual minute.
@@ -28,9 +28,9 @@ def gone(pids: list[int]) -> bool:
     return True
 
 
-def test_a_run_balances_its_books_and_forgets_the_leaver(tmp_path: Path) -> None:
+def test_bytes_of_a_run_balance_and_the_leaver_is_deleted(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(quick_run(out), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert summary["schema"] == 1
@@ -51,13 +51,13 @@ def test_a_run_balances_its_books_and_forgets_the_leaver(tmp_path: Path) -> None
 def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "run"
     launcher = subprocess.Popen(
-        command(out, "--set", "round.count=5000"),
+        quick_run(out, "--set", "round.count=5000"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        started(out, "d1")
+        pid_in_round(out, "d1")
         children = [c.pid for c in psutil.Process(launcher.pid).children(recursive=True)]
         launcher.send_signal(number)
         assert launcher.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
@@ -70,8 +70,8 @@ def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals
 def test_a_killed_device_does_not_stop_the_others(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--set", "round.count=40", "--set", "devices.count=4", "--set", "membership.crash_after_s=2.0")
-    with subprocess.Popen(command(out, *options), stdout=subprocess.DEVNULL) as launcher:
-        os.kill(started(out, "d1"), signal.SIGKILL)
+    with subprocess.Popen(quick_run(out, *options), stdout=subprocess.DEVNULL) as launcher:
+        os.kill(pid_in_round(out, "d1"), signal.SIGKILL)
         assert launcher.wait(200) == 0
     summary = json.loads((out / "summary.json").read_text())
     rounds = {d["id"]: d["rounds"] for d in summary["devices"]}
@@ -89,7 +89,7 @@ def test_a_local_qwen2_folder_learns_from_jsonl(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = [f"model.name={model}", "data.kind=jsonl", f"data.path={data}", "adapter.rank=2"]
     done = subprocess.run(
-        command(out, *(word for option in options for word in ("--set", option))),
+        quick_run(out, *(word for option in options for word in ("--set", option))),
         capture_output=True,
         text=True,
         timeout=200,

@@ -1,4 +1,4 @@
-"""The keys of a run: one network, ids bound where that is asked for, and none of them in the run's folder."""
+"""The keys of a run: one network key, ids bound to keys by an allow-list, no key in the run's folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from emulation.analysis import summary
-from emulation.launch import local, run_keys
+from emulation.launch import run_keys, run_loop
 from emulation.launch.run_keys import DeviceKeys
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from tests.support import synthetic_run
-from tests.support.cli import QUICK
+from tests.support.command_line import QUICK
 
 
 def scenario(*overrides: str) -> Scenario:
@@ -39,18 +39,18 @@ def test_with_an_allow_list_each_device_is_bound_to_a_pair_of_its_own() -> None:
             assert [d for d in networks if other.binds(d, network.device.public.decode())] == [device]
 
 
-def test_in_the_clear_there_is_no_network_key() -> None:
+def test_without_encryption_there_is_no_network_key() -> None:
     assert {found.network for found in run_keys.make(scenario("keys.enabled=false")).values()} == {None}
 
 
-def test_keys_are_shown_nowhere() -> None:
+def test_repr_shows_no_key() -> None:
     found = run_keys.make(scenario("keys.allow_list=true"))["d0"]
     assert found.network is not None and found.network.device is not None
     shown = repr(found) + repr(found.network)
     assert repr(found.network.secrets[0]) not in shown and repr(found.network.device.secret) not in shown
 
 
-def test_the_summary_tells_what_was_refused(tmp_path: Path) -> None:
+def test_the_summary_counts_refused_messages(tmp_path: Path) -> None:
     folder = synthetic_run.write(tmp_path / "run")
     finished = {"t_s": 12.0, "round": 9, "event": "finished", "security_events": {"inbox_protocol": 3}}
     with (folder / "devices" / "d0" / "events.jsonl").open("a") as file:
@@ -70,7 +70,7 @@ def test_a_runs_folder_holds_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     original = run_keys.make
     monkeypatch.setattr(run_keys, "make", make)
     given = scenario("keys.allow_list=true", "round.count=4")
-    assert local.run(given, tmp_path / "run", Console(quiet=True)) == 0
+    assert run_loop.run(given, tmp_path / "run", Console(quiet=True)) == 0
     written = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert len(written) > 10
     for secret in _secrets(made):

@@ -1,20 +1,24 @@
-"""Events of a scenario: what is drawn can be, what cannot be is said, and each device knows its part."""
+"""Events of a scenario: random ones are possible, impossible ones are refused, devices know their own."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulation.launch import local
-from emulation.launch.device_scripts import met, scripts
+from emulation.launch import run_loop
+from emulation.launch.device_scripts import present_at_start, script_of
+from emulation.launch.forkserver import Forkserver
+from emulation.launch.local import LocalBackend
+from emulation.launch.run_state import RunState
 from emulation.scenario.events import (
     ChurnConfig,
     EventConfig,
@@ -49,7 +53,7 @@ def scenario(*events: EventConfig, **more: object) -> Scenario:
     st.integers(0, 4),
     st.sampled_from(["forget", "keep"]),
 )
-def test_what_churn_draws_can_be(
+def test_random_events_are_possible_events(
     seed: int, rate: float, kinds: list[str], devices: int, more: int, on_crash: str
 ) -> None:
     config = ChurnConfig.model_validate({"rate": rate, "kind": tuple(kinds), "least": 1})
@@ -91,14 +95,14 @@ def test_a_scenario_has_the_events_of_its_churn() -> None:
         ('{round=3, kind="leave"}', "the id of one"),
     ],
 )
-def test_an_event_that_cannot_be_is_refused(tmp_path: Path, line: str, says: str) -> None:
+def test_an_impossible_event_is_refused(tmp_path: Path, line: str, says: str) -> None:
     file = tmp_path / "s.toml"
     file.write_text(f"devices.count = 3\nevent = [{line}]\n")
     with pytest.raises(InputError, match=says):
         load(file)
 
 
-def test_in_a_partition_the_unlisted_are_a_group_too() -> None:
+def test_unlisted_devices_of_a_partition_are_a_group() -> None:
     devices = ["d0", "d1", "d2", "d3"]
     deaf = {device: cut_off(device, [["d0", "d1"]], devices) for device in devices}
     assert deaf["d0"] == {"d2", "d3"}
@@ -113,19 +117,19 @@ def test_each_life_of_a_device_has_its_part_of_the_script() -> None:
         event(3, "return", "d1"),
         event(5, "crash", "d1"),
     )
-    first, second = (scripts(made, "d1", life) for life in (0, 1))
+    first, second = (script_of(made, "d1", life) for life in (0, 1))
     assert [(s.kind, s.round) for s in first] == [("partition", 1), ("leave", 2)]
     assert [(s.kind, s.round) for s in second] == [("partition", 1), ("return", 3), ("crash", 5)]
     assert second[0].cut_off == {"d0"}
 
 
-def test_one_that_starts_later_begins_with_those_who_are_there() -> None:
+def test_a_later_device_knows_the_devices_that_are_present() -> None:
     made = scenario(
         event(2, "leave", "d1"), event(3, "return", "d1"), event(4, "join", "d9"), devices={"count": 3}
     )
-    assert met(made, "d1", 0) == ["d0", "d2"]
-    assert met(made, "d1", 1) == ["d0", "d2"]
-    assert met(made, "d9", 0) == ["d0", "d2", "d1#1"]
+    assert present_at_start(made, "d1", 0) == ["d0", "d2"]
+    assert present_at_start(made, "d1", 1) == ["d0", "d2"]
+    assert present_at_start(made, "d9", 0) == ["d0", "d2", "d1#1"]
 
 
 def test_an_event_is_due_when_all_have_closed_its_round() -> None:
@@ -133,11 +137,11 @@ def test_an_event_is_due_when_all_have_closed_its_round() -> None:
     assert due(listed, {"d0": 2, "d1": 1}) is None
     assert due(listed, {"d0": -1, "d1": -1}) is None
     assert due(listed, {"d0": 3, "d1": 2}) is listed[0]
-    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # who has not begun holds up nobody
+    assert due(listed[1:], {"d1": 3, "d2": -1}) is listed[1]  # a device that has not begun holds up no event
     assert due([], {"d0": 9}) is None and due(listed, {}) is None
 
 
-def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
+def test_a_waiting_event_holds_up_only_its_device() -> None:
     joins, leaves, returns = (event(2, kind, "d9") for kind in ("join", "leave", "return"))
     listed, other = [joins, leaves, returns], event(2, "stall", "d1", duration_s=1.0)
     assert due(listed, {"d1": 2}) is joins
@@ -149,7 +153,7 @@ def test_what_waits_for_a_device_holds_up_that_device_alone() -> None:
     assert due([returns, event(2, "leave", "d9")], {"d1": 2}, can_return=lambda device: False) is None
 
 
-def test_random_events_that_are_late_are_left_out_of_everybodys_last_rounds() -> None:
+def test_late_random_events_are_dropped_in_the_last_rounds() -> None:
     listed, drawn = event(20, "leave", "d0"), event(20, "stall", "d1", duration_s=1.0)
     made = scenario(listed, churn={"rate": 0.5, "stop": 80}, round={"count": 100}, devices={"count": 3})
     assert made.without_late_churn([listed, drawn], {"d0": 90, "d1": 3}) == [listed, drawn]
@@ -157,47 +161,46 @@ def test_random_events_that_are_late_are_left_out_of_everybodys_last_rounds() ->
     assert made.without_late_churn([drawn], {}) == [drawn]
 
 
-def run_state(made: Scenario, out: Path, pending: list[EventConfig]) -> local.Run:
-    """A run of which nothing has been started."""
-    return local.Run(
-        scenario=made,
-        out=out,
-        epoch_ns=0,
-        pending=pending,
-        context=get_context("forkserver"),
-        addresses={},
-        channel=NEAR,
-        keys={},
+def backend_of(made: Scenario, out: Path, **lives: bool) -> LocalBackend:
+    """A backend whose devices have one life each. `lives`: whether the process of a device is alive."""
+    state = RunState(scenario=made, out=out, epoch_ns=0, pending=list(made.events))
+    backend = LocalBackend(
+        state=state, forkserver=cast(Forkserver, None), addresses={}, channel=NEAR, keys={}
     )
+    for device, alive in lives.items():
+        backend.lives[device] = [process(alive)]
+    state.see_devices(backend.running())
+    return backend
 
 
-def test_who_arrives_begins_with_those_who_are_there(tmp_path: Path) -> None:
+def process(alive: bool) -> ForkServerProcess:
+    found = SimpleNamespace(pid=None, is_alive=partial(bool, alive), exitcode=None if alive else 0)
+    return cast(ForkServerProcess, found)
+
+
+def test_a_new_device_gets_the_addresses_of_devices_that_run_and_are_reachable(tmp_path: Path) -> None:
     made = scenario(event(5, "join", "d3"), devices={"count": 3})
-    state = run_state(made, tmp_path, [])
-    assert local._met(state, "d0", 0, cohort=3) == ["d1", "d2"]
-    for device, lives, life in (("d0", False, 0), ("d1", True, 1), ("d2", True, 0)):
-        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
-        state.devices[device] = local.Started(process, life=life)  # type: ignore[arg-type]
-    assert local._met(state, "d3", 0, cohort=0) == ["d1#1", "d2"]
-    state.partition = (("d1",),)
-    assert local._met(state, "d3", 0, cohort=0) == ["d2"]
+    backend = backend_of(made, tmp_path)
+    assert backend.known_at_start("d0", 0, cohort=3) == ["d1", "d2"]
+    backend.lives = {"d0": [process(False)], "d1": [process(False), process(True)], "d2": [process(True)]}
+    assert backend.known_at_start("d3", 0, cohort=0) == ["d1#1", "d2"]
+    backend.state.partition = (("d1",),)
+    assert backend.known_at_start("d3", 0, cohort=0) == ["d2"]
 
 
-def test_once_most_have_done_all_rounds_nothing_happens_any_more(tmp_path: Path) -> None:
+def test_no_event_happens_after_most_devices_have_done_all_rounds(tmp_path: Path) -> None:
     made = scenario(event(1, "join", "d3"), devices={"count": 3}, round={"count": 4})
-    state = run_state(made, tmp_path, list(made.events))
-    for device, lives, last in (("d0", False, 3), ("d1", False, 2), ("d2", True, 2)):
-        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
-        state.devices[device] = local.Started(process)  # type: ignore[arg-type]
-        state.last_round[device] = last
-    assert not state.over()  # one was alone and so was done early
+    backend = backend_of(made, tmp_path, d0=False, d1=False, d2=True)
+    state = backend.state
+    state.last_round = {"d0": 3, "d1": 2, "d2": 2}
+    assert not state.ending()  # one device was alone and so was done early
     state.last_round["d1"] = 3
-    assert state.over()
-    local._inject_due(state, None)
+    assert state.ending()
+    run_loop.inject_due(state, backend)
     assert state.pending == list(made.events)
 
 
-def test_nobody_comes_when_there_are_as_many_as_allowed() -> None:
+def test_no_device_joins_when_the_maximum_is_live() -> None:
     config = ChurnConfig(rate=2.0, kind=("join", "return", "leave"), most=5)
     population = Population(["d0", "d1", "d2", "d3"], "delete")
     live, most = 4, 4
@@ -207,7 +210,7 @@ def test_nobody_comes_when_there_are_as_many_as_allowed() -> None:
     assert most == 5
 
 
-def test_a_device_reads_whom_it_does_not_hear(tmp_path: Path) -> None:
+def test_a_device_reads_which_devices_it_cannot_reach(tmp_path: Path) -> None:
     assert partition.read(tmp_path) == frozenset()
     partition.write(tmp_path, {"d1", "d2"})
     assert partition.read(tmp_path) == {"d1", "d2"}
@@ -221,12 +224,9 @@ def test_a_partition_does_not_end_a_device_that_is_still_starting() -> None:
     subprocess.run([sys.executable, "-c", starting], check=True, timeout=60)
 
 
-def test_one_that_is_gone_hears_everyone_when_it_returns_after_the_heal(tmp_path: Path) -> None:
+def test_a_device_that_returns_after_the_heal_reaches_every_device(tmp_path: Path) -> None:
     made = scenario(event(1, "partition", groups=[["d0"]]), event(3, "heal"), devices={"count": 2})
-    state = run_state(made, tmp_path, [])
-    for device, lives in (("d0", True), ("d1", False)):
-        process = SimpleNamespace(pid=None, is_alive=partial(bool, lives))
-        state.devices[device] = local.Started(process)  # type: ignore[arg-type]
-    for one, heard in ((made.events[0], frozenset({"d0"})), (made.events[1], frozenset())):
-        local._inject(state, one, None)
-        assert partition.read(tmp_path / "devices" / "d1") == heard
+    backend = backend_of(made, tmp_path, d0=True, d1=False)
+    for one, cut in ((made.events[0], frozenset({"d0"})), (made.events[1], frozenset())):
+        run_loop.inject(backend.state, backend, one)
+        assert partition.read(tmp_path / "devices" / "d1") == cut

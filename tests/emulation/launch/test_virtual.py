@@ -1,4 +1,4 @@
-"""Runs in virtual time: the same whatever the load; scripted events; what comes from outside."""
+"""Runs in virtual time: equal whatever the load; scripted events; signals from outside."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import psutil
 import pytest
 
 from emulation.bench.clock import load
-from tests.support.local_runs import command, started
-from tests.support.virtual_runs import CHURN, run
+from tests.support.command_line import pid_in_round, quick_run
+from tests.support.virtual_runs import CHURN, virtual_run
 
 # Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)
 
-HEARTBEATS_S = 5.0  # until links with a real clock would have had some ...
-STOPPED_S = 13.0  # ... and longer than they wait for the next
+HEARTBEATS_S = 5.0  # links with a real clock would have sent some in this time ...
+STOPPED_S = 13.0  # ... and would not have waited so long for the next one
 
 
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
-    radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4", "--set", "correction.refit=0.4")
-    quiet = run(tmp_path / "quiet", *radio)
+    radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4", "--set", "correction.handover=0.4")
+    quiet = virtual_run(tmp_path / "quiet", *radio)
     with load():
-        loaded = run(tmp_path / "loaded", *radio)
+        loaded = virtual_run(tmp_path / "loaded", *radio)
     assert any(device["adapter_sha256"] for device in quiet["devices"])
     assert quiet == loaded
 
 
 def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) -> None:
-    first = run(tmp_path / "first", *CHURN)
+    first = virtual_run(tmp_path / "first", *CHURN)
     assert [event["kind"] for event in first["events"]] == [
         "join",
         "crash",
@@ -45,15 +45,15 @@ def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) 
     assert 1.0 < crash["detected_s"]["max"] < 2.5  # the silence and at most a heartbeat or two
     exits = {device["id"]: device["exit"] for device in first["devices"]}
     assert exits == {"d0": 0, "d1": 0, "d2": 0, "d3": 0}  # of d2's second life
-    assert first == run(tmp_path / "second", *CHURN)
+    assert first == virtual_run(tmp_path / "second", *CHURN)
 
 
-def test_a_run_may_be_stopped_as_a_whole_for_longer_than_any_timeout_of_a_link(tmp_path: Path) -> None:
+def test_a_whole_run_may_be_stopped_for_longer_than_any_timeout(tmp_path: Path) -> None:
     out = tmp_path / "run"
     long = ("--set", "event=[]", "--set", "round.count=120", "--set", "round.local_steps=4")
-    process = subprocess.Popen(command(out, "--clock", "virtual", *long), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(quick_run(out, "--clock", "virtual", *long), stderr=subprocess.PIPE, text=True)
     try:
-        started(out, "d1")
+        pid_in_round(out, "d1")
         time.sleep(HEARTBEATS_S)
         children = psutil.Process(process.pid).children(recursive=True)
         assert process.poll() is None and children, "it was over before it could be stopped"
@@ -74,8 +74,8 @@ def test_a_run_may_be_stopped_as_a_whole_for_longer_than_any_timeout_of_a_link(t
 def test_a_kill_from_outside_does_not_stop_virtual_time(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--clock", "virtual", "--set", "event=[]", "--set", "round.count=60")
-    process = subprocess.Popen(command(out, *options), stderr=subprocess.PIPE, text=True)
-    os.kill(started(out, "d1"), signal.SIGKILL)
+    process = subprocess.Popen(quick_run(out, *options), stderr=subprocess.PIPE, text=True)
+    os.kill(pid_in_round(out, "d1"), signal.SIGKILL)
     _, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     log = (out / "devices" / "d0" / "log.txt").read_text()

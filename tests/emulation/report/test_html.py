@@ -1,4 +1,4 @@
-"""report.html: complete, self-contained, and written for runs that broke off too."""
+"""report.html: complete, self-contained, and also written for interrupted runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_page_is_self_contained(folder: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_page_tells_the_story(folder: Path) -> None:
+def test_page_has_the_events_and_the_result(folder: Path) -> None:
     text = html.write(folder).read_text()
     assert "d2 left at round 4: its facts 90 % -&gt; 4 % at once" in text
     assert "1 violation" in text and "tombstoned" in text and "hash-d0" in text
@@ -76,13 +76,13 @@ def test_a_summary_without_histograms_has_a_page(folder: Path) -> None:
     assert "<table" in html.render(records.load(folder), found)
 
 
-def test_what_users_name_is_escaped(folder: Path) -> None:
+def test_names_from_users_are_escaped(folder: Path) -> None:
     path = folder / "devices" / "d0" / "events.jsonl"
     path.write_text(path.read_text().replace("hash-d0", "<script>"))
     assert "<script>" not in html.write(folder).read_text()
 
 
-def test_a_run_that_broke_off_has_a_report(folder: Path) -> None:
+def test_an_interrupted_run_has_a_report(folder: Path) -> None:
     for path in folder.rglob("*.jsonl"):
         path.unlink()
     summary.write(folder)
@@ -96,7 +96,7 @@ def test_equal_runs_give_equal_pages(folder: Path) -> None:
     assert html.write(folder).read_text() == first
 
 
-def test_heat_map_shows_who_held_what(folder: Path) -> None:
+def test_heat_map_shows_which_device_held_which_block(folder: Path) -> None:
     run = records.load(folder)
     held = {name: set(plots._norms(run, moment)) for name, moment in plots._moments(run)}
     assert held == {

@@ -1,4 +1,4 @@
-"""What is shown of a run while it goes on."""
+"""The progress of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_one_row_for_each_device(tmp_path: Path) -> None:
     assert "finished" in rows[0] and "100 %" in rows[0]
 
 
-def test_elsewhere_a_line_every_ten_seconds(tmp_path: Path) -> None:
+def test_without_a_terminal_a_line_is_printed_every_ten_seconds(tmp_path: Path) -> None:
     text = shown(synthetic_run.write(tmp_path / "run"), 3.0, 11.0, 15.0, 22.0)
     lines = [line for line in text.splitlines() if "sent" in line and "round" in line and "·" in line]
     assert [line.split(" s ")[0].strip() for line in lines] == ["11", "22"]
 
 
-def test_in_a_terminal_the_table_lives_and_goes(tmp_path: Path) -> None:
+def test_in_a_terminal_the_table_is_removed_at_the_end(tmp_path: Path) -> None:
     assert "\x1b[" in shown(synthetic_run.write(tmp_path / "run"), 1.0, terminal=True)
 
 
@@ -53,7 +53,7 @@ def test_a_device_that_was_killed_is_shown_as_crashed(tmp_path: Path) -> None:
     assert "crashed" in row_of("d2", shown(folder, 1.0))
 
 
-def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_record_counts_once_its_line_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     tail = Tail(path)
     assert list(tail.read()) == []

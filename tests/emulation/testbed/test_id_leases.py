@@ -1,4 +1,4 @@
-"""Ids that devices take for themselves: nobody has another's, and one that returns has its own."""
+"""Ids that devices claim: no two devices have the same, and a device that returns has its own."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_the_same_token_gets_the_same_id_again(tmp_path: Path) -> None:
     release(*again)
 
 
-def test_a_token_that_lives_already_is_no_return(tmp_path: Path) -> None:
-    """Two containers of one identity: the second is another device."""
+def test_a_live_token_gets_a_second_id(tmp_path: Path) -> None:
+    """Of two containers with one identity, the second is another device."""
     taken = held(tmp_path, "aa")
     assert [one.id for one in taken] == ["d0", "d1"]
     release(*taken)
 
 
-def test_a_claim_says_where_its_device_is(tmp_path: Path) -> None:
+def test_a_claim_names_the_host_of_its_device(tmp_path: Path) -> None:
     taken = held(tmp_path, "a")
     assert id_leases.owners(tmp_path) == {"d0": socket.gethostname()}
     release(*taken)
@@ -73,8 +73,10 @@ def test_a_device_is_alive_until_its_process_ends(tmp_path: Path) -> None:
     assert id_leases.any_claimed(tmp_path) and not id_leases.any_alive(tmp_path)
 
 
-def test_two_that_claim_at_once_never_get_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The other one comes between the look at what is there and the own claim."""
+def test_two_devices_that_claim_at_once_get_different_ids(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other device claims between the look at existing ids and the own claim."""
     there, others = id_leases._paths, []
 
     def looked(run: Path) -> list[Path]:
@@ -89,7 +91,7 @@ def test_two_that_claim_at_once_never_get_the_same(monkeypatch: pytest.MonkeyPat
     release(mine, *others)
 
 
-def test_a_claim_is_a_lock_that_ends_with_it(tmp_path: Path) -> None:
+def test_releasing_a_claim_releases_its_lock(tmp_path: Path) -> None:
     (taken,) = held(tmp_path, "a")
     os.fstat(taken.descriptor)
     taken.release()

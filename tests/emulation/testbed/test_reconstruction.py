@@ -1,4 +1,4 @@
-"""What a launcher would have written of a run in containers, made up for from what the devices wrote."""
+"""The records of a run without a launcher, reconstructed from the records of its devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPOCH_NS = 5_000_000_000
 
 
 def started_one_by_one(folder: Path) -> Path:
-    """The synthetic run as containers leave it: d2 left at 4, d3 joined at 7, and nobody wrote that down."""
+    """The synthetic run as containers leave it: d2 left at 4, d3 joined at 7, but no launcher recorded it."""
     run = write(folder)
     (run / "run.json").unlink()
     (run / epoch.FILE).write_text(json.dumps({"epoch_ns": EPOCH_NS, "boot_id": epoch._boot_id()}))
@@ -40,7 +40,7 @@ def edit(run: Path, device: str, change: Any) -> None:
 
 
 def happened(run: Path) -> list[tuple[str, str, int, float]]:
-    found = reconstruction.happened(records.load(run))
+    found = reconstruction.find_events(records.load(run))
     return [(e["kind"], e["device"], e["round"], e["t_s"]) for e in found]
 
 
@@ -49,17 +49,17 @@ def run(tmp_path: Path) -> Path:
     return started_one_by_one(tmp_path / "run")
 
 
-def test_leaves_and_joins_are_what_a_launcher_would_have_noted(run: Path) -> None:
+def test_leaves_and_joins_are_those_that_a_launcher_would_record(run: Path) -> None:
     assert happened(run) == [("leave", "d2", 4, LEFT_S), ("join", "d3", 7, JOINED_S)]
 
 
-def test_the_summary_tells_the_same_events_as_a_launchers(run: Path, tmp_path: Path) -> None:
+def test_the_summary_has_the_same_events_as_with_a_launcher(run: Path, tmp_path: Path) -> None:
     launched = summary.build(write(tmp_path / "launched"))
     reconstruction.complete(run)
     assert summary.build(run)["events"] == launched["events"]
 
 
-def test_one_that_fell_silent_and_was_held_for_dead_has_crashed(run: Path) -> None:
+def test_a_silent_device_whose_crash_was_detected_has_crashed(run: Path) -> None:
     edit(run, "d1", lambda e: {**e, "event": "nothing"} if e["event"] == "finished" else e)
     last = max(float(line["t1_s"]) for line in records.load(run).metrics["d1"])
     gone = {"t_s": 11.5, "round": 9, "event": "peer_gone", "peer": "d1", "incarnation": 0, "kind": "crash"}
@@ -68,19 +68,19 @@ def test_one_that_fell_silent_and_was_held_for_dead_has_crashed(run: Path) -> No
     assert crash[1] == "d1" and crash[3] >= last
 
 
-def test_one_that_is_still_at_work_has_not(run: Path) -> None:
+def test_a_device_that_still_works_has_not_crashed(run: Path) -> None:
     edit(run, "d1", lambda e: {**e, "event": "nothing"} if e["event"] == "finished" else e)
     assert [e[0] for e in happened(run)] == ["leave", "join"]
 
 
-def test_nor_one_that_was_held_for_dead_wrongly(run: Path) -> None:
+def test_a_false_detection_is_no_crash(run: Path) -> None:
     edit(run, "d1", lambda e: {**e, "event": "nothing"} if e["event"] == "finished" else e)
     gone = {"t_s": 6.0, "round": 5, "event": "peer_gone", "peer": "d1", "incarnation": 0, "kind": "crash"}
     append(run, "d0", gone)
     assert [e[0] for e in happened(run)] == ["leave", "join"]
 
 
-def test_one_that_started_again_has_returned(run: Path) -> None:
+def test_a_device_that_started_again_has_returned(run: Path) -> None:
     append(
         run,
         "d2",
@@ -90,7 +90,7 @@ def test_one_that_started_again_has_returned(run: Path) -> None:
     assert ("return", "d2", 6, 7.2) in happened(run)
 
 
-def test_one_that_is_away_holds_no_round_back(run: Path) -> None:
+def test_an_absent_device_holds_back_no_round(run: Path) -> None:
     """d2 closed round 4 before it left; when d3 joins, d2's next life has not begun."""
     append(
         run,
@@ -101,7 +101,7 @@ def test_one_that_is_away_holds_no_round_back(run: Path) -> None:
     assert ("join", "d3", 7, JOINED_S) in happened(run)
 
 
-def test_what_was_noted_counts_for_what_was_seen(run: Path) -> None:
+def test_a_logged_event_replaces_the_recorded_one(run: Path) -> None:
     note = {"kind": "leave", "device": "d2", "monotonic_ns": EPOCH_NS + int((LEFT_S - 0.3) * 1e9)}
     stall = {"kind": "stall", "device": "d1", "monotonic_ns": EPOCH_NS + 2_500_000_000, "duration_s": 1.0}
     (run / churn_log.FILE).write_text(json.dumps(note) + "\n" + json.dumps(stall) + "\n")
@@ -109,7 +109,7 @@ def test_what_was_noted_counts_for_what_was_seen(run: Path) -> None:
     assert happened(run)[1][3] == pytest.approx(LEFT_S - 0.3)
 
 
-def test_the_scenario_becomes_what_happened_and_can_be_run_again(run: Path) -> None:
+def test_the_scenario_gets_the_events_that_happened_and_can_be_run_again(run: Path) -> None:
     shutil.copy(run / "scenario.toml", run / "asked.toml")
     reconstruction.complete(run)
     scenario = records.load(run).scenario
@@ -117,7 +117,7 @@ def test_the_scenario_becomes_what_happened_and_can_be_run_again(run: Path) -> N
     assert scenario.all_devices == ("d0", "d1", "d2", "d3")
 
 
-def test_a_partition_is_said_as_a_scenario_says_it(run: Path) -> None:
+def test_a_partition_is_written_as_in_a_scenario(run: Path) -> None:
     notes = [("partition", "d0 | d1", 1), ("heal", "", 2)]
     lines = [{"kind": k, "device": d, "monotonic_ns": EPOCH_NS + s * 10**9} for k, d, s in notes]
     (run / churn_log.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -127,14 +127,14 @@ def test_a_partition_is_said_as_a_scenario_says_it(run: Path) -> None:
     assert (heal.kind, heal.device) == ("heal", None)
 
 
-def test_it_is_made_up_for_anew_each_time(run: Path) -> None:
+def test_records_are_reconstructed_each_time(run: Path) -> None:
     reconstruction.complete(run)
     append(run, "d3", {"t_s": 10.96, "round": 9, "event": "leaving", "kind": "retire"})
     reconstruction.complete(run)
     assert [e["kind"] for e in records.load(run).injected] == ["leave", "join", "retire"]
 
 
-def test_snapshots_that_were_left_are_evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_snapshots_are_evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, tuple[str, ...]]] = []
 
     def evaluate(folder: Path, scenario: Any) -> None:
@@ -146,20 +146,20 @@ def test_snapshots_that_were_left_are_evaluated(run: Path, monkeypatch: pytest.M
     (run / "devices" / "d0" / "snapshots").mkdir()
     (run / "devices" / "d0" / "snapshots" / "00009-end.safetensors").touch()
     reconstruction.complete(run)
-    assert seen == [(True, ("d0", "d1", "d2", "d3"))]  # what joined is asked for too
+    assert seen == [(True, ("d0", "d1", "d2", "d3"))]  # with the device that joined
     assert not (run / evaluator.DONE_MARKER).exists()
 
 
-def test_a_launchers_run_is_left_alone(tmp_path: Path) -> None:
+def test_the_run_of_a_launcher_stays_as_it_is(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     before = (run / "run.json").read_text()
     reconstruction.complete(run)
     assert (run / "run.json").read_text() == before
 
 
-def test_but_what_churn_did_to_it_is_added_once(tmp_path: Path) -> None:
+def test_events_of_churn_are_added_to_the_run_of_a_launcher_once(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
-    churn_log.note(run, "stall", ["d1"], duration_s=2.0)
+    churn_log.log_event(run, "stall", ["d1"], duration_s=2.0)
     for _ in range(2):
         reconstruction.complete(run)
         found = records.load(run).injected

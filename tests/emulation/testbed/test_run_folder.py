@@ -1,4 +1,4 @@
-"""A run's folder that devices share: ready for all with the first, and with nothing of another run in it."""
+"""A run's folder that devices share: the first makes it ready, and no file of another run stays in it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from emulation.scenario.schema import Scenario
 from emulation.testbed import epoch, run_folder
 from emulation.testbed.id_leases import Claim
 from peers.errors import InputError
-from tests.support.cli import QUICK
+from tests.support.command_line import QUICK
 from transport.security import keys
 
 
 class Service:
-    """Devices that come and go."""
+    """Devices that start and end."""
 
     def __init__(self, folder: Path) -> None:
         self.run, self.keys = folder / "results", folder / "keys"
@@ -40,7 +40,7 @@ def service(tmp_path: Path) -> Service:
     return Service(tmp_path)
 
 
-def test_the_first_makes_it_ready_for_all(service: Service) -> None:
+def test_the_first_device_makes_the_folder_ready_for_all(service: Service) -> None:
     first, name = service.start("a", "data.persons=3")
     began = epoch.read(service.run)
     second, other = service.start("b", "data.persons=4")  # too late: the run has a scenario
@@ -59,13 +59,13 @@ def test_the_key_is_made_once(service: Service) -> None:
     service.all_end()
 
 
-def test_no_key_is_made_where_none_is_wanted(service: Service) -> None:
+def test_no_key_is_made_without_encryption(service: Service) -> None:
     service.start("a", "keys.enabled=false")
     assert not list(service.keys.iterdir())
     service.all_end()
 
 
-def test_when_nobody_lives_any_more_the_run_is_over_and_goes_aside(service: Service) -> None:
+def test_a_run_without_live_devices_is_moved_aside(service: Service) -> None:
     service.start("a", "data.persons=3")
     service.all_end()
     scenario, name = service.start("b")
@@ -75,7 +75,7 @@ def test_when_nobody_lives_any_more_the_run_is_over_and_goes_aside(service: Serv
     service.all_end()
 
 
-def test_while_one_lives_the_run_goes_on(service: Service) -> None:
+def test_a_run_with_a_live_device_goes_on(service: Service) -> None:
     for token in "ab":
         service.start(token)
     service.lives.pop(0).release()
@@ -84,7 +84,7 @@ def test_while_one_lives_the_run_goes_on(service: Service) -> None:
     service.all_end()
 
 
-def test_a_run_that_a_launcher_has_made_ready_is_taken_as_it_is(service: Service) -> None:
+def test_a_run_that_a_launcher_made_ready_stays_as_it_is(service: Service) -> None:
     service.run.mkdir()
     run_folder.begin(service.run, load(Path(QUICK), ["data.persons=7"]))
     scenario, name = service.start("a")
@@ -92,15 +92,15 @@ def test_a_run_that_a_launcher_has_made_ready_is_taken_as_it_is(service: Service
     service.all_end()
 
 
-def test_two_runs_go_aside_each_for_itself(service: Service) -> None:
+def test_two_runs_are_moved_to_two_folders(service: Service) -> None:
     for token in "abc":
         service.start(token)
         service.all_end()
     assert len(list((service.run / run_folder.ASIDE).iterdir())) == 2
 
 
-def test_a_device_with_an_id_of_its_own_goes_on_in_its_folder(tmp_path: Path) -> None:
-    """It keeps what it has, its identity above all; what was resolved first stays."""
+def test_a_device_with_a_given_id_continues_in_its_folder(tmp_path: Path) -> None:
+    """It keeps its files, such as its identity, and the first resolved scenario."""
     for persons in (3, 4):
         scenario = load(Path(QUICK), [f"data.persons={persons}"])
         run_folder.enter_as(tmp_path, scenario, "d1", "a").release()
@@ -109,7 +109,7 @@ def test_a_device_with_an_id_of_its_own_goes_on_in_its_folder(tmp_path: Path) ->
     assert (tmp_path / "kept").exists() and not (tmp_path / run_folder.ASIDE).exists()
 
 
-def test_a_scenario_that_cannot_be_changes_nothing(service: Service) -> None:
+def test_an_invalid_scenario_changes_nothing(service: Service) -> None:
     with pytest.raises(InputError, match=r"devices\.cuont"):
         service.start("a", "devices.cuont=2")
     assert [path.name for path in service.run.iterdir()] == [run_folder.LOCK]

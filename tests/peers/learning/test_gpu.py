@@ -17,7 +17,7 @@ from peers.models.loader import pick_device
 from peers.storage.checkpoint import path_of
 from tests.support.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
 from tests.support.ranks import in_all_ranks
-from tests.support.virtual_runs import CHURN, run
+from tests.support.virtual_runs import CHURN, virtual_run
 from transport.links.gloo_links import GlooLinks
 
 pytestmark = [
@@ -106,7 +106,7 @@ def test_a_diagnosis_agrees_with_the_cpu() -> None:
 
 def test_a_run_with_churn_on_one_gpu_repeats_to_the_bit(tmp_path: Path) -> None:
     """Several processes share the GPU; joins, a crash, a return and a partition."""
-    runs = [run(tmp_path / name, "--set", "model.device=cuda:0", *CHURN) for name in ("one", "two")]
+    runs = [virtual_run(tmp_path / name, "--set", "model.device=cuda:0", *CHURN) for name in ("one", "two")]
     assert runs[0] == runs[1]
     assert any(device["adapter_sha256"] for device in runs[0]["devices"])
 

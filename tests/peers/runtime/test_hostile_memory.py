@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from emulation.launch.local import free_ports
+from emulation.launch.ports import free_ports
 from tests.support.bombs import BOMBS
-from tests.support.cli import QUICK
+from tests.support.command_line import QUICK
 from tests.support.conversations import conversation
 from tests.support.live_devices import send_all, until
 from tests.support.live_links import device

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emulation.launch.local import free_ports
+from emulation.launch.ports import free_ports
 from peers.config import DeviceConfig
 from peers.runtime.main import DeviceSpec, process_main
 from transport.security.keys import NetworkKeys

@@ -1,0 +1,64 @@
+"""`unweft run`: run a scenario and report on it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from emulation.commands.exit_status import FAILED, print_error
+from emulation.commands.output_folder import check_usable
+from emulation.commands.report import write_report
+from emulation.launch.backend import BACKENDS
+from emulation.launch.errors import RunFailed
+from peers.errors import InputError
+
+EXAMPLE = "Example: unweft run scenarios/demo.toml --set round.count=60 --seed 1 --out runs/first"
+
+
+def run(
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario to run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all files of the run; default: runs/<time>-<scenario>."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=V", help="Replaces a value of the scenario; may be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces the scenario's seed.")] = None,
+    clock: Annotated[
+        Literal["real", "virtual"] | None, typer.Option(help="Replaces the scenario's clock.")
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar=f"<{'|'.join(BACKENDS)}>",
+            help="; ".join(f"{name}: {entry.help}" for name, entry in BACKENDS.items()) + ".",
+        ),
+    ] = "local",
+) -> None:
+    """Run a scenario: start its devices, inject its events, report the result."""
+    from emulation.scenario.loading import load
+
+    if on not in BACKENDS:
+        raise InputError(f"--on: {on!r} is no way to launch devices; allowed: {', '.join(BACKENDS)}")
+    loaded = load(scenario, set_ or (), seed, clock)
+    folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
+    check_usable(folder)
+    from emulation.scenario.preflight import check_against_model
+
+    check_against_model(loaded)
+    from emulation.launch import run_loop
+
+    console = Console()
+    try:
+        status = run_loop.run(loaded, folder, console, on)
+    except RunFailed as error:
+        print_error(str(error))
+        raise typer.Exit(FAILED) from None
+    write_report(folder, console)
+    raise typer.Exit(status)

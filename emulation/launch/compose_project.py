@@ -1,0 +1,89 @@
+"""The Docker Compose project of one run: compose files, keys, mounts, variables, image and network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from emulation.scenario.schema import Scenario
+from emulation.testbed import start_gate
+from emulation.testbed.docker import Project, free_subnet
+from peers.errors import InputError
+from transport.security import keys
+
+COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
+FILE_VARIABLE = "UNWEFT_COMPOSE_FILE"
+
+
+def compose_file() -> Path:
+    """The path of docker-compose.yml.
+
+    Raises InputError if the file is missing, as in a package that was installed without its repository.
+    """
+    file = Path(os.environ.get(FILE_VARIABLE, COMPOSE_FILE))
+    if not file.is_file():
+        raise InputError(
+            f"{FILE_VARIABLE}: {file} is not there; allowed: the repository's docker-compose.yml"
+        )
+    return file
+
+
+def make(scenario: Scenario, out: Path, file: Path, secret: Path) -> Project:
+    """A project for a run that writes into `out`. `secret`: an empty folder that is deleted after the run."""
+    make_keys(scenario, secret / "keys")
+    files = (file, write_mounts(scenario, secret / "mounts.json"))
+    return Project(_name(out), files, _variables(scenario, out, secret))
+
+
+def _name(out: Path) -> str:
+    """A lower-case name that no other run has."""
+    return "unweft-" + re.sub(r"[^a-z0-9]+", "-", f"{out.name}-{os.getpid()}".lower()).strip("-")
+
+
+def make_keys(scenario: Scenario, folder: Path) -> None:
+    """Make the keys of one run. They are not kept after the run."""
+    folder.mkdir(mode=0o700)
+    if scenario.keys.enabled:
+        keys.generate(folder, scenario.all_devices if scenario.keys.allow_list else ())
+
+
+def write_mounts(scenario: Scenario, file: Path) -> Path:
+    """Write a second compose file, which mounts each path of the scenario under the same path."""
+    named = (scenario.data.path, scenario.radio.trace, scenario.checkpoint.resume, scenario.model.name)
+    paths = [Path(name).expanduser().absolute() for name in named if name and name != "tiny"]
+    volumes = [
+        {"type": "bind", "source": str(path), "target": str(path), "read_only": True}
+        for path in paths
+        if path.exists()
+    ]
+    file.write_text(json.dumps({"services": {"device": {"volumes": volumes}}}), encoding="utf-8")
+    return file
+
+
+def _variables(scenario: Scenario, out: Path, secret: Path) -> Mapping[str, str]:
+    """The variables for docker-compose.yml. Containers run as this user, because they write into `out`."""
+    return {
+        "UNWEFT_DEVICES": str(scenario.devices.count),
+        "UNWEFT_SCENARIO": "/results/scenario.toml",
+        "UNWEFT_SET": "",
+        "UNWEFT_GATES": f"/results/{start_gate.FOLDER}",
+        "UNWEFT_RESULTS": str(out.absolute()),
+        "UNWEFT_KEYS_FROM": str(secret / "keys"),
+        "UNWEFT_USER": f"{os.getuid()}:{os.getgid()}",
+        "UNWEFT_LEAVE_GRACE_S": str(scenario.membership.leave_grace_s),
+    }
+
+
+def with_subnet(project: Project) -> Project:
+    """The project with a free subnet, unless UNWEFT_SUBNET names one. Raises DockerFailed.
+
+    Call this after the build: a build takes minutes, and other runs take subnets too.
+    """
+    if os.environ.get("UNWEFT_SUBNET"):
+        return project
+    subnet = free_subnet(project.execute)
+    return replace(project, variables={**project.variables, "UNWEFT_SUBNET": subnet})

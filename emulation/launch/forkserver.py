@@ -1,0 +1,55 @@
+"""Child processes of the launcher, started by a forkserver that has imported the heavy modules already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from multiprocessing.context import ForkServerProcess
+
+from emulation.launch.preload_base_model import NAME as BASE_MODEL
+from emulation.scenario.schema import Scenario
+
+PRELOAD = [
+    *(
+        "torch",
+        "transformers.models.llama.modeling_llama",
+        "peft",
+        "peers.runtime.main",
+        "emulation.analysis.evaluator",
+    ),
+    "emulation.cli",  # each child imports the main module again
+    "emulation.launch.preload_base_model",
+    "emulation.launch.preload_frozen",  # last: memory of all modules above stays shared
+]
+
+
+class Forkserver:
+    """Starts child processes. Each child ends when this process ends or calls `close`."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        # The forkserver starts with the first child and takes the environment of that moment.
+        os.environ[BASE_MODEL] = scenario.model.model_dump_json()
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+        self._lifeline, self._keep = self._context.Pipe(duplex=False)
+
+    def start(self, target: Callable[..., object], *arguments: object, name: str) -> ForkServerProcess:
+        """Start `target(*arguments, lifeline)`; a child passes `lifeline` to `child_process.guard`."""
+        process = self._context.Process(target=target, args=(*arguments, self._lifeline), name=name)
+        process.start()
+        return process
+
+    def close(self) -> None:
+        """Close the lifeline of all children."""
+        self._keep.close()
+        self._lifeline.close()
+
+
+def kill_all(processes: Iterable[ForkServerProcess]) -> None:
+    """Kill all processes that are alive and wait for their ends."""
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+    for process in alive:
+        process.join()

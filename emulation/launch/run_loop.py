@@ -1,0 +1,154 @@
+"""The loop of a run, the same for every backend: it injects events, checks devices and waits for the end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import sleep
+
+from rich.console import Console
+
+from emulation.launch import backend as backends
+from emulation.launch.backend import Backend
+from emulation.launch.device_scripts import subject
+from emulation.launch.errors import RunFailed
+from emulation.launch.evaluator_process import EvaluatorProcess
+from emulation.launch.run_state import KILLED, RunState
+from emulation.report.terminal import Progress
+from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
+from emulation.scenario.schema import Scenario
+from peers.runtime import partition
+
+
+def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> int:
+    """Run a scenario on a backend of `BACKENDS`; returns 0.
+
+    Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
+    In each case no device and no evaluator is left when this returns.
+    """
+    state = RunState(scenario=scenario, out=out, pending=list(scenario.events))
+    backend = backends.prepare(on, state, console)
+    evaluator, succeeded = EvaluatorProcess(state), False
+    try:
+        evaluator.start()
+        backend.start_initial()
+        _follow(state, backend, evaluator, console)
+        succeeded = True
+    finally:
+        with _no_interrupt():
+            _end(state, backend, evaluator, succeeded)
+    return 0
+
+
+def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeeded: bool) -> None:
+    evaluator.end()
+    try:
+        state.devices = backend.end(succeeded)
+    finally:
+        state.write_record()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """A second Ctrl-C must not stop the clean-up."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# -- the loop ------------------------------------------------------------------------------------------
+def _follow(state: RunState, backend: Backend, evaluator: EvaluatorProcess, console: Console) -> None:
+    """Until all devices and the evaluator have ended."""
+    with Progress(state.scenario, state.out, console) as progress:
+        while not step(state, backend, evaluator):
+            progress.update(state.seconds())
+            sleep(backend.poll_s)
+        evaluator.finish()
+        while not evaluator.wait(backend.poll_s):
+            progress.update(state.seconds())
+        progress.update(state.seconds())
+    for event in state.pending:
+        shown = f"{event.kind} {subject(event)}"
+        console.print(f"[yellow]not done[/]: {shown} after round {event.round}: the run had ended")
+    evaluator.check()
+
+
+def step(state: RunState, backend: Backend, evaluator: EvaluatorProcess) -> bool:
+    """Look at all devices and inject the events that are due; returns whether all devices have ended.
+
+    Raises RunFailed if a device or the evaluator failed.
+    """
+    state.see_devices(backend.running())
+    check_devices(state)
+    evaluator.check()
+    inject_due(state, backend)
+    return bool(state.devices) and not state.running()
+
+
+def check_devices(state: RunState) -> None:
+    """Record crashes from outside. Raises RunFailed if a device failed or if all were killed."""
+    state.record_crashes()
+    for device, status in state.devices.items():
+        for code in status.exits:
+            if code not in (None, 0, *KILLED):
+                raise RunFailed(f"{device} ended with exit status {code}: {status.failure}")
+    if state.devices and all(status.killed for status in state.devices.values()):
+        raise RunFailed(f"every device was killed; logs: {state.out / 'devices'}")
+
+
+# -- events --------------------------------------------------------------------------------------------
+def inject_due(state: RunState, backend: Backend) -> None:
+    """Resume devices whose stall is over, then do all events that are due."""
+    for device in state.pop_ended_stalls():
+        if device in state.running():
+            backend.signal(device, "resume")
+    while not state.ending() and (event := state.next_due()) is not None:
+        state.pending.remove(event)
+        if event.device is None or event.kind in ARRIVALS or event.device in state.running():
+            state.record_event(event.round, event.kind, subject(event))
+            inject(state, backend, event)
+
+
+def inject(state: RunState, backend: Backend, event: EventConfig) -> None:
+    """Do one event of the scenario."""
+    if event.kind in OF_THE_NETWORK:
+        _change_partition(state, backend, event)
+    elif event.device is not None:
+        _inject_to_device(state, backend, event, event.device)
+
+
+def _inject_to_device(state: RunState, backend: Backend, event: EventConfig, device: str) -> None:
+    match event.kind:
+        case "join" | "return":
+            _start(state, backend, device)
+        case "leave" | "retire" | "crash" | "stall":
+            if event.kind == "crash":
+                state.expect_kill(device)
+            backend.signal(device, event.kind)
+            if event.kind == "stall":
+                state.resume_at.append((state.seconds() + (event.duration_s or 0.0), device))
+
+
+def _start(state: RunState, backend: Backend, device: str) -> None:
+    if state.partition:
+        _write_partition(state, device)
+    backend.start(device)
+    state.last_round[device] = -1
+    state.see_devices(backend.running())
+
+
+def _change_partition(state: RunState, backend: Backend, event: EventConfig) -> None:
+    """Emulated on every backend: devices drop messages of the devices that they cannot reach."""
+    state.partition = event.groups
+    for device, status in state.devices.items():  # a device that has ended may return
+        _write_partition(state, device)
+        if status.running:
+            backend.signal(device, "partition")
+
+
+def _write_partition(state: RunState, device: str) -> None:
+    partition.write(state.out / "devices" / device, state.cut_off(device))

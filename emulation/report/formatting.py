@@ -1,0 +1,29 @@
+"""Numbers as text, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+UNKNOWN = "–"
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole per cent, such as `97 %`; a dash for None."""
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def megabytes(count: float | None) -> str:
+    """Bytes as `12.3 MB` (10^6 bytes), or in kB or B if there are few; a dash for None."""
+    if count is None:
+        return UNKNOWN
+    if count < 1000:
+        return f"{count:.0f} B"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def number(value: object, form: str = "{:,.3g}") -> str:
+    """A value in a format; a dash for None."""
+    return UNKNOWN if value is None else form.format(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: `1 round`, `2 rounds`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
