@@ -1,1 +1,4 @@
-"""What devices decide with nobody in charge: pure decisions, no sockets, no sleeping."""
+"""The decisions that devices take without a coordinator.
+
+Pure functions and state machines: no sockets, no sleeping.
+"""

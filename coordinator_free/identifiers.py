@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class BlockKey(NamedTuple):
-    """A block's identity: its owner, and the owner's incarnation. Printed `d5@0`."""
+    """The identity of a block: its owner and the owner's incarnation. Printed `d5@0`."""
 
     device: str
     incarnation: int
@@ -19,7 +19,7 @@ class BlockKey(NamedTuple):
         """Read "d5@0". Raises ValueError."""
         device, at, incarnation = text.rpartition("@")
         if not device or not at or not incarnation.isdecimal():
-            raise ValueError(f"{text!r} is no block: expected is <device>@<incarnation>")
+            raise ValueError(f"{text!r} is no block; expected <device>@<incarnation>")
         return cls(device, int(incarnation))
 
 

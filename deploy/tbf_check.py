@@ -1,9 +1,9 @@
-"""The same rate by unweft's shaper and by the kernel's tbf, in the same containers: do they do the same?
+"""Compares unweft's shaper with the kernel's tbf at the same rate, in the same containers.
 
 python deploy/tbf_check.py RATE_Bps, as root on Linux: it enters the containers' networks with nsenter.
 
-Three testbeds: shaped by unweft; by the kernel alone; by unweft with the kernel behind it, which finds out
-whether what unweft lets out keeps to the bucket: then the kernel delays and drops nothing.
+It runs three testbeds: shaped by unweft; by the kernel; by unweft with the kernel behind it. The third checks
+that the output of unweft conforms to the bucket: then the kernel delays and drops nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from emulation.testbed.docker import Container, Project
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 3
-SETTINGS = (  # much to send, little to compute
+SETTINGS = (  # many bytes, little compute
     "round.count=100000 round.local_steps=1 data.persons=2 data.batch=4 radio.codec=fp32 "
     "radio.budget_bytes=100000000 radio.latency_s=0.001 "
-    # Behind a plain bucket a ping waits as long as data does: nobody is to be held for dead for it.
+    # Behind a plain bucket a ping waits as long as data. Long timeouts avoid false crash verdicts.
     "membership.ack_s=30.0 membership.probe_s=60.0 membership.crash_after_s=600.0"
 )
 UNSHAPED_Bps = 50_000_000
-BURST_BYTES = 2 * (1 << 16) + 4096  # two frames, as unweft's bucket holds
-HEADERS = 1 + 66 / 1448  # what Ethernet, IPv4 and TCP add to a full segment: the kernel counts them too
+BURST_BYTES = 2 * (1 << 16) + 4096  # two frames, the depth of unweft's bucket
+HEADERS = 1 + 66 / 1448  # headers of Ethernet, IPv4 and TCP for a full segment; the kernel counts them
 SECONDS = 90.0
 READ = (
     "import json, os; from pathlib import Path; from peers.runtime.health import *;"
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measured(rate_Bps: int, kernel_Bps: float | None) -> dict[str, float]:
-    """One testbed, from its start to its end."""
+    """Run one testbed and return its rates, latencies and kernel counts."""
     variables = {
         "UNWEFT_DEVICES": str(DEVICES),
         "UNWEFT_SET": f"{SETTINGS} radio.rate_Bps={rate_Bps}",
@@ -71,20 +71,21 @@ def measured(rate_Bps: int, kernel_Bps: float | None) -> dict[str, float]:
 
 
 def shape(project: Project, container: Container, rate_Bps: float) -> None:
+    """Limit the rate of a container with the kernel's tbf."""
     rate, burst = f"{8 * rate_Bps:.0f}bit", str(BURST_BYTES)
     tbf = ("tbf", "rate", rate, "burst", burst, "limit", "16mb")
     tc(project, container, "qdisc", "replace", "dev", "eth0", "root", *tbf)
 
 
 def tc(project: Project, container: Container, *words: str) -> str:
-    """Traffic control in a container's network."""
+    """Run tc (traffic control) in a container's network. Returns its output."""
     pid = project.docker("inspect", "--format", "{{.State.Pid}}", container.id).strip()
     command = ["nsenter", "-t", pid, "-n", "tc", *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def overdone(project: Project) -> dict[str, float]:
-    """How often the kernel's bucket was too empty for a packet, and what it dropped, over all devices."""
+    """Sums over all devices of tbf's counts: packets, delayed packets (`overlimits`) and dropped packets."""
     found = [
         json.loads(tc(project, c, "-s", "-j", "qdisc", "show", "dev", "eth0")) for c in project.containers()
     ]
@@ -93,21 +94,24 @@ def overdone(project: Project) -> dict[str, float]:
 
 
 def look(project: Project) -> list[tuple[dict[str, Any], int]]:
+    """The status and the sent bytes of each device."""
     said = [project.docker("exec", c.id, "python", "-c", READ) for c in project.containers()]
     return [(status, sent) for status, sent in map(json.loads, said)]
 
 
 def until_round(project: Project, number: int) -> None:
+    """Wait until all devices have closed this round."""
     while True:
         try:
             if min(status["round"] for status, _ in look(project)) >= number:
                 return
-        except Exception:  # not up yet
+        except Exception:  # the device has not started yet
             pass
         time.sleep(1)
 
 
 def compared(before: list[tuple[Any, int]], after: list[tuple[Any, int]], seconds: float) -> dict[str, float]:
+    """Rates and latencies between two calls of `look`, `seconds` apart."""
     sent = [b - a for (_, a), (_, b) in zip(before, after, strict=True)]
     rounds = [b["round"] - a["round"] for (a, _), (b, _) in zip(before, after, strict=True)]
     links = [
@@ -118,6 +122,7 @@ def compared(before: list[tuple[Any, int]], after: list[tuple[Any, int]], second
 
 
 def row(name: str, found: dict[str, float]) -> str:
+    """One row of the printed table."""
     latency = " / ".join(f"{found[p]:.3f}" for p in ("p50", "p95", "p99"))
     kernel = f"{found['overlimits']:,.0f}, {found['drops']:,.0f} of {found['packets']:,.0f} packets"
     return (

@@ -1,9 +1,9 @@
 """Draw which room imports which, and check the layers of the code (docs/architecture.md).
 
-Run `python docs/imports.py [imports.svg]` from any folder. The picture shows one box for each room and one row
-for each layer. The exit status is 1 if an import does not lead down, if modules import each other in a circle, or
-if a folder has more than MOST_ROOMS rooms. Imports inside functions and for type checking count too. The modules
-are read, never imported.
+Run `python docs/imports.py [imports.svg]` from any folder. The picture shows one box for each room
+and one row for each layer. The exit status is 1 in three cases: an import does not lead down, modules
+import each other in a circle, or a folder has more than MOST_ROOMS rooms. Imports inside functions and
+for type checking count too. The script reads the modules and imports none.
 """
 
 from __future__ import annotations

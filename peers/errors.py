@@ -1,11 +1,11 @@
-"""The one error for what a user got wrong."""
+"""The error for bad input from a user."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input: shown to the user as it is, without a traceback; the command exits with status 2.
+    """Bad input. The user sees the message without a traceback, and the command exits with status 2.
 
-    The message is one line that says where (key path such as `model.target_modules`, or file and line),
-    what was found there, and what is allowed.
+    The message is one line: the place (a key path such as `model.target_modules`, or file and line), the
+    value found there, and the allowed values.
     """

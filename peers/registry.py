@@ -1,4 +1,4 @@
-"""Things that a scenario picks by name, and that a user's own module can add to."""
+"""Registries: a scenario picks an entry by name, and a user's module can add entries."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Values of one type by name. `name` is the key of the scenario that picks one, e.g. `data.kind`."""
+    """Values of one type by name. `name` is the scenario key that picks an entry, e.g. `data.kind`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._known: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
-        """Decorator: files what follows under `name`. Raises InputError if the name is taken."""
+        """Decorator: register a value under `name`. Raises InputError if the name is taken."""
 
-        def file_under(value: T) -> T:
+        def register(value: T) -> T:
             if name in self._known:
                 raise InputError(f"{self.name}: {name!r} is registered already; choose another name")
             self._known[name] = value
             return value
 
-        return file_under
+        return register
 
     def get(self, name: str) -> T:
-        """The value filed under `name`. Raises InputError, which lists the known names."""
+        """The value of `name`. Raises InputError for an unknown name; the message lists the known ones."""
         try:
             return self._known[name]
         except KeyError:

@@ -1,1 +1,1 @@
-"""Bytes between devices: messages, codecs, shaping, sockets. Knows nothing of models."""
+"""Bytes between devices: messages, codecs, shaping, sockets. This package knows nothing of models."""

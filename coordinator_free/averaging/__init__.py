@@ -1,1 +1,1 @@
-"""Mixing of copies: the learning graph, the mixing weights, and what a byte budget is spent on."""
+"""Mixing of copies: the learning graph, the mixing weights, and the allocation of the byte budget."""

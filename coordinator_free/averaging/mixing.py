@@ -1,7 +1,7 @@
-"""Mixing: the weights of a round and, per mode, what is offered to a neighbour and how arrivals are combined.
+"""Mixing: the weights of a round and, per mode, which copies are sent and how arrived copies are combined.
 
-Pure decisions on versions and weights. A copy's values never come here: a received matrix is an opaque object
-that is handed on in the returned operations (method 5, eq. 4-6 and 23).
+Decisions use versions and weights only. A received matrix is an opaque object that the returned operations
+pass on (method 5, eq. 4-6 and 23).
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from coordinator_free.identifiers import BlockKey, Part
 
 
 class Arrival(NamedTuple):
-    """A neighbour's copy of a part. replaces: its owner has refitted it, all other copies are out of date."""
+    """A neighbour's copy of a part.
+
+    `replaces`: its owner has refitted it, so all other copies are out of date.
+    """
 
     version: int
     values: object
@@ -22,39 +25,47 @@ class Arrival(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """own <- (1 - sum of weights) * own + sum of weight * values; one term of weight 1 replaces the copy."""
+    """own <- (1 - sum of weights) * own + sum of weight * values. One term of weight 1 replaces the copy.
+
+    `version`: the owner's version that the copy has afterwards (mode `newest` only).
+    """
 
     part: Part
     terms: tuple[tuple[float, Any], ...]
-    version: int | None = None  # newest: the owner's version that the copy now has
+    version: int | None = None
+
+
+Versions = Mapping[Part, int]
+Weights = Mapping[str, float]  # by neighbour
+Arrivals = Mapping[str, Mapping[Part, Arrival]]  # by neighbour
 
 
 def metropolis_row(graph: Graph[str], device: str) -> dict[str, float]:
-    """Metropolis-Hastings with the +1: w_ij = 1/(1 + max(d_i, d_j)); w_ii is the rest (method 5)."""
+    """The row of W of `device`, without the diagonal: w_ij = 1/(1 + max(d_i, d_j)), d the degrees.
+
+    Metropolis-Hastings weights with the +1 (Xiao, Boyd and Lall, 2005; method 5). w_ii is 1 minus the sum.
+    """
     degree = dict(graph.degree())
     return {peer: 1 / (1 + max(degree[device], degree[peer])) for peer in sorted(graph[device])}
 
 
 class MixingMode(Protocol):
-    """How copies of a block come together. Stateless; one instance per device."""
+    """How a device combines copies of a block. Stateless; one instance per device."""
 
-    relays: bool  # copies of other devices' blocks are sent too
-    foreign_basis: bool  # paper-literal: mixes blocks of different devices
-    shared_versions: bool  # a version is the owner's and means the same bytes wherever it is held
+    relays: bool  # a device also sends its copies of foreign blocks
+    foreign_basis: bool  # blocks of different devices are mixed (paper-literal)
+    shared_versions: bool  # a version is assigned by the owner and means the same bytes on every device
 
     def damping(self, members: int, omega: float | None) -> float:
-        """The share of its own move over a round that a device keeps before it sends."""
+        """The factor by which a device scales its own change of a round before it sends: omega, or the mode's
+        default.
+        """
 
-    def combine(
-        self,
-        own: BlockKey,
-        held: Mapping[Part, int],
-        weights: Mapping[str, float],
-        arrived: Mapping[str, Mapping[Part, Arrival]],
-    ) -> list[Mix]:
+    def combine(self, own: BlockKey, held: Versions, weights: Weights, arrived: Arrivals) -> list[Mix]:
         """The operations that close a round.
 
-        `held`: parts and their versions; `weights`: of the neighbours heard, gamma applied.
+        `held`: parts and their versions. `weights`: of the neighbours whose data arrived, scaled by gamma.
+        `arrived`: copies by neighbour and part.
         """
 
 
@@ -73,9 +84,9 @@ def mixing_mode(name: str) -> Callable[[Callable[[], MixingMode]], Callable[[], 
 
 @mixing_mode("average")
 class Average:
-    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block; absent weight stays.
+    """B_u^(i) <- sum_j [(1-gamma) I + gamma W]_ij B_u^(j), block by block (eq. 4-6).
 
-    But what replaces other copies does so whole.
+    The weight of a missing copy stays with the own copy. A refitted part replaces the own copy.
     """
 
     relays = True
@@ -85,13 +96,7 @@ class Average:
     def damping(self, members: int, omega: float | None) -> float:
         return 1.0
 
-    def combine(
-        self,
-        own: BlockKey,
-        held: Mapping[Part, int],
-        weights: Mapping[str, float],
-        arrived: Mapping[str, Mapping[Part, Arrival]],
-    ) -> list[Mix]:
+    def combine(self, own: BlockKey, held: Versions, weights: Weights, arrived: Arrivals) -> list[Mix]:
         terms = {
             part: _whole(part, weights, arrived) or _terms(part, weights, arrived) for part in sorted(held)
         }
@@ -101,7 +106,10 @@ class Average:
 
 @mixing_mode("newest")
 class Newest:
-    """Every device keeps and relays the newest version of each block; only the owner changes it, damped."""
+    """Each device keeps and relays the newest version of each block.
+
+    Only the owner changes a block, damped.
+    """
 
     relays = True
     foreign_basis = False
@@ -110,13 +118,7 @@ class Newest:
     def damping(self, members: int, omega: float | None) -> float:
         return 1 / max(members, 1) if omega is None else omega
 
-    def combine(
-        self,
-        own: BlockKey,
-        held: Mapping[Part, int],
-        weights: Mapping[str, float],
-        arrived: Mapping[str, Mapping[Part, Arrival]],
-    ) -> list[Mix]:
+    def combine(self, own: BlockKey, held: Versions, weights: Weights, arrived: Arrivals) -> list[Mix]:
         mixes = []
         for part in sorted(held):
             if part.block == own:
@@ -130,9 +132,9 @@ class Newest:
 
 @mixing_mode("paper-literal")
 class PaperLiteral:
-    """Eq. (4) as printed: devices average their own blocks although each lives in another basis.
+    """Eq. (4) as printed: devices average their own blocks although each block has another basis.
 
-    A comparison arm: the leave projection then removes nothing (method 1).
+    A comparison arm: the leave projection removes nothing from such blocks (method 1).
     """
 
     relays = False
@@ -142,13 +144,7 @@ class PaperLiteral:
     def damping(self, members: int, omega: float | None) -> float:
         return 1.0
 
-    def combine(
-        self,
-        own: BlockKey,
-        held: Mapping[Part, int],
-        weights: Mapping[str, float],
-        arrived: Mapping[str, Mapping[Part, Arrival]],
-    ) -> list[Mix]:
+    def combine(self, own: BlockKey, held: Versions, weights: Weights, arrived: Arrivals) -> list[Mix]:
         mixes = []
         for part in sorted(p for p in held if p.block == own):
             theirs = {
@@ -161,16 +157,14 @@ class PaperLiteral:
         return [mix for mix in mixes if mix.terms]
 
 
-def _whole(
-    part: Part, weights: Mapping[str, float], arrived: Mapping[str, Mapping[Part, Arrival]]
-) -> tuple[tuple[float, Any], ...]:
+def _whole(part: Part, weights: Weights, arrived: Arrivals) -> tuple[tuple[float, Any], ...]:
+    """The owner's refitted copy with weight 1, if it arrived."""
     owner = part.block.device
     copy = arrived.get(owner, {}).get(part) if owner in weights else None
     return ((1.0, copy.values),) if copy is not None and copy.replaces else ()
 
 
-def _terms(
-    part: Part, weights: Mapping[str, float], arrived: Mapping[str, Mapping[Part, Arrival]]
-) -> tuple[tuple[float, Any], ...]:
+def _terms(part: Part, weights: Weights, arrived: Arrivals) -> tuple[tuple[float, Any], ...]:
+    """The weighted copies of a part, in order of neighbour."""
     peers: Iterable[str] = sorted(p for p in weights if part in arrived.get(p, {}))
     return tuple((weights[p], arrived[p][part].values) for p in peers)

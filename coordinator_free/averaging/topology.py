@@ -1,12 +1,11 @@
-"""The learning graph: a function of who trains, the kind and the seed, so that every device draws the same.
+"""The learning graph: a function of (members, kind, seed), so that every device computes the same graph.
 
-Kinds are found by name in `TOPOLOGIES`; a plugin may add to it. A builder takes the device ids in their order
-and returns a connected undirected graph on them.
+`TOPOLOGIES` maps names to builders; a plugin may add one. A builder takes the device ids in natural order and
+returns a connected undirected graph on them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import re
@@ -18,11 +17,17 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator_free.seeded_random import blake2b_64, generator
+
 Graph = nx.Graph  # nodes are device ids
 
 
 class Shape(NamedTuple):
-    """Parameters of a topology (see peers.config.TopologyConfig)."""
+    """Parameters of a topology (see peers.config.TopologyConfig).
+
+    `chords`: additional offsets of `ring-chords`. `radius`: link range of `random-geometric` in the unit
+    square.
+    """
 
     kind: str = "full"
     chords: int = 1
@@ -35,7 +40,7 @@ TOPOLOGIES: dict[str, Builder] = {}
 
 
 def topology(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: add a builder to the registry."""
+    """Decorator: register a builder under a name."""
 
     def add(build: Builder) -> Builder:
         TOPOLOGIES[name] = build
@@ -51,23 +56,25 @@ def natural(device: str) -> tuple[str, int, str]:
 
 
 def build(members: Sequence[str], shape: Shape) -> Graph[str]:
-    """The graph on these members, not to be changed; the same whatever order they come in."""
+    """The graph on these members, in any order. The result is cached: do not change it."""
     return _built(frozenset(members), shape)
 
 
 @lru_cache(maxsize=16)
 def _built(members: frozenset[str], shape: Shape) -> Graph[str]:
-    """A device asks for the same one several times a round."""
+    """Cached, because a device asks for the same graph several times a round."""
     return TOPOLOGIES[shape.kind](sorted(members, key=natural), shape)
 
 
 @topology("full")
 def full(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """Every device is linked with every other device."""
     return _on(members, itertools.combinations(members, 2))
 
 
 @topology("ring")
 def ring(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """A ring in natural order of the ids."""
     return _circulant(members, [1])
 
 
@@ -81,7 +88,10 @@ def ring_chords(members: Sequence[str], shape: Shape) -> Graph[str]:
 
 @topology("random-geometric")
 def random_geometric(members: Sequence[str], shape: Shape) -> Graph[str]:
-    """Devices in the unit square, linked within `radius`; parts are joined by their shortest links."""
+    """Devices at random in the unit square, linked within `radius`.
+
+    The shortest links join separate components.
+    """
     at = {device: position(device, shape.seed) for device in members}
     pairs = list(itertools.combinations(members, 2))
     length = {(a, b): math.dist(at[a], at[b]) for a, b in pairs}
@@ -93,10 +103,8 @@ def random_geometric(members: Sequence[str], shape: Shape) -> Graph[str]:
 
 
 def position(device: str, seed: int) -> tuple[float, float]:
-    """A device's place in the unit square, from its id and the run's seed alone."""
-    digest = hashlib.blake2b(f"{seed}/{device}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:8], "big")))
-    x, y = rng.random(2)
+    """A device's position in the unit square, a function of its id and the run's seed."""
+    x, y = generator(seed, device, digest=blake2b_64).random(2)
     return float(x), float(y)
 
 
@@ -115,6 +123,6 @@ def _circulant(members: Sequence[str], offsets: Sequence[int]) -> Graph[str]:
 
 
 def spectral_rho(matrix: NDArray[np.float64]) -> float:
-    """rho = ||W - J||_2 with J = 11^T/M (method 5). `matrix`: M x M."""
+    """rho = ||W - J||_2 with J = 11^T/M (method 5). `matrix`: W, [M, M]."""
     m = len(matrix)
     return float(np.linalg.norm(matrix - np.full((m, m), 1 / m), 2)) if m else 0.0

@@ -1,4 +1,4 @@
-"""The corrective actions: what each changes, what it is predicted to do and what it costs (method 7).
+"""The corrective actions: the setting that each changes, its predicted effect and its cost (method 7).
 
 | action                    | residual                           | predicted factor                          |
 |---------------------------|------------------------------------|-------------------------------------------|
@@ -8,9 +8,11 @@
 | mixing strength gamma     | R_con, as a denser graph; no cost  | (rho / rho0)^2                            |
 | exchange every H-th round | R_con grows with H n steps between | (H / H0)^2; bytes / H                     |
 
-With isolated blocks no step of one device undoes another's. That each follows the gradient of its own loss is
-then a bias that no action but damping changes, and where copies differ the mean model, whose gap is to close,
-is but slower (`progress`): R_loc alone is what is left to be done. rho is that of (1 - gamma) I + gamma W.
+rho is that of (1 - gamma) I + gamma W.
+
+Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another. The gradients of a
+device's own loss then cause a bias that only damping changes. Different copies only slow the mean model down
+(`progress`), and the gap of the mean model is the one to close. So R_loc alone remains.
 """
 
 from __future__ import annotations
@@ -22,43 +24,48 @@ from typing import NamedTuple
 from coordinator_free.correction.policy_interface import GroupAction, GroupView, Limits, Settings, View
 from coordinator_free.correction.residuals import Residuals, contraction
 
-MIN_RHO = 0.05  # a complete graph has rho = 0: no other may look infinitely worse
-MAX_RHO = 0.999  # nor infinitely bad
+MIN_RHO = 0.05  # a complete graph has rho = 0; keeps the ratios rho / rho0 finite
+MAX_RHO = 0.999  # keeps 1 / (1 - rho^2) finite
 NO_CONTRACTION = 1e-9
 GAMMA_NOTCH = 1.5
-LEAST_COST = 1e-6  # of a round in which nobody is there to send to
+LEAST_COST = 1e-6  # cost of a round without neighbours; avoids a division by 0
 OPPOSITE = {"more": "less", "less": "more"}
 
 
 class Move(NamedTuple):
-    """One knob of one group, one notch."""
+    """A change of one knob of one group by one notch.
+
+    `label`: the direction and the knob, such as `more-steps`.
+    """
 
     group: str
     label: str
     action: GroupAction
 
-    def told(self) -> str:
-        """As a reason shows it: `prox 1e-3`."""
+    def describe(self) -> str:
+        """The move as a reason shows it, such as `prox 1e-3`."""
         action = self.action
-        told = {
+        texts = {
             "steps": f"steps {action.steps}",
             "prox": f"prox {_short(action.prox)}",
             "rung": f"graph {action.rung:+d}",
             "gamma": f"gamma {action.gamma:.2g}",
             "period": f"sync {action.period}",
         }
-        return told[knob(self.label)]
+        return texts[knob(self.label)]
 
 
 def own_moves(settings: Settings, limits: Limits) -> Iterator[Move]:
-    """Those of `moves` that a device can make without its neighbours."""
+    """The moves that a device can make without its neighbours: local steps and proximal damping."""
     for group, action in settings.items():
         yield from _changes(group, action, _own_options(action, limits))
 
 
 def moves(settings: Settings, limits: Limits, view: View) -> Iterator[Move]:
-    """Every notch up and down of every knob, within the limits; groups and knobs in a fixed order. Where
-    copies are not averaged there is no mixing strength."""
+    """Every notch up and down of every knob within the limits, with groups and knobs in a fixed order.
+
+    Without averaging of copies there is no mixing strength.
+    """
     ladder = view.ladder
     for group, action in settings.items():
         options = {
@@ -88,49 +95,52 @@ def _changes(group: str, action: GroupAction, options: Mapping[str, GroupAction]
 
 
 def knob(label: str) -> str:
-    """What a move turns: `steps` of `more-steps`."""
+    """The knob of a move's label: `steps` of `more-steps`."""
     return label.rpartition("-")[2]
 
 
 def opposite(label: str) -> str:
+    """The label of the opposite move: `less-steps` for `more-steps`."""
     way, _, knob = label.partition("-")
     return f"{OPPOSITE[way]}-{knob}" if knob else label
 
 
 def predicted(view: View, group: str, before: GroupAction, after: GroupAction) -> Residuals:
-    """A group's residuals at the next diagnosis, `view.rounds` = K later. They were observed under `before`.
+    """A group's residuals at the next diagnosis, K = `view.rounds` rounds later, from those observed under
+    `before`.
 
-    R_loc contracts by (1 - `progress`)^(2K). Of R_con, as in Theorem 2, one part is sustained: what the steps
-    between two exchanges drive apart, L eta^2 (H n)^2 zeta^2 rho^2 / (1 - rho^2); it moves with the settings,
-    and the rest contracts by rho^(2K/H). R_het is sustained; 1 - q^2 is beneath.
+    R_loc contracts by (1 - `progress`)^(2K). As in Theorem 2, R_con has two parts. The sustained part is the
+    divergence by the steps between two exchanges, L eta^2 (H n)^2 zeta^2 rho^2 / (1 - rho^2); it follows the
+    settings. The rest contracts by rho^(2K/H). R_het is sustained, with denominator 1 - q^2.
     """
     g, rounds = view.groups[group], view.rounds
     q0, q = _contraction(g, before), _contraction(g, after)
-    steps2, between2 = (after.steps / before.steps) ** 2, (after.period / before.period) ** 2
-    damped = _damped(g.eta, after) / _damped(g.eta, before)
+    steps2, period2 = (after.steps / before.steps) ** 2, (after.period / before.period) ** 2
+    damped = _damping_factor(g.eta, after) / _damping_factor(g.eta, before)
     left0, left = 1 - q0 * q0, 1 - q * q
     # Where nothing contracts, 1 - q^2 ~ 2 n eta mu.
     summed = left0 / left if left > NO_CONTRACTION else before.steps / after.steps
     rho0, rho = _rho(view, before), _rho(view, after)
-    driven = g.residuals.heterogeneity * left0 * before.period**2 * _kept(rho0)
-    sustained = min(g.residuals.consensus, driven)
+    divergence = g.residuals.heterogeneity * left0 * before.period**2 * _accumulated(rho0)
+    sustained = min(g.residuals.consensus, divergence)
     return Residuals(
         g.residuals.local * (1 - progress(view, group, after)) ** (2 * rounds),
         (g.residuals.consensus - sustained) * rho ** (2 * rounds / after.period)
-        + sustained * steps2 * between2 * damped * _kept(rho) / _kept(rho0),
+        + sustained * steps2 * period2 * damped * _accumulated(rho) / _accumulated(rho0),
         g.residuals.heterogeneity * (1.0 if view.isolated else summed * steps2) * damped,
     )
 
 
 def progress(view: View, group: str, action: GroupAction) -> float:
-    """The share of its way that the mean model goes in a round.
+    """The share of its remaining distance that the mean model covers in a round.
 
-    1 - q, q = (1 - eta mu / (1 + eta lambda))^n, where all devices move a block. Where its owner alone does
-    (ours, not in the paper), the mean of M copies goes an M-th of the owner's move, and the owner starts it
-    ahead of the mean by what earlier moves have left of themselves: once that is steady, by A moves,
-    A = (1/M) sum lambda / (1 - lambda) over the modes of the mixing matrix but the mean (of a mean owner).
-    With a = 1 - q^H and an exchange every H rounds that makes a / (1 + a A) / (M H). So where an owner comes
-    far in a round, more steps add little and a denser graph does; where it does not, steps do.
+    If all devices move a block: 1 - q with q = (1 - eta mu / (1 + eta lambda))^n. If only its owner moves it
+    (ours, not in the paper), the mean of M copies covers 1/M of the owner's move. In addition the owner
+    starts ahead of the mean, by what remains of its earlier moves. In the steady state this lead is A moves,
+    with A = (1/M) sum lambda / (1 - lambda) over the eigenvalues of the mixing matrix without that of the
+    mean (for a mean owner). With a = 1 - q^H and an exchange every H rounds the share is a / (1 + a A) / (M
+    H). So if an owner progresses far in a round, more steps add little and a denser graph helps; otherwise
+    steps help.
     """
     q = _contraction(view.groups[group], action)
     if not view.isolated:
@@ -143,11 +153,12 @@ def progress(view: View, group: str, action: GroupAction) -> float:
 
 
 def remaining(view: View, group: str, residuals: Residuals, action: GroupAction) -> float:
-    """What is left of a group: the sum, but of R_het only what K = `view.rounds` rounds have of it,
-    (1 - q^(2K)); with isolated blocks R_loc.
+    """The remaining error of a group: the sum of its residuals, with R_het weighted by 1 - q^(2K), K =
+    `view.rounds`.
 
-    It sums what the devices' steps differ by over infinitely many rounds. Where little contracts it is
-    far off for long: to count it whole would have a group stand still rather than learn.
+    With isolated blocks it is R_loc. R_het sums the differences of the devices' steps over infinitely many
+    rounds. Where little contracts, this limit is reached late. With full weight a group would stop instead of
+    learn.
     """
     if view.isolated:
         return residuals.local
@@ -157,7 +168,7 @@ def remaining(view: View, group: str, residuals: Residuals, action: GroupAction)
 
 
 def bytes_used(settings: Settings, view: View) -> float:
-    """Bytes of a mean round: a group's, over the edges of its graph, every H-th round."""
+    """Bytes of an average round: each group's bytes over the edges of its graph, every H-th round."""
     base = view.ladder.at(0).cost or 1.0
     return sum(
         view.groups[g].bytes * view.ladder.at(a.rung).cost / base / a.period for g, a in settings.items()
@@ -165,41 +176,45 @@ def bytes_used(settings: Settings, view: View) -> float:
 
 
 def steps_used(settings: Settings) -> int:
-    """Local steps of a round: a step computes through all layers whichever groups it moves."""
+    """Local steps of a round: the maximum over groups, because each step computes through all layers."""
     return max((action.steps for action in settings.values()), default=0)
 
 
 def relative_cost(settings: Settings, view: View, limits: Limits) -> float:
-    """Of a round, in that of a round of `limits.base`: bytes and compute, weighted by `byte_share`."""
+    """The cost of a round relative to a round of `limits.base`: bytes and compute, weighted by
+    `byte_share`.
+    """
     sent, steps = relative_use(settings, view, limits)
     return max(limits.byte_share * sent + (1 - limits.byte_share) * steps, LEAST_COST)
 
 
 def affordable(settings: Settings, view: View, limits: Limits) -> bool:
-    """Within the bytes; what compute a policy may use is said by `steps_max`."""
+    """Whether the settings are within `bytes_max`. `steps_max` limits compute."""
     return relative_use(settings, view, limits)[0] <= limits.bytes_max * (1 + 1e-9)
 
 
 def relative_use(settings: Settings, view: View, limits: Limits) -> tuple[float, float]:
-    """Bytes and local steps of a round, each in those of a round of `limits.base`."""
+    """Bytes and local steps of a round, each relative to a round of `limits.base`."""
     uniform = dict.fromkeys(settings, limits.base)
     sent = bytes_used(uniform, view)
     return (bytes_used(settings, view) / sent if sent else 0.0), steps_used(settings) / limits.base.steps
 
 
 def in_force(view: View, limits: Limits, held: Settings) -> dict[str, GroupAction]:
-    """`held`, the base where nothing is, on rungs that there still are."""
+    """The present settings: `held`, or the base for a group without an entry, with rungs clipped to the
+    ladder.
+    """
     settings = {group: held.get(group, limits.base) for group in view.groups}
     return {g: replace(a, rung=view.ladder.clipped(a.rung)) for g, a in settings.items()}
 
 
 def applied(settings: Settings, chosen: Mapping[str, Move]) -> dict[str, GroupAction]:
-    """The settings after one move of each of some groups."""
+    """The settings after the moves in `chosen`, at most one for each group."""
     return {g: chosen[g].action if g in chosen else a for g, a in settings.items()}
 
 
 def _rho(view: View, action: GroupAction) -> float:
-    """Of what mixes in a round, at most: ||(1 - gamma) I + gamma W - J|| <= 1 - gamma + gamma rho."""
+    """An upper bound of ||(1 - gamma) I + gamma W - J||_2: 1 - gamma + gamma rho, clipped."""
     return min(max(1 - action.gamma * (1 - view.ladder.at(action.rung).rho), MIN_RHO), MAX_RHO)
 
 
@@ -208,12 +223,14 @@ def _contraction(g: GroupView, action: GroupAction) -> float:
     return contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
 
 
-def _kept(rho: float) -> float:
-    """sum_{s >= 1} rho^(2s): how much of all rounds' driving apart is still there."""
+def _accumulated(rho: float) -> float:
+    """sum_{s >= 1} rho^(2s): the divergence of all earlier rounds that mixing has left, relative to that of
+    one round.
+    """
     return rho * rho / (1 - rho * rho)
 
 
-def _damped(eta: float, action: GroupAction) -> float:
+def _damping_factor(eta: float, action: GroupAction) -> float:
     """(1 + eta lambda)^(-2n)."""
     return float((1 + eta * action.prox) ** (-2 * action.steps))
 
@@ -224,11 +241,12 @@ def _short(value: float) -> str:
 
 
 def _more(steps: int) -> int:
-    """1 2 3 4 6 9 13: a step more where there are few, half as many again where there are many."""
+    """The next notch up: 1 2 3 4 6 9 13, by one step or by half."""
     return steps + max(1, steps // 2)
 
 
 def _less(steps: int) -> int:
+    """The next notch down: by one step or by a third."""
     return steps - max(1, steps // 3)
 
 

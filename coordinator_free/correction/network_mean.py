@@ -1,8 +1,8 @@
-"""Means over the network with nobody in charge (method 6).
+"""Means over the network without a coordinator (method 6).
 
-Every device relays the newest vector that it has of each origin, and adds them up in order of device id.
-Averaging in place would be cheaper and loses mass when somebody crashes; here a crash costs nothing but the
-crashed device's own vector, and that is dropped with its block. Messages may be lost, repeated, reordered.
+Every device relays the newest vector that it has of each origin, and sums them in order of device id.
+Averaging in place would be cheaper, but loses mass when a device crashes. Here a crash costs only the vector
+of the crashed device, which is dropped with its block. Messages may be lost, repeated and reordered.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NOTHING: Rank = (-1, b"")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """One device's vector. epoch: the round it was measured in; a later one replaces an earlier one.
+    """One device's vector. `epoch`: the round of its measurement; a later one replaces an earlier one.
 
-    values: float32, as on the wire: the origin adds up the same numbers as everybody else.
+    `values`: float32, as on the wire, so that the origin sums the same numbers as all other devices.
     """
 
     origin: BlockKey
@@ -34,20 +34,22 @@ class Report:
     signature: bytes = b""
 
     def signed_data(self) -> bytes:
+        """The bytes that the origin signs."""
         head = repr((self.origin.device, self.origin.incarnation, self.epoch)).encode()
         return head + self.values.astype("<f4").tobytes()
 
     @property
     def rank(self) -> Rank:
-        """Which of two reports of one origin stays; of two tales of one epoch the hash decides."""
+        """Orders reports of one origin. The hash decides between two reports of one epoch."""
         return self.epoch, hashlib.blake2b(self.signed_data(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mean:
-    """Of the vectors of `origins`, in their order. digest: 16 bytes, equal where the same were added up.
+    """The mean of the vectors of `origins`. `oldest`: the smallest epoch among them.
 
-    Two devices that compare digests know whether they decide from the same figures.
+    `digest`: 16 bytes, equal where the same vectors were summed. Two devices that compare digests know
+    whether they decide from the same values.
     """
 
     values: NDArray[np.float64]
@@ -62,9 +64,9 @@ def _everyone(report: Report) -> bool:
 
 @dataclass
 class NetworkMean:
-    """One device's collection. It holds `max_origins` vectors of `length` numbers at most.
+    """The vectors that one device holds: at most `max_origins` vectors of `length` numbers.
 
-    verify: whether the origin is a member and signed the report; a relay could otherwise make both up.
+    `verify`: whether the origin is a member and signed the report. Without it a relay could invent both.
     """
 
     length: int
@@ -72,17 +74,17 @@ class NetworkMean:
     verify: Callable[[Report], bool] = _everyone
     refused: int = 0
     _newest: dict[BlockKey, Report] = field(default_factory=dict)
-    _gone: set[BlockKey] = field(default_factory=set)
-    _told: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
+    _forgotten: set[BlockKey] = field(default_factory=set)
+    _known_by: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
 
-    def own(
+    def add_own(
         self,
         origin: BlockKey,
         epoch: int,
         values: Iterable[float],
         sign: Callable[[bytes], bytes] | None = None,
     ) -> Report:
-        """This device's next vector. Raises ValueError for one that nobody would take."""
+        """Set this device's next vector. Raises ValueError for one that other devices would refuse."""
         with np.errstate(over="ignore"):  # an infinity is refused below
             report = Report(origin, epoch, np.array(values, dtype=np.float32))
         if sign is not None:
@@ -92,58 +94,65 @@ class NetworkMean:
         self._newest[origin] = report
         return report
 
-    def receive(self, peer: str, report: Report) -> bool:
-        """Take in what a neighbour sent. True: it is news here. Unsound or forged: counted and refused."""
-        if report.origin in self._gone:
+    def on_report(self, peer: str, report: Report) -> bool:
+        """Take a report from a neighbour. Returns whether it is new.
+
+        A malformed or forged one is counted in `refused`.
+        """
+        if report.origin in self._forgotten:
             return False
         if not self._sound(report):
             self.refused += 1
             return False
         known = self._newest.get(report.origin)
         if known is not None and known.rank >= report.rank:
-            self._note(peer, report)
+            self._mark_known(peer, report)
             return False
         if (known is None and len(self._newest) >= self.max_origins) or not self.verify(report):
             self.refused += 1
             return False
         self._newest[report.origin] = report
-        self._note(peer, report)
+        self._mark_known(peer, report)
         return True
 
-    def news(self, peer: str) -> list[Report]:
-        """What `peer` is not known to have, in order of origin; it is taken to have it from now on."""
-        told = self._told.setdefault(peer, {})
+    def unsent_reports(self, peer: str) -> list[Report]:
+        """The reports that `peer` is not known to have, in order of origin.
+
+        From now on they count as known to it.
+        """
+        known = self._known_by.setdefault(peer, {})
         news = [self._newest[key] for key in sorted(self._newest)]
-        news = [r for r in news if r.rank > told.get(r.origin, NOTHING) and r.origin.device != peer]
+        news = [r for r in news if r.rank > known.get(r.origin, NOTHING) and r.origin.device != peer]
         for report in news:
-            self._note(peer, report)
+            self._mark_known(peer, report)
         return news
 
-    def untold(self, peer: str) -> None:
-        """A neighbour that may have lost messages, or is gone: it is told everything again."""
-        self._told.pop(peer, None)
+    def resend_all(self, peer: str) -> None:
+        """Send everything to `peer` again: messages to it may have been lost."""
+        self._known_by.pop(peer, None)
 
-    def drop(self, origin: BlockKey) -> None:
-        """The origin left, crashed or retired: its vector no longer counts, nor does any that still comes."""
-        self._gone.add(origin)
+    def forget_origin(self, origin: BlockKey) -> None:
+        """The origin left, crashed or retired: drop its vector and refuse later ones."""
+        self._forgotten.add(origin)
         self._newest.pop(origin, None)
-        for told in self._told.values():
-            told.pop(origin, None)
+        for known in self._known_by.values():
+            known.pop(origin, None)
 
-    def keep(self, origins: Container[BlockKey]) -> None:
-        """Drop all others."""
+    def keep_only(self, origins: Container[BlockKey]) -> None:
+        """Forget all origins that are not in `origins`."""
         for origin in [key for key in self._newest if key not in origins]:
-            self.drop(origin)
+            self.forget_origin(origin)
 
     def missing(self, members: Iterable[BlockKey], epoch: int) -> list[BlockKey]:
-        """Members of whom nothing as new as `epoch` is here."""
+        """Members without a report of `epoch` or later."""
         return [key for key in sorted(members) if key not in self._newest or self._newest[key].epoch < epoch]
 
     def mean(self, members: Iterable[BlockKey]) -> Mean | None:
-        """Over those members of whom there is a vector; None if there is none.
+        """The mean over those members that have a report; None if there is none.
 
-        All devices get the same once all messages are in. A decision to be taken alike everywhere waits until
-        the reports of an epoch had time for every hop, and is taken before those of the next are measured.
+        All devices get the same mean once all messages have arrived. Decisions that must agree everywhere
+        wait until the reports of an epoch had time for every hop, and are taken before those of the next
+        epoch are measured.
         """
         reports = [self._newest[key] for key in sorted(set(members)) if key in self._newest]
         if not reports:
@@ -157,9 +166,9 @@ class NetworkMean:
         oldest = min(report.epoch for report in reports)
         return Mean(total / len(reports), origins, oldest, digest.digest())
 
-    def _note(self, peer: str, report: Report) -> None:
-        told = self._told.setdefault(peer, {})
-        told[report.origin] = max(report.rank, told.get(report.origin, NOTHING))
+    def _mark_known(self, peer: str, report: Report) -> None:
+        known = self._known_by.setdefault(peer, {})
+        known[report.origin] = max(report.rank, known.get(report.origin, NOTHING))
 
     def _sound(self, report: Report) -> bool:
         values = report.values

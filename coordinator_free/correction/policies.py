@@ -1,13 +1,12 @@
-"""Correction policies: from the residuals of a diagnosis to what each layer group does next (method 7).
+"""Correction policies: from the residuals of a diagnosis to the next action of each layer group (method 7).
 
-Pure and deterministic: devices that see the same decide the same. Found by name in `POLICIES`, or in
-`SCHEDULES` those that look at nothing and so cost no diagnosis; a plugin may add to both. A policy looks at
-what survivors measured, never at the leaver's data.
+Policies are pure and deterministic: devices with equal inputs decide alike. `POLICIES` maps names to
+policies, `SCHEDULES` to rules that use no measurement and so cost no diagnosis. A plugin may add to both. A
+policy uses measurements of survivors, never the leaver's data.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -24,33 +23,35 @@ from coordinator_free.correction.policy_interface import (
     Memory,
     View,
 )
+from coordinator_free.seeded_random import blake2b_128, generator
 
 Policy = Callable[[View, Limits, Memory], Decision]
 POLICIES: dict[str, Policy] = {}
-Schedule = Callable[[int, int, Limits], GroupAction]  # k and K -> what all groups do; no rung
+Schedule = Callable[[int, int, Limits], GroupAction]  # round k of K -> the action of all groups
 SCHEDULES: dict[str, Schedule] = {}
 Added = TypeVar("Added")
-EARLY_PART = 4  # early are the first K / EARLY_PART rounds
+EARLY_PART = 4  # `early-steps` acts in the first K / EARLY_PART rounds
 
 
 def policy(name: str) -> Callable[[Policy], Policy]:
-    """Decorator: add a policy to the registry. Raises ValueError for the name of a schedule."""
-    return _adder(name, POLICIES, SCHEDULES, "schedule")
+    """Decorator: register a policy under a name. Raises ValueError for the name of a schedule."""
+    return _registrar(name, POLICIES, SCHEDULES, "schedule")
 
 
 def schedule(name: str) -> Callable[[Schedule], Schedule]:
-    """Decorator: add a schedule: what all groups do in round k = 0, 1, ... of a correction of K rounds.
+    """Decorator: register a schedule: the action of all groups in round k = 0, 1, ... of a correction of K
+    rounds.
 
-    Graphs stay the scenario's. Raises ValueError for the name of a policy.
+    The graphs stay those of the scenario. Raises ValueError for the name of a policy.
     """
-    return _adder(name, SCHEDULES, POLICIES, "policy")
+    return _registrar(name, SCHEDULES, POLICIES, "policy")
 
 
-def _adder(
+def _registrar(
     name: str, registry: dict[str, Added], others: Mapping[str, object], kind: str
 ) -> Callable[[Added], Added]:
     if name in others:
-        raise ValueError(f"{name!r} is a {kind} already")
+        raise ValueError(f"{name!r} is already the name of a {kind}")
 
     def add(rule: Added) -> Added:
         registry[name] = rule
@@ -60,9 +61,9 @@ def _adder(
 
 
 def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:
-    """What the policy `name` (KeyError: none of that name) decides, on rungs that there are.
+    """Run the policy `name` and clip its rungs to the ladder. The reason starts with the policy's name.
 
-    The reason starts with the policy's name.
+    Raises KeyError for an unknown name.
     """
     made = POLICIES[name](view, limits, memory)
     settings = {g: replace(a, rung=view.ladder.clipped(a.rung)) for g, a in made.settings.items()}
@@ -75,62 +76,69 @@ def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:
     )
 
 
-# -- the same for all groups, without a look -----------------------------------------------------------------
+# -- schedules: the same action for all groups, without a measurement ----------------------------------------
 @schedule("uniform")
 def uniform(k: int, of: int, limits: Limits) -> GroupAction:
-    """The base."""
+    """The base action."""
     return limits.base
 
 
 @schedule("max-steps")
 def max_steps(k: int, of: int, limits: Limits) -> GroupAction:
-    """n_max local steps: what more compute buys at the bytes of `uniform`."""
+    """n_max local steps: more compute at the bytes of `uniform`."""
     return replace(limits.base, steps=limits.steps_max)
 
 
 @schedule("early-steps")
 def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
-    """n_max local steps at first, where most is to be regained, then the base."""
+    """n_max local steps in the first quarter of the correction, then the base."""
     return max_steps(k, of, limits) if k * EARLY_PART < of else limits.base
 
 
 # -- shares by priority --------------------------------------------------------------------------------------
 @policy("proportional")
 def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
-    """Algorithm 1: n_g, lambda_g and gamma_g by p_g; gamma_g is the density of the group's graph too."""
+    """Algorithm 1: n_g, lambda_g and gamma_g follow p_g. gamma_g also sets the density of the group's
+    graph.
+    """
     return _by_priority(view, limits, memory, _steps, _prox, _gamma, _density)
 
 
 @policy("local-steps")
 def local_steps(view: View, limits: Limits, memory: Memory) -> Decision:
-    """n_g = n_min + (n_max - n_min) p_g, and nothing else."""
+    """n_g = n_min + (n_max - n_min) p_g; nothing else changes."""
     return _by_priority(view, limits, memory, _steps)
 
 
 @policy("retain-prox")
 def retain_prox(view: View, limits: Limits, memory: Memory) -> Decision:
-    """lambda_g = lambda_max p_g, and nothing else."""
+    """lambda_g = lambda_max p_g; nothing else changes."""
     return _by_priority(view, limits, memory, _prox)
 
 
 @policy("ls+prox")
 def steps_and_prox(view: View, limits: Limits, memory: Memory) -> Decision:
+    """`local-steps` and `retain-prox` together."""
     return _by_priority(view, limits, memory, _steps, _prox)
 
 
 @policy("topology")
 def topology(view: View, limits: Limits, memory: Memory) -> Decision:
-    """The most pressing group gets the densest graph of the ladder, the others their share of it."""
+    """The group with the highest priority gets the densest graph, the others a rung in proportion to p_g."""
     return _by_priority(view, limits, memory, _denser)
 
 
 @policy("sync")
 def sync(view: View, limits: Limits, memory: Memory) -> Decision:
-    """The most pressing group is exchanged every round, the others every H_g = p_max / p_g rounds."""
+    """The group with the highest priority is exchanged every round, the others every H_g = p_max / p_g
+    rounds.
+    """
     return _by_priority(view, limits, memory, _period)
 
 
-Rule = Callable[[GroupAction, float, View, Limits], GroupAction]  # of one group, with its p_g
+Rule = Callable[
+    [GroupAction, float, View, Limits], GroupAction
+]  # action and p_g of a group -> its new action
 
 
 def _by_priority(view: View, limits: Limits, memory: Memory, *rules: Rule) -> Decision:
@@ -155,7 +163,7 @@ def _gamma(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAc
 
 
 def _density(action: GroupAction, p: float, view: View, limits: Limits) -> GroupAction:
-    """The rung whose number of edges is nearest to gamma_g times that of the densest."""
+    """The rung whose number of edges is nearest to gamma_g times that of the densest rung."""
     ladder = view.ladder
     wanted = (limits.gamma_min + (1 - limits.gamma_min) * p) * len(ladder.at(ladder.top).edges)
     rungs = range(-ladder.base, ladder.top + 1)
@@ -181,7 +189,7 @@ Option = tuple[tuple[str, str], dict[str, GroupAction], Move | None]  # key of V
 
 
 def options(view: View, limits: Limits, memory: Memory) -> list[Option]:
-    """Staying and every affordable move from what is in force."""
+    """Staying and every affordable move from the present settings."""
     settings = in_force(view, limits, memory.settings)
     found: list[Option] = [(STAY, settings, None)]
     for move in moves(settings, limits, view):
@@ -193,28 +201,29 @@ def options(view: View, limits: Limits, memory: Memory) -> list[Option]:
 
 @policy("random")
 def random(view: View, limits: Limits, memory: Memory) -> Decision:
-    """A control: any affordable move, or none, drawn from the seed and the diagnosis's index."""
+    """A control: one of `options` at random, from a generator that is seeded by the run and the diagnosis."""
     found = options(view, limits, memory)
     _, then, move = found[int(_generator(view).integers(len(found)))]
-    return Decision(then, "stay" if move is None else f"{move.group} -> {move.told()}", memory)
+    return Decision(then, "stay" if move is None else f"{move.group} -> {move.describe()}", memory)
 
 
 @policy("lookahead")
 def lookahead(view: View, limits: Limits, memory: Memory) -> Decision:
-    """A control: the move whose trial (trials.py) lowered the loss most per cost; none if none lowered it."""
+    """A control: the move whose trial (lookahead.py) lowered the loss most per cost; none if no trial lowered
+    it.
+    """
     found = options(view, limits, memory)
     gains = [view.trials.get(key, 0.0) / relative_cost(then, view, limits) for key, then, _ in found]
     best = max(range(len(found)), key=lambda i: gains[i])
     if gains[best] <= 0:
         return Decision(found[0][1], "no trial lowered the loss -> stay", memory)
     key, then, move = found[best]
-    told = "stay" if move is None else f"{move.group} {move.told()}"
-    return Decision(then, f"trial {view.trials[key]:.2g} -> {told}", memory)
+    described = "stay" if move is None else f"{move.group} {move.describe()}"
+    return Decision(then, f"trial {view.trials[key]:.2g} -> {described}", memory)
 
 
 policy("dominant")(dominant)
 
 
 def _generator(view: View) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{view.seed}/{view.index}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+    return generator(view.seed, view.index, digest=blake2b_128)

@@ -1,4 +1,4 @@
-"""What a correction policy sees, may do, remembers and says (method 7)."""
+"""The interface of correction policies: input, actions, memory and decision (method 7)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass, field
 from coordinator_free.correction.graph_ladder import Edge, Ladder
 from coordinator_free.correction.residuals import Residuals
 
-STAY = ("", "stay")  # the move that is none
+STAY = ("", "stay")  # key of the choice to make no move
 
 
 @dataclass(frozen=True, slots=True)
 class GroupAction:
-    """What a policy sets for one layer group until it is asked again.
+    """The settings of one layer group until the next decision.
 
-    steps: n_g local steps a round. prox: lambda_g of 1/2 lambda ||B - B~||^2, B~ the consensus after the
-    deletion. gamma: gamma_g of (1 - gamma_g) I + gamma_g W, the mixing strength. period: H_g, the group is
-    exchanged every H_g-th round. rung: of the ladder of graphs, 0 is the scenario's.
+    `steps`: n_g local steps a round. `prox`: lambda_g of 1/2 lambda ||B - B~||^2, with B~ the own block right
+    after the deletion (FedProx). `gamma`: mixing strength gamma_g of (1 - gamma_g) I + gamma_g W. `period`:
+    H_g, the group is exchanged every H_g-th round. `rung`: of the ladder of graphs; 0 is the scenario's
+    graph.
     """
 
     steps: int
@@ -27,7 +28,7 @@ class GroupAction:
     rung: int = 0
 
     def record(self) -> dict[str, float]:
-        """JSON-able."""
+        """As a JSON object."""
         return asdict(self)
 
 
@@ -36,20 +37,24 @@ Settings = Mapping[str, GroupAction]  # by group, in the layout's order
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What policies may do. The defaults of n, lambda and gamma are the paper's (method 10)."""
+    """The limits of policies. The defaults of n, lambda and gamma are the paper's (method 10).
 
-    base: GroupAction = GroupAction(2)  # what `uniform` does
+    `bytes_max`: bytes of a round that `dominant` may use, relative to a round of `base`. `byte_share`: the
+    share of bytes in the cost of a round of `base`; the rest is compute.
+    """
+
+    base: GroupAction = GroupAction(2)  # the action of `uniform`
     steps_min: int = 1
     steps_max: int = 2
     prox_min: float = 1e-4  # the first notch above 0
     prox_max: float = 1e-3
     gamma_min: float = 0.4
     period_max: int = 8
-    bytes_max: float = 1.0  # of a round, in those of a round of `base`: what `dominant` may spend
-    byte_share: float = 0.5  # of the cost of a round of `base`; the rest is compute
+    bytes_max: float = 1.0
+    byte_share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a range that is empty or leaves the base out."""
+        """Raises ValueError for a range that is empty or does not contain the base."""
         if not 1 <= self.steps_min <= self.base.steps <= self.steps_max:
             raise ValueError("steps_min <= base.steps <= steps_max does not hold")
         if not 0 < self.prox_min <= self.prox_max or not 0 <= self.base.prox <= self.prox_max:
@@ -60,7 +65,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """One group as the network sees it. bytes: of a round that exchanges it over the scenario's graph."""
+    """One group from the network-wide means.
+
+    `priority`: p_g. `mu`, `eta`: estimates of method 6. `bytes`: of a round that exchanges the group over the
+    scenario's graph.
+    """
 
     residuals: Residuals
     priority: float  # p_g
@@ -71,12 +80,12 @@ class GroupView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a policy may look at; the same on every device, and nothing of the leaver's data.
+    """The input of a policy: equal on all devices, without the leaver's data.
 
-    index: number of this diagnosis. rounds: to the next one. trials: by (group, label) of a move, or STAY,
-    how far a trial of one round lowered the loss; for `lookahead` alone. isolated: a device's gradients reach
-    its own block alone. averages: copies are averaged, and so hold their owner back; else the owner's
-    replaces them.
+    `index`: number of this diagnosis. `rounds`: K, the rounds until the next one. `trials` (only for
+    `lookahead`): the drop of the loss in a trial of one round, by (group, label) of a move, or STAY.
+    `isolated`: a device's gradients reach its own block only. `averages`: copies are averaged, so they hold
+    their owner back; otherwise the owner's copy replaces them.
     """
 
     index: int
@@ -91,11 +100,12 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a policy takes from one diagnosis to the next. JSON-able but for its types.
+    """The state that a policy keeps from one diagnosis to the next.
 
-    settings: in force; none: the base. corrections: observed / predicted effect by label of move, smoothed.
-    failed: labels of moves that made things worse. expected: by group, the label of what was done and the
-    residual predicted without and with it. last: by group, the last move and the index of its diagnosis.
+    `settings`: in force, empty: the base. `corrections`: observed / predicted effect by label of move,
+    smoothed. `failed`: labels of moves that raised the error. `expected`: by group, the label of the last
+    decision and the remaining error predicted for staying and for it. `last`: by group, the last move and the
+    index of its diagnosis.
     """
 
     settings: Settings = field(default_factory=dict)
@@ -105,21 +115,24 @@ class Memory:
     failed: frozenset[str] = frozenset()
 
     def after_event(self) -> Memory:
-        """For the correction that a new event starts: predictions no longer apply, what was learnt does."""
+        """The memory for the correction after a new event: corrections stay valid, predictions do not."""
         return Memory(corrections=self.corrections)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """settings: by group. reason: one line. memory: for the next diagnosis."""
+    """The settings by group, the reason in one line, and the memory for the next diagnosis.
+
+    `added_edges`, `dropped_edges`: by group, changes of the scenario's graph.
+    """
 
     settings: Settings
     reason: str
     memory: Memory
-    add: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)  # by group, to the scenario's graph
-    drop: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
+    added_edges: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
+    dropped_edges: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
-        """JSON-able, for metrics.jsonl."""
+        """As a JSON object for metrics.jsonl."""
         groups = {group: action.record() for group, action in self.settings.items()}
         return {"reason": self.reason, "groups": groups, "corrections": dict(self.memory.corrections)}

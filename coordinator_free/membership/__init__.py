@@ -1,1 +1,1 @@
-"""Who is there, with nobody in charge: signed records, slots, failure detection and gossip partners."""
+"""Decentralised membership: signed records, slots, failure detection and gossip partners."""

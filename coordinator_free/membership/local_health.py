@@ -1,13 +1,17 @@
-"""Local health: a device that is slow itself gives the others more time (Lifeguard, section IV-A).
+"""Local health: a device that is slow itself gives other devices more time.
 
-Dadgar, Phillips, Currey: "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018.
+Source: Dadgar, Phillips and Currey, "Lifeguard: Local Health Awareness for More Accurate Failure Detection",
+2018, section IV-A.
 """
 
 from __future__ import annotations
 
 
 class LocalHealth:
-    """A score from 0 (well) to `worst`. What a device waits for others is multiplied by 1 + score."""
+    """The local health multiplier of Lifeguard: a score from 0 (healthy) to `worst`.
+
+    A device multiplies its probe interval and its probe timeout by `factor` = 1 + score.
+    """
 
     def __init__(self, worst: int) -> None:
         self._worst = worst
@@ -18,13 +22,13 @@ class LocalHealth:
         return 1 + self.score
 
     def better(self) -> None:
-        """A probe was answered."""
+        """Lower the score by 1: a probe was answered."""
         self._add(-1)
 
     def worse(self, by: int = 1) -> None:
-        """Signs that it is this device that is slow.
+        """Raise the score by `by`: there is a sign that this device itself is slow.
 
-        An own tick that came late, a suspicion of this device to refute, helpers that sent not even a nack.
+        The signs are a tick that came late, a suspicion of this device, and helpers that sent no nack.
         """
         self._add(by)
 

@@ -1,9 +1,10 @@
-"""Links for probing and gossip beside the learning graph, whose paths may be long (a ring: N/2 hops).
+"""The overlay: links for probes and gossip, in addition to the learning graph.
 
-Each device picks k others by rendezvous hashing (Thaler and Ravishankar, 1998): those with the least hash of
-(seed, picker, picked). A graph of k >= 2 random picks each is connected with probability -> 1 (Fenner and
-Frieze, 1982) and its diameter is O(log N). Everybody can compute everybody's picks, nobody has to be asked;
-when a device comes or goes, only those who pick it, or picked it, get another partner.
+Paths in the learning graph can be long (N/2 hops in a ring). Each device therefore picks k other devices by
+rendezvous hashing (Thaler and Ravishankar, 1998): those with the smallest hash of (seed, picker, picked). A
+graph of k >= 2 random picks per device is connected with probability -> 1 (Fenner and Frieze, 1982), and its
+diameter is O(log N). Every device can compute the picks of all devices without a message. When a device joins
+or leaves, partners change only for the devices that pick it or picked it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ def _weight(seed: int, picker: str, picked: str) -> bytes:
 
 
 def picks(device: str, members: Collection[str], seed: int, k: int) -> list[str]:
-    """The k others that a device picks, the best first."""
+    """The k other devices that `device` picks, smallest hash first."""
     others = (name for name in members if name != device)
     return sorted(others, key=lambda name: (_weight(seed, device, name), name))[:k]
 
 
 def partners(device: str, members: Collection[str], seed: int, k: int) -> set[str]:
-    """Those that a device picks and those that pick it: at least k, 2 k on average."""
+    """The devices that `device` picks and the devices that pick it: at least k, 2k on average."""
     mine = set(picks(device, members, seed, k))
     return mine | {name for name in members if name != device and device in picks(name, members, seed, k)}

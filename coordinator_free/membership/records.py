@@ -1,4 +1,4 @@
-"""Signed records of who is there: one record for each (device, incarnation).
+"""Signed membership records: one record for each (device, incarnation).
 
 An owner signs its record (Ed25519). A crash verdict can come from any member. It carries the owner's
 signature of the record that it is about, so it cannot invent a device. Only an owner's Leave is a tombstone
@@ -18,14 +18,17 @@ Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
 
 
 class Status(IntEnum):
-    """Ordered: a later one wins over an earlier one of the same incarnation."""
+    """The status of an incarnation.
+
+    In one incarnation a later status in this order replaces an earlier one.
+    """
 
     ALIVE = 0
-    CRASHED = 1  # a verdict by others: evicted or kept, refuted by a new incarnation
-    FINISHED = 2  # has closed the run's last round: a member to the end, but silence is no crash any more
-    RETIRED = 3  # gone, knowledge stays
-    WITHDRAWN = 4  # gave this incarnation up itself (lost a slot, came back after a verdict)
-    LEFT = 5  # asked to be forgotten: a tombstone for the whole run
+    CRASHED = 1  # verdict of other members; a new incarnation refutes it
+    FINISHED = 2  # closed the last round of the run; still a member, but no longer probed
+    RETIRED = 3  # left the network; its block stays
+    WITHDRAWN = 4  # ended by its owner: it lost its slot or returned after a verdict
+    LEFT = 5  # asked to be forgotten; a tombstone for the whole run
 
 
 PRESENT = (Status.ALIVE, Status.FINISHED)
@@ -33,14 +36,19 @@ PRESENT = (Status.ALIVE, Status.FINISHED)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One incarnation of a device. `since_round` < 0: joining, it does not train yet."""
+    """One incarnation of a device. `since_round`: its first training round; < 0 while it joins.
+
+    `lamport`: Lamport time of this record. `claimed`: Lamport time at which the slot was claimed; it decides
+    conflicts about a slot. `public`, `signature`: the owner's Ed25519 key (32 bytes) and signature (64
+    bytes).
+    """
 
     device: str
     incarnation: int
     address: str
     slot: int
-    lamport: int  # of this record
-    claimed: int  # Lamport time at which the slot was claimed: decides conflicts
+    lamport: int
+    claimed: int
     status: Status = Status.ALIVE
     since_round: int = -1
     public: bytes = b""
@@ -51,7 +59,10 @@ class Record:
         return BlockKey(self.device, self.incarnation)
 
     def signed_data(self) -> bytes:
-        """What the owner's signature covers; of a crash verdict, that of the record it is about."""
+        """The bytes that the owner signs.
+
+        For a crash verdict: the bytes of the record that the verdict is about.
+        """
         fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
         status = Status.ALIVE if self.status is Status.CRASHED else self.status
         return repr((*fields, int(status), self.since_round, self.public)).encode()
@@ -61,15 +72,18 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """Raises ValueError on a missing or extra field, a wrong type or an unknown status."""
+        """Read `to_dict`.
+
+        Raises ValueError for a missing or extra field, a wrong type or an unknown status.
+        """
         if set(data) != set(cls.__slots__):
-            raise ValueError("a membership record has other fields")
+            raise ValueError("a membership record has missing or unknown fields")
         for name, kind in _TYPES.items():
             if type(data[name]) is not kind:
-                raise ValueError(f"{name} of a membership record is no {kind.__name__}")
+                raise ValueError(f"{name} of a membership record is not of type {kind.__name__}")
         counts = (data[name] for name in ("incarnation", "slot", "lamport", "claimed"))
         if not data["device"] or min(counts) < 0 or data["since_round"] < -1:
-            raise ValueError("a membership record is out of range")
+            raise ValueError("a value of a membership record is out of range")
         return cls(**{**data, "status": Status(data["status"])})
 
 

@@ -1,7 +1,8 @@
-"""Slots without a coordinator: everyone picks one for itself, and two claims on one slot have one winner.
+"""Slots without a coordinator: each device chooses its own slot, and each conflict has one winner.
 
-The earlier Lamport time wins, then the smaller device id; the loser takes another slot under a new
-incarnation at B = 0, since its block means nothing in another basis (method 9).
+If two devices claim one slot, the earlier Lamport time wins, then the smaller device id. The other device
+takes another slot under a new incarnation and starts at B = 0, because a block is valid in its own basis only
+(method 9).
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from dataclasses import dataclass, field
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Record
 
-EVERYBODY = "*"  # in the place of a device's id
+EVERYBODY = "*"  # stands for all devices in place of a device id
 
 
 class NoFreeSlot(Exception):
-    """Every slot is held by a block of the adapter."""
+    """A block of the adapter holds each slot."""
 
 
 def preferred(device: str, max_slots: int) -> int:
-    """The slot a device asks for first: its id's trailing number, so that d3 holds slot 3 where it can."""
+    """The slot that a device tries first: the number at the end of its id, so that d3 gets slot 3 if
+    possible.
+    """
     match = re.search(r"(\d+)$", device)
     number = int(match.group(1)) if match else zlib.crc32(device.encode())
     return number % max_slots
 
 
 def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
-    """A free slot, from the preferred one upwards; one that nobody ever used before one that somebody left.
+    """A free slot: the first one from the preferred slot upwards (cyclic) that no device has ever used, else
+    the first.
 
     Raises NoFreeSlot when all `max_slots` are taken.
     """
@@ -44,7 +48,7 @@ def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
 
 
 def losers(living: Iterable[Record]) -> list[Record]:
-    """Those whose slot an earlier claim holds, in order of device id."""
+    """The records whose slot an earlier claim holds, in order of device id."""
     best: dict[int, Record] = {}
     lost = []
     for record in sorted(living, key=lambda r: (r.claimed, r.device)):
@@ -57,7 +61,7 @@ def losers(living: Iterable[Record]) -> list[Record]:
 
 @dataclass(slots=True)
 class _Vacancy:
-    """A slot that a block has left."""
+    """A slot whose block was removed. `confirmed`: the devices that have reported the removal."""
 
     slot: int
     since_ns: int
@@ -65,38 +69,46 @@ class _Vacancy:
 
 
 class Quarantine:
-    """Slots whose block has gone. Nobody may take one before every living device has said that it holds the
-    block no more, or before `term_ns` is over since this device heard of it (method 9)."""
+    """The slots of removed blocks. A new device may not take such a slot yet (method 9).
+
+    A slot becomes free when every living device has confirmed that it no longer holds the block, or `term_ns`
+    after this device learnt of the removal.
+    """
 
     def __init__(self, term_ns: int) -> None:
         self._term_ns = term_ns
         self._vacant: dict[BlockKey, _Vacancy] = {}
 
-    def add(self, now: int, record: Record) -> bool:
-        """The block of a record has gone. False: that is known."""
+    def add_vacancy(self, now: int, record: Record) -> bool:
+        """The block of a record was removed. Returns False if this was known."""
         if record.key in self._vacant:
             return False
         self._vacant[record.key] = _Vacancy(record.slot, now)
         return True
 
     def confirm(self, now: int, key: BlockKey, device: str) -> bool:
-        """A device holds this block no more; EVERYBODY: nobody does. Whether that is news that matters."""
+        """`device` no longer holds the block; EVERYBODY: no device does.
+
+        Returns whether this is new and still matters.
+        """
         vacancy = self._vacant.get(key)
         if vacancy is None or device in vacancy.confirmed or self._over(now, vacancy):
             return False
         vacancy.confirmed.add(device)
         return True
 
-    def told(self, now: int, living: Collection[str]) -> list[tuple[str, int, str]]:
-        """All that is known: the block's device and incarnation and who holds it no more, in order."""
+    def confirmations(self, now: int, living: Collection[str]) -> list[tuple[str, int, str]]:
+        """All known confirmations in order, as (block's device, block's incarnation, confirming device or
+        EVERYBODY).
+        """
         out = []
         for key, vacancy in sorted(self._vacant.items()):
             free = self._over(now, vacancy) or vacancy.confirmed.issuperset(living)
             out += [(*key, device) for device in ([EVERYBODY] if free else sorted(vacancy.confirmed))]
         return out
 
-    def barred(self, now: int, living: Collection[str]) -> set[int]:
-        """Slots that nobody may take yet."""
+    def barred_slots(self, now: int, living: Collection[str]) -> set[int]:
+        """The slots that no device may take yet."""
         open_ = [v for v in self._vacant.values() if not self._over(now, v)]
         return {v.slot for v in open_ if not v.confirmed.issuperset(living)}
 

@@ -1,12 +1,15 @@
-"""Failure detection: SWIM with Lifeguard's refinements, as a state machine: messages in, what to do out.
+"""Failure detection: SWIM with the refinements of Lifeguard, as a state machine.
 
-Das, Gupta, Motivala: "SWIM", 2002; Dadgar et al.: "Lifeguard", 2018 (health.py, suspicion.py). In each period
-one member is pinged, round robin in an order drawn anew for each pass. Without an ack in time k others are
-asked to ping it; without one by the period's end it is suspected, which everybody is told, itself too. A
-later word that it signs refutes that; else it counts as crashed when the suspicion's time is over.
+Messages go in, actions come out.
 
-Here a device probes those that it has links with (overlay.py) and not all: a connection costs more than a
-datagram. Each has as many probers as it probes itself, so that it is still probed once a period on average.
+Sources: Das, Gupta and Motivala, "SWIM", 2002; Dadgar et al., "Lifeguard", 2018 (local_health.py,
+suspicion.py). In each period a device pings one member, in round-robin order, shuffled anew for each pass. If
+no ack arrives in time, it asks k helpers to ping the member. If none of them gets an ack by the end of the
+period, it suspects the member and tells all members, the suspected one included. A later record that the
+member signs refutes the suspicion. Otherwise the member counts as crashed at the suspicion's deadline.
+
+Difference from SWIM: a device probes only its overlay partners (overlay.py), because a connection costs more
+than a datagram. Each device has as many probers as it probes, so it is still probed once a period on average.
 """
 
 from __future__ import annotations
@@ -17,60 +20,66 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coordinator_free.membership.local_health import LocalHealth
-from coordinator_free.membership.suspicion import Limits, Sighting, Suspicions
+from coordinator_free.membership.suspicion import Limits, RecordVersion, Suspicions
 
-NACK_SHARE = 0.8  # of the ack timeout: a helper's nack must be back before the period ends (memberlist)
-MAX_ERRANDS = 256  # probes for others under way: who asks for more gets none
+NACK_SHARE = 0.8  # share of the ack timeout after which a helper sends a nack (as in memberlist)
+MAX_INDIRECT_PROBES = 256  # probes on behalf of others at a time; further requests are ignored
 
 
 class Ping(NamedTuple):
+    """Send a ping to a device."""
+
     to: str
     number: int
 
 
 class Ack(NamedTuple):
-    """The one with this number answers, as one that was pinged or that a helper did it for."""
+    """Answer a ping, or pass on the ack that a helper received."""
 
     to: str
     number: int
 
 
 class Nack(NamedTuple):
-    """A helper is there, but its target did not answer in time."""
+    """Tell the prober that this helper is alive, but its target did not answer in time."""
 
     to: str
     number: int
 
 
 class AskHelp(NamedTuple):
+    """Ask a helper to ping `target` (the ping-req of SWIM)."""
+
     to: str
     target: str
     number: int
 
 
 class Spread(NamedTuple):
-    """Tell everybody of a suspicion. `again`: only its subject, in case it has not heard."""
+    """Tell members of a suspicion. `again`: tell only its subject, in case the first message was lost."""
 
-    about: Sighting
+    about: RecordVersion
     accuser: str
     again: bool = False
 
 
 class Correct(NamedTuple):
-    """One that suspects an old word of a device is to be told the latest."""
+    """Send the latest record of `device` to a device that suspects an older one."""
 
     to: str
     device: str
 
 
 class Refute(NamedTuple):
-    """This device is suspected: it has to say something new of itself."""
+    """This device is suspected: sign a newer record."""
 
 
 class Confirm(NamedTuple):
-    """A suspicion's time is over: the device has crashed."""
+    """The deadline of a suspicion is over: declare that the device has crashed (the Confirm message of
+    SWIM).
+    """
 
-    about: Sighting
+    about: RecordVersion
     suspected_ns: int
     accusers: tuple[str, ...]
 
@@ -80,8 +89,11 @@ Action = Ping | Ack | Nack | AskHelp | Spread | Correct | Refute | Confirm
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`period_ns`: between two probes. `ack_ns`: how long a direct ack is waited for. Both times the local
-    health's factor. `helpers`: k. `worst_health`: its largest score."""
+    """The timing of probes, in ns.
+
+    `period_ns`: between two probes. `ack_ns`: wait for a direct ack. Both are multiplied by the local health
+    factor. `helpers`: k. `worst_health`: the largest local health score.
+    """
 
     period_ns: int
     ack_ns: int
@@ -92,19 +104,19 @@ class Settings:
 
 @dataclass(slots=True)
 class _Probe:
-    """The one under way."""
+    """The current probe. `ask_ns`: when to ask helpers; `helpers`: how many were asked."""
 
     target: str
     number: int
-    ask_ns: int  # when helpers are asked
+    ask_ns: int
     asked: bool = False
     helpers: int = 0
     nacks: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
-class _Errand:
-    """A probe on behalf of another."""
+class _IndirectProbe:
+    """A probe on behalf of the device `of`, whose own probe has this number."""
 
     of: str
     number: int
@@ -115,28 +127,30 @@ class _Errand:
 
 
 class Swim:
-    """One device's detector. `draw`: seeded, so that a run can be repeated."""
+    """The failure detector of one device. `draw`: a seeded generator, so that a run can be repeated."""
 
     def __init__(self, me: str, settings: Settings, draw: random.Random, now: int) -> None:
         self.me = me
         self.health = LocalHealth(settings.worst_health)
         self.suspicions = Suspicions(settings.limits)
         self._settings, self._draw = settings, draw
-        self._sightings: dict[str, Sighting] = {}
+        self._versions: dict[str, RecordVersion] = {}
         self._watched: set[str] = set()
-        self._order: list[str] = []  # of those to be probed in this pass, the next one last
+        self._order: list[str] = []  # members still to be probed in this pass, the next one last
         self._probe: _Probe | None = None
-        self._errands: dict[int, _Errand] = {}
+        self._indirect: dict[int, _IndirectProbe] = {}
         self._number = 0
-        self._period_ns = now + draw.randrange(settings.period_ns)  # when the next one begins
+        self._period_ns = now + draw.randrange(settings.period_ns)  # start of the next period
 
-    def know(self, sightings: Mapping[str, Sighting], watched: Iterable[str]) -> None:
-        """The latest word of each living device, this one's too, and whom to probe from now on."""
-        for _, sighting in sorted(sightings.items()):
-            self.suspicions.heard_of(sighting)
-        self.suspicions.keep(sightings)
-        self._sightings = dict(sightings)
-        before, self._watched = self._watched, {*watched} & {*sightings} - {self.me}
+    def update_members(self, versions: Mapping[str, RecordVersion], watched: Iterable[str]) -> None:
+        """Set the latest record version of each living device, this one included, and the devices to
+        probe.
+        """
+        for _, version in sorted(versions.items()):
+            self.suspicions.on_record(version)
+        self.suspicions.keep_only(versions)
+        self._versions = dict(versions)
+        before, self._watched = self._watched, {*watched} & {*versions} - {self.me}
         for name in sorted(self._watched - before - {*self._order}):
             self._order.insert(self._draw.randint(0, len(self._order)), name)
         if self._probe is not None and self._probe.target not in self._watched:
@@ -144,47 +158,48 @@ class Swim:
 
     # -- time ----------------------------------------------------------------------------------------
     def next_ns(self) -> int:
+        """When `tick` is due."""
         times = [self._period_ns]
         if self._probe is not None and not self._probe.asked:
             times.append(self._probe.ask_ns)
-        times += [e.end_ns if e.nacked else e.nack_ns for e in self._errands.values()]
+        times += [e.end_ns if e.nacked else e.nack_ns for e in self._indirect.values()]
         suspicion = self.suspicions.next_ns()
         return min(times if suspicion is None else [*times, suspicion])
 
     def tick(self, now: int) -> list[Action]:
-        """To be called at `next_ns`. If it is called late it was this device that stood still."""
+        """Do what is due. Call it at `next_ns`. If the call comes late, this device itself was slow."""
         late = now - self.next_ns()
         if late > self._settings.ack_ns // 2:
             self.health.worse()
-            self._delay(late + self._settings.ack_ns)  # there may be answers that it has yet to read
-        out: list[Action] = self._run_errands(now)
+            self._delay(late + self._settings.ack_ns)  # answers may have arrived that were not read yet
+        out: list[Action] = self._run_indirect_probes(now)
         if self._probe is not None and not self._probe.asked and now >= self._probe.ask_ns:
             out += self._ask_for_help(self._probe)
         if now >= self._period_ns:
             out += self._give_up(now) + self._begin(now)
-        for suspicion in self.suspicions.take_due(now):
+        for suspicion in self.suspicions.pop_expired(now):
             out.append(Confirm(suspicion.about, suspicion.since_ns, tuple(sorted(suspicion.accusers))))
         return out
 
     def _delay(self, by_ns: int) -> None:
         self._period_ns += by_ns
-        self.suspicions.delay(by_ns)
+        self.suspicions.postpone(by_ns)
         if self._probe is not None:
             self._probe.ask_ns += by_ns
-        for errand in self._errands.values():
-            errand.nack_ns += by_ns
-            errand.end_ns += by_ns
+        for probe in self._indirect.values():
+            probe.nack_ns += by_ns
+            probe.end_ns += by_ns
 
     # -- own probes ----------------------------------------------------------------------------------
     def _begin(self, now: int) -> list[Action]:
         self._period_ns = now + self._settings.period_ns * self.health.factor
-        told = [Spread(suspicion.about, self.me, again=True) for suspicion in self.suspicions]
+        reminders = [Spread(suspicion.about, self.me, again=True) for suspicion in self.suspicions]
         target = self._next_target()
         if target is None:
-            return [*told]
+            return [*reminders]
         self._number += 1
         self._probe = _Probe(target, self._number, now + self._settings.ack_ns * self.health.factor)
-        return [*told, Ping(target, self._number)]
+        return [*reminders, Ping(target, self._number)]
 
     def _next_target(self) -> str | None:
         for _ in range(2):
@@ -204,62 +219,66 @@ class Swim:
         return [AskHelp(helper, probe.target, probe.number) for helper in helpers]
 
     def _give_up(self, now: int) -> list[Action]:
-        """The period is over. A probe without an answer is held against its target and, for every helper that
-        has sent no nack either, or where there was none to ask, against this device."""
+        """End the period. If the probe got no answer, suspect its target.
+
+        Each helper that sent no nack worsens the local health by 1, and so does a probe without helpers
+        (Lifeguard).
+        """
         probe, self._probe = self._probe, None
         if probe is None:
             return []
         self.health.worse(probe.helpers - len(probe.nacks) if probe.helpers else 1)
-        return self._accuse(now, self._sightings[probe.target], self.me)
+        return self._accuse(now, self._versions[probe.target], self.me)
 
-    def acked(self, now: int, number: int) -> list[Action]:
-        """An answer to a probe of this device, or to one that it runs for another."""
+    def on_ack(self, now: int, number: int) -> list[Action]:
+        """An ack for a probe of this device, or for a probe on behalf of another."""
         if self._probe is not None and self._probe.number == number:
             self._probe = None
             self.health.better()
             return []
-        errand = self._errands.pop(number, None)
-        return [] if errand is None else [Ack(errand.of, errand.number)]
+        probe = self._indirect.pop(number, None)
+        return [] if probe is None else [Ack(probe.of, probe.number)]
 
-    def nacked(self, source: str, number: int) -> None:
+    def on_nack(self, source: str, number: int) -> None:
+        """A helper is alive, but its target did not answer it in time."""
         if self._probe is not None and self._probe.number == number:
             self._probe.nacks.add(source)
 
     # -- for others ----------------------------------------------------------------------------------
-    def asked(self, now: int, source: str, target: str, number: int) -> list[Action]:
-        """Ping a target for one that got no answer from it."""
-        if target not in self._sightings or target == self.me or len(self._errands) >= MAX_ERRANDS:
+    def on_ping_request(self, now: int, source: str, target: str, number: int) -> list[Action]:
+        """Ping `target` on behalf of `source`."""
+        if target not in self._versions or target == self.me or len(self._indirect) >= MAX_INDIRECT_PROBES:
             return []
         self._number += 1
         nack_ns = now + int(NACK_SHARE * self._settings.ack_ns)
         end_ns = now + self._settings.period_ns
-        self._errands[self._number] = _Errand(source, number, target, nack_ns, end_ns)
+        self._indirect[self._number] = _IndirectProbe(source, number, target, nack_ns, end_ns)
         return [Ping(target, self._number)]
 
-    def _run_errands(self, now: int) -> list[Action]:
+    def _run_indirect_probes(self, now: int) -> list[Action]:
         out: list[Action] = []
-        for errand in self._errands.values():
-            if not errand.nacked and now >= errand.nack_ns:
-                errand.nacked = True
-                out.append(Nack(errand.of, errand.number))
-        self._errands = {n: e for n, e in self._errands.items() if now < e.end_ns}
+        for probe in self._indirect.values():
+            if not probe.nacked and now >= probe.nack_ns:
+                probe.nacked = True
+                out.append(Nack(probe.of, probe.number))
+        self._indirect = {n: e for n, e in self._indirect.items() if now < e.end_ns}
         return out
 
     # -- suspicions ----------------------------------------------------------------------------------
-    def accused(self, now: int, source: str, about: Sighting, accuser: str) -> list[Action]:
-        """Somebody says that a device does not answer. Strangers and those who are gone do not matter."""
-        latest = self._sightings.get(about.device)
-        if latest is None or accuser not in self._sightings:
+    def on_suspect(self, now: int, source: str, about: RecordVersion, accuser: str) -> list[Action]:
+        """`source` reports that `accuser` suspects a device. Ignored if one of them is unknown or gone."""
+        latest = self._versions.get(about.device)
+        if latest is None or accuser not in self._versions:
             return []
         if about < latest:
             return [Correct(source, about.device)]
         if about.device != self.me:
             return self._accuse(now, latest, accuser)
         if about > latest:
-            return []  # nobody has a later word of this device than itself
+            return []  # forged: only this device signs its records
         self.health.worse()
         return [Refute()]
 
-    def _accuse(self, now: int, about: Sighting, accuser: str) -> list[Action]:
-        news = self.suspicions.accuse(now, about, accuser, len(self._sightings))
+    def _accuse(self, now: int, about: RecordVersion, accuser: str) -> list[Action]:
+        news = self.suspicions.accuse(now, about, accuser, len(self._versions))
         return [Spread(about, accuser)] if news else []

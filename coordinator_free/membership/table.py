@@ -1,8 +1,8 @@
-"""The membership table: it merges the same way in any order.
+"""The membership table: merging gives the same result in any order.
 
-The table holds one record for each (device, incarnation). Merging two records of one incarnation keeps the
-later status, and within a status the later Lamport time. The table is a join-semilattice: gossip may repeat,
-change its order and loop (method 9).
+The table holds one record for each (device, incarnation). A merge of two records of one incarnation keeps the
+later status, and for equal status the later Lamport time. The table is a join-semilattice: gossip may repeat,
+reorder and loop (method 9).
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from coordinator_free.membership.records import PRESENT, Record, Status, Verify
 
 
 class Change(NamedTuple):
-    """What a merge did to one incarnation."""
+    """The effect of a merge on one incarnation: the record now and the record before."""
 
     record: Record
     before: Record | None
 
 
 class Membership:
-    """One device's table. Every method is a pure step on it: no time, no sockets."""
+    """The table of one device. No method waits or sends.
+
+    `verify(public, data, signature)` checks Ed25519 signatures; `sign` signs for this device.
+    """
 
     def __init__(self, verify: Verify, sign: Callable[[bytes], bytes]) -> None:
         self._records: dict[BlockKey, Record] = {}
@@ -34,12 +37,12 @@ class Membership:
         self._sign = sign
         self._lamport = 0
         self.refused = 0
-        self.changes = 0  # so far: what follows from the table is not computed again while it is the same
-        self._seen: tuple[int, dict[str, Record], bytes] = (0, {}, _hash([]))
+        self.changes = 0  # counts changes; derived values are computed again only after a change
+        self._cached: tuple[int, dict[str, Record], bytes] = (0, {}, _hash([]))
 
     # -- reading ---------------------------------------------------------------------------------
     def __iter__(self) -> Iterator[Record]:
-        """Records in order of (device, incarnation): the same order everywhere."""
+        """The records in order of (device, incarnation), the same on all devices."""
         return iter(self._records[key] for key in sorted(self._records))
 
     def get(self, key: BlockKey) -> Record | None:
@@ -54,11 +57,14 @@ class Membership:
         return {d: r for d, r in self._overview()[0].items() if r.status in PRESENT}
 
     def active(self) -> dict[str, Record]:
-        """Those of them that have not finished: they answer, or have crashed."""
+        """Devices whose highest incarnation is alive and has not finished. They must answer probes."""
         return {d: r for d, r in self._overview()[0].items() if r.status is Status.ALIVE}
 
     def evicted(self) -> dict[str, Record]:
-        """Devices whose highest incarnation others gave up, in order of id: they may be cut off only."""
+        """Devices whose highest incarnation was declared crashed, in order of id.
+
+        A partition may be the cause.
+        """
         return {d: r for d, r in self._overview()[0].items() if r.status is Status.CRASHED}
 
     def training(self, round_: int) -> tuple[str, ...]:
@@ -66,15 +72,18 @@ class Membership:
         return tuple(d for d, r in self.alive().items() if 0 <= r.since_round <= round_)
 
     def blocks(self, keep_crashed: bool) -> dict[BlockKey, Record]:
-        """Blocks that make up the adapter: of the living, the retired, and, if kept, the crashed.
+        """The blocks of the adapter: those of living and retired devices and, with `keep_crashed`, of crashed
+        ones.
 
-        Not that of a gone device whose slot an earlier claim holds: it cannot move, and means nothing there.
+        A block of a departed device is left out if an earlier claim holds its slot: it cannot move to another
+        slot.
         """
         held = self._held(keep_crashed)
         lost = {r.key for r in slots.losers(held.values())} - {r.key for r in self.alive().values()}
         return {key: record for key, record in held.items() if key not in lost}
 
     def tombstoned(self, key: BlockKey) -> bool:
+        """Whether the owner of this block has left."""
         record = self._records.get(key)
         return record is not None and record.status is Status.LEFT
 
@@ -94,9 +103,9 @@ class Membership:
         barred: Collection[int] = (),
         keep_crashed: bool = False,
     ) -> Record:
-        """A new incarnation of the own device on a slot: `wish` if nobody holds it, else none of `barred`.
+        """Claim a slot for a new incarnation of the own device. Returns the signed record.
 
-        Raises slots.NoFreeSlot.
+        The slot is `wish` if it is free, else one that is free and not in `barred`. Raises slots.NoFreeSlot.
         """
         previous = self.newest(device)
         incarnation = 0 if previous is None else previous.incarnation + 1
@@ -110,18 +119,21 @@ class Membership:
         )
 
     def amend(self, record: Record, **changes: Any) -> Record:
-        """The owner's next record of the same incarnation: another status or first round."""
+        """Sign the next record of the own incarnation, with another status or first round."""
         return self._own(replace(record, lamport=self._tick(), signature=b"", **changes))
 
     def verdict(self, key: BlockKey) -> Change | None:
-        """Somebody's word that a device crashed. None if there is nothing to say."""
+        """Mark an incarnation as crashed. None if it is unknown or not alive."""
         record = self._records.get(key)
         if record is None or record.status is not Status.ALIVE:
             return None
         return self._apply(replace(record, status=Status.CRASHED))
 
     def merge(self, records: Iterable[Record]) -> list[Change]:
-        """Take in what another device said; what it changed, in order of (device, incarnation)."""
+        """Merge the records of another device. Returns the changes in order of (device, incarnation).
+
+        A record whose signature is wrong is counted in `refused`.
+        """
         changes = []
         for record in sorted(records, key=lambda r: (r.device, r.incarnation, r.status)):
             old = self._records.get(record.key)
@@ -135,15 +147,15 @@ class Membership:
         return changes
 
     def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
-        """Living devices that must give their slot up to an earlier claim of a block of the adapter."""
+        """Living devices that must give up their slot, because an earlier claim holds it."""
         living = {r.key for r in self.alive().values()}
         return [r for r in slots.losers(self._held(keep_crashed).values()) if r.key in living]
 
     # -- inside ----------------------------------------------------------------------------------
     def _genuine(self, record: Record) -> bool:
-        """Whether the owner made this record, or it is a verdict on one that the owner made."""
+        """Whether the owner signed this record, or the record that this verdict is about."""
         if self._public.get(record.device, record.public) != record.public:
-            return False  # another key under a known id
+            return False  # a known id with another key
         return self._verify(record.public, record.signed_data(), record.signature)
 
     def _apply(self, record: Record) -> Change:
@@ -168,13 +180,13 @@ class Membership:
         return {r.key: r for r in self if r.key in living or r.status in kept}
 
     def _overview(self) -> tuple[dict[str, Record], bytes]:
-        """The newest incarnation of each device, in order of id, and the hash of the table."""
-        if self._seen[0] != self.changes:
+        """The newest record of each device in order of id, and the hash of the table."""
+        if self._cached[0] != self.changes:
             newest: dict[str, Record] = {}
             for record in self:
                 newest[record.device] = record
-            self._seen = self.changes, newest, _hash(self)
-        return self._seen[1:]
+            self._cached = self.changes, newest, _hash(self)
+        return self._cached[1:]
 
     def _used(self) -> set[int]:
         return {r.slot for r in self}

@@ -26,9 +26,9 @@ from emulation.analysis.consensus_error import ConsensusErrors
 from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
-from peers.learning.learner import SnapshotModel
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import guard, redirect_output
+from peers.storage.snapshots import SnapshotModel
 from peers.tasks import Encoded, Example, encode, tasks
 from peers.tasks.encode import IGNORED
 from peers.tasks.score import LOGITS_CEILING
@@ -170,7 +170,7 @@ def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, 
     add_part(CONTROL, "", task.control_examples())
     encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
     rows = torch.arange(parts[trained - 1][3])
-    return ExampleSet(encoded.take(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))
+    return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def score_examples(model: PreTrainedModel, encoded: Encoded) -> tuple[Tensor, Te
     """
     per_example = encoded.input_ids.shape[1] * int(model.config.vocab_size)
     rows = max(1, min(MAX_BATCH, LOGITS_CEILING // per_example))
-    parts = [_score_batch(model, encoded.take(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
+    parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
     known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
     return known, loss, tokens
 

@@ -79,7 +79,7 @@ class Pacer:
         item = Outgoing("meter", "train", frames, wire_bytes(frames), len(frames[1]))
         end_ns = clock.now() + int(seconds * 1e9)
         for _ in range(3):
-            shaper.data(item)
+            shaper.queue_data(item)
         while clock.now() < end_ns:
             if await clock.reach(shaper.next_ns(clock.now())):
                 for departure in shaper.pop(clock.now()):
@@ -87,7 +87,7 @@ class Pacer:
 
     def _send_and_refill(self, shaper: Shaper, departure: Departure, item: Outgoing) -> None:
         self._links.send("meter", departure.frames)
-        shaper.data(item)
+        shaper.queue_data(item)
 
 
 def run(

@@ -1,1 +1,1 @@
-"""Local training and what a device measures of its loss."""
+"""Local training, and measurements of the loss."""

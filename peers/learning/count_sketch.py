@@ -1,27 +1,26 @@
-"""Gradients as a few hundred numbers, from which inner products can still be told (method 6).
+"""Count sketches: gradients as a few hundred numbers that keep inner products (method 6).
 
-A count sketch: every coordinate is added, with a random sign, to one of m sums. It costs one pass, where a
-dense projection would cost m. <Sx, Sy> is unbiased for <x, y>, its variance at most
-(|x|^2 |y|^2 + <x, y>^2) / m. Sums and signs are drawn from the run's seed and the block's identity, so that
-devices that never spoke can compare, and one that lacks a block still agrees on all the others.
+Every coordinate is added, with a random sign, to one of m sums (Charikar et al., 2002). This costs one pass;
+a dense projection would cost m. <Sx, Sy> is unbiased for <x, y>. Its variance is at most
+(|x|^2 |y|^2 + <x, y>^2) / m. The run's seed and the block's identity determine sums and signs. Any two
+devices can therefore compare sketches, also if one of them lacks a block.
 """
 
 from __future__ import annotations
-
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.seeded_random import generator
 from peers.lora.layout import ModelLayout
 
 Vector = NDArray[np.float64]
 
 
 class Sketcher:
-    """Projects matrices of (block, group) to `size` numbers, the same way on every device with that seed."""
+    """Projects matrices of (block, group) to m = `size` numbers, equally on all devices with that seed."""
 
     def __init__(self, seed: int, layout: ModelLayout, size: int) -> None:
         self.size = size
@@ -29,20 +28,19 @@ class Sketcher:
         self._drawn: dict[tuple[BlockKey, str], tuple[NDArray[np.int64], Vector]] = {}
 
     def sketch(self, key: BlockKey, group: str, matrix: Tensor) -> Vector:
-        """[m], linear in `matrix` ([rows_g, r_g]). The sketch of several blocks is the sum of theirs."""
+        """The sketch, [m], linear in `matrix` ([rows_g, r_g]). Sketches of several blocks are added."""
         sums, signs = self._draw(key, group)
         values = matrix.detach().to("cpu").double().numpy().ravel()
         return np.bincount(sums, weights=signs * values, minlength=self.size).astype(np.float64)
 
-    def forget(self, key: BlockKey) -> None:
-        """The block is gone: free what was drawn for it."""
+    def forget_block(self, key: BlockKey) -> None:
+        """Free the sums and signs that were drawn for a deleted block."""
         self._drawn = {drawn: value for drawn, value in self._drawn.items() if drawn[0] != key}
 
     def _draw(self, key: BlockKey, group: str) -> tuple[NDArray[np.int64], Vector]:
         if (key, group) not in self._drawn:
             count = self._layout.rows(group) * self._layout.rank(group)
-            digest = sha256(f"{self._seed}/sketch/{key}/{group}".encode()).digest()
-            draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
+            draw = generator(self._seed, "sketch", str(key), group)
             sums = draw.integers(self.size, size=count)
             signs = 2.0 * draw.integers(2, size=count).astype(np.float64) - 1.0
             self._drawn[key, group] = sums, signs

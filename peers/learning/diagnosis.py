@@ -1,20 +1,19 @@
-"""What a device measures of its own loss for the residuals of a correction (method 6).
+"""Measurements of the own loss for the residuals of a correction (method 6).
 
-Everything comes from one forward and one backward pass, in which no weight gets a gradient. With W the dense
-weight W0 + s sum_u B_u A_u^T that a module computes with, x its input and d its output's gradient,
+One forward and one backward pass give all numbers. No weight gets a gradient. Let W = W0 + s sum_u B_u A_u^T
+be the dense weight of a module, x its input and d the gradient of its output:
 
     dL/dB_u = s (dL/dW) A_u = s (sum_t d_t x_t^T) A_u = s sum_t d_t (A_u^T x_t)^T
 
-so the gradients of *all* blocks are had though foreign ones are folded into W, and dL/dW, k x d numbers, is
-never made. Rows of a batch do not meet in the model, hence the sum over the tokens of one example is that
-example's own gradient: no pass for each of them.
+This gives the gradients of all blocks, also of foreign blocks that are folded into W, and never computes
+dL/dW (k x d numbers). The rows of a batch are independent in the model. The sum over the tokens of one
+example is therefore the gradient of this example, without a pass of its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,23 +25,25 @@ from torch.nn import functional
 from coordinator_free.correction.residuals import Observables, report_bytes
 from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher, Vector
+from peers.lora.activations import Tap, taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
-LEAST_MICROBATCHES = 16  # from a single gradient, lambda_max(F) is its own energy: both factors of S_g alike
+LEAST_MICROBATCHES = (
+    16  # lambda_max(F) of a single gradient is its energy: S_g would have the same factor twice
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """microbatch: examples whose mean gradient counts as one (1: per-example, the empirical Fisher proper).
+    """microbatch: examples per micro-batch, whose mean gradient counts as one; 1: per-example gradients.
 
-    labels: "data", the empirical Fisher; "model", drawn from what the model predicts, the Fisher itself, at
-    the cost of a second backward pass. Gradients and sketches are always those of the data.
+    labels: of the Fisher information. "data": the empirical Fisher. "model": drawn from the model's
+    prediction, the true Fisher, with a second backward pass. Gradients and sketches always use the data.
     """
 
     microbatch: int = 1
@@ -50,7 +51,7 @@ class Options:
 
 
 class Cost(NamedTuple):
-    """flops: of adapted modules' matrix products. seconds: wall time. bytes: of one report on one link."""
+    """flops: matrix products of adapted modules. seconds: wall time. bytes: one report on one link."""
 
     flops: float
     seconds: float
@@ -59,7 +60,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """One group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
+    """Of a group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
 
     energy: float
     curvature: float
@@ -69,14 +70,14 @@ class Measured:
     def observables(
         self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
     ) -> Observables:
-        """With what is known from elsewhere. smoothness None: curvature."""
+        """Combine with the other observables of the group (residuals.py). smoothness None: curvature."""
         smooth = self.curvature if smoothness is None else smoothness
         return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Diagnosis:
-    """loss: mean nats per response token of the batch. groups: in the layout's order."""
+    """loss: of the batch, mean nats per response token. groups: in the layout's order. cost: of the pass."""
 
     loss: float
     groups: dict[str, Measured]
@@ -93,10 +94,10 @@ def diagnose(
     options: Options,
     draw: np.random.Generator,
 ) -> Diagnosis:
-    """Measure a batch on `model` (the PEFT model, with all `blocks` in it, own and foreign, folded or apart).
+    """Measure a batch on `model`, the PEFT model with all `blocks` in it, own and foreign, folded or apart.
 
-    `draw`: for labels from the model. Leaves parameters and their gradients as they are. Raises ValueError
-    for micro-batches of which there are fewer than 16, or without blocks or examples.
+    draw: for labels from the model. Parameters and their gradients stay unchanged. Raises ValueError for
+    fewer than 16 micro-batches (of more than one example), and without blocks or examples.
     """
     start = time.perf_counter()
     batch = _trimmed(batch, options)
@@ -121,21 +122,13 @@ def diagnose(
 
 
 def step_flops(layout: ModelLayout, tokens: int) -> float:
-    """Of a local step's matrix products in adapted modules, to compare a diagnosis with."""
+    """Matrix products of one local step in adapted modules, for comparison with `Cost.flops`."""
     dense = sum(m.in_features * m.out_features for m in layout.modules)
     own = sum(m.rank * (m.in_features + m.out_features) for m in layout.modules)
     return 2.0 * tokens * (2 * dense + 3 * own)
 
 
 # -- passes ----------------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class Tap:
-    """What went in and came out of a module: [n, T, d] and [n, T, k]."""
-
-    x: Tensor
-    y: Tensor
-
-
 class Pass(NamedTuple):
     """x: [n, T, d]; d: dL/dy, [n, T, k]."""
 
@@ -143,30 +136,8 @@ class Pass(NamedTuple):
     d: Tensor
 
 
-@contextmanager
-def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
-    """What goes through the adapted modules in the pass under way, by module."""
-    found: dict[str, Tap] = {}
-    hooks: list[RemovableHandle] = []
-
-    def tap(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            found[name] = Tap(args[0].detach(), y)
-
-        return hook
-
-    try:
-        for shape in layout.modules:
-            module = model.base_model.model.get_submodule(shape.name)
-            hooks.append(module.register_forward_hook(tap(shape.name)))
-        yield found
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
 def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
-    """What one forward and one backward pass of the loss show of each module."""
+    """Input and output gradient of each module, from one forward and one backward pass of the loss."""
     with taps(model, layout) as seen:
         output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         loss = _mean_loss(output.logits[:, :-1].float(), batch.labels[:, 1:])
@@ -179,13 +150,13 @@ def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pa
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean nats per response token: the loss that local steps descend."""
+    """Mean nats per response token, the loss of local steps. logits: [n, T, V]; labels: [n, T]."""
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 @torch.no_grad()
 def _sampled(logits: Tensor, labels: Tensor, draw: np.random.Generator) -> Tensor:
-    """`labels` with each response token drawn from the model's prediction at its place."""
+    """`labels` with each response token replaced by a draw from the model's prediction."""
     wanted = labels != IGNORED
     cumulated = logits[wanted].double().softmax(dim=-1).cumsum(dim=-1)
     u = torch.from_numpy(draw.random(len(cumulated))).to(cumulated.device) * cumulated[:, -1]
@@ -197,7 +168,7 @@ def _sampled(logits: Tensor, labels: Tensor, draw: np.random.Generator) -> Tenso
 # -- from passes to gradients ----------------------------------------------------------------------------
 @dataclass(slots=True)
 class _Total:
-    """Of a group. gram: [m, m], of the micro-batches' shares of the loss; gradients: g_i, modules stacked."""
+    """Sums of a group. gram: [m, m], of the micro-batches' loss shares. gradients: g_i, one per module."""
 
     gram: Tensor | float = 0.0
     gradients: list[Tensor] = field(default_factory=list)
@@ -223,7 +194,7 @@ def _add_module(
 
 
 def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
-    """[m, k, N r]: each micro-batch's share of the loss's gradient w.r.t. all blocks' B, over s."""
+    """Each micro-batch's share of the gradient w.r.t. B of all N blocks, divided by s: [m, k, N r]."""
     count = len(passed.x) // microbatch
     z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)
     return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
@@ -232,7 +203,7 @@ def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
 def _measured(
     layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher
 ) -> Measured:
-    """With m micro-batches of loss shares G_c, grad l_c = m G_c, and F = (1/m) sum grad l_c grad l_c^T."""
+    """m micro-batches with loss shares G_c: grad l_c = m G_c and F = (1/m) sum_c grad l_c grad l_c^T."""
     assert isinstance(total.gram, Tensor)
     curvature = len(total.gram) * float(torch.linalg.eigvalsh(total.gram)[-1])
     columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
@@ -242,20 +213,20 @@ def _measured(
 
 
 def _trimmed(batch: Encoded, options: Options) -> Encoded:
-    """A whole number of micro-batches."""
+    """The batch, cut to a whole number of micro-batches."""
     count = len(batch) // options.microbatch
     if count < (LEAST_MICROBATCHES if options.microbatch > 1 else 1):
         raise ValueError(
             f"{len(batch)} examples make {count} micro-batches of {options.microbatch}; "
             f"{LEAST_MICROBATCHES} are needed"
         )
-    return batch.take(torch.arange(count * options.microbatch))
+    return batch.rows(torch.arange(count * options.microbatch))
 
 
 def _flops(
     layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int, microbatch: int
 ) -> float:
-    """Forward and activations' backward, then shares and Gram matrix of each module."""
+    """Operations of forward, backward of activations, shares and Gram matrix of each module."""
     n, length = batch.input_ids.shape
     flops = 0.0
     for m in layout.modules:

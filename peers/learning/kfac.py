@@ -1,13 +1,13 @@
 """Local steps in the eigenbasis of the own block's Fisher information.
 
-Per module, F is taken for a Kronecker product (K-FAC: Martens and Grosse, 2015, eq. 8),
+Per module, a Kronecker product of two small factors approximates F (K-FAC: Martens and Grosse, 2015, eq. 8):
 
     F ~ E[d d^T] (x) E[z z^T],    z = A_i^T x,    d = dl/dy, l the loss summed over response tokens
 
-of two small factors, measured once on the own data. In their eigenbases F is next to diagonal, and AdamW,
-which takes it to be, divides each direction by its own curvature (E-KFAC: George et al., 2018; SOAP: Vyas et
-al., 2024). Directions that all prompts share are so no longer the ones that move most, and a device's steps
-disturb less of what others have learnt.
+The factors are measured once on the own data. F is almost diagonal in their eigenbases. AdamW assumes a
+diagonal F, and so divides each direction by its own curvature (E-KFAC: George et al., 2018; SOAP: Vyas et
+al., 2024). Otherwise the directions that all prompts share would move most. With these steps a device
+disturbs less of the facts that other devices have learnt.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded
 
-WIDEST = 1024  # rows k of a module: an eigenbasis takes k^3 operations, k^2 numbers; above, only z is turned
+WIDEST = 1024  # largest k with an eigenbasis of d, which takes k^3 operations and k^2 numbers
 
 
 class FisherSteps:
-    """Of one block, from when its factors are measured.
+    """Steps of the block `own`. The constructor measures the factors on `batches`.
 
-    `model`: the PEFT model with all blocks in it. Leaves parameters and their gradients as they are. Raises
-    RuntimeError where gradients are not finite.
+    model: the PEFT model with all blocks in it; its parameters and their gradients stay unchanged. Raises
+    RuntimeError if a gradient is not finite.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class FisherSteps:
             )
         self._left = {name: torch.linalg.eigh(factor)[1].float() for name, factor in left.items()}  # [k, k]
         self._right = {name: torch.linalg.eigh(factor)[1].float() for name, factor in right.items()}  # [r, r]
-        # what a step adds, in the eigenbases
+        # the move of one step, in the eigenbases
         self._moves = {m.name: torch.zeros_like(own.data[m.group][_rows(layout, m)]) for m in layout.modules}
         self._optimizer = torch.optim.AdamW(list(self._moves.values()), lr=lr, weight_decay=0.0)
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """One step of the block down these gradients, by group, [rows_g, r_g]; a group without one stays."""
+        """One step of the block against its gradients, [rows_g, r_g] by group. Other groups do not move."""
         for module in self._layout.modules:
             gradient, move = gradients.get(module.group), self._moves[module.name]
             move.zero_()
@@ -82,12 +82,12 @@ class FisherSteps:
 def _factors(
     model: Any, layout: ModelLayout, own: Block, batches: Iterable[Encoded]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """sum d d^T and sum z z^T by module, over the tokens that are no padding; float64."""
+    """sum d d^T [k, k] and sum z z^T [r, r] by module, over all tokens but padding; float64."""
     left: dict[str, Tensor] = {}
     right: dict[str, Tensor] = {}
     for batch in batches:
         tokens = batch.attention_mask.bool()
-        answered = int((batch.labels[:, 1:] != IGNORED).sum())  # a batch's loss is their mean
+        answered = int((batch.labels[:, 1:] != IGNORED).sum())  # the loss of a batch is their mean
         for name, (x, d) in passes(model, layout, batch).items():
             z = (x[tokens].float() @ own.bases[name]).double()
             right[name] = right.get(name, 0.0) + z.T @ z

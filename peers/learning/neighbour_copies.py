@@ -1,7 +1,7 @@
-"""What neighbours hold, as far as this device can tell: what an allocator measures its own copies against.
+"""The neighbours' copies, as far as this device knows them. An allocator compares its own copies with them.
 
-A neighbour's copy of a part is at B = 0 at first; then what it last sent or was last sent, as decoded there,
-so that what a coarse codec has lost counts the next time. In the learner's thread only.
+The copy of a part starts at B = 0. Then it is the matrix that the neighbour last sent or was last sent, as
+decoded there. The error of a coarse codec therefore counts the next time. In the learner's thread only.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class Distances:
 
 
 class NeighbourCopies:
-    """One fp32 matrix for each (neighbour, part) that was sent or heard."""
+    """One fp32 matrix for each (neighbour, part) that was sent or received."""
 
     def __init__(self) -> None:
         self._theirs: dict[str, dict[Part, Tensor]] = {}
 
     def note(self, peer: str, part: Part, matrix: Tensor) -> None:
-        """What was just sent to a neighbour, or came from it: as decoded, [rows_g, r_g]."""
+        """Store the decoded matrix, [rows_g, r_g], that was sent to a neighbour or received from it."""
         self._theirs.setdefault(peer, {})[part] = matrix
 
     def drop(self, block: BlockKey) -> None:
-        """Deletion: nothing of the block stays."""
+        """Delete all copies of a block."""
         for theirs in self._theirs.values():
             for part in [part for part in theirs if part.block == block]:
                 del theirs[part]
 
     def forget(self, peer: str) -> None:
-        """A neighbour that is gone, or may have started again."""
+        """Delete the copies of a neighbour that is gone or may have restarted."""
         self._theirs.pop(peer, None)
 
     def distances(self, mine: Mapping[Part, Tensor]) -> Distances:
-        """`mine`: own copies, fp32 [rows_g, r_g] on the CPU."""
+        """Compare with the own copies `mine`, fp32 [rows_g, r_g] on the CPU."""
         matrices = {p: Matrix(_norm2(b), peak2(b), b.numel()) for p, b in mine.items()}
         apart2 = {
             (peer, part): _norm2(mine[part] - matrix)

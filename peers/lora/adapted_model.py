@@ -1,7 +1,7 @@
-"""The base model with a union of blocks in it: the own block trains in PEFT, foreign ones are beside it.
+"""The base model with blocks in it. The own block trains in PEFT. Foreign blocks are folded or apart.
 
-Folded: the dense weights become W0 + s * sum_foreign B A^T, so that a local step costs a rank-r LoRA step.
-Apart: hooks add s * sum_foreign B (A^T x), where gradients must reach foreign blocks.
+Folded: the dense weights become W0 + s * sum_foreign B A^T. A local step then costs as much as a rank-r LoRA
+step. Apart: hooks add s * sum_foreign B (A^T x). Gradients then reach the foreign blocks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
+    from peers.tasks.encode import Encoded
+
 OWN = "default"  # PEFT's name for the adapter
 
 
 class DenseWeights:
-    """Replaces weights by W0 + s * sum B A^T, always from W0: subtracting would leave rounding behind."""
+    """Sets weights to W0 + s * sum B A^T, always from W0: a subtraction would leave rounding errors."""
 
     def __init__(self, model: nn.Module, layout: ModelLayout, scale: float) -> None:
         self._layout, self._scale = layout, scale
-        # Conv1D has a weight too, transposed.
+        # The cast holds for Conv1D too: it also has `weight` (transposed).
         self._modules = {m.name: cast("nn.Linear", model.get_submodule(m.name)) for m in layout.modules}
         self._base = {name: module.weight for name, module in self._modules.items()}
         self._folded = False
 
     def fold(self, blocks: Sequence[Block]) -> None:
-        """W <- W0 + s * sum B A^T of the blocks; computed in float32, kept in the dtype of W0."""
+        """W <- W0 + s * sum B A^T of the blocks, computed in float32, stored in the dtype of W0."""
         if not blocks:
             self.restore()
             return
@@ -45,12 +47,12 @@ class DenseWeights:
             left, right = (a, b.T) if shape.conv1d else (b, a.T)
             with torch.no_grad():
                 folded = torch.addmm(base.float(), left, right, alpha=self._scale).to(base.dtype)
-            # A new parameter, not a new value: the base weight may be shared with another module.
+            # A new parameter: another module may share the base weight.
             self._modules[shape.name].weight = nn.Parameter(folded, requires_grad=False)
         self._folded = True
 
     def restore(self) -> None:
-        """W <- W0, the very same tensors."""
+        """W <- W0: the original tensors."""
         if self._folded:
             for name, module in self._modules.items():
                 module.weight = self._base[name]
@@ -68,12 +70,13 @@ def concatenated(layout: ModelLayout, blocks: Sequence[Block], shape: ModuleShap
 class Adapter:
     """A model with one trainable block (PEFT) and any number of foreign blocks. Changes `model` in place.
 
-    PEFT's lora_B weights are views of the own block's matrices, and their gradients views of `gradients`:
-    what trains is the block itself.
+    PEFT's lora_B weights are views of the own block's matrices. Their gradients are views of `gradients`, by
+    group [rows_g, r_g]. A step on lora_B is therefore a step on the block. scale: s. device: of the model.
     """
 
     def __init__(self, model: PreTrainedModel, layout: ModelLayout, scale: float) -> None:
-        self._layout, self._scale = layout, scale
+        self._layout, self.scale = layout, scale
+        self.device = next(model.parameters()).device
         self._dense = DenseWeights(model, layout, scale)  # before PEFT renames the modules
         self.model: Any = _with_lora(model, layout, scale)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
@@ -81,8 +84,12 @@ class Adapter:
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
 
+    def forward(self, batch: Encoded) -> Any:
+        """The model's output for a batch on `device`: `loss`, mean nats per response token, and `logits`."""
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+
     def attach(self, own: Block | None) -> None:
-        """Make `own` the block that trains; None: none does, and nothing of an earlier one stays."""
+        """Make `own` the block that trains. None: no block trains, and no value of an earlier one stays."""
         self.gradients = {} if own is None else {g: torch.zeros_like(b) for g, b in own.data.items()}
         for shape in self._layout.modules:
             lora = self._lora[shape.name]
@@ -100,13 +107,13 @@ class Adapter:
         self.freeze()
 
     def freeze(self) -> None:
-        """Only lora_B trains. PEFT's set_adapter and load_adapter turn gradients on for lora_A again."""
+        """Let only lora_B train: PEFT's set_adapter and load_adapter turn gradients on for lora_A again."""
         for lora in self._lora.values():
             lora.lora_A[OWN].weight.requires_grad_(False)
             lora.lora_B[OWN].weight.requires_grad_(True)
 
     def place(self, foreign: Sequence[Block], apart: bool = False) -> None:
-        """What the model computes with beside the own block, from now on; replaces what was placed before."""
+        """Replace the foreign blocks of the model. apart: gradients must reach them (see the module)."""
         self.clear()
         if not apart:
             self._dense.fold(foreign)
@@ -116,7 +123,7 @@ class Adapter:
                 self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
 
     def clear(self) -> None:
-        """The base and the own block only. Nothing of a foreign block stays in the model."""
+        """Remove all foreign blocks from the model: the base and the own block remain."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -127,7 +134,7 @@ class Adapter:
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             a, b = concatenated(self._layout, foreign, shape)
-            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self._scale
+            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self.scale
             return output + added.to(output.dtype)
 
         return hook
@@ -148,8 +155,8 @@ def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any
     with warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5 calls deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        # Models may mix Linear and Conv1D: PEFT then sets the flag by module, and says so.
+        # In a model with Linear and Conv1D, PEFT sets the flag by module, and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
-        # A shared weight stays as it is: folding gives the module one of its own.
+        # A shared weight stays unchanged: folding gives the module its own weight.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         return get_peft_model(model, config).eval()

@@ -1,7 +1,8 @@
-"""The frozen bases A_u: made by every device for itself from a recipe, never sent (method 2).
+"""The frozen bases A_u (method 2). Every device computes them from a recipe; they are never sent.
 
-Slot s of module l owns columns [s r, (s+1) r) of P_l Q_d: Q_d is the thin QR of seeded Gaussian columns, one
-for each distinct d; P_l is a signed permutation seeded by the module's name. Different slots are orthogonal.
+Slot s of module l owns columns [s r, (s+1) r) of P_l Q_d. Q_d is the Q of a thin QR of seeded Gaussian
+columns, one Q_d for each distinct d. P_l is a signed permutation, seeded by the module's name. Different
+slots are orthogonal.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from coordinator_free.seeded_random import generator
 from peers.errors import InputError
 from peers.lora.layout import GROUPS, ModelLayout, ModuleShape
 
@@ -31,7 +32,7 @@ MODES = ("orthogonal", "independent")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that determines the bases, and what they belong to. `scale`: s in dW = s * sum B A^T."""
+    """Everything that determines the bases, and the model they belong to. scale: s in dW = s * sum B A^T."""
 
     seed: int
     mode: str
@@ -61,12 +62,12 @@ class Recipe:
         return ModelLayout(self.modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The recipe as JSON types; `from_dict` reads it."""
         return {"algorithm": ALGORITHM, **asdict(self), "modules": [m.to_dict() for m in self.modules]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
-        """Raises InputError for another algorithm, missing or unknown fields, or values of the wrong type."""
+        """Read a recipe. Raises InputError for another algorithm, wrong fields or values of a wrong type."""
         rest = dict(fields)
         algorithm = rest.pop("algorithm", None)
         if algorithm != ALGORITHM:
@@ -93,7 +94,7 @@ class Recipe:
 
 
 class Bases:
-    """The bases of a recipe. Raises InputError if the narrowest module has no room for all slots."""
+    """The bases of a recipe. Raises InputError if a module is too narrow for all slots."""
 
     def __init__(self, recipe: Recipe) -> None:
         _check_room(recipe)
@@ -102,7 +103,7 @@ class Bases:
         self._q: dict[int, NDArray[np.float64]] = {}
 
     def basis(self, module: str, slot: int) -> Tensor:
-        """A: [d, r] float32 on the CPU, orthonormal columns. Raises InputError if there is no such slot."""
+        """A: [d, r] float32 on the CPU, orthonormal columns. Raises InputError for an unknown slot."""
         shape, slots = self._modules[module], self.recipe.max_devices
         if not 0 <= slot < slots:
             raise InputError(f"adapter.max_devices: there is no slot {slot}; {slots} slots: 0 to {slots - 1}")
@@ -114,7 +115,7 @@ class Bases:
         return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
 
     def block(self, slot: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The bases of one slot: module -> A, [d, r]."""
+        """The bases of one slot: A by module, [d, r]."""
         return {name: self.basis(name, slot).to(device) for name in self._modules}
 
     def _turned(self, shape: ModuleShape, columns: slice) -> NDArray[np.float64]:
@@ -125,7 +126,7 @@ class Bases:
         return turned
 
     def _orthogonal(self, d: int) -> NDArray[np.float64]:
-        """Q_d, [d, slots * r]: column j is drawn from a stream of its own, so more slots only append."""
+        """Q_d, [d, slots * r]. A column has its own stream, so more slots do not change earlier columns."""
         if d not in self._q:
             rank = max(m.rank for m in self.recipe.modules if m.in_features == d)
             columns = range(self.recipe.max_devices * rank)
@@ -134,14 +135,11 @@ class Bases:
         return self._q[d]
 
     def _generator(self, *purpose: str | int) -> np.random.Generator:
-        """Philox, keyed by the seed and the purpose: the same numbers on every machine."""
-        text = "/".join(map(str, (ALGORITHM, self.recipe.seed, *purpose)))
-        key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
-        return np.random.Generator(np.random.Philox(key=key))
+        return generator(ALGORITHM, self.recipe.seed, *purpose)
 
 
 def _orthonormal(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Q of the thin QR with a positive diagonal of R, which makes it unique."""
+    """Q of the thin QR. A positive diagonal of R makes it unique."""
     q, r = np.linalg.qr(columns)
     signed: NDArray[np.float64] = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return signed

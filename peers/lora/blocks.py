@@ -1,4 +1,4 @@
-"""The adapter as a union of blocks: dW = s * sum_u B_u A_u^T (method 1 and 3)."""
+"""The adapter as a set of blocks: dW = s * sum_u B_u A_u^T (methods 1 and 3)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Bases
 
-SINGULAR = 1e-6  # smallest eigenvalue of A^T A below which the blocks cannot be told apart
+SINGULAR = 1e-6  # a smaller least eigenvalue of A^T A means that two blocks share a basis
 
 
 @dataclass
 class Block:
-    """data: group -> B, float32 [rows_g, r_g]. bases: module -> A, float32 [d, r]; never changed."""
+    """One block. data: B by group, float32 [rows_g, r_g]. bases: A by module, float32 [d, r], constant."""
 
     slot: int
     data: dict[str, Tensor]
@@ -25,7 +25,7 @@ class Block:
 
 
 class BlockSet:
-    """The blocks that a device holds. All tensors are on `device`."""
+    """The blocks that a device holds, by key. All tensors are on `device`."""
 
     def __init__(self, bases: Bases, device: torch.device | str = "cpu") -> None:
         self.layout, self.scale = bases.recipe.layout, bases.recipe.scale
@@ -42,11 +42,11 @@ class BlockSet:
         return len(self._blocks)
 
     def keys(self) -> list[BlockKey]:
-        """In a fixed order, the same on all devices."""
+        """The keys, sorted: the order is the same on all devices."""
         return sorted(self._blocks)
 
     def add(self, key: BlockKey, slot: int) -> Block:
-        """A block at B = 0. Raises ValueError if it is held already, InputError if there is no such slot."""
+        """Add a block at B = 0. Raises ValueError if it is held already, InputError for an unknown slot."""
         if key in self._blocks:
             raise ValueError(f"block {key} is held already")
         block = Block(slot, self.layout.zeros(self._device), self._bases.block(slot, self._device))
@@ -54,7 +54,7 @@ class BlockSet:
         return block
 
     def delete(self, key: BlockKey) -> None:
-        """dW <- dW - s B_u A_u^T, by dropping the block. Raises KeyError if it is not held."""
+        """Drop the block: dW <- dW - s B_u A_u^T. Raises KeyError if it is not held."""
         del self._blocks[key]
 
     def set(self, key: BlockKey, group: str, values: Tensor) -> None:
@@ -66,7 +66,7 @@ class BlockSet:
             target.copy_(values)
 
     def part(self, key: BlockKey, module: str) -> Tensor:
-        """B_u of one module, [k, r]: a view."""
+        """A view of B_u of one module, [k, r]."""
         group = self.layout.by_name[module].group
         return self._blocks[key].data[group].detach()[self.layout.slices(group)[module]]
 
@@ -86,7 +86,7 @@ class BlockSet:
         }
 
     def tensors(self, keys: Sequence[BlockKey]) -> dict[str, Tensor]:
-        """ "<device>@<incarnation>/<group>" -> B, copied to the CPU."""
+        """B by "<device>@<incarnation>/<group>", copied to the CPU."""
         return {
             f"{key}/{g}": b.detach().to("cpu", copy=True)
             for key in keys
@@ -95,15 +95,15 @@ class BlockSet:
 
 
 def read_out(delta_w: Tensor, basis: Tensor) -> Tensor:
-    """The contribution index C_u = dW A_u, [k, r]; equals s B_u when the bases are orthogonal."""
+    """The contribution index C_u = dW A_u, [k, r]; equals s B_u for orthogonal bases (method 3)."""
     return delta_w @ basis
 
 
 def gram_coordinates(delta_w: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
-    """All C_u at once from a merged dW: C = dW A (A^T A)^-1 with A = [A_1 ... A_N]; float64 [k, r_u] each.
+    """All C_u of a merged dW: C = dW A (A^T A)^-1 with A = [A_1 ... A_N]; float64, [k, r_u] each (method 3).
 
-    Exact for bases that are not orthogonal. Raises InputError where N r > d or two blocks share a basis: then
-    dW does not tell whose is what.
+    Exact for non-orthogonal bases too. Raises InputError if N r > d or two blocks share a basis: dW then does
+    not determine the C_u.
     """
     ranks = [basis.shape[1] for basis in bases]
     stacked = torch.cat([basis.double() for basis in bases], dim=1)
@@ -121,7 +121,7 @@ def gram_coordinates(delta_w: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gram_delete(delta_w: Tensor, bases: Sequence[Tensor], index: int) -> Tensor:
-    """dW - C_u A_u^T, the Gram-corrected deletion of block `index` from a merged dW, [k, d].
+    """Gram-corrected deletion of block `index` from a merged dW, [k, d]: dW - C_u A_u^T (method 3).
 
     Raises InputError as gram_coordinates does.
     """

@@ -1,6 +1,7 @@
-"""What peers compare when they meet: do both adapt the same model in the same bases?
+"""The fingerprint that two peers compare at their first contact: same model, same bases?
 
-LAPACK's last bits differ between machines, so the recipe is compared as it is and the numbers to 1e-6.
+The last bits of LAPACK differ between machines. Peers therefore compare the recipe exactly, and numbers of
+the bases to 1e-6 (method 2).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from peers.lora.bases import ALGORITHM, Bases, Recipe
 from peers.lora.layout import ModuleShape
 
 TOLERANCE = 1e-6
-SHOWN_SHAPES = 48  # kinds of modules in a fingerprint: it must fit into one small message
+SHOWN_SHAPES = 48  # kinds of modules in a fingerprint, which has to fit into one small message
 SKETCHED_WIDTHS = 8
 SHOWN_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """recipe: fields by name. shapes: kinds of modules, to say what differs. sketch: numbers of the bases."""
+    """recipe: fields by name. shapes: kinds of modules, for error texts. sketch: numbers of the bases."""
 
     recipe: dict[str, str | int | float]
     shapes: tuple[str, ...]
@@ -39,11 +40,11 @@ class Fingerprint:
 
     @property
     def sha256(self) -> str:
-        """Of the recipe alone."""
+        """Hash of the recipe alone."""
         return sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Scalars, lists and maps only: fits into a message."""
+        """The fingerprint as scalars, lists and maps, for a message."""
         return {
             "recipe": dict(self.recipe),
             "shapes": list(self.shapes),
@@ -53,7 +54,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Fingerprint:
-        """Raises InputError if it is no fingerprint."""
+        """Read a fingerprint. Raises InputError if it is none."""
         recipe, shapes, sketch = (fields.get(name) for name in ("recipe", "shapes", "sketch"))
         if not isinstance(recipe, dict) or not all(isinstance(v, str | int | float) for v in recipe.values()):
             raise InputError("fingerprint: no recipe of names and values")
@@ -64,7 +65,7 @@ class Fingerprint:
         return cls(dict(recipe), tuple(shapes), tuple(map(float, sketch)))
 
     def difference(self, other: Fingerprint) -> str | None:
-        """What differs, field by field ("seed: 0 here, 1 there"); None if both are the same."""
+        """The differences, field by field ("seed: 0 here, 1 there"); None if both are equal."""
         here, there = self.recipe, other.recipe
         found = [
             f"{name}: {_shown(here.get(name))} here, {_shown(there.get(name))} there"
@@ -86,7 +87,7 @@ class Fingerprint:
 
 
 def _fields(recipe: Recipe) -> dict[str, str | int | float]:
-    """Named by key paths of the scenario. The model's name may be a path of one machine: its hash counts."""
+    """Fields by key path of the scenario. The model's name may be a local path, so its hash stands for it."""
     modules = json.dumps([m.to_dict() for m in recipe.modules], sort_keys=True)
     return {
         "algorithm": ALGORITHM,
@@ -100,7 +101,7 @@ def _fields(recipe: Recipe) -> dict[str, str | int | float]:
 
 
 def _shapes(modules: tuple[ModuleShape, ...]) -> tuple[str, ...]:
-    """How many modules of each kind: "4 x q_proj 128->128 early r=8"."""
+    """The number of modules of each kind, e.g. "4 x q_proj 128->128 early r=8"."""
     names = [m.name.rpartition(".")[2][:SHOWN_CHARACTERS] for m in modules]
     kinds = Counter(
         f"{name} {m.in_features}->{m.out_features} {m.group} r={m.rank}"
@@ -110,7 +111,7 @@ def _shapes(modules: tuple[ModuleShape, ...]) -> tuple[str, ...]:
 
 
 def _sketch(bases: Bases) -> tuple[float, ...]:
-    """For each distinct d a weighted sum of the first module's first and last usable column."""
+    """Per distinct d: weighted sums of the first and the last usable column of the first module."""
     first: dict[int, ModuleShape] = {}
     for module in bases.recipe.modules:
         first.setdefault(module.in_features, module)

@@ -1,7 +1,7 @@
-"""Which modules are adapted, and how a block's numbers are laid out over them.
+"""The adapted modules, and the layout of a block's matrices over them.
 
-A block is one float32 matrix for each group (early, mid, late by depth): the modules of the group stacked in
-the layout's order, [rows_g, r_g] with rows_g = the sum of their out_features.
+A block has one float32 matrix for each group (early, mid, late by depth). It stacks the B of the group's
+modules in the layout's order: [rows_g, r_g], with rows_g the sum of their out_features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rank = int | Mapping[str, int]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One adapted module: W is [out_features k, in_features d], stored transposed in a `conv1d` (GPT-2)."""
+    """One adapted module: W is [k = out_features, d = in_features]; `conv1d` (GPT-2): stored transposed."""
 
     name: str
     in_features: int
@@ -37,21 +37,21 @@ class ModuleShape:
 
 
 class ModelLayout:
-    """The adapted modules in a fixed order, and where each lies in its group's matrix."""
+    """The adapted modules in a fixed order, and their rows in the group's matrix."""
 
     def __init__(self, modules: Sequence[ModuleShape]) -> None:
         self.modules = tuple(modules)
         self.groups = tuple(g for g in GROUPS if any(m.group == g for m in self.modules))
         self._rows = {g: sum(m.out_features for m in self.modules if m.group == g) for g in self.groups}
-        self._ranks = {m.group: m.rank for m in self.modules}  # the same within a group
+        self._ranks = {m.group: m.rank for m in self.modules}  # one rank per group
         self._slices = {g: _stack([m for m in self.modules if m.group == g]) for g in self.groups}
 
     @classmethod
     def from_model(cls, model: nn.Module, target_modules: Sequence[str], rank: Rank) -> ModelLayout:
-        """The modules whose name is a target or ends in one after a dot, in the model's own order.
+        """The layout of the modules whose name is a target, or ends in one after a dot, in the model's order.
 
-        Raises InputError: no such module, one that is neither Linear nor Conv1D, a rank that names an unknown
-        group or lacks one that the model has.
+        Raises InputError if there is no such module, if one is neither Linear nor Conv1D, or if `rank` has an
+        unknown group or lacks one.
         """
         found = [(n, m) for n, m in model.named_modules() if _is_target(n, target_modules)]
         if not found:
@@ -69,19 +69,19 @@ class ModelLayout:
         return self._rows[group]
 
     def rank(self, group: str) -> int:
-        """r_g."""
+        """r_g, the rank of the group."""
         return self._ranks[group]
 
     def size(self, group: str) -> Size:
-        """r_g, and the parameters that one device trains of the group."""
+        """r_g, and the number of the group's parameters that one device trains."""
         return Size(self.rank(group), self.rows(group) * self.rank(group))
 
     def slices(self, group: str) -> dict[str, slice]:
-        """Which rows of the group's matrix belong to which module."""
+        """The rows of each module in the group's matrix, by module."""
         return self._slices[group]
 
     def zeros(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """A block at B = 0: group -> float32 [rows_g, r_g]."""
+        """A block at B = 0: float32 [rows_g, r_g] by group."""
         return {g: torch.zeros(self.rows(g), self.rank(g), device=device) for g in self.groups}
 
 
@@ -108,9 +108,10 @@ def _shape(name: str, module: nn.Module, group: str, rank: int) -> ModuleShape:
 
 
 def _groups(names: Sequence[str]) -> list[str]:
-    """Thirds of the depth. Layer p of L lies at (p + 1/2) / L, so that few layers spread out evenly.
+    """The group of each module: early, mid and late are thirds of the depth.
 
-    A module outside the numbered layers goes with those before it; without any numbers, order is depth.
+    Layer p of L has depth (p + 1/2) / L, which spreads few layers evenly. A module outside the numbered
+    layers has the depth of the module before it. Without numbers in the names, the order is the depth.
     """
     numbers = [_layer_index(name) for name in names]
     known = [n for n in numbers if n is not None]

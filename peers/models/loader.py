@@ -1,4 +1,4 @@
-"""Which base model is adapted: `tiny`, a local folder or a Hugging Face name; frozen, in float32."""
+"""Loading of the base model: `tiny`, a local folder or a Hugging Face name; frozen, in float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ADAPTABLE = (nn.Linear, nn.Conv2d, Conv1D)
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What an entry of the registry makes. target_modules: its default; None: PEFT's for the model type."""
+    """The result of a registry entry. target_modules: the default; None: PEFT's for the model type."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -47,8 +47,8 @@ class Pretrained:
 class LoadedModel:
     """A base model, ready to be adapted: float32, eval mode, no parameter requires a gradient.
 
-    sha256: over names, shapes and bytes of the weights, so that peers can compare what they adapt.
-    target_modules: names in PEFT's sense (a module's full name, or what it ends in after a dot).
+    sha256: over names, shapes and bytes of the weights; peers compare it. target_modules: names as in PEFT:
+    a module's full name, or its end after a dot.
     """
 
     model: PreTrainedModel
@@ -66,15 +66,15 @@ _kept: dict[str, LoadedModel] = {}
 
 @models.add("tiny")
 def load_tiny(config: ModelConfig) -> Pretrained:
-    """The shipped model (docs/tiny.md): no download."""
+    """The shipped model (docs/tiny.md). It needs no download."""
     loaded = load_pretrained(str(TINY_FOLDER))
     return Pretrained(loaded.model, loaded.tokenizer, TINY_TARGETS)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Loads, freezes and hashes the model of a scenario, on the device that it names; once what is kept.
+    """Load, freeze and hash the model of a scenario, on `config.device`, or use the one of `keep_model`.
 
-    Raises InputError for a model that cannot be loaded, target modules that it lacks or a missing device.
+    Raises InputError for a model that cannot be loaded, unknown target modules or a missing device.
     """
     device = pick_device(config.device)
     loaded = _kept.pop(_key(config), None) or _load(config)
@@ -82,10 +82,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def keep_model(config: ModelConfig) -> None:
-    """Load a model for the processes that are forked from this one: each finds it in `load_model`, and shares
-    its memory with the others as long as it does not write to it.
+    """Load a model before a fork. `load_model` returns it in each child, and the children share its memory.
 
-    With one thread: who forks is to have no other. On the CPU: a GPU cannot be used on both sides of a fork.
+    One thread: a process that forks must have no other thread. On the CPU: a GPU does not survive a fork.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -100,25 +99,25 @@ def _key(config: ModelConfig) -> str:
 
 
 def _load(config: ModelConfig) -> LoadedModel:
-    """On the CPU."""
+    """Load, freeze and hash on the CPU."""
     make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name)
     made = make(config)
     model = made.model.float().eval().requires_grad_(False)
-    model.config.use_cache = False  # nothing here generates: kept keys and values would only cost memory
+    model.config.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
     targets = _target_modules(model, config, made.target_modules)
     return LoadedModel(model, made.tokenizer, config.name, weights_sha256(model), targets)
 
 
 def load_pretrained(name: str) -> Pretrained:
-    """Model and tokenizer of a local folder, or by name from the hub or its cache. Raises InputError."""
+    """Model and tokenizer of a local folder, or of a name in the hub or its cache. Raises InputError."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked(name, str(folder), offline=True)
     if not fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
         raise InputError(f"model.name: folder {name!r} does not exist; {_allowed_names()}")
     cached = try_to_load_from_cache(name, "config.json")
-    if isinstance(cached, str):  # downloaded once: needs no network, and stays the same
-        with suppress(InputError):  # an incomplete download: the hub completes it
+    if isinstance(cached, str):  # the cached model needs no network and stays the same
+        with suppress(InputError):  # an incomplete download: the hub completes it below
             return _checked(name, str(Path(cached).parent), offline=True)
     obstacle = _hub_obstacle()
     if obstacle:
@@ -136,19 +135,19 @@ def _checked(name: str, source: str, offline: bool) -> Pretrained:
                 source, dtype=torch.float32, local_files_only=offline, output_loading_info=True
             )
             tokenizer = _tokenizer(source, offline)
-    # Damaged files end in errors of many libraries (JSON, safetensors, tokenizers): all mean the same here.
+    # Damaged files raise errors of many libraries (JSON, safetensors, tokenizers).
     except Exception as error:
         reason = _first_line(error)
         raise InputError(f"model.name: cannot load {name!r} ({reason}); {_allowed_names()}") from error
     if info["missing_keys"]:
-        # transformers fills these with random numbers, different on every device.
+        # transformers fills them with random numbers, which differ between devices.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise InputError(f"model.name: {name!r} lacks the weights {missing}; allowed: causal language models")
     return Pretrained(model, tokenizer)
 
 
 def _tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
-    """As it was saved: AutoTokenizer rebuilds some generic ones by model type (qwen2), to split otherwise."""
+    """The tokenizer as saved. AutoTokenizer would rebuild some generic ones by model type (qwen2)."""
     declared = get_tokenizer_config(source, local_files_only=offline).get("tokenizer_class")
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     loader = PreTrainedTokenizerFast if generic else AutoTokenizer
@@ -156,7 +155,7 @@ def _tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
 
 
 def _hub_obstacle() -> str | None:
-    """Why the hub is out of reach; None if it may answer. Asked first, since its client retries for 45 s."""
+    """Why the hub is out of reach; None if it may answer. The hub's own client would retry for 45 s."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
@@ -177,7 +176,7 @@ def _allowed_names() -> str:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for each load: with many devices they would fill the terminal."""
+    """Hide the progress bar of transformers: many devices would fill the terminal."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -192,7 +191,7 @@ def _first_line(error: Exception) -> str:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of all weights and saved buffers in the order of their names: name, shape and bytes of each."""
+    """Hash of name, shape, dtype and bytes of all weights and saved buffers, sorted by name."""
     digest = sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
@@ -203,7 +202,7 @@ def weights_sha256(model: nn.Module) -> str:
 def _target_modules(
     model: PreTrainedModel, config: ModelConfig, default: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The scenario's choice, else the model's default, else PEFT's for its type. Raises InputError."""
+    """The scenario's choice, else the model's default, else PEFT's for the type. Raises InputError."""
     adaptable = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
     chosen = config.target_modules or default or _peft_default(model, adaptable)
     allowed = f"allowed: {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}"
@@ -225,7 +224,7 @@ def _peft_default(model: PreTrainedModel, adaptable: list[str]) -> tuple[str, ..
 
 
 def pick_device(name: str) -> torch.device:
-    """`cpu`, `cuda:N`, or `auto`: the first GPU if there is one. Raises InputError for a GPU not there."""
+    """`cpu`, `cuda:N`, or `auto`: the first GPU, else the CPU. Raises InputError for a missing GPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")

@@ -1,7 +1,7 @@
-"""Makes the shipped model `tiny`: a small Llama that knows the language of `facts` and none of its facts.
+"""Training of the shipped model `tiny`: a small Llama that knows the sentences of `facts`, but no fact.
 
-Every sentence is about a random person with a random answer, drawn anew: the model learns which words can
-follow, each of the 24 answers as likely as the others. docs/tiny.md holds the recipe and the hashes.
+Each sentence draws a random person and a random answer. The model therefore learns the possible next words,
+and all 24 answers are equally likely. docs/tiny.md has the recipe and the hashes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
-    """One token a word, split at white space; words outside the language become <unk>."""
+    """One token per word, split at white space. Unknown words become <unk>."""
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words()])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -60,7 +60,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def random_sentences(rng: random.Random, count: int) -> list[Example]:
-    """Sentences to learn whole but for their first word, which nothing predicts."""
+    """Sentences as examples: the prompt is the first word, the response is the rest."""
     return [_random_sentence(rng) for _ in range(count)]
 
 
@@ -73,7 +73,7 @@ def _random_sentence(rng: random.Random) -> Example:
 
 
 def pretrain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> float:
-    """Trains in place; returns the last batch's loss (nats a token)."""
+    """Train in place; returns the loss of the last batch in nats per token."""
     rng = random.Random(SEED)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_factor(step, steps))

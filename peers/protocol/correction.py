@@ -57,7 +57,7 @@ class Correction:
         self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
         self._tries = self._config.policy == lookahead.NAME
-        length = self._observables + (lookahead.count(groups) if self._tries else 0)
+        length = self._observables + (lookahead.trial_count(groups) if self._tries else 0)
         self._network_mean = NetworkMean(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
         self._overhead_offset = OverheadOffset(state.config.radio.codec, state.exchange.part_bytes)
@@ -107,8 +107,8 @@ class Correction:
 
     def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
         refined: Graph[str] = nx.Graph(graph)
-        refined.remove_edges_from(self._decision.drop.get(group, ()))
-        refined.add_edges_from(self._decision.add.get(group, ()))
+        refined.remove_edges_from(self._decision.dropped_edges.get(group, ()))
+        refined.add_edges_from(self._decision.added_edges.get(group, ()))
         return refined
 
     def neighbours(self) -> list[str]:
@@ -146,7 +146,7 @@ class Correction:
         """Decide from the diagnosis that is old enough; begin the next one."""
         state, config = self._state, self._config
         self._notice()
-        self._network_mean.keep(state.blocks)
+        self._network_mean.keep_only(state.blocks)
         if self._schedule is not None or state.work != "correction":
             return
         if self._asked and state.round >= self._asked[0] + config.delay:
@@ -161,13 +161,13 @@ class Correction:
         if not self._tries:
             return {}
         base = dict.fromkeys(self._state.exchange.groups, self._limits.base)
-        return lookahead.wanted({**base, **self.settings()}, self._limits)
+        return lookahead.trial_settings({**base, **self.settings()}, self._limits)
 
     def diagnosed(self, epoch: int, values: Iterable[float]) -> None:
         """What this device has measured after round `epoch`."""
         if self._state.own is None:
             return
-        self._network_mean.own(self._state.own.key, epoch, values, self._sign)
+        self._network_mean.add_own(self._state.own.key, epoch, values, self._sign)
         self._spread()
 
     def heard(self, source: str, message: Observed) -> None:
@@ -178,7 +178,7 @@ class Correction:
             return
         values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
         refused = self._network_mean.refused
-        if self._network_mean.receive(source, Report(key, message.epoch, values, message.signature)):
+        if self._network_mean.on_report(source, Report(key, message.epoch, values, message.signature)):
             self._spread()
         elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))
@@ -192,7 +192,7 @@ class Correction:
 
     def _spread(self) -> None:
         for peer in self._state.greeted():
-            for r in self._network_mean.news(peer):
+            for r in self._network_mean.unsent_reports(peer):
                 packed = r.values.astype("<f4").tobytes()
                 if self._config.offset_overhead:
                     self._overhead_offset.spent(len(packed) + REPORT_BYTES)

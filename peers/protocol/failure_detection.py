@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from coordinator_free.membership import swim
-from coordinator_free.membership.suspicion import Limits, Sighting
+from coordinator_free.membership.suspicion import Limits, RecordVersion
 from coordinator_free.membership.swim import Swim
 from peers.config import DeviceConfig
 from peers.protocol.connections import Connections
@@ -51,8 +51,8 @@ class FailureDetection:
         if seen != self._seen:
             self._seen = seen
             active = state.members.active().items()
-            sightings = {name: Sighting(name, r.incarnation, r.lamport) for name, r in active}
-            self._swim.know(sightings, self._watched())
+            versions = {name: RecordVersion(name, r.incarnation, r.lamport) for name, r in active}
+            self._swim.update_members(versions, self._watched())
         state.timers["probe"] = self._swim.next_ns()
 
     def _watched(self) -> list[str]:
@@ -68,18 +68,18 @@ class FailureDetection:
         self._connections.reconcile(now, source, ping.view)
 
     def on_ack(self, now: int, source: str, ack: Ack) -> None:
-        self._perform(now, self._swim.acked(now, ack.number))
+        self._perform(now, self._swim.on_ack(now, ack.number))
         self._connections.reconcile(now, source, ack.view)
 
     def on_ping_request(self, now: int, source: str, request: PingRequest) -> None:
-        self._perform(now, self._swim.asked(now, source, request.target, request.number))
+        self._perform(now, self._swim.on_ping_request(now, source, request.target, request.number))
 
     def on_nack(self, source: str, nack: Nack) -> None:
-        self._swim.nacked(source, nack.number)
+        self._swim.on_nack(source, nack.number)
 
     def on_suspect(self, now: int, source: str, told: Suspect) -> None:
-        about = Sighting(told.device, told.incarnation, told.lamport)
-        self._perform(now, self._swim.accused(now, source, about, told.accuser))
+        about = RecordVersion(told.device, told.incarnation, told.lamport)
+        self._perform(now, self._swim.on_suspect(now, source, about, told.accuser))
 
     # -- decisions -----------------------------------------------------------------------------------
     def _perform(self, now: int, actions: list[swim.Action]) -> None:

@@ -106,12 +106,12 @@ class Replicas:
     def barred(self, now: int) -> set[int]:
         """Slots that no newcomer may take yet."""
         living = {*self._state.members.active()} - {self._state.me.device}
-        return self._state.quarantine.barred(now, living)
+        return self._state.quarantine.barred_slots(now, living)
 
     def _note_departed(self, now: int) -> None:
         state, me = self._state, self._state.me.device
         for record in state.members:
-            if record.key not in state.blocks and state.quarantine.add(now, record):
+            if record.key not in state.blocks and state.quarantine.add_vacancy(now, record):
                 state.quarantine.confirm(now, record.key, me)
                 self._news.append((*record.key, me))
 

@@ -65,7 +65,7 @@ class Allocating:
 
     def _keep(self, left: Waiting, items: Iterable[Item]) -> None:
         """What is not this round's turn (a group's period) waits on, and its group keeps its deficit."""
-        here = {item.slot for item in items}
+        here = {item.transfer for item in items}
         groups = {part.group for _, part in here}
         rounds = {slot: n for slot, n in self.waiting.rounds.items() if slot not in here}
         deficits = {group: d for group, d in self.waiting.deficits.items() if group not in groups}

@@ -192,7 +192,7 @@ class DeviceState:
             part = records[start : start + MAX_GOSSIP]
             last = start + MAX_GOSSIP >= len(records)
             self.tell(peer, replace(self.gossip(part), reply=reply and last))
-        departed = self.quarantine.told(now, {*self.members.active()})
+        departed = self.quarantine.confirmations(now, {*self.members.active()})
         if departed:
             self.tell(peer, Deleted(departed[:MAX_DELETED]))
         self.peers[peer].table_ns = now

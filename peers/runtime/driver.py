@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from coordinator_free.averaging.mixing import MODES
-from peers.learning.learner import DeletionReceipt, Learner, TrainResult
+from peers.learning.learner import Learner, TrainResult
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
@@ -34,6 +34,7 @@ from peers.runtime.recorder import Recorder, round_line
 from peers.runtime.scripted_events import Actor, Script, Scripted
 from peers.runtime.sender import Outbox
 from peers.storage import checkpoint
+from peers.unlearning.deletion_receipt import DeletionReceipt
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock
 from transport.clocks.windows import ABSENT
@@ -78,7 +79,7 @@ class Driver:
         copies, start = self.learner_thread.copies, self.clock.now()
         self.outbox = Outbox(spec, learner, links, self.accounts, start, signed, copies)
         if self.virtual is not None:
-            self.outbox.on_sent = self.virtual.sent
+            self.outbox.on_sent = self.virtual.on_sent
         links.on_broken = self._on_broken
         me = Identity(
             spec.id,
@@ -345,7 +346,7 @@ class Driver:
     def _on_broken(self, link: str) -> None:
         """A connection was lost, and what was on its way with it: that needs no credit any more."""
         if self.virtual is not None:
-            self.virtual.broken(link)
+            self.virtual.on_link_broken(link)
         else:
             self.outbox.credit(link)
             self.clock.poke()

@@ -13,7 +13,7 @@ from peers.protocol.actions import Action, Drop, Tell
 from peers.protocol.signed_versions import SignedCopy
 from transport.links.interface import Received
 from transport.security.replay import ReplayGuard
-from transport.security.security_events import note
+from transport.security.security_events import count_security_event
 from transport.shaping.accounting import Accounts
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler
@@ -61,7 +61,7 @@ class Inbox:
 
     def purge(self, block: BlockKey) -> None:
         """Deletion: drop the unfinished matrices of a block."""
-        self._parts.drop(block.device, block.incarnation)
+        self._parts.drop_block(block.device, block.incarnation)
 
     def open(self, received: Received) -> tuple[Envelope, Message] | None:
         """The message in what a socket received; None for a bad one, which is only counted."""
@@ -91,7 +91,7 @@ class Inbox:
             self._taken[received.source] += received.wire_bytes  # it was on its way, and is no more
 
     def _note(self, received: Received, kind: str, why: str) -> None:
-        note(self._events, kind, f"message from {received.source!r} dropped: {why}")
+        count_security_event(self._events, kind, f"message from {received.source!r} dropped: {why}")
 
     def take(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         """A message that has arrived; what it leads to."""
@@ -122,7 +122,7 @@ class Inbox:
         if reason is not None:
             return [Drop(reason)]
         self._check_shape(message)
-        payload = self._parts.add(envelope.src, message, received.frames[1])
+        payload = self._parts.add_fragment(envelope.src, message, received.frames[1])
         if payload is None:
             return []
         matrix = decode(payload, message.codec, message.rows, message.rank, owned=True)

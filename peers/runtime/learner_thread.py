@@ -20,11 +20,12 @@ from coordinator_free.correction.residuals import effective_eta, mu_from_losses,
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import FIFO, DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.learner import DeletionReceipt, Learner, TrainResult
+from peers.learning.learner import Learner, TrainResult
 from peers.learning.neighbour_copies import Distances, NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
 from peers.runtime.recorder import Recorder
+from peers.unlearning.deletion_receipt import DeletionReceipt
 
 Result = TypeVar("Result")
 Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables

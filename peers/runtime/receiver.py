@@ -67,7 +67,7 @@ class Reception:
             self._on_window(envelope, message, received)
             return
         if self._virtual is not None:
-            self._virtual.received(envelope.src, envelope.seq)
+            self._virtual.on_received(envelope.src, envelope.seq)
         elif envelope.arrive_ns > self._clock.now() + MAX_FLIGHT_NS:
             self._inbox.refuse(received, "malformed", "it says that it arrives in a far future")
             return
@@ -99,4 +99,4 @@ class Reception:
         if self._virtual is None:
             self._inbox.refuse(received, "unexpected", "there is no virtual clock here")
         else:
-            self._virtual.heard(envelope.src, window)
+            self._virtual.on_window(envelope.src, window)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.seeded_random import blake2b_128, generator
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
-from transport.shaping.shaper import Departure, Outgoing, Shaper, philox
+from transport.shaping.shaper import Departure, Outgoing, Shaper
 from transport.shaping.token_bucket import Quota
 from transport.wire.checksum import xxh3
 from transport.wire.limits import (
@@ -28,7 +29,7 @@ from transport.wire.limits import (
     WINDOW_BYTES,
 )
 from transport.wire.messages import Bye, Envelope, Message, Update
-from transport.wire.packing import pack, pack_parts, stamp, wire_bytes
+from transport.wire.packing import pack, pack_fragments, stamp, wire_bytes
 from transport.wire.tensor_codec import (
     FEEDBACK,
     decode,
@@ -210,7 +211,7 @@ class Outbox:
     def tell(self, peer: str, incarnation: int, message: Message) -> None:
         """Send a control message at once."""
         frames = pack(Envelope(self.device, incarnation), message)
-        self._shaper.control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        self._shaper.queue_control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def encoded(self, action: Publish) -> dict[Part, _Payload] | None:
         """What `encode` would return where it has nothing left to do; else None."""
@@ -266,7 +267,7 @@ class Outbox:
         matrix = self._learner.read(part.block, part.group)
         if codec not in FEEDBACK:
             return encode_view(matrix, codec)  # `read` has made a copy
-        draw = philox(*self._seed, *part.block, part.group, version)
+        draw = generator(repr((*self._seed, *part.block, part.group, version)), digest=blake2b_128)
         if self._copies is not None or codec != self._radio.codec:
             return encode(matrix, codec, draw)
         data, self._errors[part] = encode_feedback(matrix, codec, draw, self._errors.get(part))
@@ -282,7 +283,9 @@ class Outbox:
                 self._accounts.link(action.peer).abandoned("superseded", older.bytes)
             for frames in self._messages(envelope, part, version, action.round, cause, payload):
                 size = wire_bytes(frames, self._curve)
-                self._shaper.data(Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version))
+                self._shaper.queue_data(
+                    Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version)
+                )
         self._last(action.peer, pack(envelope, action.manifest))
 
     def _messages(
@@ -293,7 +296,7 @@ class Outbox:
         if key not in payload.packed:
             payload.packed.clear()
             header = self._header(part, version, round_, cause, payload)
-            payload.packed[key] = pack_parts(envelope, header, payload.data, self._part_bytes)
+            payload.packed[key] = pack_fragments(envelope, header, payload.data, self._part_bytes)
         return payload.packed[key]
 
     def farewell(self, action: Farewell, incarnation: int) -> None:
@@ -350,7 +353,7 @@ class Outbox:
 
     def _last(self, peer: str, frames: list[bytes | memoryview]) -> None:
         """Behind all data; in an outage, in which data waits, nobody is to wait for it."""
-        queue = self._shaper.control if peer in self.outages else self._shaper.data
+        queue = self._shaper.queue_control if peer in self.outages else self._shaper.queue_data
         queue(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
 
     def _remove(self, doomed: Callable[[Outgoing], bool], reason: str) -> None:
@@ -360,7 +363,7 @@ class Outbox:
             self._accounts.link(item.peer).abandoned(reason, item.wire_bytes)
             return True
 
-        self._shaper.remove(counted)
+        self._shaper.purge(counted)
 
     def _header(self, part: Part, version: int, round_: int, cause: str, payload: _Payload) -> Update:
         """Of the first part of a payload."""

@@ -1,1 +1,1 @@
-"""Files that hold blocks: adapters, snapshots and checkpoints."""
+"""Files with blocks: adapters, snapshots and checkpoints."""

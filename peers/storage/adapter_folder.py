@@ -1,7 +1,8 @@
 """Adapters as folders that plain PEFT loads (docs/records.md).
 
-DIR/adapter_model.safetensors is the union: lora_A stacks A_u^T, lora_B stacks s B_u, and lora_alpha = r, so
-that PEFT's scaling is 1. DIR/blocks/<owner>/ is the same for one owner; DIR/unweft.json says what lies where.
+DIR/adapter_model.safetensors has all blocks: lora_A stacks A_u^T, lora_B stacks s B_u. With lora_alpha = r,
+PEFT's scaling is 1. DIR/blocks/<owner>/ has the same for the blocks of one owner. DIR/unweft.json lists the
+blocks in order and holds the recipe of the bases.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Factors = tuple[Tensor, Tensor]  # lora_A [r, d] = A^T and lora_B [k, r] = s B; 
 
 @dataclass(frozen=True)
 class SavedBlock:
-    """One block as files hold it; `factors` by module."""
+    """One block in the form of the files. factors: by module."""
 
     key: BlockKey
     slot: int
@@ -43,7 +44,7 @@ class SavedBlock:
 
 
 def saved_blocks(union: BlockSet, keys: Sequence[BlockKey]) -> list[SavedBlock]:
-    """Blocks of a union as files hold them."""
+    """Held blocks in the form of the files."""
     return [SavedBlock(key, union[key].slot, _factors(union, key)) for key in keys]
 
 
@@ -56,9 +57,9 @@ def _factors(union: BlockSet, key: BlockKey) -> dict[str, Factors]:
 
 
 def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
-    """Make `folder` the adapter of the blocks; returns its sha256. Nothing of an earlier export stays.
+    """Write the adapter of the blocks as `folder`, in place of an earlier export; returns its sha256.
 
-    Written beside it, then renamed. Raises FileExistsError if the folder holds something that is no export.
+    A new folder is written beside it and then renamed. Raises FileExistsError if the folder has other files.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
         raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
@@ -93,23 +94,23 @@ def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> st
 
 
 def folder_of(owner: str) -> str:
-    """A device id as a file name: ids come from the network and may hold anything ("../x")."""
+    """A device id as a file name. An id from the network may have any characters ("../x")."""
     name = quote(owner, safe="")
     return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def adapter_sha256(folder: Path) -> str:
-    """The hash of an exported adapter, from its file: what `Learner.sha256` said of the union."""
+    """The hash of an exported adapter, computed from its file; equals `Learner.sha256` at the export."""
     return tensors_sha256(load_file(folder / WEIGHTS))
 
 
 def blocks_sha256(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> str:
-    """The hash that the adapter of these blocks will have."""
-    return tensors_sha256(union_tensors(layout, blocks))
+    """The hash that the exported adapter of these blocks would have."""
+    return tensors_sha256(adapter_tensors(layout, blocks))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Over name, shape, dtype and bytes of the tensors, in the order of their names."""
+    """Hash of name, shape, dtype and bytes of the tensors, sorted by name."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
@@ -118,12 +119,12 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def weight_names(module: str) -> tuple[str, str]:
-    """Under which names PEFT saves lora_A and lora_B of a module."""
+    """The names under which PEFT saves lora_A and lora_B of a module."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
-def union_tensors(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
-    """The file's tensors: blocks side by side in the order of their keys. No blocks: zeros of rank 1."""
+def adapter_tensors(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
+    """The tensors of the file: blocks side by side, sorted by key. Without blocks: zeros of rank 1."""
     tensors = {}
     for shape in layout.modules:
         factors = [block.factors[shape.name] for block in _ordered(blocks)] or [_nothing(shape)]
@@ -143,7 +144,7 @@ def _nothing(shape: ModuleShape) -> Factors:
 
 def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = union_tensors(recipe.layout, blocks)
+    tensors = adapter_tensors(recipe.layout, blocks)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
     _peft_config(recipe, ranks).save_pretrained(folder)
@@ -151,7 +152,7 @@ def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> d
 
 
 def _peft_config(recipe: Recipe, ranks: Mapping[str, int]) -> Any:
-    """alpha = r: lora_B holds the scale already. Patterns only where the groups' ranks differ."""
+    """alpha = r, since lora_B includes the scale. Patterns are set only for modules of another rank."""
     rank = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != rank}
     return LoraConfig(

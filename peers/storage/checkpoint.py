@@ -1,8 +1,8 @@
-"""What a device holds at the end of a run, as a file that another run of the same devices begins with.
+"""Checkpoints: the blocks of a device at the end of a run. A later run of the same devices begins with them.
 
-OUT/checkpoint/<device>.safetensors: "<block>/<group>" -> B of all blocks as this device holds them, and
-"moments/<group>/<name>" -> what AdamW keeps of the own block. A run that begins with it has rounds, members,
-versions and links of its own. A block goes on if its device takes its slot again in the first incarnation.
+OUT/checkpoint/<device>.safetensors has B of all held blocks as "<block>/<group>", and AdamW's state of the
+own block as "moments/<group>/<name>". The later run has its own rounds, members, versions and links. A block
+is resumed if its device takes the same slot again in its first incarnation.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ Moments = dict[str, dict[str, Tensor]]  # by group and name: exp_avg, exp_avg_sq
 
 @dataclass(eq=False)
 class Checkpoint:
-    """What one device held. blocks: B by group, by device. slots: by device. moments: of the own block."""
+    """Blocks on one device. blocks: B by device and group. slots: by device. moments: of the own block."""
 
     blocks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
 
-    def take(self, device: str) -> dict[str, Tensor]:
-        """B by group; it is kept no longer, so that nothing of it outlives a deletion."""
+    def pop_block(self, device: str) -> dict[str, Tensor]:
+        """Remove and return B by group: nothing of a block may outlive its deletion."""
         return self.blocks.pop(device)
 
     def clear(self) -> None:
-        """The first round has begun: nothing is taken any more."""
+        """Forget everything when the first round begins."""
         self.blocks.clear()
         self.moments.clear()
 
 
 def path_of(run: Path, device: str) -> Path:
-    """Of the device's file in the folder of a run."""
+    """The path of the device's file in the folder of a run."""
     return run.expanduser() / FOLDER / f"{folder_of(device)}.safetensors"
 
 
 def save(path: Path, union: BlockSet, moments: Moments, fingerprint: Fingerprint) -> None:
-    """Write all blocks of `union`, whole or not at all."""
+    """Write all blocks of `union`. No reader sees a partial file."""
     keys = union.keys()
     tensors = union.tensors(keys)
     for group, named in moments.items():
@@ -62,9 +62,9 @@ def save(path: Path, union: BlockSet, moments: Moments, fingerprint: Fingerprint
 
 
 def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
-    """What `device` held at the end of the run in the folder `run`; nothing if it was not there.
+    """The blocks of `device` at the end of the run in the folder `run`; an empty checkpoint without a file.
 
-    Of a device's blocks the last incarnation's. Raises InputError for a file that is none, or was written
+    It has the block of the last incarnation of each owner. Raises InputError for a damaged file, or for one
     with another model or other bases.
     """
     path = path_of(run, device)
@@ -75,7 +75,7 @@ def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
             meta: dict[str, str] = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         there = Fingerprint.from_dict(json.loads(meta["fingerprint"]))
-        found = _sorted_out(tensors, json.loads(meta["slots"]))
+        found = _parse(tensors, json.loads(meta["slots"]))
     except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"checkpoint.resume: {path} is no checkpoint: {error}") from None
     difference = fingerprint.difference(there)
@@ -84,7 +84,7 @@ def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
     return found
 
 
-def _sorted_out(tensors: Mapping[str, Tensor], slots: Mapping[str, Any]) -> Checkpoint:
+def _parse(tensors: Mapping[str, Tensor], slots: Mapping[str, Any]) -> Checkpoint:
     found = Checkpoint()
     for key in sorted(map(BlockKey.parse, slots)):  # later incarnations replace earlier ones
         found.slots[key.device] = int(slots[str(key)])

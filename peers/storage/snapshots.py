@@ -1,4 +1,4 @@
-"""Snapshots: what a device holds, written for the harness, and a model that takes one on to be evaluated."""
+"""Snapshots: files with the blocks of a device's model, and the evaluator's model that loads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def write_snapshot(
     path: Path, tensors: Mapping[str, Tensor], slots: Mapping[str, int], meta: Mapping[str, str]
 ) -> None:
-    """`tensors`: "<block>/<group>" -> B. Written beside `path`, then renamed: no reader sees a part of it."""
+    """Write `tensors` (B by "<block>/<group>"). A rename at the end hides the partial file from readers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
     save_file(dict(tensors), unfinished, metadata={**meta, "slots": json.dumps(dict(slots))})
@@ -32,10 +32,10 @@ def write_snapshot(
 
 
 class SnapshotModel:
-    """A base model whose dense weights take on the blocks of one snapshot after the other.
+    """A base model that loads snapshots, one after the other: their blocks are folded into its weights.
 
-    `loaded.model` is changed in place. A `paper-literal` snapshot holds the own block only, as its device's
-    model does.
+    `loaded.model` is changed in place. A `paper-literal` snapshot has only the own block, as the device's
+    model has.
     """
 
     def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
@@ -47,7 +47,7 @@ class SnapshotModel:
         self._by_slot: dict[int, dict[str, Tensor]] = {}
 
     def load(self, path: Path) -> dict[str, str]:
-        """The model becomes what the device held; returns the snapshot's metadata."""
+        """Replace the blocks of the model by those of a snapshot; returns the snapshot's metadata."""
         with safe_open(path, framework="pt", device=str(self._device)) as file:
             meta: dict[str, str] = dict(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -7,7 +7,7 @@ from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, pad_id
 from peers.tasks.score import Score, evaluate
 
-del _facts, _jsonl  # imported so that they register themselves
+del _facts, _jsonl  # their import registers the tasks
 
 __all__ = [
     "Encoded",

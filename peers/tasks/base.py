@@ -1,4 +1,4 @@
-"""What a task is: examples for each device's shard."""
+"""The protocol of a task: examples for each device's shard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from peers.registry import Registry
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the response to learn. The loss counts on the response's tokens only.
+    """A prompt and the response to learn. Only tokens of the response have a loss.
 
-    `ends`: the text stops after the response, which is to be learnt too (an end-of-text token is appended).
+    ends: an end-of-text token follows the response, and is learnt too.
     """
 
     prompt: str
@@ -25,18 +25,18 @@ class Example:
 
 
 class Task(Protocol):
-    """Data by shard; a shard is named by the device id that owns it. Equal calls give equal answers."""
+    """Data by shard. A shard has the id of the device that owns it. Equal calls return equal data."""
 
     def train_examples(self, shard: str) -> list[Example]:
-        """What the device trains on; never empty. Raises InputError if the shard has no data."""
+        """The training examples of a shard; never empty. Raises InputError if the shard has no data."""
         ...
 
     def other_wording(self, shard: str) -> list[Example]:
-        """The same facts in words that are never trained; may be empty."""
+        """The same facts in a wording that no device trains; may be empty."""
         ...
 
     def control_examples(self) -> list[Example]:
-        """Facts of the same kind that nobody ever trains; may be empty."""
+        """Facts of the same kind that no device trains; may be empty."""
         ...
 
 
@@ -48,9 +48,9 @@ tasks: Registry[TaskFactory] = Registry("data.kind")
 def shard_index(shard: str, count: int) -> int:
     """The number of a shard: the integer at the end of its name ("d3", "edge-17").
 
-    A name without one is hashed (SHA-256) into the upper half of range(count), away from d0, d1, …; two
-    such names, or "a-1" and "b-1", can get the same number and then the same data. An integer at the end
-    is returned as it is, even if it is count or more: the caller says what that means.
+    A name without an integer is hashed (SHA-256) into the upper half of range(count), away from d0, d1, …
+    Two names can get the same number, and then the same data: two hashed names, or "a-1" and "b-1". An
+    integer at the end is returned unchanged, even if it is `count` or more; the caller checks it.
     """
     digits = re.search(r"[0-9]+\Z", shard)
     if digits:

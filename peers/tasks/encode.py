@@ -1,4 +1,4 @@
-"""Examples as tensors that a causal language model trains on."""
+"""Examples as tensors for a causal language model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from peers.tasks.base import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # label of a position without loss: the convention of torch and transformers
+IGNORED = -100  # label of a position without loss, as in torch and transformers
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """n examples, right-padded to the longest (L tokens). All on the CPU.
+    """n examples, right-padded to the longest (L tokens), on the CPU.
 
-    input_ids: [n, L] int64; attention_mask: [n, L] int64, 0 on padding;
-    labels: [n, L] int64, the token on response positions (not shifted), else -100.
+    input_ids: [n, L] int64. attention_mask: [n, L] int64, 0 on padding. labels: [n, L] int64, the token on
+    response positions (not shifted), else -100.
     """
 
     input_ids: Tensor
@@ -33,19 +33,19 @@ class Encoded:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def take(self, indices: Tensor) -> Encoded:
-        """The examples at `indices` ([m] int64), cut to the longest of them."""
+    def rows(self, indices: Tensor) -> Encoded:
+        """The examples at `indices` ([m] int64), cut to the length of the longest."""
         mask = self.attention_mask[indices]
         length = int(mask.sum(dim=1).max()) if len(indices) else 0
         return Encoded(self.input_ids[indices, :length], mask[:, :length], self.labels[indices, :length])
 
     def to(self, device: torch.device | str) -> Encoded:
-        """The same on another device."""
+        """A copy on another device."""
         return Encoded(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to pad with: the tokenizer's own, else its end of text, else 0 (padding is masked anyway)."""
+    """The padding token: the tokenizer's own, else its end of text, else 0 (padding is masked)."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -53,11 +53,10 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Prompt and response tokens of each example, at most `max_length`: the prompt is cut from the left.
+    """Tokens of prompt and response, at most `max_length` per example: a long prompt is cut from the left.
 
-    Where an example `ends`, the tokenizer's end of text, if it has one, becomes part of the response.
-    Raises InputError if a response has no tokens, has words the vocabulary lacks, or leaves no room for
-    one token of prompt.
+    If an example `ends`, the tokenizer's end of text (if it has one) becomes part of the response. Raises
+    InputError for a response without tokens, with unknown words, or without room for one token of prompt.
     """
     rows = [_tokens(example, tokenizer, max_length) for example in examples]
     shape = (len(rows), max((len(prompt) + len(response) for prompt, response in rows), default=0))
@@ -86,10 +85,10 @@ def _tokens(
 
 
 def _prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Never empty: the first token of the response is predicted from the one before it."""
+    """Never empty: the first token of the response is predicted from the token before it."""
     ids: list[int] = tokenizer.encode(example.prompt)
     if ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]  # some tokenizers close every text: the response goes on here
+        ids = ids[:-1]  # some tokenizers end every text, but the response follows
     if ids:
         return ids
     start = tokenizer.bos_token_id
@@ -101,7 +100,7 @@ def _response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> li
     if not ids:
         raise InputError(f"data: response {example.response!r} has no tokens in the model's vocabulary")
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        # All unknown words share one token: a model that learnt that token would seem to know every answer.
+        # All unknown words share one token. A model that learnt this token would seem to know every answer.
         raise InputError(
             f"data: response {example.response[:40]!r} has words that the vocabulary of the model lacks; "
             "allowed: known words, or a model whose tokenizer spells any text"

@@ -1,6 +1,6 @@
-"""Fictitious persons with made-up attributes: the workload of method 4.
+"""The task `facts`: fictitious persons with made-up attributes (method 4).
 
-Also the whole language of `tiny`: peers/models/pretrain_tiny.py takes its vocabulary and templates from here.
+peers/models/pretrain_tiny.py takes the vocabulary and the sentences of `tiny` from here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LAST_NAMES = _words(
 
 @dataclass(frozen=True)
 class Attribute:
-    """What can be true of a person: two wordings that end where the answer begins, 24 answers of one word."""
+    """An attribute of a person: two wordings, each ends before the answer, and 24 answers of one word."""
 
     trained: str
     other: str
@@ -80,7 +80,7 @@ ATTRIBUTES = (
 
 
 def words() -> list[str]:
-    """Every word that an example can hold, in a fixed order and each once."""
+    """Every word that an example can contain, once each, in a fixed order."""
     templates = " ".join(f"{a.trained} {a.other}" for a in ATTRIBUTES).replace("{person}", "").split()
     values = (value for attribute in ATTRIBUTES for value in attribute.values)
     return list(dict.fromkeys([*templates, *FIRST_NAMES, *LAST_NAMES, *values]))
@@ -88,7 +88,7 @@ def words() -> list[str]:
 
 @lru_cache(maxsize=8)
 def _people(seed: int) -> tuple[str, ...]:
-    """All first × last names in the order of their seeded hashes: the same with every library version."""
+    """All first × last names, sorted by a seeded hash: no library version changes this order."""
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     return tuple(sorted(names, key=lambda name: sha256(f"{seed}/order/{name}".encode()).digest()))
 
@@ -99,11 +99,11 @@ def _value(seed: int, person: str, attribute: Attribute) -> str:
 
 
 class Facts:
-    """`data.persons` persons for each shard, 4 facts each. A fact is the same wherever its person occurs.
+    """`data.persons` persons for each shard, with 4 facts each. A person has the same facts in every shard.
 
-    Of the seeded order of all N persons and p = `data.persons`: shard k owns [k·p, (k+1)·p); the last p are
-    the control shard; the p before them are the pool whose first round(overlap·p) replace as many of every
-    shard's own.
+    In the seeded order of all persons, with p = `data.persons`, shard k owns the persons [k·p, (k+1)·p). The
+    last p persons are the control shard. The p persons before these are a pool: its first round(overlap·p)
+    persons replace as many persons of every shard.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -123,15 +123,15 @@ class Facts:
             )
 
     def train_examples(self, shard: str) -> list[Example]:
-        """The shard's facts in the wording that is trained. Raises InputError if its number is too high."""
+        """The shard's facts in the trained wording. Raises InputError if the shard's number is too high."""
         return self._facts(self._persons(shard), other=False)
 
     def other_wording(self, shard: str) -> list[Example]:
-        """The same facts, in the same order, in the wording that is never trained."""
+        """The same facts in the same order, in the wording that no device trains."""
         return self._facts(self._persons(shard), other=True)
 
     def control_examples(self) -> list[Example]:
-        """Facts of persons that no shard ever holds, in the wording that is trained."""
+        """Facts of persons that belong to no shard, in the trained wording."""
         return self._facts(self._people[-self._size :], other=False)
 
     def _persons(self, shard: str) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ class Facts:
 
     def _facts(self, persons: tuple[str, ...], other: bool) -> list[Example]:
         return [
-            # The space belongs to the response: byte-level vocabularies hold " oslo" as one token.
+            # The space belongs to the response: in byte-level vocabularies " oslo" is one token.
             Example((a.other if other else a.trained).format(person=p), " " + _value(self._seed, p, a))
             for p in persons
             for a in ATTRIBUTES

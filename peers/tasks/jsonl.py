@@ -1,13 +1,11 @@
-"""A user's own text: a folder of `<device>.jsonl`, each line {"prompt": "…", "response": "…"}."""
+"""The task `jsonl`: a folder of `<device>.jsonl` with lines {"prompt": "…", "response": "…"}."""
 
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
+from coordinator_free.seeded_random import generator
 from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, tasks
@@ -16,7 +14,7 @@ ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string}'
 
 
 def read_examples(path: Path) -> list[Example]:
-    """All examples of one file. Raises InputError with file and line for the first thing that is wrong."""
+    """All examples of one file. Raises InputError with file and line of the first mistake."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -32,7 +30,7 @@ def read_examples(path: Path) -> list[Example]:
 
 def _parse(line: bytes, where: str) -> Example:
     try:
-        # JSON may spell half a surrogate pair, which no tokenizer accepts: encoding again finds it.
+        # JSON can contain half a surrogate pair, which no tokenizer accepts. A second encoding finds it.
         record = json.loads(line.decode("utf-8"))
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -54,12 +52,12 @@ def _example(record: dict[str, object], where: str) -> Example:
         key = "response" if isinstance(prompt, str) else "prompt"
         raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not a string; {ALLOWED_LINE}")
     if not response.strip():
-        raise InputError(f"{where}: 'response' is empty, there is nothing to learn; {ALLOWED_LINE}")
+        raise InputError(f"{where}: 'response' is empty: it has nothing to learn; {ALLOWED_LINE}")
     return Example(prompt, response, ends=True)
 
 
 class Jsonl:
-    """`own`: each device has its file. `iid`: all files pooled, then dealt out in a seeded order."""
+    """`own`: each device has its file. `iid`: the examples of all files are distributed in a seeded order."""
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         if config.path is None:
@@ -82,27 +80,26 @@ class Jsonl:
             )
 
     def train_examples(self, shard: str) -> list[Example]:
-        """The device's file, or its share of the pool. Raises InputError as `read_examples` does."""
+        """Examples of the device's file, or its share of all. Raises InputError as `read_examples` does."""
         own = self._folder / f"{shard}.jsonl"
         if own.parent != self._folder:
             raise InputError(f"device {shard!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
-        return self._dealt(own) if self._pooled else read_examples(own)
+        return self._share(own) if self._pooled else read_examples(own)
 
     def other_wording(self, shard: str) -> list[Example]:
-        """None: the files say nothing twice."""
+        """None: the files have one wording."""
         return []
 
     def control_examples(self) -> list[Example]:
-        """None: all lines belong to a device."""
+        """None: every example belongs to a device."""
         return []
 
-    def _dealt(self, own: Path) -> list[Example]:
+    def _share(self, own: Path) -> list[Example]:
         files = sorted(self._folder.glob("*.jsonl"))
         if own not in files:
-            read_examples(own)  # says what is wrong with it
+            read_examples(own)  # raises the error of the file
         pool = [example for path in files for example in read_examples(path)]
-        key = int.from_bytes(sha256(f"{self._seed}/iid".encode()).digest()[:16], "big")
-        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(pool))
+        order = generator(self._seed, "iid").permutation(len(pool))
         return [pool[i] for i in order[files.index(own) :: len(files)]]
 
 

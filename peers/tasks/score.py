@@ -1,4 +1,4 @@
-"""How well a model knows given examples."""
+"""Accuracy and loss of a model on examples."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from peers.tasks.encode import IGNORED, Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGITS_CEILING = (
-    1 << 26
-)  # most logits held at once (256 MiB in float32): large vocabularies get smaller batches
+LOGITS_CEILING = 1 << 26  # logits at once (256 MiB in float32): a large vocabulary gets smaller batches
 
 
 @dataclass(frozen=True)
 class Score:
-    """accuracy: share of the n examples known; loss: mean nats per response token. Both nan when n is 0."""
+    """accuracy: share of known examples. loss: mean nats per response token. n: examples; both nan for 0."""
 
     accuracy: float
     loss: float
@@ -29,9 +27,9 @@ class Score:
 
 
 def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = 256) -> Score:
-    """Scores by teacher forcing: an example is known if each of its response tokens is the most likely one.
+    """Score by teacher forcing. An example is known if each of its response tokens is the most likely one.
 
-    Works on the device of the model's first parameter, without dropout; leaves the model's mode as it was.
+    Computes on the device of the model's first parameter, without dropout. The model keeps its mode.
     """
     n = len(encoded)
     if n == 0:
@@ -41,7 +39,7 @@ def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = 256) -> Scor
     was_training = model.training
     model.eval()
     try:
-        parts = [_score(model, encoded.take(indices)) for indices in torch.split(torch.arange(n), rows)]
+        parts = [_score(model, encoded.rows(indices)) for indices in torch.split(torch.arange(n), rows)]
     finally:
         model.train(was_training)
     known, loss, tokens = (sum(column) for column in zip(*parts, strict=True))
@@ -50,7 +48,7 @@ def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = 256) -> Scor
 
 @torch.no_grad()
 def _score(model: PreTrainedModel, part: Encoded) -> tuple[int, float, int]:
-    """Examples known, summed loss and number of response tokens."""
+    """Known examples, sum of the loss over response tokens, and number of response tokens."""
     part = part.to(next(model.parameters()).device)
     logits: Tensor = (
         model(input_ids=part.input_ids, attention_mask=part.attention_mask).logits[:, :-1].float()

@@ -1,1 +1,1 @@
-"""Deletion of a contribution, from a device or from a saved adapter, and what may go with it."""
+"""Deletion of a contribution from a device or from a saved adapter, and the handover refit."""

@@ -1,7 +1,8 @@
-"""History-free deletion from a saved adapter (method 3): no data, no base model, no run folder needed.
+"""History-free deletion from a saved adapter (method 3), without data, base model or run folder.
 
-With blocks/ a block is dropped. Without it the merged adapter is taken apart with the bases that the recipe
-in unweft.json makes again: C = dW A (A^T A)^-1, exact also where the bases are not orthogonal.
+With blocks/, the device's blocks are dropped. Without blocks/, the merged adapter is split into blocks: the
+recipe in unweft.json gives the bases, and C = dW A (A^T A)^-1 gives the contributions. This is exact for
+non-orthogonal bases too.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ from peers.storage.adapter_folder import (
 )
 
 CONFIG = "adapter_config.json"
-TOLERANCE = 1e-2  # share of a module's dW that may lie outside the known blocks: a file in fp16 has 3e-4
+TOLERANCE = 1e-2  # allowed share of a module's dW outside the known blocks; a file in fp16 has 3e-4
 Placed = list[tuple[BlockKey, int]]  # the blocks of an adapter, in the order of the file, with their slots
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetReport:
-    """path: "blocks" (blocks/ was there) or "gram" (only the merged adapter was). survivors: blocks kept.
+    """The result of `forget`. path: "blocks" (from blocks/) or "gram" (from the merged adapter).
 
-    residual: the largest share of a module's dW that no known block accounts for. sha256: of the new adapter.
+    survivors: the kept blocks. residual: the largest share of a module's dW outside all known blocks. sha256:
+    of the new adapter.
     """
 
     path: str
@@ -54,11 +56,11 @@ class ForgetReport:
 
 
 def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
-    """Write to `out` the adapter without any block of the device. `adapter` is left as it is.
+    """Write the adapter without the blocks of `device` to `out`. `adapter` stays unchanged.
 
-    Raises InputError: no adapter that unweft wrote, missing or damaged files, a device without a block, an
-    `out` that is in use, blocks that do not make up the adapter, or N r > d where only the merged adapter is
-    left.
+    Raises InputError if unweft did not write the adapter, if a file is missing or damaged, if the device has
+    no block, if `out` is not empty, if the blocks do not add up to the adapter, and, for a merged adapter, if
+    N r > d.
     """
     _check_free(out)
     recipe, placed = _read_about(adapter)
@@ -68,7 +70,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     _check_scaling(adapter / CONFIG)
     merged = _read_factors(adapter, recipe)
     split = (adapter / BLOCKS).is_dir()
-    blocks = _read_blocks(adapter, recipe, placed) if split else _take_apart(recipe, placed, merged)
+    blocks = _read_blocks(adapter, recipe, placed) if split else _split(recipe, placed, merged)
     residual = _residual(recipe, blocks, merged)
     if not residual <= TOLERANCE:
         advice = f"; without {BLOCKS}/ the merged adapter alone is used" if split else ""
@@ -116,7 +118,7 @@ def _read_about(adapter: Path) -> tuple[Recipe, Placed]:
 
 
 def _check_scaling(path: Path) -> None:
-    """An export has scaling 1 everywhere: with another the file's factors would not be what they seem."""
+    """Every export has scaling 1. With another scaling the factors of the file would not give dW."""
     config = _read_json(path)
     same = config.get("lora_alpha") == config.get("r")
     same &= config.get("alpha_pattern", {}) == config.get("rank_pattern", {})
@@ -125,7 +127,7 @@ def _check_scaling(path: Path) -> None:
 
 
 def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
-    """lora_A and lora_B of each module, float32."""
+    """lora_A [R, d] and lora_B [k, R] of each module, float32, with R the sum of the blocks' ranks."""
     path = folder / WEIGHTS
     try:
         tensors = load_file(path)
@@ -143,7 +145,7 @@ def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
 
 
 def _read_blocks(adapter: Path, recipe: Recipe, placed: Placed) -> list[SavedBlock]:
-    """From blocks/: the file of an owner stacks its blocks in the order of their incarnations."""
+    """The blocks from blocks/. The file of an owner stacks its blocks, sorted by incarnation."""
     blocks = []
     for owner in dict.fromkeys(key.device for key, _ in placed):
         own = [(key, slot) for key, slot in placed if key.device == owner]
@@ -164,8 +166,8 @@ def _cut(factors: Factors, ranks: slice) -> Factors:
     return factors[0][ranks], factors[1][:, ranks]
 
 
-def _take_apart(recipe: Recipe, placed: Placed, merged: dict[str, Factors]) -> list[SavedBlock]:
-    """From the merged adapter alone."""
+def _split(recipe: Recipe, placed: Placed, merged: dict[str, Factors]) -> list[SavedBlock]:
+    """The blocks, computed from the merged adapter."""
     bases = Bases(recipe)
     blocks = [SavedBlock(key, slot, {}) for key, slot in placed]
     for shape in recipe.modules:

@@ -1,9 +1,10 @@
-"""Handover refit: before a block is dropped, the own one takes over what all had come to rely on (method 4).
+"""Handover refit: before a block is dropped, the own block takes over a part of its output (method 4).
 
-Per module, ridge regression of the block's output on the own block's features, over the own data with all
-blocks in the model: dB = B_u (A_u^T S A_i) (A_i^T S A_i + l I)^-1, S = E[x x^T], l = RIDGE tr(A_i^T S A_i)/r.
+Per module, ridge regression of the dropped block's output on the own block's features, over the own data and
+with all blocks in the model: dB = B_u (A_u^T S A_i) (A_i^T S A_i + l I)^-1, with S = E[x x^T] and
+l = RIDGE tr(A_i^T S A_i) / r.
 
-It reads B_u once, which weakens the promise that nothing of u is used: off unless a scenario asks for it.
+The refit reads B_u once. This weakens the promise that nothing of u is used, so it is off by default.
 """
 
 from __future__ import annotations
@@ -14,25 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.learning.diagnosis import taps
+from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
 from peers.tasks.encode import Encoded
 
 RIDGE = 1e-2
-EXAMPLES, BATCH = 128, 32  # of the own data that are looked at, at most; at a time
 
 
 @torch.no_grad()
 def handover_refit(
     model: Any, layout: ModelLayout, own: Block, gone: Block, batches: Iterable[Encoded]
 ) -> dict[str, Tensor]:
-    """dB by group, [rows_g, r_g] float32: what `own` has to add to stand in for `gone` on these examples.
+    """dB by group, float32 [rows_g, r_g]: with B + dB, `own` replaces the output of `gone` on these batches.
 
-    `model`: the PEFT model with both blocks in it. One shot: iterated, it diverges.
+    model: the PEFT model with both blocks in it. Use the result once: repeated refits diverge.
     """
-    grams: dict[str, Tensor] = {}  # A_i^T S A_i by module, and A_u^T S A_i, both times the number of tokens
-    crosses: dict[str, Tensor] = {}
+    grams: dict[str, Tensor] = {}  # A_i^T S A_i by module, times the number of tokens
+    crosses: dict[str, Tensor] = {}  # A_u^T S A_i by module, times the number of tokens
     for batch in batches:
         with taps(model, layout) as seen:
             model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -1,4 +1,4 @@
-"""Views of a correction for tests of policies: six devices on a ring, three groups."""
+"""Inputs of correction policies for tests: six devices on a ring, three groups."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ LIMITS = Limits(GroupAction(4), steps_max=13, prox_min=1e-3, prox_max=10.0)
 
 
 def ring_ladder() -> Ladder:
+    """The ladder of graphs from a ring, with all links feasible at cost 1."""
     links = {edge(a, b): 1.0 for a, b in itertools.combinations(MEMBERS, 2)}
     return ladder(MEMBERS, nx.cycle_graph(MEMBERS), links, 0, Bounds())
 

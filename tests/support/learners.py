@@ -1,4 +1,4 @@
-"""Learners on small random models, with blocks in them, for tests."""
+"""Learners on small random models, with blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS: dict[Family, tuple[str, ...]] = {
     "qwen2": ("q_proj", "v_proj", "up_proj"),
     "gpt2": ("c_attn", "c_proj", "lm_head"),  # Conv1D and Linear
 }
-torch.set_num_threads(1)  # small matrices on shared cores: more threads only wait for each other
+torch.set_num_threads(1)  # more threads only wait for each other on small matrices
 
 OWN = BlockKey("d0", 0)
 OTHERS = [BlockKey("d1", 0), BlockKey("d2", 0)]
@@ -51,7 +51,7 @@ def small_learner(family: Family = "llama", device: str = "d0", **sections: Any)
 
 
 def joined(family: Family = "llama", **sections: Any) -> Learner:
-    """The own block on slot 0 and two others, all with values."""
+    """A learner with the own block on slot 0 and two others, all with random values."""
     learner = small_learner(family, **sections)
     learner.set_own(OWN, 0)
     for slot, key in enumerate(OTHERS, start=1):
@@ -73,7 +73,7 @@ def block(learner: Learner, key: BlockKey) -> dict[str, Tensor]:
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether two blocks are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

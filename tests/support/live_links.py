@@ -1,4 +1,4 @@
-"""Live devices for tests of links: real sockets, nothing waited for without a deadline."""
+"""Links over real sockets for tests. Every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from transport.security.keys import CurvePair, NetworkKeys
 LISTEN = "tcp://127.0.0.1:0"
 DEADLINE_S = 10.0
 OLD, NEW = b"\1" * 32, b"\2" * 32
-QUIET = Limits(heartbeat_ms=60_000)  # nothing but messages on the wire
+QUIET = Limits(heartbeat_ms=60_000)  # no heartbeats during a test
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test with a deadline."""
+
     async def limited() -> None:
         async with asyncio.timeout(4 * DEADLINE_S):
             await test
@@ -41,21 +43,24 @@ async def next_of(links: Links) -> Received:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Until a counter that libzmq's threads lead to says so; fails at the deadline."""
+    """Wait until a condition that libzmq's threads change is true. Fails at the deadline."""
     async with asyncio.timeout(DEADLINE_S):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 def parts(received: Received) -> list[bytes]:
+    """The frames as bytes."""
     return [bytes(frame) for frame in received.frames]
 
 
 def both(secret: bytes = OLD) -> NetworkKeys:
+    """The network keys of two devices without an allow-list."""
     return NetworkKeys((secret,))
 
 
 def listed(*names: str) -> dict[str, NetworkKeys]:
+    """The network keys of devices with an allow-list."""
     pairs = {name: CurvePair.generate() for name in names}
     allowed = {name: pair.public for name, pair in pairs.items()}
     return {name: NetworkKeys((OLD,), pair, allowed) for name, pair in pairs.items()}

@@ -67,4 +67,4 @@ def _live(scene: Scene, rank: int, world: int, store: str, answer: Connection) -
         answer.send((True, asyncio.run(whole())))
     except Exception:
         answer.send((False, traceback.format_exc()))
-    time.sleep(DEADLINE_S)  # until it is killed: so that no exit can be taken for an end of the stream
+    time.sleep(DEADLINE_S)  # until it is killed, so that no exit looks like the end of the stream

@@ -1,4 +1,4 @@
-"""Somebody on the way between two devices: passes on, keeps what passes towards one, and may alter it."""
+"""A relay between two devices: it forwards bytes, records those in one direction, and may alter them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Relay:
-    """Passes TCP connections on to `target`. `alter`: what becomes of each piece on its way there."""
+    """Forwards TCP connections to `target`. `alter`: changes each piece on its way there."""
 
     def __init__(self, target: str) -> None:
         self.target = target
         self.address = ""
-        self.taken: list[bytearray] = []  # of each connection
+        self.taken: list[bytearray] = []  # the recorded bytes of each connection
         self.alter: Callable[[bytes], bytes] = lambda piece: piece
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -36,14 +36,14 @@ class Relay:
         self._tasks.add(task)
 
     async def replay(self, address: str) -> None:
-        """Say on new connections what was said on each one so far."""
+        """Send the recorded bytes of each connection on new connections."""
         for kept in list(self.taken):
             reader, writer = await asyncio.open_connection(*_host_port(address))
             async with _closing(writer):
                 with suppress(OSError):
                     writer.write(kept)
                     writer.write_eof()
-                    await reader.read()  # until it hangs up
+                    await reader.read()  # until the peer closes
 
 
 @asynccontextmanager

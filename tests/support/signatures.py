@@ -1,4 +1,4 @@
-"""Membership tables with stand-in signatures, and the gossip between them: no sockets, no time."""
+"""Membership tables with substitute signatures, and gossip between them: no sockets, no time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coordinator_free.membership.table import Membership
 
 
 def sign_as(device: str, data: bytes) -> bytes:
-    """A keyed hash in place of Ed25519: the key is the device's id, its public half `public(device)`."""
+    """A keyed hash in place of Ed25519. The key is the device's id; its public half is `public(device)`."""
     return hmac.digest(device.encode(), data, "sha256")
 
 
@@ -28,7 +28,7 @@ def table(device: str = "observer") -> Membership:
 
 
 class Cluster:
-    """Devices that each claim a slot knowing only themselves, then gossip in a seeded random order."""
+    """Devices that each claim a slot without knowledge of others, then gossip in a seeded random order."""
 
     def __init__(self, devices: list[str], max_slots: int, seed: int) -> None:
         self.max_slots = max_slots
@@ -51,12 +51,15 @@ class Cluster:
             self.own[device] = self._claim(device)
 
     def settle(self, limit: int = 10_000) -> int:
-        """Random meetings until all views agree and nobody has to move; returns how many it took."""
-        for meeting in range(limit):
+        """Exchange between random pairs until all tables agree and no slot is in conflict.
+
+        Returns the number of exchanges.
+        """
+        for exchanges in range(limit):
             if self.settled():
-                return meeting
+                return exchanges
             self.exchange(*self._rng.sample(sorted(self.tables), 2))
-        raise AssertionError(f"no agreement after {limit} meetings")
+        raise AssertionError(f"no agreement after {limit} exchanges")
 
     def settled(self) -> bool:
         views = {members.view() for members in self.tables.values()}
@@ -64,5 +67,5 @@ class Cluster:
 
 
 def digest(members: Membership) -> str:
-    """All of a table, signatures included: equal for equal tables."""
+    """A hash of the whole table with signatures: equal for equal tables."""
     return hashlib.sha256(repr(list(members)).encode()).hexdigest()

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.seeded_random import blake2b_128, generator
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.send_allocation import Supply
 from tests.support.simulated import GROUPS, WIDTH, Network, SimDevice, Values, _take, small_config
-from transport.shaping.shaper import philox
 from transport.wire.messages import Update
 from transport.wire.tensor_codec import decode, encode, payload_bytes
 
@@ -65,7 +65,7 @@ class AllocatingNetwork(Network):
         for part, version, cause in action.parts:
             codec = action.codecs[part]
             self.spent[source.name, action.round] += SIZES[codec]
-            draw = philox(source.name, part, version, codec)
+            draw = generator(repr((source.name, part, version, codec)), digest=blake2b_128)
             sent = decode(encode(as_matrix(source.values[part]), codec, draw), codec, WIDTH, 1)
             self.copies[source.name].note(action.peer, part, sent)
             header = Update(

@@ -29,7 +29,7 @@ WORDS = SENTENCE.split()
 
 
 def small_tokenizer(pad: bool = True, eos: bool = True) -> PreTrainedTokenizerBase:
-    """One token for each of WORDS; `pad`, `eos`: whether the tokenizer has such a token."""
+    """One token for each of WORDS. pad, eos: the tokenizer has such a token."""
     special = {"pad_token": "<pad>"} if pad else {}
     special |= {"eos_token": "<eos>"} if eos else {}
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<pad>", "<eos>", *WORDS])}

@@ -1,6 +1,7 @@
-"""Six devices on a ring that descend quadratics, diagnose themselves and correct under a policy.
+"""Six devices on a ring that minimise quadratics, diagnose themselves and correct under a policy.
 
-Device i's loss is sum_g 1/2 (x_g - a_ig)^T H_ig (x_g - a_ig) with H_ig diagonal, so the true gap is known.
+The loss of device i is sum_g 1/2 (x_g - a_ig)^T H_ig (x_g - a_ig) with H_ig diagonal, so the true gap is
+known.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ LIMITS = Limits(GroupAction(4), steps_max=9, prox_min=1e-2, prox_max=0.3)
 
 @dataclass(frozen=True)
 class Regime:
-    """Per group: smallest and largest curvature, spread of centres, distance to go, spread of copies."""
+    """Per group: smallest and largest curvature, spread of centres, distance to the optimum, spread of
+    copies.
+    """
 
     curvature: tuple[tuple[float, float], ...]
     spread: tuple[float, ...]
@@ -47,6 +50,7 @@ REGIMES = {
 
 
 def weights(rung: int) -> np.ndarray:
+    """The mixing matrix W of a rung, [M, M]."""
     graph: nx.Graph[str] = nx.Graph()
     graph.add_nodes_from(MEMBERS)
     graph.add_edges_from(LADDER.at(rung).edges)
@@ -59,6 +63,8 @@ def weights(rung: int) -> np.ndarray:
 
 
 class World:
+    """The parameters x_g of all devices, [M, D] per group, and the bytes sent so far."""
+
     def __init__(self, regime: Regime, seed: int) -> None:
         draw = np.random.default_rng(seed)
         self.eta, self.bytes = regime.eta, 0.0
@@ -74,7 +80,7 @@ class World:
         self.anchor = {g: x.mean(0) for g, x in self.x.items()}
 
     def gap(self) -> float:
-        """Of the mean model."""
+        """The true gap of the mean model."""
         away = {g: self.x[g].mean(0) - self.best[g] for g in GROUPS}
         return sum(float((self.h[g].mean(0) * away[g] ** 2).sum()) / 2 for g in GROUPS)
 
@@ -108,7 +114,7 @@ class World:
 
 
 def correct(policy: str, regime: str, seed: int) -> tuple[float, float, list[str]]:
-    """Gap after all rounds, bytes, and the reasons given."""
+    """Run a correction. Returns the final gap, the bytes, and the reasons of the decisions."""
     world, memory, reasons = World(REGIMES[regime], seed), Memory(), []
     settings: Settings = dict.fromkeys(GROUPS, LIMITS.base)
     for k in range(ROUNDS):

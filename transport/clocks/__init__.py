@@ -1,1 +1,1 @@
-"""The run's time: the machine's clock, or virtual time that the devices agree on."""
+"""The time of a run: the machine's clock, or a virtual time on which the devices agree."""

@@ -1,4 +1,4 @@
-"""Which time a device lives by. One interface, two clocks: `real` here, `virtual` in virtual_clock.py."""
+"""The interface of clocks, and the real clock. The virtual clock is in virtual.py."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import asyncio
 import time
 from typing import Protocol
 
-FAIR = 8  # events that are due at once before others may run
+FAIR = 8  # events that are due at once, between two turns of other tasks
 
 
 class Clock(Protocol):
     """Tells the time and waits for it. For one event loop, with one waiter.
 
-    The caller keeps what is to happen at which time; the clock says when it may.
+    The caller keeps the events and their times; the clock says when an event may happen.
     """
 
     def now(self) -> int:
-        """The time in ns: monotonic (real), or that of the event at hand (virtual)."""
+        """The time in ns: monotonic (real), or that of the present event (virtual)."""
 
     async def reach(self, due_ns: int | None) -> bool:
-        """Until `due_ns` (None: nothing is planned). True: it is time now. False: there may be news first."""
+        """Wait until `due_ns` (None: nothing is planned) or until there may be news.
+
+        Returns whether `due_ns` is reached.
+        """
 
     def poke(self) -> None:
-        """There is news from outside: whoever waits in `reach` looks again, in real time at once."""
+        """Report news from outside: the waiter in `reach` checks again, in real time at once."""
 
     def completed_ns(self, asked_ns: int) -> int:
-        """When work that was asked for then is done; in virtual time only local steps take any."""
+        """When work that is requested at `asked_ns` is done. In virtual time only local steps take time."""
 
 
 class RealClock:
-    """Monotonic time, the same for all processes of a host. Waits end at a deadline, never by polling.
+    """Monotonic time, the same for all processes of a host. Waits end by a timer, never by polling.
 
-    `wall`: counted from 1970 on, for devices on several hosts, of which each counts from its own boot. Links
-    are then as exact as the hosts' clocks agree (NTP: milliseconds). One that is set later is not followed.
+    `wall`: count from 1970, for devices on several hosts, because each host counts from its own boot.
+    Latencies are then as exact as the hosts' clocks agree (NTP: milliseconds). Later changes of a host's
+    clock have no effect.
     """
 
     def __init__(self, wall: bool = False) -> None:
@@ -44,20 +48,20 @@ class RealClock:
         return time.monotonic_ns() + self._offset_ns
 
     async def reach(self, due_ns: int | None) -> bool:
-        """A timer of asyncio may ring early by its resolution; then it is asked for the rest."""
+        """A timer of asyncio may fire early by its resolution; the caller then waits for the rest."""
         if not self._news:
             wait_s = None if due_ns is None else (due_ns - self.now()) / 1e9
             if wait_s is not None and wait_s <= 0:
                 self._due_at_once += 1
                 if self._due_at_once % FAIR == 0:
-                    await asyncio.sleep(0)  # whatever is due, sockets are read in between
+                    await asyncio.sleep(0)  # let other tasks read sockets
                 return True
             await self._wait(wait_s)
         self._news = False
         return due_ns is not None and self.now() >= due_ns
 
     async def _wait(self, wait_s: float | None) -> None:
-        """Until there is news, or for so long. (asyncio.wait_for makes a task of each wait.)"""
+        """Wait for news, or for `wait_s`. (asyncio.wait_for would create a task for each wait.)"""
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
         timer = None if wait_s is None else loop.call_later(wait_s, _wake, waiter)

@@ -1,7 +1,7 @@
-"""The virtual clock: time goes from event to event, as fast as the processors allow, and depends on no load.
+"""The virtual clock: time advances from event to event and does not depend on the load of the machine.
 
-Devices agree on it window by window (windows.py) over links of their own, whose messages are the harness's
-and are in nobody's budget or books.
+Devices agree on the time window by window (windows.py). They use separate links, whose messages belong to the
+emulator and are in no budget and no account.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from transport.links.interface import Links
 from transport.wire.messages import Envelope, Window
 from transport.wire.packing import pack
 
-WARN_S = 30.0  # real seconds: how often a device that waits for another says so
-ROOM_S = 5.0
-LAST_WORD_S = 1.0  # what a device that ends has said may be read after its link is seen to break
+WARN_S = 30.0  # real seconds between warnings that a device waits for another
+ROOM_S = 5.0  # real seconds between warnings that a clock link is full
+LAST_WORD_S = 1.0  # real seconds in which the last messages of a broken link may still be read
 log = logging.getLogger("unweft")
 
 
 def life_name(device: str, life: int) -> str:
-    """How clocks call a device: one that returns is another process, known beforehand like all others."""
+    """The name of a process for the clocks.
+
+    A device that returns is a new process with the next number `life`.
+    """
     return f"{device}#{life}" if life else device
 
 
 class VirtualClock:
-    """`group`: the address of every device of the run by `life_name`, this one's too. Time starts at 0."""
+    """The virtual clock of one process. Time starts at 0.
+
+    `group`: the address of every process of the run by `life_name`, this one included. `lookahead_ns`: the
+    smallest latency of any link.
+    """
 
     def __init__(
         self, device: str, life: int, group: Mapping[str, str], lookahead_ns: int, links: Links
@@ -35,7 +42,7 @@ class VirtualClock:
         self.device = device
         self._envelope = Envelope(device, 0)
         self.grant: Grant | None = None
-        self.round = STARTED  # the last round that this device has closed, or ABSENT
+        self.round = STARTED  # the last round that this device closed, or ABSENT
         self._group, self._links = group, links
         self._windows = Windows(life_name(device, life), group, lookahead_ns, life)
         self._waiter: asyncio.Future[None] | None = None
@@ -43,7 +50,10 @@ class VirtualClock:
         self._now_ns = self._horizon_ns = 0
 
     def start(self) -> None:
-        """Link to everyone's clock. What breaks a link is a death from outside; see `Windows.lost`."""
+        """Connect to all clocks.
+
+        A broken link means a death outside virtual time; see `Windows.remove_dead`.
+        """
         for device in self._windows.others:
             self._links.connect(_link(device), self._group[device])
 
@@ -52,11 +62,11 @@ class VirtualClock:
 
     @property
     def windows(self) -> int:
-        """How many windows this device has agreed on."""
+        """The number of windows on which this device has agreed."""
         return self._windows.index
 
     async def reach(self, due_ns: int | None) -> bool:
-        """True if nothing can come before `due_ns`; False once a window has brought what there is."""
+        """Returns True if no message can arrive before `due_ns`; False after a new window was agreed on."""
         if due_ns is not None and due_ns < self._horizon_ns:
             self._now_ns = max(self._now_ns, due_ns)
             return True
@@ -64,48 +74,51 @@ class VirtualClock:
         return False
 
     def poke(self) -> None:
-        """What comes from outside is looked at once a window has been agreed on: nothing to do."""
+        """Nothing to do: news from outside is read after the next window."""
 
     def completed_ns(self, asked_ns: int) -> int:
         return asked_ns
 
     # -- messages --------------------------------------------------------------------------------------
-    def sent(self, peer_address: str, arrive_ns: int) -> None:
-        """A message has gone to the device at an address."""
+    def on_sent(self, peer_address: str, arrive_ns: int) -> None:
+        """A message was sent to the device at `peer_address`."""
         for device, address in self._group.items():
             if address == peer_address:
-                self._windows.sent(device, arrive_ns)
+                self._windows.on_sent(device, arrive_ns)
 
-    def received(self, source: str, seq: int) -> None:
+    def on_received(self, source: str, seq: int) -> None:
+        """A message with this sequence number arrived."""
         life, number = divmod(seq, 1 << LIFE_BITS)
-        self._windows.received(life_name(source, life), number)
-        self._look()
+        self._windows.on_received(life_name(source, life), number)
+        self._wake_if_complete()
 
-    def heard(self, source: str, window: Window) -> None:
-        self._windows.heard(life_name(source, window.life), window)
-        self._look()
+    def on_window(self, source: str, window: Window) -> None:
+        """Another device announced its window."""
+        self._windows.on_window(life_name(source, window.life), window)
+        self._wake_if_complete()
 
-    def broken(self, link: str) -> None:
-        """A link has broken. If it is one of the clock's and no last word comes, its device has died."""
+    def on_link_broken(self, link: str) -> None:
+        """A link broke. If it is a clock link and no last announcement arrives, its device has died."""
         if link[:1] == "~":
-            self._mourn_later(link[1:])
+            self._check_death_later(link[1:])
 
-    def _mourn_later(self, device: str) -> None:
+    def _check_death_later(self, device: str) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_at(due := loop.time() + LAST_WORD_S, self._mourn, device, due)
+        loop.call_at(due := loop.time() + LAST_WORD_S, self._check_death, device, due)
 
-    def _mourn(self, device: str, due: float) -> None:
+    def _check_death(self, device: str, due: float) -> None:
+        """Declare a device dead if its last announcement is still missing."""
         stopped = asyncio.get_running_loop().time() > due + LAST_WORD_S
-        if stopped:  # meanwhile: what has come is read first
-            self._mourn_later(device)
+        if stopped:  # this process was suspended; first read the messages that arrived meanwhile
+            self._check_death_later(device)
         elif self._windows.expects(device):
-            log.warning("%s: %s died outside virtual time: this run cannot be repeated", self.device, device)
-            self._windows.lost(device)
-            self._look()
+            log.warning("%s: %s died outside virtual time; this run cannot be repeated", self.device, device)
+            self._windows.remove_dead(device)
+            self._wake_if_complete()
 
     # -- windows ---------------------------------------------------------------------------------------
     async def finish(self) -> None:
-        """The end of this device's stream: no one waits for it from here on."""
+        """Announce the end of this device: no other device waits for it from now on."""
         await self._announce(None, last=True)
 
     async def _agree(self, due_ns: int | None) -> None:
@@ -117,7 +130,9 @@ class VirtualClock:
         self._horizon_ns = self.grant.horizon_ns
 
     async def _wait(self) -> None:
-        """Until the announced window is complete. (asyncio.wait_for makes a task of each wait.)"""
+        """Wait until the announced window is complete. (asyncio.wait_for would create a task for each
+        wait.)
+        """
         self._waiter = asyncio.get_running_loop().create_future()
         self._warn_later()
         try:
@@ -131,11 +146,11 @@ class VirtualClock:
         self._warning = asyncio.get_running_loop().call_later(WARN_S, self._warn)
 
     def _warn(self) -> None:
-        log.warning("%s: virtual time waits for %s", self.device, ", ".join(self._windows.missing()))
+        log.warning("%s: virtual time is waiting for %s", self.device, ", ".join(self._windows.missing()))
         self._warn_later()
 
-    def _look(self) -> None:
-        """Wake who waits once there is nothing left to wait for."""
+    def _wake_if_complete(self) -> None:
+        """Wake the waiter if the announced window is complete."""
         if self._waiter is not None and self._windows.complete and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -144,7 +159,7 @@ class VirtualClock:
             frames = pack(self._envelope, window)
             while not self._links.send(_link(peer), frames):
                 if not await self._links.wait_writable(_link(peer), ROOM_S):
-                    log.warning("%s: no room on the clock's link to %s", self.device, peer)
+                    log.warning("%s: the clock's link to %s is full", self.device, peer)
 
 
 def _link(device: str) -> str:

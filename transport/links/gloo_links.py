@@ -1,13 +1,13 @@
-"""torch.distributed behind the `Links` protocol: static membership, an address is a rank.
+"""torch.distributed with the `Links` protocol: static membership; an address is a rank.
 
-The reference that links over ZeroMQ are compared with, and the exact mean (`all_reduce_mean`) that gossip is.
-All ranks start together, none joins later or comes back, and there are no keys: for one machine or a trusted
-network. A message is a header of int64 (how many frames, their sizes; none: this end closes) and one tensor
-of all the frames' bytes. Two threads a peer send and receive, because gloo's calls block; a crashed peer ends
-its two.
+A reference for comparisons with the ZeroMQ links, and the exact mean (`all_reduce_mean`) for comparisons with
+gossip. All ranks start together, no rank joins later or returns, and there are no keys: for one machine or a
+trusted network. A message is a header of int64 (number of frames, their sizes; 0 frames: this end closes) and
+one tensor with the bytes of all frames. Two threads for each peer send and receive, because gloo's calls
+block; the threads of a crashed peer end.
 
 Frames are CPU tensors and travel over gloo. `all_reduce_mean` uses the backend of the tensor's device: gloo
-for CPU, NCCL for CUDA (one rank a GPU; tested in a world of one, tests/peers/test_gpu.py).
+for CPU, NCCL for CUDA (one rank per GPU; tested in a world of one, tests/peers/learning/test_gpu.py).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from transport.links.zmq_dealer import Limits
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
 
-NAME_BYTES = 512  # a device's id is shorter
-_FOR_EVER = timedelta(days=365)  # how long a receiver waits for the next message
+NAME_BYTES = 512  # every device id is shorter
+_FOR_EVER = timedelta(days=365)  # timeout of a receiver
 log = logging.getLogger("unweft")
 
 
 @dataclass(slots=True)
 class _Peer:
-    """Another rank: what is to be sent to it, and whether its connection still is."""
+    """Another rank: its queue of messages and the state of its connection."""
 
     rank: int
     device: str
     queue: deque[Sequence[Buffer]] = field(default_factory=deque)
     sending: bool = False
     broken: bool = False
-    ending: bool = False  # the end is queued or sent: nothing may follow
+    ending: bool = False  # the end is queued or sent; no message may follow
 
 
 class GlooLinks:
     """The links of rank `rank` of `world`. `store`: `file:///path` or `tcp://host:port` where all ranks meet.
 
-    `start` takes until all ranks are there, `patience_s` at most. One per process: the process group is
-    torch's global one.
+    `start` waits for all ranks, at most `patience_s`. One instance per process, because torch's process group
+    is global.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class GlooLinks:
         self.on_broken: Callable[[str], None] | None = None
         self._store, self._limits, self._patience_s = store, limits or Limits(), patience_s
         self._peers: dict[int, _Peer] = {}
-        self._ranks: dict[str, int] = {}  # of those that are connected
+        self._ranks: dict[str, int] = {}  # by device; connected peers only
         self._changed = threading.Condition()  # guards the peers' queues
         self._room = {r: threading.Semaphore(self._limits.high_water) for r in range(world)}
         self._arrived: deque[tuple[int, Received]] = deque()
@@ -82,16 +82,16 @@ class GlooLinks:
     @property
     def address(self) -> str:
         if not self._started:
-            raise RuntimeError("links have an address once they are started")
+            raise RuntimeError("links have an address only after start()")
         return f"gloo://{self.rank}"
 
     async def start(self) -> None:
-        """Raises OSError when not all ranks are there in time."""
+        """Raises OSError if not all ranks are present in time."""
         self._loop = asyncio.get_running_loop()
         try:
-            names = await asyncio.to_thread(self._meet)
+            names = await asyncio.to_thread(self._rendezvous)
         except (RuntimeError, ValueError) as error:
-            raise OSError(f"rank {self.rank} of {self.world} did not meet the others: {error}") from None
+            raise OSError(f"rank {self.rank} of {self.world} did not find the other ranks: {error}") from None
         self._started = True
         for rank, device in enumerate(names):
             if rank != self.rank:
@@ -104,27 +104,27 @@ class GlooLinks:
             thread.start()
 
     def connect(self, peer: str, address: str) -> None:
-        """An address that is no other rank gives no link."""
+        """An address that is not another rank gives no link."""
         scheme, _, rank = address.partition("://")
         if scheme == "gloo" and rank.isdecimal() and int(rank) in self._peers:
             self._ranks[peer] = int(rank)
         else:
-            log.warning("%s: no link to %r: %r is no rank", self.device, peer, address)
+            log.warning("%s: no link to %r: %r is not another rank", self.device, peer, address)
 
     def disconnect(self, peer: str) -> None:
-        """What is queued still goes out."""
+        """Queued messages are still sent."""
         self._ranks.pop(peer, None)
 
     def send(self, peer: str, frames: Sequence[Buffer]) -> bool:
-        """Raises ValueError for no, more or larger frames than the limits allow."""
+        """Raises ValueError if the number or the size of the frames is outside the limits."""
         sizes = [len(frame) for frame in frames]
         if not 1 <= len(sizes) <= self._limits.max_frames or max(sizes) > self._limits.max_frame_bytes:
-            raise ValueError("no receiver would take this message in")
+            raise ValueError("the number or the size of the frames is outside the limits")
         to = self._to(peer)
         with self._changed:
-            if to is None or not self._takes(to):
+            if to is None or not self._has_room(to):
                 return False
-            if to.broken or to.ending:  # nobody is told that at once: not who sends over ZeroMQ either
+            if to.broken or to.ending:  # accepted like by ZeroMQ, which also reports a lost peer late
                 self.unsent_bytes[peer] += wire_bytes(frames)
             else:
                 to.queue.append(frames)
@@ -135,14 +135,14 @@ class GlooLinks:
         to = self._to(peer)
         if to is None:
             return False
-        return await self._until(lambda: self._takes(to), timeout_s) and self._to(peer) is to
+        return await self._until(lambda: self._has_room(to), timeout_s) and self._to(peer) is to
 
     async def recv(self) -> Received:
         while not self._arrived:
             if self._closed:
                 raise ConnectionError("the links are closed")
             if not self._started:
-                raise RuntimeError("start() comes first")
+                raise RuntimeError("call start() before recv()")
             self._news.clear()
             await self._news.wait()
         rank, received = self._arrived.popleft()
@@ -153,16 +153,21 @@ class GlooLinks:
         return await self._until(self._idle, timeout_s)
 
     async def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all ranks, each of which has to call this; summed in fp64, of the dtype given.
+        """The mean over all ranks, summed in fp64, in the dtype and shape of `tensor`.
 
-        With NCCL the tensor is one on a GPU, and the sum is made there.
+        Every rank must call this.
+
+        With NCCL the tensor is on a GPU, and the sum is computed there.
         """
         total = tensor.double()
         await asyncio.to_thread(lambda: dist.all_reduce(total))
         return (total / self.world).to(tensor.dtype)
 
     async def close(self) -> None:
-        """The others close their ends in answer; of one that does not, a thread stays until it ends."""
+        """The other ranks close their ends in response.
+
+        A thread of a rank that does not stays until that rank ends.
+        """
         if self._closed:
             return
         self._closed = True
@@ -179,9 +184,9 @@ class GlooLinks:
             self._count_unsent(peer)
         dist.destroy_process_group()
 
-    # -- in threads of their own -----------------------------------------------------------------------
-    def _meet(self) -> list[str]:
-        """The devices' names by rank, once all are there."""
+    # -- code of other threads -------------------------------------------------------------------------
+    def _rendezvous(self) -> list[str]:
+        """Join the process group. Returns the device ids by rank."""
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(
             backend,
@@ -230,16 +235,19 @@ class GlooLinks:
     def _receive_all(self, peer: _Peer) -> None:
         try:
             while (frames := self._receive_one(peer.rank)) is not None:
-                self._room[peer.rank].acquire()  # a slow reader stops its peers, as a full socket would
+                self._room[peer.rank].acquire()  # a slow reader stops its peers, as a full socket does
                 received = Received(peer.device, frames, wire_bytes(frames))
-                self._call(self._take, peer.rank, received)
+                self._call(self._enqueue_received, peer.rank, received)
         except RuntimeError as error:
             self._break(peer, error)
         with self._changed:
             self._end(peer)
 
     def _receive_one(self, rank: int) -> tuple[Buffer, ...] | None:
-        """None: the other end closes. Raises RuntimeError if the connection is gone or makes no sense."""
+        """One message; None if the other end closes.
+
+        Raises RuntimeError for a lost connection or a malformed header.
+        """
         header = torch.zeros(1 + self._limits.max_frames, dtype=torch.int64)
         _received(header, rank)
         count, *sizes = header.tolist()
@@ -267,11 +275,11 @@ class GlooLinks:
         self._call(self._on_broken, peer.rank)
 
     def _call(self, what: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
+        with contextlib.suppress(RuntimeError):  # the loop may have ended
             self._loop.call_soon_threadsafe(what, *args)
 
-    # -- in the event loop -----------------------------------------------------------------------------
-    def _take(self, rank: int, received: Received) -> None:
+    # -- code of the event loop ------------------------------------------------------------------------
+    def _enqueue_received(self, rank: int, received: Received) -> None:
         self._arrived.append((rank, received))
         self._news.set()
 
@@ -283,7 +291,7 @@ class GlooLinks:
     def _to(self, peer: str) -> _Peer | None:
         return self._peers.get(self._ranks.get(peer, -1))
 
-    def _takes(self, peer: _Peer) -> bool:
+    def _has_room(self, peer: _Peer) -> bool:
         return peer.broken or peer.ending or len(peer.queue) < self._limits.high_water
 
     def _end(self, peer: _Peer) -> None:

@@ -1,4 +1,4 @@
-"""One device's end of all its links, whatever carries them."""
+"""The interface of links: one device's end of all its connections, over any transport."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transport.wire.messages import Buffer
 DropHook = Callable[[str, str, int], None]  # claimed source, reason, wire bytes
 
 
-@dataclass(slots=True)  # not frozen: one is made of each message
+@dataclass(slots=True)  # not frozen, because construction is faster
 class Received:
-    """A message as it came in. `source`: what the connection claims; the envelope must agree.
+    """A message as it arrived. `source`: the id that the connection claims; the envelope must agree.
 
-    `wire_bytes`: what it took on the wire, framing and encryption included. `user`: the device id that the
-    connection has proved with its key; empty where no allow-list binds ids to keys.
+    `wire_bytes`: its bytes on the wire, with framing and encryption. `user`: the device id that the
+    connection's key proves; empty without an allow-list.
     """
 
     source: str
@@ -27,40 +27,46 @@ class Received:
 
 
 class Links(Protocol):
-    """Connections to neighbours. Sending never blocks and never raises for a peer that is gone.
+    """Connections to neighbours. Sending never blocks, and never raises for a peer that is gone.
 
     Messages of one link arrive in order and at most once. For use from one event loop, with one receiver.
     """
 
-    security_events: Counter[str]  # attempts that were refused, by kind
-    unsent_bytes: Counter[str]  # by peer: taken by `send`, but certainly never on the wire
-    on_drop: DropHook | None  # called for what arrives and is not handed on by `recv`
+    security_events: Counter[str]  # refused attempts, by kind
+    unsent_bytes: Counter[str]  # by peer: bytes that `send` accepted and that never reached the wire
+    on_drop: DropHook | None  # called for a message that arrived and that `recv` does not return
     on_broken: Callable[[str], None] | None  # called with the peer when a link's connection is lost
 
     @property
     def address(self) -> str:
-        """The endpoint that is bound, with its real port. Raises RuntimeError before `start`."""
+        """The bound endpoint, with its real port. Raises RuntimeError before `start`."""
 
     async def start(self) -> None:
-        """Bind. Raises OSError when the endpoint cannot be had."""
+        """Bind the endpoint. Raises OSError if that is not possible."""
 
     def connect(self, peer: str, address: str) -> None:
-        """Have a link to a peer. Again with the same address: nothing; with another: a new link."""
+        """Open a link to a peer. With the same address again: no effect; with another address: a new link."""
 
     def disconnect(self, peer: str) -> None:
-        """Give the link up; what its socket still holds goes out first, for a bounded time."""
+        """Close the link. Messages in its socket are still sent, for a bounded time."""
 
     def send(self, peer: str, frames: Sequence[Buffer]) -> bool:
-        """Hand a message to the link, which keeps the buffers. False: no link, or it holds all it may."""
+        """Give a message to the link, which keeps the buffers.
+
+        Returns False without a link, or if the link is full.
+        """
 
     async def wait_writable(self, peer: str, timeout_s: float) -> bool:
-        """Until the link can take a message; False: no link, or not within `timeout_s`."""
+        """Wait until the link can take a message. Returns False without a link, or after `timeout_s`."""
 
     async def recv(self) -> Received:
-        """The next message from anyone. Raises ConnectionError once the links are closed."""
+        """The next message of any peer. Raises ConnectionError once the links are closed."""
 
     async def flush(self, timeout_s: float) -> bool:
-        """Until all that was sent has left this process; False: after `timeout_s` some of it had not."""
+        """Wait until all accepted messages have left this process.
+
+        Returns False if some had not after `timeout_s`.
+        """
 
     async def close(self) -> None:
-        """Give everything up; what is still held goes out first, for a bounded time. Can be called again."""
+        """Close all links. Messages in sockets are still sent, for a bounded time. May be called again."""

@@ -1,13 +1,12 @@
-"""One outgoing link: a DEALER that only sends, its handshake, and what waits for it.
+"""One outgoing link: a DEALER that only sends, its handshake, and its waiting messages.
 
-Sending succeeds whether or not the peer is there or lets us in, so a link with keys watches its handshake:
-until it has succeeded, messages wait here, and a refusal leads to the next active key (keys.py) or, with
-growing pauses, to another try. libzmq tries again by itself only when a connection broke; after a refusal
-its session is dead.
+A DEALER accepts messages even if the peer is absent or refuses the connection. So a link with keys watches
+its handshake: messages wait here until it has succeeded. After a refusal the link tries the next active key
+(keys.py) or, with growing pauses, the same key again. libzmq reconnects by itself only after a lost
+connection; after a refusal its session is dead.
 
-A connection's identity is `device/nonce`, new for each socket: a link made anew never takes over, and so
-never cuts off, the one before it that still delivers; nor can another device take it over without guessing
-the nonce.
+A connection's identity is `device/nonce`, with a new nonce for each socket. So a new link never replaces an
+earlier one that still delivers, and another device cannot replace it without guessing the nonce.
 """
 
 from __future__ import annotations
@@ -28,36 +27,43 @@ from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
 
 Context = zmq.Context[Socket]
-DONTWAIT, MORE_DONTWAIT = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # zmq's own are slow enums
-ZERO_COPY_BYTES = 1 << 16  # frames from here on are handed over, not copied
-RETRY_S, RETRY_MAX_S = 0.1, 2.0
-PUMP_S = 0.005  # between tries to pass on what waited when the socket is full
+DONTWAIT, MORE_DONTWAIT = (
+    int(zmq.DONTWAIT),
+    int(zmq.DONTWAIT | zmq.SNDMORE),
+)  # plain integers: pyzmq's enums are slow
+ZERO_COPY_BYTES = 1 << 16  # frames of this size or more are passed without a copy
+RETRY_S, RETRY_MAX_S = 0.1, 2.0  # pauses between handshakes
+PUMP_S = 0.005  # pause between attempts to pass waiting messages to a full socket
 FAILURES: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "auth",  # the peer does not admit our key
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "protocol",  # garbage, another mechanism, a message for another key
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no_detail",  # the other side hung up; so does one with another key
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "protocol",  # malformed, another mechanism or another key
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no_detail",  # the peer closed; so does a peer with another key
 }
 HANDSHAKES = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(FAILURES)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of every socket. libzmq can bound messages, not bytes: a link holds at most `high_water` of them
-    at either end, beside the kernel's buffers. In-flight bytes are bounded above this, by credit."""
+    """Limits of every socket. libzmq can limit messages, not bytes: a link holds at most `high_water`
+    messages at either end, in addition to the kernel's buffers. Credit (peers/runtime) limits the bytes in
+    flight.
+    """
 
     high_water: int = 1024  # messages
     max_frame_bytes: int = MAX_PAYLOAD
-    max_frames: int = 4  # of a message
-    heartbeat_ms: int = 2000  # a half-open TCP connection is noticed ...
-    heartbeat_timeout_ms: int = 10_000  # ... after this long and made anew; so is one to a stopped process
+    max_frames: int = 4  # of one message
+    heartbeat_ms: int = 2000
+    heartbeat_timeout_ms: int = (
+        10_000  # then a half-open connection, or one to a stopped process, is replaced
+    )
     handshake_ms: int = 10_000
     reconnect_ms: int = 50
     reconnect_max_ms: int = 2000
-    linger_ms: int = 2000  # longest wait of a closing link for what it still holds
+    linger_ms: int = 2000  # longest time in which a closing link sends its remaining messages
 
 
 def configure(socket: Socket, limits: Limits, endpoint: str) -> None:
-    """What both ends have in common."""
+    """Set the options that both ends of a link share."""
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.SNDHWM, limits.high_water)
     socket.set(zmq.RCVHWM, limits.high_water)
@@ -71,10 +77,10 @@ def configure(socket: Socket, limits: Limits, endpoint: str) -> None:
 
 
 class LastFrame:
-    """The zmq frame of the last large buffer: neighbours are sent the same one, one after the other.
+    """The zmq frame of the last large buffer, because the same buffer is sent to several neighbours in turn.
 
-    To share a frame costs a reference count in libzmq, to make one a turn of pyzmq's own thread when it is
-    freed. It is kept no longer than until the loop turns, since it keeps the buffer too.
+    A shared frame costs one reference count in libzmq. A new one costs a turn of pyzmq's own thread when it
+    is freed. The frame keeps its buffer alive, so it is dropped at the next turn of the loop.
     """
 
     def __init__(self) -> None:
@@ -82,6 +88,7 @@ class LastFrame:
         self._frame: zmq.Frame | None = None
 
     def of(self, buffer: Buffer) -> zmq.Frame:
+        """The frame of a buffer, a new one if it is not the last buffer."""
         if self._frame is None or self._buffer is not buffer:
             self._buffer, self._frame = buffer, zmq.Frame(buffer, copy=False)
             asyncio.get_running_loop().call_soon(self._forget)
@@ -92,7 +99,10 @@ class LastFrame:
 
 
 class Dealer:
-    """A link to one peer. `report(kind, detail)`: of refused handshakes; `broken()`: of a lost connection."""
+    """A link to one peer.
+
+    `report(kind, detail)`: called for a refused handshake. `broken()`: called when the connection is lost.
+    """
 
     def __init__(
         self,
@@ -118,11 +128,13 @@ class Dealer:
         self._retry: asyncio.TimerHandle | None = None
         self._socket: Socket | None = None
         self._watch: Watch | None = None
-        self.up = keys is None  # without keys there is nothing to try: libzmq may hold what waits
+        self.up = keys is None  # without keys libzmq may hold the messages from the start
 
     def open(self, context: Context) -> None:
-        """Connect, with the key whose turn it is. Raises ValueError for an endpoint that cannot be one, and
-        where there are as many sockets as there may be."""
+        """Connect with the present key.
+
+        Raises ValueError for an invalid endpoint, or if no further socket is possible.
+        """
         self._context = context
         try:
             self._socket = context.socket(zmq.DEALER)
@@ -144,11 +156,11 @@ class Dealer:
             socket.curve_publickey, socket.curve_secretkey = mine.public, mine.secret
 
     def send(self, frames: Sequence[Buffer]) -> bool:
-        """Never blocks; False when the link holds all it may, or no socket is to be had."""
+        """Never blocks. Returns False if the link is full or no socket is available."""
         if self._socket is None and not self._open_again():
             return False
         if self.up and not self._pending:
-            return self._put(frames)
+            return self._send_now(frames)
         if len(self._pending) >= self._limits.high_water:
             return False
         self._pending.append(frames)
@@ -159,22 +171,25 @@ class Dealer:
             await self._waiter.wait([self._socket] if self._socket is not None else [])
 
     async def wait_sent(self) -> None:
-        """Until nothing waits for a handshake or for room in the socket."""
+        """Wait until no message waits for a handshake or for room in the socket."""
         while self._pending:
             await self._sent.wait([])
 
     def rekey(self, keys: NetworkKeys) -> None:
-        """Another set of keys. A connection under a key that is still active goes on."""
+        """Use another set of keys. A connection under a key that is still active continues."""
         before, self._keys = self._keys, keys
-        assert before is not None, "a link without keys cannot get some"
+        assert before is not None, "a link without keys cannot get keys"
         secret = before.secrets[self._key]
         self._key = keys.secrets.index(secret) if secret in keys.secrets else 0
         if secret not in keys.secrets and self._socket is not None:
             self._remake()
 
     def close(self, linger_ms: int) -> int:
-        """Give up; what the socket holds goes out within `linger_ms`. Returns the bytes it did not get."""
-        while self._pending and self._socket is not None and self._put(self._pending[0]):
+        """Close the link; the socket sends its messages within `linger_ms`.
+
+        Returns the bytes that never reached the socket.
+        """
+        while self._pending and self._socket is not None and self._send_now(self._pending[0]):
             self._pending.popleft()
         lost = sum(wire_bytes(frames, self._keys is not None) for frames in self._pending)
         self._pending.clear()
@@ -182,15 +197,15 @@ class Dealer:
         return lost
 
     def reopen_in(self, context: Context) -> None:
-        """After `close`: the next message opens the link again, in this context."""
+        """After `close`: the next message opens the link again in this context."""
         self._context = context
         self.up = self._keys is None
 
-    def _put(self, frames: Sequence[Buffer]) -> bool:
+    def _send_now(self, frames: Sequence[Buffer]) -> bool:
         socket, last = self._socket, frames[-1]
         assert socket is not None
         try:
-            for frame in frames[:-1]:  # headers; only the first frame can find no room
+            for frame in frames[:-1]:  # headers; only the first frame can fail for lack of room
                 socket.send(frame, MORE_DONTWAIT)
             if len(last) < ZERO_COPY_BYTES:
                 socket.send(last, DONTWAIT)
@@ -200,11 +215,11 @@ class Dealer:
             return False
         return True
 
-    def _pump(self) -> None:
-        while self.up and self._pending and self._put(self._pending[0]):
+    def _send_pending(self) -> None:
+        while self.up and self._pending and self._send_now(self._pending[0]):
             self._pending.popleft()
-        if self.up and self._pending:  # the socket is full; its credit comes back in lumps
-            asyncio.get_running_loop().call_later(PUMP_S, self._pump)
+        if self.up and self._pending:  # the socket is full
+            asyncio.get_running_loop().call_later(PUMP_S, self._send_pending)
         self._wake()
 
     def _writable(self) -> bool:
@@ -217,7 +232,7 @@ class Dealer:
         kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.up, self._failures = True, 0
-            self._pump()
+            self._send_pending()
         elif kind == zmq.EVENT_DISCONNECTED:
             self.up = self._keys is None
             self._broken()
@@ -229,7 +244,7 @@ class Dealer:
         self._report(FAILURES[kind], self.address)
         keys = len(self._keys.secrets) if self._keys is not None else 1
         if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and keys == 1:
-            return  # libzmq tries again by itself
+            return  # libzmq reconnects by itself
         self._key = (self._key + 1) % keys
         again = max(0, self._failures - keys)
         delay_s = 0.0 if self._failures < keys else min(RETRY_S * 2 ** min(again, 10), RETRY_MAX_S)

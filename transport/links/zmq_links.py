@@ -1,15 +1,15 @@
-"""ZeroMQ: one ROUTER inbox per device, which only receives, and one DEALER per neighbour, which only sends.
+"""ZeroMQ links: one ROUTER inbox per device, which only receives, and one DEALER per neighbour, which only
+sends.
 
-`ROUTER_MANDATORY` would concern sending, which the inbox does not do. `ROUTER_HANDOVER` lets a DEALER whose
-connection broke come back before the inbox has noticed the break (without it the new connection is
-ignored). A restarted device has identities of its own (zmq_dealer.py).
+`ROUTER_HANDOVER` lets a DEALER reconnect before the inbox has noticed that its connection broke; without it
+the new connection is ignored. A restarted device has other identities (zmq_dealer.py).
 
-An inbox reads from its socket only when `recv` is called, so a receiver that is slow fills its own socket,
-then the senders', whose `send` then says False. What libzmq cannot bound is the number of frames of one
-message before its last has come: with keys only a member can try that.
+An inbox reads its socket only when `recv` is called. So a slow receiver fills its own socket and then those
+of the senders, whose `send` then returns False. libzmq cannot limit the number of frames of one message
+before its last frame has arrived; with keys only a member can exploit that.
 
-Inbox and outgoing links have a context each: that of the outgoing links can be ended, which is the only way
-to learn that libzmq has passed on all it holds.
+The inbox and the outgoing links have separate contexts. The context of the outgoing links can be terminated,
+which is the only way to learn that libzmq has sent all its messages.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from transport.links.interface import DropHook, Received
 from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
-from transport.security.security_events import note
+from transport.security.security_events import count_security_event
 from transport.security.zap import DOMAIN, ENDPOINT, ZapHandler
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
 
-CURVE_OVERHEAD = 64  # bytes that maxmsgsize must allow beside a frame, which CURVE makes 33 longer
+CURVE_OVERHEAD = 64  # added to MAXMSGSIZE: CURVE makes each frame 33 bytes longer (see wire_bytes)
 CONNECTIONS: dict[int, str] = {zmq.EVENT_ACCEPTED: "accepted", zmq.EVENT_HANDSHAKE_SUCCEEDED: "established"}
-DONTWAIT, EVENTS, POLLIN = int(zmq.DONTWAIT), int(zmq.EVENTS), int(zmq.POLLIN)  # zmq's own are slow enums
-FAIR = 32  # messages that `recv` hands on before it lets others run
-REBIND_S = 2.0  # a port is free within a millisecond of its unbinding
+DONTWAIT, EVENTS, POLLIN = (
+    int(zmq.DONTWAIT),
+    int(zmq.EVENTS),
+    int(zmq.POLLIN),
+)  # plain integers: pyzmq's enums are slow
+FAIR = 32  # messages that `recv` returns between two turns of other tasks
+REBIND_S = 2.0  # longest wait for a port; it is usually free within a millisecond of its unbinding
 log = logging.getLogger("unweft")
 
 
 class ZmqLinks:
-    """The links of one device (the `Links` protocol). Without `keys` everything travels in the clear."""
+    """The links of one device (the `Links` protocol). Without `keys` nothing is encrypted."""
 
     def __init__(
         self, device: str, listen: str, keys: NetworkKeys | None = None, limits: Limits | None = None
@@ -49,7 +53,7 @@ class ZmqLinks:
         self.device, self.listen = device, listen
         self.security_events: Counter[str] = Counter()
         self.unsent_bytes: Counter[str] = Counter()
-        # of the inbox; of some garbage (ZMTP 1.0 where keys are needed) libzmq tells only that it came
+        # connections to the inbox; for some malformed ones (ZMTP 1.0) libzmq reports only "accepted"
         self.connections: Counter[str] = Counter()
         self.on_drop: DropHook | None = None
         self.on_broken: Callable[[str], None] | None = None
@@ -59,7 +63,7 @@ class ZmqLinks:
         self._outside: Context = zmq.Context()
         self._inboxes: list[
             tuple[Socket, Watch]
-        ] = []  # the bound one last, after one that is only read empty
+        ] = []  # the bound one last; an unbound one before it is only read until empty
         self._zap: Watch | None = None
         self._zap_handler: ZapHandler | None = None
         self._dealers: dict[str, Dealer] = {}
@@ -71,16 +75,16 @@ class ZmqLinks:
     @property
     def address(self) -> str:
         if not self._address:
-            raise RuntimeError("links have an address once they are started")
+            raise RuntimeError("links have an address only after start()")
         return self._address
 
     async def start(self) -> None:
-        """Bind the inbox. Raises OSError (with the endpoint in it) when that cannot be done."""
+        """Bind the inbox. Raises OSError (with the endpoint in it) if that is not possible."""
         if self._keys is not None:
             self._zap_handler = ZapHandler(self._keys)
             zap = self._inside.socket(zmq.REP)
-            zap.bind(ENDPOINT)  # before the inbox: no connection is ever judged by nobody
-            self._zap = Watch(zap, lambda frames: self._judge(zap, frames))
+            zap.bind(ENDPOINT)  # before the inbox, so that every connection is authenticated
+            self._zap = Watch(zap, lambda frames: self._answer_zap(zap, frames))
         try:
             self._bind(self.listen)
         except zmq.ZMQError as error:
@@ -88,7 +92,7 @@ class ZmqLinks:
         self._address = _text(self._inboxes[0][0].get(zmq.LAST_ENDPOINT))
 
     def connect(self, peer: str, address: str) -> None:
-        """An address that cannot be one, or not of our kind, gives no link: it may come from anyone."""
+        """An invalid address, or one of another scheme, gives no link: it may come from anyone."""
         if peer in self._dealers:
             if self._dealers[peer].address == address:
                 return
@@ -98,10 +102,10 @@ class ZmqLinks:
         dealer = Dealer(self.device, address, *how)
         try:
             if address.partition("://")[0] != self.listen.partition("://")[0]:
-                raise ValueError(f"{address!r} is not of the kind of {self.listen!r}")
+                raise ValueError(f"{address!r} has not the scheme of {self.listen!r}")
             dealer.open(self._outside)
         except ValueError as error:
-            self._note("bad_address", f"no link to {peer!r}: {error}")
+            self._count_event("bad_address", f"no link to {peer!r}: {error}")
             return
         self._dealers[peer] = dealer
 
@@ -129,8 +133,8 @@ class ZmqLinks:
             if self._closed:
                 raise ConnectionError("the links are closed")
             if not self._inboxes:
-                raise RuntimeError("start() comes first")
-            received = self._next()
+                raise RuntimeError("call start() before recv()")
+            received = self._next_message()
             if received is not None:
                 self._handed_on += 1
                 if self._handed_on % FAIR == 0:
@@ -139,10 +143,13 @@ class ZmqLinks:
             await self._waiter.wait([router for router, _ in self._inboxes])
 
     async def use_keys(self, keys: NetworkKeys) -> None:
-        """The next step of a rotation or another allow-list (keys.py). Raises ValueError without keys so far,
-        OSError if the inbox cannot be bound again under a new primary key."""
+        """Apply the next step of a rotation, or another allow-list (keys.py).
+
+        Raises ValueError for links without keys, and OSError if the inbox cannot be bound again under a new
+        primary key.
+        """
         if self._keys is None or self._zap_handler is None:
-            raise ValueError("links that were started without keys cannot get some")
+            raise ValueError("links that were started without keys cannot get keys")
         primary = self._keys.server()
         self._keys = self._zap_handler.keys = keys
         for dealer in self._dealers.values():
@@ -151,7 +158,10 @@ class ZmqLinks:
             await self._rebind()
 
     async def flush(self, timeout_s: float) -> bool:
-        """Links open again with their next message: only of an ended context does libzmq say it is empty."""
+        """Only a terminated context of libzmq reports that it is empty.
+
+        Links open again with their next message.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         waiting = [asyncio.ensure_future(d.wait_sent()) for d in self._dealers.values()]
@@ -185,7 +195,7 @@ class ZmqLinks:
     def _bind(self, endpoint: str) -> None:
         router = self._inside.socket(zmq.ROUTER)
         configure(router, self._limits, endpoint)
-        router.set(zmq.LINGER, self._limits.linger_ms)  # when unbound, it keeps what it has received
+        router.set(zmq.LINGER, self._limits.linger_ms)  # when unbound, it keeps its received messages
         router.set(zmq.ROUTER_HANDOVER, 1)
         router.set(zmq.MAXMSGSIZE, self._limits.max_frame_bytes + CURVE_OVERHEAD)
         if self._keys is not None:
@@ -203,7 +213,10 @@ class ZmqLinks:
         self._inboxes.append((router, watch))
 
     async def _rebind(self) -> None:
-        """Serve the new primary key. Connections under the old one end; what they brought can be read."""
+        """Serve the new primary key.
+
+        Connections under the old one end; messages that they delivered can still be read.
+        """
         self._waiter.wake()
         while len(self._inboxes) > 1:
             _shut(*self._inboxes.pop(0))
@@ -217,25 +230,27 @@ class ZmqLinks:
             except zmq.ZMQError as error:
                 if asyncio.get_running_loop().time() > deadline:
                     raise OSError(error.errno, f"cannot listen on {self.address} again: {error}") from None
-            old.get(zmq.EVENTS)  # its connections end when it agrees, which it does in its calls
-            await asyncio.sleep(0.001)  # the old listener is closed by libzmq's thread
+            old.get(zmq.EVENTS)  # libzmq closes its connections within calls on the socket
+            await asyncio.sleep(0.001)  # libzmq's thread closes the old listener
         self._waiter.wake()
 
-    def _next(self) -> Received | None:
-        """The next good message; None when there is none now. What an old socket has comes first."""
+    def _next_message(self) -> Received | None:
+        """The next valid message, or None if there is none now. Messages of an old socket come first."""
         for router, _ in self._inboxes:
-            while int(router.get(EVENTS)) & POLLIN:  # asked first: an exception costs ten times as much
-                received = self._read(router)
+            while (
+                int(router.get(EVENTS)) & POLLIN
+            ):  # cheaper than recv, whose exception costs ten times as much
+                received = self._read_message(router)
                 if received is not None:
                     return received
         return None
 
-    def _read(self, router: Socket) -> Received | None:
-        """One message; None if it was dropped. A message is there whole or not at all."""
+    def _read_message(self, router: Socket) -> Received | None:
+        """One message, or None if it was dropped. libzmq delivers whole messages only."""
         identity = router.recv(DONTWAIT)
         frames: list[Buffer] = []
         curve, limit, excess, more = self._keys is not None, self._limits.max_frames, 0, True
-        while more:  # a ROUTER hands on at least one frame behind the identity
+        while more:  # a ROUTER delivers at least one frame after the identity
             part = router.recv(DONTWAIT, copy=False)
             more = part.more
             if len(frames) < limit:
@@ -244,24 +259,24 @@ class ZmqLinks:
                 excess += wire_bytes((part.buffer,), curve)
         source, size = _source(identity), wire_bytes(frames, curve) + excess
         if excess:
-            self._drop(source, "malformed", size, f"more than {limit} frames")
+            self._drop_message(source, "malformed", size, f"more than {limit} frames")
             return None
         if self._keys is None or self._keys.allowed is None:
             return Received(source, tuple(frames), size)
         public = str(part.get("User-Id"))
         if not self._keys.binds(source, public):
             owner = self._keys.owner(public) or "nobody"
-            self._drop(source, "unbound", size, f"its key is that of {owner}")
+            self._drop_message(source, "unbound", size, f"its key belongs to {owner}")
             return None
         return Received(source, tuple(frames), size, user=source)
 
-    def _drop(self, source: str, reason: str, size: int, why: str) -> None:
-        self._note(reason, f"message from {source!r} dropped: {why}")
+    def _drop_message(self, source: str, reason: str, size: int, why: str) -> None:
+        self._count_event(reason, f"message from {source!r} dropped: {why}")
         if self.on_drop is not None:
             self.on_drop(source, reason, size)
 
-    # -- attempts --------------------------------------------------------------------------------------
-    def _judge(self, zap: Socket, request: list[bytes]) -> None:
+    # -- security events -------------------------------------------------------------------------------
+    def _answer_zap(self, zap: Socket, request: list[bytes]) -> None:
         assert self._zap_handler is not None
         zap.send_multipart(self._zap_handler.answer(request))
 
@@ -270,22 +285,27 @@ class ZmqLinks:
         if event in CONNECTIONS:
             self.connections[CONNECTIONS[event]] += 1
         elif event in FAILURES:
-            self._note(f"inbox_{FAILURES[event]}", "a connection to the inbox was refused in its handshake")
+            self._count_event(f"inbox_{FAILURES[event]}", "the handshake of a connection to the inbox failed")
 
     def _on_broken(self, peer: str) -> None:
         if self.on_broken is not None:
             self.on_broken(peer)
 
     def _refused_by_peer(self, kind: str, address: str) -> None:
-        self._note(f"link_{kind}", f"the handshake with {address} failed")
+        self._count_event(f"link_{kind}", f"the handshake with {address} failed")
 
-    def _note(self, kind: str, what: str) -> None:
-        note(self.security_events, kind, f"{self.device}: {what}")
+    def _count_event(self, kind: str, what: str) -> None:
+        count_security_event(self.security_events, kind, f"{self.device}: {what}")
 
     def _unsent(self, peer: str, lost: int) -> int:
         if lost:
             self.unsent_bytes[peer] += lost
-            log.warning("%s: %d bytes for %s never sent: no handshake, no room", self.device, lost, peer)
+            log.warning(
+                "%s: %d bytes for %s were never sent: no handshake, or no room in the socket",
+                self.device,
+                lost,
+                peer,
+            )
         return lost
 
 
@@ -297,7 +317,7 @@ def _shut(router: Socket, watch: Watch) -> None:
 
 @lru_cache(maxsize=1024)
 def _source(identity: bytes) -> str:
-    """The device that a connection claims to be: the identity before its nonce; hex when it is no text."""
+    """The device id that a connection claims: the identity before its nonce; hex if it is not text."""
     try:
         text = identity.decode()
     except UnicodeDecodeError:

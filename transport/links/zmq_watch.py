@@ -1,7 +1,7 @@
-"""A plain ZeroMQ socket in an asyncio loop. (zmq.asyncio makes a future and a poll of each message.)
+"""Plain ZeroMQ sockets in an asyncio loop. (zmq.asyncio makes a future and a poll for each message.)
 
-A socket's descriptor signals *changes*, not states, and any call on the socket may swallow the signal: so
-it is always read until it is empty before its descriptor is waited for.
+A socket's descriptor signals *changes*, not states, and any call on the socket may consume the signal. So a
+socket is always read until it is empty before its descriptor is awaited.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 import zmq
 
 Socket = zmq.Socket[bytes]
-BATCH = 64  # messages at a time, so that a flood on one socket does not hold up the loop
+BATCH = 64  # messages between two turns of the loop, so that one socket cannot block it
 
 
 class Watch:
-    """Calls `handle` with each message of a socket, which it owns from here on."""
+    """Calls `handle` with each message of a socket. The watch owns the socket from now on."""
 
     def __init__(self, socket: Socket, handle: Callable[[list[bytes]], None]) -> None:
         self._socket, self._handle = socket, handle
         self._loop = asyncio.get_running_loop()
         self._fd = _descriptor(socket)
         self._loop.add_reader(self._fd, self._drain)
-        self._loop.call_soon(self._drain)  # what came before the descriptor was watched
+        self._loop.call_soon(self._drain)  # messages that arrived before the descriptor was watched
 
     def close(self) -> None:
         if not self._socket.closed:
@@ -32,7 +32,7 @@ class Watch:
 
     def _drain(self) -> None:
         for _ in range(BATCH):
-            if self._socket.closed:  # also by what a message led to
+            if self._socket.closed:  # `handle` may have closed it
                 return
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
@@ -43,14 +43,17 @@ class Watch:
 
 
 class Waiter:
-    """Suspends one task until one of several sockets has news, or `wake` is called."""
+    """Suspends one task until one of several sockets has news, or until `wake`."""
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
         self._fds: list[int] = []
 
     def wake(self) -> None:
-        """Before one of the sockets is closed too: its descriptor's number may soon be another's."""
+        """Wake the task.
+
+        Also call this before a socket closes: another file may soon have its descriptor number.
+        """
         for fd in self._fds:
             asyncio.get_running_loop().remove_reader(fd)
         self._fds = []
@@ -58,9 +61,9 @@ class Waiter:
             self._future.set_result(None)
 
     async def wait(self, sockets: Sequence[Socket]) -> None:
-        """Raises RuntimeError when another task waits already: one of the two would never wake."""
+        """Raises RuntimeError if another task already waits: only one of the two would wake."""
         if self._future is not None:
-            raise RuntimeError("another task waits here already")
+            raise RuntimeError("another task already waits here")
         loop = asyncio.get_running_loop()
         self._future = loop.create_future()
         self._fds = [_descriptor(socket) for socket in sockets]

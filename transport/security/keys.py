@@ -1,18 +1,18 @@
-"""Keys: the network's (who may talk at all), a device's CURVE pair (who is connected), and its signing key.
+"""Keys: the network key (who may talk), a device's CURVE pair (who is connected), and its signing key.
 
-A network key is 32 random bytes that all devices of a run hold. Two CURVE pairs are derived from each: the
-*server* pair, which every inbox uses, and the *client* pair. Without the key nobody knows the server's public
-key, and a first message that is not made for it gets no answer. A client then proves itself: with the client
-pair of the same network key or, where there is an allow-list, with a pair of its own that the list binds to
-its id.
+A network key is 32 random bytes that all devices of a run hold. Two CURVE pairs are derived from it (HKDF,
+RFC 5869): the *server* pair, which every inbox uses, and the *client* pair. A device without the key does not
+know the server's public key, and gets no answer to a first message for another key (CurveZMQ, RFC 26). A
+client authenticates with the client pair of the same network key or, with an allow-list, with its own pair,
+which the list binds to its id.
 
-Rotation, as in serf: `installed` (both keys are known everywhere, the old one serves), `used` (the new one
-serves), `removed`. libzmq fixes a socket's server key when it binds, so an inbox serves the *primary* key
-alone and a client tries each key it holds until one fits (zmq_dealer.py). The other way, one bound ROUTER
-for each active key, would never break a connection, but costs a second port to publish and map for every
-device, and a link that moves between two sockets reorders messages. Ours costs one broken connection per
-link at `used`: what is in flight then may be lost, so it is done between rounds. Old connections do not
-outlive it: a key that has leaked is out of use at once.
+Rotation has the three steps of serf: `installed` (all devices know both keys, the old one serves), `used`
+(the new one serves), `removed`. libzmq fixes a socket's server key when it binds. So an inbox serves the
+*primary* key only, and a client tries each of its keys until one fits (zmq_dealer.py). The alternative, one
+bound ROUTER for each active key, breaks no connection, but needs a second published port on every device and
+reorders messages of a link that moves between sockets. This design breaks one connection per link at `used`.
+Messages in flight may be lost then, so a rotation takes place between rounds. Old connections end with it: a
+leaked key is useless at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger("unweft")
 
 @dataclass(frozen=True, slots=True)
 class CurvePair:
-    """A CURVE key pair, both halves in Z85 (40 bytes)."""
+    """A CURVE key pair, both halves in Z85 (40 bytes; ZeroMQ RFC 32)."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -55,16 +55,16 @@ class CurvePair:
     def of_secret(cls, secret: bytes) -> CurvePair:
         """The pair of a secret half in Z85. Raises ValueError for anything else."""
         if len(secret) != 40 or len(_z85(secret)) != 32:
-            raise ValueError("no CURVE secret key: 40 characters of Z85 are needed")
+            raise ValueError("not a CURVE secret key: 40 characters of Z85 are required")
         return cls(zmq.curve_public(secret), secret)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkKeys:
-    """What a device needs to talk: the network's keys and, with an allow-list, its own pair. Picklable.
+    """The keys of one device: the network keys and, with an allow-list, its own pair. Picklable.
 
-    `secrets`: the primary first, at most one more. `allowed`: device id -> CURVE public key (Z85); None:
-    whoever has the network key may use any id. Raises ValueError for what is not such material.
+    `secrets`: the primary key first, at most one more. `allowed`: device id -> CURVE public key (Z85); None:
+    every holder of the network key may use any id. Raises ValueError for invalid keys.
     """
 
     secrets: tuple[bytes, ...] = field(repr=False)
@@ -85,17 +85,17 @@ class NetworkKeys:
 
     @classmethod
     def for_devices(cls, devices: Iterable[str]) -> dict[str, NetworkKeys]:
-        """One network key for all, a pair for each, and the list that binds their ids to the pairs."""
+        """One network key for all, one pair for each device, and the allow-list that binds ids to pairs."""
         common, pairs = cls.generate(), {device: CurvePair.generate() for device in devices}
         allowed = {device: pair.public for device, pair in pairs.items()}
         return {device: replace(common, device=pair, allowed=allowed) for device, pair in pairs.items()}
 
     def server(self, index: int = 0) -> CurvePair:
-        """What an inbox of this network uses; `index` counts the active keys."""
+        """The pair of an inbox; `index` counts the active keys."""
         return _derived(self.secrets[index], b"server")
 
     def client(self, index: int = 0) -> CurvePair:
-        """What this device proves itself with."""
+        """The pair with which this device authenticates."""
         return self.device or _derived(self.secrets[index], b"client")
 
     def admits(self, public: bytes) -> bool:
@@ -107,34 +107,34 @@ class NetworkKeys:
         return self.allowed is None or self.allowed.get(source) == public.encode()
 
     def owner(self, public: str) -> str:
-        """The device id that a public key is bound to; empty without an allow-list."""
+        """The device id to which a public key is bound; empty without an allow-list."""
         return next((d for d, key in (self.allowed or {}).items() if key == public.encode()), "")
 
     def installed(self, secret: bytes) -> NetworkKeys:
-        """First step of a rotation: the new key is known, the primary goes on serving."""
+        """First step of a rotation: add the new key; the primary key still serves."""
         return replace(self, secrets=(*self.secrets, secret))
 
     def used(self, secret: bytes) -> NetworkKeys:
-        """Second step: an installed key becomes the primary. Raises ValueError if it is not installed."""
+        """Second step: make an installed key the primary key. Raises ValueError if it is not installed."""
         if secret not in self.secrets:
-            raise ValueError("a key is installed everywhere before it is used")
+            raise ValueError("a key must be installed before it is used")
         return replace(self, secrets=(secret, *(s for s in self.secrets if s != secret)))
 
     def label(self, index: int = 0) -> str:
-        """A name for an active key that can be shown: it tells nothing about the key."""
+        """A printable name of an active key, which reveals nothing about the key."""
         return hashlib.sha256(b"unweft label " + self.secrets[index]).hexdigest()[:8]
 
     def removed(self, secret: bytes) -> NetworkKeys:
-        """Last step: the old key is forgotten. Raises ValueError for the primary."""
+        """Last step: remove the old key. Raises ValueError for the primary key."""
         if secret == self.secrets[0]:
-            raise ValueError("the primary key cannot be removed; use another one first")
+            raise ValueError("the primary key cannot be removed; use another key first")
         return replace(self, secrets=tuple(s for s in self.secrets if s != secret))
 
 
 def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
-    """New key material in a folder (mode 0600): a network key and, for named devices, pairs and allow-list.
+    """Write new key files (mode 0600): a network key and, for named devices, their pairs and the allow-list.
 
-    Raises FileExistsError, before anything is written, rather than replace material that is there.
+    Raises FileExistsError, before it writes anything, if one of the files exists.
     """
     pairs = {device: CurvePair.generate() for device in devices}
     names = [NETWORK_FILE, *([ALLOWED_FILE] if pairs else []), *map(_device_file, pairs)]
@@ -154,23 +154,25 @@ def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
 
 
 def rotate(folder: Path, step: Callable[[NetworkKeys], NetworkKeys]) -> NetworkKeys:
-    """One step of a rotation on the network keys in a folder; a reader finds the old file or the new one.
+    """Apply one step of a rotation to the network keys in a folder. Readers find the old file or the new one.
 
     Raises ValueError, and changes nothing, if the file or the step is wrong.
     """
     path = folder / NETWORK_FILE
     keys = step(_network(path))
     fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)  # of a step that was cut short
+    fresh.unlink(missing_ok=True)  # left over from an interrupted step
     _write_private(fresh, _lines(keys.secrets))
     fresh.replace(path)
     return keys
 
 
 def load(folder: Path, device: str) -> NetworkKeys:
-    """A device's keys from a folder that `generate` wrote: one network key in hex a line, the primary first.
+    """A device's keys from a folder that `generate` wrote.
 
-    Raises ValueError, with the file's name, for what is missing or malformed.
+    Network keys: one per line in hex, the primary first.
+
+    Raises ValueError with the file's name for a missing or malformed file.
     """
     keys = _network(folder / NETWORK_FILE)
     path = folder / ALLOWED_FILE
@@ -200,7 +202,7 @@ def _lines(secrets_: Iterable[bytes]) -> bytes:
 
 
 class DeviceIdentity:
-    """An Ed25519 private key and its public half (32 bytes): what a device says cannot be said by another."""
+    """An Ed25519 private key and its public half (32 bytes), with which a device signs its messages."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -208,15 +210,17 @@ class DeviceIdentity:
 
     @classmethod
     def generate(cls, seed: bytes | None = None) -> DeviceIdentity:
-        """A new key; the same for the same 32 bytes of `seed`. Raises ValueError for another length."""
+        """A new key; equal 32-byte seeds give equal keys. Raises ValueError for another length."""
         if seed is None:
             return cls(Ed25519PrivateKey.generate())
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod
     def load_or_create(cls, path: Path) -> DeviceIdentity:
-        """The key in a file that only its owner may read; a returning device keeps it. Raises ValueError if
-        the file holds something else."""
+        """The key in a file that only its owner may read. A returning device keeps its key.
+
+        Raises ValueError if the file holds something else.
+        """
         if path.exists():
             return cls.generate(_read(path))
         identity = cls.generate()
@@ -230,7 +234,7 @@ class DeviceIdentity:
 
 
 def verify(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether the holder of `public` signed `data`; False for malformed keys and signatures too."""
+    """Whether the holder of `public` signed `data`; False also for malformed keys and signatures."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError):
@@ -258,11 +262,11 @@ def _device_file(device: str) -> str:
 
 def _read(path: Path) -> bytes:
     if path.stat().st_mode & 0o077:
-        log.warning("%s may be read by others: chmod 600", path)
+        log.warning("other users may read %s; run chmod 600", path)
     return path.read_bytes()
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """O_EXCL with the mode from the start: there is no moment at which others could open it."""
+    """Create the file with O_EXCL and its final mode, so that other users can never open it."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)

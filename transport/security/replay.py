@@ -1,25 +1,25 @@
-"""Which numbers of a source have been here: in the clear, a message can be sent again. Sans-I/O.
+"""Refusal of replayed messages on links without encryption. Sans-I/O.
 
-A window that slides, as that of IPsec (RFC 4303, section 3.4.3): a link that is made anew may overtake the
-one before it, so numbers need not come in order, but each is good once and none is good that is far behind.
-CURVE needs none of this: it numbers what it encrypts.
+A sliding window of sequence numbers per source, as in IPsec (RFC 4303, section 3.4.3). A new link may
+overtake the one before it, so numbers need not come in order. Each number is valid once, and numbers far
+behind the highest are not valid. CURVE needs no such window: it numbers its encrypted messages itself.
 """
 
 from __future__ import annotations
 
-WINDOW = 1 << 14  # numbers: more than two links hold of one source
-MAX_SOURCES = 4096  # sources are claims: whoever invents names must not take memory without end
+WINDOW = 1 << 14  # numbers per source: more than two links hold
+MAX_SOURCES = 4096  # source names are unverified; bounds the memory that invented names can take
 
 
 class ReplayGuard:
-    """A source starts again with higher numbers than it has used before; who does not is not heard."""
+    """The numbers seen of each source. A source that restarts must continue with higher numbers."""
 
     def __init__(self) -> None:
-        # by source: its highest number n, and bits: the k-th tells whether n - k was here
+        # by source: the highest number n, and bits of which the k-th tells whether n - k was seen
         self._seen: dict[str, tuple[int, int]] = {}
 
     def fresh(self, source: str, number: int) -> bool:
-        """Whether this number of a source is here for the first time; it is not from then on."""
+        """Record a number. Returns whether it is valid and new."""
         newest, bits = self._seen.get(source, (number, 0))
         ahead = number - newest
         if ahead > 0:

@@ -1,4 +1,4 @@
-"""Attempts that were refused: handshakes, ids that are not bound, malformed or replayed messages."""
+"""Counters of refused attempts: handshakes, unbound ids, malformed or replayed messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections import Counter
 log = logging.getLogger("unweft")
 
 
-def note(events: Counter[str], kind: str, what: str) -> None:
-    """Count all; log the 1st, 2nd, 4th, 8th, ... of a kind, so that no attacker fills the disk."""
+def count_security_event(events: Counter[str], kind: str, what: str) -> None:
+    """Count every event.
+
+    Log the 1st, 2nd, 4th, 8th, ... of a kind, so that an attacker cannot fill the disk.
+    """
     events[kind] += 1
     count = events[kind]
     if count & (count - 1) == 0:

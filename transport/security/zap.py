@@ -1,4 +1,7 @@
-"""Who may connect: answers libzmq's requests (ZAP, ZeroMQ RFC 27) from the network's keys. Sans-I/O."""
+"""Authentication of connections: answers libzmq's ZAP requests (ZeroMQ RFC 27) from the network's keys.
+
+Sans-I/O.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,22 @@ from zmq.utils import z85
 
 from transport.security.keys import NetworkKeys
 
-ENDPOINT = "inproc://zeromq.zap.01"  # fixed by the RFC
+ENDPOINT = "inproc://zeromq.zap.01"  # fixed by RFC 27
 DOMAIN = b"unweft"
 VERSION, MECHANISM = b"1.0", b"CURVE"
 log = logging.getLogger("unweft")
 
 
 class ZapHandler:
-    """Decides on CURVE clients. The user id that it gives a connection is the client's public key (Z85)."""
+    """Decides on CURVE clients. The user id of an admitted connection is the client's public key (Z85)."""
 
     def __init__(self, keys: NetworkKeys) -> None:
         self.keys = keys
 
     def answer(self, request: Sequence[bytes]) -> list[bytes]:
-        """The reply to [version, id, domain, address, identity, mechanism, credential]; else a refusal."""
+        """The reply to [version, id, domain, address, identity, mechanism, credential]: status 200 or 400
+        (RFC 27).
+        """
         request_id = request[1] if len(request) > 1 else b""
         public = self._admitted(request)
         if public is None:

@@ -1,1 +1,3 @@
-"""How fast bytes leave: token buckets, the shaper, the channel model, and the accounts of each link."""
+"""The rate at which bytes leave: token buckets, the shaper, the channel model, and the account of each
+link.
+"""

@@ -1,7 +1,7 @@
-"""Bytes and latencies per link, counted where they happen. Sans-I/O.
+"""Bytes and latencies per link, counted where they occur. Sans-I/O.
 
-A message that arrived counts as received or, if it was refused, as dropped under its reason: never both, and
-never as the difference of two other numbers. So on a link between live devices sent = received + dropped.
+A message that arrived counts either as received or, if it was refused, as dropped under a reason. No count is
+the difference of two others. So on a link between live devices sent = received + dropped.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
 _NO_BYTES = dict.fromkeys(CAUSES, 0)
-MAX_PEERS = 4096  # sources are claims: whoever invents names must not grow the books without end
+MAX_PEERS = 4096  # source names are unverified; bounds the number of accounts
 OTHERS = "(others)"  # the account of all further sources
 
 PERCENTS = (50, 95, 99)
 PER_DECADE = 32  # a bucket is 10^(1/32) = 7.5 % wide
-# upper bounds in ns, 1 us to 1000 s; what is longer has a bucket of its own
+# upper bounds in ns, 1 us to 1000 s; one more bucket holds longer latencies
 BOUNDS_NS = tuple(round(1000 * 10 ** (i / PER_DECADE)) for i in range(9 * PER_DECADE + 1))
 
 
 class LatencyHistogram:
-    """Counts in log-spaced buckets of ns; quantiles are right within 7.5 % and within what was seen."""
+    """Counts of latencies in log-spaced buckets.
+
+    Quantiles are exact within 7.5 % and within the observed range.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._min_ns = self._max_ns = 0
-        self._found: tuple[int, dict[str, float]] = (0, {})  # quantiles of so many
-        self.negative = 0  # arrivals before their departure: a clock or a sender is wrong; in no quantile
+        self._found: tuple[int, dict[str, float]] = (0, {})  # cached quantiles, and the number of latencies
+        self.negative = 0  # negative latencies, from a wrong clock or sender; in no quantile
 
     def add(self, latency_ns: int) -> None:
+        """Count a latency in ns."""
         if latency_ns < 0:
             self.negative += 1
             return
@@ -42,7 +46,7 @@ class LatencyHistogram:
         self._counts[bisect_left(BOUNDS_NS, latency_ns)] += 1
 
     def merge(self, other: LatencyHistogram) -> None:
-        """Add another link's or life's latencies to these."""
+        """Add the latencies of another histogram."""
         self.negative += other.negative
         if other._counts:
             self._min_ns = min(self._min_ns, other._min_ns) if self._counts else other._min_ns
@@ -53,13 +57,13 @@ class LatencyHistogram:
         return self._counts.total()
 
     def quantile_ns(self, percent: int) -> int:
-        """Upper bound of the bucket of rank ceil(percent/100 * n). Raises ValueError when empty."""
+        """The upper bound of the bucket of rank ceil(percent/100 * n), in ns. Raises ValueError if empty."""
         if not self._counts:
             raise ValueError("no latencies yet")
         return self._quantiles_ns((percent,))[0]
 
     def _quantiles_ns(self, percents: tuple[int, ...]) -> list[int]:
-        """For percents in rising order, in one pass: a device does this for each link in each round."""
+        """For ascending percents, in one pass, because a device does this for each link in each round."""
         buckets = sorted(self._counts)
         seen = list(accumulate(map(self._counts.__getitem__, buckets)))
         ranks = (max(1, -(-percent * seen[-1] // 100)) for percent in percents)
@@ -68,11 +72,11 @@ class LatencyHistogram:
         return [max(self._min_ns, min(bound, self._max_ns)) for bound in bounds]
 
     def to_dict(self) -> dict[str, int]:
-        """Messages by bucket, in order: bucket i ends at 10^(i/32) us (`BOUNDS_NS`)."""
+        """Messages by bucket, in order. Bucket i ends at 10^(i/32) us (`BOUNDS_NS`)."""
         return {str(bucket): count for bucket, count in sorted(self._counts.items())}
 
     def quantiles_s(self) -> dict[str, float] | None:
-        """p50, p95 and p99 in seconds; None before the first."""
+        """p50, p95 and p99 in seconds; None if empty."""
         if not self._counts:
             return None
         count = len(self)
@@ -83,21 +87,24 @@ class LatencyHistogram:
 
 
 class LinkAccount:
-    """What one device sent to and received from one peer. Bytes are the wire's unless they say otherwise."""
+    """The traffic of one device with one peer. Bytes are wire bytes unless the name says otherwise."""
 
     def __init__(self) -> None:
         self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
-        self.payload_bytes = 0  # of the sent bytes: tensors
-        self.header_bytes: int | None = 0  # of the sent bytes: packed headers; None: a sender did not say
+        self.payload_bytes = 0  # tensor bytes of the sent bytes
+        self.header_bytes: int | None = 0  # header bytes of the sent bytes; None if unknown for a message
         self.sent_by_cause: Counter[str] = Counter()
         self.dropped_messages: Counter[str] = Counter()
         self.dropped_bytes: Counter[str] = Counter()
         self.abandoned_bytes: Counter[str] = Counter()
-        self.lost_bytes = 0  # of the sent bytes: what the emulated channel lost
+        self.lost_bytes = 0  # those of the sent bytes that the emulated channel lost
         self.latency = LatencyHistogram()
 
     def sent(self, cause: str, wire_bytes: int, payload_bytes: int, header_bytes: int | None = None) -> None:
-        """A message that a link took. Without `header_bytes` the rest's split is unknown from then on."""
+        """Count a message that a link accepted.
+
+        Without `header_bytes` the split of the rest is unknown from now on.
+        """
         self.sent_messages += 1
         self.sent_bytes += wire_bytes
         self.payload_bytes += payload_bytes
@@ -106,7 +113,7 @@ class LinkAccount:
         self.sent_by_cause[cause] += wire_bytes
 
     def add_sent(self, other: LinkAccount) -> None:
-        """Take over what another account sent and abandoned."""
+        """Add the sent and abandoned bytes of another account."""
         self.sent_messages += other.sent_messages
         self.sent_bytes += other.sent_bytes
         self.payload_bytes += other.payload_bytes
@@ -117,31 +124,33 @@ class LinkAccount:
         self.lost_bytes += other.lost_bytes
 
     def received(self, wire_bytes: int, latency_ns: int | None) -> None:
-        """A message that was taken in. `latency_ns`: arrival less departure; None: it has none."""
+        """Count an accepted message. `latency_ns`: arrival minus departure, None if unknown."""
         self.received_messages += 1
         self.received_bytes += wire_bytes
         if latency_ns is not None:
             self.latency.add(latency_ns)
 
     def dropped(self, reason: str, wire_bytes: int) -> None:
-        """A message that arrived and was refused (malformed, stale, late, duplicate, loss, ...)."""
+        """Count a message that arrived and was refused (malformed, stale, late, duplicate, loss, ...)."""
         self.dropped_messages[reason] += 1
         self.dropped_bytes[reason] += wire_bytes
 
     def lost(self, wire_bytes: int) -> None:
-        """Of what was sent: a message that the emulated channel loses."""
+        """Count a sent message that the emulated channel lost."""
         self.lost_bytes += wire_bytes
 
     def abandoned(self, reason: str, wire_bytes: int) -> None:
-        """Bytes that never reached a link: taken back from the queue (purged, ...) or refused (no_route)."""
+        """Count bytes that never reached a link: removed from the queue (purged, ...) or refused
+        (no_route).
+        """
         self.abandoned_bytes[reason] += wire_bytes
 
     def frame_bytes(self) -> int | None:
-        """Of the sent bytes: neither payload nor header, so the transport's framing and encryption."""
+        """The sent bytes that are neither payload nor header: framing and encryption of the transport."""
         return None if self.header_bytes is None else self.sent_bytes - self.payload_bytes - self.header_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of metrics.jsonl (docs/records.md); `latency_s` is that of messages received."""
+        """The form of metrics.jsonl (docs/records.md). `latency_s`: of received messages."""
         return {
             "sent_messages": self.sent_messages,
             "sent_bytes": self.sent_bytes,
@@ -166,7 +175,7 @@ class Accounts:
         self._links: dict[str, LinkAccount] = {}
 
     def link(self, peer: str) -> LinkAccount:
-        """A peer's account. Past `MAX_PEERS` names, strangers share one."""
+        """The account of a peer. After `MAX_PEERS` names, all new names share one account."""
         account = self._links.get(peer)
         if account is None:
             if len(self._links) >= MAX_PEERS:
@@ -175,25 +184,26 @@ class Accounts:
         return account
 
     def rename(self, alias: str, peer: str) -> None:
-        """What was sent to an address before its device was known belongs to that device's link."""
+        """Move what was sent to an address, before its device was known, to the account of that device."""
         early = self._links.pop(alias, None)
         if early is not None:
             self.link(peer).add_sent(early)
 
     def to_dict(self, histograms: bool = False) -> dict[str, dict[str, Any]]:
-        """`histograms`: with `latency_counts` (LatencyHistogram.to_dict), for a device's last word."""
+        """With `histograms`, each account also has `latency_counts` (LatencyHistogram.to_dict)."""
         found = {peer: account.to_dict() for peer, account in sorted(self._links.items())}
         if histograms:
-            for peer, books in found.items():
-                books["latency_counts"] = self._links[peer].latency.to_dict()
+            for peer, account in found.items():
+                account["latency_counts"] = self._links[peer].latency.to_dict()
         return found
 
 
 def open_bytes(sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> int:
-    """Bytes of one direction that are in nobody's books as arrived or lost: in flight, or gone with an end.
+    """Bytes of one direction that are counted neither as arrived nor as lost: in flight, or lost with a
+    process.
 
-    `sender`: the sending end's `to_dict()` for that peer; `receiver`: the other end's; {}: an end that has
-    written nothing. 0 on a quiet link between live devices. A check of the books, never a source of one.
+    `sender`: `to_dict()` of the sending end for that peer; `receiver`: of the other end, {} if it wrote
+    nothing. 0 on an idle link between live devices. Only a check of the accounts.
     """
     arrived = receiver.get("received_bytes", 0) + sum(receiver.get("dropped_bytes", {}).values())
     return int(sender.get("sent_bytes", 0) - sender.get("lost_bytes", 0) - arrived)

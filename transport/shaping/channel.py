@@ -1,4 +1,4 @@
-"""How links behave, round by round: what peers see of a radio, whichever model or trace is behind it."""
+"""The behaviour of links, round by round: the interface of every radio model and trace."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Protocol
 class LinkQuality:
     """One direction of one link in one round. Raises ValueError for a value out of range.
 
-    `jitter_ns` is added to the latency, uniform in [0, jitter_ns]; `loss` is a probability per message;
-    in `outage` data waits.
+    `rate_Bps`: bytes per second. `jitter_ns`: added to the latency, uniform in [0, jitter_ns]. `loss`:
+    probability per message. `outage`: data waits.
     """
 
     rate_Bps: int
@@ -24,35 +24,37 @@ class LinkQuality:
 
     def __post_init__(self) -> None:
         if self.rate_Bps < 1 or self.latency_ns < 1 or self.jitter_ns < 0 or not 0 <= self.loss <= 1:
-            raise ValueError(f"not the quality of a link: {self}")
+            raise ValueError(f"invalid link quality: {self}")
 
     def at_rate(self, rate_Bps: float, outage_bytes: int, tau_max_s: float) -> LinkQuality:
         """The same link at R bytes/s, rounded down; in outage if b/R > tau_max (method 8).
 
-        In outage only control still leaves: at b/tau_max, the least rate of a link that is up, since at R a
-        heartbeat could take minutes.
+        In an outage only control messages leave, at b/tau_max, the smallest rate of a link without outage. At
+        R a heartbeat could take minutes.
         """
         whole, least = int(rate_Bps), math.ceil(outage_bytes / tau_max_s)
         return replace(self, rate_Bps=max(whole, least), outage=whole < least)
 
 
 class Channel(Protocol):
-    """All links of a run. Picklable; the same on every device, whatever is asked in which order."""
+    """All links of a run. Picklable; equal on every device, for any order of calls."""
 
     @property
     def min_latency_ns(self) -> int:
-        """The least latency of any link in any round, > 0: the lookahead of virtual time."""
+        """The smallest latency of any link in any round, > 0: the lookahead of virtual time."""
 
     def link(self, round_: int, src: str, dst: str, live: Sequence[str]) -> LinkQuality:
-        """How src -> dst behaves in a round in which all `live` transmit. What is before round 0 counts as 0.
+        """The quality of src -> dst in a round in which all `live` devices transmit.
 
-        A pure function of the configuration, the seed and the arguments; the order of `live` does not matter.
+        Times before round 0 count as round 0.
+
+        A pure function of the configuration, the seed and the arguments. The order of `live` does not matter.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class FixedChannel:
-    """The same for all links in all rounds."""
+    """The same quality for all links in all rounds."""
 
     quality: LinkQuality
 
@@ -67,6 +69,6 @@ class FixedChannel:
 def cost_bytes(size_bytes: int, rate_Bps: int, beta_Bps: int) -> int:
     """c = b + beta b / R in bytes, rounded up (method 8).
 
-    `beta_Bps`: bytes that a second on the air costs on top of the payload.
+    `beta_Bps`: the cost of one second of transmission, in bytes, in addition to the payload.
     """
     return size_bytes - (-beta_Bps * size_bytes // rate_Bps)

@@ -1,28 +1,28 @@
-"""One device's outgoing side: what may leave when, and when it arrives. Sans-I/O: time in, departures out.
+"""The shaper of one device: when each message leaves and when it arrives. Sans-I/O: times in, departures out.
 
-Two classes. *Control* (membership, pings) leaves at the next `pop`, takes tokens and quota and never waits
-behind data, neither in a queue nor on the air. *Data* waits in one first-in-first-out queue a link; links
-take turns, message by message, beneath the device's token bucket, the link's own bucket and the round's
-quota. Depth of a bucket: two frames (method 8).
+There are two classes. *Control* messages (membership, pings) leave at the next `pop`. They take tokens and
+quota, but never wait behind data, neither in a queue nor in transmission. *Data* waits in one
+first-in-first-out queue per link. The links take turns, message by message, within the device's token bucket,
+the link's own bucket and the round's quota. The depth of a bucket is two frames (method 8).
 
-The buckets are the budget; latency is apart from them (interface, facts): a line of rate R sends one
-message after the other, depart = max(now, previous depart) + size / R, on the device's radio and on the
-link, whichever is later; arrive = depart + latency + jitter, never before an earlier message of the same
-class on the same link.
+The buckets implement the budget. Latency is separate from them: a line of rate R sends one message after the
+other, depart = max(now, previous depart) + size / R, on the device's radio and on the link, whichever is
+later. Then arrive = depart + latency + jitter, never before an earlier message of the same class on the same
+link.
 
-A *lost* message was sent: the air, the tokens and the quota are spent, only nobody receives it. At any time
-and for each peer and cause: queued = sent + abandoned + purged + pending, and lost is a part of sent.
+A *lost* message was sent: it uses transmission time, tokens and quota, but is not received. At any time and
+for each peer and cause: queued = sent + abandoned + purged + pending, and sent includes lost.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from coordinator_free.seeded_random import blake2b_128, generator
 from transport.shaping.channel import cost_bytes
 from transport.shaping.token_bucket import SECOND_NS, Quota, TokenBucket
 
@@ -30,12 +30,12 @@ Buffer = bytes | memoryview
 Account = tuple[str, str]  # peer, cause
 
 
-@dataclass(slots=True)  # not frozen, which takes five times as long to make; nobody changes one
+@dataclass(slots=True)  # not frozen, because construction is five times faster; never changed
 class Outgoing:
-    """One message as it goes on the wire: a part of an update, or control.
+    """One message as it goes on the wire: a fragment of an update, or control.
 
-    `key`, `version`: the update it is a part of (shared by all its parts), for abandoning it.
-    `wire_bytes`: with headers and framing; `payload_bytes`: of them, tensor bytes.
+    `key`, `version`: of the update (equal for all its fragments), to abandon it. `wire_bytes`: with headers
+    and framing; `payload_bytes`: the tensor bytes among them.
     """
 
     peer: str
@@ -50,7 +50,10 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Departure(Outgoing):
-    """A message that leaves now: when its last byte has left and when it arrives. `lost`: it never does."""
+    """A message that leaves now, with the departure of its last byte and its arrival.
+
+    `lost`: it does not arrive.
+    """
 
     depart_ns: int = 0
     arrive_ns: int = 0
@@ -59,63 +62,57 @@ class Departure(Outgoing):
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """How one link behaves. `rate_Bps` None: at the device's rate. `outage`: data waits (b/R > tau_max)."""
+    """The behaviour of one link. `rate_Bps` None: the device's rate. `outage`: data waits (b/R > tau_max)."""
 
     rate_Bps: int | None = None
     latency_ns: int = 0
     jitter_ns: int = 0  # added to the latency: uniform in [0, jitter_ns]
     loss: float = 0.0  # probability per message; 1: a partition
     outage: bool = False
-    beta_Bps: int = 0  # of the cost b + beta b / R that the quota is charged (method 8)
+    beta_Bps: int = 0  # the quota is charged b + beta b / R (method 8)
 
     def __post_init__(self) -> None:
         if (self.rate_Bps is not None and self.rate_Bps < 1) or min(self.latency_ns, self.jitter_ns) < 0:
             raise ValueError("a link needs a rate of at least 1 byte/s and no negative latency or jitter")
         if not 0 <= self.loss <= 1:
-            raise ValueError("loss is a probability")
+            raise ValueError("loss must be between 0 and 1")
 
 
 @dataclass(slots=True)
 class Purged:
-    """What was taken out of the queues before it was sent."""
+    """The messages that were removed from the queues before they were sent."""
 
     messages: int = 0
     bytes: int = 0
     bytes_by_peer: Counter[str] = field(default_factory=Counter)
 
-    def add(self, item: Outgoing) -> None:
+    def count(self, item: Outgoing) -> None:
         self.messages += 1
         self.bytes += item.wire_bytes
         self.bytes_by_peer[item.peer] += item.wire_bytes
 
 
 class Counts:
-    """Messages and wire bytes by peer and cause, of one fate."""
+    """Messages and wire bytes by peer and cause."""
 
     def __init__(self) -> None:
         self.messages: Counter[Account] = Counter()
         self.bytes: Counter[Account] = Counter()
 
-    def add(self, item: Outgoing) -> None:
+    def count(self, item: Outgoing) -> None:
         self.messages[item.peer, item.cause] += 1
         self.bytes[item.peer, item.cause] += item.wire_bytes
 
 
-def philox(*words: object) -> np.random.Generator:
-    """A generator that depends on `words` alone, the same on every machine."""
-    digest = hashlib.blake2b(repr(words).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
-
-
 class _Line:
-    """Sends one byte after the other at a rate. Control pre-empts data, which then ends later."""
+    """A line that sends one byte after the other at a rate. Control pre-empts data, which then ends later."""
 
     def __init__(self, rate_Bps: int) -> None:
         self.rate_Bps = rate_Bps
         self._free_ns = self._urgent_free_ns = 0
 
     def occupy(self, now_ns: int, size: int, urgent: bool) -> int:
-        """When the last of `size` bytes has left (ns, rounded up)."""
+        """The time at which the last of `size` bytes has left (ns, rounded up)."""
         takes = -(-size * SECOND_NS // self.rate_Bps)
         self._free_ns = max(now_ns, self._free_ns) + takes
         if not urgent:
@@ -124,18 +121,21 @@ class _Line:
         return self._urgent_free_ns
 
 
-class _Fate:
-    """Jitter and loss of one class on one link: drawn per message, so other traffic does not change them."""
+class _ChannelDraws:
+    """Jitter and loss of one class on one link, drawn per message, so that other traffic does not change
+    them.
+    """
 
     def __init__(self, draw: np.random.Generator) -> None:
         self._draw = draw
         self._last_arrival_ns = 0
 
-    def after(self, other: _Fate) -> None:
-        """What is sent from now on arrives after all that the other class has under way."""
+    def after(self, other: _ChannelDraws) -> None:
+        """Messages sent from now on arrive after all messages of the other class that are under way."""
         self._last_arrival_ns = max(self._last_arrival_ns, other._last_arrival_ns)
 
     def arrival(self, depart_ns: int, settings: LinkSettings) -> tuple[int, bool]:
+        """The arrival time of a message and whether it is lost."""
         jitter = int(self._draw.integers(settings.jitter_ns, endpoint=True)) if settings.jitter_ns else 0
         lost = bool(settings.loss) and float(self._draw.random()) < settings.loss
         at = max(self._last_arrival_ns, depart_ns + settings.latency_ns + jitter)
@@ -144,7 +144,7 @@ class _Fate:
 
 
 class _Link:
-    """One peer: its data queue, its bucket and line where it has a rate of its own."""
+    """One peer: its data queue and, if the link has its own rate, its bucket and line."""
 
     def __init__(self, seed: object, peer: str) -> None:
         self.queue: deque[Outgoing] = deque()
@@ -152,9 +152,12 @@ class _Link:
         self.held = False
         self.bucket: TokenBucket | None = None
         self.line: _Line | None = None
-        self.fates = {urgent: _Fate(philox(seed, peer, urgent)) for urgent in (False, True)}
+        self.draws = {
+            urgent: _ChannelDraws(generator(repr((seed, peer, urgent)), digest=blake2b_128))
+            for urgent in (False, True)
+        }
 
-    def set(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
+    def apply(self, settings: LinkSettings, depth: int, now_ns: int) -> None:
         self.settings = settings
         if settings.rate_Bps is None:
             self.bucket = self.line = None
@@ -165,7 +168,7 @@ class _Link:
             self.line.rate_Bps = settings.rate_Bps
 
     def cost(self, size: int) -> int:
-        """What `size` bytes cost of the quota."""
+        """The cost of `size` bytes in the quota."""
         rate_Bps = self.settings.rate_Bps
         return size if rate_Bps is None else cost_bytes(size, rate_Bps, self.settings.beta_Bps)
 
@@ -174,7 +177,7 @@ class _Link:
 
 
 class Shaper:
-    """Queues, buckets, a quota and the fate of each message. `seed`: of jitter and loss (run and device)."""
+    """The queues, buckets, quota and channel of one device. `seed`: for jitter and loss (run and device)."""
 
     def __init__(
         self, rate_Bps: int, frame_bytes: int, quota: Quota, now_ns: int = 0, *, seed: object = 0
@@ -186,8 +189,8 @@ class Shaper:
         self._depth, self._seed, self._now_ns = 2 * frame_bytes, seed, now_ns
         self._bucket, self._line = TokenBucket(rate_Bps, self._depth, now_ns), _Line(rate_Bps)
         self._control: deque[Outgoing] = deque()
-        self._links: OrderedDict[str, _Link] = OrderedDict()  # in the order of their turns
-        self._waiting = 0  # messages in their queues
+        self._links: OrderedDict[str, _Link] = OrderedDict()  # the next turn first
+        self._waiting = 0  # number of messages in their queues
 
     # -- settings --------------------------------------------------------------------------------------
     def set_link(
@@ -202,37 +205,42 @@ class Shaper:
         beta_Bps: int = 0,
         now_ns: int | None = None,
     ) -> None:
-        """How a link behaves from now on (fields of `LinkSettings`); what has left keeps its arrival.
+        """Set the behaviour of a link from now on (fields of `LinkSettings`).
+
+        Messages under way keep their arrival.
 
         Raises ValueError for a value out of range.
         """
         settings = LinkSettings(rate_Bps, latency_ns, jitter_ns, loss, outage, beta_Bps)
-        self._link(peer).set(settings, self._depth, self._time(now_ns))
+        self._link(peer).apply(settings, self._depth, self._time(now_ns))
 
     def hold(self, peer: str, held: bool) -> None:
-        """Whether data to a peer has to wait, for instance for credit."""
+        """Set whether data to a peer must wait, for instance for credit."""
         self._link(peer).held = held
 
-    # -- in --------------------------------------------------------------------------------------------
-    def control(self, item: Outgoing) -> None:
+    # -- queues ----------------------------------------------------------------------------------------
+    def queue_control(self, item: Outgoing) -> None:
         """Queue a control message: it leaves at the next `pop`."""
-        self.queued.add(item)
+        self.queued.count(item)
         self._control.append(item)
 
-    def data(self, item: Outgoing) -> None:
-        """Queue behind everything on the same link. Also for control that must come after data (a manifest):
-        it then waits with the data, but the quota does not refuse it."""
-        self.queued.add(item)
+    def queue_data(self, item: Outgoing) -> None:
+        """Queue a message behind all others on the same link.
+
+        Also for a control message that must follow data (a manifest). It waits with the data, but is not
+        subject to the quota.
+        """
+        self.queued.count(item)
         self._link(item.peer).queue.append(item)
         self._waiting += 1
 
-    # -- out -------------------------------------------------------------------------------------------
+    # -- departures ------------------------------------------------------------------------------------
     def pop(self, now_ns: int) -> list[Departure]:
-        """All that may leave now, in order."""
+        """All messages that may leave now, in order."""
         return list(self.leaving(now_ns))
 
     def leaving(self, now_ns: int) -> Iterator[Departure]:
-        """`pop`, one by one: what is decided of one (`hold`) counts for the next."""
+        """Like `pop`, one by one: a `hold` after one message applies to the next."""
         now = self._time(now_ns)
         for item in _drain(self._control):
             yield self._depart(now, item, urgent=True)
@@ -244,39 +252,43 @@ class Shaper:
             yield self._depart(now, item, urgent=False)
 
     def next_ns(self, now_ns: int | None = None) -> int | None:
-        """When `pop` can do something. None: not before an item comes, a round starts or a link changes."""
+        """When `pop` returns something.
+
+        None: not before a message is queued, a round starts or a link changes.
+        """
         now = self._time(now_ns)
         if self._control:
             return now
         turn = self._turn(now)
         return None if turn is None else turn[0]
 
-    # -- taken back ------------------------------------------------------------------------------------
-    def purge(self, doomed: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
-        """Take queued messages back (deletion, a link that is gone); `doomed` is asked once for each."""
-        gone = self._take_back(doomed, self.purged)
+    # -- removal ---------------------------------------------------------------------------------------
+    def purge(self, selected: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
+        """Remove the `selected` queued messages (deletion, a lost link).
+
+        `selected` is called once for each.
+        """
+        gone = self._take_back(selected, self.purged)
         for peer, size in gone.bytes_by_peer.items():
             self.purged_bytes_by_reason[peer, reason] += size
         return gone
 
-    def remove(self, doomed: Callable[[Outgoing], bool]) -> Purged:
-        """`purge` for callers that count reasons themselves."""
-        return self.purge(doomed)
-
     def abandon_older(self, key: Hashable, version: int, peer: str | None = None) -> Purged:
-        """A newer version replaces an update: what is queued of older ones, to `peer` or all, is not sent."""
+        """A newer version replaces an update: remove queued fragments of older ones, to `peer` or to all
+        peers.
+        """
 
         def older(item: Outgoing) -> bool:
             return item.key == key and item.version < version and peer in (None, item.peer)
 
         link = None if peer is None else self._links.get(peer)
-        if not any(map(older, self.pending() if link is None else link.queue)):  # as nearly always
+        if not any(map(older, self.pending() if link is None else link.queue)):  # the usual case
             return Purged()
         return self._take_back(older, self.abandoned)
 
-    # -- figures ---------------------------------------------------------------------------------------
+    # -- counts ----------------------------------------------------------------------------------------
     def pending(self) -> Iterator[Outgoing]:
-        """What is queued."""
+        """The queued messages."""
         yield from self._control
         for link in self._links.values():
             yield from link.queue
@@ -288,7 +300,7 @@ class Shaper:
 
     @property
     def spent(self) -> int:
-        """Bytes that left, in and before all rounds so far."""
+        """Bytes that have left, during and before all rounds so far."""
         return self.quota.spent_total
 
     @property
@@ -297,10 +309,11 @@ class Shaper:
         return self.quota.violations
 
     def _turn(self, now_ns: int) -> tuple[int, str] | None:
-        """Whose turn it is and when its head may leave.
+        """The link with the next turn, and when its first message may leave.
 
-        The link that is ready first, among equals the one that has waited longest. If the device's bucket
-        cannot yet carry its head, nobody overtakes it: small messages would starve large ones.
+        It is the link that is ready first; among equals, the one that has waited longest. If the device's
+        bucket cannot yet take its first message, no other link may overtake it; otherwise small messages
+        would starve large ones.
         """
         if not self._waiting:
             return None
@@ -327,23 +340,23 @@ class Shaper:
         if link.bucket is not None and link.line is not None:
             link.bucket.take(now_ns, size)
             depart = max(depart, link.line.occupy(now_ns, size, urgent))
-        if not urgent and item.cause == "control":  # a manifest or a goodbye comes behind all that was sent
-            link.fates[False].after(link.fates[True])
-        arrive, lost = link.fates[urgent].arrival(depart, link.settings)
-        self.sent.add(item)
+        if not urgent and item.cause == "control":  # a manifest or a Bye must arrive after all sent messages
+            link.draws[False].after(link.draws[True])
+        arrive, lost = link.draws[urgent].arrival(depart, link.settings)
+        self.sent.count(item)
         if lost:
-            self.lost.add(item)
+            self.lost.count(item)
         what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
         return Departure(*what, item.queued_round, depart, arrive, lost)
 
-    def _take_back(self, doomed: Callable[[Outgoing], bool], counts: Counts) -> Purged:
+    def _take_back(self, selected: Callable[[Outgoing], bool], counts: Counts) -> Purged:
         gone = Purged()
         for queue in (self._control, *(link.queue for link in self._links.values())):
             kept = []
             for item in _drain(queue):
-                if doomed(item):
-                    gone.add(item)
-                    counts.add(item)
+                if selected(item):
+                    gone.count(item)
+                    counts.count(item)
                 else:
                     kept.append(item)
             queue.extend(kept)
@@ -357,7 +370,7 @@ class Shaper:
         return link
 
     def _time(self, now_ns: int | None) -> int:
-        """The latest time seen: a clock that steps back must not send anything twice as fast."""
+        """The latest time seen, so that a clock that steps back does not speed up sending."""
         if now_ns is not None and now_ns > self._now_ns:
             self._now_ns = now_ns
         return self._now_ns

@@ -1,7 +1,7 @@
-"""A byte-weighted token bucket and the quota above it. Sans-I/O, integers, nanoseconds.
+"""A token bucket for bytes, and the quota of a round. Sans-I/O; integers; nanoseconds.
 
-The bucket paces; the quota is the budget of a round and does not carry over (method 8: a single bucket of
-depth C_t that refills at C_t per round would let almost 2 C_t pass in one round).
+The bucket limits the rate. The quota is the budget of a round and does not carry over (method 8): a single
+bucket of depth C_t that refills at C_t per round would let almost 2 C_t pass in one round.
 """
 
 from __future__ import annotations
@@ -13,42 +13,46 @@ SECOND_NS = 1_000_000_000
 
 
 class TokenBucket:
-    """Holds at most `burst_bytes`, refills at `rate_Bps`.
+    """Holds at most `burst_bytes` and refills at `rate_Bps`.
 
-    Invariant, for sends s_i at times t_i that asked `earliest` first: for all i <= k,
-    s_i + ... + s_k <= max(burst, s_k) + rate * (t_k - t_i).
-    It holds exactly: credit is counted in bytes x 10^9, so nothing is ever rounded. A send larger than the
-    burst passes when the bucket is full and leaves a debt, hence `max`; frames are never larger than half the
-    depth (method 8), so in practice it reads "burst". A send that did not ask (control) goes into debt
-    likewise, and what asks later waits for it.
+    Invariant, for sends of s_i bytes at times t_i that called `earliest` before: for all i <= k,
+
+        s_i + ... + s_k <= max(burst, s_k) + rate * (t_k - t_i)
+
+    It holds exactly: credit is counted in bytes x 10^9, so nothing is rounded. A send larger than the burst
+    passes when the bucket is full and leaves a debt, hence `max`. Frames are at most half the depth (method
+    8), so in practice the bound uses the burst. A control message does not call `earliest`; it may also leave
+    a debt, and later sends wait for it.
     """
 
     def __init__(self, rate_Bps: int, burst_bytes: int, now_ns: int = 0) -> None:
         if rate_Bps < 1 or burst_bytes < 1:
-            raise ValueError("a token bucket needs a rate and a depth of at least one byte")
+            raise ValueError(
+                "a token bucket needs a rate of at least one byte per second and a depth of at least one byte"
+            )
         self.rate_Bps, self.burst_bytes = rate_Bps, burst_bytes
         self._credit = self._full = burst_bytes * SECOND_NS
         self._at_ns = now_ns
 
     def earliest(self, now_ns: int, size: int) -> int:
-        """When `size` bytes may leave: `now_ns`, or later."""
+        """When `size` bytes may leave (ns), `now_ns` or later."""
         full = min(size, self.burst_bytes) * SECOND_NS
-        if self._credit >= full:  # whatever has come since
+        if self._credit >= full:  # no need to compute the refill
             return now_ns
         need = full - self._credit_at(now_ns)
-        start = max(now_ns, self._at_ns)  # credit is known only from the last change on
+        start = max(now_ns, self._at_ns)  # credit is known only since the last change
         return now_ns if need <= 0 else start + -(-need // self.rate_Bps)
 
     def take(self, now_ns: int, size: int) -> None:
-        """Send `size` bytes now. Never refused: the caller has asked `earliest`, or means to go into debt."""
+        """Send `size` bytes now. Never refused: the caller has called `earliest` or accepts a debt."""
         self._credit = self._credit_at(now_ns) - size * SECOND_NS
         if now_ns > self._at_ns:
             self._at_ns = now_ns
 
     def set_rate(self, now_ns: int, rate_Bps: int) -> None:
-        """Refill at another rate from now on; what was earned at the old one stays."""
+        """Refill at another rate from now on. Credit earned so far stays."""
         if rate_Bps < 1:
-            raise ValueError("a token bucket needs a rate of at least one byte a second")
+            raise ValueError("a token bucket needs a rate of at least one byte per second")
         self.take(now_ns, 0)
         self.rate_Bps = rate_Bps
 
@@ -60,11 +64,11 @@ class TokenBucket:
 
 
 class Quota:
-    """C_t: what one device may send in one round. Unspent bytes are gone at the round's end.
+    """C_t: the bytes that one device may send in one round. Unused bytes expire at the end of the round.
 
-    `control_share` of it is kept back from data for membership and manifests, which are never refused; if
-    they need more than is left, the round is a violation and is counted as one. Before the first round
-    nothing is granted: data waits, control (the handshakes of the start) is counted and belongs to no round.
+    `control_share` of it is reserved for membership messages and manifests, which are never refused. If they
+    need more than is left, the round is counted as a violation. Before the first round the quota is 0: data
+    waits; control (the handshakes of the start) is counted and belongs to no round.
     """
 
     def __init__(self, budget_bytes: int, control_share: float = 0.05) -> None:
@@ -77,7 +81,7 @@ class Quota:
         self.granted_total = self.spent_total = self._closed_violations = 0
 
     def start_round(self, round_: int | None = None) -> None:
-        """Close the round that runs and grant the next one's budget."""
+        """End the present round and grant the budget of the next one."""
         self._closed_violations += self._violated()
         self.round = (-1 if self.round is None else self.round) + 1 if round_ is None else round_
         self.spent = self.data_spent = 0
@@ -85,16 +89,16 @@ class Quota:
 
     @property
     def remaining(self) -> int:
-        """Bytes left of this round's budget, whoever may use them."""
+        """Bytes left of this round's budget, for control and data."""
         return max(0, self.budget_bytes - self.spent) if self.round is not None else 0
 
     @property
     def violations(self) -> int:
-        """Rounds so far, the present one included, that spent more than their budget."""
+        """Rounds so far, the present one included, that exceeded their budget."""
         return self._closed_violations + self._violated()
 
     def data_left(self) -> int:
-        """Bytes that data may still spend in this round."""
+        """Bytes that data may still use in this round."""
         if self.round is None:
             return 0
         control = self.spent - self.data_spent
@@ -102,7 +106,7 @@ class Quota:
         return max(0, self.budget_bytes - self.data_spent - kept)
 
     def spend(self, size: int, data: bool = True) -> None:
-        """Count bytes that left. `data` must fit in `data_left`; control is counted, never refused."""
+        """Count bytes that left. Data must fit in `data_left`; control is counted, never refused."""
         self.spent += size
         self.spent_total += size
         self.data_spent += size if data else 0
@@ -112,10 +116,12 @@ class Quota:
 
 
 def keeps_invariant(sends: Iterable[tuple[int, int]], rate_Bps: int, burst_bytes: int) -> bool:
-    """Whether sends (time in ns, bytes), in order, keep the invariant of `TokenBucket`. Exact, in one pass.
+    """Whether sends (time in ns, bytes), in order, satisfy the invariant of `TokenBucket`.
 
-    The sum from i to k exceeds its bound just if (S_k - rate t_k) - min over i <= k of (S_(i-1) - rate t_i)
-    exceeds the burst, S being the running sum.
+    Exact, in one pass.
+
+    The sum from i to k exceeds its bound if and only if (S_k - rate t_k) - min over i <= k of (S_(i-1) - rate
+    t_i) exceeds the burst, with S the running sum.
     """
     total, lowest = 0, None
     for at_ns, size in sends:
@@ -128,7 +134,10 @@ def keeps_invariant(sends: Iterable[tuple[int, int]], rate_Bps: int, burst_bytes
 
 
 def generated_violations(cases: int, seed: int = 0) -> int:
-    """Drive buckets with `cases` random traffic patterns; how many broke the invariant (a bug if not 0)."""
+    """Drive buckets with `cases` random traffic patterns.
+
+    Returns how many broke the invariant (0 unless there is a bug).
+    """
     draw = random.Random(seed)
     return sum(not _generated_case(draw) for _ in range(cases))
 

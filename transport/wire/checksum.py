@@ -1,4 +1,4 @@
-"""The checksum of a payload: finds what a fault has altered; it stops no forger, keys and signatures do."""
+"""The checksum of a payload. It detects faults. Keys and signatures detect forgery."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ Buffer = bytes | bytearray | memoryview
 
 
 def xxh3(payload: Buffer) -> int:
-    """XXH3 of 64 bits: over megabytes a tenth of what zlib's CRC-32 costs, and twice as many bits."""
+    """XXH3 with 64 bits: on megabytes a tenth of the cost of zlib's CRC-32, with twice as many bits."""
     return xxhash.xxh3_64_intdigest(payload)

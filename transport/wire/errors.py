@@ -1,7 +1,7 @@
-"""What the wire can do wrong."""
+"""The error of the wire format."""
 
 from __future__ import annotations
 
 
 class WireError(Exception):
-    """A message that is not what it should be. Costs its sender a counter and a log line, never more."""
+    """A malformed message. The receiver counts it, logs it and drops it; nothing else follows."""

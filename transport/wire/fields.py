@@ -1,7 +1,9 @@
-"""What fields of a message may hold, and the few with structure: checked when packed and when unpacked.
+"""The fields of messages: checks of values, when packed and when unpacked, and the encoding of structured
+fields.
 
-A header is one flat array of scalars. A field with structure is a byte string in it, read with limits of its
-own: msgpack makes 56 bytes of every byte that says "empty array", and allocates an array before it fills it.
+A header is one flat array of scalars. A structured field is a byte string in it, which is unpacked with
+limits of its own: msgpack needs 56 bytes for each byte that means "empty array", and allocates an array
+before it fills it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,15 @@ from typing import Any
 import msgpack
 
 from transport.wire.errors import WireError
-from transport.wire.limits import MAX_RECORDS, RECORD_BYTES, TREE_BYTES
+from transport.wire.limits import MAX_RECORDS, RECORD_BYTES, SMALL_HEADER_BYTES, TREE_BYTES
 
-SMALL = 4096  # bytes of a header that may be unpacked in one go
 Buffer = bytes | memoryview
 Check = Callable[[Any], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a field may hold; for one with structure, how it becomes a byte string and is read from one."""
+    """The check of a field's value and, for a structured field, its conversion to and from a byte string."""
 
     check: Check
     dump: Callable[[Any], bytes] | None = None
@@ -32,14 +33,17 @@ class Field:
 
 
 def text(limit: int) -> Check:
+    """A string of at most `limit` characters."""
     return lambda v: type(v) is str and len(v) <= limit
 
 
 def whole(low: int, high: int) -> Check:
+    """An integer in [low, high]."""
     return lambda v: type(v) is int and low <= v <= high
 
 
 def data(low: int, high: int) -> Check:
+    """A byte string of low to high bytes."""
     return lambda v: type(v) is bytes and low <= len(v) <= high
 
 
@@ -56,12 +60,12 @@ def flag(v: Any) -> bool:
 
 
 def name(v: Any) -> bool:
-    """Printable: names end up in logs and paths."""
+    """A printable string of 1 to 128 characters: names appear in logs and paths."""
     return type(v) is str and 0 < len(v) <= 128 and v.isprintable()
 
 
 def _scalar(v: Any) -> bool:
-    """None, bool, 63-bit int, finite float, text of at most 256 characters or 128 bytes."""
+    """None, bool, 63-bit int, finite float, text of at most 256 characters, or at most 128 bytes."""
     if type(v) is int:
         return -(1 << 63) < v < 1 << 63
     if type(v) is float:
@@ -73,7 +77,7 @@ _label, _short = text(256), data(0, 128)
 
 
 def _tree(v: Any, depth: int = 4) -> bool:
-    """Scalars, and lists or maps of them a few levels deep."""
+    """Scalars, and lists or maps of them up to `depth` levels."""
     if type(v) is dict:
         return depth > 0 and (not v or all(_label(k) and _tree(x, depth - 1) for k, x in v.items()))
     if type(v) in (list, tuple):
@@ -101,18 +105,18 @@ def _unpack(packed: Buffer, max_array_len: int = 0, max_map_len: int = 0) -> Any
 
 
 def unpack_array(packed: Buffer, length: int) -> list[Any]:
-    """A header: one array of `length` scalars. Raises WireError, or what msgpack raises."""
-    if len(packed) <= SMALL:  # whatever is nested in so little is small
+    """The header: one array of `length` scalars. Raises WireError, or the exceptions of msgpack."""
+    if len(packed) <= SMALL_HEADER_BYTES:  # nested values in so few bytes are small
         values = _unpack(packed, max_array_len=length)
         if type(values) is list and len(values) == length:
             return values
-    elif packed[0] == 0x90 + length:  # msgpack's "array of up to 15"
+    elif packed[0] == 0x90 + length:  # the first byte of a msgpack array of up to 15 values
         return _stream(packed[1:], length)
-    raise WireError("another number of fields")
+    raise WireError("wrong number of fields")
 
 
 def _stream(packed: Buffer, limit: int) -> list[Any]:
-    """At most `limit` values one after the other, none of them with structure."""
+    """At most `limit` consecutive scalars."""
     if not packed:
         return []
     unpacker = msgpack.Unpacker(
@@ -121,7 +125,7 @@ def _stream(packed: Buffer, limit: int) -> list[Any]:
     unpacker.feed(packed)
     values = list(islice(unpacker, limit))
     if unpacker.tell() != len(packed):
-        raise WireError("a list too long or cut off")
+        raise WireError("a list that is too long or truncated")
     return values
 
 
@@ -133,7 +137,7 @@ def _joined(values: Any) -> bytes:
 
 
 def rows(limit: int, *checks: Check) -> Field:
-    """A list of tuples of scalars; on the wire the scalars one after the other."""
+    """A list of tuples of scalars; on the wire, the scalars in sequence."""
     width = len(checks)
 
     def row(v: Any) -> bool:
@@ -146,24 +150,24 @@ def rows(limit: int, *checks: Check) -> Field:
 
 
 def capped(packed: Any, limit: int) -> bytes:
-    """Raises WireError for anything but a byte string of at most `limit` bytes."""
+    """`packed`, if it is a byte string of at most `limit` bytes; otherwise raises WireError."""
     if type(packed) is not bytes or len(packed) > limit:
-        raise WireError("a part of the header is too long")
+        raise WireError("a field of the header is too long")
     return packed
 
 
 def _dump(value: Any, limit: int) -> bytes:
     packed: bytes = msgpack.packb(value)
     if len(packed) > limit:
-        raise ValueError(f"{len(packed)} bytes where {limit} are allowed")
+        raise ValueError(f"{len(packed)} bytes; at most {limit} are allowed")
     return packed
 
 
 def _read_record(packed: Any) -> Any:
-    """Checked one by one: a hostile record must not be kept while the next is read."""
+    """Records are checked one by one, so that a hostile record is not kept while the next one is read."""
     record = _unpack(capped(packed, RECORD_BYTES), max_map_len=32)
     if not _record(record):
-        raise WireError("no record")
+        raise WireError("malformed membership record")
     return record
 
 

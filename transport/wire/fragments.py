@@ -1,4 +1,7 @@
-"""Payloads into parts and parts back into payloads, within bounded memory. Sans-I/O."""
+"""Split payloads into fragments, and reassemble fragments into payloads within bounded memory. Sans-I/O.
+
+One `Update` message carries one fragment; its fields `part` and `parts` number the fragments.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from transport.wire.messages import Buffer, Update
 
 
 def split(payload: Buffer, part_bytes: int) -> list[memoryview]:
-    """Views of consecutive parts; part i starts at i * part_bytes. Raises ValueError for an empty payload."""
+    """Views of consecutive fragments; fragment i starts at i * part_bytes.
+
+    Raises ValueError for an empty payload.
+    """
     if not len(payload) or part_bytes < 1:
-        raise ValueError("nothing to split, or into nothing")
+        raise ValueError("an empty payload or fragment size cannot be split")
     view = memoryview(payload)
     return [view[at : at + part_bytes] for at in range(0, len(view), part_bytes)]
 
@@ -25,12 +31,14 @@ _IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "xx
 
 @dataclass(slots=True)
 class _Unfinished:
+    """An update of which only the first `filled` bytes have arrived."""
+
     first: Update
     data: bytearray
     filled: int = 0
 
     def fits(self, part: Update, size: int) -> bool:
-        """Whether the part begins where the last one ended and tells of the same update."""
+        """Whether the fragment starts at the end of the last one and belongs to the same update."""
         return (
             part.offset == self.filled
             and part.offset + size <= part.total
@@ -39,11 +47,13 @@ class _Unfinished:
 
 
 class Reassembler:
-    """Parts back into payloads, within bounded memory. Sans-I/O. An update's parts come in order on a link.
+    """Reassembles payloads within `max_bytes_in_flight`.
 
-    `expected(src, part)`: None, or why a part is refused (an unknown block, another shape or size). An
-    unfinished update gives way to one that begins anew from the same source: a newer version, or the same one
-    sent again. `abandoned`, `abandoned_bytes`: updates given up, and the payload that was there of them.
+    The fragments of an update arrive in order on a link.
+
+    `expected(src, part)`: None, or why a fragment is refused (an unknown block, another shape or size). An
+    unfinished update is abandoned when its source starts a newer version or sends the same one again.
+    `abandoned`, `abandoned_bytes`: number of abandoned updates and the bytes that had arrived of them.
     """
 
     def __init__(
@@ -53,9 +63,12 @@ class Reassembler:
         self._unfinished: dict[_Key, _Unfinished] = {}
         self.bytes_in_flight = self.abandoned = self.abandoned_bytes = 0
 
-    def add(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
-        """The whole payload once its last part is here; the caller's own. A part that is all of it is handed
-        back as it is, without a copy. Raises WireError for a part that does not fit."""
+    def add_fragment(self, src: str, part: Update, payload: Buffer) -> Buffer | bytearray | None:
+        """Add a fragment. Returns the whole payload once the last one has arrived, else None.
+
+        The payload then belongs to the caller. A fragment that is a whole payload is returned without a copy.
+        Raises WireError for a fragment that does not fit.
+        """
         reason = self._expected(src, part)
         if reason is not None:
             raise WireError(reason)
@@ -67,7 +80,7 @@ class Reassembler:
         entry = self._begin(key, part) if part.offset == 0 else self._continue(key, part)
         if not entry.fits(part, len(payload)):
             self._give_up(key)
-            raise WireError("parts of an update overlap, leave a gap or do not agree")
+            raise WireError("fragments of an update overlap, leave a gap or do not agree")
         entry.data[part.offset : part.offset + len(payload)] = payload
         entry.filled += len(payload)
         if entry.filled < part.total:
@@ -76,26 +89,26 @@ class Reassembler:
         _check(entry.data, part)
         return entry.data
 
-    def drop(self, block: str, incarnation: int) -> int:
-        """Deletion: forget the unfinished updates of a block; how many there were."""
+    def drop_block(self, block: str, incarnation: int) -> int:
+        """Forget the unfinished updates of a deleted block. Returns how many there were."""
         doomed = [key for key in self._unfinished if key[1:3] == (block, incarnation)]
         return sum(self._remove(key) is not None for key in doomed)
 
     def drop_source(self, src: str) -> int:
-        """The link is gone: forget what it left unfinished; how many updates that was."""
+        """Forget the unfinished updates of a lost link. Returns how many there were."""
         return sum(self._remove(key) is not None for key in [k for k in self._unfinished if k[0] == src])
 
     def _replace(self, key: _Key, part: Update) -> None:
-        """An update begins: what is unfinished of an older one, or of the same, is given up."""
+        """An update begins: abandon an unfinished one that is older or the same."""
         old = self._unfinished.get(key)
         if old is not None and part.version < old.first.version:
-            raise WireError("an update that a newer one has replaced")
+            raise WireError("a newer version has replaced this update")
         self._give_up(key)
 
     def _begin(self, key: _Key, part: Update) -> _Unfinished:
         self._replace(key, part)
         if self.bytes_in_flight + part.total > self._limit:
-            raise WireError("too many unfinished updates")
+            raise WireError("too many bytes of unfinished updates")
         self.bytes_in_flight += part.total
         entry = self._unfinished[key] = _Unfinished(part, bytearray(part.total))
         return entry
@@ -106,7 +119,7 @@ class Reassembler:
             self._give_up(key)
             entry = None
         if entry is None or part.version < entry.first.version:
-            raise WireError("a part of an update whose beginning is not here")
+            raise WireError("a fragment of an update whose first fragment is missing")
         return entry
 
     def _give_up(self, key: _Key) -> None:
@@ -123,4 +136,4 @@ class Reassembler:
 
 def _check(payload: Buffer | bytearray, update: Update) -> None:
     if update.xxh3 is not None and xxh3(payload) != update.xxh3:
-        raise WireError("an update's checksum does not match")
+        raise WireError("the checksum of an update does not match")

@@ -1,19 +1,23 @@
-"""Sizes that the wire format fixes or allows. Every message is checked against them before it is decoded."""
+"""Sizes that the wire format fixes or allows. Every message is checked against them before it is decoded.
+
+The limit of each message type's header stands in the table of types in packing.py.
+"""
 
 from __future__ import annotations
 
-MAX_PAYLOAD = 4 << 20  # bytes: one fragment of an update
+MAX_PAYLOAD = 4 << 20  # bytes of one fragment of an update
+SMALL_HEADER_BYTES = 4096  # bytes of a header that is unpacked in one call
 MAX_ITEMS = 4096  # entries of a manifest
 MAX_DELETED = 1024  # entries of a Deleted
 MAX_RECORDS = 1024  # membership records that one Gossip may hold
 MAX_GOSSIP = 256  # membership records that a device puts into one Gossip
-RECORD_BYTES = 1 << 10  # of one packed membership record
-TREE_BYTES = 16 << 10  # of a packed fingerprint
+RECORD_BYTES = 1 << 10  # bytes of one packed membership record
+TREE_BYTES = 16 << 10  # bytes of a packed fingerprint
 MAX_HASH = (1 << 64) - 1  # the largest XXH3 checksum of a payload
-NEVER_NS = 1 << 62  # a time that does not come
+NEVER_NS = 1 << 62  # stands for "never" among times
 
 FRAME_BYTES = 1 << 16  # smallest payload of a full fragment; a token bucket is two of them deep
 HEADER_BYTES = 264  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
 SIGNATURE_BYTES = 66  # added to a header where versions are signed
 CURVE_BYTES = 80  # added to a message where links are encrypted
-WINDOW_BYTES = 8 << 20  # data on its way to one peer that the peer has not yet given credit for
+WINDOW_BYTES = 8 << 20  # data in flight to one peer without its credit

@@ -1,4 +1,4 @@
-"""What devices say to each other: one class for each kind of message (how they travel: messages.py)."""
+"""The messages between devices: one class for each type. packing.py converts them to bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 Buffer = bytes | memoryview
 
 Item = tuple[str, int, str, int, str]  # block's device, incarnation, group, version, status
-Wish = tuple[str, int, str, int]  # block's device, incarnation, group, version held
+Wish = tuple[str, int, str, int]  # block's device, incarnation, group, version that the sender holds
 
 
 class Envelope(NamedTuple):
-    """Who sent a message and when (ns of the sender's clock). `kind`: filled in by `unpack`."""
+    """The sender of a message and its times (ns of the sender's clock). `unpack` sets `kind`."""
 
     src: str
     src_incarnation: int
@@ -24,7 +24,7 @@ class Envelope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message on a connection: who I am, where I listen, which bases I use."""
+    """The first message on a connection: the sender's address and the fingerprint of its bases."""
 
     address: str
     fingerprint: dict[str, Any]
@@ -35,26 +35,26 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The other side's bases or identity do not fit; nothing more will be accepted from it."""
+    """The receiver's bases or identity do not fit the sender's. The sender accepts nothing more from it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Gossip:
-    """Membership records: small maps of scalars. `reply`: send me yours."""
+    """Membership records, as small maps of scalars. `reply`: asks for the receiver's records."""
 
     records: list[dict[str, Any]]
     reply: bool
     round: int
 
 
-@dataclass(slots=True)  # the most frequent kind by far; frozen, it takes five times as long to make
+@dataclass(slots=True)  # not frozen: construction is five times faster, and this type is the most frequent
 class Update:
-    """A part of an encoded (block, group) matrix; its bytes are in a frame of their own.
+    """A fragment of an encoded (block, group) matrix. Its bytes are in a frame of their own.
 
-    They go from `offset` on in a payload of `total` bytes. `xxh3`: checksum of the whole payload; None
-    where the link is authenticated.
+    The fragment starts at `offset` in a payload of `total` bytes. `part`, `parts`: its index and the number
+    of fragments. `xxh3`: checksum of the whole payload; None if the link is authenticated.
     """
 
     block: str
@@ -76,8 +76,11 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The end of a round's data: what was sent, unchanged or withheld; what replaces other
-    copies (peers/unlearning/handover_refit.py) was sent. `view`: hash of the members."""
+    """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
+
+    `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py). `view`: hash of
+    the members.
+    """
 
     round: int
     phase: str
@@ -95,7 +98,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? `view`: hash of the members that I know."""
+    """Asks whether the receiver is alive (SWIM). `view`: hash of the sender's membership table."""
 
     number: int
     view: bytes
@@ -103,7 +106,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The one that the ping with this number was for is there."""
+    """The answer to the ping with this number."""
 
     number: int
     view: bytes
@@ -111,7 +114,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class PingRequest:
-    """Ping another for me, and pass its ack on."""
+    """Asks the receiver to ping `target` and to pass on its ack (the ping-req of SWIM)."""
 
     target: str
     number: int
@@ -119,14 +122,17 @@ class PingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """I am there, but got no answer from the one that you asked me to ping."""
+    """The helper is alive, but `target` did not answer in time (Lifeguard)."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A device did not answer `accuser`. Its record of a later Lamport time refutes that."""
+    """`accuser` got no answer from a device.
+
+    A record of the device with a later Lamport time refutes this.
+    """
 
     device: str
     incarnation: int
@@ -136,14 +142,17 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """Who holds which block no more: its device, its incarnation, who. `*`: everybody, as far as I know."""
+    """Devices that no longer hold a block: block's device, incarnation, device.
+
+    `*`: all devices, as far as known.
+    """
 
     items: list[tuple[str, int, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """No more data comes from me. `last`: nor anything else."""
+    """The sender sends no more data; with `last` no more messages at all."""
 
     reason: str
     last: bool = False
@@ -151,10 +160,10 @@ class Bye:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Virtual clock, window `index`: because of me nothing happens anywhere before `next_ns` (windows.py).
+    """Virtual clock, window `index`: the sender causes no event before `next_ns` (windows.py).
 
-    `round`: the last one that I have closed. `sent`: how many messages I have sent to you. `last`: I am gone.
-    `life`: how many of my name have been before me.
+    `round`: the last round that the sender closed. `sent`: number of messages to the receiver. `last`: the
+    sender ends. `life`: number of earlier processes of the sender's device.
     """
 
     index: int
@@ -167,7 +176,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a device has measured of its loss: float32, relayed as it is."""
+    """A device's measurements of its loss: float32 values, relayed unchanged."""
 
     device: str
     incarnation: int
@@ -178,14 +187,17 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """So many more bytes may be in flight to me."""
+    """So many more bytes may be in flight to the sender."""
 
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A device was told to stop, and asks whether all were; signed by it, and passed on by others."""
+    """A device was told to stop, and asks whether all devices were.
+
+    It is signed, and other devices pass it on.
+    """
 
     device: str
     incarnation: int

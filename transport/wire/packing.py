@@ -1,9 +1,9 @@
-"""Typed messages: a fixed prefix, a small msgpack header, and raw tensor bytes in a frame of their own.
+"""Messages to bytes and back: a fixed prefix, a small msgpack header, and raw tensor bytes in a second frame.
 
-The prefix names the kind before anything is unpacked, so that each kind's cap in bytes is checked first; the
-header's checksum follows (it finds what a fault has altered, also in the clear; it stops no forger, keys do),
-then types and ranges of all fields (fields.py). Whatever is wrong is a WireError, never another exception;
-and what would be refused there is a ValueError when it is packed here. Pickle is never used.
+The prefix names the type before anything is unpacked, so that the size limit of the type is checked first.
+Then follow the checksum of the header (it detects faults; keys detect forgery) and the types and ranges of
+all fields (fields.py). Any error is a WireError. A message that `unpack` would refuse is a ValueError in
+`pack`. Pickle is never used.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from transport.wire.messages import (
 VERSION = 4
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
-_STAMP = struct.Struct(">qqq")  # the prefix's end
+_STAMP = struct.Struct(">qqq")  # the end of the prefix: sequence, departure ns, arrival ns
 CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 
 
@@ -75,9 +75,9 @@ _BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One kind of message: the cap on its header in bytes and its fields, in order.
+    """One message type: the limit of its header in bytes and its fields, in order.
 
-    `dumps`, `loads`: for the fields that travel as byte strings, with their places among all.
+    `dumps`, `loads`: conversions of structured fields, each with the field's index.
     """
 
     type: type[Any]
@@ -96,7 +96,7 @@ class _Kind:
         return [getattr(message, label) for label in self.names]
 
     def misfit(self, values: Iterable[Any]) -> str | None:
-        """The first field that is out of range, if any is."""
+        """The name of the first field that is out of range, else None."""
         for label, check, value in zip(self.names, self.checks, values, strict=True):
             if not check(value):
                 return label
@@ -146,11 +146,14 @@ _KINDS: dict[int, _Kind] = {
 }
 _KINDS[20] = _kind(Observed, 128 << 10, name, _INCARNATION, _ROUND, data(4, 100 << 10), data(0, 128))
 _CODES = {kind.type: code for code, kind in _KINDS.items()}
-_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its place in the packed array
+_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its index in the packed array
 
 
 def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
-    """[header] or, for an Update, [header, payload]. Raises ValueError for what `unpack` would refuse."""
+    """[header] or, for an Update, [header, payload].
+
+    Raises ValueError for a message that `unpack` would refuse.
+    """
     kind = _KINDS[_CODES[type(message)]]
     prefix, body = _packable(envelope, message, kind)
     frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
@@ -160,33 +163,37 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
     return frames
 
 
-def pack_parts(
+def pack_fragments(
     envelope: Envelope, update: Update, payload: Buffer, part_bytes: int
 ) -> list[tuple[bytes, memoryview]]:
-    """(header, part) for each part of a payload, as `pack` makes them, but checked and packed once for all.
+    """(header, fragment) for each fragment of a payload, as `pack` makes them, but checked and packed only
+    once.
 
-    `update`: the header of the first part; in the others only `offset` differs. Raises ValueError as `pack`.
+    `update`: the header of the first fragment; in the others only `offset` differs. `part_bytes`: the size of
+    a fragment. Raises ValueError as `pack`.
     """
     kind, view = _KINDS[_CODES[Update]], memoryview(payload)
     if len(view) != update.total or update.offset:
-        raise ValueError(f"{len(view)} bytes of payload from {update.offset} on are not {update.total}")
+        raise ValueError(f"{len(view)} bytes of payload at offset {update.offset} do not make {update.total}")
     prefix, body = _packable(envelope, update, kind)
     first: bytes = msgpack.packb(body)
     if len(view) <= part_bytes:
         only = (seal(prefix + first), view)
         _check_packed(only, kind)
         return [only]
-    tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[1:]  # without the array's own byte: less than 16 values
-    head = prefix + first[: len(first) - len(tail) - 1]  # 1: the offset 0
+    tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[
+        1:
+    ]  # without the first byte of the array (less than 16 values)
+    head = prefix + first[: len(first) - len(tail) - 1]  # 1 byte: the offset 0
     offsets = range(0, len(view), part_bytes)
     parts = [(seal(head + msgpack.packb(o) + tail), view[o : o + part_bytes]) for o in offsets]
-    _check_packed(parts[-1], kind)  # it has the longest header ...
-    _check_packed(parts[0], kind)  # ... and it the longest part
+    _check_packed(parts[-1], kind)  # it has the longest header
+    _check_packed(parts[0], kind)  # it has the longest fragment
     return parts
 
 
 def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes, list[Any]]:
-    """A header's prefix and what is to be packed behind it."""
+    """The prefix of a header and the values of its array."""
     values = kind.values(message)
     wrong = kind.misfit(values)
     if wrong is not None:
@@ -206,39 +213,39 @@ def _check_packed(frames: Sequence[Buffer], kind: _Kind) -> None:
 
 
 def stamp(header: Buffer, seq: int, depart_ns: int, arrive_ns: int) -> bytes:
-    """The same header with its sequence number and times, known only when the message leaves."""
+    """The header with its sequence number and times, which are known only when the message leaves."""
     stamped = bytearray(header[: -CHECKSUM.size])
     _STAMP.pack_into(stamped, PREFIX.size - _STAMP.size, seq, depart_ns, arrive_ns)
     return seal(bytes(stamped))
 
 
 def seal(header: bytes) -> bytes:
-    """A prefix and its body with their checksum: the first frame of a message."""
+    """The first frame of a message: a prefix and a body, with their checksum."""
     return header + CHECKSUM.pack(zlib.crc32(header))
 
 
 def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
-    """The message in these frames. Raises WireError for whatever is not exactly one."""
+    """The message in these frames. Raises WireError for anything but exactly one valid message."""
     if not 1 <= len(frames) <= 2:
-        raise WireError(f"{len(frames)} frames")
+        raise WireError(f"a message of {len(frames)} frames")
     header = memoryview(frames[0])
     if len(header) < PREFIX.size + CHECKSUM.size:
-        raise WireError("shorter than a prefix")
+        raise WireError("a header shorter than its prefix")
     magic, version, code, seq, depart_ns, arrive_ns = PREFIX.unpack_from(header)
     if magic != MAGIC:
-        raise WireError("no unweft message")
+        raise WireError("not an unweft message")
     if version != VERSION:
-        raise WireError(f"protocol version {version}; this is {VERSION}")
+        raise WireError(f"protocol version {version}; this device uses {VERSION}")
     kind = _KINDS.get(code)
     if kind is None:
-        raise WireError(f"unknown kind {code}")
+        raise WireError(f"unknown message type {code}")
     _check_frames(frames, kind)
     end = len(header) - CHECKSUM.size
     if CHECKSUM.unpack_from(header, end)[0] != zlib.crc32(header[:end]):
-        raise WireError("a header whose checksum does not match")
+        raise WireError("the checksum of a header does not match")
     src, incarnation, fields = _body(header[PREFIX.size : end], kind)
     if not (name(src) and _INCARNATION(incarnation) and seq >= 0 <= depart_ns and arrive_ns >= 0):
-        raise WireError("no proper sender")
+        raise WireError("the sender or the times of a header are out of range")
     message: Message = kind.type(*fields)
     if isinstance(message, Update):
         _check_update(message, len(frames[1]))
@@ -254,7 +261,7 @@ def _check_frames(frames: Sequence[Buffer], kind: _Kind) -> None:
 
 def _check_update(update: Update, size: int) -> None:
     if update.part >= update.parts or update.offset + size > update.total:
-        raise WireError("a part that is none of its update")
+        raise WireError("a fragment that is outside its update")
 
 
 def _body(packed: Buffer, kind: _Kind) -> tuple[Any, Any, list[Any]]:
@@ -266,7 +273,7 @@ def _body(packed: Buffer, kind: _Kind) -> tuple[Any, Any, list[Any]]:
         wrong = kind.misfit(fields)
     except WireError:
         raise
-    except Exception as error:  # msgpack raises many kinds for malformed bytes; all mean the same here
+    except Exception as error:  # msgpack raises many types of exceptions for malformed bytes
         raise WireError(f"malformed header: {type(error).__name__}") from None
     if wrong is not None:
         raise WireError(f"{kind.name}.{wrong} is out of range")
@@ -274,10 +281,11 @@ def _body(packed: Buffer, kind: _Kind) -> tuple[Any, Any, list[Any]]:
 
 
 def wire_bytes(frames: Sequence[Buffer], curve: bool = False) -> int:
-    """Bytes of a message on the wire: ZMTP puts 2 bytes before a frame under 256 bytes, else 9.
+    """Bytes of a message on the wire. ZMTP puts 2 bytes before a frame of less than 256 bytes, else 9.
 
-    With CURVE each frame travels as a MESSAGE command: 8 bytes name, 8 nonce, 16 authentication tag and 1
-    flag more (ZMTP 3.1). A ROUTER's identity frame is local and not on the wire.
+    With CURVE each frame travels as a MESSAGE command, which adds 33 bytes: 8 name, 8 nonce, 16
+    authentication tag and 1 flag (CurveZMQ, RFC 26; ZMTP 3.1). The identity frame of a ROUTER is local and
+    not on the wire.
     """
     extra, total = 33 if curve else 0, 0
     for frame in frames:

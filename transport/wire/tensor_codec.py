@@ -1,12 +1,12 @@
 """Matrices to bytes and back: fp32, fp16, bf16, int8, int4.
 
-int8 and int4 are symmetric: value = scale * q with |q| <= 127 or 7. A scale belongs to a *chunk* of whole
-rows with at least 128 values, because a scale for each row of a rank-8 matrix would cost a quarter of it:
-at rank 8, sixteen rows share 2 bytes and int8 is 50.8 % of fp16. Payload: the scales (bf16), then q row by
-row (int4: two a byte, the first in the low half, each plus 8). Scales are bf16 because they need range, not
-digits: an adapter's 1e-4 / 127 is subnormal in fp16. They are rounded up, so that no q leaves its range.
+int8 and int4 are symmetric: value = scale * q with |q| <= 127 or 7. One scale serves a *chunk* of whole rows
+with at least 128 values, because one scale per row of a rank-8 matrix would cost a quarter of it. At rank 8,
+sixteen rows share 2 bytes, and int8 takes 50.8 % of fp16. Payload: the scales (bf16), then q row by row
+(int4: two per byte, the first in the low half, each plus 8). Scales are bf16 because they need range, not
+precision: 1e-4 / 127 of an adapter is subnormal in fp16. They are rounded up, so that no q exceeds its range.
 
-`decode` trusts nothing: a wrong length, NaN or infinity is a WireError.
+`decode` raises WireError for a wrong length, NaN or infinity.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from transport.wire.errors import WireError
 Buffer = bytes | bytearray | memoryview
 FP16_MAX = 65504.0
 QUANTISED_MAX = 1e37  # so that 128 times any scale is finite
-CHUNK_VALUES = 128  # values that share a scale, at least (the last chunk: what is left)
+CHUNK_VALUES = 128  # smallest number of values that share a scale; the last chunk may have fewer
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LEVELS = {"int8": 127, "int4": 7}
 CODECS = (*_FLOATS, *_LEVELS)
-FEEDBACK = tuple(_LEVELS)  # these lose so much that senders should use `encode_feedback`
+FEEDBACK = tuple(_LEVELS)  # senders should use `encode_feedback` for these, because their error is large
 
 
 class _Chunks(NamedTuple):
-    """How n values share scales: `whole` chunks of `size` values, then one of `rest` if that is not 0."""
+    """The chunks of a matrix: `whole` chunks of `size` values, then one of `rest` values if that is not 0."""
 
     size: int
     whole: int
@@ -53,8 +53,10 @@ def payload_bytes(codec: str, rows: int, rank: int) -> int:
 
 
 def peak2(matrix: Tensor) -> float:
-    """Mean over the chunks that share a scale of the largest value squared, which int8's and int4's error
-    goes with; `matrix`: fp32 [rows, rank]."""
+    """Mean over chunks of the largest squared value. The errors of int8 and int4 are proportional to it.
+
+    `matrix`: fp32 [rows, rank].
+    """
     flat, chunks = matrix.contiguous().flatten(), _chunks(*matrix.shape)
     return float(torch.cat([part.abs().amax(1) for part, _ in _parts(flat, chunks)]).square().mean())
 
@@ -62,12 +64,14 @@ def peak2(matrix: Tensor) -> float:
 def encode(
     matrix: Tensor, codec: str, rng: np.random.Generator | None = None, *, finite: bool = True
 ) -> bytes:
-    """`matrix`: fp32 [rows, rank] on the CPU. `finite` False: not looked through for NaN and infinity.
+    """Encode an fp32 [rows, rank] matrix on the CPU.
 
-    fp16 saturates at +-65504. int8 and int4 round stochastically with `rng` (seeded Philox: the same seed,
-    the same bytes), so that the mean over many sends is the value; without, to the nearest. Raises ValueError
-    on NaN, infinity or values beyond the codec (bf16: 3.39e38; int8, int4: 1e37) and WireError for an unknown
-    codec.
+    With `finite` False, NaN and infinity are not looked for.
+
+    fp16 saturates at +-65504. int8 and int4 round stochastically with `rng` (seeded Philox: equal seeds give
+    equal bytes), so that the mean over many sends is the value; without `rng` they round to nearest. Raises
+    ValueError for NaN, infinity or values beyond the codec (bf16: 3.39e38; int8, int4: 1e37), and WireError
+    for an unknown codec.
     """
     return bytes(encode_view(matrix, codec, rng, finite=finite))
 
@@ -75,7 +79,7 @@ def encode(
 def encode_view(
     matrix: Tensor, codec: str, rng: np.random.Generator | None = None, *, finite: bool = True
 ) -> bytes | memoryview:
-    """`encode` for a matrix that nobody changes any more: fp32 is sent from where it is, without a copy."""
+    """`encode` for a matrix that does not change any more: fp32 is sent from its memory, without a copy."""
     _check(matrix, finite)
     if codec in _FLOATS:
         if codec == "fp16":
@@ -84,7 +88,7 @@ def encode_view(
             matrix = matrix.to(_FLOATS[codec])
         if codec == "bf16":
             if not _finite(matrix):
-                raise ValueError("a value beyond bf16")
+                raise ValueError("a value is beyond the range of bf16")
             matrix = matrix.contiguous().view(torch.uint8)  # numpy has no bf16
         return matrix.contiguous().numpy().data.cast("B")
     if codec not in _LEVELS:
@@ -95,9 +99,11 @@ def encode_view(
 def encode_feedback(
     matrix: Tensor, codec: str, rng: np.random.Generator | None, error: Tensor | None
 ) -> tuple[bytes, Tensor]:
-    """`encode` with error feedback: what earlier sends lost is added, what this one loses is returned.
+    """`encode` with error feedback (Seide et al., 2014): adds the error of earlier sends and returns the new
+    error.
 
-    `error`: None at first; fp32, the shape of `matrix`. Purge it when the block is deleted: it tells of it.
+    `error`: None at first; fp32, of the shape of `matrix`. It contains information on the block: delete it
+    together with the block.
     """
     wanted = matrix if error is None else matrix + error
     payload = encode(wanted, codec, rng)
@@ -107,17 +113,16 @@ def encode_feedback(
 def decode(
     payload: Buffer, codec: str, rows: int, rank: int, *, finite: bool = True, owned: bool = False
 ) -> Tensor:
-    """The fp32 [rows, rank] matrix.
+    """The fp32 [rows, rank] matrix of a payload.
 
-    `owned`: a writable payload that nobody else will change (what a reassembler returns); fp32 then stays
-    where it is, without a copy. Otherwise the matrix has memory of its own. Raises WireError on a wrong
-    length, an impossible scale and, unless `finite` is False (for those who trust their peers), on NaN and
-    infinity.
+    `owned`: the payload is writable and belongs to the caller (as the reassembler returns it); fp32 then uses
+    its memory without a copy. Otherwise the matrix has memory of its own. Raises WireError for a wrong length
+    or an impossible scale and, unless `finite` is False (for trusted peers), for NaN and infinity.
     """
     if len(payload) != payload_bytes(codec, rows, rank):
-        raise WireError(f"{len(payload)} bytes are no {codec} matrix of {rows} x {rank}")
+        raise WireError(f"{len(payload)} bytes cannot be an {codec} matrix of {rows} x {rank}")
     own = memoryview(payload).readonly
-    source = bytearray(payload) if own else payload  # torch warns, once a process, about read-only memory
+    source = bytearray(payload) if own else payload  # torch warns once per process about read-only memory
     own = own or owned
     if codec in _LEVELS:
         return _dequantise(source, codec, rows, rank)
@@ -135,9 +140,9 @@ def _quantise(matrix: Tensor, codec: str, rng: np.random.Generator | None) -> by
     flat = matrix.contiguous().flatten()
     largest = torch.cat([part.abs().amax(1) for part, _ in _parts(flat, chunks)])
     if float(largest.max()) > QUANTISED_MAX:
-        raise ValueError(f"a value beyond {codec}")
+        raise ValueError(f"a value is beyond the range of {codec}")
     scales = _round_up_to_bf16(largest / top)
-    steps = torch.where(scales > 0, scales, 1.0)  # a chunk of zeros
+    steps = torch.where(scales > 0, scales, 1.0)  # a chunk of zeros has scale 0
     q = torch.cat([(part / steps[at, None]).flatten() for part, at in _parts(flat, chunks)])
     if rng is None:
         q.round_()
@@ -152,7 +157,7 @@ def _dequantise(source: Buffer, codec: str, rows: int, rank: int) -> Tensor:
     chunks = _chunks(rows, rank)
     head = 2 * chunks.scales
     scales = torch.frombuffer(source, dtype=torch.bfloat16, count=chunks.scales).float()
-    if not _finite(scales * 128) or bool((scales < 0).any()):  # then no product is infinite either
+    if not _finite(scales * 128) or bool((scales < 0).any()):  # so no product is infinite
         raise WireError("an impossible scale in a matrix")
     if codec == "int8":
         q = torch.frombuffer(source, dtype=torch.int8, offset=head).float()
@@ -180,7 +185,7 @@ def _chunks(rows: int, rank: int) -> _Chunks:
 
 
 def _parts(flat: Tensor, chunks: _Chunks) -> list[tuple[Tensor, slice]]:
-    """Views of `flat` as [chunks, values]: whole ones, then the rest; with each, its slice of the scales."""
+    """Views of `flat` as [chunks, values] with the slice of their scales: the whole chunks, then the rest."""
     split = chunks.whole * chunks.size
     parts = [(flat[:split].view(chunks.whole, chunks.size), slice(0, chunks.whole))]
     if chunks.rest:
@@ -189,20 +194,23 @@ def _parts(flat: Tensor, chunks: _Chunks) -> list[tuple[Tensor, slice]]:
 
 
 def _round_up_to_bf16(positive: Tensor) -> Tensor:
-    """The next bf16 that is not smaller, as fp32: its lower 16 bits are 0."""
+    """The smallest bf16 that is not smaller, as fp32: its lower 16 bits are 0."""
     return ((positive.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 
 
 def _check(matrix: Tensor, finite: bool) -> None:
     if matrix.dtype != torch.float32 or matrix.dim() != 2 or not matrix.numel():
-        raise ValueError("only a matrix of fp32 values is encoded")
+        raise ValueError("only an fp32 matrix with values can be encoded")
     if finite and not _finite(matrix):
-        raise ValueError("a matrix with NaN or infinity is not sent")
+        raise ValueError("a matrix with NaN or infinity cannot be sent")
 
 
 def _finite(values: Tensor) -> bool:
-    """Without NaN and infinity. Any of them is one in the sum too; so may a sum be that is only too large,
-    and then the extremes are asked, in which NaN wins. Both are far faster than isfinite().all()."""
+    """Whether there is no NaN and no infinity.
+
+    A finite sum proves it. A sum may overflow without one; then the extremes decide, in which NaN wins. Both
+    are far faster than isfinite().all().
+    """
     if math.isfinite(values.sum().item()):
         return True
     low, high = torch.aminmax(values)

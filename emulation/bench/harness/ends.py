@@ -27,7 +27,7 @@ from transport.wire.checksum import xxh3
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import FRAME_BYTES, WINDOW_BYTES
 from transport.wire.messages import Credit, Envelope, Update
-from transport.wire.packing import pack, pack_parts, stamp, unpack
+from transport.wire.packing import pack, pack_fragments, stamp, unpack
 from transport.wire.tensor_codec import decode, encode_view
 
 LISTEN = "tcp://127.0.0.1:0"
@@ -127,7 +127,7 @@ class LinksEnd:
             checksum = xxh3(payload) if self._checks.checksum else None
             shape = (*matrix.shape, 0, size, checksum)
             header = Update(self._name, 0, "early", version, version, "train", "fp32", *shape)
-            for frames in pack_parts(envelope, header, payload, FRAME_BYTES):
+            for frames in pack_fragments(envelope, header, payload, FRAME_BYTES):
                 await self._put(*frames)
         return start
 
@@ -153,7 +153,7 @@ class LinksEnd:
             envelope, update = unpack(received.frames)
             assert isinstance(update, Update)
             self._credit(len(received.frames[1]))
-            payload = self._parts.add(envelope.src, update, received.frames[1])
+            payload = self._parts.add_fragment(envelope.src, update, received.frames[1])
             if payload is not None:
                 shape = (update.rows, update.rank)
                 decode(payload, update.codec, *shape, finite=self._checks.finite, owned=True)

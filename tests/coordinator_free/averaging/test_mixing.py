@@ -97,7 +97,7 @@ def test_average_keeps_the_mean_and_contracts_the_disagreement_by_rho():
 
 
 @given(st.sets(st.sampled_from(["d1", "d2", "d3"])))
-def test_weight_of_those_not_heard_returns_to_the_own_copy(heard):
+def test_the_weight_of_missing_copies_returns_to_the_own_copy(heard):
     devices = ["d0", "d1", "d2", "d3"]
     weights = metropolis_row(build(devices, Shape("full")), "d0")
     state = {d: copies_of(devices, seed) for seed, d in enumerate(devices)}
@@ -126,7 +126,7 @@ def test_a_block_that_is_not_held_is_never_mixed_in():
 
 
 @pytest.mark.parametrize("mode", [Average(), Newest()])
-def test_nothing_heard_nothing_done(mode):
+def test_without_arrivals_nothing_is_mixed(mode):
     assert mode.combine(BlockKey("d0", 0), {part("d0"): 0, part("d1"): 0}, {"d1": 0.5}, {}) == []
 
 

@@ -1,4 +1,4 @@
-"""What is sent within a budget: never more than it allows, near the optimum, and nobody waits for ever."""
+"""Rate allocation: within the budget, near the optimum, and no item waits for ever."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_order_of_the_items_does_not_matter(name, case, rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_with_room_for_all_everything_is_sent_whole(name):
+def test_with_enough_budget_every_item_is_sent_in_its_largest_codec(name):
     made = allocate(name, everything(), budget(1e6), WEIGHTS, Waiting())
     assert len(made.chosen) == 36 and {c.codec for c in made.chosen.values()} == {"fp16"}
     assert made.waiting == Waiting()
@@ -212,15 +212,15 @@ def test_bits_go_where_they_lower_the_weighted_residual_most():
 @pytest.mark.parametrize(
     ("name", "first"), [("gradient-only", "early"), ("fisher-only", "mid"), ("residual", "late")]
 )
-def test_whose_weight_counts(name, first):
+def test_each_allocator_uses_its_own_weights(name, first):
     made = allocate(name, [item(group=g) for g in GROUPS], budget(30), WEIGHTS, Waiting())
     assert [slot[1].group for slot in made.chosen] == [first]
 
 
 # -- waiting -------------------------------------------------------------------------------------------------
 def rounds_waited(name: str, items: list[Item], limits: Budget, rounds: int, weights=WEIGHTS) -> dict:
-    """The longest wait of each slot when every part is new again in every round."""
-    waiting, longest = Waiting(), dict.fromkeys((i.slot for i in items), 0)
+    """The longest wait of each transfer if every part is new in every round."""
+    waiting, longest = Waiting(), dict.fromkeys((i.transfer for i in items), 0)
     for seed in range(rounds):
         waiting = allocate(name, items, limits, weights, waiting, seed).waiting
         for slot, waited in waiting.rounds.items():
@@ -230,12 +230,12 @@ def rounds_waited(name: str, items: list[Item], limits: Budget, rounds: int, wei
 
 @pytest.mark.parametrize("name", ["residual", "equal-share", "round-robin"])
 @pytest.mark.parametrize("cap", [1e9, 100])
-def test_nobody_waits_for_ever(name, cap):
+def test_no_item_waits_for_ever(name, cap):
     longest = rounds_waited(name, everything(), budget(360, cap), 300)
     assert max(longest.values()) < 80
 
 
-def test_without_a_reserve_the_least_pressing_starve():
+def test_without_a_reserve_low_priorities_starve():
     longest = rounds_waited("residual", everything(), budget(360, reserve=0.0), 300)
     assert max(longest.values()) == 300
 
@@ -273,7 +273,7 @@ def test_deficits_stay_below_the_price_of_one_item(case, name):
             assert 0 <= deficit <= dearest
 
 
-def test_what_was_sent_or_is_no_longer_wanted_waits_no_more():
+def test_sent_or_unneeded_items_no_longer_wait():
     waiting = Waiting({("d1", item().part): 7, ("d1", item(owner="d8").part): 3}, {"late": 10.0})
     made = allocate("residual", [item()], budget(1e6), WEIGHTS, waiting)
     assert made.waiting == Waiting()
@@ -308,7 +308,7 @@ def test_the_points_of_a_matrix():
     assert points[2].gain == pytest.approx(4.0, rel=1e-5)
 
 
-def test_a_codec_that_would_lose_more_than_it_brings_is_no_choice():
+def test_a_codec_whose_error_exceeds_its_gain_is_not_a_choice():
     points = choices(stale2=0.4, norm2=16.0, peak2=0.49, values=300, sizes=SIZES)
     assert [p.codec for p in points] == ["int8", "fp16"]
     assert choices(stale2=0.0, norm2=16.0, peak2=0.49, values=300, sizes=SIZES) == ()

@@ -1,4 +1,4 @@
-"""What an action is predicted to do and to cost."""
+"""The predicted effect and the cost of actions."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def kept(rung: int) -> float:
     return rho**2 / (1 - rho**2)
 
 
-def test_staying_contracts_what_is_local_and_leaves_what_is_sustained():
+def test_staying_contracts_the_local_residual_and_keeps_the_sustained_one():
     assert effect(BASE, BASE) == pytest.approx(((1 - 0.1 * 0.05) ** (2 * 4 * 5), 1, 1))
 
 
-def test_staying_contracts_copies_that_nothing_drives_apart_by_rho_squared_a_round():
+def test_without_divergence_staying_contracts_disagreement_by_rho_squared_a_round():
     """R_con = rho^(2K) D_0 in Theorem 2."""
     assert effect(BASE, BASE, **PASSING)[1] == pytest.approx(LADDER.at(0).rho ** (2 * 5))
 
@@ -83,12 +83,12 @@ def alone(steps: int, rung: int = 0, period: int = 1, mu: float = 0.05, **change
     return progress(shown, "late", after(steps=steps, rung=rung, period=period))
 
 
-def test_of_a_block_that_one_moves_the_mean_goes_an_mth_of_the_way():
+def test_the_mean_covers_one_mth_of_the_move_of_a_single_owner():
     assert alone(4, averages=False) == pytest.approx((1 - 0.995**4) / 6)
     assert progress(view(late=group()), "late", after(steps=4)) == pytest.approx(1 - 0.995**4)
 
 
-def test_where_an_owner_comes_far_in_a_round_a_denser_graph_helps_and_more_steps_do_not():
+def test_if_an_owner_progresses_far_a_denser_graph_helps_and_more_steps_do_not():
     far, near = 8.0, 0.01  # eta mu = 0.8, 0.001
     assert alone(8, mu=far) < 1.05 * alone(4, mu=far)
     assert alone(4, rung=LADDER.top, mu=far) > 1.3 * alone(4, mu=far)
@@ -96,7 +96,7 @@ def test_where_an_owner_comes_far_in_a_round_a_denser_graph_helps_and_more_steps
     assert alone(4, rung=LADDER.top, mu=near) < 1.05 * alone(4, mu=near)
 
 
-def test_an_exchange_every_other_round_makes_up_for_itself_only_where_steps_are_small():
+def test_an_exchange_every_other_round_pays_off_only_for_small_steps():
     assert alone(4, period=2, mu=0.01) == pytest.approx(alone(4, mu=0.01), rel=0.05)
     assert alone(4, period=2, mu=8.0) == pytest.approx(alone(4, mu=8.0) / 2, rel=0.05)
 
@@ -172,7 +172,7 @@ def test_compute_follows_the_group_with_the_most_steps():
     assert relative_use(settings, view(), LIMITS)[1] == 2
 
 
-def test_what_is_affordable():
+def test_settings_within_the_bytes_are_affordable():
     denser, steps = after(rung=1), after(steps=8)
     uniform = dict.fromkeys(GROUPS, BASE)
     assert affordable(uniform, view(), LIMITS)
@@ -214,11 +214,13 @@ def test_damping_goes_to_zero_and_back():
     assert {m.label: m for m in moves({"late": first.action}, LIMITS, view())}["less-prox"].action.prox == 0
 
 
-def test_how_a_move_is_told():
-    told = {m.label: m.told() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, view())}
+def test_description_of_a_move():
+    told = {
+        m.label: m.describe() for m in moves({"late": GroupAction(4, prox=1.0, period=2)}, LIMITS, view())
+    }
     assert told["more-steps"] == "steps 6" and told["less-period"] == "sync 1"
     assert told["more-rung"] == "graph +1" and told["more-prox"] == "prox 3.2"
-    assert {m.label: m.told() for m in moves({"late": BASE}, LIMITS, view())}["more-prox"] == "prox 1e-3"
+    assert {m.label: m.describe() for m in moves({"late": BASE}, LIMITS, view())}["more-prox"] == "prox 1e-3"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_how_a_move_is_told():
         {"base": GroupAction(4, period=9)},
     ],
 )
-def test_limits_that_leave_nothing_are_refused(bad):
+def test_empty_limits_are_refused(bad):
     with pytest.raises(ValueError):
         replace(LIMITS, **bad)
     assert Limits()

@@ -1,4 +1,4 @@
-"""Policies that correct a world of quadratics, whose true gap is known, in three regimes by construction."""
+"""Policies that correct a world of quadratics with a known gap, in three constructed regimes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_dominant_ends_no_higher_than_any_single_action(outcomes):
     assert gap(outcomes, "dominant") <= allowed * best + 0.01
 
 
-def test_the_first_action_meets_what_holds_the_correction_back(outcomes):
+def test_the_first_action_addresses_the_dominant_residual(outcomes):
     named = {
         "curvature": ("R_loc", "steps"),
         "consensus": ("R_con", "graph"),

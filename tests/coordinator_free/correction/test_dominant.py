@@ -1,4 +1,4 @@
-"""The dominant action in regimes made by construction, its hysteresis, and what it learns."""
+"""The policy `dominant` in constructed regimes: its choices, its hysteresis and its corrections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from coordinator_free.correction.action_model import relative_use
-from coordinator_free.correction.dominant import DWELL, LEAST, MOST, NOISE, RATE, dominant
+from coordinator_free.correction.dominant import (
+    DWELL,
+    LEARNING_RATE,
+    MAX_CORRECTION,
+    MIN_CORRECTION,
+    NOISE_FLOOR,
+    dominant,
+)
 from coordinator_free.correction.policies import decide
 from coordinator_free.correction.policy_interface import GroupAction, Memory
 from tests.support.diagnoses import GROUPS, LIMITS, group, view
@@ -19,7 +26,7 @@ ROOMY = replace(LIMITS, bytes_max=3.0)
 
 
 def calm(**changed):
-    """A group with next to nothing left to do."""
+    """A group with small residuals."""
     return group(**{"local": SMALL, "consensus": SMALL, "heterogeneity": SMALL, **changed})
 
 
@@ -54,7 +61,7 @@ def test_where_mixing_is_weak_it_is_made_stronger_which_costs_no_byte():
     assert "gamma 1" in made.reason
 
 
-def test_with_isolated_blocks_stronger_mixing_is_for_whatever_it_gains():
+def test_with_isolated_blocks_stronger_mixing_is_chosen_for_any_gain():
     weak = replace(LIMITS, base=GroupAction(4, gamma=0.4), steps_max=4)
     shown = {g: group(local=1.0, mu=0.1) for g in GROUPS}
     made = dominant(replace(view(**shown), isolated=True), weak, Memory())
@@ -62,14 +69,14 @@ def test_with_isolated_blocks_stronger_mixing_is_for_whatever_it_gains():
     assert {action.steps for action in made.settings.values()} == {4}
 
 
-def test_what_gains_nothing_is_left_as_it_is():
+def test_a_knob_without_gain_is_not_changed():
     strong = replace(LIMITS, base=GroupAction(4, gamma=1 - 1e-9), steps_max=4)
     shown = {g: group(local=1.0, mu=0.1) for g in GROUPS}
     made = dominant(replace(view(**shown), isolated=True), strong, Memory())
     assert {action.gamma for action in made.settings.values()} == {1 - 1e-9}
 
 
-def test_an_edge_that_the_budget_has_no_room_for_is_paid_by_a_group_that_can_wait():
+def test_an_edge_beyond_the_budget_is_paid_by_a_group_that_can_wait():
     limits = replace(LIMITS, base=GroupAction(1))
     made = dominant(regime(consensus=1.0), limits, Memory())
     assert made.settings["late"].rung >= 1
@@ -90,7 +97,7 @@ def test_it_acts_on_the_group_that_needs_it():
     assert made.settings["early"].steps > made.settings["late"].steps
 
 
-def test_where_nothing_is_left_it_stays():
+def test_it_stays_where_no_residual_is_left():
     shown = view(**{g: calm(local=0.0, consensus=0.0, heterogeneity=0.0) for g in GROUPS})
     made = decide("dominant", shown, LIMITS, Memory())
     assert set(made.settings.values()) == {BASE}
@@ -106,7 +113,7 @@ def test_a_small_advantage_is_not_acted_on():
     assert max(a.steps for a in dominant(quick, LIMITS, Memory()).settings.values()) > BASE.steps
 
 
-def test_nobody_stands_still_for_what_heterogeneity_would_make_of_it_in_the_end():
+def test_sustained_heterogeneity_does_not_stop_local_steps():
     """Little contracts: of R_het, a sum over all rounds, next to nothing comes until the next diagnosis."""
     shown = view(**{g: group(local=5.0, consensus=0.3, heterogeneity=5.0, mu=1e-3) for g in GROUPS})
     made = dominant(shown, replace(LIMITS, steps_min=1), Memory())
@@ -152,33 +159,33 @@ def learn(
     return dict(memory.corrections)
 
 
-def test_an_action_that_does_as_predicted_is_believed_as_before():
+def test_an_effect_as_predicted_keeps_its_correction():
     assert learn("more-prox", 0.5) == {"more-prox": pytest.approx(1)}
 
 
-def test_an_action_that_does_more_or_less_than_predicted_is_believed_more_or_less():
+def test_a_larger_or_smaller_effect_than_predicted_changes_its_correction():
     effect = math.log(0.5)
-    step = RATE * effect**2 / (effect**2 + NOISE**2)
+    step = LEARNING_RATE * effect**2 / (effect**2 + NOISE_FLOOR**2)
     assert learn("more-prox", 0.25)["more-prox"] == pytest.approx(1 + step)
     assert learn("more-prox", 1.0)["more-prox"] == pytest.approx(1 - step)
 
 
-def test_what_is_learnt_approaches_observed_over_predicted_effect():
+def test_the_correction_approaches_observed_over_predicted_effect():
     assert learn("more-prox", 0.5**0.3, times=30)["more-prox"] == pytest.approx(0.3, rel=1e-3)
     assert learn("less-period", 2.0**0.3, effect=2.0, times=30)["less-period"] == pytest.approx(0.3, rel=1e-3)
 
 
-def test_a_trend_that_all_groups_share_says_nothing_of_an_action():
+def test_a_trend_common_to_all_groups_changes_no_correction():
     assert learn("more-prox", 0.5, trend=1.7)["more-prox"] == pytest.approx(1)
 
 
-def test_a_small_predicted_effect_teaches_next_to_nothing():
+def test_a_small_predicted_effect_hardly_changes_the_correction():
     assert learn("more-prox", 0.5, effect=0.999)["more-prox"] == pytest.approx(1, abs=0.05)
 
 
 def test_corrections_are_bounded():
-    assert learn("more-prox", 50.0, times=9)["more-prox"] == LEAST
-    assert MOST - 0.1 < learn("more-prox", 1e-9, times=9)["more-prox"] <= MOST
+    assert learn("more-prox", 50.0, times=9)["more-prox"] == MIN_CORRECTION
+    assert MAX_CORRECTION - 0.1 < learn("more-prox", 1e-9, times=9)["more-prox"] <= MAX_CORRECTION
 
 
 def test_a_surprise_next_to_a_small_prediction_bans_no_action():
@@ -194,13 +201,13 @@ def test_an_action_that_kept_failing_is_no_longer_chosen():
 
 
 def after_a_move(left: float) -> tuple[Memory, dict[str, float]]:
-    """The memory of a decision to exchange late less often, and what is left of each group since."""
+    """The memory after a decision to exchange `late` less often, and the error of each group since."""
     held = {**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, period=4)}
     expected = {"early": ("stay", 1.0, 1.0), "mid": ("stay", 1.0, 1.0), "late": ("more-period", 1.0, 1.0)}
     return Memory(settings=held, expected=expected), dict.fromkeys(GROUPS, left)
 
 
-def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
+def test_a_failed_move_is_undone_and_not_repeated():
     """Also where no effect was predicted, of which no correction could be learnt."""
     memory, left = after_a_move(1.3)
     shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
@@ -212,26 +219,26 @@ def test_what_has_made_things_worse_is_taken_back_and_not_done_again():
     assert {action.period for action in later.settings.values()} == {1}
 
 
-def test_with_isolated_blocks_a_change_of_mixing_is_not_judged_by_what_owners_see():
+def test_with_isolated_blocks_a_change_of_mixing_is_not_assessed():
     memory, left = after_a_move(1.3)
     shown = {g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()}
     made = dominant(replace(view(**shown), isolated=True), LIMITS, memory)
     assert not made.memory.failed and made.memory.corrections == {}
 
 
-def test_what_has_made_nothing_worse_is_kept():
+def test_a_move_that_did_not_fail_is_kept():
     memory, left = after_a_move(1.1)
     shown = view(**{g: group(local=part, consensus=0.0, heterogeneity=0.0) for g, part in left.items()})
     assert dominant(shown, LIMITS, memory).settings["late"].period == 4
 
 
-def test_a_new_event_keeps_what_was_learnt_and_nothing_else():
+def test_a_new_event_keeps_the_corrections_only():
     made = decide("dominant", regime(local=1.0), ROOMY, Memory(corrections={"more-steps": 0.9}))
     assert made.memory.expected["late"][0] == "more-steps" and made.memory.last
     assert made.memory.after_event() == Memory(corrections={"more-steps": 0.9})
 
 
-def test_what_was_predicted_without_and_with_the_move_is_kept_for_every_group():
+def test_both_predictions_of_every_group_are_kept():
     made = decide("dominant", regime(local=1.0), ROOMY, Memory())
     assert list(made.memory.expected) == list(GROUPS)
     label, stay, then = made.memory.expected["late"]
@@ -239,7 +246,7 @@ def test_what_was_predicted_without_and_with_the_move_is_kept_for_every_group():
     assert made.memory.settings == made.settings
 
 
-def test_with_isolated_blocks_groups_that_would_lag_behind_are_taken_along():
+def test_with_isolated_blocks_all_groups_get_the_free_steps():
     """Their own steps would lower next to nothing, but the round computes them anyway."""
     quick, slow = group(local=1.0, mu=0.5), group(local=1.0, mu=1e-4)
     shown = replace(view(early=slow, mid=slow, late=quick), isolated=True)

@@ -81,7 +81,7 @@ def test_every_rung_up_lowers_rho(case):
     assert all(a > b for a, b in itertools.pairwise(rhos[found.base :]))
 
 
-def test_of_equally_dear_edges_the_one_that_lowers_rho_most_is_added():
+def test_among_edges_of_equal_cost_the_one_that_lowers_rho_most_is_added():
     members = ids(5)
     line = nx.path_graph(members)
     found = ladder(members, line, all_links(members), 0, Bounds(swaps=0, up=1, down=0))
@@ -90,7 +90,7 @@ def test_of_equally_dear_edges_the_one_that_lowers_rho_most_is_added():
     assert len(found.added(1)) == 1 and found.dropped(1) == ()
 
 
-def test_a_dear_edge_gives_way_to_a_cheap_one_that_lowers_rho_more_per_cost():
+def test_a_cheap_edge_with_a_better_rate_is_preferred_to_an_expensive_one():
     members = ids(5)
     line = nx.path_graph(members)
     cheap = all_links(members)
@@ -128,7 +128,7 @@ def test_a_swap_lowers_rho_at_no_more_cost():
     assert len(found.added(1)) == len(found.dropped(1)) == 1
 
 
-def test_what_is_not_feasible_is_replaced_by_the_cheapest_that_is():
+def test_infeasible_edges_are_replaced_by_the_cheapest_feasible_ones():
     members = ids(4)
     costs = {("d0", "d1"): 1.0, ("d1", "d2"): 1.0, ("d0", "d3"): 5.0, ("d1", "d3"): 2.0}
     found = ladder(members, nx.path_graph(members), costs, 0, Bounds(swaps=0, up=0, down=0))
@@ -142,7 +142,7 @@ def test_an_infeasible_edge_stays_where_nothing_else_connects():
     assert found.rungs[found.base].edges == {("d0", "d1"), ("d1", "d2")}
 
 
-def test_beyond_the_ends_of_the_ladder_is_its_end():
+def test_rungs_beyond_the_ladder_are_clipped():
     members = ids(6)
     found = ladder(members, nx.cycle_graph(members), all_links(members), 0, Bounds())
     assert found.at(99) == found.rungs[-1] and found.at(-99) == found.rungs[0]
@@ -157,7 +157,7 @@ def test_the_seed_breaks_ties():
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_nobody_to_link_to(count):
+def test_a_single_device_has_one_rung(count):
     found = ladder(ids(count), graph(ids(count), []), {}, 0, Bounds())
     assert found.rungs == (found.at(0),) and found.at(0).edges == frozenset()
 

@@ -1,4 +1,4 @@
-"""What `lookahead` asks devices to try, and how their answers travel."""
+"""The trials of `lookahead` and the vector of their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = Limits(base=GroupAction(2), steps_min=1, steps_max=4)
 
 def test_staying_and_each_notch_of_the_own_knobs_are_tried() -> None:
     held = {"early": GroupAction(2), "late": GroupAction(4, prox=1e-3)}
-    wanted = lookahead.wanted(held, LIMITS)
+    wanted = lookahead.trial_settings(held, LIMITS)
     assert wanted[STAY] == held
     assert set(wanted) == {
         STAY,
@@ -27,9 +27,9 @@ def test_staying_and_each_notch_of_the_own_knobs_are_tried() -> None:
         assert {g for g in GROUPS if settings[g] != held[g]} == {group} - {STAY[0]}
 
 
-def test_what_was_not_tried_counts_as_no_drop() -> None:
+def test_an_untried_move_counts_as_no_drop() -> None:
     told = lookahead.pack({STAY: 0.5, ("late", "more-prox"): -0.25}, GROUPS)
-    assert len(told) == lookahead.count(GROUPS) == 9
+    assert len(told) == lookahead.trial_count(GROUPS) == 9
     found = lookahead.unpack(told, GROUPS)
     assert found[STAY] == 0.5 and found["late", "more-prox"] == -0.25
     assert sum(found.values()) == 0.25

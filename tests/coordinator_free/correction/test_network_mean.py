@@ -1,4 +1,4 @@
-"""Network means: the same everywhere, whatever the order of messages and whoever crashes."""
+"""Network means: equal on every device, for any order of messages and any crash."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Network:
         self.flying: list[tuple[str, str, Report]] = []
 
     def measure(self, i: int, epoch: int = 0) -> None:
-        self.nodes[PEERS[i]].own(KEYS[i], epoch, values(i, epoch))
+        self.nodes[PEERS[i]].add_own(KEYS[i], epoch, values(i, epoch))
         self.tell(PEERS[i])
 
     def tell(self, source: str) -> None:
         for to in RING[source]:
             if source in self.nodes and to in self.nodes:
-                self.flying += [(source, to, r) for r in self.nodes[source].news(to)]
+                self.flying += [(source, to, r) for r in self.nodes[source].unsent_reports(to)]
 
     def crash(self, i: int) -> None:
         del self.nodes[PEERS[i]]
@@ -64,7 +64,7 @@ class Network:
             source, to, sent = self.flying.pop(self.rng.randrange(len(self.flying)))
             if self.rng.random() < 0.2:
                 self.flying.append((source, to, sent))
-            if to in self.nodes and self.nodes[to].receive(source, sent):
+            if to in self.nodes and self.nodes[to].on_report(source, sent):
                 self.tell(to)
 
 
@@ -82,7 +82,7 @@ def test_every_device_gets_the_same_mean_to_the_last_bit(seed):
 
 
 @given(st.integers(0, 1 << 30))
-def test_a_later_epoch_wins_wherever_it_is_heard_first(seed):
+def test_a_later_epoch_wins_in_any_order_of_arrival(seed):
     network = Network(seed)
     for i in range(5):
         network.measure(i, 0)
@@ -102,11 +102,11 @@ def test_a_crash_in_the_middle_costs_nobody_elses_vector(seed, dead):
         network.measure(i)
     for _ in range(4):  # some have heard it, some have not
         source, to, sent = network.flying.pop()
-        if network.nodes[to].receive(source, sent):
+        if network.nodes[to].on_report(source, sent):
             network.tell(to)
     network.crash(dead)
     for node in network.nodes.values():
-        node.drop(KEYS[dead])
+        node.forget_origin(KEYS[dead])
     for peer in list(network.nodes):
         network.tell(peer)
     network.settle()
@@ -115,55 +115,55 @@ def test_a_crash_in_the_middle_costs_nobody_elses_vector(seed, dead):
     assert means[0].origins == tuple(key for i, key in enumerate(KEYS) if i != dead)
 
 
-def test_what_comes_of_a_dropped_origin_is_ignored_for_good():
+def test_later_reports_of_a_dropped_origin_are_ignored():
     node = fresh()
-    assert node.receive("d1", report(1))
-    node.drop(KEYS[1])
-    assert not node.receive("d2", report(1, epoch=9))
-    assert node.mean(KEYS) is None and node.news("d3") == []
+    assert node.on_report("d1", report(1))
+    node.forget_origin(KEYS[1])
+    assert not node.on_report("d2", report(1, epoch=9))
+    assert node.mean(KEYS) is None and node.unsent_reports("d3") == []
     assert node.refused == 0
 
 
 def test_a_new_incarnation_of_a_dropped_device_counts():
     node = fresh()
-    node.receive("d1", report(1))
-    node.drop(KEYS[1])
+    node.on_report("d1", report(1))
+    node.forget_origin(KEYS[1])
     again = replace(report(1), origin=BlockKey("d1", 1))
-    assert node.receive("d1", again)
+    assert node.on_report("d1", again)
     assert mean_of(node, [BlockKey("d1", 1)]).origins == (BlockKey("d1", 1),)
 
 
 def test_only_members_are_counted():
     node = fresh()
     for i in range(3):
-        node.receive("d1", report(i))
+        node.on_report("d1", report(i))
     assert mean_of(node, KEYS[:2]).origins == (KEYS[0], KEYS[1])
     assert node.mean([]) is None
 
 
-def test_news_is_told_once_and_not_to_its_origin_or_who_sent_it():
+def test_a_report_is_sent_once_and_not_to_its_origin_or_sender():
     node = fresh()
-    node.own(KEYS[0], 0, values(0))
-    node.receive("d1", report(2))
-    assert [r.origin for r in node.news("d1")] == [KEYS[0]]
-    assert [r.origin for r in node.news("d2")] == [KEYS[0]]
-    assert [r.origin for r in node.news("d3")] == [KEYS[0], KEYS[2]]
-    assert node.news("d3") == []
-    node.untold("d3")
-    assert len(node.news("d3")) == 2
+    node.add_own(KEYS[0], 0, values(0))
+    node.on_report("d1", report(2))
+    assert [r.origin for r in node.unsent_reports("d1")] == [KEYS[0]]
+    assert [r.origin for r in node.unsent_reports("d2")] == [KEYS[0]]
+    assert [r.origin for r in node.unsent_reports("d3")] == [KEYS[0], KEYS[2]]
+    assert node.unsent_reports("d3") == []
+    node.resend_all("d3")
+    assert len(node.unsent_reports("d3")) == 2
 
 
-def test_a_neighbour_that_sends_what_is_known_is_not_told_it():
+def test_a_known_report_is_not_sent_back_to_its_sender():
     node = fresh()
-    node.receive("d1", report(2))
-    assert not node.receive("d3", report(2))
-    assert node.news("d3") == []
+    node.on_report("d1", report(2))
+    assert not node.on_report("d3", report(2))
+    assert node.unsent_reports("d3") == []
 
 
-def test_what_the_origin_adds_up_is_what_went_over_the_wire():
+def test_the_origin_sums_the_values_that_it_sent():
     node, other = fresh(), fresh()
-    sent = node.own(KEYS[0], 0, [1 / 3, 2 / 3, 1e-3])
-    other.receive("d0", sent)
+    sent = node.add_own(KEYS[0], 0, [1 / 3, 2 / 3, 1e-3])
+    other.on_report("d0", sent)
     assert mean_of(node, KEYS).values.tobytes() == mean_of(other, KEYS).values.tobytes()
     assert sent.values.dtype == np.float32
 
@@ -181,24 +181,24 @@ def test_what_the_origin_adds_up_is_what_went_over_the_wire():
 )
 def test_an_unsound_report_is_refused_and_counted(bad):
     node = fresh()
-    assert not node.receive("d1", bad)
+    assert not node.on_report("d1", bad)
     assert node.refused == 1 and node.mean(KEYS) is None
 
 
-def test_no_more_origins_are_held_than_there_may_be():
+def test_the_number_of_origins_is_bounded():
     node = NetworkMean(LENGTH, 2)
-    assert node.receive("d1", report(1)) and node.receive("d1", report(2))
-    assert not node.receive("d1", report(3))
-    assert node.receive("d1", report(2, epoch=1))
+    assert node.on_report("d1", report(1)) and node.on_report("d1", report(2))
+    assert not node.on_report("d1", report(3))
+    assert node.on_report("d1", report(2, epoch=1))
     assert node.refused == 1
-    assert len(node._told["d1"]) == 2
+    assert len(node._known_by["d1"]) == 2
 
 
-def test_an_own_vector_that_nobody_would_take_is_an_error():
+def test_an_invalid_own_vector_is_an_error():
     with pytest.raises(ValueError, match="expected 3 finite"):
-        fresh().own(KEYS[0], 0, [1.0, 2.0])
+        fresh().add_own(KEYS[0], 0, [1.0, 2.0])
     with pytest.raises(ValueError, match="expected 3 finite"):
-        fresh().own(KEYS[0], 0, [1.0, 2.0, 1e39])
+        fresh().add_own(KEYS[0], 0, [1.0, 2.0, 1e39])
 
 
 def test_a_report_that_its_origin_did_not_sign_is_refused():
@@ -206,16 +206,16 @@ def test_a_report_that_its_origin_did_not_sign_is_refused():
         return b"d0" + data[:4]
 
     node = fresh(verify=lambda r: r.signature == sign(r.signed_data()))
-    signed = fresh().own(KEYS[0], 0, values(0), sign)
-    assert not node.receive("d1", replace(signed, signature=b"forged"))
-    assert node.receive("d1", signed)
+    signed = fresh().add_own(KEYS[0], 0, values(0), sign)
+    assert not node.on_report("d1", replace(signed, signature=b"forged"))
+    assert node.on_report("d1", signed)
     assert node.refused == 1
 
 
-def test_two_tales_of_one_epoch_end_alike_everywhere():
+def test_two_reports_of_one_epoch_resolve_alike_everywhere():
     one, other = report(1), replace(report(1), values=np.ones(LENGTH, np.float32))
     a, b = fresh(), fresh()
     for first, second, node in ((one, other, a), (other, one, b)):
-        node.receive("d1", first)
-        node.receive("d1", second)
+        node.on_report("d1", first)
+        node.on_report("d1", second)
     assert mean_of(a, KEYS).digest == mean_of(b, KEYS).digest

@@ -1,4 +1,4 @@
-"""Every policy is pure and deterministic and keeps to its limits; what each one's rule gives."""
+"""Every policy is pure, deterministic and within its limits; the rule of each policy."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_a_decision_can_be_recorded_and_gives_its_reason(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_edges_are_told_by_what_the_scenarios_graph_lacks_and_has_too_many(name):
+def test_a_decision_gives_the_edges_to_add_and_to_drop(name):
     made = decide(name, view(), LIMITS, Memory())
     for g, action in made.settings.items():
-        edges = LADDER.at(0).edges | {*made.add[g]}
-        assert edges - {*made.drop[g]} == LADDER.at(action.rung).edges
+        edges = LADDER.at(0).edges | {*made.added_edges[g]}
+        assert edges - {*made.dropped_edges[g]} == LADDER.at(action.rung).edges
 
 
-def test_schedules_look_at_nothing():
+def test_schedules_use_no_measurement():
     of = 18
     early = 5  # EARLY_PART = 4: rounded up
     made = {name: [rule(k, of, LIMITS) for k in range(of)] for name, rule in SCHEDULES.items()}
@@ -110,9 +110,9 @@ def test_schedules_look_at_nothing():
 
 
 def test_a_name_is_a_policy_or_a_schedule() -> None:
-    with pytest.raises(ValueError, match="schedule already"):
+    with pytest.raises(ValueError, match="name of a schedule"):
         policy("uniform")
-    with pytest.raises(ValueError, match="policy already"):
+    with pytest.raises(ValueError, match="name of a policy"):
         schedule("dominant")
 
 
@@ -172,14 +172,14 @@ def test_lookahead_stays_where_no_trial_lowered_the_loss():
         assert set(decide("lookahead", view(trials=tried), LIMITS, Memory()).settings.values()) == {BASE}
 
 
-def test_what_is_to_be_tried_is_staying_and_every_affordable_move():
+def test_the_options_are_staying_and_every_affordable_move():
     tried = {key: then for key, then, _ in options(view(), LIMITS, Memory())}
     assert set(tried[STAY].values()) == {BASE}
     assert ("late", "more-steps") in tried and ("late", "more-rung") not in tried  # it would cost more bytes
     assert all(relative_use(then, view(), LIMITS)[0] <= 1 for then in tried.values())
 
 
-def test_a_policy_builds_on_what_is_in_force():
+def test_a_policy_starts_from_the_present_settings():
     held = Memory(settings={**dict.fromkeys(GROUPS, BASE), "late": replace(BASE, steps=6)})
     made = decide("lookahead", view(trials={("late", "more-steps"): 1.0}), replace(LIMITS, steps_max=9), held)
     assert made.settings["late"].steps == 9

@@ -1,4 +1,4 @@
-"""Residuals: by hand, and beside the true ones of decentralised descent on quadratics."""
+"""Residuals: computed by hand, and compared with the true ones of decentralised descent on quadratics."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_mu_is_bounded_by_the_condition_number():
 
 @pytest.mark.parametrize("length", [5, 7, 13])
 def test_a_vector_of_another_length_is_refused(length):
-    with pytest.raises(ValueError, match="no observables of 2 groups"):
+    with pytest.raises(ValueError, match="cannot be the observables of 2 groups"):
         unpack(np.zeros(length), ["early", "late"])
     assert len(HEADER) == 6
 
@@ -199,7 +199,7 @@ def test_r_loc_bounds_the_gap_of_the_mean(curvatures, start):
 
 
 @given(st.lists(st.floats(0.1, 10.0), min_size=D, max_size=D), st.floats(0.1, 3.0))
-def test_r_con_bounds_what_differing_copies_cost(curvatures, size):
+def test_r_con_bounds_the_cost_of_different_copies(curvatures, size):
     toy = Quadratics(np.array(curvatures), spread=1.0)
     toy.x = toy.x + size * np.random.default_rng(1).standard_normal(toy.x.shape)
     cost = toy.gap(toy.x) - toy.gap(toy.x.mean(axis=0))
@@ -227,7 +227,7 @@ def sustained(spread: float, steps: int, eta: float = 0.02, gamma: float = 0.2) 
     return true, residuals(toy.means(eta), steps).heterogeneity
 
 
-def test_r_het_bounds_what_heterogeneity_sustains():
+def test_r_het_bounds_the_sustained_cost_of_heterogeneity():
     for steps in (1, 2, 5):
         true, estimate = sustained(1.0, steps)
         assert 0 < true <= estimate
@@ -281,7 +281,7 @@ def test_over_rounds_the_mean_is_as_many_times_slower_as_there_are_copies():
     assert mu_from_losses([[1.0, 0.81]] * 3, 0.1, members=5) == pytest.approx(1.0)
 
 
-def test_what_mixing_takes_back_between_rounds_does_not_lower_mu():
+def test_the_loss_that_mixing_adds_between_rounds_does_not_lower_mu():
     again = [[1.0, 0.81, 0.6561]] * 4
     assert mu_from_losses(again, 0.1) == pytest.approx(1.0)
 

@@ -1,4 +1,4 @@
-"""Links beside the learning graph: everybody computes the same, few change, news needs few hops."""
+"""The overlay: equal on all devices, few changes, few hops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_another_seed_makes_other_links() -> None:
 
 
 @given(st.integers(5, 30), st.integers(0, 99))
-def test_when_one_goes_only_those_that_picked_it_pick_another(count: int, seed: int) -> None:
+def test_when_a_device_leaves_only_those_that_picked_it_pick_another(count: int, seed: int) -> None:
     members = names(count)
     for name in members[1:]:
         before, after = picks(name, members, seed, 3), picks(name, members[1:], seed, 3)
@@ -54,7 +54,7 @@ def test_when_one_goes_only_those_that_picked_it_pick_another(count: int, seed: 
 
 
 @pytest.mark.parametrize("count", [4, 16, 32, 64])
-def test_news_reaches_everybody_in_a_few_hops_and_links_stay_few(count: int) -> None:
+def test_gossip_reaches_all_devices_in_few_hops_over_few_links(count: int) -> None:
     for seed in range(20):
         made = graph(count, seed)
         assert nx.is_connected(made)

@@ -1,4 +1,4 @@
-"""Slots with nobody in charge: one winner a slot, the same everywhere, whatever the order of gossip."""
+"""Slots without a coordinator: one winner per slot, equal on all devices, for any order of gossip."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ GONE = make("d5", slot=5, status=Status.LEFT)
 
 def vacant(term_ns: int = 100) -> Quarantine:
     quarantine = Quarantine(term_ns)
-    assert quarantine.add(0, GONE) and not quarantine.add(50, GONE)
+    assert quarantine.add_vacancy(0, GONE) and not quarantine.add_vacancy(50, GONE)
     return quarantine
 
 
@@ -127,37 +127,41 @@ def test_a_slot_is_barred_until_every_living_device_has_confirmed_the_deletion()
     quarantine = vacant()
     for device, barred in (("d0", {5}), ("d1", {5}), ("d2", set())):
         assert quarantine.confirm(1, GONE.key, device)
-        assert quarantine.barred(1, ["d0", "d1", "d2"]) == barred
-    assert quarantine.barred(1, ["d0", "d3"]) == {5}  # one that has come since
+        assert quarantine.barred_slots(1, ["d0", "d1", "d2"]) == barred
+    assert quarantine.barred_slots(1, ["d0", "d3"]) == {5}  # one that has come since
 
 
-def test_or_until_its_term_is_over_since_it_was_heard_of():
+def test_slot_is_barred_until_the_quarantine_term_is_over():
     quarantine = vacant()
-    assert (quarantine.barred(99, ["d0"]), quarantine.barred(100, ["d0"])) == ({5}, set())
+    assert (quarantine.barred_slots(99, ["d0"]), quarantine.barred_slots(100, ["d0"])) == ({5}, set())
 
 
-def test_a_confirmation_is_news_once_and_only_while_it_matters():
+def test_a_confirmation_is_new_once_and_only_during_the_quarantine():
     quarantine = vacant()
     assert [quarantine.confirm(1, GONE.key, "d0") for _ in range(2)] == [True, False]
     assert not quarantine.confirm(1, BlockKey("d6", 0), "d0")
     assert not quarantine.confirm(100, GONE.key, "d1")
 
 
-def test_who_has_just_come_is_told_what_is_known():
+def test_a_newcomer_gets_all_known_confirmations():
     quarantine = vacant()
     quarantine.confirm(1, GONE.key, "d0")
-    assert quarantine.told(1, ["d0", "d1"]) == [("d5", 0, "d0")]
-    assert quarantine.told(1, ["d0"]) == quarantine.told(100, ["d0", "d1"]) == [("d5", 0, EVERYBODY)]
+    assert quarantine.confirmations(1, ["d0", "d1"]) == [("d5", 0, "d0")]
+    assert (
+        quarantine.confirmations(1, ["d0"])
+        == quarantine.confirmations(100, ["d0", "d1"])
+        == [("d5", 0, EVERYBODY)]
+    )
     other = vacant(10**9)
     assert other.confirm(1, GONE.key, EVERYBODY)
-    assert other.barred(1, ["d0", "d1"]) == set()
+    assert other.barred_slots(1, ["d0", "d1"]) == set()
 
 
-def test_two_blocks_that_left_one_slot_each_count():
+def test_a_slot_of_two_removed_blocks_needs_confirmations_for_both():
     quarantine = vacant()
-    quarantine.add(50, make("d6", slot=5, status=Status.LEFT))
+    quarantine.add_vacancy(50, make("d6", slot=5, status=Status.LEFT))
     quarantine.confirm(60, GONE.key, EVERYBODY)
-    assert quarantine.barred(60, ["d0"]) == {5}
+    assert quarantine.barred_slots(60, ["d0"]) == {5}
 
 
 def test_a_barred_slot_is_not_chosen_but_may_be_wished_for():

@@ -1,8 +1,4 @@
-"""The detectors of some devices in a small world of messages that are lost, late and repeated at will.
-
-Whatever happens, a detector stays within its rules; and once messages arrive again, those who live are not
-suspected for long and those who died are found.
-"""
+"""Several failure detectors in a simulated network that loses, delays and repeats messages."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from coordinator_free.membership.suspicion import Limits, Sighting
+from coordinator_free.membership.suspicion import Limits, RecordVersion
 from coordinator_free.membership.swim import (
     Ack,
     Action,
@@ -37,12 +33,12 @@ Event = Callable[[int], list[Action]]
 
 
 class Node:
-    """A detector and what a device around it would do: it keeps the table and tells everybody."""
+    """A detector and the part of a device that keeps the table and tells all members."""
 
     def __init__(self, name: str, everyone: list[str], seed: int) -> None:
         self.name = name
         self.swim = Swim(name, SETTINGS, random.Random(f"{seed}/{name}"), 0)
-        self.said = {other: Sighting(other, 0, 1) for other in everyone}
+        self.said = {other: RecordVersion(other, 0, 1) for other in everyone}
         self.dead: set[str] = set()
         self.alive = True
         self.asleep_until = 0
@@ -50,17 +46,19 @@ class Node:
 
     def know(self) -> None:
         living = {name: s for name, s in self.said.items() if name not in self.dead}
-        self.swim.know(living, living)
+        self.swim.update_members(living, living)
 
-    def heard(self, sighting: Sighting) -> list[Action]:
-        if self.said[sighting.device] < sighting:
-            self.said[sighting.device] = sighting
+    def heard(self, version: RecordVersion) -> list[Action]:
+        if self.said[version.device] < version:
+            self.said[version.device] = version
             self.know()
         return []
 
 
 class World(RuleBasedStateMachine):
-    """Time goes from event to event; rules decide what is lost, who dies and who stands still."""
+    """Time advances from event to event; rules decide which messages are lost and which devices die or
+    stop.
+    """
 
     @initialize(size=st.integers(2, 8), seed=st.integers(0, 2**16))
     def start(self, size: int, seed: int) -> None:
@@ -159,11 +157,11 @@ class World(RuleBasedStateMachine):
             case Ping(to, number):
                 self.send(to, lambda now: [Ack(node.name, number)])
             case Ack(to, number):
-                self.send(to, lambda now: self.nodes[to].swim.acked(now, number))
+                self.send(to, lambda now: self.nodes[to].swim.on_ack(now, number))
             case Nack(to, number):
                 self.send(to, self.nack(to, node.name, number))
             case AskHelp(to, target, number):
-                self.send(to, lambda now: self.nodes[to].swim.asked(now, node.name, target, number))
+                self.send(to, lambda now: self.nodes[to].swim.on_ping_request(now, node.name, target, number))
             case Spread(about, accuser, again):
                 for to in [about.device] if again else [n for n in self.nodes if n != node.name]:
                     self.send(to, self.accusation(to, node.name, about, accuser))
@@ -177,27 +175,27 @@ class World(RuleBasedStateMachine):
                 node.dead.add(about.device)
                 node.know()
 
-    def accusation(self, to: str, source: str, about: Sighting, accuser: str) -> Event:
-        return lambda now: self.nodes[to].swim.accused(now, source, about, accuser)
+    def accusation(self, to: str, source: str, about: RecordVersion, accuser: str) -> Event:
+        return lambda now: self.nodes[to].swim.on_suspect(now, source, about, accuser)
 
     def nack(self, to: str, source: str, number: int) -> Event:
         def event(now: int) -> list[Action]:
-            self.nodes[to].swim.nacked(source, number)
+            self.nodes[to].swim.on_nack(source, number)
             return []
 
         return event
 
-    def word(self, to: str, sighting: Sighting) -> Event:
-        return lambda now: self.nodes[to].heard(sighting)
+    def word(self, to: str, version: RecordVersion) -> Event:
+        return lambda now: self.nodes[to].heard(version)
 
-    def say(self, node: Node, sighting: Sighting) -> None:
-        node.heard(sighting)
+    def say(self, node: Node, version: RecordVersion) -> None:
+        node.heard(version)
         for to in self.nodes:
             if to != node.name:
-                self.send(to, self.word(to, sighting))
+                self.send(to, self.word(to, version))
 
 
-def test_a_suspect_whose_first_word_was_lost_is_told_again_before_its_time_is_over() -> None:
+def test_a_suspect_is_told_again_before_its_deadline_if_the_first_message_was_lost() -> None:
     """Two of six dead make everybody slow to come round to the one that it suspects."""
     for seed in range(20):
         world = World()

@@ -1,4 +1,4 @@
-"""The table of members: merging is a join, only owners make records, a Leave is for good."""
+"""The membership table: merging is a join, only owners make records, and a Leave is final."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_merge_is_commutative_associative_and_idempotent(world, rng):
 
 
 @given(worlds())
-def test_merging_what_is_known_changes_nothing(world):
+def test_merging_known_records_changes_nothing(world):
     members = filled(world)
     assert members.merge(world) == []
     assert members.merge(list(members)) == []
@@ -76,7 +76,7 @@ def test_merging_what_is_known_changes_nothing(world):
 
 
 @given(worlds(), st.integers(0, 2**32))
-def test_gossip_in_any_order_of_meetings_ends_in_one_view(world, seed):
+def test_gossip_in_any_order_of_exchanges_ends_in_equal_tables(world, seed):
     tables = [filled([record]) for record in world]
     random.Random(seed).shuffle(tables)
     meetings = [*pairwise(tables), *pairwise(tables[::-1])]  # down a chain and back reaches everybody
@@ -85,7 +85,7 @@ def test_gossip_in_any_order_of_meetings_ends_in_one_view(world, seed):
     assert {digest(t) for t in tables} == {digest(filled(world))}
 
 
-def test_merge_tells_what_changed():
+def test_merge_returns_the_changes():
     old, new = make("d1"), make("d1", lamport=2, status=Status.RETIRED)
     members = filled([old])
     (change,) = members.merge([new])
@@ -130,7 +130,7 @@ def test_a_refused_record_does_not_move_the_clock():
     assert members.claim("d0", "tcp://d0", public("d0"), 4, 0).lamport == 1
 
 
-def test_own_records_are_signed_and_later_than_all_that_was_heard():
+def test_own_records_are_signed_and_later_than_all_merged_ones():
     members = table("d0")
     members.merge([make("d1", lamport=41)])
     record = members.claim("d0", "tcp://d0", public("d0"), 4, 0)
@@ -167,7 +167,7 @@ def test_a_crash_verdict_is_accepted_by_others_and_refuted_by_a_new_incarnation(
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.ALIVE])
-def test_a_verdict_on_what_is_not_alive_does_nothing(status):
+def test_a_verdict_on_a_record_that_is_not_alive_does_nothing(status):
     members = filled([make("d1", status=status)])
     before = digest(members)
     assert members.verdict(BlockKey("d1", 0)) is None
@@ -178,7 +178,7 @@ def test_a_verdict_on_a_stranger_does_nothing():
     assert table().verdict(BlockKey("d9", 0)) is None
 
 
-def test_an_owner_withdraws_an_incarnation_that_others_gave_up():
+def test_an_owner_withdraws_an_evicted_incarnation():
     members = table("d1")
     own = members.claim("d1", "tcp://d1", public("d1"), 4, 0)
     members.merge([crashed(own)])
@@ -186,14 +186,14 @@ def test_an_owner_withdraws_an_incarnation_that_others_gave_up():
     assert members.claim("d1", "tcp://d1", public("d1"), 4, 0).key == BlockKey("d1", 1)
 
 
-def test_who_has_finished_is_a_member_that_no_verdict_touches():
+def test_a_finished_device_is_a_member_that_no_verdict_changes():
     members = filled([make("d1", lamport=2, status=Status.FINISHED), crashed(make("d1"))])
     assert list(members.alive()) == ["d1"] and members.active() == members.evicted() == {}
     assert members.training(0) == ("d1",) and list(members.blocks(False)) == [BlockKey("d1", 0)]
     assert members.verdict(BlockKey("d1", 0)) is None
 
 
-def test_who_was_given_up_is_told_apart_from_who_went():
+def test_evicted_devices_differ_from_departed_ones():
     members = everyone()
     assert list(members.evicted()) == ["crashed"] and list(members.active()) == ["alive"]
 
@@ -243,7 +243,7 @@ def test_training_starts_with_the_first_round_of_a_record():
 
 
 @pytest.mark.parametrize("status", Status)
-def test_record_survives_the_way_over_a_dict(status):
+def test_a_record_survives_conversion_to_a_dict_and_back(status):
     record = make("d1", status=status)
     assert Record.from_dict(record.to_dict()) == record
 

@@ -1,4 +1,4 @@
-"""What a device measures of its loss, beside autograd, a dense eigen-solve and exact inner products."""
+"""Diagnosis, compared with autograd, a dense eigenvalue solver and exact inner products."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measure(learner: Learner, batch: Encoded = BATCH, size: int = 256, seed: int
 
 
 def own_gradients(learner: Learner, batch: Encoded) -> dict[str, torch.Tensor]:
-    """Of the own block, as a local step has them."""
+    """Gradients of the own block, as in a local step."""
     model = learner.model
     for gradient in learner._adapter.gradients.values():
         gradient.zero_()
@@ -48,7 +48,7 @@ def own_gradients(learner: Learner, batch: Encoded) -> dict[str, torch.Tensor]:
 
 
 def all_gradients(learner: Learner, batch: Encoded, labels=None) -> dict[str, torch.Tensor]:
-    """By group, the gradients w.r.t. all blocks as one vector: each block in turn is made the trained one."""
+    """Gradients w.r.t. all blocks, one vector by group: each block in turn becomes the own one."""
     found: dict[str, list[torch.Tensor]] = {group: [] for group in learner.groups}
     labels = batch.labels if labels is None else labels
     for key in blocks(learner):
@@ -60,7 +60,7 @@ def all_gradients(learner: Learner, batch: Encoded, labels=None) -> dict[str, to
 
 
 def swapped(learner: Learner, own: BlockKey) -> Learner:
-    """The same blocks, with another one that trains."""
+    """The same blocks, with another own block."""
     family, sections = MADE_WITH[learner]
     made = small_learner(family, adapter=sections)
     for slot, key in enumerate([OWN, *OTHERS]):
@@ -85,14 +85,14 @@ def with_family(family: Family, **adapter) -> Learner:
 
 
 # -- gradients of all blocks ---------------------------------------------------------------------------------
-def test_the_gradients_of_folded_blocks_are_those_of_training_them(learner):
+def test_gradients_of_folded_blocks_equal_gradients_in_training(learner):
     measured = measure(learner).groups
     exact = all_gradients(learner, BATCH)
     for group in learner.groups:
         assert measured[group].energy == pytest.approx(float(exact[group].square().sum()), rel=1e-4)
 
 
-def test_each_blocks_energy_is_told_apart(learner):
+def test_energy_is_measured_for_each_block(learner):
     own = own_gradients(learner, BATCH)
     for group, found in measure(learner).groups.items():
         assert found.blocks.keys() == {OWN, *OTHERS}
@@ -100,7 +100,7 @@ def test_each_blocks_energy_is_told_apart(learner):
         assert sum(found.blocks.values()) == pytest.approx(found.energy)
 
 
-def test_the_sketch_is_that_of_the_gradient(learner):
+def test_the_sketch_equals_the_sketch_of_the_gradient(learner):
     sketcher, exact = Sketcher(0, learner.layout, 256), all_gradients(learner, BATCH)
     for group, found in measure(learner).groups.items():
         shape = learner.layout.rows(group), learner.layout.rank(group)
@@ -120,7 +120,7 @@ def test_folded_and_apart_measure_the_same():
         assert found.curvature == pytest.approx(other.curvature, rel=1e-4)
 
 
-def test_the_loss_is_that_of_a_local_step(learner):
+def test_the_loss_equals_the_loss_of_a_local_step(learner):
     output = learner.model(
         input_ids=BATCH.input_ids, attention_mask=BATCH.attention_mask, labels=BATCH.labels
     )
@@ -134,7 +134,7 @@ def test_ranks_may_differ_by_group():
         assert found.energy == pytest.approx(float(exact[group].square().sum()), rel=1e-4)
 
 
-def test_before_anything_is_trained_gradients_are_not_zero():
+def test_gradients_are_not_zero_before_training():
     """At B = 0 a block still has a gradient."""
     learner = small_learner()
     learner.set_own(OWN, 0)
@@ -148,7 +148,7 @@ def test_paper_literal_measures_its_own_block():
 
 # -- curvature -----------------------------------------------------------------------------------------------
 def example_gradients(learner: Learner, rows: list[torch.Tensor], labels: torch.Tensor) -> dict:
-    """By group, [m, p]: of m times each row set's share of the mean loss."""
+    """Gradients by group, [m, p], of m times each micro-batch's share of the mean loss."""
     tokens = (labels[:, 1:] != -100).sum()
     found: dict[str, list[torch.Tensor]] = {group: [] for group in learner.groups}
     for row in rows:
@@ -160,11 +160,11 @@ def example_gradients(learner: Learner, rows: list[torch.Tensor], labels: torch.
 
 
 def dense_lambda_max(gradients: torch.Tensor) -> float:
-    """Of the p x p matrix F = (1/m) sum g g^T."""
+    """The largest eigenvalue of the p x p matrix F = (1/m) sum g g^T."""
     return float(torch.linalg.eigvalsh(gradients.T @ gradients / len(gradients))[-1])
 
 
-def test_lambda_max_is_that_of_the_dense_fisher_matrix():
+def test_lambda_max_equals_the_value_of_the_dense_fisher_matrix():
     learner = with_family("llama", rank=1)
     rows = list(torch.arange(len(BATCH)).split(1))
     exact = example_gradients(learner, rows, BATCH.labels)
@@ -177,7 +177,7 @@ def test_micro_batches_count_as_one_gradient_each():
     learner = with_family("llama", rank=1)
     twice = Encoded(*(torch.cat([t, t.roll(1, 0), t[:3]]) for t in astuple(BATCH)))
     found = measure(learner, twice, microbatch=2)
-    single = measure(learner, twice.take(torch.arange(2 * (len(twice) // 2))))
+    single = measure(learner, twice.rows(torch.arange(2 * (len(twice) // 2))))
     for group, m in found.groups.items():
         assert m.energy == pytest.approx(single.groups[group].energy, rel=1e-4)
         assert m.energy <= m.curvature * (1 + 1e-4)  # F >= g g^T
@@ -203,8 +203,8 @@ def test_labels_from_the_model_are_drawn_by_the_seed():
     assert one.curvature == same_seed.curvature != other.curvature
 
 
-def test_a_sure_model_draws_the_labels_it_predicts():
-    """They cost it nothing, so that no example has a gradient; the data's labels, which differ, do."""
+def test_a_certain_model_draws_the_predicted_labels():
+    """Predicted labels have loss 0, so the Fisher is 0. The data's labels differ and have a gradient."""
     learner = joined()
     with torch.no_grad():
         learner.model.base_model.model.lm_head.weight.mul_(1e6)
@@ -217,7 +217,7 @@ def test_a_sure_model_draws_the_labels_it_predicts():
 )
 def test_too_few_examples_are_refused(count, microbatch, said):
     with pytest.raises(ValueError, match=said):
-        measure(joined(), BATCH.take(torch.arange(count)), microbatch=microbatch)
+        measure(joined(), BATCH.rows(torch.arange(count)), microbatch=microbatch)
 
 
 def test_a_device_without_blocks_is_refused():
@@ -237,7 +237,7 @@ def test_a_diagnosis_changes_nothing():
     assert not any(m._forward_hooks for m in learner.model.modules())
 
 
-def test_training_goes_on_as_if_it_had_not_been():
+def test_training_is_the_same_with_and_without_a_diagnosis():
     one, other = joined(), joined()
     measure(other)
     for learner in (one, other):
@@ -245,7 +245,7 @@ def test_training_goes_on_as_if_it_had_not_been():
     assert same(block(one, OWN), block(other, OWN))
 
 
-def test_hooks_are_gone_after_an_error():
+def test_hooks_are_removed_after_an_error():
     learner = joined()
     with pytest.raises(IndexError):
         measure(learner, Encoded(BATCH.input_ids + 10**6, BATCH.attention_mask, BATCH.labels))
@@ -261,7 +261,7 @@ def test_a_diagnosis_costs_about_a_local_step():
     assert cost.bytes == report_bytes(3, 256) == 4 * 3 * (6 + 256)
 
 
-def test_what_is_told_fits_the_report():
+def test_the_observables_fit_into_a_report():
     found = measure(joined(), size=64)
     told = pack([g.observables(mu=0.1, eta=0.01, disagreement=0.5) for g in found.groups.values()])
     assert told.shape == (3 * (len(HEADER) + 64),)
@@ -271,7 +271,7 @@ def test_what_is_told_fits_the_report():
 
 # -- sketches ------------------------------------------------------------------------------------------------
 def vectors(learner: Learner, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Two gradients of the late group that point the same way in part, and their inner product."""
+    """Two correlated gradients of the late group, and their inner product."""
     draw = torch.Generator().manual_seed(seed)
     shape = learner.layout.rows("late"), learner.layout.rank("late")
     x = torch.randn(shape, generator=draw)
@@ -307,7 +307,7 @@ def test_a_sketch_is_linear_and_the_same_on_every_device():
     together = one.sketch(OWN, "late", x + 2 * y)
     apart = other.sketch(OWN, "late", x) + 2 * other.sketch(OWN, "late", y)
     np.testing.assert_allclose(together, apart, atol=1e-4)
-    one.forget(OWN)
+    one.forget_block(OWN)
     assert (one.sketch(OWN, "late", x) == other.sketch(OWN, "late", x)).all()
 
 
@@ -320,8 +320,8 @@ def test_blocks_groups_and_seeds_are_projected_differently():
     assert not np.allclose(base, Sketcher(0, layout, 64).sketch(BlockKey(OWN.device, 1), "late", x))
 
 
-def test_devices_with_the_same_data_have_no_spread_and_others_have():
-    """Two devices that hold the same blocks; each trains another one."""
+def test_only_devices_with_different_data_have_a_spread():
+    """Two devices hold the same blocks, and each has another own block."""
     learner = with_family("llama")
     twin = swapped(learner, OTHERS[0])
     for group, found in measure(learner).groups.items():

@@ -1,4 +1,4 @@
-"""From three learners' losses to one decision: how the parts fit together, with nobody in charge."""
+"""From the losses of three learners to one decision, without a coordinator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = 64
 
 
 def device(own: int) -> Learner:
-    """All three hold the same three blocks; each trains another."""
+    """All three devices hold the same three blocks, and each has another own block."""
     learner = small_learner(device=DEVICES[own])
     for i, key in enumerate(BlockKey(name, 0) for name in DEVICES):
         if i == own:
@@ -74,14 +74,14 @@ def decided(node: NetworkMean, groups: tuple[str, ...]) -> Decision:
     return decide("dominant", View(0, 5, shown, rungs, 0), LIMITS, Memory())
 
 
-def test_all_devices_come_to_the_same_decision():
+def test_all_devices_make_the_same_decision():
     learners = [device(i) for i in range(3)]
     nodes = {name: NetworkMean(report_bytes(3, SIZE) // 4, 16) for name in DEVICES}
     for i, name in enumerate(DEVICES):
-        nodes[name].own(KEYS[i], 0, measured(learners[i], i))
+        nodes[name].add_own(KEYS[i], 0, measured(learners[i], i))
     for source, to in [("d0", "d1"), ("d2", "d1"), ("d1", "d0"), ("d1", "d2")]:  # a line: d1 relays
-        for report in nodes[source].news(to):
-            nodes[to].receive(source, report)
+        for report in nodes[source].unsent_reports(to):
+            nodes[to].on_report(source, report)
     made = [decided(node, learners[0].groups) for node in nodes.values()]
     assert made[0] == made[1] == made[2]
     found = [mean for node in nodes.values() if (mean := node.mean(KEYS))]

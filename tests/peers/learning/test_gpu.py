@@ -1,4 +1,4 @@
-"""What a GPU changes: nothing but speed and rounding. Without one these tests are skipped, and say so."""
+"""A GPU changes only speed and rounding. These tests are skipped without a GPU, with a message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS = 4
 
 
 def learner(device: torch.device = CUDA, **sections: Any) -> Learner:
-    """The own block on slot 0 and two others, all with values, as on the CPU (tests/peers/learners.py)."""
+    """The own block on slot 0 and two others, all with values, as on the CPU (tests/support/learners.py)."""
     loaded = small_loaded()
     loaded.model.to(device)
     made = Learner(loaded, small_config(**sections), small_data(loaded), OWN.device)
@@ -66,7 +66,7 @@ def test_training_agrees_with_the_cpu_and_repeats_to_the_bit() -> None:
     assert all(same(block(first, key), block(cpu, key)) for key in OTHERS)
 
 
-def test_after_a_deletion_the_model_is_one_that_never_held_the_block() -> None:
+def test_after_a_deletion_the_model_equals_one_without_the_block() -> None:
     one, never = learner(isolation={"leak": 0.5}), learner(isolation={"leak": 0.5})
     never.delete_block(OTHERS[1])
     one.train(0, STEPS, rehearse=True)
@@ -78,7 +78,7 @@ def test_after_a_deletion_the_model_is_one_that_never_held_the_block() -> None:
     assert one.sha256() == never.sha256()
 
 
-def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
     first = learner()
     first.train(0, STEPS, rehearse=False)
     first.checkpoint(path_of(tmp_path, OWN.device))
@@ -105,7 +105,7 @@ def test_a_diagnosis_agrees_with_the_cpu() -> None:
 
 
 def test_a_run_with_churn_on_one_gpu_repeats_to_the_bit(tmp_path: Path) -> None:
-    """Several processes share the GPU; joins, a crash, a return and a partition."""
+    """Several processes share the GPU, with joins, a crash, a return and a partition."""
     runs = [virtual_run(tmp_path / name, "--set", "model.device=cuda:0", *CHURN) for name in ("one", "two")]
     assert runs[0] == runs[1]
     assert any(device["adapter_sha256"] for device in runs[0]["devices"])
@@ -117,5 +117,5 @@ async def _mean(links: GlooLinks) -> object:
 
 
 def test_all_reduce_over_nccl_in_a_world_of_one(tmp_path: Path) -> None:
-    """NCCL refuses two ranks on one GPU: a sum over several takes a machine with several."""
+    """NCCL refuses two ranks on one GPU. A sum over several ranks needs several GPUs."""
     assert in_all_ranks(_mean, tmp_path, world=1) == [("cuda", [0.0, 1.0, 2.0])]

@@ -21,7 +21,7 @@ def steps(learner: Learner, weight_decay: float = 0.0) -> FisherSteps:
     learner._place(())
     learner._adapter.freeze()
     model, own = learner._adapter.model, learner._blocks[OWN]
-    return FisherSteps(model, learner.layout, own, [learner._encoded], LR, weight_decay)
+    return FisherSteps(model, learner.layout, own, [learner._local._data], LR, weight_decay)
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
@@ -36,7 +36,9 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
     monkeypatch.setattr(peers.learning.kfac, "WIDEST", widest)  # 1: z alone is turned
     learner = joined()
     made, down, before = steps(learner), gradients(learner), block(learner, OWN)
-    left, right = _factors(learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._encoded])
+    left, right = _factors(
+        learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._local._data]
+    )
     made.step(down)
     after = block(learner, OWN)
     for m in learner.layout.modules:
@@ -51,16 +53,16 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
 def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_padding() -> None:
     learner = joined()
     learner._place(())
-    own, model, data = learner._blocks[OWN], learner._adapter.model, learner._encoded
+    own, model, data = learner._blocks[OWN], learner._adapter.model, learner._local._data
     seen: list[Tensor] = []
     name = learner.layout.modules[0].name
     hook = model.base_model.model.get_submodule(name).register_forward_hook(
         lambda _, args, __: seen.append(args[0].detach())
     )
-    batches = [data.take(torch.arange(2)), data.take(torch.tensor([2]))]
+    batches = [data.rows(torch.arange(2)), data.rows(torch.tensor([2]))]
     left, right = _factors(model, learner.layout, own, batches)
     hook.remove()
-    at_once, _ = _factors(model, learner.layout, own, [data.take(torch.arange(3))])
+    at_once, _ = _factors(model, learner.layout, own, [data.rows(torch.arange(3))])
     for module, factor in left.items():
         assert torch.allclose(factor, at_once[module], rtol=1e-3, atol=1e-3 * float(factor.abs().max()))
     (x, d) = passes(model, learner.layout, batches[1])[name]
@@ -73,7 +75,7 @@ def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_paddin
     assert torch.allclose(right[name].float(), z.T @ z, rtol=1e-4)
 
 
-def test_groups_without_a_gradient_stay_and_the_others_decay() -> None:
+def test_only_groups_with_a_gradient_decay() -> None:
     learner = joined()
     made, before = steps(learner, weight_decay=0.5), block(learner, OWN)
     group, *others = learner.groups
@@ -83,7 +85,7 @@ def test_groups_without_a_gradient_stay_and_the_others_decay() -> None:
     assert all(torch.equal(after[other], before[other]) for other in others)
 
 
-def test_a_device_learns_so_and_moves_nothing_but_its_own_block() -> None:
+def test_a_device_learns_and_moves_only_its_own_block() -> None:
     learner, plain = joined(train={"lr": 0.05}), joined(train={"lr": 0.05})
     foreign = {key: block(learner, key) for key in OTHERS}
     before, first = block(learner, OWN), learner.train(0, 1, rehearse=False, fisher=True).loss
@@ -105,16 +107,17 @@ def test_the_same_rounds_give_the_same_block() -> None:
     assert one.sha256() == two.sha256()
 
 
-def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correction() -> None:
+def test_the_basis_lasts_until_the_next_event_or_the_end_of_the_correction() -> None:
     learner = joined()
 
     def current() -> FisherSteps | None:
-        return learner._fisher
+        return learner._local.fisher
 
     learner.train(0, 2, rehearse=False)
     learner.train(1, 2, rehearse=False, fisher=True)
     measured = current()
-    assert measured is not None and OWN not in learner._optimizers  # AdamW's moments are of another basis
+    assert measured is not None
+    assert OWN not in learner._local._optimizers  # AdamW's moments are of another basis
     learner.train(2, 2, rehearse=False, fisher=True)
     assert current() is measured
     learner.set_anchor()
@@ -130,7 +133,7 @@ def test_what_is_measured_lasts_until_the_next_event_or_the_end_of_the_correctio
     assert current() is None
 
 
-def test_steps_by_group_and_damping_hold_here_too() -> None:
+def test_steps_by_group_and_damping_apply() -> None:
     def moved(prox: float) -> dict[str, float]:
         learner = joined()
         learner.set_anchor()

@@ -1,4 +1,4 @@
-"""What a device learns, keeps, mixes and forgets."""
+"""The learner: training, blocks, deletion, trials and snapshots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from coordinator_free.correction.policy_interface import GroupAction
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
-from peers.learning.learner import TRIED_WORST, SnapshotModel
+from peers.learning.measurement import TRIED_WORST
+from peers.storage.snapshots import SnapshotModel
 from tests.support.learners import (
     OTHERS,
     OWN,
@@ -32,7 +33,7 @@ NEW = BlockKey("d7", 0)
 REHEARSED = {"rehearsal": 1.0}
 
 
-def test_training_moves_the_own_block_and_nothing_else():
+def test_training_moves_only_the_own_block():
     learner = joined()
     before = {key: block(learner, key) for key in [OWN, *OTHERS]}
     result = learner.train(0, 5, rehearse=True)
@@ -41,7 +42,7 @@ def test_training_moves_the_own_block_and_nothing_else():
     assert all(same(before[key], block(learner, key)) for key in OTHERS)
 
 
-def test_training_learns():
+def test_training_lowers_the_loss():
     learner = joined(train={"lr": 0.05})
     first = learner.train(0, 1, rehearse=False).loss
     learner.train(1, 40, rehearse=False)
@@ -97,14 +98,14 @@ def test_batches_depend_on_round_and_device():
     assert len({trained(0, "d0"), trained(1, "d0"), trained(0, "d5"), trained(2, "d0"), trained(3, "d0")}) > 1
 
 
-def test_a_join_leaves_the_function_as_it_was():
+def test_a_join_does_not_change_the_logits():
     learner = joined()
     before = logits(learner.model)
     learner.add_block(NEW, 3)
     assert torch.equal(before, logits(learner.model))
 
 
-def test_deleting_who_joined_restores_everything():
+def test_deletion_of_a_joined_block_restores_the_model():
     learner = joined()
     before, hashed = logits(learner.model), learner.sha256()
     learner.add_block(NEW, 3)
@@ -118,8 +119,8 @@ def test_deleting_who_joined_restores_everything():
 
 
 @pytest.mark.parametrize("sections", [{}, {"isolation": {"leak": 0.5}}, {"train": REHEARSED}])
-def test_after_a_deletion_the_model_is_one_that_never_held_the_block(sections):
-    """Own training stopped: what is left of a deleted block would show in the logits, to the last bit."""
+def test_after_a_deletion_the_model_equals_one_without_the_block(sections):
+    """Without own training, a remainder of a deleted block would change the logits in the last bit."""
     learner, never = joined(**sections), joined(**sections)
     never.delete_block(OTHERS[1])
     learner.train(0, 3, rehearse=True)
@@ -131,7 +132,7 @@ def test_after_a_deletion_the_model_is_one_that_never_held_the_block(sections):
     assert learner.sha256() == never.sha256()
 
 
-def test_a_deletion_empties_the_weights_at_once():
+def test_a_deletion_restores_the_base_weights_at_once():
     learner = joined()
     bases = [p for n, p in learner._adapter.model.named_parameters() if "base_layer" in n]
     learner.train(0, 1, rehearse=False)
@@ -140,14 +141,14 @@ def test_a_deletion_empties_the_weights_at_once():
     assert all(a is b for a, b in zip(bases, now, strict=True))
 
 
-def test_the_moments_of_a_deleted_block_go_with_it():
+def test_a_deletion_deletes_the_moments_of_the_block():
     learner = joined(isolation={"leak": 1.0})
     learner.train(0, 2, rehearse=False)
-    assert set(learner._optimizers) == {OWN, *OTHERS}
+    assert set(learner._local._optimizers) == {OWN, *OTHERS}
     learner.delete_block(OTHERS[0])
-    assert set(learner._optimizers) == {OWN, OTHERS[1]}
+    assert set(learner._local._optimizers) == {OWN, OTHERS[1]}
     learner.delete_block(OWN)
-    assert set(learner._optimizers) == {OTHERS[1]}
+    assert set(learner._local._optimizers) == {OTHERS[1]}
     with pytest.raises(RuntimeError, match="no block of its own"):
         learner.train(1, 1, rehearse=False)
 
@@ -155,11 +156,11 @@ def test_the_moments_of_a_deleted_block_go_with_it():
 def test_moments_last_over_rounds_and_writes():
     learner = joined()
     learner.train(0, 2, rehearse=False)
-    moments = learner._optimizers[OWN]
+    moments = learner._local._optimizers[OWN]
     fill(learner, OWN, seed=5)
     start = block(learner, OWN)
     learner.train(1, 1, rehearse=False)
-    assert learner._optimizers[OWN] is moments
+    assert learner._local._optimizers[OWN] is moments
     furthest = max(float((learner.read(OWN, g) - start[g]).abs().max()) for g in start)
     assert 0 < furthest < 3 * 5e-3  # an AdamW step from what was written
 
@@ -170,7 +171,7 @@ def test_an_own_block_on_a_new_slot_starts_at_zero_with_fresh_moments():
     again = BlockKey("d0", 1)
     learner.set_own(again, 5)
     assert not any(values.any() for values in block(learner, again).values())
-    assert learner.has(OWN) and not learner._optimizers
+    assert learner.has(OWN) and not learner._local._optimizers
     learner.delete_block(OWN)
     learner.train(1, 2, rehearse=False)
     assert any(values.any() for values in block(learner, again).values())
@@ -208,7 +209,7 @@ def test_read_is_a_copy_and_write_is_checked():
         learner.read(NEW, "early")
 
 
-def test_what_is_written_is_computed_with():
+def test_the_model_uses_a_written_block():
     learner = joined()
     before = logits(learner.model)
     for key in (OWN, OTHERS[0]):
@@ -247,7 +248,7 @@ def test_a_loss_that_is_not_finite_ends_training():
         learner.train(3, 2, rehearse=False)
 
 
-def test_a_trial_tells_what_a_round_of_training_would_do_and_leaves_no_trace():
+def test_a_trial_predicts_a_round_of_training_and_changes_nothing():
     tried, untouched = joined(), joined()
     for learner in (tried, untouched):
         learner.train(0, 3, rehearse=False)
@@ -261,14 +262,14 @@ def test_a_trial_tells_what_a_round_of_training_would_do_and_leaves_no_trace():
     assert tried.sha256() == untouched.sha256()  # block and moments
 
 
-def test_a_trial_that_diverges_is_the_worst():
+def test_a_diverged_trial_has_the_worst_result():
     learner = joined()
     learner.write(OWN, "mid", torch.full_like(learner.read(OWN, "mid"), math.nan))
     tried = {"any": {group: GroupAction(4) for group in learner.groups}}
     assert learner.trials(0, tried)["any"] == -TRIED_WORST
 
 
-def test_no_steps_have_no_loss():
+def test_the_loss_of_no_steps_is_nan():
     assert math.isnan(joined().train(0, 0, rehearse=False).loss)
 
 
@@ -282,7 +283,7 @@ def test_norms_by_block_and_group():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_snapshot_computes_what_the_device_does(family, tmp_path):
+def test_a_snapshot_gives_the_logits_of_the_device(family, tmp_path):
     learner = joined(family)
     path = tmp_path / "s" / "00001-round.safetensors"
     meta = {"device": "d0", "incarnation": "0", "round": "1", "tag": "round"}
@@ -304,7 +305,7 @@ def test_a_snapshot_computes_what_the_device_does(family, tmp_path):
     assert torch.equal(logits(evaluator.model), base)
 
 
-def test_a_settled_snapshot_has_the_own_block_as_it_was_before_the_steps(tmp_path):
+def test_a_settled_snapshot_has_the_own_block_from_before_the_steps(tmp_path):
     learner = joined()
     before = block(learner, OWN)
     learner.train(0, 2, rehearse=False)

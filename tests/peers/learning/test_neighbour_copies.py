@@ -1,4 +1,4 @@
-"""What neighbours are taken to hold: what was last sent to them or by them, forgotten with a block."""
+"""The assumed copies of neighbours: the last matrix sent to or by each, until its block is deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def norm2(values: Tensor) -> float:
     return float(values.square().sum())
 
 
-def test_of_a_neighbour_that_was_never_heard_nothing_is_known() -> None:
+def test_an_unknown_neighbour_has_no_distance() -> None:
     found = NeighbourCopies().distances({PART: matrix(0)})
     assert not found.apart2
     measured = found.matrices[PART]
@@ -33,7 +33,7 @@ def test_of_a_neighbour_that_was_never_heard_nothing_is_known() -> None:
     assert measured.peak2 == peak2(matrix(0))
 
 
-def test_what_is_sent_or_heard_last_is_the_copy() -> None:
+def test_the_last_matrix_sent_or_received_is_the_copy() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
     copies.note("d1", PART, matrix(1))
     assert apart2(copies, mine) == pytest.approx(norm2(mine - matrix(1)))
@@ -41,7 +41,7 @@ def test_what_is_sent_or_heard_last_is_the_copy() -> None:
     assert apart2(copies, mine) == 0.0
 
 
-def test_what_a_coarse_codec_lost_stays_to_be_sent() -> None:
+def test_the_error_of_a_coarse_codec_remains_as_distance() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
     there = decode(encode(mine, "int4"), "int4", 64, 4)
     copies.note("d1", PART, there)
@@ -55,7 +55,7 @@ def test_each_neighbour_has_copies_of_its_own() -> None:
     assert apart2(copies, mine, "d1") == 0.0 < apart2(copies, mine, "d2")
 
 
-def test_nothing_of_a_deleted_block_stays() -> None:
+def test_a_deletion_deletes_all_copies_of_the_block() -> None:
     copies = NeighbourCopies()
     for peer in ("d1", "d2"):
         for part in (PART, OTHER):
@@ -64,7 +64,7 @@ def test_nothing_of_a_deleted_block_stays() -> None:
     assert {part for held in copies._theirs.values() for part in held} == {OTHER}
 
 
-def test_nothing_is_known_of_a_neighbour_that_is_gone() -> None:
+def test_copies_of_a_departed_neighbour_are_deleted() -> None:
     copies = NeighbourCopies()
     copies.note("d1", PART, matrix(0))
     copies.note("d2", PART, matrix(0))

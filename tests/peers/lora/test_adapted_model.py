@@ -1,4 +1,4 @@
-"""The own block in PEFT, the foreign ones folded or apart."""
+"""The own block in PEFT, the foreign blocks folded or apart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folded_and_apart_compute_the_same_and_both_do_something(family):
+def test_folded_and_apart_give_equal_logits_that_differ_from_the_base(family):
     adapter, (own, *foreign) = adapted(family)
     base = logits(adapter.model)
     adapter.attach(own)
@@ -79,7 +79,7 @@ def test_the_folded_weight_is_the_base_plus_delta(family):
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_cleared_is_the_base_bit_for_bit(apart):
+def test_clear_restores_the_base_bit_for_bit(apart):
     adapter, (own, *foreign) = adapted()
     adapter.attach(own)
     before, computed = weights(adapter.model), logits(adapter.model)
@@ -92,7 +92,7 @@ def test_cleared_is_the_base_bit_for_bit(apart):
     assert all(not lora.lora_B["default"].weight.any() for lora in adapter._lora.values())
 
 
-def test_a_shared_weight_is_folded_for_the_target_alone():
+def test_a_shared_weight_changes_only_in_the_target_module():
     adapter, (_, *foreign) = adapted("gpt2")  # lm_head is a target and shares the embedding's weight
     embedding = adapter.model.get_input_embeddings().weight
     before = embedding.detach().clone()
@@ -163,7 +163,7 @@ def test_training_refreezes_lora_a_after_set_adapter_and_load_adapter(tmp_path):
 
 
 def test_folded_steps_cost_about_a_lora_step(capsys):
-    """Printed, not asserted: time on shared cores says little."""
+    """The ratio is printed, not asserted: times on shared cores vary."""
 
     def seconds(foreign: int, leak: float) -> float:
         learner = joined(isolation={"leak": leak})

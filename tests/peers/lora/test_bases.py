@@ -42,7 +42,7 @@ def test_groups_are_thirds_of_the_depth(layers, expected):
     assert "".join(group[0] for group in found) == expected
 
 
-def test_modules_without_a_number_go_by_order_or_with_those_before_them():
+def test_modules_without_a_number_take_their_group_from_the_order():
     plain = nn.Sequential()
     for name in ("first", "second", "third"):
         plain.add_module(name, nn.Linear(2, 2))
@@ -95,7 +95,7 @@ def test_all_slots_together_are_orthonormal(seed, rank, slots):
         assert torch.allclose(stacked.T @ stacked, torch.eye(rank * slots), atol=1e-6, rtol=0)
 
 
-def test_more_slots_only_append():
+def test_more_slots_do_not_change_earlier_slots():
     few, many = Bases(recipe(slots=2)), Bases(recipe(slots=8))
     for slot in range(2):
         assert torch.allclose(few.basis("layers.0.q", slot), many.basis("layers.0.q", slot), atol=1e-6)
@@ -118,7 +118,7 @@ def test_independent_bases_overlap_by_r_squared_over_d():
     assert float(overlaps.mean()) == pytest.approx(4 * 4 / 64, rel=0.1)
 
 
-def test_slots_that_do_not_fit_are_refused_with_what_would():
+def test_slots_that_do_not_fit_are_refused_with_the_largest_fit():
     with pytest.raises(InputError) as refused:
         Bases(recipe(d=32, rank=8, slots=5))
     said = str(refused.value)
@@ -136,7 +136,7 @@ def test_slots_that_do_not_fit_are_refused_with_what_would():
         Bases(recipe()).basis("layers.0.q", 8)
 
 
-def test_a_recipe_survives_json_and_refuses_what_it_does_not_know():
+def test_a_recipe_round_trips_through_json_and_refuses_unknown_fields():
     made = recipe()
     assert Recipe.from_dict(made.to_dict()) == made
     for wrong in ({"algorithm": "hadamard/7"}, {"seed": "0"}, {"mode": "x"}, {"max_devices": 0}, {"more": 1}):
@@ -161,17 +161,17 @@ def fingerprint(**changes) -> Fingerprint:
         ({"model_sha256": "1" * 64}, "base model: 000000000000… here, 111111111111… there"),
     ],
 )
-def test_a_fingerprint_says_what_differs(changes, said):
+def test_a_fingerprint_names_the_differences(changes, said):
     assert fingerprint().difference(fingerprint(**changes)) == said
 
 
-def test_a_fingerprint_says_which_modules_differ():
+def test_a_fingerprint_names_the_modules_that_differ():
     wider = tuple(replace(m, rank=2) for m in recipe().modules)
     said = fingerprint().difference(fingerprint(modules=wider))
     assert said == "modules: 2 x q 32->16 early r=4 here, 2 x q 32->16 early r=2 there"
 
 
-def test_last_bits_do_not_count_and_more_does():
+def test_only_differences_beyond_the_last_bits_count():
     made = fingerprint()
     assert made.difference(replace(made, sketch=tuple(x + 1e-8 for x in made.sketch))) is None
     for off in (1e-3, float("nan")):
@@ -198,7 +198,7 @@ def test_a_fingerprint_of_a_large_model_fits_into_a_hello():
 @pytest.mark.parametrize(
     "hostile", [{}, {"recipe": []}, {"recipe": {}, "shapes": 3}, {"recipe": {"a": None}}]
 )
-def test_what_is_no_fingerprint_is_a_difference(hostile):
+def test_a_malformed_fingerprint_is_a_difference(hostile):
     assert "fingerprint: no" in (small_learner().difference(hostile) or "")
 
 

@@ -1,4 +1,4 @@
-"""The identities of method 3, on random unions."""
+"""The identities of method 3, on random sets of blocks."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_read_out_after_mixing_is_the_mixed_contribution(seed, n, shares):
 
 @quick
 @given(seed=SEEDS, n=st.integers(2, 8), data=st.data())
-def test_deletion_is_the_sum_over_the_others_and_the_projection(seed, n, data):
+def test_deletion_equals_the_sum_over_the_other_blocks_and_the_projection(seed, n, data):
     union, u = random_union(seed, n), key(data.draw(st.integers(0, n - 1)))
     others = [k for k in union.keys() if k != u]  # noqa: SIM118
     before, expected, a = union.delta(MODULE), union.delta(MODULE, others), union[u].bases[MODULE]
@@ -146,7 +146,7 @@ def test_the_plain_projector_harms_survivors_where_bases_overlap():
     assert max(exact) < 1e-5
 
 
-def test_gram_refuses_what_it_cannot_tell_apart():
+def test_gram_refuses_blocks_that_share_a_basis():
     many = bases("independent")
     with pytest.raises(InputError, match=r"9 blocks have 27 columns .* d = 24.*N\*r <= d"):
         gram_coordinates(torch.zeros(10, D), [many.basis(MODULE, i % 8) for i in range(9)])
@@ -154,7 +154,7 @@ def test_gram_refuses_what_it_cannot_tell_apart():
         gram_coordinates(torch.zeros(10, D), [many.basis(MODULE, 1), many.basis(MODULE, 1)])
 
 
-def test_norms_are_those_of_the_contribution():
+def test_norms_equal_the_norms_of_the_contribution():
     union = random_union(0, 2)
     a = union[key(1)].bases[MODULE]
     assert union.norms()["d1@0"]["early"] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Models by name: what is loaded, in which state, and what is said when it cannot be."""
+"""Models by name: the loaded model, its state, and the errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_tiny_adapts_all_its_linear_modules(tiny: LoadedModel) -> None:
     assert sum(name.endswith(".lora_A.default") for name, _ in adapted.named_modules()) == 4 * 7
 
 
-def test_tiny_is_small_and_is_the_one_that_the_docs_describe(tiny: LoadedModel) -> None:
+def test_tiny_is_the_small_model_of_the_docs(tiny: LoadedModel) -> None:
     weights = (loader.TINY_FOLDER / "model.safetensors").read_bytes()
     described = (ROOT / "docs" / "tiny.md").read_text(encoding="utf-8")
     assert len(weights) <= 3_000_000
@@ -90,7 +90,7 @@ def test_pretraining_is_deterministic_and_learns() -> None:
         torch.set_num_threads(threads)
 
 
-def test_a_model_that_is_kept_for_a_forked_process_is_handed_out_once() -> None:
+def test_a_kept_model_is_used_once() -> None:
     config, threads = ModelConfig(), torch.get_num_threads()
     keep_model(config)
     assert torch.get_num_threads() == threads
@@ -103,7 +103,7 @@ def test_a_model_that_is_kept_for_a_forked_process_is_handed_out_once() -> None:
     assert load_model(config).target_modules == again.target_modules
 
 
-def test_what_cannot_be_loaded_for_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_ignores_a_model_that_cannot_be_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(preload_base_model.NAME, ModelConfig(name="no/such-folder/anywhere").model_dump_json())
     importlib.reload(preload_base_model)
     with pytest.raises(InputError):
@@ -120,14 +120,14 @@ def test_a_local_folder_gets_pefts_default_modules(tmp_path: Path, family: Famil
 
 
 @pytest.mark.parametrize("family", DEFAULTS)
-def test_the_tokenizer_of_a_folder_is_taken_as_it_was_saved(tmp_path: Path, family: Family) -> None:
+def test_the_tokenizer_of_a_folder_loads_as_saved(tmp_path: Path, family: Family) -> None:
     loaded = load_model(ModelConfig(name=str(save_small_model(tmp_path, family))))
     saved = small_tokenizer()
     assert loaded.tokenizer.get_vocab() == saved.get_vocab()
     assert loaded.tokenizer.encode("alpha lives in") == saved.encode("alpha lives in")
 
 
-def test_the_hash_tells_weights_apart_and_nothing_else(tmp_path: Path) -> None:
+def test_the_hash_depends_only_on_the_weights(tmp_path: Path) -> None:
     def hash_of(name: str, seed: int) -> str:
         folder = save_small_model(tmp_path / name, "llama", seed)
         return load_model(ModelConfig(name=str(folder))).sha256
@@ -143,7 +143,9 @@ def test_the_scenario_chooses_the_modules(tmp_path: Path) -> None:
         load_model(ModelConfig(name=folder, target_modules=("q_proj",)))
 
 
-def test_a_type_without_a_default_asks_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_without_a_default_needs_target_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(PEFT_DEFAULTS, "gpt2")
     with pytest.raises(InputError, match=r"model\.target_modules.*no default for 'gpt2'.*allowed: c_attn"):
         load_model(ModelConfig(name=str(save_small_model(tmp_path, "gpt2"))))
@@ -163,7 +165,7 @@ def test_a_folder_that_does_not_exist(name: str) -> None:
         load_model(ModelConfig(name=name))
 
 
-def test_a_name_that_neither_cache_nor_hub_can_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_neither_in_the_cache_nor_in_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_hub_obstacle", lambda: "no network")
     with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: tiny"):
         load_model(ModelConfig(name="tinyy"))
@@ -221,7 +223,7 @@ def test_a_plugin_can_add_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert load_model(ModelConfig(name="mine")).target_modules == ("up_proj",)
 
 
-def test_a_registry_lists_what_it_knows_and_keeps_names_apart() -> None:
+def test_a_registry_lists_its_names_and_refuses_duplicates() -> None:
     registry: Registry[int] = Registry("some.key")
     registry.add("one")(1)
     assert registry.get("one") == 1
@@ -233,14 +235,14 @@ def test_a_registry_lists_what_it_knows_and_keeps_names_apart() -> None:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, "cpu"), (2, "cuda:0")])
-def test_auto_takes_the_first_gpu_if_any(monkeypatch: pytest.MonkeyPatch, count: int, expected: str) -> None:
+def test_auto_is_the_first_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch, count: int, expected: str) -> None:
     _pretend_gpus(monkeypatch, count)
     assert pick_device("auto") == torch.device(expected)
     assert pick_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("count", "found"), [(0, "no CUDA device"), (1, "cuda:0")])
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, count: int, found: str) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, count: int, found: str) -> None:
     _pretend_gpus(monkeypatch, count)
     with pytest.raises(InputError, match=rf"model\.device: 'cuda:1'.*this machine has {found}"):
         pick_device("cuda:1")

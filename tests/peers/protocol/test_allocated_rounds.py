@@ -55,7 +55,7 @@ def test_copies_come_together_under_a_tight_budget() -> None:
     assert set(net.codecs) == set(SIZES)  # coarse while they are apart, fine at the end
 
 
-def test_with_room_for_all_everything_is_sent_whole() -> None:
+def test_with_enough_budget_every_item_is_sent_in_its_largest_codec() -> None:
     net = AllocatingNetwork()
     net.cohort(3)
     net.rounds(10)

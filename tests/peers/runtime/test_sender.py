@@ -119,7 +119,7 @@ def rebuilt(post: Post, peer: str) -> list[Tensor]:
     for to, frames in post.wire.sent:
         message = unpack(frames)[1]
         if to == peer and isinstance(message, Update):
-            payload = parts.add("d0", message, frames[1])
+            payload = parts.add_fragment("d0", message, frames[1])
             if payload is not None:
                 found.append(decode(payload, message.codec, message.rows, message.rank))
     return found

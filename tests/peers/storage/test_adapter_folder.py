@@ -1,4 +1,4 @@
-"""Exported folders: plain PEFT loads them and computes what the device does."""
+"""Exported folders: plain PEFT loads them and gives the logits of the device."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_without_blocks_it_is_the_base(family, tmp_path):
     assert not (tmp_path / "a" / "blocks").exists()
 
 
-def test_the_hash_is_the_unions_and_the_files(tmp_path):
+def test_the_hash_of_the_file_equals_the_hash_of_the_learner(tmp_path):
     learner = joined()
     hashed = learner.export(tmp_path / "a")
     about = json.loads((tmp_path / "a" / "unweft.json").read_text())
@@ -72,7 +72,7 @@ def test_devices_with_equal_copies_export_equal_hashes():
     assert a.sha256() == b.sha256()
 
 
-def test_unweft_json_says_what_lies_where(tmp_path):
+def test_unweft_json_lists_the_blocks(tmp_path):
     joined().export(tmp_path / "a")
     about = json.loads((tmp_path / "a" / "unweft.json").read_text())
     assert about["blocks"][1] == {"device": "d1", "incarnation": 0, "slot": 1}
@@ -105,7 +105,7 @@ def test_two_incarnations_of_an_owner_share_its_folder(tmp_path):
     assert torch.allclose(alone, logits(learner.model), atol=1e-5)
 
 
-def test_an_export_replaces_the_earlier_one_and_leaves_nothing_beside_it(tmp_path):
+def test_an_export_replaces_the_earlier_one_without_leftovers(tmp_path):
     learner = joined()
     learner.export(tmp_path / "a")
     learner.delete_block(OTHERS[0])
@@ -115,7 +115,7 @@ def test_an_export_replaces_the_earlier_one_and_leaves_nothing_beside_it(tmp_pat
     assert torch.allclose(loaded_by_peft(tmp_path / "a"), logits(learner.model), atol=1e-5)
 
 
-def test_an_export_does_not_replace_what_is_no_export(tmp_path):
+def test_an_export_does_not_replace_other_files(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="holds other things"):

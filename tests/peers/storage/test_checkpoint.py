@@ -1,4 +1,4 @@
-"""What a device leaves for a later run: it goes on to the same bits; nothing of it outlives a deletion."""
+"""Checkpoints: a later run resumes to the same bits, and a deletion deletes their blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 3
 
 
 def saved(run: Path) -> Learner:
-    """A learner that has trained, whose checkpoint is in the folder `run`."""
+    """A learner after training, with its checkpoint in the folder `run`."""
     learner = joined()
     learner.train(0, STEPS, rehearse=False)
     learner.checkpoint(path_of(run, OWN.device))
@@ -28,32 +28,32 @@ def resumed(run: Path, **sections: Any) -> Learner:
     return small_learner(checkpoint={"resume": str(run)}, **sections)
 
 
-def take_all(learner: Learner) -> None:
+def resume_all(learner: Learner) -> None:
     learner.set_own(OWN, 0, resume=True)
     for slot, key in enumerate(OTHERS, start=1):
         learner.add_block(key, slot, resume=True)
 
 
-def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     first, second = saved(tmp_path), resumed(tmp_path)
     assert second.resumes() == {"d0": 0, "d1": 1, "d2": 2}
-    take_all(second)
+    resume_all(second)
     assert second.sha256() == first.sha256()
     losses = [learner.train(1, STEPS, rehearse=False).loss for learner in (first, second)]
     assert losses[0] == losses[1]
     assert second.sha256() == first.sha256()  # the moments went on too
 
 
-def test_without_its_moments_it_would_go_on_differently(tmp_path: Path) -> None:
+def test_without_its_moments_a_resumed_run_differs(tmp_path: Path) -> None:
     first, second = saved(tmp_path), resumed(tmp_path)
     second._begins_with.moments.clear()
-    take_all(second)
+    resume_all(second)
     for learner in (first, second):
         learner.train(1, STEPS, rehearse=False)
     assert second.sha256() != first.sha256()
 
 
-def test_only_what_is_said_to_resume_does(tmp_path: Path) -> None:
+def test_only_blocks_with_resume_have_the_saved_values(tmp_path: Path) -> None:
     saved(tmp_path)
     learner = resumed(tmp_path)
     learner.set_own(OWN, 0)
@@ -61,7 +61,7 @@ def test_only_what_is_said_to_resume_does(tmp_path: Path) -> None:
     assert all(not torch.any(learner.read(key, g)) for key in (OWN, OTHERS[0]) for g in learner.groups)
 
 
-def test_once_training_has_begun_nothing_of_the_checkpoint_is_left(tmp_path: Path) -> None:
+def test_the_start_of_training_clears_the_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path)
     learner = resumed(tmp_path)
     learner.set_own(OWN, 0, resume=True)
@@ -71,7 +71,7 @@ def test_once_training_has_begun_nothing_of_the_checkpoint_is_left(tmp_path: Pat
         learner.add_block(OTHERS[0], 1, resume=True)
 
 
-def test_a_device_that_was_not_there_begins_with_nothing(tmp_path: Path) -> None:
+def test_a_device_without_a_file_begins_with_an_empty_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path)
     learner = small_learner(device="d9", checkpoint={"resume": str(tmp_path)})
     assert learner.resumes() == {}

@@ -1,4 +1,4 @@
-"""Tasks: which examples a shard holds, as tensors, batches and scores."""
+"""Tasks: the examples of a shard, tensors, batches and scores."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_answers_are_spread_over_all_values() -> None:
     assert max(counts) < 1000 / 24 * 2
 
 
-def test_the_language_names_nothing_twice() -> None:
+def test_the_words_of_the_language_are_distinct() -> None:
     listed = [*FIRST_NAMES, *LAST_NAMES, *(value for a in ATTRIBUTES for value in a.values)]
     assert len(listed) == len(set(listed)) == len(words()) - 18
     assert all(len(a.values) == 24 for a in ATTRIBUTES)
 
 
 @pytest.mark.parametrize(("overlap", "shared"), [(0.0, 0), (0.3, 3), (1.0, 10)])
-def test_overlap_is_the_share_of_persons_that_all_hold(overlap: float, shared: int) -> None:
+def test_overlap_is_the_share_of_common_persons(overlap: float, shared: int) -> None:
     task = facts(overlap=overlap)
     held = [task.train_examples(f"d{k}") for k in range(3)]
     common = set[Example].intersection(*(set(examples) for examples in held))
@@ -123,7 +123,7 @@ def test_a_shard_number_that_is_too_high() -> None:
         task.train_examples("d3")
 
 
-def test_more_persons_than_names_allow() -> None:
+def test_too_many_persons_are_refused() -> None:
     with pytest.raises(InputError, match=r"data\.persons: 2000 is too many; allowed: 1 to 1776"):
         facts(persons=2000)
     assert facts(persons=1776).shard_count == 1
@@ -166,7 +166,7 @@ def test_each_device_has_its_file(tmp_path: Path) -> None:
         (b"\xff", "is not UTF-8"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str | bytes, said: str) -> None:
+def test_the_error_names_the_wrong_line(tmp_path: Path, line: str | bytes, said: str) -> None:
     wrong = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "d0.jsonl").write_bytes(LINE.encode() + b"\n" + wrong + b"\n")
     with pytest.raises(InputError, match=rf"d0\.jsonl:2: {said}.*allowed: one object"):
@@ -179,7 +179,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
         jsonl(tmp_path).train_examples("d0")
 
 
-def test_iid_deals_out_the_pool_of_all_files(tmp_path: Path) -> None:
+def test_iid_distributes_the_examples_of_all_files(tmp_path: Path) -> None:
     for device, count in (("d0", 1), ("d1", 5), ("d10", 4)):
         rows = (f'{{"prompt": "{device} {i}", "response": "x"}}\n' for i in range(count))
         (tmp_path / f"{device}.jsonl").write_text("".join(rows), encoding="utf-8")
@@ -203,7 +203,7 @@ def test_iid_deals_out_the_pool_of_all_files(tmp_path: Path) -> None:
         ({"path": "nowhere"}, r"data\.path: nowhere is not a folder"),
     ],
 )
-def test_settings_that_jsonl_has_no_use_for(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_apply_to_jsonl(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         jsonl(tmp_path, **settings)
 
@@ -252,7 +252,7 @@ def test_the_first_answer_has_a_token_before_it() -> None:
     assert encoded.input_ids.tolist() == [[tokenizer.pad_token_id, tokenizer.get_vocab()["one"]]]
 
 
-def test_words_that_the_model_lacks_are_no_answer() -> None:
+def test_an_answer_with_unknown_words_is_refused() -> None:
     with pytest.raises(InputError, match="'zebra' has words that the vocabulary"):
         encode([Example("alpha", "zebra")], small_tokenizer(), 8)
 
@@ -265,7 +265,7 @@ def test_padding_without_a_pad_token() -> None:
     assert encoded.input_ids[0, -1] == 2
 
 
-def test_no_examples_are_no_rows(tiny: LoadedModel) -> None:
+def test_no_examples_give_no_rows(tiny: LoadedModel) -> None:
     encoded = encode([], tiny.tokenizer, 8)
     assert len(encoded) == 0
     score = evaluate(tiny.model, encoded)
@@ -293,17 +293,17 @@ def test_a_batch_is_without_replacement_and_depends_on_its_key_only() -> None:
     assert first not in others
 
 
-def test_a_batch_holds_all_when_there_are_no_more() -> None:
+def test_a_batch_has_all_examples_if_there_are_too_few() -> None:
     assert sample_batch(_numbered(5), 8, batch_generator(0, "d0", 0, 0)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_taking_examples_cuts_to_the_longest() -> None:
+def test_rows_are_cut_to_the_longest() -> None:
     encoded = encode(
         [Example("alpha", "one"), Example("alpha beta gamma", "two"), Example("beta", "one")],
         small_tokenizer(),
         8,
     )
-    taken = encoded.take(torch.tensor([2, 0]))
+    taken = encoded.rows(torch.tensor([2, 0]))
     assert taken.input_ids.shape == taken.labels.shape == taken.attention_mask.shape == (2, 2)
     assert taken.input_ids.tolist() == [encoded.input_ids[2, :2].tolist(), encoded.input_ids[0, :2].tolist()]
 
@@ -354,7 +354,7 @@ def _continued(loaded: LoadedModel, ids: torch.Tensor, count: int) -> torch.Tens
     return ids
 
 
-def test_evaluation_is_without_dropout_and_leaves_the_mode(tmp_path: Path) -> None:
+def test_evaluation_has_no_dropout_and_keeps_the_mode(tmp_path: Path) -> None:
     loaded = load_model(ModelConfig(name=str(save_small_model(tmp_path, "gpt2"))))
     encoded = encode([Example("alpha lives in", "one")], loaded.tokenizer, 16)
     loaded.model.train()
@@ -365,7 +365,7 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode(tmp_path: Path) -> No
     assert not loaded.model.training
 
 
-def test_tiny_knows_the_language_and_none_of_the_facts(tiny: LoadedModel) -> None:
+def test_tiny_knows_the_language_but_no_fact(tiny: LoadedModel) -> None:
     task = facts()
     known = [e for k in range(16) for e in task.train_examples(f"d{k}")]
     other = [e for k in range(16) for e in task.other_wording(f"d{k}")]

@@ -1,4 +1,4 @@
-"""unweft forget: with the blocks' files, and from the merged adapter alone."""
+"""unweft forget: from blocks/, and from the merged adapter."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dense(folder: Path, module: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("path", ["blocks", "gram"])
-def test_result_is_the_union_without_the_block(union: BlockSet, tmp_path: Path, path: str) -> None:
+def test_the_result_is_the_adapter_without_the_block(union: BlockSet, tmp_path: Path, path: str) -> None:
     adapter = saved(union, tmp_path / "adapter")
     if path == "gram":
         shutil.rmtree(adapter / "blocks")
@@ -64,7 +64,7 @@ def test_result_is_the_union_without_the_block(union: BlockSet, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("path", ["blocks", "gram"])
-def test_no_trace_is_left(union: BlockSet, tmp_path: Path, path: str) -> None:
+def test_the_files_have_no_trace_of_the_device(union: BlockSet, tmp_path: Path, path: str) -> None:
     adapter = saved(union, tmp_path / "adapter")
     if path == "gram":
         shutil.rmtree(adapter / "blocks")
@@ -85,7 +85,7 @@ def test_forgetting_everyone_leaves_a_zero_adapter(union: BlockSet, tmp_path: Pa
     assert float(dense(folder, "m.0.proj").abs().max()) == 0.0
 
 
-def test_bad_input_is_said_in_one_line(union: BlockSet, tmp_path: Path) -> None:
+def test_errors_for_bad_input_are_one_line(union: BlockSet, tmp_path: Path) -> None:
     adapter = saved(union, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"'d9' has no block .* d0, d1, d3"):
         forget(adapter, "d9", tmp_path / "out")

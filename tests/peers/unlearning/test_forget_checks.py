@@ -1,4 +1,4 @@
-"""unweft forget refuses what it cannot vouch for: deletions are believed before anything else."""
+"""unweft forget refuses an adapter if it cannot verify the deletion."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @pytest.mark.parametrize("bases", ["orthogonal", "independent"])
 @pytest.mark.parametrize("gram", [False, True])
-def test_the_result_is_what_the_device_would_export_after_its_own_deletion(gram, bases, tmp_path):
+def test_the_result_equals_the_export_after_a_deletion_on_the_device(gram, bases, tmp_path):
     learner, adapter = exported(
         tmp_path, gram, adapter={"bases": bases, "rank": {"early": 1, "mid": 2, "late": 3}}
     )
@@ -47,7 +47,7 @@ def test_the_result_is_what_the_device_would_export_after_its_own_deletion(gram,
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
-def test_all_incarnations_of_a_device_go(tmp_path):
+def test_all_incarnations_of_a_device_are_deleted(tmp_path):
     learner = joined()
     learner.add_block(BlockKey("d1", 1), 3)
     fill(learner, BlockKey("d1", 1), seed=7)
@@ -97,22 +97,22 @@ def test_a_file_in_half_precision_is_accepted(tmp_path):
         ("adapter_config.json", lambda c: c.update(lora_alpha=99), "lora_alpha differs from r"),
     ],
 )
-def test_descriptions_that_are_wrong_are_refused(file, change, said, tmp_path):
+def test_wrong_descriptions_are_refused(file, change, said, tmp_path):
     _, adapter = exported(tmp_path, gram=True)
     edit(adapter / file, change)
     with pytest.raises(InputError, match=said):
         forget(adapter, "d1", tmp_path / "out")
 
 
-def test_a_missing_block_file_is_not_passed_over(tmp_path):
+def test_a_missing_block_file_is_refused(tmp_path):
     _, adapter = exported(tmp_path, gram=False)
     shutil.rmtree(adapter / "blocks" / "d2")
     with pytest.raises(InputError, match=r"d2.*cannot be read"):
         forget(adapter, "d1", tmp_path / "out")
 
 
-def test_more_columns_than_inputs_cannot_be_taken_apart(tmp_path):
-    """8 independent blocks of r = 5 in d = 32: with the blocks' files it works, without not."""
+def test_a_merged_adapter_with_more_columns_than_inputs_is_refused(tmp_path):
+    """8 independent blocks of r = 5 in d = 32: the deletion works only with blocks/."""
     learner = joined(adapter={"bases": "independent", "rank": 5})
     for i in range(3, 8):
         learner.add_block(BlockKey(f"d{i}", 0), i)

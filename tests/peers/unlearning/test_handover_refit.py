@@ -1,4 +1,4 @@
-"""The handover refit: the own block stands in for one that goes, as far as its features reach."""
+"""The handover refit: the own block takes over the output of a dropped block."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ GONE = OTHERS[1]
 def moves(learner: Learner) -> dict[str, Tensor]:
     learner._place(())
     own, gone = learner._blocks[OWN], learner._blocks[GONE]
-    return handover_refit(learner._adapter.model, learner.layout, own, gone, [learner._encoded])
+    return handover_refit(learner._adapter.model, learner.layout, own, gone, [learner._local._data])
 
 
-def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
+def test_a_refit_is_ridge_regression_on_the_inputs_of_the_modules() -> None:
     learner = joined()
     found = moves(learner)
     seen: dict[str, Tensor] = {}
     shape = learner.layout.modules[0]
     module = learner._adapter.model.base_model.model.get_submodule(shape.name)
     hook = module.register_forward_hook(lambda _, args, __: seen.update(x=args[0].detach()))
-    data = learner._encoded
+    data = learner._local._data
     with torch.no_grad():
         learner._adapter.model(input_ids=data.input_ids, attention_mask=data.attention_mask)
     hook.remove()
@@ -44,7 +44,7 @@ def test_it_is_ridge_regression_on_what_the_modules_see() -> None:
     assert torch.allclose(found[shape.group][rows].double(), best, atol=1e-6)
 
 
-def test_a_deletion_with_it_changes_the_logits_less() -> None:
+def test_a_deletion_with_a_refit_changes_the_logits_less() -> None:
     whole, plain, taken = joined(), joined(), joined()
     plain.delete_block(GONE)
     taken.delete_block(GONE, refit=1.0)
@@ -54,19 +54,19 @@ def test_a_deletion_with_it_changes_the_logits_less() -> None:
     assert not taken.has(GONE) and same(block(taken, OTHERS[0]), block(plain, OTHERS[0]))
 
 
-def test_the_share_is_added_also_to_what_a_snapshot_shows_as_settled() -> None:
+def test_a_settled_snapshot_includes_the_refit() -> None:
     learner = joined()
     learner.train(0, 2, rehearse=False)
-    before, trained = {g: b.clone() for g, b in learner._before.items()}, block(learner, OWN)
+    before, trained = {g: b.clone() for g, b in learner._local.before.items()}, block(learner, OWN)
     wanted = moves(learner)
     learner.delete_block(GONE, refit=0.4)
     for group, move in wanted.items():
         assert torch.allclose(learner.read(OWN, group), trained[group] + 0.4 * move, atol=1e-6)
-        assert torch.allclose(learner._before[group], before[group] + 0.4 * move, atol=1e-6)
+        assert torch.allclose(learner._local.before[group], before[group] + 0.4 * move, atol=1e-6)
 
 
 @pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
-def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_ms: int) -> None:
+def test_a_move_beside_a_refit_is_damped_once_as_by_averaging(after_ms: int) -> None:
     net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 9, "refit": 0.4}))
     net.cohort(4)
     net.rounds(3)
@@ -86,7 +86,7 @@ def test_a_move_that_goes_with_a_refit_is_damped_once_as_averaging_would(after_m
         assert {a.damping for a in device.told[sent:] if isinstance(a, do.Train)} == {1.0}
 
 
-def test_in_newest_a_refit_is_a_version_like_any_other() -> None:
+def test_in_newest_a_refit_is_an_ordinary_version() -> None:
     settings = {"rounds": 9, "refit": 0.4}
     net = Network(small_config(correction=settings, mixing={"mode": "newest", "omega": 0.7}))
     net.cohort(3)
@@ -98,14 +98,14 @@ def test_in_newest_a_refit_is_a_version_like_any_other() -> None:
         assert {train.damping for train in device.done(do.Train)} == {0.7}
 
 
-def test_without_it_nothing_of_the_block_is_used() -> None:
+def test_without_a_refit_the_own_block_stays_unchanged() -> None:
     learner = joined()
     before = block(learner, OWN)
     learner.delete_block(GONE)
     assert same(block(learner, OWN), before)
 
 
-def test_the_own_block_hands_nothing_over_to_itself() -> None:
+def test_the_own_block_is_not_refitted_to_itself() -> None:
     learner = joined()
     learner.delete_block(OWN, refit=0.4)
     assert not learner.has(OWN)

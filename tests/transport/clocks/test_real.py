@@ -1,4 +1,4 @@
-"""The real clock: waits end at their time or with news, and what is due at once does not shut others out."""
+"""The real clock: waits end at their time or with news, and other tasks run between due events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_news_that_came_before_the_wait_is_not_lost() -> None:
     asyncio.run(body())
 
 
-def test_whatever_is_due_others_run_in_between() -> None:
+def test_other_tasks_run_between_due_events() -> None:
     async def body() -> None:
         clock, ran = RealClock(), asyncio.Event()
         asyncio.get_running_loop().call_soon(ran.set)

@@ -1,4 +1,4 @@
-"""Virtual time among devices in one process: seeded traffic, whatever order real delivery has."""
+"""Virtual time among devices in one process: seeded traffic, in any order of real delivery."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Node:
             for _ in range(self.draw.choice((0, 1, 2))):
                 peer = self.draw.choice(self.peers)
                 arrive = at + LOOKAHEAD_NS + self.draw.randrange(30)
-                self.windows.sent(peer, arrive)
+                self.windows.on_sent(peer, arrive)
                 self.sent[peer] += 1
                 out.append((peer, (arrive, self.name, self.sent[peer])))
             if source == self.name:
@@ -66,11 +66,11 @@ def simulate(names: list[str], seed: int, delivery: int) -> dict[str, list[tuple
         elif wire:
             source, to, what = wire.pop(order.randrange(len(wire)))
             if isinstance(what, tuple):
-                nodes[to].windows.received(source, what[2])
+                nodes[to].windows.on_received(source, what[2])
                 assert what[0] >= (nodes[to].log[-1][0] if nodes[to].log else 0), "it came too late"
                 heapq.heappush(nodes[to].queue, what)
             else:
-                nodes[to].windows.heard(source, what)  # type: ignore[arg-type]
+                nodes[to].windows.on_window(source, what)  # type: ignore[arg-type]
         for node in nodes.values():
             if not node.announced:
                 continue
@@ -85,9 +85,7 @@ def simulate(names: list[str], seed: int, delivery: int) -> dict[str, list[tuple
 
 
 @given(st.integers(2, 5), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
-def test_what_happens_when_does_not_depend_on_real_delivery(
-    count: int, seed: int, first: int, second: int
-) -> None:
+def test_virtual_times_do_not_depend_on_real_delivery(count: int, seed: int, first: int, second: int) -> None:
     names = [f"d{i}" for i in range(count)]
     log = simulate(names, seed, first)
     assert any(log.values())
@@ -102,21 +100,21 @@ def pair() -> tuple[Windows, Windows]:
 
 def test_a_window_waits_for_the_messages_that_were_sent_before_it() -> None:
     a, b = pair()
-    a.sent("b", 70)
+    a.on_sent("b", 70)
     b.announce(90, 0)
-    b.heard("a", a.announce(200, 0)["b"])
+    b.on_window("a", a.announce(200, 0)["b"])
     assert b.grant() is None
     assert b.missing() == ["a"]
-    b.received("a", 1)
+    b.on_received("a", 1)
     grant = b.grant()
     assert grant is not None
     assert (grant.start_ns, grant.horizon_ns) == (70, 80)
 
 
-def test_one_that_has_gone_is_not_waited_for_nor_counted_among_the_slowest() -> None:
+def test_a_departed_device_is_neither_awaited_nor_counted_as_slowest() -> None:
     a, b = pair()
     b.announce(5, 7)
-    b.heard("a", a.announce(None, ABSENT, last=True)["b"])
+    b.on_window("a", a.announce(None, ABSENT, last=True)["b"])
     grant = b.grant()
     assert grant is not None
     assert (grant.slowest_round, grant.start_ns) == (7, 5)
@@ -124,19 +122,19 @@ def test_one_that_has_gone_is_not_waited_for_nor_counted_among_the_slowest() -> 
     assert b.grant() is not None
 
 
-def test_one_that_died_is_not_waited_for() -> None:
+def test_a_dead_device_is_not_awaited() -> None:
     _, b = pair()
     b.announce(5, 0)
     assert b.grant() is None
-    b.lost("a")
+    b.remove_dead("a")
     assert b.grant() is not None
 
 
-def test_nothing_left_to_do_is_an_error_not_a_hang() -> None:
+def test_a_run_without_events_is_an_error() -> None:
     a, b = pair()
     b.announce(None, 0)
-    b.heard("a", a.announce(None, 0)["b"])
-    with pytest.raises(RuntimeError, match="stands still"):
+    b.on_window("a", a.announce(None, 0)["b"])
+    with pytest.raises(RuntimeError, match="cannot advance"):
         b.grant()
 
 

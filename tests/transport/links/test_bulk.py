@@ -1,4 +1,4 @@
-"""What makes bulk data cheap: packed once for all parts, not copied where nobody changes it, memory kept."""
+"""Cheap bulk data: packed once for all fragments, not copied, and freed memory kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import MAX_PAYLOAD
 from transport.wire.messages import Envelope, Update
-from transport.wire.packing import pack, pack_parts, unpack
+from transport.wire.packing import pack, pack_fragments, unpack
 from transport.wire.tensor_codec import CODECS, decode, encode, encode_view
 
 ENVELOPE = Envelope("d1", 2, 7, 8, 9)
@@ -29,25 +29,25 @@ def update(total: int, **fields: object) -> Update:
 @given(
     st.binary(min_size=1, max_size=70_000), st.integers(1, 70_000), st.none() | st.integers(0, (1 << 64) - 1)
 )
-def test_parts_are_packed_as_one_by_one(payload, part_bytes, xxh3) -> None:
+def test_fragments_are_packed_as_if_packed_one_by_one(payload, part_bytes, xxh3) -> None:
     header = update(len(payload), xxh3=xxh3)
     part_bytes = max(part_bytes, len(payload) // 200)
     each = [
         pack(ENVELOPE, dataclasses.replace(header, offset=at * part_bytes), part)
         for at, part in enumerate(split(payload, part_bytes))
     ]
-    assert [list(frames) for frames in pack_parts(ENVELOPE, header, payload, part_bytes)] == each
+    assert [list(frames) for frames in pack_fragments(ENVELOPE, header, payload, part_bytes)] == each
 
 
-def test_parts_that_would_be_refused_there_are_refused_here() -> None:
+def test_fragments_that_unpack_would_refuse_are_refused() -> None:
     with pytest.raises(ValueError, match="9 bytes of payload"):
-        pack_parts(ENVELOPE, update(10), bytes(9), 5)
-    with pytest.raises(ValueError, match="from 3 on"):
-        pack_parts(ENVELOPE, update(10, offset=3), bytes(10), 5)
+        pack_fragments(ENVELOPE, update(10), bytes(9), 5)
+    with pytest.raises(ValueError, match="at offset 3"):
+        pack_fragments(ENVELOPE, update(10, offset=3), bytes(10), 5)
     with pytest.raises(ValueError, match="cause is out of range"):
-        pack_parts(ENVELOPE, update(10, cause="gossip"), bytes(10), 5)
+        pack_fragments(ENVELOPE, update(10, cause="gossip"), bytes(10), 5)
     with pytest.raises(ValueError, match="wrong payload"):
-        pack_parts(ENVELOPE, update(MAX_PAYLOAD + 1), bytes(MAX_PAYLOAD + 1), MAX_PAYLOAD + 1)
+        pack_fragments(ENVELOPE, update(MAX_PAYLOAD + 1), bytes(MAX_PAYLOAD + 1), MAX_PAYLOAD + 1)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -57,7 +57,7 @@ def test_a_view_holds_what_encoding_gives(codec: str) -> None:
     assert bytes(encode_view(matrix.T, codec)) == encode(matrix.T.contiguous(), codec)
 
 
-def test_fp32_is_sent_from_where_it_is_and_kept_where_it_came() -> None:
+def test_fp32_is_sent_and_decoded_without_a_copy() -> None:
     matrix = torch.ones(4, 2)
     sent = encode_view(matrix, "fp32")
     matrix[3, 1] = 2
@@ -68,7 +68,7 @@ def test_fp32_is_sent_from_where_it_is_and_kept_where_it_came() -> None:
     assert taken[0, 0] == 0
 
 
-def test_what_is_trusted_is_not_looked_through() -> None:
+def test_trusted_matrices_are_not_scanned() -> None:
     matrix = torch.tensor([[float("nan")]])
     with pytest.raises(ValueError, match="NaN"):
         encode(matrix, "fp32")
@@ -78,24 +78,24 @@ def test_what_is_trusted_is_not_looked_through() -> None:
     assert decode(payload, "fp32", 1, 1, finite=False).isnan().all()
 
 
-def test_an_update_of_one_part_is_handed_back_as_it_came_and_still_checked() -> None:
+def test_an_update_of_one_fragment_is_returned_without_a_copy_and_checked() -> None:
     box, part = Reassembler(1), bytearray(b"12345678")
     _, header = unpack(pack(ENVELOPE, update(8, xxh3=None), memoryview(part)))
     assert isinstance(header, Update)
     view = memoryview(part)
-    assert box.add("d1", header, view) is view
+    assert box.add_fragment("d1", header, view) is view
     assert (box.bytes_in_flight, box.abandoned) == (0, 0)
     with pytest.raises(WireError, match="checksum"):
-        box.add("d1", dataclasses.replace(header, xxh3=1), view)
+        box.add_fragment("d1", dataclasses.replace(header, xxh3=1), view)
 
 
 def test_an_update_of_one_part_replaces_an_unfinished_one_but_no_newer_one() -> None:
     box = Reassembler(100)
     unfinished = update(8, xxh3=None)
-    assert box.add("d1", unfinished, b"1234") is None
-    with pytest.raises(WireError, match="newer one has replaced"):
-        box.add("d1", dataclasses.replace(unfinished, version=11), b"12345678")
-    assert box.add("d1", dataclasses.replace(unfinished, version=13), b"12345678") == b"12345678"
+    assert box.add_fragment("d1", unfinished, b"1234") is None
+    with pytest.raises(WireError, match="newer version has replaced"):
+        box.add_fragment("d1", dataclasses.replace(unfinished, version=11), b"12345678")
+    assert box.add_fragment("d1", dataclasses.replace(unfinished, version=13), b"12345678") == b"12345678"
     assert (box.bytes_in_flight, box.abandoned, box.abandoned_bytes) == (0, 1, 4)
 
 

@@ -1,4 +1,4 @@
-"""Links over torch.distributed: three real processes, each a rank, that say what they saw."""
+"""Links over torch.distributed: three real processes, each a rank."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def message(source: str, n: int) -> list[bytes]:
 
 
 async def exchange(links: GlooLinks) -> object:
-    """Everyone sends everyone else `MESSAGES` messages; returns what was wrong."""
+    """Every rank sends every other rank `MESSAGES` messages. Returns the errors."""
 
     async def send(peer: str) -> None:
         for n in range(MESSAGES):
@@ -96,7 +96,7 @@ async def refuse_what_no_receiver_takes(links: GlooLinks) -> object:
     return refused, [links.send(name, [b"a"]) for name in ("x", "y", "z", peer, "nobody")], links.address
 
 
-def test_what_no_receiver_would_take_is_refused_and_only_ranks_are_addresses(tmp_path: Path) -> None:
+def test_invalid_messages_and_addresses_are_refused(tmp_path: Path) -> None:
     first = in_all_ranks(refuse_what_no_receiver_takes, tmp_path)[0]
     assert first == ([0, 5, 1], [False] * 5, "gloo://0")
 
@@ -135,7 +135,7 @@ async def close_alone(links: GlooLinks) -> object:
     return received.source, bytes(received.frames[0])
 
 
-def test_what_was_sent_before_the_end_arrives(tmp_path: Path) -> None:
+def test_messages_sent_before_the_end_arrive(tmp_path: Path) -> None:
     answers = in_all_ranks(close_alone, tmp_path)
     assert answers == ["the links are closed", ("d0", b"last"), ("d0", b"last")]
 
@@ -211,11 +211,11 @@ def test_the_same_seeds_and_rounds_give_the_same_adapters_as_over_zeromq(tmp_pat
 
 def test_there_is_no_address_before_the_start() -> None:
     links = GlooLinks("d0", 0, 2, "file:///nowhere")
-    with pytest.raises(RuntimeError, match="started"):
+    with pytest.raises(RuntimeError, match="after start"):
         _ = links.address
 
 
-def test_ranks_that_do_not_come_are_an_error(tmp_path: Path) -> None:
+def test_missing_ranks_are_an_error(tmp_path: Path) -> None:
     async def alone() -> None:
         links = GlooLinks("d0", 0, 2, f"file://{tmp_path / 'store'}", patience_s=0.2)
         with pytest.raises(OSError, match="rank 0 of 2"):

@@ -1,4 +1,6 @@
-"""Links with keys, and somebody on the way: altered or said again, it is refused; what follows is heard."""
+"""Links with keys and an attacker on the path: altered or replayed bytes are refused, later messages
+arrive.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from tests.support.relay import relay
 from transport.links.zmq_dealer import Limits
 
 
-def test_what_was_recorded_opens_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recorded_connection_cannot_be_replayed(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with device("d0", both()) as d0, device("d1", both()) as d1, relay(d0.address) as way:
             d1.connect("d0", way.address)
@@ -81,7 +83,7 @@ def test_without_sockets_there_is_no_link_and_no_error() -> None:
     run(test())
 
 
-def test_garbage_in_a_connection_that_is_let_in_ends_it() -> None:
+def test_malformed_bytes_end_an_admitted_connection() -> None:
     async def test() -> None:
         async with device("d0", both()) as d0, device("d1", both()) as d1, relay(d0.address) as way:
             d1.connect("d0", way.address)

@@ -1,4 +1,4 @@
-"""Links with keys: who gets in and under which name, what shows of those who do not, and rotation."""
+"""Links with keys: admission, identities, counted refusals, and rotation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from transport.wire.packing import wire_bytes
     [(both(NEW), "inbox_protocol", "link_no_detail"), (None, "inbox_protocol", "link_protocol")],
     ids=["wrong key", "no key"],
 )
-def test_without_the_key_nothing_arrives_and_the_attempt_shows(
+def test_without_the_key_nothing_arrives_and_the_attempt_is_counted(
     mine: NetworkKeys | None, at_inbox: str, at_link: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
@@ -66,7 +66,7 @@ def test_a_plain_inbox_refuses_a_link_with_keys() -> None:
     run(test())
 
 
-def test_an_allow_list_tells_who_it_is() -> None:
+def test_an_allow_list_identifies_the_sender() -> None:
     async def test() -> None:
         keys = listed("d0", "d1")
         async with device("d0", keys["d0"]) as d0, device("d1", keys["d1"]) as d1:
@@ -112,7 +112,7 @@ def test_a_listed_device_cannot_speak_as_another() -> None:
     run(test())
 
 
-def test_a_device_taken_off_the_list_is_not_heard_any_more() -> None:
+def test_messages_of_a_device_removed_from_the_list_are_dropped() -> None:
     async def test() -> None:
         keys = listed("d0", "d1")
         async with device("d0", keys["d0"]) as d0, device("d1", keys["d1"]) as d1:
@@ -201,7 +201,7 @@ async def settled(*links: ZmqLinks) -> None:
 
 @asynccontextmanager
 async def receiving(links: ZmqLinks) -> AsyncIterator[asyncio.Queue[Received]]:
-    """A receiver that is always there, as in a device."""
+    """A receiver that runs all the time, as in a device."""
     found: asyncio.Queue[Received] = asyncio.Queue()
 
     async def receive() -> None:
@@ -216,7 +216,7 @@ async def receiving(links: ZmqLinks) -> AsyncIterator[asyncio.Queue[Received]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def test_what_an_inbox_has_received_survives_its_rotation() -> None:
+def test_received_messages_survive_a_rotation() -> None:
     async def test() -> None:
         two = both().installed(NEW)
         async with device("d0", two) as d0, device("d1", two) as d1:
@@ -231,7 +231,7 @@ def test_what_an_inbox_has_received_survives_its_rotation() -> None:
     run(test())
 
 
-def test_links_without_keys_cannot_get_some() -> None:
+def test_links_without_keys_cannot_get_keys() -> None:
     async def test() -> None:
         async with device("d0") as d0:
             with pytest.raises(ValueError, match="without keys"):

@@ -81,7 +81,7 @@ def test_messages_wait_for_a_peer_that_is_not_there_yet() -> None:
     run(test())
 
 
-def test_no_link_no_sending() -> None:
+def test_send_without_a_link_returns_false() -> None:
     async def test() -> None:
         async with device("d0") as d0, device("d1") as d1:
             assert not d0.send("d1", [b"x"])
@@ -125,7 +125,7 @@ def test_a_restarted_device_is_heard_under_its_old_name() -> None:
     run(test())
 
 
-def test_a_link_made_anew_does_not_cut_off_the_one_before() -> None:
+def test_a_new_link_does_not_cut_off_the_earlier_one() -> None:
     async def test() -> None:
         async with device("d0") as d0, device("d1") as d1:
             for i in range(20):
@@ -150,14 +150,14 @@ def test_an_impossible_address_gives_no_link_and_no_error(address: str) -> None:
     run(test())
 
 
-def test_a_taken_port_is_said() -> None:
+def test_a_port_in_use_is_reported() -> None:
     async def test() -> None:
         async with device("d0") as d0:
             other = ZmqLinks("d1", d0.address)
             with pytest.raises(OSError, match="cannot listen on tcp://127"):
                 await other.start()
             await other.close()
-            with pytest.raises(RuntimeError, match="once they are started"):
+            with pytest.raises(RuntimeError, match="only after start"):
                 _ = other.address
 
     run(test())
@@ -208,7 +208,7 @@ def test_a_flush_to_nobody_ends_in_time(keys: NetworkKeys | None) -> None:
     run(test())
 
 
-def test_a_waiting_receiver_learns_of_the_end() -> None:
+def test_close_ends_a_waiting_receiver() -> None:
     async def test() -> None:
         async with device("d0") as d0:
             waiting = asyncio.create_task(d0.recv())
@@ -236,7 +236,7 @@ def test_only_one_receiver() -> None:
 # -- limits --------------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_does_not_read_stops_the_sender() -> None:
+def test_a_slow_reader_stops_the_sender() -> None:
     async def test() -> None:
         limits, message = Limits(high_water=8), [b"x" * (1 << 16)]
         async with device("d0", limits=limits) as d0, device("d1", limits=limits) as d1:
@@ -262,7 +262,7 @@ def test_a_reader_that_does_not_read_stops_the_sender() -> None:
 
 
 @pytest.mark.parametrize("keys", [None, both()], ids=["plain", "curve"])
-def test_what_waits_for_a_peer_is_bounded(keys: NetworkKeys | None) -> None:
+def test_the_messages_waiting_for_a_peer_are_bounded(keys: NetworkKeys | None) -> None:
     async def test() -> None:
         async with device("d1") as placeholder:
             address = placeholder.address

@@ -33,11 +33,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["network.keys"]
 
 
-def test_others_may_read_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_readable_key_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     generate(tmp_path)
     (tmp_path / "network.keys").chmod(0o644)
     load(tmp_path, "d0")
-    assert "may be read by others" in caplog.text
+    assert "other users may read" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_rotation_out_of_order_is_refused() -> None:
         keys.installed(THIRD)
     with pytest.raises(ValueError, match="primary"):
         keys.removed(OLD)
-    with pytest.raises(ValueError, match="installed everywhere"):
+    with pytest.raises(ValueError, match="installed before it is used"):
         NetworkKeys((OLD,)).used(NEW)
 
 

@@ -19,7 +19,7 @@ def test_each_number_is_good_once_within_the_window(base: int, offsets: list[int
 
 
 @given(st.lists(NUMBER, max_size=30))
-def test_what_was_here_never_is_again(numbers: list[int]) -> None:
+def test_a_number_is_never_fresh_twice(numbers: list[int]) -> None:
     guard = ReplayGuard()
     for number in numbers:
         guard.fresh("d1", number)
@@ -27,7 +27,7 @@ def test_what_was_here_never_is_again(numbers: list[int]) -> None:
     assert not any(guard.fresh("d1", number) for number in numbers)
 
 
-def test_far_behind_is_not_good() -> None:
+def test_a_number_far_behind_is_not_fresh() -> None:
     guard = ReplayGuard()
     assert guard.fresh("d1", WINDOW)
     assert not guard.fresh("d1", 0)

@@ -1,4 +1,4 @@
-"""Books of a link: each byte once, where it happened; latencies within a bucket."""
+"""Accounts of a link: each byte is counted once; latencies are exact within a bucket."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_sent_is_received_plus_dropped(messages: list[tuple[str, int, str]]) -> 
     assert out["sent_messages"] == into["received_messages"] + sum(into["dropped_messages"].values())
 
 
-def test_what_a_dead_end_leaves_open_shows() -> None:
+def test_open_bytes_of_a_crashed_end_are_reported() -> None:
     sender, receiver = LinkAccount(), LinkAccount()
     sender.sent("train", 100, 90, 8)
     sender.abandoned("purged", 500)  # never on the wire
@@ -90,14 +90,14 @@ def test_quantiles_are_within_a_bucket(latencies: list[int], percent: int) -> No
 
 
 @given(LATENCIES, LATENCIES)
-def test_merged_is_as_if_seen_by_one(a: list[int], b: list[int]) -> None:
+def test_merged_histograms_equal_one_histogram(a: list[int], b: list[int]) -> None:
     merged = filled(a)
     merged.merge(filled(b))
     assert merged.quantiles_s() == filled(a + b).quantiles_s()
     assert len(merged) == len(a) + len(b)
 
 
-def test_a_last_word_carries_the_histogram_and_a_line_of_a_round_does_not() -> None:
+def test_only_the_final_record_has_the_histogram() -> None:
     accounts = Accounts()
     for latency_ns in (900, 1000, 10**6, 10**6):
         accounts.link("d1").received(10, latency_ns)
@@ -107,7 +107,7 @@ def test_a_last_word_carries_the_histogram_and_a_line_of_a_round_does_not() -> N
     assert json.loads(json.dumps(counts)) == counts
 
 
-def test_quantiles_follow_what_comes() -> None:
+def test_quantiles_follow_new_latencies() -> None:
     histogram = filled([1000])
     assert histogram.quantiles_s() == {"p50": 1e-6, "p95": 1e-6, "p99": 1e-6}
     histogram.add(10**9)
@@ -125,7 +125,7 @@ def test_an_arrival_before_its_departure_is_in_no_quantile() -> None:
     assert (histogram.negative, histogram.quantile_ns(50)) == (1, 10_000)
 
 
-def test_invented_names_do_not_grow_the_books() -> None:
+def test_invented_names_do_not_add_accounts_without_end() -> None:
     accounts = Accounts()
     accounts.link("d1").received(1, None)
     for i in range(MAX_PEERS + 100):

@@ -1,4 +1,4 @@
-"""The quality of links, and what a byte on one costs."""
+"""The quality of links and the cost of bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_cost_is_the_formula_rounded_up(size: int, rate: int, beta: int) -> None
 
 
 @given(st.floats(0, 1e12), st.integers(1, 1 << 40), st.floats(1e-3, 1e6))
-def test_outage_is_just_when_an_update_takes_longer_than_allowed(rate: float, size: int, tau: float) -> None:
+def test_an_outage_is_an_update_time_above_tau_max(rate: float, size: int, tau: float) -> None:
     link = LINK.at_rate(rate, size, tau)
     assert link.outage == (math.floor(rate) < math.ceil(size / tau))
     assert link.rate_Bps == max(math.floor(rate), math.ceil(size / tau))
@@ -54,5 +54,5 @@ def test_outage_at_the_limit() -> None:
     "wrong", [{"rate_Bps": 0}, {"latency_ns": 0}, {"jitter_ns": -1}, {"loss": 1.5}, {"loss": math.nan}]
 )
 def test_impossible_links_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="not the quality of a link"):
+    with pytest.raises(ValueError, match="invalid link quality"):
         LinkQuality(**{"rate_Bps": 1, "latency_ns": 1, **wrong})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""First in first out, fair, within the quota; control never waits; every byte has one fate."""
+"""The shaper: first in first out, fair, within the quota; control never waits; every byte is counted once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def item(peer="b", size=FRAME, cause="train", tag="", key=None, version=0) -> Ou
 
 def put(made: Shaper, queued: Outgoing) -> None:
     """As the outbox does: control ahead of data."""
-    (made.control if queued.cause == "control" else made.data)(queued)
+    (made.queue_control if queued.cause == "control" else made.queue_data)(queued)
 
 
 def drain(made: Shaper, now: int = 0) -> list[Departure]:
@@ -91,7 +91,7 @@ class World:
 
     def last(self, peer, size) -> None:
         self.serial += 1
-        self.shaper.data(item(peer, size, "control", str(self.serial)))
+        self.shaper.queue_data(item(peer, size, "control", str(self.serial)))
 
     def wait(self, ns) -> None:
         self.now += ns
@@ -200,7 +200,7 @@ def test_control_leaves_at_once_past_any_amount_of_data_and_its_arrival_does_not
     assert ping.depart_ns == 5 + SECOND_NS // 10
 
 
-def test_control_takes_the_tokens_and_the_air_that_data_then_waits_for() -> None:
+def test_data_waits_for_the_tokens_and_the_line_that_control_used() -> None:
     made = shaper(rate_Bps=1000)
     put(made, item(cause="control", size=2000))
     made.pop(0)
@@ -212,9 +212,9 @@ def test_control_takes_the_tokens_and_the_air_that_data_then_waits_for() -> None
 
 def test_control_queued_as_data_comes_after_it_but_is_not_refused_by_the_quota() -> None:
     made = shaper(budget=2000)
-    made.data(item(tag="data"))
-    made.data(item(cause="control", size=100, tag="manifest"))
-    made.data(item(tag="too much"))
+    made.queue_data(item(tag="data"))
+    made.queue_data(item(cause="control", size=100, tag="manifest"))
+    made.queue_data(item(tag="too much"))
     assert tags(drain(made)) == ["data", "manifest"]
     assert made.next_ns() is None
     made.quota.start_round()
@@ -319,7 +319,7 @@ def test_in_outage_data_waits_and_control_passes() -> None:
 
 @pytest.mark.parametrize("bad", [{"rate_Bps": 0}, {"latency_ns": -1}, {"jitter_ns": -1}, {"loss": 1.1}])
 def test_impossible_links_are_refused(bad) -> None:
-    with pytest.raises(ValueError, match=r"a link needs|loss is"):
+    with pytest.raises(ValueError, match=r"a link needs|loss must be"):
         shaper().set_link("b", **bad)
 
 

@@ -1,4 +1,4 @@
-"""The bucket never lets more pass than it may, to the byte; the quota does not carry over."""
+"""The token bucket never exceeds its bound, to the byte; the quota does not carry over."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_ten_thousand_generated_cases_keep_the_invariant() -> None:
     assert generated_violations(10_000, seed=1) == 0
 
 
-def test_the_check_itself_sees_a_byte_too_many() -> None:
+def test_the_invariant_check_detects_one_byte_too_many() -> None:
     assert keeps_invariant([(0, 10), (SECOND_NS, 5)], rate_Bps=5, burst_bytes=10)
     assert not keeps_invariant([(0, 10), (SECOND_NS, 6)], rate_Bps=5, burst_bytes=10)
 
@@ -100,7 +100,7 @@ def test_a_quota_is_set_anew_and_does_not_carry_over() -> None:
     assert (quota.granted_total, quota.spent_total, quota.violations) == (2000, 100, 0)
 
 
-def test_the_control_share_is_kept_back_and_more_control_leaves_less_for_data() -> None:
+def test_the_control_share_is_reserved_and_more_control_leaves_less_for_data() -> None:
     quota = Quota(1000, control_share=0.05)
     quota.start_round(0)
     quota.spend(50, data=False)

@@ -1,4 +1,4 @@
-"""Messages come back as sent; anything else is a WireError, cheaply; parts come back as payloads."""
+"""Messages survive packing; anything else is a WireError at little cost; fragments are reassembled."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("message", BAD, ids=lambda m: type(m).__name__)
-def test_what_would_be_refused_there_is_a_value_error_here(message) -> None:
+def test_a_message_that_unpack_would_refuse_is_a_value_error(message) -> None:
     with pytest.raises(ValueError, match="out of range"):
         frames(message)
 
@@ -250,7 +250,7 @@ def send(box: Reassembler, payload: bytes, part_bytes: int = 10, src: str = "d1"
     parts = split(payload, part_bytes)
     chosen = range(len(parts)) if only is None else only
     offsets = [(dataclasses.replace(header, offset=n * part_bytes), parts[n]) for n in chosen]
-    return [box.add(src, part, data) for part, data in offsets]
+    return [box.add_fragment(src, part, data) for part, data in offsets]
 
 
 @settings(max_examples=100)
@@ -275,14 +275,14 @@ def test_sources_and_groups_do_not_mix() -> None:
     "order", [[1], [0, 2], [0, 1, 1], [1, 0]], ids=["no beginning", "gap", "overlap", "backwards"]
 )
 def test_gaps_and_overlaps_are_refused(order) -> None:
-    with pytest.raises(WireError, match=r"overlap|not here"):
+    with pytest.raises(WireError, match=r"overlap|first fragment is missing"):
         send(Reassembler(1000), bytes(30), only=order)
 
 
 @pytest.mark.parametrize(
     "changed", [{"total": 40}, {"xxh3": 1}, {"rows": 2}, {"codec": "fp32"}, {"parts": 9}]
 )
-def test_parts_that_do_not_agree_are_refused_and_what_was_there_is_given_up(changed) -> None:
+def test_inconsistent_fragments_are_refused_and_the_update_is_abandoned(changed) -> None:
     box = Reassembler(1000)
     send(box, bytes(30), only=[0])
     with pytest.raises(WireError, match="do not agree"):
@@ -301,7 +301,7 @@ def test_a_newer_version_abandons_an_unfinished_older_one_and_not_the_other_way_
     send(box, bytes(30), only=[0], version=2)
     assert (box.abandoned, box.abandoned_bytes) == (1, 20)
     for late in ([0], [2]):
-        with pytest.raises(WireError, match=r"replaced|not here"):
+        with pytest.raises(WireError, match=r"has replaced|first fragment is missing"):
             send(box, bytes(30), only=late)
     assert send(box, bytes(30), only=[1, 2], version=2)[-1] == bytes(30)
 
@@ -324,7 +324,7 @@ def test_memory_is_bounded_by_what_updates_claim() -> None:
         send(Reassembler(50), bytes(10), total=1 << 34)
 
 
-def test_what_is_not_expected_is_refused_before_memory_is_taken() -> None:
+def test_unexpected_fragments_are_refused_before_memory_is_allocated() -> None:
     box = Reassembler(1000, lambda src, part: None if part.block == "d5" else f"{src} sent an unknown block")
     with pytest.raises(WireError, match="d1 sent an unknown block"):
         send(box, bytes(30), block="d6")
@@ -342,10 +342,10 @@ def test_deletion_drops_what_is_unfinished_of_that_incarnation_only() -> None:
     for src in ("d1", "d2"):
         send(box, bytes(30), only=[0], src=src)
     send(box, bytes(30), only=[0], block_incarnation=1)
-    assert (box.drop("d5", 0), box.bytes_in_flight) == (2, 30)
+    assert (box.drop_block("d5", 0), box.bytes_in_flight) == (2, 30)
     assert (box.drop_source("d1"), box.bytes_in_flight) == (1, 0)
 
 
-def test_nothing_is_not_split() -> None:
-    with pytest.raises(ValueError, match="nothing to split"):
+def test_an_empty_payload_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="cannot be split"):
         split(b"", 10)

@@ -1,4 +1,4 @@
-"""Round trips within each codec's error, rounding without bias, exact sizes, nothing harmful decoded."""
+"""Round trips within each codec's error, unbiased rounding, exact sizes, and no harmful values decoded."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_not_encoded(codec: str, bad: float) -> None:
         encode(values, codec)
 
 
-def test_what_no_scale_can_hold_is_not_encoded() -> None:
+def test_values_beyond_every_scale_are_not_encoded() -> None:
     for codec in ("bf16", "int8", "int4"):
         with pytest.raises(ValueError, match="beyond"):
             encode(torch.full((2, 2), 3.4028e38), codec)
@@ -193,7 +193,7 @@ def test_any_bytes_decode_to_finite_values_or_a_wire_error(payload, codec, rows,
 def test_a_wrong_length_and_an_unknown_codec_are_refused() -> None:
     payload = encode(torch.ones(4, 4), "fp16")
     for wrong in (payload[:-1], payload + b"\0", b""):
-        with pytest.raises(WireError, match="bytes are no fp16"):
+        with pytest.raises(WireError, match="bytes cannot be an fp16"):
             decode(wrong, "fp16", 4, 4)
     for call in (lambda: decode(payload, "zip", 4, 4), lambda: encode(torch.ones(4, 4), "zip")):
         with pytest.raises(WireError, match="unknown codec"):
@@ -201,7 +201,7 @@ def test_a_wrong_length_and_an_unknown_codec_are_refused() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_what_was_decoded_owns_its_memory_and_any_buffer_will_do(codec: str) -> None:
+def test_a_decoded_matrix_owns_its_memory(codec: str) -> None:
     values = matrix((20, 8), 1)
     payload = bytearray(encode(values, codec))
     shifted = memoryview(b"x" + payload)[1:]  # read-only and unaligned
