@@ -18,7 +18,7 @@ def test_equals_the_formula() -> None:
     assert spread.error() == pytest.approx(expected)
 
 
-def test_equal_copies_are_exactly_at_zero() -> None:
+def test_equal_copies_have_exactly_zero_error() -> None:
     spread = RunningSpread()
     for _ in range(6):
         spread.add_vector({"d0@0/early": torch.full((3, 2), 0.1)})
@@ -26,7 +26,7 @@ def test_equal_copies_are_exactly_at_zero() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_block_that_is_not_held_is_zero(first: bool) -> None:
+def test_a_missing_block_counts_as_zero(first: bool) -> None:
     both = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
     one = {"a": torch.ones(2, 2)}
     spread, filled = RunningSpread(), RunningSpread()
@@ -36,7 +36,7 @@ def test_a_block_that_is_not_held_is_zero(first: bool) -> None:
     assert spread.error() == pytest.approx(filled.error())
 
 
-def test_nothing_trained_yet_has_no_error() -> None:
+def test_an_untrained_block_has_no_error() -> None:
     spread = RunningSpread()
     spread.add_vector({"a": torch.zeros(2, 2)})
     assert spread.error() is None

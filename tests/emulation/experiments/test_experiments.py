@@ -90,7 +90,7 @@ def test_branching_arms_resume_the_common_checkpoint() -> None:
     assert before.rounds + branch.event_round == apart.event_round
 
 
-def test_the_oracle_never_had_the_leaver_and_trains_as_long() -> None:
+def test_the_oracle_has_no_leaver_and_trains_as_many_rounds() -> None:
     oracle, uniform = cell(ORACLE).scenario(), cell(UNIFORM).scenario()
     assert oracle.initial_devices == cell(UNIFORM).survivors == uniform.initial_devices[:-1]
     assert oracle.event == ()
