@@ -87,8 +87,8 @@ class Membership:
         record = self._records.get(key)
         return record is not None and record.status is Status.LEFT
 
-    def view(self) -> bytes:
-        """A hash by which two devices see whether their tables agree (16 bytes)."""
+    def digest(self) -> bytes:
+        """16 bytes: two devices whose digests are equal have equal tables."""
         return self._overview()[1]
 
     # -- changing --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from transport.security.keys import DeviceIdentity
 if TYPE_CHECKING:
     from emulation.scenario.schema import Scenario
     from peers.config import DeviceConfig
-    from peers.runtime.main import DeviceSpec
+    from peers.runtime.spec import DeviceSpec
 
 EXAMPLE = (
     "Example: unweft device --id d0 --scenario scenarios/ring.toml --listen tcp://0.0.0.0:7000 "
@@ -151,7 +151,7 @@ def device(
     try:
         own_keys = keys_cli.of_device(loaded.keys, keys, claim.id)
         from emulation.radio import wireless
-        from peers.runtime.main import DeviceSpec
+        from peers.runtime.spec import DeviceSpec
 
         if gates is not None:
             start_gate.wait(gates, claim.id)

@@ -9,20 +9,20 @@ from pathlib import Path
 from emulation.analysis.records import Record, read_lines
 from emulation.scenario.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, Population, cut_off
 from emulation.scenario.schema import Scenario
-from peers.runtime.scripted_events import Scripted
+from peers.runtime.spec import ScriptedEvent
 from transport.clocks.virtual import life_name
 
 
-def script_of(scenario: Scenario, device: str, life: int) -> tuple[Scripted, ...]:
+def script_of(scenario: Scenario, device: str, life: int) -> tuple[ScriptedEvent, ...]:
     """The events that one life of a device does itself: its own ones, and every partition."""
     found, ended = [], 0
     for event in scenario.events:
         if event.kind in OF_THE_NETWORK:
             others = cut_off(device, event.groups, scenario.all_devices) if event.groups else frozenset()
-            found.append(Scripted(event.round, event.kind, cut_off=others))
+            found.append(ScriptedEvent(event.round, event.kind, cut_off=others))
         elif event.device == device:
             if ended == life:
-                found.append(Scripted(event.round, event.kind, event.duration_s or 0.0))
+                found.append(ScriptedEvent(event.round, event.kind, event.duration_s or 0.0))
             ended += event.kind in GONE
     return tuple(found)
 

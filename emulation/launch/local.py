@@ -25,7 +25,8 @@ from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
 from peers.runtime import partition
-from peers.runtime.main import DeviceSpec, process_main
+from peers.runtime.main import process_main
+from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import life_name
 from transport.shaping.channel import Channel
 

@@ -9,8 +9,8 @@ from peers.learning.learner import Learner
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
 from peers.tasks import encode, tasks
+from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
-from transport.wire.tensor_codec import payload_bytes
 
 
 def check_against_model(scenario: Scenario) -> None:

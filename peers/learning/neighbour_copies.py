@@ -7,30 +7,12 @@ decoded there. The error of a coarse codec therefore counts the next time. In th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
-from coordinator_free.averaging.rate_allocation import Transfer
+from coordinator_free.averaging.copy_distances import Distances, MatrixStatistics
 from coordinator_free.identifiers import BlockKey, Part
 from transport.wire.tensor_codec import peak2
-
-
-class Matrix(NamedTuple):
-    """Of an own copy: ||B||^2; mean over a codec's chunks of the largest value squared; number of values."""
-
-    norm2: float
-    peak2: float
-    values: int
-
-
-@dataclass(frozen=True, slots=True)
-class Distances:
-    """Own copies by part, and ||B_mine - B_theirs||^2 for the neighbours of which something is known."""
-
-    matrices: Mapping[Part, Matrix] = field(default_factory=dict)
-    apart2: Mapping[Transfer, float] = field(default_factory=dict)
 
 
 class NeighbourCopies:
@@ -55,7 +37,7 @@ class NeighbourCopies:
 
     def distances(self, mine: Mapping[Part, Tensor]) -> Distances:
         """Compare with the own copies `mine`, fp32 [rows_g, r_g] on the CPU."""
-        matrices = {p: Matrix(_norm2(b), peak2(b), b.numel()) for p, b in mine.items()}
+        matrices = {p: MatrixStatistics(_norm2(b), peak2(b), b.numel()) for p, b in mine.items()}
         apart2 = {
             (peer, part): _norm2(mine[part] - matrix)
             for peer, theirs in self._theirs.items()

@@ -1,4 +1,4 @@
-"""What the device protocol tells its driver to do. Performed in the order given."""
+"""The actions that the device protocol asks of its driver, which performs them in the order given."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from transport.wire.messages import Manifest, Message
 
 @dataclass(frozen=True, slots=True)
 class Connect:
+    """Open a link to a peer."""
+
     peer: str
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
+    """Close the link to a peer and forget all that is queued for it."""
+
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Meet:
-    """The device reached under an alias, a seed's address, is known now: its books go under its name."""
+    """The device behind a seed's alias is known now. Close the alias and book its traffic under `peer`."""
 
     alias: str
     peer: str
@@ -32,7 +36,7 @@ class Meet:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """A control message: never waits behind data."""
+    """Send a control message. It never waits behind data."""
 
     peer: str
     message: Message
@@ -40,18 +44,18 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Data of a round for one neighbour, and the manifest that tells what has been sent of it."""
+    """Send a round's data to one neighbour, and then the manifest that lists it."""
 
     peer: str
     round: int
     parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
     manifest: Manifest
-    codecs: Mapping[Part, str] = field(default_factory=dict)  # where it is not the scenario's
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # parts in another codec than the scenario's
 
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """A Bye behind everything that is queued: no more data. `last`: nothing at all is sent after it."""
+    """Send a Bye behind all queued data; no data follows. `last`: no message at all follows."""
 
     peer: str
     reason: str
@@ -60,10 +64,12 @@ class Farewell:
 
 @dataclass(frozen=True, slots=True)
 class Train:
+    """Do the local steps of a round."""
+
     round: int
     steps: int
-    rehearse: bool
-    damping: float
+    rehearse: bool  # with departure rehearsal
+    damping: float  # share of the own move that is kept
     settings: Settings = field(default_factory=dict)  # of a correction policy, by group
     anchor: bool = False  # a correction begins: the own block is the anchor of proximal damping
     fisher: bool = False  # steps in the eigenbasis of the Fisher information
@@ -71,10 +77,10 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Diagnose:
-    """Measure the loss's gradients when what was decided before is done (peers/learning/diagnosis.py).
+    """Measure the loss's gradients once all earlier actions are done (peers/learning/diagnosis.py).
 
-    trials: what to try on this device's model alone, by name of the move: the settings (trials.py). members:
-    M where one device of M moves a block; 1 where all do.
+    trials: settings to try on this device's model alone, by name of the move (correction/lookahead.py).
+    members: M where one device of M moves a block; 1 where all devices do.
     """
 
     round: int
@@ -84,13 +90,17 @@ class Diagnose:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
+    """Mix copies, or replace them."""
+
     mixes: tuple[Mix, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AddBlock:
-    """Another's block, at B = 0, with the copy that is held of an earlier incarnation on that slot, or with
-    that of a checkpoint."""
+    """Hold a foreign block. It starts at B = 0, or as a copy of the block `carry`, or from the checkpoint.
+
+    carry: an earlier incarnation on the same slot.
+    """
 
     key: BlockKey
     slot: int
@@ -100,8 +110,11 @@ class AddBlock:
 
 @dataclass(frozen=True, slots=True)
 class OwnBlock:
-    """The own block starts on a slot: at B = 0, with the values of an earlier incarnation on that slot, or
-    with those of a checkpoint."""
+    """Start the own block on a slot. It starts at B = 0, or with the values of the block `carry`, or from the
+    checkpoint.
+
+    carry: an earlier incarnation on the same slot.
+    """
 
     key: BlockKey
     slot: int
@@ -111,10 +124,10 @@ class OwnBlock:
 
 @dataclass(frozen=True, slots=True)
 class DropBlock:
-    """Delete a block and purge all that is queued of it.
+    """Delete a block and everything queued that was derived from it.
 
-    refit: the share of its output that the own block takes over before (unlearning/handover_refit.py).
-    damping: the share of this round's own move that is kept.
+    refit: the share of the block's output that the own block takes over before the deletion
+    (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then.
     """
 
     key: BlockKey
@@ -125,45 +138,51 @@ class DropBlock:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """Save the adapter for the evaluator."""
+
     round: int
     tag: str
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
+    """Write a line of events.jsonl."""
+
     event: str
     fields: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundDone:
-    """A closed round, for metrics.jsonl."""
+    """Write the line of a closed round to metrics.jsonl. Times are ns of the device's clock."""
 
     round: int
-    phase: str
+    phase: str  # "train" or "correction"
     start_ns: int
     trained_ns: int
     end_ns: int
-    weights: dict[str, float]
-    withheld: int
+    weights: dict[str, float]  # mixing weights of the first group, by neighbour
+    withheld: int  # parts that were owed to neighbours and not sent
     members: tuple[str, ...]
     sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # matrices by group and codec
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    pass
+    """Save the adapter for use after the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
+    """End the process with status `code`."""
+
     code: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The message just handled was not taken in, and why (counted by the driver)."""
+    """The message in progress was refused. The receiver counts it under `reason`."""
 
     reason: str
 

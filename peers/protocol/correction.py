@@ -1,10 +1,10 @@
-"""Correction by priority: measure, tell everyone, decide alike, act (method 6 and 7).
+"""Correction by priority: measure, report, decide, act (method 6 and 7).
 
-A schedule says what to do by the round alone. For other policies, every `correction.period` rounds of a
-correction each device measures its loss's gradients, and tells all
-others through its neighbours; `correction.delay` rounds later everyone computes the same residuals from the
-mean of what it has heard, and the policy's decision for each layer group. It holds until the next one or the
-end of the correction.
+A schedule sets the actions by the round alone. Other policies measure: every `correction.period` rounds of a
+correction, each device measures the gradients of its loss and reports them to all others through its
+neighbours. `correction.delay` rounds later, every device computes the same residuals from the mean of the
+reports, and the policy decides the action of each layer group. A decision holds until the next one or until
+the correction ends.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ from peers.protocol.state import DeviceState
 from transport.wire.limits import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
 from transport.wire.messages import Observed
 
-REPORT_BYTES = HEADER_BYTES + SIGNATURE_BYTES + CURVE_BYTES  # of a report beside its values, at most
-ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # what residuals are made of, told beside them
+REPORT_BYTES = HEADER_BYTES + SIGNATURE_BYTES + CURVE_BYTES  # of a report without its values, at most
+Priorities = Mapping[str, residuals.Priority]
+ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # inputs of the residuals, logged beside them
 
 
 class Correction:
-    """What the groups do in this round. `sign`, `verify`: of reports, which others relay."""
+    """The actions of the groups in this round. `sign`, `verify`: of reports, which others relay."""
 
     def __init__(
         self, state: DeviceState, connections: Connections, sign: Callable[[bytes], bytes], verify: Verify
@@ -56,54 +57,60 @@ class Correction:
         self._schedule = SCHEDULES.get(self._config.policy)
         self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
-        self._tries = self._config.policy == lookahead.NAME
-        length = self._observables + (lookahead.trial_count(groups) if self._tries else 0)
+        self._measures_trials = self._config.policy == lookahead.NAME
+        length = self._observables + (lookahead.trial_count(groups) if self._measures_trials else 0)
         self._network_mean = NetworkMean(length, state.config.adapter.max_devices, self._genuine)
         self._sign, self._verify = sign, verify
         self._overhead_offset = OverheadOffset(state.config.radio.codec, state.exchange.part_bytes)
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
-        self._members: tuple[str, ...] = ()  # for whom it was decided
-        self._noticed = 0  # events
-        self._measured: Weights | None = None
-        self._anchor = False
-        self._asked: list[int] = []  # epochs that are to be decided from
-        self._drawn: tuple[tuple[str, ...], Decision | None, dict[str, Graph[str]]] = ((), None, {})
-        self._around: list[str] = []  # the neighbours in what was drawn
+        self._members: tuple[str, ...] = ()  # the members of the last decision
+        self._events_seen = 0  # corrections that this object has noticed
+        self._measured: Weights | None = None  # of the last diagnosis; None: there was none since the event
+        self._anchor = False  # a correction has begun and the learner has not been told
+        self._epochs: list[int] = []  # rounds whose diagnosis waits for its decision
+        # Cache of `_graphs`: members, decision, graph by group.
+        self._graphs_cache: tuple[tuple[str, ...], Decision | None, dict[str, Graph[str]]] = ((), None, {})
+        self._neighbours: list[str] = []  # in the cached graphs
 
-    # -- what holds in this round ----------------------------------------------------------------------
+    # -- the actions of this round ---------------------------------------------------------------------
     def settings(self) -> dict[str, GroupAction]:
-        """By group; nothing: the base."""
+        """The actions by group; empty outside corrections: then the base holds."""
         if self._state.work != "correction":
             return {}
         if self._schedule is None:
             return dict(self._decision.settings)
         rounds = self._config.rounds
-        began = self._state.correct_until - rounds  # an event's round; a joiner corrects in it too
+        began = self._state.correct_until - rounds  # the round of the event
         k = max(0, self._state.round - began - 1)
         return dict.fromkeys(self._state.exchange.groups, self._schedule(k, rounds, self._limits))
 
     def takes_anchor(self) -> bool:
-        """Whether a correction has begun since this was asked last."""
-        self._notice()
+        """Whether a correction has begun since the last call."""
+        self._notice_event()
         anchor, self._anchor = self._anchor, False
         return anchor
 
     def graph(self, group: str) -> Graph[str]:
+        """The learning graph of a group in this round."""
         return self._graphs()[group]
 
     def _graphs(self) -> dict[str, Graph[str]]:
-        """Of this round, by group; the scenario's, unless it was refined for just these members."""
+        """The graphs of this round, by group.
+
+        The decision's refined graphs hold while the members that train are those of the decision. Otherwise
+        it is the scenario's graph.
+        """
         members = self._state.training()
         refined = self._state.work == "correction" and self._members == members
         decided = self._decision if refined else None
-        if self._drawn[0] != members or self._drawn[1] is not decided:
+        if self._graphs_cache[0] != members or self._graphs_cache[1] is not decided:
             graph = self._state.graph(members)
             groups = self._state.exchange.groups
-            drawn = {g: self._refined(graph, g) if refined else graph for g in groups}
-            self._drawn = members, decided, drawn
+            built = {g: self._refined(graph, g) if refined else graph for g in groups}
+            self._graphs_cache = members, decided, built
             me = self._state.me.device
-            self._around = sorted({peer for graph in drawn.values() for peer in graph[me]})
-        return self._drawn[2]
+            self._neighbours = sorted({peer for graph in built.values() for peer in graph[me]})
+        return self._graphs_cache[2]
 
     def _refined(self, graph: Graph[str], group: str) -> Graph[str]:
         refined: Graph[str] = nx.Graph(graph)
@@ -112,66 +119,67 @@ class Correction:
         return refined
 
     def neighbours(self) -> list[str]:
-        """Over all groups, in order of id."""
+        """The neighbours over all groups, in order of id."""
         self._graphs()
-        return self._around
+        return self._neighbours
 
     def exchanged(self, group: str) -> bool:
-        """Whether it is a round of the group's period H_g."""
+        """Whether the group is exchanged in this round, by its period H_g."""
         action = self.settings().get(group)
         return action is None or self._state.round % action.period == 0
 
     def gamma(self, group: str) -> float:
+        """The mixing strength of a group in this round."""
         action = self.settings().get(group)
         return self._state.config.mixing.gamma if action is None else action.gamma
 
     def weights(self) -> Weights:
-        """What a group's copies count when an allocator chooses: p_g, E_g and lambda_max(F_g) of the last
-        diagnosis; without one, all groups alike."""
+        """The weights of the groups for an allocator: p_g, E_g and lambda_max(F_g) of the last diagnosis.
+        Without a diagnosis all groups weigh the same."""
         if self._state.work == "correction" and self._measured is not None:
             return self._measured
         alike = dict.fromkeys(self._state.exchange.groups, 1.0)
         return Weights(alike, alike, alike)
 
     def owes(self) -> bool:
-        """Whether data has to make up for what was told; not before it is known which groups matter least."""
+        """Whether data has to offset the bytes of reports. False until the priorities are known."""
         return self._measured is not None and self._overhead_offset.owes
 
     def coarser(self, copies: Mapping[Part, int]) -> dict[Part, str]:
-        """Of the parts that go out, so often each, those that make up for what was told."""
+        """The codecs of the parts that offset the bytes of reports. `copies`: receivers of each part."""
         return {} if self._measured is None else self._overhead_offset.codecs(copies, self._measured.residual)
 
-    # -- measuring and telling -------------------------------------------------------------------------
+    # -- measurements and reports ----------------------------------------------------------------------
     def round_closed(self, now: int) -> None:
-        """Decide from the diagnosis that is old enough; begin the next one."""
+        """Decide from the diagnosis that is `correction.delay` rounds old; start the next diagnosis."""
         state, config = self._state, self._config
-        self._notice()
+        self._notice_event()
         self._network_mean.keep_only(state.blocks)
         if self._schedule is not None or state.work != "correction":
             return
-        if self._asked and state.round >= self._asked[0] + config.delay:
-            self._decide(self._asked.pop(0))
-            self._meet(now)
+        if self._epochs and state.round >= self._epochs[0] + config.delay:
+            self._decide(self._epochs.pop(0))
+            self._connect_neighbours(now)
         if state.round % config.period == 0 and state.round + config.delay < state.correct_until:
-            self._asked.append(state.round)
+            self._epochs.append(state.round)
             movers = len(state.training()) if self._isolated else 1
             state.act(Diagnose(state.round, self._trials(), movers))
 
     def _trials(self) -> dict[lookahead.Key, dict[str, GroupAction]]:
-        if not self._tries:
+        if not self._measures_trials:
             return {}
         base = dict.fromkeys(self._state.exchange.groups, self._limits.base)
         return lookahead.trial_settings({**base, **self.settings()}, self._limits)
 
     def diagnosed(self, epoch: int, values: Iterable[float]) -> None:
-        """What this device has measured after round `epoch`."""
+        """Report the measurements of this device after round `epoch`."""
         if self._state.own is None:
             return
         self._network_mean.add_own(self._state.own.key, epoch, values, self._sign)
-        self._spread()
+        self._spread_reports()
 
-    def heard(self, source: str, message: Observed) -> None:
-        """Another's measurement."""
+    def on_observed(self, now: int, source: str, message: Observed) -> None:
+        """Keep and relay the report of another device."""
         key = BlockKey(message.device, message.incarnation)
         if len(message.values) != 4 * self._network_mean.length:
             self._state.act(Drop("malformed"))
@@ -179,23 +187,24 @@ class Correction:
         values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
         refused = self._network_mean.refused
         if self._network_mean.on_report(source, Report(key, message.epoch, values, message.signature)):
-            self._spread()
+            self._spread_reports()
         elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))
 
-    def _meet(self, now: int) -> None:
-        """Have a link to everyone whom a denser graph makes a neighbour."""
+    def _connect_neighbours(self, now: int) -> None:
+        """Open links to the neighbours that a denser graph adds."""
         alive = self._state.members.alive()
         for peer in self.neighbours():
             if peer not in self._state.peers and peer in alive:
                 self._connections.connect(peer, alive[peer].address, now)
 
-    def _spread(self) -> None:
+    def _spread_reports(self) -> None:
+        """Send each greeted peer the reports that it does not have yet."""
         for peer in self._state.greeted():
             for r in self._network_mean.unsent_reports(peer):
                 packed = r.values.astype("<f4").tobytes()
                 if self._config.offset_overhead:
-                    self._overhead_offset.spent(len(packed) + REPORT_BYTES)
+                    self._overhead_offset.add_overhead(len(packed) + REPORT_BYTES)
                 self._state.tell(
                     peer, Observed(r.origin.device, r.origin.incarnation, r.epoch, packed, r.signature)
                 )
@@ -204,15 +213,15 @@ class Correction:
         record = self._state.members.get(report.origin)
         return record is not None and self._verify(record.public, report.signed_data(), report.signature)
 
-    def _notice(self) -> None:
-        """Another event: what was predicted no longer holds, what was learnt does."""
-        if self._state.events != self._noticed:
-            self._noticed = self._state.events
-            self._memory, self._anchor, self._asked = self._memory.after_event(), True, []
+    def _notice_event(self) -> None:
+        """After a new event, discard the decision and its predictions; keep what the policy has learnt."""
+        if self._state.events != self._events_seen:
+            self._events_seen = self._state.events
+            self._memory, self._anchor, self._epochs = self._memory.after_event(), True, []
             self._decision, self._members = Decision({}, "", self._memory), ()
             self._measured = None
 
-    # -- deciding --------------------------------------------------------------------------------------
+    # -- decisions -------------------------------------------------------------------------------------
     def _decide(self, epoch: int) -> None:
         state = self._state
         keys = [record.key for device, record in state.members.alive().items() if device in state.training()]
@@ -221,57 +230,65 @@ class Correction:
         if mean is None:
             state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
             return
-        view, told = self._view(mean, epoch)
+        view, logged = self._view(mean, epoch)
         self._decision = decide(self._config.policy, view, self._limits, self._memory)
         self._memory, self._members = self._decision.memory, state.training()
-        record = {**self._decision.record(), "residuals": told, "digest": mean.digest.hex()}
+        record = {**self._decision.record(), "residuals": logged, "digest": mean.digest.hex()}
         state.log("decision", epoch=epoch, missing=sorted(map(str, missing)), **record)
 
     def _view(self, mean: Mean, epoch: int) -> tuple[View, dict[str, Any]]:
-        state, groups = self._state, self._state.exchange.groups
+        """The input of the policy, and the values to log, from the mean of the reports of round `epoch`."""
+        state, config, groups = self._state, self._state.config, self._state.exchange.groups
         means = residuals.unpack(mean.values[: self._observables], groups)
-        tried = mean.values[self._observables :]
         ranked = residuals.all_priorities(means, state.sizes)
-        shares = ranked["raw"]
-        self._measured = Weights(
-            {group: share.share for group, share in shares.items()},
-            {group: mean.energy for group, mean in means.items()},
-            {group: mean.curvature for group, mean in means.items()},
-        )
-        members = state.training()
-        rungs = self._ladder(members)
+        self._measured = _weights(means, ranked["raw"])
+        rungs = self._ladder(state.training())
         copies = 2 * len(rungs.at(0).edges) * len(state.blocks)
-        views, told = {}, {}
+        views, logged = {}, {}
         for group in groups:
-            held = self.settings().get(group, self._limits.base)
-            apart = means[group].disagreement / held.gamma  # it was weighted with gamma_g w_ij
-            found = residuals.residuals(replace(means[group], disagreement=apart), held.steps, self._config.c)
-            size = float(copies * state.exchange.part_bytes(group))
-            views[group] = GroupView(found, shares[group].share, means[group].mu, means[group].eta, size)
-            p = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
-            estimates = {name: getattr(means[group], name) for name in ESTIMATES}
-            told[group] = {**found._asdict(), "S": shares[group].score, **p, **estimates}
-        index = epoch // self._config.period
-        config = state.config
+            views[group], logged[group] = self._group_view(group, means[group], ranked, copies)
+        tried = mean.values[self._observables :]
         view = View(
-            index,
+            epoch // self._config.period,
             self._config.period,
             views,
             rungs,
             config.seed,
-            lookahead.unpack(tried, groups) if self._tries else {},
+            lookahead.unpack(tried, groups) if self._measures_trials else {},
             isolated=self._isolated,
             averages=not state.mode.shared_versions,
         )
-        return view, told
+        return view, logged
+
+    def _group_view(
+        self, group: str, mean: residuals.Means, ranked: Mapping[str, Priorities], copies: int
+    ) -> tuple[GroupView, dict[str, float]]:
+        """The view of one group, and its values to log. `copies`: matrices sent by all devices in a round."""
+        held = self.settings().get(group, self._limits.base)
+        apart = mean.disagreement / held.gamma  # the measured value has the factor gamma_g
+        found = residuals.residuals(replace(mean, disagreement=apart), held.steps, self._config.c)
+        raw = ranked["raw"][group]
+        size = float(copies * self._state.exchange.part_bytes(group))
+        shares = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
+        estimates = {name: getattr(mean, name) for name in ESTIMATES}
+        logged = {**found._asdict(), "S": raw.score, **shares, **estimates}
+        return GroupView(found, raw.share, mean.mu, mean.eta, size), logged
 
     def _ladder(self, members: tuple[str, ...]) -> Ladder:
         links = {edge(a, b): 1.0 for a in members for b in members if a < b}
         return ladder(members, self._state.graph(members), links, self._state.config.seed, Bounds())
 
 
+def _weights(means: Mapping[str, residuals.Means], priorities: Priorities) -> Weights:
+    return Weights(
+        {group: priority.share for group, priority in priorities.items()},
+        {group: mean.energy for group, mean in means.items()},
+        {group: mean.curvature for group, mean in means.items()},
+    )
+
+
 def limits(config: DeviceConfig) -> Limits:
-    """What a policy may do in a scenario."""
+    """The bounds of a policy's actions in a scenario."""
     steps, gamma, correction = config.round.local_steps, config.mixing.gamma, config.correction
     return Limits(
         base=GroupAction(steps, gamma=gamma),

@@ -1,9 +1,9 @@
-"""How a device goes before its last round: forgotten, retired, or with everyone else at the end of the run.
+"""Departure before the last round: a leave, a retirement, or the end of the run for all devices.
 
-`docker compose down` and its like send every device the SIGTERM that to one device means "leave and be
-forgotten". So with a grace a device first asks around: it says that it was told to stop, and if all who live
-say the same, the run is over and nobody asks to be forgotten (method 9). One who does not say so is enough
-to make it a leave: when in doubt, the one that was told to go is forgotten.
+To one device, SIGTERM means "leave and be forgotten". `docker compose down` and similar commands send SIGTERM
+to every device. So with `membership.leave_grace_s` a device first tells the others that it was told to stop.
+If all live members say the same, the run is over and nobody asks to be forgotten (method 9). If one member
+does not say so, the device leaves: in case of doubt the request to be forgotten counts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from peers.protocol.rounds import Rounds
 from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Stopping
 
-TELLINGS = 4  # in one grace: on the air a message may be lost
-INSIST_NS, INSISTS = SECOND // 4, 8  # so often a last word is repeated where nobody has confirmed it
+TELLINGS = 4  # Stopping messages in one grace: a message may be lost on the radio
+INSIST_NS, INSISTS = SECOND // 4, 8  # pause and number of repetitions of a last record without confirmation
 
 
 class Departure:
-    """Decides what a signal to end means."""
+    """Decides what a signal to end means. `sign`, `verify`: of Stopping messages, which others relay."""
 
     def __init__(
         self,
@@ -36,70 +36,70 @@ class Departure:
         self._state, self._membership, self._rounds = state, membership, rounds
         self._sign, self._verify = sign, verify
         self._grace_ns = int(state.config.membership.leave_grace_s * SECOND)
-        self._stopping: set[BlockKey] = set()  # who has said so
-        self._going, self._insists = "", 0  # the signal that is carried out, once somebody has confirmed it
-        self._until_ns: int | None = None  # when asking around ends; None: nobody asked this device to go
+        self._stopping: set[BlockKey] = set()  # members that were told to stop
+        self._going = ""  # "leave" or "retire" while this device waits for a confirmation
+        self._insists = 0  # repetitions of the last record that are left
+        self._grace_until_ns: int | None = None  # end of the leave grace; None: no grace has begun
 
     def signal(self, now: int, kind: str) -> None:
-        """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit.
+        """leave (SIGTERM) or retire (SIGINT). After the last round both only end the process.
 
-        A second one does not wait for anybody's confirmation, but a leave after a retire asks for more. A
-        retire while this device asks around is that second one: who was to be forgotten is.
+        A second signal ends the wait for a confirmation. A leave after a retire is carried out, because it
+        asks for more. Any second signal in the leave grace is a leave.
         """
         state = self._state
         if (self._going, kind) == ("retire", "leave"):
-            state.heard = False
+            state.departure_confirmed = False
             self._depart(now, kind)
         elif self._going:
-            self._go(self._going)
-        elif state.phase in (Phase.FINISH, Phase.GONE) or state.own is None:
-            if state.phase is Phase.FINISH:
-                self._rounds.end("finished")
-            else:
-                state.act(Exit(0, "gone"))
-        elif kind == "leave" and self._grace_ns and self._until_ns is None:  # asked twice, it is meant
-            self._until_ns = now + self._grace_ns
-            self._tell(now)
+            self._end(self._going)
+        elif state.phase is Phase.FINISH:
+            self._rounds.end("finished")
+        elif state.phase is Phase.GONE or state.own is None:
+            state.act(Exit(0, "gone"))
+        elif kind == "leave" and self._grace_ns and self._grace_until_ns is None:
+            self._grace_until_ns = now + self._grace_ns
+            self._tell_stopping(now)
         else:
-            self._depart(now, "leave" if self._until_ns is not None else kind)
+            self._depart(now, "leave" if self._grace_until_ns is not None else kind)
 
-    def heard(self, now: int, source: str, message: Stopping) -> None:
-        """Another was told to stop; its word is passed on once."""
+    def on_stopping(self, now: int, source: str, message: Stopping) -> None:
+        """A member was told to stop. Pass its message on once; each new one extends the own grace."""
         state, key = self._state, BlockKey(message.device, message.incarnation)
         if key in self._stopping:
             return
         record = state.members.get(key)
-        if record is None or not self._verify(record.public, _word(key), message.signature):
+        if record is None or not self._verify(record.public, _statement(key), message.signature):
             state.act(Drop("unknown" if record is None else "forged"))
             return
         self._stopping.add(key)
         state.tell_all(message, but=source)
-        if self._until_ns is not None:
-            self._until_ns = now + self._grace_ns
+        if self._grace_until_ns is not None:
+            self._grace_until_ns = now + self._grace_ns
 
     def on_last_call(self, now: int) -> None:
-        """Say it once more, or go: somebody stays."""
-        if self._until_ns is not None and now < self._until_ns:
-            self._tell(now)
+        """Repeat the Stopping message; leave if the grace is over, since some member stays."""
+        if self._grace_until_ns is not None and now < self._grace_until_ns:
+            self._tell_stopping(now)
         elif self._state.phase not in (Phase.FINISH, Phase.GONE):
             self._depart(now, "leave")
 
     def on_insist(self, now: int) -> None:
-        """Nobody has confirmed yet that this device goes: say it again, but not for ever."""
+        """Repeat the last record while nobody has confirmed it, at most INSISTS times."""
         state = self._state
         self._insists -= 1
         if self._insists <= 0 or state.own is None or not state.greeted():
-            self._go(self._going)
+            self._end(self._going)
             return
         state.announce(state.own)
         state.timers["insist"] = now + INSIST_NS
 
     def try_end(self, now: int) -> None:
-        """The run is over once everyone alive was told to stop."""
+        """After every event: end once the departure is confirmed or all live members were told to stop."""
         state = self._state
-        if self._going and state.heard:
-            self._go(self._going)
-        if self._until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
+        if self._going and state.departure_confirmed:
+            self._end(self._going)
+        if self._grace_until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
             return
         if all(record.key in self._stopping for record in state.members.active().values()):
             state.timers.pop("last_call", None)
@@ -107,18 +107,19 @@ class Departure:
             if state.round >= 0:
                 self._rounds.finish(now)
             else:
-                self._go("ended")
+                self._end("ended")
 
-    def _tell(self, now: int) -> None:
-        """The own word; anew each time, since the incarnation may be another by now."""
+    def _tell_stopping(self, now: int) -> None:
+        """Tell all peers that this device was told to stop. Sign anew: the incarnation may have changed."""
         state = self._state
         if state.own is not None:
             key = state.own.key
             self._stopping.add(key)
-            state.tell_all(Stopping(key.device, key.incarnation, self._sign(_word(key))))
+            state.tell_all(Stopping(key.device, key.incarnation, self._sign(_statement(key))))
         state.timers["last_call"] = now + self._grace_ns // TELLINGS
 
     def _depart(self, now: int, kind: str) -> None:
+        """Announce the departure and wait for a confirmation."""
         state = self._state
         assert state.own is not None
         status = Status.LEFT if kind == "leave" else Status.RETIRED
@@ -126,19 +127,21 @@ class Departure:
         self._membership.depart(status)
         if kind == "retire":
             state.act(Export())
-        state.phase, self._going, self._insists = Phase.GONE, kind, INSISTS
+        state.enter(Phase.GONE)
+        self._going, self._insists = kind, INSISTS
         state.timers["insist"] = now + INSIST_NS
         if not state.greeted():
-            self._go(kind)
+            self._end(kind)
 
-    def _go(self, reason: str) -> None:
+    def _end(self, reason: str) -> None:
+        """Say goodbye and exit."""
         self._going = ""
         self._state.timers.pop("insist", None)
         self._rounds.say_farewell(reason, last=True)
-        self._state.phase = Phase.GONE
+        self._state.enter(Phase.GONE)
         self._state.act(Exit(0, reason))
 
 
-def _word(key: BlockKey) -> bytes:
-    """What a device signs when it was told to stop."""
+def _statement(key: BlockKey) -> bytes:
+    """The bytes that a device signs when it was told to stop."""
     return f"stopping {key}".encode()

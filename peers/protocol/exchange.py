@@ -1,6 +1,6 @@
-"""Who has which version of what: plans what is sent in a round and gathers what arrived (method 5 and 8).
+"""The exchange of copies: who holds which version of which part, what to send, what to mix (method 5 and 8).
 
-Sans-I/O. A received matrix is an opaque object here.
+A received matrix is an opaque object here.
 """
 
 from __future__ import annotations
@@ -13,115 +13,127 @@ from coordinator_free.averaging.mixing import Arrival, Mix, MixingMode
 from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.overhead_offset import PartBytes
-from peers.protocol.send_allocation import Allocating
-from transport.wire.messages import Manifest
+from peers.protocol.send_allocation import SendAllocation
+from transport.wire.messages import Item, Manifest
 
 Choose = Callable[
     [Sequence[Transfer], Collection[Transfer]], Mapping[Transfer, str]
-]  # wanted, asked: codec of what goes
-KEPT = 4  # rounds of which copies of a part wait, by peer
+]  # from the wanted transfers and the requested ones: codecs of the granted ones
+KEPT = 4  # rounds for which arrived copies of a part are kept, for each peer
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
 
 @dataclass(slots=True)
 class PeerCopies:
-    """What one neighbour has of mine, and what it last sent me."""
+    """One neighbour's copies, as far as this device knows."""
 
-    has: dict[Part, int] = field(default_factory=dict)
-    wants: set[Part] = field(default_factory=set)
-    cache: dict[Part, Arrival] = field(default_factory=dict)
+    has: dict[Part, int] = field(default_factory=dict)  # versions that were sent to it, or that it told
+    wants: set[Part] = field(default_factory=set)  # parts that it has requested
+    cache: dict[Part, Arrival] = field(default_factory=dict)  # its last copy of each part
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One neighbour's share of a round."""
+    """The data of a round for one neighbour."""
 
-    parts: tuple[tuple[Part, int, str], ...]
-    items: tuple[tuple[str, int, str, int, str], ...]
-    withheld: int
-    codecs: Mapping[Part, str] = field(default_factory=dict)  # of `parts`, where it is not the scenario's
+    parts: tuple[tuple[Part, int, str], ...]  # part, version, cause
+    items: tuple[Item, ...]  # of the manifest
+    withheld: int  # parts that were owed and are not sent
+    codecs: Mapping[Part, str] = field(default_factory=dict)  # parts in another codec than the scenario's
 
 
 class Exchange:
-    """The copies one device holds, by part, and what its neighbours hold."""
+    """The versions that one device holds, and the copies that it has sent and received."""
 
     def __init__(
         self,
         mode: MixingMode,
         groups: Iterable[str],
         part_bytes: PartBytes,
-        allocating: Allocating | None = None,
+        allocation: SendAllocation | None = None,
     ) -> None:
-        self.mode, self.allocating = mode, allocating
+        self.mode, self.allocation = mode, allocation
         self.groups = tuple(groups)
         self.part_bytes = part_bytes
-        self.held: dict[Part, int] = {}
-        self.unknown: set[Part] = set()  # held at B = 0 only because nobody has sent a copy
+        self.held: dict[Part, int] = {}  # version of each part that is held
+        self.unknown: set[Part] = set()  # held at B = 0 only because no copy has arrived
         self.zero: set[Part] = set()  # B = 0 for good: the owner went before anyone mixed with it
         self.peers: dict[str, PeerCopies] = {}
-        # Own parts that were refitted, and who was sent them in which round.
-        self._replacing: dict[Part, dict[str, int]] = {}
-        self._waiting: dict[Transfer, int] = {}
-        self._inbox: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
+        self._refits: dict[Part, dict[str, int]] = {}  # refitted own parts: round of the send, by peer
+        self._waiting: dict[Transfer, int] = {}  # rounds for which a transfer has been withheld
+        self._arrived: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
     def parts(self, key: BlockKey) -> list[Part]:
+        """The parts of a block."""
         return [Part(key, group) for group in self.groups]
 
-    def add(self, key: BlockKey, version: int = ZERO) -> None:
+    def add_block(self, key: BlockKey, version: int = ZERO) -> None:
+        """Hold all parts of a block at a version."""
         self.held.update(dict.fromkeys(self.parts(key), version))
 
-    def drop(self, key: BlockKey) -> None:
-        """Forget all of a block: held, cached, waiting, received."""
-        for part in self.parts(key):
+    def drop_block(self, key: BlockKey) -> None:
+        """Forget everything about a block: versions, cached copies, waiting times, arrived copies."""
+        parts = self.parts(key)
+        for part in parts:
             self.held.pop(part, None)
             self.unknown.discard(part)
             self.zero.discard(part)
-            self._replacing.pop(part, None)
-            for box in self._inbox.values():
-                box.pop(part, None)
+            self._refits.pop(part, None)
+            for by_part in self._arrived.values():
+                by_part.pop(part, None)
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
-            for part in self.parts(key):
+            for part in parts:
                 peer.has.pop(part, None)
                 peer.cache.pop(part, None)
         self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
-        if self.allocating is not None:
-            self.allocating.drop(key)
+        if self.allocation is not None:
+            self.allocation.drop_block(key)
 
     def outdate(self) -> None:
-        """Copies that are held from before this device began do not count: newer ones are to come."""
+        """Set all versions to ZERO: the copies of a checkpoint are older than those of the run."""
         self.held = dict.fromkeys(self.held, ZERO)
 
-    def replace(self, own: BlockKey) -> None:
-        """The own block has been refitted: copies of it from before are to be replaced, not mixed with."""
-        if not self.mode.shared_versions:  # there, a newer version replaces older ones anyway
-            self._replacing = {part: {} for part in self.parts(own)}
+    # -- refits of the own block -------------------------------------------------------------------
+    def start_refit(self, own: BlockKey) -> None:
+        """The own block was refitted. Neighbours must replace their copies of it and not average them.
+
+        In `newest` a newer version replaces older ones in any case.
+        """
+        if not self.mode.shared_versions:
+            self._refits = {part: {} for part in self.parts(own)}
 
     def refitted(self) -> bool:
-        """Whether the own block has been refitted and nobody has had it yet."""
-        return any(not told for told in self._replacing.values())
+        """Whether the own block was refitted and no neighbour has been sent it yet."""
+        return any(not sent for sent in self._refits.values())
 
-    def replaces(self, part: Part) -> bool:
-        """Whether neighbours that have not had it take the own part over whole."""
-        return part in self._replacing
+    def is_refitted(self, part: Part) -> bool:
+        """Whether some neighbours still have to replace their copy of this own part."""
+        return part in self._refits
 
+    # -- peers -------------------------------------------------------------------------------------
     def forget_peer(self, peer: str) -> None:
+        """Forget everything about a peer."""
         self.peers.pop(peer, None)
-        self._inbox.pop(peer, None)
-        self._tell_again(peer)
-        if self.allocating is not None:
-            self.allocating.forget_peer(peer)
+        self._arrived.pop(peer, None)
+        self._forget_refits(peer)
+        if self.allocation is not None:
+            self.allocation.forget_peer(peer)
 
-    def untold(self, peer: str) -> None:
-        """A peer that may have started again has nothing of what was sent to it."""
+    def forget_sent(self, peer: str) -> None:
+        """A peer may have started again: it has nothing of what was sent to it."""
         self.peer(peer).has.clear()
-        self._tell_again(peer)
+        self._forget_refits(peer)
+
+    def _forget_refits(self, peer: str) -> None:
+        for sent in self._refits.values():
+            sent.pop(peer, None)
 
     def peer(self, name: str) -> PeerCopies:
         return self.peers.setdefault(name, PeerCopies())
 
-    def want(self, peer: str, parts: Iterable[Part]) -> None:
-        """A peer asks for parts; those that are held here go to it when a round is published."""
+    def on_request(self, peer: str, parts: Iterable[Part]) -> None:
+        """A peer requests parts. Those that are held here go to it with the next data of a round."""
         copies = self.peer(peer)
         for part in parts:
             if part in self.held:
@@ -139,11 +151,11 @@ class Exchange:
         choose: Choose | None = None,
         outages: Collection[str] = (),
     ) -> dict[str, Plan]:
-        """What goes to whom, and in which codec where `choose` says; None: within the data budget, first in
-        first out.
+        """Plan the data of a round for each receiver.
 
-        `goes(peer, group)`: whether a group is exchanged with a peer in this round; what was asked for is.
-        `outages`: peers to which nothing goes; what they asked for waits.
+        `choose` grants transfers and their codecs. Without it, parts are sent in the order of `_first_in`
+        until the budget is spent. `goes(peer, group)`: whether a group is exchanged with a peer in this
+        round; requested parts always are. `outages`: peers to which nothing is sent; their requests wait.
         """
         offers = {peer: self._offers(own, peer) for peer in sorted(receivers)}
         wanted = [
@@ -156,7 +168,7 @@ class Exchange:
         if choose is None:
             chosen = self._first_in(own, wanted, budget_bytes)
         else:
-            codecs = choose(wanted, {slot for slot in wanted if slot[1] in self.peer(slot[0]).wants})
+            codecs = choose(wanted, {(peer, part) for peer, part in wanted if part in self.peer(peer).wants})
             chosen = {*codecs}
         lacking = Counter(peer for peer, part in wanted if (peer, part) not in chosen)
         plans = {}
@@ -167,7 +179,7 @@ class Exchange:
         return plans
 
     def _first_in(self, own: BlockKey, wanted: Iterable[Transfer], budget_bytes: int) -> set[Transfer]:
-        """What was asked for and what waited longest first, then the own block."""
+        """The transfers that fit the budget: first requested parts, then by waiting time, then own parts."""
 
         def turn(want: Transfer) -> tuple[bool, int, bool, Part, str]:
             peer, part = want
@@ -186,56 +198,75 @@ class Exchange:
         return chosen
 
     def _offers(self, own: BlockKey, peer: str) -> list[Part]:
+        """The parts of which this device holds a newer version than the peer."""
         copies = self.peer(peer)
         known = [p for p in self.held if p not in self.unknown]
         mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
-        if self.mode.shared_versions:  # the owner alone changes a block: nobody has news of it for the owner
-            mine = [p for p in mine if p.block.device != peer or p in copies.wants]  # it left a block behind
+        if self.mode.shared_versions:
+            # The owner alone makes versions, so it needs none of its own block, except one that it requests:
+            # a block of an earlier incarnation.
+            mine = [p for p in mine if p.block.device != peer or p in copies.wants]
         return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
 
     def _plan_one(
         self, own: BlockKey, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int
     ) -> Plan:
-        copies = self.peer(peer)
-        parts, items = [], []
+        """The plan for one neighbour; the chosen parts count as sent from now on."""
+        parts: list[tuple[Part, int, str]] = []
+        items: list[Item] = []
         for part, version in sorted(self.held.items()):
-            status = "unchanged"
             if part in chosen:
-                status = "sent"
-                parts.append((part, version, "transfer" if part in copies.wants else cause))
-                if part in self._replacing and peer not in self._replacing[part]:
-                    status = "replaces"
-                    self._replacing[part][peer] = version
-                copies.has[part] = version
-                copies.wants.discard(part)
-            elif part in offered or part in self.unknown:
-                status = "withheld"
-            elif not self.mode.relays and part.block != own and part not in copies.wants:
-                continue
-            elif version == ZERO:
-                copies.wants.discard(part)
-            elif self._replacing.get(part, {}).get(peer) == version:  # sent before, in this round
-                status = "replaces"
-            items.append((part.block.device, part.block.incarnation, part.group, version, status))
+                parts.append((part, version, "transfer" if part in self.peer(peer).wants else cause))
+                status: str | None = self._mark_sent(peer, part, version)
+            else:
+                status = self._status_unsent(own, peer, part, version, part in offered)
+            if status is not None:
+                items.append((part.block.device, part.block.incarnation, part.group, version, status))
         return Plan(tuple(parts), tuple(items), withheld)
+
+    def _mark_sent(self, peer: str, part: Part, version: int) -> str:
+        """Note that a part goes to a peer; returns its status in the manifest."""
+        copies, status = self.peer(peer), "sent"
+        if part in self._refits and peer not in self._refits[part]:
+            status = "replaces"
+            self._refits[part][peer] = version
+        copies.has[part] = version
+        copies.wants.discard(part)
+        return status
+
+    def _status_unsent(self, own: BlockKey, peer: str, part: Part, version: int, offered: bool) -> str | None:
+        """The status in the manifest of a part that is not sent now; None: the manifest omits it.
+
+        The manifest itself answers a request for a part that is B = 0.
+        """
+        copies = self.peer(peer)
+        if offered or part in self.unknown:
+            return "withheld"
+        if not self.mode.relays and part.block != own and part not in copies.wants:
+            return None
+        if version == ZERO:
+            copies.wants.discard(part)
+        elif self._refits.get(part, {}).get(peer) == version:  # sent earlier in this round
+            return "replaces"
+        return "unchanged"
 
     # -- receiving ---------------------------------------------------------------------------------
     def adopt(self, peer: str, part: Part, copy: Arrival) -> Mix:
-        """Take a neighbour's copy over whole: there is none of its own to mix it with."""
+        """Replace the own copy of a part by a neighbour's: there is no own value to mix it with."""
         self.held[part] = copy.version or 0
         self.unknown.discard(part)
         self.peer(peer).cache[part] = copy
         return Mix(part, ((1.0, copy.values),), copy.version)
 
-    def receive(self, peer: str, part: Part, version: int, round_: int, values: object) -> None:
-        """For a round that has not been closed. Of one who is far ahead the newest KEPT are kept."""
-        arrived = self._inbox.setdefault(peer, {}).setdefault(part, {})
+    def on_copy(self, peer: str, part: Part, version: int, round_: int, values: object) -> None:
+        """Keep a copy until its round closes. If a peer is far ahead, its newest KEPT copies are kept."""
+        arrived = self._arrived.setdefault(peer, {}).setdefault(part, {})
         arrived[round_] = Arrival(version, values)
         if len(arrived) > KEPT:
             del arrived[min(arrived)]
 
-    def note(self, peer: str, manifest: Manifest) -> None:
-        """A manifest tells which versions the sender holds: nothing older needs to go there."""
+    def on_manifest(self, peer: str, manifest: Manifest) -> None:
+        """Note the versions that the sender holds: this device sends it no older ones."""
         if not self.mode.shared_versions:
             return
         has = self.peer(peer).has
@@ -243,29 +274,25 @@ class Exchange:
             part = Part(BlockKey(device, incarnation), group)
             has[part] = max(has.get(part, ZERO), version)
 
-    def close(
+    def close_round(
         self,
         own: BlockKey,
         round_: int,
         weights: Mapping[str, Mapping[str, float]],
         manifests: Mapping[str, Manifest],
     ) -> tuple[Mix, ...]:
-        """The operations that end a round; takes what has arrived for it out of the inbox.
+        """The mixing operations that end a round. The copies that arrived for it are consumed.
 
-        `weights`: by group, of the neighbours heard.
+        `weights`: by group, then by neighbour whose manifest has arrived.
         """
         arrived: dict[str, dict[Part, Arrival]] = {}
-        for peer in sorted({*self._inbox, *manifests}):
-            arrived[peer] = self._taken(peer, round_)
+        for peer in sorted({*self._arrived, *manifests}):
+            arrived[peer] = self._take_arrived(peer, round_)
             if not self.mode.shared_versions:
                 manifest = manifests.get(peer)
                 arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
-                self._leave_out(peer, round_, arrived[peer])
-        for part, told in list(self._replacing.items()):
-            for peer in [p for p, at in told.items() if at == round_ and p not in manifests]:
-                del told[peer]  # it is not in this round: what was sent may be lost on it
-            if manifests and all(told.get(peer, round_) < round_ for peer in manifests):
-                del self._replacing[part]
+                self._remove_outdated(peer, round_, arrived[peer])
+        self._close_refits(round_, manifests)
         mixes = tuple(
             mix for group in self.groups for mix in self._combine(own, group, weights[group], arrived)
         )
@@ -274,14 +301,21 @@ class Exchange:
                 self.held[mix.part] = mix.version
         return mixes
 
-    def _tell_again(self, peer: str) -> None:
-        for told in self._replacing.values():
-            told.pop(peer, None)
+    def _close_refits(self, round_: int, manifests: Collection[str]) -> None:
+        """End a refit once all neighbours have replaced their copies.
 
-    def _leave_out(self, peer: str, round_: int, copies: dict[Part, Arrival]) -> None:
-        """Copies of the own block that are older than its refit."""
-        for part, told in self._replacing.items():
-            if told.get(peer, round_) >= round_:
+        A peer without a manifest in this round may have lost what was sent, so it is sent again.
+        """
+        for part, sent in list(self._refits.items()):
+            for peer in [p for p, at in sent.items() if at == round_ and p not in manifests]:
+                del sent[peer]
+            if manifests and all(sent.get(peer, round_) < round_ for peer in manifests):
+                del self._refits[part]
+
+    def _remove_outdated(self, peer: str, round_: int, copies: dict[Part, Arrival]) -> None:
+        """Remove a neighbour's copies of the own block that are older than its refit."""
+        for part, sent in self._refits.items():
+            if sent.get(peer, round_) >= round_:
                 copies.pop(part, None)
 
     def _combine(
@@ -294,24 +328,23 @@ class Exchange:
         held = {part: version for part, version in self.held.items() if part.group == group}
         return self.mode.combine(own, held, weights, arrived)
 
-    def _taken(self, peer: str, round_: int) -> dict[Part, Arrival]:
-        """What is due, the newest of each part; a neighbour that is ahead has sent for later rounds too."""
+    def _take_arrived(self, peer: str, round_: int) -> dict[Part, Arrival]:
+        """Remove the copies up to this round; returns the newest of each part. Later ones stay."""
         taken = {}
-        for part, arrived in sorted(self._inbox.get(peer, {}).items()):
-            due = sorted(at for at in arrived if at <= round_)
-            for at in due:
+        for part, arrived in sorted(self._arrived.get(peer, {}).items()):
+            for at in sorted(at for at in arrived if at <= round_):
                 taken[part] = arrived.pop(at)
         return taken
 
     def _copies(self, peer: str, manifest: Manifest, fresh: dict[Part, Arrival]) -> dict[Part, Arrival]:
-        """The neighbour's copies of this round: just sent, or the same as before."""
+        """The neighbour's copies of this round: just sent, or unchanged since an earlier round."""
         cache = self.peer(peer).cache
         cache.update(fresh)
         copies = {}
         for device, incarnation, group, version, status in manifest.items:
             part = Part(BlockKey(device, incarnation), group)
             if version == ZERO and status == "unchanged":
-                copies[part] = Arrival(ZERO, None)  # still zero
+                copies[part] = Arrival(ZERO, None)  # still B = 0
             elif status != "withheld" and part in cache and cache[part].version == version:
                 whole = status == "replaces" and part in fresh and part.block.device == peer
                 copies[part] = cache[part]._replace(replaces=whole)

@@ -1,4 +1,4 @@
-"""The messages of the failure detector (coordinator_free/membership/swim.py)."""
+"""Failure detection: the messages of the SWIM detector (coordinator_free/membership/swim.py)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from transport.wire.messages import Ack, Nack, Ping, PingRequest, Suspect
 
 
 def settings(config: DeviceConfig) -> swim.Settings:
-    """The detector's, from a scenario's (peers/config.py has the formulas).
+    """The detector's settings for a scenario (formulas: peers/config.py).
 
-    A period has room for a direct ack and then for one over a helper, which takes two round trips.
+    A probe period has room for a direct ack, and then for an ack through a helper after two round trips.
     """
     of, radio = config.membership, config.radio
     round_trip_s = 2 * (radio.latency_s + radio.jitter_s)
@@ -29,34 +29,34 @@ def settings(config: DeviceConfig) -> swim.Settings:
 
 
 class FailureDetection:
-    """Probes those whom this device is linked to, answers, and carries suspicions out."""
+    """Probes the linked members, answers probes, and performs the detector's decisions."""
 
     def __init__(self, state: DeviceState, connections: Connections, membership: MembershipProtocol) -> None:
         self._state, self._connections, self._membership = state, connections, membership
-        self._seen: tuple[object, ...] = ()
+        self._seen: tuple[object, ...] = ()  # the inputs that the detector knows
         self.start(0)
 
     def start(self, now: int) -> None:
         me, config = self._state.me.device, self._state.config
         self._swim = Swim(me, settings(config), random.Random(f"{config.seed}/{me}"), now)
 
-    def on_timer(self, now: int) -> None:
+    def on_probe(self, now: int) -> None:
         self._perform(now, self._swim.tick(now))
 
     def refresh(self) -> None:
-        """After every event: whom to watch, and until when there is time."""
+        """After every event: give the detector the current members and set its timer."""
         state = self._state
         finished = sum(peer.finished for peer in state.peers.values())
         seen = (state.members.changes, state.phase is Phase.FINISH, finished)
         if seen != self._seen:
             self._seen = seen
             active = state.members.active().items()
-            versions = {name: RecordVersion(name, r.incarnation, r.lamport) for name, r in active}
-            self._swim.update_members(versions, self._watched())
+            sightings = {name: RecordVersion(name, r.incarnation, r.lamport) for name, r in active}
+            self._swim.update_members(sightings, self._watched())
         state.timers["probe"] = self._swim.next_ns()
 
     def _watched(self) -> list[str]:
-        """After its own last round a device judges nobody; nor does it one whose last round is over."""
+        """The members to probe: none after the own last round, and none that has closed its last round."""
         if self._state.phase is Phase.FINISH:
             return []
         finished = {name for name, peer in self._state.peers.items() if peer.finished}
@@ -64,45 +64,45 @@ class FailureDetection:
 
     # -- messages ------------------------------------------------------------------------------------
     def on_ping(self, now: int, source: str, ping: Ping) -> None:
-        self._state.tell(source, Ack(ping.number, self._state.members.view()))
-        self._connections.reconcile(now, source, ping.view)
+        self._state.tell(source, Ack(ping.number, self._state.members.digest()))
+        self._connections.reconcile(now, source, ping.digest)
 
     def on_ack(self, now: int, source: str, ack: Ack) -> None:
         self._perform(now, self._swim.on_ack(now, ack.number))
-        self._connections.reconcile(now, source, ack.view)
+        self._connections.reconcile(now, source, ack.digest)
 
     def on_ping_request(self, now: int, source: str, request: PingRequest) -> None:
         self._perform(now, self._swim.on_ping_request(now, source, request.target, request.number))
 
-    def on_nack(self, source: str, nack: Nack) -> None:
+    def on_nack(self, now: int, source: str, nack: Nack) -> None:
         self._swim.on_nack(source, nack.number)
 
-    def on_suspect(self, now: int, source: str, told: Suspect) -> None:
-        about = RecordVersion(told.device, told.incarnation, told.lamport)
-        self._perform(now, self._swim.on_suspect(now, source, about, told.accuser))
+    def on_suspect(self, now: int, source: str, suspect: Suspect) -> None:
+        about = RecordVersion(suspect.device, suspect.incarnation, suspect.lamport)
+        self._perform(now, self._swim.on_suspect(now, source, about, suspect.accuser))
 
-    # -- decisions -----------------------------------------------------------------------------------
+    # -- decisions of the detector -------------------------------------------------------------------
     def _perform(self, now: int, actions: list[swim.Action]) -> None:
         for action in actions:
             match action:
                 case swim.Ping(to, number) if self._connections.reach(now, to):
-                    self._state.tell(to, Ping(number, self._state.members.view()))
+                    self._state.tell(to, Ping(number, self._state.members.digest()))
                 case swim.Ack(to, number) if to in self._state.peers:
-                    self._state.tell(to, Ack(number, self._state.members.view()))
+                    self._state.tell(to, Ack(number, self._state.members.digest()))
                 case swim.Nack(to, number) if to in self._state.peers:
                     self._state.tell(to, Nack(number))
                 case swim.AskHelp(to, target, number) if to in self._state.peers:
                     self._state.tell(to, PingRequest(target, number))
                 case swim.Spread():
-                    self._spread(action)
+                    self._spread_suspicion(action)
                 case swim.Correct(to, device):
-                    self._correct(to, device)
+                    self._send_record(to, device)
                 case swim.Refute():
                     self._membership.refute()
                 case swim.Confirm():
-                    self._confirm(now, action)
+                    self._confirm_crash(now, action)
 
-    def _spread(self, action: swim.Spread) -> None:
+    def _spread_suspicion(self, action: swim.Spread) -> None:
         about, state = action.about, self._state
         message = Suspect(about.device, about.incarnation, about.lamport, action.accuser)
         if action.again:
@@ -113,12 +113,13 @@ class FailureDetection:
             state.log("suspected", peer=about.device, incarnation=about.incarnation)
         state.tell_all(message)
 
-    def _correct(self, to: str, device: str) -> None:
+    def _send_record(self, to: str, device: str) -> None:
+        """Send the newest record of a device to a peer whose suspicion is out of date."""
         record = self._state.members.newest(device)
         if record is not None and to in self._state.peers:
             self._state.tell(to, self._state.gossip([record]))
 
-    def _confirm(self, now: int, action: swim.Confirm) -> None:
+    def _confirm_crash(self, now: int, action: swim.Confirm) -> None:
         device, since = action.about.device, (now - action.suspected_ns) / SECOND
         self._state.log("confirmed", peer=device, suspected_s=since, accusers=list(action.accusers))
-        self._membership.declare(now, device)
+        self._membership.declare_crashed(now, device)

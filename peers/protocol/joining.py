@@ -1,4 +1,4 @@
-"""Joining a run that goes on: fetch the blocks from a neighbour, then train from the network's next round."""
+"""Joining a run that has begun: fetch all blocks from neighbours, then train from the next round."""
 
 from __future__ import annotations
 
@@ -13,80 +13,84 @@ from peers.protocol.rounds import Rounds
 from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Manifest, Request
 
-MEET_NS = SECOND // 4  # how long a joiner waits for its neighbours' hellos before it asks those who are there
+MEET_NS = SECOND // 4  # longest wait for the neighbours' hellos before the first requests
 
 
 class Joining:
-    """Asks neighbours until a copy of every block is here: each for another block, so that no link and no
-    helper's budget has to carry them all."""
+    """Requests a copy of every block. The requests are spread over the neighbours, so that no link and no
+    budget has to carry all blocks. A helper is a neighbour of which a block was requested."""
 
     def __init__(self, state: DeviceState, connections: Connections, rounds: Rounds) -> None:
         self._state, self._connections, self._rounds = state, connections, rounds
-        self._asked = 0
-        self._helpers: dict[Part, str] = {}  # who was asked last for what
+        self._attempts = 0  # how often all missing parts were requested
+        self._helpers: dict[Part, str] = {}  # of which each part was requested last
 
-    def ask(self, now: int) -> None:
-        """Ask for all that is missing; others than before if that has taken too long."""
+    def on_ask(self, now: int) -> None:
+        """Request all missing parts; after a timeout, from other helpers than before."""
         state = self._state
         if not self._joins():
             return
-        missing, helpers = state.missing(), self._there()
-        if not missing or self._asked >= 2 * len(helpers):  # what nobody has sent in two rounds, nobody has
-            self._enter(now)
+        missing, helpers = state.missing(), self._candidates()
+        # If two requests to every helper brought no copy, there is none.
+        if not missing or self._attempts >= 2 * len(helpers):
+            self._begin(now)
             return
-        self._ask_for(missing, helpers)
-        self._asked += 1
+        self._request(missing, helpers)
+        self._attempts += 1
         state.timers["ask"] = now + int(state.config.round.deadline_s * SECOND)
 
     def try_ask(self, now: int) -> None:
-        """Once the neighbours are met; then for what a helper that has gone has not sent, and for new blocks.
-        Once nothing is missing any more, train."""
+        """After every event: request the blocks once the neighbours are met, and train once all are here.
+
+        New blocks, and blocks whose helper has gone, are requested at once.
+        """
         state = self._state
         if not self._joins():
             return
         if "ask" not in state.timers:
             state.timers["ask"] = now + MEET_NS
-        if not self._asked:
+        if not self._attempts:
             if self._connections.met_neighbours():
-                self.ask(now)
+                self.on_ask(now)
             return
-        missing, active, helpers = state.missing(), state.members.active(), self._there()
+        missing, active, helpers = state.missing(), state.members.active(), self._candidates()
         unasked = [part for part in missing if self._helpers.get(part) not in active]
         if not missing:
-            self._enter(now)
+            self._begin(now)
         elif unasked and helpers:
-            self._ask_for(unasked, helpers)
+            self._request(unasked, helpers)
 
-    def _ask_for(self, parts: list[Part], helpers: list[str]) -> None:
-        """A block's owner first, which has the newest of it; else, and later, one after the other."""
-        state = self._state
+    def _request(self, parts: list[Part], helpers: list[str]) -> None:
+        """Request parts, each block from one helper."""
         for number, (key, found) in enumerate(groupby(parts, key=lambda part: part.block)):
             of_block = list(found)
-            last, turn = self._helpers.get(of_block[0]), number + self._asked
-            helper = helpers[turn % len(helpers)]
-            if helper == last:
-                helper = helpers[(turn + 1) % len(helpers)]
-            if last is None and key.device in helpers:
-                helper = key.device
+            helper = self._next_helper(key, self._helpers.get(of_block[0]), number + self._attempts, helpers)
             self._helpers.update(dict.fromkeys(of_block, helper))
         for helper in sorted({self._helpers[part] for part in parts}):
             wanted = [part for part in parts if self._helpers[part] == helper]
             items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in wanted]
-            state.tell(helper, Request(items, state.round))
+            self._state.tell(helper, Request(items, self._state.round))
 
-    def _there(self) -> list[str]:
-        """Who may be asked: one that joins itself only where there is nobody else."""
+    def _next_helper(self, key: BlockKey, last: str | None, turn: int, helpers: list[str]) -> str:
+        """The owner of a block first, since it holds the newest version; then the helpers in turn."""
+        if last is None and key.device in helpers:
+            return key.device
+        helper = helpers[turn % len(helpers)]
+        return helper if helper != last else helpers[(turn + 1) % len(helpers)]
+
+    def _candidates(self) -> list[str]:
+        """Possible helpers: the members that train; if there are none, the other joiners."""
         state = self._state
         active = state.members.active()
         there = [name for name in state.greeted() if name in active and not state.peers[name].done]
         return [name for name in there if active[name].since_round >= 0] or there
 
-    def take(self, source: str, part: Part, copy: Arrival) -> None:
-        """A block that was asked for."""
+    def adopt_copy(self, source: str, part: Part, copy: Arrival) -> None:
+        """Replace the own copy of a part by a neighbour's copy."""
         self._state.act(Apply((self._state.exchange.adopt(source, part, copy),)))
 
-    def heard(self, source: str, manifest: Manifest) -> None:
-        """A block can be B = 0 at those who were asked for it: there is nothing to be sent then."""
+    def on_manifest(self, source: str, manifest: Manifest) -> None:
+        """Note the requested parts that are B = 0 at their helper: no data is sent for them."""
         if not self._joins():
             return
         for device, incarnation, group, version, status in manifest.items:
@@ -94,16 +98,16 @@ class Joining:
             if (version, status) == (ZERO, "unchanged") and self._helpers.get(part) == source:
                 self._state.exchange.zero.add(part)
 
-    def wants(self, part: Part, cause: str) -> bool:
-        """Whether a copy is to be taken over whole."""
+    def replaces_copy(self, part: Part, cause: str) -> bool:
+        """Whether an arriving copy replaces the own one instead of being mixed with it."""
         asked = cause == "transfer" and self._state.phase is Phase.JOIN
         return asked or part in self._state.exchange.unknown
 
     def _joins(self) -> bool:
         return self._state.phase is Phase.JOIN and self._state.own is not None
 
-    def _enter(self, now: int) -> None:
-        """All blocks are here: train from the network's next round on."""
+    def _begin(self, now: int) -> None:
+        """Train from the network's next round. Parts that are still missing count as unknown."""
         state = self._state
         assert state.own is not None
         state.timers.pop("ask", None)

@@ -1,4 +1,8 @@
-"""What a device does about who is here: its own place in the table, and changes of it (method 3 and 9)."""
+"""Membership at one device: the messages, claims and reactions around the membership table (method 3 and 9).
+
+`coordinator_free/membership` holds the table itself: records, their order and the slots, without messages or
+links. This module decides when to merge into that table, what to tell others, and which own slot to claim.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +18,26 @@ from peers.protocol.state import DeviceState, Phase
 from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
-MAX_LAMPORT = 1 << 48  # a table that is told more could never count on
+MAX_LAMPORT = 1 << 48  # a larger Lamport time in the table would leave no room for later ones
 
 
 class MembershipProtocol:
-    """Keeps the table of members and the own place in it."""
+    """Maintains the membership table and the own record in it."""
 
     def __init__(self, state: DeviceState, connections: Connections, replicas: Replicas) -> None:
         self._state, self._connections, self._replicas = state, connections, replicas
         self._waits = False  # for a slot
 
-    # -- the own place -----------------------------------------------------------------------------
+    # -- the own record ----------------------------------------------------------------------------
     def claim(self, now: int, carry: BlockKey | None = None) -> None:
-        """A new incarnation of this device on a free slot; `carry`: the one whose values it goes on with.
+        """Claim a free slot under a new incarnation. `carry`: the own block that goes on with its values.
 
-        Where only slots in quarantine are left, a device that does not train yet waits for one. Raises
-        NoFreeSlot where there is none at all.
+        A device that does not train yet waits if all free slots are in quarantine. Raises NoFreeSlot if all
+        slots are taken.
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
-        if joins and state.round < 0 and state.me.resumes:  # what a checkpoint holds is out of date
+        if joins and state.round < 0 and state.me.resumes:  # the checkpoint is older than the run's blocks
             state.exchange.outdate()
         resumed = None if joins else state.me.resumes.get(state.me.device)
         wish = resumed if carry is None else self._slot_of(carry)
@@ -41,16 +45,20 @@ class MembershipProtocol:
         if record is None:
             return
         if state.round < 0 and joins:
-            state.phase = Phase.JOIN
-        kept = carry if carry is not None and wish == record.slot else None
-        state.own = record
-        state.log("slot", incarnation=record.incarnation, slot=record.slot)
-        state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
-        state.exchange.add(record.key, ZERO if kept is None else max(state.round, 0))
+            state.enter(Phase.JOIN)
+        self._own_block(record, carry if carry is not None and wish == record.slot else None)
         earlier = [] if carry is None else [r for r in [state.members.get(carry)] if r is not None]
         state.tell_all(state.gossip([*earlier, record]))
         self._replicas.sync(now)
         self._connections.connect_wanted(now)
+
+    def _own_block(self, record: Record, kept: BlockKey | None) -> None:
+        """Start the own block on the claimed slot. `kept`: the block whose values it goes on with."""
+        state = self._state
+        state.own = record
+        state.log("slot", incarnation=record.incarnation, slot=record.slot)
+        state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
+        state.exchange.add_block(record.key, ZERO if kept is None else max(state.round, 0))
 
     def _new_record(self, now: int, since: int, wish: int | None) -> Record | None:
         state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
@@ -67,12 +75,12 @@ class MembershipProtocol:
         return None
 
     def try_claim(self, now: int) -> None:
-        """A slot may have become free."""
+        """Try again to claim a slot, if this device waits for one."""
         if self._waits and self._state.own is None:
             self.claim(now)
 
     def depart(self, status: Status) -> None:
-        """Leave or retire. Who asks to be forgotten means all that it has left behind, also earlier."""
+        """Leave or retire. A leave also deletes the blocks of this device's earlier incarnations."""
         state, own = self._state, self._state.own
         assert own is not None
         earlier = [r for r in state.members if r.device == own.device and r.key != own.key]
@@ -84,7 +92,7 @@ class MembershipProtocol:
         state.announce(state.members.amend(own, status=status))
 
     def refute(self) -> None:
-        """Somebody suspects this device: a later word of its own is the answer."""
+        """Answer a suspicion about this device with a newer own record."""
         state = self._state
         if state.own is not None and state.phase is not Phase.GONE:
             state.log("refuted", incarnation=state.own.incarnation)
@@ -95,7 +103,7 @@ class MembershipProtocol:
         return None if record is None else record.slot
 
     def _defend(self, now: int) -> None:
-        """Come back after a verdict on the own incarnation; give a lost slot up."""
+        """Claim a slot again after a crash verdict on this device or after another device got its slot."""
         state = self._state
         if state.own is None or state.phase is Phase.GONE:
             return
@@ -107,53 +115,63 @@ class MembershipProtocol:
         state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
         if lost:
             state.tell_all(state.gossip([withdrawn]))
-            if state.round < 0:  # there may be no slot for it yet
+            if state.round < 0:  # it may have to wait for a slot
                 state.own = None
         self.claim(now, carry=None if lost else old)
 
-    # -- changes -----------------------------------------------------------------------------------
+    # -- changes of the table ----------------------------------------------------------------------
     def on_gossip(self, now: int, source: str, gossip: Gossip) -> None:
+        """Merge records into the table and act on the changes."""
         state = self._state
-        try:
-            records = [Record.from_dict(r) for r in gossip.records]
-            if any(r.slot >= state.config.adapter.max_devices or r.lamport > MAX_LAMPORT for r in records):
-                raise ValueError("a slot or a time that cannot be")
-            if gossip.round >= state.config.round.count:
-                raise ValueError("a round that cannot be")
-        except (ValueError, TypeError):
+        records = self._parse(gossip)
+        if records is None:
             state.act(Drop("malformed"))
             return
-        self._confirm_going(source, records)
-        if state.phase is Phase.GONE:  # what goes on here does not concern it any more
+        self._confirm_departures(source, records)
+        if state.phase is Phase.GONE:
             return
-        state.network_round = max(state.network_round, gossip.round)
-        self._changed(now, state.members.merge(records), source)
+        state.saw_round(gossip.round)
+        self._act_on(now, state.members.merge(records), source)
         if gossip.reply and source in state.peers:
             state.tell_table(now, source)
         if state.own is None and not self._waits:
             self.claim(now)
 
-    def _confirm_going(self, source: str, records: list[Record]) -> None:
-        """Who goes waits until somebody has said that it knows: its last word must not be lost."""
+    def _parse(self, gossip: Gossip) -> list[Record] | None:
+        """The records of a message. None: one of them, or the round, is impossible."""
+        config = self._state.config
+        slots = config.adapter.max_devices
+        try:
+            records = [Record.from_dict(r) for r in gossip.records]
+            impossible = any(r.slot >= slots or r.lamport > MAX_LAMPORT for r in records)
+        except (ValueError, TypeError):
+            return None
+        return None if impossible or gossip.round >= config.round.count else records
+
+    def _confirm_departures(self, source: str, records: list[Record]) -> None:
+        """Confirm the departure of a sender by its own record. Note confirmations of the own departure.
+
+        A device that goes waits for one confirmation, because its last record must not be lost.
+        """
         state = self._state
         for record in records:
             if record.device == source and record.status in GOING:
                 state.tell(source, state.gossip([record]))
             elif state.own is not None and (record.key, record.status) == (state.own.key, state.own.status):
-                state.heard = state.heard or record.status in GOING
+                state.departure_confirmed = state.departure_confirmed or record.status in GOING
 
-    def declare(self, now: int, device: str) -> None:
-        """A device has crashed: it did not answer and did not refute that in time."""
+    def declare_crashed(self, now: int, device: str) -> None:
+        """A device did not answer and did not refute the suspicion in time."""
         newest = self._state.members.newest(device)
         change = None if newest is None else self._state.members.verdict(newest.key)
-        self._changed(now, [] if change is None else [change], None)
+        self._act_on(now, [] if change is None else [change], None)
 
     def on_evict(self, now: int) -> None:
         """The grace of a crashed device is over."""
         self._replicas.sync(now)
 
-    def _changed(self, now: int, changes: list[Change], source: str | None) -> None:
-        """Act on what a merge or a verdict changed, and pass it on."""
+    def _act_on(self, now: int, changes: list[Change], source: str | None) -> None:
+        """Act on the changes of a merge or a verdict, and tell them to all peers but their source."""
         if not changes:
             return
         state = self._state
@@ -165,6 +183,7 @@ class MembershipProtocol:
         self._connections.connect_wanted(now)
 
     def _follow(self, change: Change) -> None:
+        """Log the arrival or departure of another device and start the correction that it calls for."""
         state, record = self._state, change.record
         if record.device == state.me.device:
             return
@@ -180,7 +199,7 @@ class MembershipProtocol:
             if record.status in GOING:
                 self._connections.part(record.device)
             if record.status in GOING or (kind == "crash" and state.keep_crashed):
-                state.start_correction(state.round)  # else once the block is dropped
+                state.start_correction(state.round)  # other crashes: when the block is dropped
 
 
 def _trains_now(change: Change) -> bool:

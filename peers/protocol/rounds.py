@@ -1,4 +1,4 @@
-"""The rounds: (train -> publish -> wait -> mix)*, how they begin and how they end (method 5)."""
+"""The rounds: train, publish, wait, mix; the start of the first round and the end of the last (method 5)."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
-LATE_NS = SECOND // 10  # how soon to look again whether own steps that overran the deadline are done
+LATE_NS = SECOND // 10  # pause between checks whether local steps that overran the deadline are done
 
 
 class Rounds:
-    """Decides when a round begins and closes, and what is sent in it."""
+    """Decides when a round begins and closes, and what this device sends in it."""
 
     def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
         self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
-        self._withheld: dict[str, int] = {}  # matrices of this round, by peer
-        self._sent: dict[str, Counter[str]] = {}
-        self._left = 0  # of this round's budget
-        self._outages: frozenset[str] = frozenset()
-        self._served: set[str] = set()  # the neighbours that have had this round's data
-        self._answered: set[str] = set()  # who has had what it asked for
+        self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
+        self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
+        self._left = 0  # bytes of this round's budget
+        self._outages: frozenset[str] = frozenset()  # peers to which nothing is sent in this round
+        self._served: set[str] = set()  # neighbours that have been sent this round's data
+        self._answered: set[str] = set()  # peers whose requests of this round are answered
 
-    # -- the first one -----------------------------------------------------------------------------
+    # -- the first round ---------------------------------------------------------------------------
     def try_begin(self, now: int) -> None:
-        """Start the first round once the cohort is known, has its slots and has met its neighbours."""
+        """Begin the first round once the cohort is known, has its slots and has met its neighbours."""
         state = self._state
         if state.phase is not Phase.SETTLE or state.own is None:
             return
@@ -60,15 +60,15 @@ class Rounds:
         ):
             self.begin(now, 0)
 
-    def settle(self, now: int) -> None:
-        """The cohort did not come together in time: begin with those who are here."""
+    def begin_unsettled(self, now: int) -> None:
+        """The cohort did not come together in time: begin with the members that are known."""
         state = self._state
         if state.phase is Phase.SETTLE and state.own is not None:
             state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
             self.begin(now, max(state.network_round, 0))
 
     def begin(self, now: int, first: int) -> None:
-        """The first round of this device. A joiner tells which versions it was given."""
+        """Begin the first round of this device. A joiner tells the versions that it has received."""
         state = self._state
         state.timers.pop("settle", None)
         state.round = first
@@ -77,15 +77,16 @@ class Rounds:
         if first and state.mode.shared_versions:
             held = sorted(state.exchange.held.items())
             items = [(p.block.device, p.block.incarnation, p.group, v, "unchanged") for p, v in held]
-            state.tell_all(Manifest(first - 1, "train", state.members.view(), items))
+            state.tell_all(Manifest(first - 1, "train", state.members.digest(), items))
         state.log("training", round=first, members=sorted(state.members.alive()))
-        self._start(now, first)
+        self._start_round(now, first)
 
     # -- one round ---------------------------------------------------------------------------------
-    def _start(self, now: int, round_: int) -> None:
+    def _start_round(self, now: int, round_: int) -> None:
         state = self._state
-        state.round, state.phase, self._start_ns = round_, Phase.TRAIN, now
-        state.network_round = max(state.network_round, round_)
+        state.enter(Phase.TRAIN)
+        state.round, self._start_ns = round_, now
+        state.saw_round(round_)
         state.timers["deadline"] = now + int(state.config.round.deadline_s * SECOND)
         settings, rehearse = self._correction.settings(), state.work == "train"
         steps = max((a.steps for a in settings.values()), default=state.config.round.local_steps)
@@ -101,14 +102,19 @@ class Rounds:
         supply: Supply | None,
         outages: frozenset[str],
     ) -> None:
-        """The local steps are done; `changed`: copies that the last mixing moved."""
+        """The local steps are done: publish. `changed`: parts that the last mixing has changed.
+
+        `supply`: the resources of the round, where an allocator decides. `outages`: peers to which no data
+        goes in this round.
+        """
         state = self._state
         if state.phase is not Phase.TRAIN or state.own is None:
             return
         held = state.exchange.held
         moved = [] if state.mode.shared_versions else [part for part in changed if part in held]
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
-        state.phase, self._trained_ns = Phase.WAIT, now
+        state.enter(Phase.WAIT)
+        self._trained_ns = now
         self._left, self._outages = budget_bytes, outages
         self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
         receivers = self._receivers()
@@ -117,14 +123,14 @@ class Rounds:
         self._publish(wanting | receivers & {*self._correction.neighbours()}, choose)
 
     def try_publish(self) -> None:
-        """Who has become a neighbour since this round's data went is sent it too: both mix with the other."""
+        """After every event: publish to devices that have become neighbours since this round's data went."""
         if self._state.phase is Phase.WAIT:
             self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
 
-    def on_request(self, source: str, request: Request) -> None:
-        """It is answered with this round's data; at once where that has gone, but once a round."""
+    def on_request(self, now: int, source: str, request: Request) -> None:
+        """Answer with this round's data. If it has gone already, answer at once, but once a round."""
         state = self._state
-        state.exchange.want(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
+        state.exchange.on_request(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
         if state.phase is Phase.WAIT and source not in self._outages | self._answered:
             self._publish_late(self._receivers() & {source})
 
@@ -132,21 +138,21 @@ class Rounds:
         return {peer for peer in self._state.greeted() if not self._state.peers[peer].done}
 
     def _publish_late(self, to: set[str]) -> None:
-        """What the round's budget has left; where an allocator decides, it has spent it."""
+        """Publish within the rest of the budget. An allocator leaves no rest: then only manifests go."""
         if to:
-            self._publish(to, None if self._state.exchange.allocating is None else lambda wanted, asked: {})
+            self._publish(to, None if self._state.exchange.allocation is None else lambda wanted, asked: {})
 
     def _publish(self, to: set[str], choose: Choose | None) -> None:
-        """Data of this round, and its manifest, which replaces an earlier one."""
+        """Send this round's data and its manifest, which replaces an earlier manifest of the round."""
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
         plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
-        signed = state.mode.shared_versions  # by others, where it is relayed
+        signed = state.mode.shared_versions  # a relayed payload cannot change its codec
         if self._correction.owes() and choose is None and not signed:
             plans = self._coarser(plans)
-        view = state.members.view()
+        digest = state.members.digest()
         for peer, plan in plans.items():
-            manifest = Manifest(state.round, state.work, view, list(plan.items))
+            manifest = Manifest(state.round, state.work, digest, list(plan.items))
             state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
             self._count(plan)
             self._withheld[peer] = plan.withheld
@@ -154,9 +160,14 @@ class Rounds:
         self._answered |= to
 
     def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
-        """What measuring has sent is saved on some parts; not on those that are taken over whole."""
+        """Send some parts in a coarser codec, to offset the bytes of reports.
+
+        Not the parts that replace the receiver's copy.
+        """
         sent = [(part, cause) for plan in plans.values() for part, _, cause in plan.parts]
-        whole = {part for part, cause in sent if cause == "transfer" or self._state.exchange.replaces(part)}
+        whole = {
+            part for part, cause in sent if cause == "transfer" or self._state.exchange.is_refitted(part)
+        }
         codecs = self._correction.coarser(Counter(part for part, _ in sent if part not in whole))
         return {
             peer: replace(plan, codecs={part: codecs[part] for part, _, _ in plan.parts if part in codecs})
@@ -164,7 +175,7 @@ class Rounds:
         }
 
     def _count(self, plan: Plan) -> None:
-        """Matrices sent, by group and codec, and what they leave of the budget."""
+        """Count the matrices sent, by group and codec, and subtract them from the budget."""
         for part, _, _ in plan.parts:
             codec = plan.codecs.get(part, self._state.config.radio.codec)
             self._sent.setdefault(part.group, Counter())[codec] += 1
@@ -173,9 +184,9 @@ class Rounds:
     def _choose(
         self, supply: Supply, wanted: Sequence[Transfer], asked: Collection[Transfer]
     ) -> Mapping[Transfer, str]:
-        allocating = self._state.exchange.allocating
-        assert allocating is not None
-        return allocating.choose(wanted, asked, self._state.round, supply, self._correction.weights())
+        allocation = self._state.exchange.allocation
+        assert allocation is not None
+        return allocation.choose(wanted, asked, self._state.round, supply, self._correction.weights())
 
     def _goes(self, peer: str, group: str) -> bool:
         """Whether a group is exchanged with a peer in this round."""
@@ -183,34 +194,36 @@ class Rounds:
         return peer in around and self._correction.exchanged(group)
 
     def on_manifest(self, now: int, source: str, manifest: Manifest) -> bool:
-        """Whether it is taken in."""
+        """Keep a neighbour's manifest until its round closes. False: it is malformed."""
         state = self._state
         if manifest.round >= state.config.round.count:
             state.act(Drop("malformed"))
             return False
         state.peers[source].manifests[manifest.round] = manifest
-        state.network_round = max(state.network_round, manifest.round)
-        state.exchange.note(source, manifest)
-        self._connections.reconcile(now, source, manifest.view)
+        state.saw_round(manifest.round)
+        state.exchange.on_manifest(source, manifest)
+        self._connections.reconcile(now, source, manifest.digest)
         return True
 
+    # -- the end of a round ------------------------------------------------------------------------
     def on_deadline(self, now: int) -> None:
+        """Close the round without the missing manifests, but not before the own local steps are done."""
         if self._state.phase is Phase.WAIT:
             self._close(now)
-        elif self._state.phase is Phase.TRAIN:  # own steps are late: close as soon as they are done
+        elif self._state.phase is Phase.TRAIN:
             self._state.timers["deadline"] = now + LATE_NS
 
     def try_close(self, now: int) -> None:
-        """Close once every neighbour's manifest of this round is in.
+        """After every event: close the round once every neighbour's manifest of it has arrived.
 
-        Nobody waits for one that is done, nor for one that is further: on its link the manifest of this round
-        has been overtaken or was never sent.
+        No round waits for a neighbour that is done or that has sent a manifest of a later round: its manifest
+        of this round was lost or never sent.
         """
         state = self._state
-        if state.phase is Phase.WAIT and all(map(self._is_in, self._correction.neighbours())):
+        if state.phase is Phase.WAIT and all(map(self._has_reported, self._correction.neighbours())):
             self._close(now)
 
-    def _is_in(self, name: str) -> bool:
+    def _has_reported(self, name: str) -> bool:
         peer = self._state.peers.get(name)
         return peer is not None and (peer.done or max(peer.manifests, default=-1) >= self._state.round)
 
@@ -221,25 +234,25 @@ class Rounds:
         heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
         by_group = {group: self._weights(group, heard) for group in state.exchange.groups}
         weights = next(iter(by_group.values()))
-        state.act(Apply(state.exchange.close(state.own.key, state.round, by_group, heard)))
+        state.act(Apply(state.exchange.close_round(state.own.key, state.round, by_group, heard)))
         times = (self._start_ns, self._trained_ns, now)
         sent, withheld = self._sent, sum(self._withheld.values())
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
-        self._show()
+        self._snapshot()
         self._correction.round_closed(now)
         following = self._following()
         if following < state.config.round.count:
-            self._start(now, following)
+            self._start_round(now, following)
         else:
             self.finish(now)
 
     def _weights(self, group: str, heard: Container[str]) -> dict[str, float]:
-        """gamma_g w_ij of the neighbours heard."""
+        """gamma_g w_ij of the neighbours whose manifests have arrived."""
         row = metropolis_row(self._correction.graph(group), self._state.me.device)
         return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
 
     def _following(self) -> int:
-        """The next round; later if others went on at their deadline."""
+        """The next round: the latest one that a peer has published, if that is later. Drops old manifests."""
         peers = self._state.peers.values()
         latest = max((max(peer.manifests, default=-1) for peer in peers), default=-1)
         following = max(self._state.round + 1, latest)
@@ -247,7 +260,7 @@ class Rounds:
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following
 
-    def _show(self) -> None:
+    def _snapshot(self) -> None:
         state = self._state
         every = state.me.snapshot_every
         if every and (state.round + 1) % every == 0:
@@ -255,11 +268,11 @@ class Rounds:
         if every and state.round in state.corrected_at:
             state.act(Snapshot(state.round, "corrected"))
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- the end of the run ------------------------------------------------------------------------
     def finish(self, now: int) -> None:
-        """Show, export, say goodbye."""
+        """After the last round: save the adapter and say goodbye."""
         state = self._state
-        state.phase = Phase.FINISH
+        state.enter(Phase.FINISH)
         state.timers.pop("deadline", None)
         if state.me.snapshot_every:
             state.act(Snapshot(state.round, "end"))
@@ -270,22 +283,24 @@ class Rounds:
         state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)
 
     def say_farewell(self, reason: str, last: bool) -> None:
+        """Send every greeted peer a Bye. `last`: no message follows it."""
         self._state.act(*(Farewell(name, reason, last) for name in self._state.greeted()))
 
     def on_grace(self, now: int) -> None:
+        """Exit without the last messages of peers that have not sent them in time."""
         self.end("finished; not all others said goodbye")
 
     def end(self, reason: str) -> None:
-        """Go although not everyone has said its last word; with an own one, so that nobody waits for it."""
+        """Say goodbye and exit, without the last messages of all peers."""
         self.say_farewell("finished", last=True)
         self._exit(reason)
 
     def try_exit(self) -> None:
-        """Go once everyone alive has said its last word.
+        """After every event: exit once every live peer has sent its last message.
 
-        Until both ends of a link have no more data, each may have to give credit or pass on news. Then each
-        says its last word: nothing is ever sent to one who has gone, and both ends count the same bytes.
-        Nobody does while it waits for anyone: there may be news for others to be passed on.
+        While a link carries data, both ends may have to give credit or relay news. Once both ends are done,
+        each sends its last message. So nothing is sent to a device that has gone, and both ends count the
+        same bytes. A device that waits for a peer sends no last message, since it may have to relay news.
         """
         state = self._state
         alive = state.members.alive()
@@ -300,5 +315,5 @@ class Rounds:
             self._exit("finished")
 
     def _exit(self, reason: str) -> None:
-        self._state.phase = Phase.GONE
+        self._state.enter(Phase.GONE)
         self._state.act(Exit(0, reason))

@@ -1,8 +1,9 @@
-"""What a device sends in a round where `radio.allocator` names one: which matrices, to whom, in which codec.
+"""The allocation of a round's budget, where `radio.allocator` names an allocator.
 
-averaging/rate_allocation.py decides. Here its questions are put together from what neighbours
-lack (exchange.py), how far their copies are from the own ones (copies.py), what groups weigh (correction.py)
-and what links carry (outbox.py), and what waits is kept from round to round. Sans-I/O.
+It decides which part goes to which neighbour in which codec. averaging/rate_allocation.py solves the problem.
+This module builds the problem from four inputs: the parts that neighbours lack (exchange.py), the distances
+between copies (learning/neighbour_copies.py), the weights of the groups (correction.py) and the capacity of
+the links (runtime/sender.py). It keeps the waiting times from round to round.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.rate_allocation import (
     Budget,
     Choice,
@@ -23,27 +25,26 @@ from coordinator_free.averaging.rate_allocation import (
 )
 from coordinator_free.identifiers import BlockKey
 from peers.config import FIFO, RadioConfig
-from peers.learning.neighbour_copies import Distances
 
-LEAST_GAIN = 1e-30  # of what was asked for though it gains nothing
+LEAST_GAIN = 1e-30  # of a requested part that lowers no distance
 
 
 def codecs(radio: RadioConfig) -> tuple[str, ...]:
-    """All that data may come in."""
+    """All codecs in which data may be sent."""
     return (radio.codec,) if radio.allocator == FIFO else radio.codecs
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """What a round has to give. sizes: bytes of a matrix on the wire at most, by group and codec."""
+    """The resources of a round."""
 
     budget: Budget
-    sizes: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, Mapping[str, int]]  # largest wire size of a matrix in bytes, by group and codec
     distances: Distances
 
 
-class Allocating:
-    """The allocator `name`, and what it leaves to the next round. `seed`: of the run and the device."""
+class SendAllocation:
+    """The allocator `name` and the items that it left to later rounds. `seed`: of the run and the device."""
 
     def __init__(self, name: str, *seed: object) -> None:
         self._name, self._seed = name, seed
@@ -57,29 +58,30 @@ class Allocating:
         supply: Supply,
         weights: Weights,
     ) -> dict[Transfer, str]:
-        """The codec of each of the `wanted` that is sent; `asked`: those that a neighbour has asked for."""
-        items = [_item(slot, slot in asked, supply) for slot in wanted]
+        """The codec of each transfer in `wanted` that is granted. `asked`: requested by the neighbour."""
+        items = [_item(transfer, transfer in asked, supply) for transfer in wanted]
         made = allocate(self._name, items, supply.budget, weights, self.waiting, self._draw(round_))
-        self._keep(made.waiting, items)
-        return {slot: choice.codec for slot, choice in made.chosen.items()}
+        self._merge_waiting(made.waiting, items)
+        return {transfer: choice.codec for transfer, choice in made.chosen.items()}
 
-    def _keep(self, left: Waiting, items: Iterable[Item]) -> None:
-        """What is not this round's turn (a group's period) waits on, and its group keeps its deficit."""
+    def _merge_waiting(self, left: Waiting, items: Iterable[Item]) -> None:
+        """Keep the waiting times and deficits of groups that were not exchanged in this round."""
         here = {item.transfer for item in items}
         groups = {part.group for _, part in here}
-        rounds = {slot: n for slot, n in self.waiting.rounds.items() if slot not in here}
+        rounds = {transfer: n for transfer, n in self.waiting.rounds.items() if transfer not in here}
         deficits = {group: d for group, d in self.waiting.deficits.items() if group not in groups}
         self.waiting = Waiting({**rounds, **left.rounds}, {**deficits, **left.deficits})
 
-    def drop(self, key: BlockKey) -> None:
-        """Deletion: nothing waits of the block."""
-        self._wait(lambda slot: slot[1].block != key)
+    def drop_block(self, key: BlockKey) -> None:
+        """Forget the waiting times of a deleted block."""
+        self._keep_waiting(lambda transfer: transfer[1].block != key)
 
     def forget_peer(self, peer: str) -> None:
-        self._wait(lambda slot: slot[0] != peer)
+        """Forget the waiting times of a peer."""
+        self._keep_waiting(lambda transfer: transfer[0] != peer)
 
-    def _wait(self, stays: Callable[[Transfer], bool]) -> None:
-        rounds = {slot: n for slot, n in self.waiting.rounds.items() if stays(slot)}
+    def _keep_waiting(self, stays: Callable[[Transfer], bool]) -> None:
+        rounds = {transfer: n for transfer, n in self.waiting.rounds.items() if stays(transfer)}
         self.waiting = Waiting(rounds, self.waiting.deficits)
 
     def _draw(self, round_: int) -> int:
@@ -87,15 +89,15 @@ class Allocating:
         return int.from_bytes(digest, "big")
 
 
-def _item(slot: Transfer, asked: bool, supply: Supply) -> Item:
-    """Without choices where nothing is known of the matrix yet, or sending it would gain nothing."""
-    peer, part = slot
+def _item(transfer: Transfer, asked: bool, supply: Supply) -> Item:
+    """The choices for one transfer; none if the matrix is not measured yet or a send would gain nothing."""
+    peer, part = transfer
     matrix, sizes = supply.distances.matrices.get(part), supply.sizes[part.group]
     if matrix is None:
         return Item(peer, part, ())
-    if asked:  # the neighbour has none, whatever it was sent: it may have been lost
+    if asked:  # earlier sends may have been lost: the neighbour holds B = 0
         points = choices(matrix.norm2, *matrix, sizes)
         least = min(sizes, key=lambda codec: (sizes[codec], codec))
         return Item(peer, part, points or (Choice(least, sizes[least], LEAST_GAIN),))
-    apart2 = supply.distances.apart2.get(slot, matrix.norm2)
+    apart2 = supply.distances.apart2.get(transfer, matrix.norm2)
     return Item(peer, part, choices(apart2, *matrix, sizes))

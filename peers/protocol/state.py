@@ -1,4 +1,4 @@
-"""The state of one device, shared by the parts of its protocol (state_machine.py)."""
+"""The state of one device, which all topics of its protocol share (state_machine.py lists the topics)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from peers.config import FIFO, DeviceConfig
 from peers.protocol.actions import Action, Log, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
-from peers.protocol.send_allocation import Allocating
+from peers.protocol.send_allocation import SendAllocation
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -26,49 +26,71 @@ SECOND = 1_000_000_000
 
 
 class Phase(Enum):
-    SETTLE = "settle"
-    JOIN = "join"
-    TRAIN = "train"
-    WAIT = "wait"
-    FINISH = "finish"
-    GONE = "gone"
+    """The stage of a device's life. The values appear in the health report."""
+
+    SETTLE = "settle"  # it looks for the other devices of the run
+    JOIN = "join"  # it fetches the blocks of a run that has begun
+    TRAIN = "train"  # its local steps of a round are under way
+    WAIT = "wait"  # it has published its data and waits for its neighbours' manifests
+    FINISH = "finish"  # it has closed its last round and says goodbye
+    GONE = "gone"  # it has left, retired or ended
+
+
+TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
+    Phase.SETTLE: frozenset({Phase.JOIN, Phase.TRAIN, Phase.GONE}),
+    # JOIN -> JOIN: a joiner that lost its slot claims another one.
+    Phase.JOIN: frozenset({Phase.JOIN, Phase.TRAIN, Phase.FINISH, Phase.GONE}),
+    Phase.TRAIN: frozenset({Phase.WAIT, Phase.FINISH, Phase.GONE}),
+    Phase.WAIT: frozenset({Phase.TRAIN, Phase.FINISH, Phase.GONE}),
+    # FINISH -> JOIN: a device joined after the last round and lost its slot before it ended.
+    Phase.FINISH: frozenset({Phase.JOIN, Phase.GONE}),
+    # GONE -> GONE: a leave after a retire, and the end of a device that has said that it goes.
+    Phase.GONE: frozenset({Phase.GONE}),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this device is and how it is reached."""
+    """The identity of this device and the facts of its start."""
 
-    device: str
-    address: str
-    public: bytes
-    seeds: tuple[str, ...]
-    cohort: int  # devices that start together; 0: whoever is there
+    device: str  # device id
+    address: str  # endpoint under which others reach it
+    public: bytes  # public half of the key that signs its records
+    seeds: tuple[str, ...]  # endpoints of devices that may be there already
+    cohort: int  # devices that start together; 0: join the devices that are there
     snapshot_every: int  # rounds between snapshots; 0: none
-    resumes: Mapping[str, int] = field(default_factory=dict)  # slot by device: whose block a checkpoint holds
+    resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
 
 
 @dataclass(slots=True)
 class Peer:
-    """A device this one talks to."""
+    """A device to which this device has a link. Times are ns of this device's clock.
 
-    address: str
-    heard_ns: int
-    greeted: bool = False
-    greet_again_ns: int = 0  # when to say hello once more to one who has not answered
-    greet_pause_ns: int = SECOND
-    refused: bool = False
-    done: bool = False  # it has said goodbye: nobody waits for it
-    finished: bool = False  # ... after its last round
-    parting: bool = False  # it leaves or retires: nothing more is told to it
-    dismissed: bool = False  # it has had this device's last word: nothing more is told to it either
-    silent: bool = False  # it has said its last word
-    view: bytes = b""  # hash of the members that it last said it knows
-    table_ns: int = -SECOND * 3600  # when it was last told all members that this device knows
-    manifests: dict[int, Manifest] = field(default_factory=dict)
+    connections.py changes the fields, with three exceptions: state_machine.py also sets `heard_ns`, rounds.py
+    `manifests` and `dismissed`, and `DeviceState.tell_table` sets `table_ns`.
+    """
+
+    address: str  # endpoint of the link
+    heard_ns: int  # arrival of its last control message; an idle link closes
+    greeted: bool = False  # hellos have been exchanged and fit
+    greet_again_ns: int = 0  # when to repeat a hello that was not answered
+    greet_pause_ns: int = SECOND  # pause before that repetition; it doubles
+    refused: bool = False  # its bases or capabilities differ from this device's
+    done: bool = False  # it sends no more data: no round waits for it
+    finished: bool = False  # it is done because it has closed its last round
+    parting: bool = False  # it leaves or retires: this device tells it nothing more
+    dismissed: bool = False  # this device has sent it its last message
+    silent: bool = False  # it has sent its last message
+    digest: bytes = b""  # digest of its membership table, as last told; b"": unknown
+    table_ns: int = -SECOND * 3600  # when this device last sent it its whole table
+    manifests: dict[int, Manifest] = field(default_factory=dict)  # by round, of this round and later ones
 
 
 class DeviceState:
-    """The state proper, the actions decided in the event at hand, and what all parts ask of both."""
+    """The state of one device, the actions of the event in progress, and queries that several topics need.
+
+    `phase` changes only through `enter`, `network_round` only through `saw_round`.
+    """
 
     def __init__(
         self,
@@ -79,29 +101,46 @@ class DeviceState:
         sign: Callable[[bytes], bytes],
         verify: Verify,
     ) -> None:
-        self.me, self.config, self.sizes = me, config, sizes
-        self.members = Membership(verify, sign)
-        self.mode = MODES[config.mixing.mode]()
-        allocator = config.radio.allocator
-        allocating = None if allocator == FIFO else Allocating(allocator, config.seed, me.device)
-        self.exchange = Exchange(self.mode, sizes, part_bytes, allocating)
-        self.phase = Phase.SETTLE
-        self.round = self.network_round = -1
-        self.own: Record | None = None
-        self.peers: dict[str, Peer] = {}
-        self.blocks: dict[BlockKey, Record] = {}
-        self.timers: dict[str, int] = {}
-        self.heard = False  # somebody has confirmed that it knows this device to go
-        self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))
-        self.correct_until = -1
-        self.events = 0  # that called for a correction
-        self.corrected_at: set[int] = set()
-        self._out: list[Action] = []
-        self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())
+        # Constant for the life of the device.
+        self.me = me
+        self.config = config
+        self.sizes = sizes  # dimensions of each group's matrices
+        self.mode = MODES[config.mixing.mode]()  # mixing mode; stateless
+
+        # State that has its own class.
+        self.members = Membership(verify, sign)  # membership table; membership.py merges records into it
+        self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
+        self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
+
+        self.phase = Phase.SETTLE  # changed by `enter`
+        self.round = -1  # own round; -1: none has begun; rounds.py
+        self.network_round = -1  # latest round that any device has reached; changed by `saw_round`
+        self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`
+        self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
+        self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
+        self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it
+        self.departure_confirmed = False  # a member knows that this device goes; membership.py, departure.py
+        self.correct_until = -1  # last round of the correction; `start_correction`
+        self.events = 0  # corrections started; `start_correction`
+        self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
+
+        self._out: list[Action] = []  # actions of the event in progress; `act`, `flush`
+        self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())  # cache of `training`
         kind = config.topology
         self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
 
-    # -- who is there ------------------------------------------------------------------------------
+    # -- phase and round ---------------------------------------------------------------------------
+    def enter(self, phase: Phase) -> None:
+        """Change the phase. Raises ValueError for a transition that is not in TRANSITIONS."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise ValueError(f"a device in phase {self.phase.value} cannot enter phase {phase.value}")
+        self.phase = phase
+
+    def saw_round(self, round_: int) -> None:
+        """Some device has reached this round."""
+        self.network_round = max(self.network_round, round_)
+
+    # -- members -----------------------------------------------------------------------------------
     @property
     def keep_crashed(self) -> bool:
         return self.config.on_crash == "keep"
@@ -115,10 +154,11 @@ class DeviceState:
         )
 
     def graph(self, members: Iterable[str]) -> topology.Graph[str]:
+        """The learning graph of the scenario over these members."""
         return topology.build(tuple(members), self._shape)
 
     def training(self) -> tuple[str, ...]:
-        """Those that train in this round, this device among them."""
+        """The devices that train in this round, this device included, in order of id."""
         now = self.members.changes, self.round
         if self._training[0] != now:
             names = {*self.members.training(self.round), self.me.device}
@@ -126,17 +166,17 @@ class DeviceState:
         return self._training[1]
 
     def resumes(self, record: Record) -> bool:
-        """Whether a block goes on with what a checkpoint holds of it: before anybody's first round."""
+        """Whether a block starts from the checkpoint. Only before the first round of any device."""
         held = self.me.resumes.get(record.device) == record.slot
         return held and record.incarnation == 0 and max(self.round, self.network_round) < 0
 
     def slot_lost(self) -> bool:
-        """Another device holds the own slot with the better claim."""
+        """Whether another device holds the own slot with an earlier claim."""
         losers = self.members.slot_losers(self.keep_crashed)
         return self.own is not None and any(record.key == self.own.key for record in losers)
 
     def missing(self) -> list[Part]:
-        """Foreign parts of which no copy has come yet; a block whose owner does not train yet is B = 0."""
+        """Foreign parts without a copy here. A block whose owner does not train yet is B = 0: not missing."""
         own = None if self.own is None else self.own.key
         trained = {key for key, record in self.blocks.items() if record.since_round >= 0 and key != own}
         held = sorted(self.exchange.held.items())
@@ -145,6 +185,7 @@ class DeviceState:
 
     # -- correction --------------------------------------------------------------------------------
     def start_correction(self, from_round: int) -> None:
+        """Correct in the `correction.rounds` rounds after `from_round`; not before the own first round."""
         if self.round >= 0 and self.config.correction.rounds:
             until = from_round + self.config.correction.rounds
             self.correct_until = max(self.correct_until, until)
@@ -153,26 +194,32 @@ class DeviceState:
 
     @property
     def work(self) -> str:
-        """What this round is: "train" or "correction"."""
+        """The kind of this round: "train" or "correction"."""
         return "correction" if self.round <= self.correct_until else "train"
 
     def damping(self) -> float:
-        """The share of the own move over this round that is kept. A refit is taken over whole, not averaged:
-        what goes with it is damped as averaging would have done."""
+        """The share of the own move over this round that is kept.
+
+        Neighbours replace their copies by a refitted block and do not average it. So the move that is sent
+        with it is damped to 1/members, as averaging would do.
+        """
         members = len(self.training())
         refitted = self.exchange.refitted()
         return 1 / members if refitted else self.mode.damping(members, self.config.mixing.omega)
 
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:
+        """Append actions for the driver."""
         self._out.extend(actions)
 
     def tell(self, peer: str, message: Message) -> None:
+        """Send a control message, unless the peer has had this device's last message."""
         known = self.peers.get(peer)
         if known is None or not known.dismissed:
             self.act(Tell(peer, message))
 
     def tell_all(self, message: Message, but: str | None = None) -> None:
+        """Send a control message to all greeted peers except `but`."""
         for name in self.greeted():
             if name != but:
                 self.tell(name, message)
@@ -181,12 +228,12 @@ class DeviceState:
         return Gossip([record.to_dict() for record in records], False, self.round)
 
     def announce(self, record: Record) -> None:
-        """The own record as it is from now on, told to all."""
+        """Replace the own record and tell it to all greeted peers."""
         self.own = record
         self.tell_all(self.gossip([record]))
 
     def tell_table(self, now: int, peer: str, reply: bool = False) -> None:
-        """All members that are known. `reply`: it is asked for its own."""
+        """Send the whole membership table to a peer. `reply`: ask for the peer's table."""
         records = list(self.members)
         for start in range(0, len(records), MAX_GOSSIP) or [0]:
             part = records[start : start + MAX_GOSSIP]
@@ -198,8 +245,15 @@ class DeviceState:
         self.peers[peer].table_ns = now
 
     def log(self, event: str, **fields: Any) -> None:
+        """Write a line of events.jsonl."""
         self.act(Log(event, fields))
 
     def flush(self) -> list[Action]:
+        """Return and clear the actions of the event."""
         out, self._out = self._out, []
         return out
+
+
+def _send_allocation(me: Identity, config: DeviceConfig) -> SendAllocation | None:
+    name = config.radio.allocator
+    return None if name == FIFO else SendAllocation(name, config.seed, me.device)

@@ -1,8 +1,15 @@
-"""The device as a state machine: events and the time in, actions out. No sockets, no sleeping, no tensors.
+"""One device as a state machine: events and the time in, actions out; no sockets, no sleeping, no tensors.
 
-settle / join -> (train -> wait for manifests)* -> finish -> gone. Membership, suspicion and gossip run beside
-the rounds in every state (method 5 and 9). Each part has a file: meeting, presence, joining, rounds; after
-every event, whatever it made possible happens.
+docs/architecture.md draws the phases of a device and the path of a message. Each topic has a file:
+
+- state.py: the shared state and the transitions between phases; actions.py: the actions.
+- connections.py: hellos, refusals and links. membership.py: the own record and changes of the table.
+- replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
+- joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
+- exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
+  signed_versions.py: signatures of versions. correction.py: measurements and policies.
+
+Membership and failure detection run beside the rounds in every phase (method 5 and 9).
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.replicas import Replicas
 from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
-from peers.protocol.signed_versions import statement
+from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state import SECOND, DeviceState, Identity, Peer, Phase
 from transport.wire.messages import (
     Ack,
@@ -52,9 +59,12 @@ from transport.wire.messages import (
 
 __all__ = ["DeviceProtocol", "Identity", "Peer", "Phase"]
 
+Handler = Callable[[int, str, Any], None]  # now, source, message
+BEFORE_GREETING = (Hello, Refuse)  # messages that are handled from devices which were not greeted
+
 
 class DeviceProtocol:
-    """One device's decisions."""
+    """The decisions of one device. Every event returns the actions that it leads to."""
 
     def __init__(
         self,
@@ -68,80 +78,115 @@ class DeviceProtocol:
         verify: Verify,
     ) -> None:
         self._verify = verify
-        self._s = DeviceState(me, config, sizes, part_bytes, sign, verify)
-        self._connections = Connections(self._s, fingerprint, difference)
-        self._replicas = Replicas(self._s)
-        self._membership = MembershipProtocol(self._s, self._connections, self._replicas)
-        self._failure_detection = FailureDetection(self._s, self._connections, self._membership)
-        self._anti_entropy = AntiEntropy(self._s, self._connections, self._membership, self._replicas)
-        self._correction = Correction(self._s, self._connections, sign, verify)
-        self._connections.others_needed = self._correction.neighbours
-        self._rounds = Rounds(self._s, self._connections, self._correction)
-        self._joining = Joining(self._s, self._connections, self._rounds)
-        self._departure = Departure(self._s, self._membership, self._rounds, sign, verify)
-        self._timers: dict[str, Callable[[int], None]] = {
-            "probe": self._failure_detection.on_timer,
-            "upkeep": self._anti_entropy.on_timer,
+        self._state = state = DeviceState(me, config, sizes, part_bytes, sign, verify)
+        self._connections = Connections(state, fingerprint, difference)
+        self._replicas = Replicas(state)
+        self._membership = MembershipProtocol(state, self._connections, self._replicas)
+        self._failure_detection = FailureDetection(state, self._connections, self._membership)
+        self._correction = Correction(state, self._connections, sign, verify)
+        self._anti_entropy = AntiEntropy(
+            state, self._connections, self._membership, self._replicas, self._correction.neighbours
+        )
+        self._rounds = Rounds(state, self._connections, self._correction)
+        self._joining = Joining(state, self._connections, self._rounds)
+        self._departure = Departure(state, self._membership, self._rounds, sign, verify)
+        self._timers = self._timer_table()
+        self._handlers = self._handler_table()
+
+    def _timer_table(self) -> dict[str, Callable[[int], None]]:
+        return {
+            "probe": self._failure_detection.on_probe,
+            "upkeep": self._anti_entropy.on_upkeep,
             "push_pull": self._anti_entropy.on_push_pull,
             "reconnect": self._anti_entropy.on_reconnect,
             "evict": self._membership.on_evict,
             "settle": self._on_settle,
-            "ask": self._joining.ask,
+            "ask": self._joining.on_ask,
             "deadline": self._rounds.on_deadline,
             "grace": self._rounds.on_grace,
             "last_call": self._departure.on_last_call,
             "insist": self._departure.on_insist,
         }
 
-    # -- what can be seen --------------------------------------------------------------------------
+    def _handler_table(self) -> dict[type[Message], Handler]:
+        """Update has its own entry points, `admit` and `update`. The driver handles Credit and Window."""
+        return {
+            Hello: self._connections.on_hello,
+            Refuse: self._connections.on_refuse,
+            Bye: self._connections.on_bye,
+            Ping: self._failure_detection.on_ping,
+            Ack: self._failure_detection.on_ack,
+            PingRequest: self._failure_detection.on_ping_request,
+            Nack: self._failure_detection.on_nack,
+            Suspect: self._failure_detection.on_suspect,
+            Gossip: self._membership.on_gossip,
+            Deleted: self._replicas.on_deleted,
+            Manifest: self._on_manifest,
+            Request: self._rounds.on_request,
+            Observed: self._correction.on_observed,
+            Stopping: self._departure.on_stopping,
+        }
+
+    # -- queries -----------------------------------------------------------------------------------
     @property
     def own(self) -> Record | None:
-        return self._s.own
+        return self._state.own
 
     @property
     def round(self) -> int:
-        return self._s.round
+        return self._state.round
 
     @property
-    def state(self) -> Phase:
-        return self._s.phase
+    def phase(self) -> Phase:
+        return self._state.phase
 
     @property
     def blocks(self) -> dict[BlockKey, Record]:
-        return self._s.blocks
+        return self._state.blocks
 
     @property
     def members(self) -> Membership:
-        return self._s.members
+        return self._state.members
 
     @property
     def peers(self) -> dict[str, Peer]:
-        return self._s.peers
+        return self._state.peers
 
     @property
     def exchange(self) -> Exchange:
-        return self._s.exchange
+        return self._state.exchange
 
-    # -- events ------------------------------------------------------------------------------------
+    @property
+    def signed_versions(self) -> bool:
+        """Whether only the owner of a block makes its versions, and signs them."""
+        return self._state.mode.shared_versions
+
+    # -- time and signals --------------------------------------------------------------------------
     def start(self, now: int) -> list[Action]:
-        """The process is up and bound."""
+        """The process has started and its socket is bound."""
         self._failure_detection.start(now)
         self._anti_entropy.start(now)
-        self._s.timers["settle"] = now + int(self._s.config.membership.settle_s * SECOND)
+        self._state.timers["settle"] = now + int(self._state.config.membership.settle_s * SECOND)
         if not self._connections.call_seeds(now):
             self._membership.claim(now)
         return self._done(now)
 
     def next_timer_ns(self) -> int | None:
-        return min(self._s.timers.values(), default=None)
+        return min(self._state.timers.values(), default=None)
 
     def tick(self, now: int) -> list[Action]:
-        """A timer is due."""
-        for name in [name for name, at in self._s.timers.items() if at <= now]:
-            del self._s.timers[name]
+        """Run the timers that are due."""
+        for name in [name for name, at in self._state.timers.items() if at <= now]:
+            del self._state.timers[name]
             self._timers[name](now)
         return self._done(now)
 
+    def signal(self, now: int, kind: str) -> list[Action]:
+        """leave (SIGTERM) or retire (SIGINT). After the last round both only end the process."""
+        self._departure.signal(now, kind)
+        return self._done(now)
+
+    # -- the learner -------------------------------------------------------------------------------
     def trained(
         self,
         now: int,
@@ -150,25 +195,30 @@ class DeviceProtocol:
         supply: Supply | None = None,
         outages: frozenset[str] = frozenset(),
     ) -> list[Action]:
-        """The local steps of this round are done; `changed`: copies that the last mixing moved. `supply`:
-        where an allocator decides what is sent. `outages`: peers to which no data goes in this round."""
+        """The local steps of this round are done. `changed`: parts that the last mixing has changed.
+
+        `supply`: the resources of the round, where an allocator decides. `outages`: peers to which no data
+        goes in this round.
+        """
         self._rounds.trained(now, changed, budget_bytes, supply, outages)
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:
-        """What the device was to measure after round `epoch` is there (correction/residuals.py)."""
+        """The measurements after round `epoch` are done (correction/residuals.py)."""
         self._correction.diagnosed(epoch, values)
         return self._done(now)
 
-    def signal(self, now: int, kind: str) -> list[Action]:
-        """leave (SIGTERM) or retire (SIGINT). After the last round either is only an exit."""
-        self._departure.signal(now, kind)
-        return self._done(now)
+    # -- updates -----------------------------------------------------------------------------------
+    def admit(self, source: str, header: Update) -> str | None:
+        """Whether a fragment of an update may be assembled; returns the reason of a refusal, or None.
 
-    def accepts(self, source: str, block: BlockKey) -> str | None:
-        """Why data of a block from a neighbour is not taken in; None: it is."""
-        state = self._s
+        It looks at the header only, so that a refused update costs no memory. The signature covers the whole
+        payload, so `update` checks it after the assembly.
+        """
+        state, block = self._state, BlockKey(header.block, header.block_incarnation)
         peer = state.peers.get(source)
+        if header.round >= state.config.round.count:
+            return "malformed"
         if peer is None or not peer.greeted:
             return "stranger"
         if state.members.tombstoned(block):
@@ -179,85 +229,67 @@ class DeviceProtocol:
             return "own"
         return None
 
-    @property
-    def signed_versions(self) -> bool:
-        """Whether a version of a block is its owner's alone, and signed by it."""
-        return self._s.mode.shared_versions
+    def update(
+        self, now: int, source: str, header: Update, matrix: object, payload: bytes | bytearray | memoryview
+    ) -> list[Action]:
+        """An admitted update is complete. `matrix`: the decoded payload.
 
-    def authentic(self, header: Update, payload: bytes | bytearray | memoryview, signature: bytes) -> bool:
-        """Whether the owner of a block has made this version of it."""
+        Drops it as forged if versions are signed and the signature is not the owner's. A later round may wait
+        for manifests only, so a copy that is kept for its round leads to no action.
+        """
         part = Part(BlockKey(header.block, header.block_incarnation), header.group)
-        record = self._s.members.get(part.block)
-        said = statement(part, header.version, header.codec, payload)
-        return record is not None and self._verify(record.public, said, signature)
-
-    def update(self, now: int, source: str, header: Update, values: object) -> list[Action]:
-        """A whole (block, group) matrix has arrived; it was accepted before."""
-        part = Part(BlockKey(header.block, header.block_incarnation), header.group)
-        self._s.network_round = max(self._s.network_round, header.round)
-        if self._joining.wants(part, header.cause):
-            self._joining.take(source, part, Arrival(header.version, values))
+        values = matrix
+        if self.signed_versions:
+            if not self._is_signed(part, header, payload):
+                return [Drop("forged")]
+            values = SignedCopy(matrix, bytes(payload), header.signature or b"")
+        self._state.saw_round(header.round)
+        if self._joining.replaces_copy(part, header.cause):
+            self._joining.adopt_copy(source, part, Arrival(header.version, values))
             return self._done(now)
-        self._s.exchange.receive(source, part, header.version, header.round, values)
-        return []  # it makes nothing possible: what waits, waits for manifests
+        self._state.exchange.on_copy(source, part, header.version, header.round, values)
+        return []
 
-    def receive(self, now: int, source: str, incarnation: int, message: Message) -> list[Action]:
-        """A control message."""
-        peer = self._s.peers.get(source)
-        if isinstance(message, Hello):
-            self._connections.on_hello(now, source, message)
-        elif isinstance(message, Refuse):
-            self._connections.on_refuse(source, message)
-        elif peer is None or not peer.greeted:
-            self._stranger(now, source, message)
-        else:
+    def _is_signed(self, part: Part, header: Update, payload: bytes | bytearray | memoryview) -> bool:
+        """Whether the owner of the block has signed this version."""
+        record = self._state.members.get(part.block)
+        signed = statement(part, header.version, header.codec, payload)
+        return record is not None and self._verify(record.public, signed, header.signature or b"")
+
+    # -- control messages --------------------------------------------------------------------------
+    def on_message(self, now: int, source: str, message: Message) -> list[Action]:
+        """A control message has arrived."""
+        peer, handler = self._state.peers.get(source), self._handlers.get(type(message))
+        if not isinstance(message, BEFORE_GREETING):
+            if peer is None or not peer.greeted:
+                self._on_stranger(now, source, message)
+                return self._done(now)
             peer.heard_ns = now
-            self._receive(now, source, message)
+        if handler is not None:
+            handler(now, source, message)
         return self._done(now)
 
-    def _stranger(self, now: int, source: str, message: Message) -> None:
-        """What one says that was not met changes nothing; but a member is greeted, and told that this device
-        is there."""
+    def _on_stranger(self, now: int, source: str, message: Message) -> None:
+        """Drop a message of a device that was not greeted.
+
+        If the device is a member, it is greeted, and its ping is answered.
+        """
         if self._connections.recall(now, source) and isinstance(message, Ping):
             self._failure_detection.on_ping(now, source, message)
         else:
-            self._s.act(Drop("stranger"))
+            self._state.act(Drop("stranger"))
 
-    def _receive(self, now: int, source: str, message: Message) -> None:
-        match message:
-            case Ping():
-                self._failure_detection.on_ping(now, source, message)
-            case Ack():
-                self._failure_detection.on_ack(now, source, message)
-            case PingRequest():
-                self._failure_detection.on_ping_request(now, source, message)
-            case Nack():
-                self._failure_detection.on_nack(source, message)
-            case Suspect():
-                self._failure_detection.on_suspect(now, source, message)
-            case Gossip():
-                self._membership.on_gossip(now, source, message)
-            case Deleted():
-                self._replicas.on_deleted(now, message)
-            case Manifest():
-                if self._rounds.on_manifest(now, source, message):
-                    self._joining.heard(source, message)
-            case Request():
-                self._rounds.on_request(source, message)
-            case Observed():
-                self._correction.heard(source, message)
-            case Bye():
-                self._connections.on_bye(source, message)
-            case Stopping():
-                self._departure.heard(now, source, message)
+    def _on_manifest(self, now: int, source: str, manifest: Manifest) -> None:
+        if self._rounds.on_manifest(now, source, manifest):
+            self._joining.on_manifest(source, manifest)
 
     def _on_settle(self, now: int) -> None:
-        if self._s.own is None:
+        if self._state.own is None:
             self._membership.claim(now)
-        self._rounds.settle(now)
+        self._rounds.begin_unsettled(now)
 
     def _done(self, now: int) -> list[Action]:
-        """Whatever the event has made possible; then all that was decided."""
+        """After every event: do what it has made possible, then return all actions."""
         self._joining.try_ask(now)
         self._rounds.try_begin(now)
         self._rounds.try_publish()
@@ -265,4 +297,4 @@ class DeviceProtocol:
         self._departure.try_end(now)
         self._rounds.try_exit()
         self._failure_detection.refresh()
-        return self._s.flush()
+        return self._state.flush()

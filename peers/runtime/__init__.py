@@ -1,1 +1,1 @@
-"""The process of one device: it joins the protocol, the learner, the links and the clock."""
+"""The process of one device. It joins the protocol, the learner, the links and the clock."""

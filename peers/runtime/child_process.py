@@ -1,4 +1,4 @@
-"""A child process that cannot outlive its launcher, whatever happens to the launcher."""
+"""A child process that ends when its launcher ends, even if the launcher is killed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def guard(lifeline: Connection | None) -> None:
-    """Give this process a group of its own and tie its life to the launcher's.
+    """Give this process its own process group, and end it when the launcher ends.
 
-    Two ties: the kernel kills it when its parent dies (also while it is stopped; Linux), and a thread ends it
-    when the launcher's end of `lifeline` closes (everywhere).
+    On Linux the kernel kills it when its parent dies, also while it is stopped. On every system a thread ends
+    it when the launcher's end of `lifeline` closes.
     """
-    os.setpgid(0, 0)  # Ctrl-C in the launcher's terminal is the launcher's to handle
+    os.setpgid(0, 0)  # Ctrl-C in the terminal must reach only the launcher
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if lifeline is not None:

@@ -1,4 +1,4 @@
-"""What is to happen on a device, in the order of (time, kind, source, number): the same on every run."""
+"""Events of a device in the order of (time, kind, source, number), which is the same in every run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from peers.protocol.actions import Action
 
-Event = Callable[[int], list[Action]]  # the time in ns in, what is to be done out
+Event = Callable[[int], list[Action]]  # time in ns -> actions of the protocol
 
 
 class Kind(IntEnum):
-    """At equal times: first what the scenario does, then messages, then what the device itself has done."""
+    """Order of events at equal times: scripted events, then messages, then the device's own work."""
 
     SCRIPT = 0
     MESSAGE = 1
@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
 @dataclass(slots=True, order=True)
 class Planned:
-    """An event. `ready`: what must have been computed, whatever the real time, before it can happen."""
+    """A queued event. `ready`: work that must be finished before the event is handled, in real time."""
 
     at_ns: int
     kind: Kind
@@ -35,7 +35,7 @@ class Planned:
 
 
 class EventQueue:
-    """A queue by time."""
+    """A priority queue of events by time."""
 
     def __init__(self) -> None:
         self._heap: list[Planned] = []
@@ -50,7 +50,7 @@ class EventQueue:
         number: int | None = None,
         ready: Future[Any] | None = None,
     ) -> None:
-        """`number`: order among events of one source at one time; None: as they were added."""
+        """`number`: order of the events of one source at one time; None: the order of the calls."""
         self._count += 1
         number = self._count if number is None else number
         heapq.heappush(self._heap, Planned(at_ns, kind, source, number, event, ready))
@@ -59,11 +59,11 @@ class EventQueue:
         return self._heap[0].at_ns if self._heap else None
 
     def pop(self) -> Planned:
-        """The next event. Raises IndexError when there is none."""
+        """Remove the next event and return it. Raises IndexError when the queue is empty."""
         return heapq.heappop(self._heap)
 
-    def take(self, now_ns: int, kind: Kind) -> Iterator[Planned]:
-        """All of a kind that are due, in order; what else is planned is forgotten."""
+    def drain_due(self, now_ns: int, kind: Kind) -> Iterator[Planned]:
+        """Empty the queue. Yields the due events of one kind in order and discards all others."""
         while self._heap:
             planned = heapq.heappop(self._heap)
             if planned.kind is kind and planned.at_ns <= now_ns:

@@ -1,4 +1,4 @@
-"""The learner's thread, first in, first out: what is decided in order happens in order, beside the loop."""
+"""The learner thread: all work on the model, one piece after the other in the order of the calls."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction import lookahead
 from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.correction.residuals import effective_eta, mu_from_losses, pack
 from coordinator_free.identifiers import BlockKey, Part
-from peers.config import FIFO, DeviceConfig
+from peers.config import DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.learner import Learner, TrainResult
-from peers.learning.neighbour_copies import Distances, NeighbourCopies
+from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
 from peers.runtime.recorder import Recorder
@@ -32,7 +33,10 @@ Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables
 
 
 class Trained(NamedTuple):
-    """changed: copies that mixing has moved since the last training. distances: where an allocator asks."""
+    """The result of a round's local steps.
+
+    changed: parts that mixing has moved since the last training. distances: empty without an allocator.
+    """
 
     result: TrainResult
     changed: set[Part]
@@ -40,69 +44,78 @@ class Trained(NamedTuple):
 
 
 class LearnerThread:
-    """Everything that touches the model. Each method queues work and returns its future."""
+    """Queues work on the model. Public methods run in the event loop, private ones in the learner thread.
+
+    A result comes as a future. Work is done in the order of the calls.
+    """
 
     def __init__(
         self,
         learner: Learner,
         recorder: Recorder,
         config: DeviceConfig,
-        failed: Callable[[BaseException], None],
+        on_failure: Callable[[BaseException], None],
         versions: Versions,
+        copies: NeighbourCopies | None = None,
     ) -> None:
-        self._learner, self._recorder, self._failed = learner, recorder, failed
-        self._versions = versions
-        self.copies = None if config.radio.allocator == FIFO else NeighbourCopies()  # for its thread
+        """`on_failure` gets the exception of any work, in the learner thread. `copies`: None without an
+        allocator."""
+        self._learner, self._recorder, self._on_failure = learner, recorder, on_failure
+        self._versions, self._copies = versions, copies
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
-        self._losses: list[tuple[float, ...]] = []  # since the correction began, by round and step
-        self._most, self._steps = 0, dict[str, int]()  # of the last training, at most and by group
+        self._losses: list[tuple[float, ...]] = []  # by round and step, since the correction began
+        self._max_steps, self._steps = 0, dict[str, int]()  # of the last training: maximum, by group
         self._moves: dict[str, float] = {}
-        self._disagreement: dict[str, float] = {}  # D_g of the last mixing of each group
+        self._disagreement: dict[str, float] = {}  # D_g at the last mixing of each group
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Queue any work. `failed` is told, in the thread, what it raises."""
+        """Queue any work."""
         future = self._thread.submit(work)
-        future.add_done_callback(self._check)
+        future.add_done_callback(self._report_failure)
         return future
 
     def diagnose(self, action: do.Diagnose) -> Future[Diagnosed]:
+        """Measure the observables of the residuals (method 6) on the model as it is then."""
         return self.submit(partial(self._diagnose, action))
 
     def train(self, action: do.Train) -> Future[Trained]:
         return self.submit(partial(self._train, action))
 
     def mix(self, mixes: tuple[Mix, ...]) -> Future[None]:
+        """Mix neighbours' copies into the own ones (method 5)."""
         return self.submit(partial(self._mix, mixes))
 
     def add_block(self, action: do.AddBlock) -> Future[None]:
-        return self.submit(partial(self._add, action))
+        return self.submit(partial(self._add_block, action))
 
     def own_block(self, action: do.OwnBlock) -> Future[None]:
-        carry = None if action.carry is None else action.carry
         self._own = action.key
         return self.submit(
-            partial(self._learner.set_own, self._own, action.slot, carry, resume=action.resume)
+            partial(self._learner.set_own, action.key, action.slot, action.carry, resume=action.resume)
         )
 
     def drop_block(self, action: do.DropBlock) -> Future[DeletionReceipt | None]:
-        """None: it was not held."""
-        return self.submit(partial(self._drop, action))
+        """Delete a block. The result is None if the device did not hold it."""
+        return self.submit(partial(self._drop_block, action))
 
-    def heard(self, peer: str, part: Part, matrix: Tensor) -> None:
-        """A neighbour's copy, for the allocator."""
-        if self.copies is not None:
-            self.submit(partial(self.copies.note, peer, part, matrix))
+    def on_neighbour_copy(self, peer: str, part: Part, matrix: Tensor) -> None:
+        """Keep a neighbour's copy [rows_g, r_g] for the allocator. Without one this does nothing."""
+        if self._copies is not None:
+            self.submit(partial(self._copies.note, peer, part, matrix))
 
-    def forget(self, peer: str) -> None:
-        """A neighbour that is gone, or may have started again: what it held is not known any more."""
-        if self.copies is not None:
-            self.submit(partial(self.copies.forget, peer))
+    def forget_copies_of(self, peer: str) -> None:
+        """Forget the copies of a neighbour that is gone or may have started again."""
+        if self._copies is not None:
+            self.submit(partial(self._copies.forget, peer))
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
-        """For the harness. At an event local steps may be under way: it shows the last mixed state."""
+        """Write the adapter for the evaluator.
+
+        A snapshot of an event shows the last mixed state, because local steps may be under way.
+        """
         name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
         meta = {"device": device, "round": str(action.round), "tag": action.tag}
         meta["incarnation"] = str(incarnation)
@@ -110,22 +123,23 @@ class LearnerThread:
         return self.submit(partial(self._learner.snapshot, path, meta, ":" in action.tag))
 
     def export(self, path: Path) -> Future[str]:
+        """Write the adapter folder. The result is the adapter's SHA-256 in hex."""
         return self.submit(partial(self._learner.export, path))
 
     def checkpoint(self, path: Path) -> Future[None]:
         return self.submit(partial(self._learner.checkpoint, path))
 
-    def record(self, metrics: dict[str, object]) -> Future[None]:
-        """A line of metrics.jsonl with the norms as they are when all that was queued before is done."""
+    def record_metrics(self, metrics: dict[str, object]) -> Future[None]:
+        """Write a line of metrics.jsonl. It has the blocks' norms after all work that was queued before."""
         return self.submit(lambda: self._recorder.metrics({**metrics, "norms": self._learner.norms()}))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _check(self, future: Future[Result]) -> None:
+    def _report_failure(self, future: Future[Result]) -> None:
         error = None if future.cancelled() else future.exception()
         if error is not None:
-            self._failed(error)
+            self._on_failure(error)
 
     def _train(self, action: do.Train) -> Trained:
         changed, self._changed = self._changed, set()
@@ -133,72 +147,75 @@ class LearnerThread:
             self._learner.set_anchor()
             self._losses = []
         steps = {group: settings.steps for group, settings in action.settings.items()}
-        if steps != self._steps:  # losses of other numbers of steps tell another slope
+        if steps != self._steps:  # the slope of the losses depends on the number of steps
             self._losses = []
         learner = self._learner
         result = learner.train(action.round, action.steps, action.rehearse, action.settings, action.fisher)
-        self._moves = self._learner.own_move()  # before damping, and before neighbours pull it back
+        self._moves = self._learner.own_move()  # before damping and mixing change it
         self._steps = steps
-        self._most = result.steps
+        self._max_steps = result.steps
         self._losses.append(result.losses)
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
         return Trained(result, changed, self._distances())
 
     def _distances(self) -> Distances:
-        """Of the copies as they are now from the neighbours'."""
-        if self.copies is None:
+        """Distances of the own copies, as they are now, from the neighbours' copies."""
+        if self._copies is None:
             return Distances()
         held = [(key, group) for key in self._learner.held() for group in self._learner.groups]
-        return self.copies.distances(
+        return self._copies.distances(
             {Part(key, group): self._learner.read(key, group) for key, group in held}
         )
 
     def _mix(self, mixes: tuple[Mix, ...]) -> None:
-        """own <- (1 - sum w) own + sum w * copy, in the order of the operations and their terms."""
-        mixed_now = {mix.part.group for mix in mixes if mix.terms}  # others wait for their H_g-th round
+        """own <- (1 - sum w) own + sum w * copy, in the order of `mixes` and of their terms."""
+        mixed_now = {mix.part.group for mix in mixes if mix.terms}  # the others are not due in this round
         self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:
-            key = mix.part.block
-            if not self._learner.has(key):
-                continue
-            own = self._learner.read(key, mix.part.group)
-            mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, copy in mix.terms:
-                values = copy.matrix if isinstance(copy, SignedCopy) else copy
-                if isinstance(copy, SignedCopy) and mix.version is not None:
-                    self._versions.keep(mix.part, mix.version, copy)
-                if values is not None:
-                    mixed.add_(values, alpha=weight)
-                refit = weight == 1.0 and mix.version is None  # which replaces a copy: no disagreement
-                if values is not None and not refit:
-                    self._note_distance(mix.part.group, weight, values, own)
-            if not mixed.equal(own):
-                self._learner.write(key, mix.part.group, mixed)
-                self._changed.add(mix.part)
+            if self._learner.has(mix.part.block):
+                self._mix_part(mix)
 
-    def _add(self, action: do.AddBlock) -> None:
+    def _mix_part(self, mix: Mix) -> None:
+        key, group = mix.part.block, mix.part.group
+        own = self._learner.read(key, group)
+        mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
+        for weight, copy in mix.terms:
+            values = copy.matrix if isinstance(copy, SignedCopy) else copy
+            if isinstance(copy, SignedCopy) and mix.version is not None:
+                self._versions.keep(mix.part, mix.version, copy)
+            if values is not None:
+                mixed.add_(values, alpha=weight)
+            refit = weight == 1.0 and mix.version is None  # a refit replaces a copy
+            if values is not None and not refit:
+                self._add_disagreement(group, weight, values, own)
+        if not mixed.equal(own):
+            self._learner.write(key, group, mixed)
+            self._changed.add(mix.part)
+
+    def _add_block(self, action: do.AddBlock) -> None:
+        """Add a foreign block. It starts with the copy of `action.carry`, if that is held."""
         key = action.key
         self._learner.add_block(key, action.slot, resume=action.resume)
-        earlier = None if action.carry is None else action.carry
+        earlier = action.carry
         if earlier is not None and self._learner.has(earlier):
             for group in self._learner.groups:
                 self._learner.write(key, group, self._learner.read(earlier, group))
 
-    def _note_distance(self, group: str, weight: float, values: Tensor, own: Tensor) -> None:
-        """w ||B^(i) - B^(j)||^2, of D_g; not where no policy asks for it."""
+    def _add_disagreement(self, group: str, weight: float, values: Tensor, own: Tensor) -> None:
+        """Add w ||B^(i) - B^(j)||^2 to D_g (method 6) if a policy measures it."""
         if self._config.correction.policy not in SCHEDULES:
             self._disagreement[group] += weight * float((values - own).square().sum())
 
     def _diagnose(self, action: do.Diagnose) -> Diagnosed:
-        """The device's observables, packed; what is known beside the gradients goes with them (method 6)."""
+        """The packed observables of the device (method 6), followed by the results of trials, if any."""
         correction = self._config.correction
         found = self._learner.diagnose(action.round, correction.sketch, Options(labels=correction.labels))
         own = self._own
         groups = []
         for group, measured in found.groups.items():
             gradient = math.sqrt(measured.blocks.get(own, 0.0)) if own is not None else 0.0
-            steps = min(self._most, self._steps.get(group, self._most))
+            steps = min(self._max_steps, self._steps.get(group, self._max_steps))
             eta = effective_eta(self._moves.get(group, 0.0), steps, gradient)
             mu = mu_from_losses(self._losses, eta, action.members)
             groups.append(measured.observables(mu, eta, self._disagreement.get(group, 0.0)))
@@ -208,15 +225,14 @@ class LearnerThread:
             values = np.concatenate([values, lookahead.pack(drops, found.groups)])
         return values, found
 
-    def _drop(self, action: do.DropBlock) -> DeletionReceipt | None:
+    def _drop_block(self, action: do.DropBlock) -> DeletionReceipt | None:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
-        self._versions.drop(key)
-        if self.copies is not None:
-            self.copies.drop(key)
-        block = key
-        if not self._learner.has(block):
+        self._versions.drop_block(key)
+        if self._copies is not None:
+            self._copies.drop(key)
+        if not self._learner.has(key):
             return None
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
-        return self._learner.delete_block(block, action.refit)
+        return self._learner.delete_block(key, action.refit)

@@ -1,4 +1,4 @@
-"""An emulated partition: whom a device does not hear any more, as the testbed writes it into its folder."""
+"""An emulated partition: the testbed writes into a device's folder which devices it cannot reach."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ SIGNAL = signal.SIGUSR1
 
 
 def ignore() -> None:
-    """Of a device that is still starting: it reads the file once it listens."""
+    """Ignore the signal while the device starts. It reads the file when it handles events."""
     signal.signal(SIGNAL, signal.SIG_IGN)
 
 
 def write(folder: Path, cut_off: Iterable[str]) -> None:
-    """Takes effect when the device starts or gets a SIGNAL. Nobody: the partition is healed."""
+    """Write the ids of the cut-off devices. An empty list heals the partition.
+
+    The device reads the file when it starts and when it gets `SIGNAL`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{FILE}.tmp"
     unfinished.write_text(json.dumps(sorted(cut_off)), encoding="utf-8")
@@ -25,13 +28,10 @@ def write(folder: Path, cut_off: Iterable[str]) -> None:
 
 
 def read(folder: Path) -> frozenset[str]:
-    """Nobody where nothing, or nothing sensible, is written."""
+    """The ids of the cut-off devices. Empty if the file is missing or invalid."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return frozenset()
-    return (
-        frozenset(found)
-        if isinstance(found, list) and all(isinstance(d, str) for d in found)
-        else frozenset()
-    )
+    valid = isinstance(found, list) and all(isinstance(device, str) for device in found)
+    return frozenset(found) if valid else frozenset()

@@ -1,20 +1,26 @@
-"""What a device writes into its folder: one JSON object a line, flushed: a kill costs one line at most."""
+"""Records of a device in its folder, one JSON object a line. A kill loses at most one line of each file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from peers.protocol.actions import RoundDone
+from peers.runtime.futures import call_when_done
+from transport.clocks.real import Clock
 
 if TYPE_CHECKING:
     from peers.learning.learner import TrainResult
 
+Result = TypeVar("Result")
+Fields = dict[str, object]
+
 
 class Recorder:
-    """`events.jsonl` and `metrics.jsonl` of one device. Times are seconds from the run's start."""
+    """Writes `events.jsonl` and `metrics.jsonl` of one device. Times are seconds since the run's start."""
 
     def __init__(self, folder: Path, epoch_ns: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,16 +28,16 @@ class Recorder:
         self._epoch_ns = epoch_ns
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.is_first = self._metrics.tell() == 0  # no earlier life of the device has closed a round
+        self.is_first = self._metrics.tell() == 0  # no earlier process of the device has closed a round
 
     def seconds(self, at_ns: int) -> float:
         return round((at_ns - self._epoch_ns) / 1e9, 6)
 
-    def event(self, at_ns: int, round_: int, event: str, fields: dict[str, object]) -> None:
+    def event(self, at_ns: int, round_: int, event: str, fields: Fields) -> None:
         head = {"t_s": self.seconds(at_ns), "round": round_, "event": event}
         _write(self._events, {**head, **{k: v for k, v in fields.items() if k != "round"}})
 
-    def metrics(self, record: dict[str, object]) -> None:
+    def metrics(self, record: Fields) -> None:
         _write(self._metrics, record)
 
     def close(self) -> None:
@@ -39,8 +45,34 @@ class Recorder:
         self._metrics.close()
 
 
-def round_line(done: RoundDone, trained: TrainResult, seconds: Callable[[int], float]) -> dict[str, object]:
-    """What a closed round says of itself. `compute_s` is real time, all else the run's clock's."""
+class EventRecorder:
+    """Writes events with the device's current round into a `Recorder`."""
+
+    def __init__(self, recorder: Recorder, clock: Clock, current_round: Callable[[], int]) -> None:
+        self._recorder, self._clock, self._current_round = recorder, clock, current_round
+
+    def record(self, at_ns: int, event: str, **fields: object) -> None:
+        self._recorder.event(at_ns, self._current_round(), event, fields)
+
+    def record_when_done(
+        self, future: Future[Result], event: str, fields: Callable[[Result], Fields | None]
+    ) -> None:
+        """Record the result of queued work with the round in which the work was queued.
+
+        `fields` makes the event's fields from the result; with None no event is written.
+        """
+        queued_ns, round_ = self._clock.now(), self._current_round()
+
+        def done(result: Result) -> None:
+            found = fields(result)
+            if found is not None:
+                self._recorder.event(self._clock.completed_ns(queued_ns), round_, event, found)
+
+        call_when_done(future, done)
+
+
+def metrics_of_round(done: RoundDone, trained: TrainResult, seconds: Callable[[int], float]) -> Fields:
+    """The line of a closed round. `compute_s` is real time; all other times are of the run's clock."""
     return {
         "round": done.round,
         "phase": done.phase,
@@ -58,6 +90,6 @@ def round_line(done: RoundDone, trained: TrainResult, seconds: Callable[[int], f
     }
 
 
-def _write(file: TextIO, record: dict[str, object]) -> None:
+def _write(file: TextIO, record: Fields) -> None:
     file.write(json.dumps(record) + "\n")
     file.flush()

@@ -1,98 +1,76 @@
-"""What a scenario makes a device do at virtual times: with a real clock the launcher does it from outside."""
+"""Events of the scenario under the virtual clock, where each device performs its own events.
+
+Under the real clock the launcher causes these events from outside, with signals.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from peers.protocol.actions import Action
 from peers.runtime.event_queue import Event, EventQueue, Kind
+from peers.runtime.spec import ScriptedEvent
 from transport.clocks.virtual import VirtualClock
 from transport.clocks.windows import ABSENT, STARTED
 
 SECOND = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Scripted:
-    """Once every device that is there has closed `round`. `join`, `return`: this device starts only then."""
-
-    round: int
-    kind: Literal["leave", "retire", "crash", "stall", "join", "return", "partition", "heal"]
-    duration_s: float = 0.0  # stall: emulated seconds until it goes on
-    cut_off: frozenset[str] = frozenset()  # partition: whom this device does not hear any more
-
-
-class Script:
-    """A device's part of a scenario, taken event by event."""
-
-    def __init__(self, events: tuple[Scripted, ...]) -> None:
-        self._left = sorted(events, key=lambda event: event.round)
-
-    @property
-    def waits(self) -> bool:
-        """The device has yet to join."""
-        return any(event.kind in ("join", "return") for event in self._left)
-
-    def due(self, slowest_round: int | None) -> list[Scripted]:
-        """What the slowest device's closed round makes due; taken once."""
-        due = [e for e in self._left if slowest_round is not None and e.round <= slowest_round]
-        self._left = [e for e in self._left if e not in due]
-        return due
-
-
-class Actor:
-    """Acts a device's script out. `cut_off`, `signal`: of its outbox and protocol; `begin`: its start."""
+class ScriptedEvents:
+    """Queues the events of a device's script when they are due, and performs them."""
 
     def __init__(
         self,
-        script: Script,
+        script: tuple[ScriptedEvent, ...],
         virtual: VirtualClock | None,
         queue: EventQueue,
-        begin: Event,
-        cut_off: Callable[[frozenset[str], int], None],
+        start_device: Event,
+        set_partition: Callable[[frozenset[str], int], None],
         signal: Callable[[int, str], list[Action]],
-        record: Callable[[int, Scripted], None],
+        record: Callable[[int, ScriptedEvent], None],
     ) -> None:
-        self._script, self._virtual, self._queue = script, virtual, queue
-        self._begin, self._cut_off, self._signal, self._record = begin, cut_off, signal, record
+        """`signal`: the protocol's handler of `leave` and `retire`. `record`: writes an event's log line."""
+        self._pending = sorted(script, key=lambda event: event.round)
+        self._virtual, self._queue, self.start_device = virtual, queue, start_device
+        self._set_partition, self._signal, self._record = set_partition, signal, record
         self.stalled_until_ns = 0
-        self.dying = False
+        self.crashed = False
 
     @property
-    def waits(self) -> bool:
-        """The process is there, the device has yet to join."""
-        return self._script.waits
+    def absent(self) -> bool:
+        """Whether the device has yet to join: the process runs, the protocol does not."""
+        return any(event.kind in ("join", "return") for event in self._pending)
 
-    def enter(self) -> None:
-        """The process takes part in virtual time, if there is one."""
+    def start_clock(self) -> None:
+        """Let the process take part in virtual time. Without a virtual clock this does nothing."""
         if self._virtual is not None:
             self._virtual.start()
-            self._virtual.round = ABSENT if self.waits else STARTED
+            self._virtual.round = ABSENT if self.absent else STARTED
 
-    def follow(self) -> None:
-        """What the last window has made due is for its start."""
+    def queue_due(self) -> None:
+        """Queue the events that the last window made due, for the start of that window."""
         grant = None if self._virtual is None else self._virtual.grant
-        if grant is None:
+        if grant is None or grant.slowest_round is None:
             return
-        for event in self._script.due(grant.slowest_round):
-            self._queue.add(grant.start_ns, Kind.SCRIPT, partial(self._act_out, event=event))
+        due = [event for event in self._pending if event.round <= grant.slowest_round]
+        self._pending = self._pending[len(due) :]  # sorted by round
+        for event in due:
+            self._queue.add(grant.start_ns, Kind.SCRIPT, partial(self._perform, event=event))
 
-    def _act_out(self, now: int, event: Scripted) -> list[Action]:
+    def _perform(self, now: int, event: ScriptedEvent) -> list[Action]:
         assert self._virtual is not None
         self._record(now, event)
         match event.kind:
             case "join" | "return":
                 self._virtual.round = STARTED
-                return self._begin(now)
+                return self.start_device(now)
             case "stall":
                 self.stalled_until_ns = now + int(event.duration_s * SECOND)
             case "crash":
-                self.dying = True
+                self.crashed = True
             case "partition" | "heal":
-                self._cut_off(event.cut_off, now)
+                self._set_partition(event.cut_off, now)
             case _:
                 return self._signal(now, event.kind)
         return []

@@ -21,13 +21,15 @@ from peers.config import DeviceConfig
 from peers.learning.learner import Learner, TrainResult
 from peers.protocol.state_machine import Phase
 from peers.runtime.driver import Driver
-from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
+from peers.runtime.spec import DeviceSpec
+from peers.runtime.wiring import count_drop, make_driver
 from tests.support.learners import small_config, small_learner
 from tests.support.live_links import LISTEN
 from tests.support.relay import Relay, relay
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.shaping.accounting import Accounts
 from transport.wire.messages import Buffer
 
 ROUNDS, HELD_ROUND = 6, 2
@@ -124,8 +126,9 @@ async def _live(
     links = {name: make(name, LISTEN, keys.get(name)) for name in ("d0", "d1")}
     hold = Hold()
     async with AsyncExitStack() as stack:
-        for end in links.values():
-            await end.start()
+        accounts = {name: Accounts() for name in links}
+        for name, end in links.items():
+            await end.start(count_drop(accounts[name]))
             stack.push_async_callback(end.close)
         way = await stack.enter_async_context(relay(links["d0"].address))
         addresses = {"d0": way.address, "d1": links["d1"].address}
@@ -135,9 +138,9 @@ async def _live(
             stack.callback(recorder.close)
             spec = _spec(name, config, addresses, folder, keys.get(name))
             learner = await asyncio.to_thread(partial(small_learner, device=name))
-            devices[name] = Device(
-                Driver(spec, end, learner, recorder, DeviceIdentity.generate(name.encode() * 16)), end
-            )
+            identity = DeviceIdentity.generate(name.encode() * 16)
+            driver = make_driver(spec, end, accounts[name], learner, recorder, identity)
+            devices[name] = Device(driver, end)
             if name == "d1":
                 hold.on(learner)
         stack.callback(hold.over.set)
@@ -158,7 +161,7 @@ async def _attack(attack: Attack, devices: Mapping[str, Device], way: Relay, hol
     try:
         assert await asyncio.to_thread(hold.reached.wait, PATIENCE_S), "no round was reached"
         waiting = devices["d0"].driver.protocol
-        await until(lambda: (waiting.round, waiting.state) == (HELD_ROUND, Phase.WAIT))
+        await until(lambda: (waiting.round, waiting.phase) == (HELD_ROUND, Phase.WAIT))
         await attack(devices, way)
     finally:
         hold.over.set()

@@ -30,9 +30,10 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def device(name: str, keys: NetworkKeys | None = None, **more: Any) -> AsyncIterator[ZmqLinks]:
+    on_drop = more.pop("on_drop", None)
     links = ZmqLinks(name, more.pop("listen", LISTEN), keys, **more)
     try:
-        await links.start()
+        await links.start(on_drop)
         yield links
     finally:
         await links.close()

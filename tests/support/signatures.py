@@ -62,8 +62,8 @@ class Cluster:
         raise AssertionError(f"no agreement after {limit} exchanges")
 
     def settled(self) -> bool:
-        views = {members.view() for members in self.tables.values()}
-        return len(views) == 1 and not any(t.slot_losers() for t in self.tables.values())
+        digests = {members.digest() for members in self.tables.values()}
+        return len(digests) == 1 and not any(t.slot_losers() for t in self.tables.values())
 
 
 def digest(members: Membership) -> str:

@@ -1,8 +1,8 @@
-"""A network of device protocols in simulated time: the actions of each become events at the others.
+"""A network of device protocols in simulated time: the actions of one device become events at the others.
 
-Nothing sleeps and nothing is shared but the clock, an integer of ns. A learner's part is played by small
-arrays: local steps add `move(device, round)` to the own block, mixing is done on the spot. Messages keep
-their order within a class (control, data) on a link, as in the shaper, and pass through the wire format.
+Devices share only the clock, an integer of ns. Small arrays stand for the learner: local steps add
+`move(device, round)` to the own block, and mixing takes no time. Messages keep their order within a class
+(control, data) on a link, as in the shaper, and pass through the wire format.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.protocol import actions as do
+from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
 from transport.wire.messages import Bye, Envelope, Message, Update
@@ -30,14 +31,14 @@ Values = NDArray[np.float64]
 Event = Callable[[int], list[do.Action]]
 SECOND = 1_000_000_000
 MILLI = 1_000_000
-WIDTH = 3  # numbers in a part
+WIDTH = 3  # values of a part
 PART_BYTES = 100  # what a part costs of the budget
 GROUPS = ("early", "late")
 PLENTY = 1_000_000  # bytes: a budget that withholds nothing
 
 
 def small_config(**sections: Any) -> DeviceConfig:
-    """Defaults for rounds of about 0.1 s; a section given replaces the same keys of the default."""
+    """Defaults for rounds of about 0.1 s. The keys of a given section replace those of the default."""
     defaults: dict[str, dict[str, Any]] = {
         "adapter": {"max_devices": 8},
         "round": {"count": 100_000, "deadline_s": 2.0},
@@ -55,7 +56,7 @@ def address(device: str) -> str:
 
 
 def move(device: str, round_: int) -> Values:
-    """What a round's local steps add to each part of the own block: different for everyone, bounded."""
+    """The change of each part of the own block in a round: bounded, and different for each device."""
     seed = sum(map(ord, device))
     angles: Values = np.arange(1.0, 1 + WIDTH) * (1 + seed + 7 * round_)
     return np.sin(angles)
@@ -67,7 +68,7 @@ def still(device: str, round_: int) -> Values:
 
 
 class SimDevice:
-    """One protocol, what its learner would hold, and a record of what it was told to do."""
+    """One protocol, the values of its learner, and a record of all its actions."""
 
     def __init__(self, me: Identity, config: DeviceConfig, fingerprint: dict[str, Any]) -> None:
         self.name = me.device
@@ -123,16 +124,16 @@ class SimDevice:
             self.changed.add(Part(key, group))
 
     def table(self) -> tuple[object, ...]:
-        """What all devices must agree on: members, blocks and slots, as decided and as held."""
+        """The state on which all devices must agree: members, blocks and slots, as decided and as held."""
         members = self.protocol.members
         blocks = {key: record.slot for key, record in self.protocol.blocks.items()}
         alive = {device: record.key for device, record in members.alive().items()}
         known = [(r.key, r.status, r.slot, r.since_round) for r in members]
         return known, alive, blocks, self.slots, {part.block for part in self.values}
 
-    # -- the learner's part ------------------------------------------------------------------------
+    # -- the learner --------------------------------------------------------------------------------
     def train(self, action: do.Train) -> set[Part]:
-        """Moves the own block; returns what mixing had moved before."""
+        """Change the own block; returns the parts that mixing has changed before."""
         changed, self.changed = self.changed, set()
         if self.protocol.own is not None:
             step = action.damping * self.move(self.name, action.round)
@@ -147,7 +148,8 @@ class SimDevice:
                 continue
             own = self.values[mix.part]
             mixed = own * (1.0 - sum(weight for weight, _ in mix.terms))
-            for weight, values in mix.terms:
+            for weight, copy in mix.terms:
+                values = copy.matrix if isinstance(copy, SignedCopy) else copy
                 if values is not None:
                     mixed = mixed + weight * values
             if not np.array_equal(mixed, own):
@@ -175,10 +177,10 @@ class Network:
         self.config = config
         self.now = 0
         self.devices: dict[str, SimDevice] = {}
-        self.everyone: list[SimDevice] = []  # earlier lives of a device too
+        self.everyone: list[SimDevice] = []  # with earlier processes of a device
         self.loses: Callable[[str, str, object], bool] = lambda source, target, message: False
         self._latency_ns = latency_ns
-        self.unread: list[object] = []  # what came to a device that had gone
+        self.unread: list[object] = []  # messages to a device that had gone
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = count()
         self._arrived: Counter[tuple[str, str, bool]] = Counter()  # latest arrival by link and class
@@ -187,10 +189,10 @@ class Network:
         return self.devices[device]
 
     def __iter__(self) -> Iterator[SimDevice]:
-        """Those that live, in order of id."""
+        """The live devices, in order of id."""
         return (device for _, device in sorted(self.devices.items()) if device.live)
 
-    # -- who is there ------------------------------------------------------------------------------
+    # -- devices -----------------------------------------------------------------------------------
     def add(self, device: str, *seeds: str, cohort: int = 0, bases: str = "q", **more: Any) -> SimDevice:
         """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every."""
         config, every = more.pop("config", self.config), more.pop("snapshot_every", 0)
@@ -205,7 +207,7 @@ class Network:
         return started
 
     def cohort(self, size: int, **more: Any) -> list[SimDevice]:
-        """d0 .. started together, each told of the first three, as the launcher does."""
+        """Start d0, d1, ... together. Each knows the first three, as with the launcher."""
         names = [f"d{i}" for i in range(size)]
         return [
             self.add(name, *[other for other in names if other != name][:3], cohort=size, **more)
@@ -216,7 +218,7 @@ class Network:
         self[device].crashed = True
 
     def stall(self, device: str, seconds: float) -> None:
-        """All that happens to the device meanwhile happens at the end, in order."""
+        """Delay all events of the device until the stall ends; they keep their order."""
         self[device].stalled_until = self.now + int(seconds * SECOND)
 
     def signal(self, device: str, kind: str) -> None:
@@ -240,7 +242,7 @@ class Network:
             self._next()
 
     def rounds(self, number: int) -> None:
-        """Until every live device has closed so many more rounds."""
+        """Run until every live device has closed `number` more rounds."""
         goals = {device.name: device.round + number for device in self}
         self.until(lambda: all(device.round >= goals.get(device.name, 0) for device in self), 10.0 * number)
 
@@ -249,7 +251,7 @@ class Network:
         event()
 
     def _where(self) -> str:
-        return ", ".join(f"{d.name} {d.protocol.state.value} {d.round}" for d in self)
+        return ", ".join(f"{d.name} {d.protocol.phase.value} {d.round}" for d in self)
 
     # -- events and actions ------------------------------------------------------------------------
     def _handle(self, device: SimDevice, event: Event) -> None:
@@ -320,7 +322,7 @@ class Network:
 
     # -- messages ----------------------------------------------------------------------------------
     def send(self, source: SimDevice, peer: str, message: Message, data: bool = False) -> None:
-        """A control message, or one that comes after the data before it."""
+        """Send a message. `data`: it arrives after the data that was sent before it."""
         own = source.protocol.own
         envelope = Envelope(source.name, own.incarnation if own else 0)
         _, arrives = unpack(pack(envelope, message))
@@ -328,11 +330,12 @@ class Network:
 
     def _publish(self, source: SimDevice, action: do.Publish) -> None:
         for part, version, cause in action.parts:
-            header = Update(
-                *(part.block.device, part.block.incarnation, part.group, version, action.round, cause),
-                *("fp32", WIDTH, 1, 0, 4 * WIDTH),
-            )
-            take = partial(_take, source.name, header, source.values[part].copy())
+            values = source.values[part].copy()
+            header = update_header(part, version, action.round, cause)
+            if source.protocol.signed_versions:  # relays send what the owner has signed
+                signed = statement(part, version, header.codec, values.tobytes())
+                header.signature = sign_as(part.block.device, signed)
+            take = partial(_take, source.name, header, values)
             self._carry(source, action.peer, header, True, take)
         self.send(source, action.peer, action.manifest, data=True)
 
@@ -349,7 +352,7 @@ class Network:
             return
         link = (source.name, target, data)
         before = self._arrived[link]
-        if data and not isinstance(message, Update):  # a manifest or a goodbye: behind all that was sent
+        if data and not isinstance(message, Update):  # a manifest or a goodbye arrives after all sent data
             before = max(before, self._arrived[source.name, target, False])
         arrival = self._arrived[link] = max(before, self.now + self._latency_ns())
 
@@ -364,12 +367,23 @@ class Network:
 
 
 def _receive(envelope: Envelope, message: Message, device: SimDevice, now: int) -> list[do.Action]:
-    return device.protocol.receive(now, envelope.src, envelope.src_incarnation, message)
+    return device.protocol.on_message(now, envelope.src, message)
 
 
 def _take(source: str, header: Update, values: Values, device: SimDevice, now: int) -> list[do.Action]:
-    """What the inbox does with a whole matrix."""
-    reason = device.protocol.accepts(source, BlockKey(header.block, header.block_incarnation))
+    """Take in a whole matrix, as the receiver does."""
+    reason = device.protocol.admit(source, header)
     if reason is not None:
         return [do.Drop(reason)]
-    return device.protocol.update(now, source, header, values)
+    return device.protocol.update(now, source, header, values, values.tobytes())
+
+
+def update_header(part: Part, version: int, round_: int, cause: str = "train") -> Update:
+    """The header of an update that is one fragment, in fp32."""
+    block, group = part
+    return Update(*(*block, group, version, round_, cause), *("fp32", WIDTH, 1, 0, 4 * WIDTH))
+
+
+def refusal(device: SimDevice, source: str, block: BlockKey) -> str | None:
+    """Why a device refuses data of a block from a source; None: it admits the data."""
+    return device.protocol.admit(source, update_header(Part(block, GROUPS[0]), 0, 0))

@@ -1,4 +1,4 @@
-"""The simulated network with an allocator: real codecs, and what devices know of their neighbours' copies."""
+"""The simulated network with an allocator, real codecs and the neighbours' copies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol import actions as do
 from peers.protocol.send_allocation import Supply
 from tests.support.simulated import GROUPS, WIDTH, Network, SimDevice, Values, _take, small_config
+from transport.wire.codec_names import payload_bytes
 from transport.wire.messages import Update
-from transport.wire.tensor_codec import decode, encode, payload_bytes
+from transport.wire.tensor_codec import decode, encode
 
-SIZES = {"fp16": 100, "int8": 52, "int4": 28}  # what a part costs of the budget
+SIZES = {"fp16": 100, "int8": 52, "int4": 28}  # bytes of the budget that a part costs
 
 
 def as_matrix(values: Values) -> Tensor:
@@ -28,14 +29,14 @@ def as_matrix(values: Values) -> Tensor:
 
 
 class AllocatingNetwork(Network):
-    """`caps`: bytes that a link carries in a round, by (source, peer); else no bound."""
+    """`caps`: bytes that a link carries in a round, by (source, peer); without an entry: no bound."""
 
     def __init__(self, allocator: str = "residual", **sections: Any) -> None:
         super().__init__(small_config(radio={"allocator": allocator}, **sections))
         self.copies: dict[str, NeighbourCopies] = {}
         self.caps: dict[tuple[str, str], float] = {}
         self.spent: Counter[tuple[str, int]] = Counter()  # by device and round
-        self.codecs: Counter[str] = Counter()  # of what was taken in
+        self.codecs: Counter[str] = Counter()  # of admitted updates
 
     def add(self, device: str, *seeds: str, **more: Any) -> SimDevice:
         self.copies[device] = NeighbourCopies()
@@ -78,7 +79,7 @@ class AllocatingNetwork(Network):
     def _taking(self, source: str, header: Update, sent: Tensor) -> Callable[[SimDevice, int], list[Any]]:
         def take(device: SimDevice, now: int) -> list[do.Action]:
             part = Part(BlockKey(header.block, header.block_incarnation), header.group)
-            if device.protocol.accepts(source, part.block) is None:
+            if device.protocol.admit(source, header) is None:
                 self.copies[device.name].note(source, part, sent)
                 self.codecs[header.codec] += 1
             values = sent.flatten().double().numpy()

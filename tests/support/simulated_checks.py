@@ -1,4 +1,4 @@
-"""Networks that are under way, and what tests ask of them."""
+"""Networks that train already, and checks of their state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.simulated import SECOND, Network, SimDevice, small_config, st
 
 
 def started(size: int = 4, mode: str = "average", **sections: Any) -> Network:
-    """A cohort three rounds on."""
+    """A cohort that has closed three rounds."""
     net = Network(small_config(mixing={"mode": mode}, **sections))
     net.cohort(size)
     net.rounds(3)
@@ -17,14 +17,14 @@ def started(size: int = 4, mode: str = "average", **sections: Any) -> Network:
 
 
 def rest(net: Network) -> None:
-    """Nothing moves any more and all copies agree."""
+    """Run without local changes until all copies agree."""
     for device in net:
         device.move = still
     net.rounds(60 if net.config.topology.kind == "ring" else 4)
 
 
 def agreed(net: Network) -> bool:
-    """The living agree on members, blocks and slots."""
+    """Whether live devices agree on members, blocks and slots."""
     tables = [device.table() for device in net]
     return all(table == tables[0] for table in tables)
 
@@ -37,8 +37,8 @@ def trains(net: Network, device: str) -> bool:
     return net[device].round >= 0
 
 
-class Toll:
-    """A network and what has happened to its devices."""
+class Churn:
+    """A network, and a record of the devices that have left or ended."""
 
     def __init__(self, net: Network) -> None:
         self.net = net
@@ -46,13 +46,13 @@ class Toll:
         self.ended_ns: dict[str, int] = {}
 
     def absent(self) -> list[str]:
-        """Who may return. A process takes seconds to start: what its earlier life sent has come by then."""
+        """The devices that may return: 2 s after their end, since a process takes seconds to start."""
         return [
             d for d, at in self.ended_ns.items() if not self.net[d].live and self.net.now - at > 2 * SECOND
         ]
 
     def strike(self, kind: str, device: SimDevice, stall_s: float) -> None:
-        """Stall, crash, leave or retire."""
+        """Make a device stall, crash, leave or retire."""
         if kind == "stall":
             self.net.stall(device.name, stall_s)
             return

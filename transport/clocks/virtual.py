@@ -55,7 +55,7 @@ class VirtualClock:
         A broken link means a death outside virtual time; see `Windows.remove_dead`.
         """
         for device in self._windows.others:
-            self._links.connect(_link(device), self._group[device])
+            self._links.connect(_link(device), self._group[device], self.on_link_broken)
 
     def now(self) -> int:
         return self._now_ns

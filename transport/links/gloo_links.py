@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from transport.links.interface import DropHook, Received
+from transport.links.interface import BrokenHook, DropHook, Received
 from transport.links.zmq_dealer import Limits
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
@@ -67,11 +67,10 @@ class GlooLinks:
         self.device, self.rank, self.world = device, rank, world
         self.security_events: Counter[str] = Counter()
         self.unsent_bytes: Counter[str] = Counter()
-        self.on_drop: DropHook | None = None
-        self.on_broken: Callable[[str], None] | None = None
         self._store, self._limits, self._patience_s = store, limits or Limits(), patience_s
         self._peers: dict[int, _Peer] = {}
         self._ranks: dict[str, int] = {}  # by device; connected peers only
+        self._broken_hooks: dict[str, BrokenHook] = {}
         self._changed = threading.Condition()  # guards the peers' queues
         self._room = {r: threading.Semaphore(self._limits.high_water) for r in range(world)}
         self._arrived: deque[tuple[int, Received]] = deque()
@@ -85,8 +84,8 @@ class GlooLinks:
             raise RuntimeError("links have an address only after start()")
         return f"gloo://{self.rank}"
 
-    async def start(self) -> None:
-        """Raises OSError if not all ranks are present in time."""
+    async def start(self, on_drop: DropHook | None = None) -> None:
+        """Raises OSError if not all ranks are present in time. These links drop no message that arrives."""
         self._loop = asyncio.get_running_loop()
         try:
             names = await asyncio.to_thread(self._rendezvous)
@@ -103,17 +102,20 @@ class GlooLinks:
         for thread in self._threads:
             thread.start()
 
-    def connect(self, peer: str, address: str) -> None:
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
         """An address that is not another rank gives no link."""
         scheme, _, rank = address.partition("://")
         if scheme == "gloo" and rank.isdecimal() and int(rank) in self._peers:
             self._ranks[peer] = int(rank)
+            if on_broken is not None:
+                self._broken_hooks[peer] = on_broken
         else:
             log.warning("%s: no link to %r: %r is not another rank", self.device, peer, address)
 
     def disconnect(self, peer: str) -> None:
         """Queued messages are still sent."""
         self._ranks.pop(peer, None)
+        self._broken_hooks.pop(peer, None)
 
     def send(self, peer: str, frames: Sequence[Buffer]) -> bool:
         """Raises ValueError if the number or the size of the frames is outside the limits."""
@@ -285,8 +287,8 @@ class GlooLinks:
 
     def _on_broken(self, rank: int) -> None:
         for name in [name for name, of in self._ranks.items() if of == rank]:
-            if self.on_broken is not None:
-                self.on_broken(name)
+            if name in self._broken_hooks:
+                self._broken_hooks[name](name)
 
     def _to(self, peer: str) -> _Peer | None:
         return self._peers.get(self._ranks.get(peer, -1))

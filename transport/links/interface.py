@@ -10,6 +10,7 @@ from typing import Protocol
 from transport.wire.messages import Buffer
 
 DropHook = Callable[[str, str, int], None]  # claimed source, reason, wire bytes
+BrokenHook = Callable[[str], None]  # the peer whose connection was lost
 
 
 @dataclass(slots=True)  # not frozen, because construction is faster
@@ -34,18 +35,22 @@ class Links(Protocol):
 
     security_events: Counter[str]  # refused attempts, by kind
     unsent_bytes: Counter[str]  # by peer: bytes that `send` accepted and that never reached the wire
-    on_drop: DropHook | None  # called for a message that arrived and that `recv` does not return
-    on_broken: Callable[[str], None] | None  # called with the peer when a link's connection is lost
 
     @property
     def address(self) -> str:
         """The bound endpoint, with its real port. Raises RuntimeError before `start`."""
 
-    async def start(self) -> None:
-        """Bind the endpoint. Raises OSError if that is not possible."""
+    async def start(self, on_drop: DropHook | None = None) -> None:
+        """Bind the endpoint. Raises OSError if that is not possible.
 
-    def connect(self, peer: str, address: str) -> None:
-        """Open a link to a peer. With the same address again: no effect; with another address: a new link."""
+        `on_drop` is called for each message that arrives and that `recv` does not return.
+        """
+
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
+        """Open a link to a peer. With the same address again: no effect; with another address: a new link.
+
+        `on_broken` is called when the connection of the link is lost.
+        """
 
     def disconnect(self, peer: str) -> None:
         """Close the link. Messages in its socket are still sent, for a bounded time."""

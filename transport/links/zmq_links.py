@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from transport.links.interface import DropHook, Received
+from transport.links.interface import BrokenHook, DropHook, Received
 from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
@@ -55,8 +55,7 @@ class ZmqLinks:
         self.unsent_bytes: Counter[str] = Counter()
         # connections to the inbox; for some malformed ones (ZMTP 1.0) libzmq reports only "accepted"
         self.connections: Counter[str] = Counter()
-        self.on_drop: DropHook | None = None
-        self.on_broken: Callable[[str], None] | None = None
+        self._on_drop: DropHook | None = None
         self._limits = limits or Limits()
         self._keys = keys
         self._inside: Context = zmq.Context()
@@ -78,8 +77,9 @@ class ZmqLinks:
             raise RuntimeError("links have an address only after start()")
         return self._address
 
-    async def start(self) -> None:
+    async def start(self, on_drop: DropHook | None = None) -> None:
         """Bind the inbox. Raises OSError (with the endpoint in it) if that is not possible."""
+        self._on_drop = on_drop
         if self._keys is not None:
             self._zap_handler = ZapHandler(self._keys)
             zap = self._inside.socket(zmq.REP)
@@ -91,13 +91,13 @@ class ZmqLinks:
             raise OSError(error.errno, f"cannot listen on {self.listen}: {error}") from None
         self._address = _text(self._inboxes[0][0].get(zmq.LAST_ENDPOINT))
 
-    def connect(self, peer: str, address: str) -> None:
+    def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
         """An invalid address, or one of another scheme, gives no link: it may come from anyone."""
         if peer in self._dealers:
             if self._dealers[peer].address == address:
                 return
             self.disconnect(peer)
-        broken = partial(self._on_broken, peer)
+        broken = partial(on_broken or _ignore, peer)
         how = self._limits, self._keys, self._refused_by_peer, broken, self._large
         dealer = Dealer(self.device, address, *how)
         try:
@@ -272,8 +272,8 @@ class ZmqLinks:
 
     def _drop_message(self, source: str, reason: str, size: int, why: str) -> None:
         self._count_event(reason, f"message from {source!r} dropped: {why}")
-        if self.on_drop is not None:
-            self.on_drop(source, reason, size)
+        if self._on_drop is not None:
+            self._on_drop(source, reason, size)
 
     # -- security events -------------------------------------------------------------------------------
     def _answer_zap(self, zap: Socket, request: list[bytes]) -> None:
@@ -286,10 +286,6 @@ class ZmqLinks:
             self.connections[CONNECTIONS[event]] += 1
         elif event in FAILURES:
             self._count_event(f"inbox_{FAILURES[event]}", "the handshake of a connection to the inbox failed")
-
-    def _on_broken(self, peer: str) -> None:
-        if self.on_broken is not None:
-            self.on_broken(peer)
 
     def _refused_by_peer(self, kind: str, address: str) -> None:
         self._count_event(f"link_{kind}", f"the handshake with {address} failed")
@@ -307,6 +303,10 @@ class ZmqLinks:
                 peer,
             )
         return lost
+
+
+def _ignore(peer: str) -> None:
+    """Nobody wants to know that the connection is lost."""
 
 
 def _shut(router: Socket, watch: Watch) -> None:

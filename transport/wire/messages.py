@@ -78,13 +78,13 @@ class Update:
 class Manifest:
     """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
 
-    `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py). `view`: hash of
-    the members.
+    `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py).
+    `digest`: hash of the membership table.
     """
 
     round: int
     phase: str
-    view: bytes
+    digest: bytes
     items: list[Item]
 
 
@@ -98,10 +98,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks whether the receiver is alive (SWIM). `view`: hash of the sender's membership table."""
+    """Asks whether the receiver is alive (SWIM). `digest`: hash of the sender's membership table."""
 
     number: int
-    view: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Ack:
     """The answer to the ping with this number."""
 
     number: int
-    view: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)

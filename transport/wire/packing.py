@@ -69,7 +69,7 @@ CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 _COUNT = whole(0, (1 << 63) - 1)
 _INCARNATION = whole(0, 1 << 31)
 _ROUND = whole(-1, 1 << 40)
-_VIEW = data(8, 32)
+_DIGEST = data(8, 32)
 _BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
 
 
@@ -129,16 +129,16 @@ _KINDS: dict[int, _Kind] = {
         256 << 10,
         _ROUND,
         one_of("train", "correction"),
-        _VIEW,
+        _DIGEST,
         rows(MAX_ITEMS, *_BLOCK, _STATUS),
     ),
     6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
-    7: _kind(Ping, 256, _COUNT, _VIEW),
+    7: _kind(Ping, 256, _COUNT, _DIGEST),
     8: _kind(Bye, 1 << 10, text(128), flag),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
     11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
-    12: _kind(Ack, 256, _COUNT, _VIEW),
+    12: _kind(Ack, 256, _COUNT, _DIGEST),
     13: _kind(PingRequest, 512, name, _COUNT),
     14: _kind(Nack, 256, _COUNT),
     15: _kind(Suspect, 512, name, _INCARNATION, _COUNT, name),

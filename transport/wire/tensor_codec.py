@@ -12,44 +12,18 @@ precision: 1e-4 / 127 of an adapter is subnormal in fp16. They are rounded up, s
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from transport.wire.codec_names import LEVELS, Chunks, chunks, payload_bytes
 from transport.wire.errors import WireError
 
 Buffer = bytes | bytearray | memoryview
 FP16_MAX = 65504.0
 QUANTISED_MAX = 1e37  # so that 128 times any scale is finite
-CHUNK_VALUES = 128  # smallest number of values that share a scale; the last chunk may have fewer
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_LEVELS = {"int8": 127, "int4": 7}
-CODECS = (*_FLOATS, *_LEVELS)
-FEEDBACK = tuple(_LEVELS)  # senders should use `encode_feedback` for these, because their error is large
-
-
-class _Chunks(NamedTuple):
-    """The chunks of a matrix: `whole` chunks of `size` values, then one of `rest` values if that is not 0."""
-
-    size: int
-    whole: int
-    rest: int
-
-    @property
-    def scales(self) -> int:
-        return self.whole + bool(self.rest)
-
-
-def payload_bytes(codec: str, rows: int, rank: int) -> int:
-    """Exact size of an encoded rows x rank matrix. Raises WireError for an unknown codec."""
-    values = rows * rank
-    if codec in _FLOATS:
-        return _FLOATS[codec].itemsize * values
-    if codec not in _LEVELS:
-        raise WireError(f"unknown codec {codec!r}")
-    return 2 * _chunks(rows, rank).scales + (values if codec == "int8" else -(-values // 2))
 
 
 def peak2(matrix: Tensor) -> float:
@@ -57,8 +31,8 @@ def peak2(matrix: Tensor) -> float:
 
     `matrix`: fp32 [rows, rank].
     """
-    flat, chunks = matrix.contiguous().flatten(), _chunks(*matrix.shape)
-    return float(torch.cat([part.abs().amax(1) for part, _ in _parts(flat, chunks)]).square().mean())
+    flat, shared = matrix.contiguous().flatten(), chunks(*matrix.shape)
+    return float(torch.cat([part.abs().amax(1) for part, _ in _parts(flat, shared)]).square().mean())
 
 
 def encode(
@@ -91,7 +65,7 @@ def encode_view(
                 raise ValueError("a value is beyond the range of bf16")
             matrix = matrix.contiguous().view(torch.uint8)  # numpy has no bf16
         return matrix.contiguous().numpy().data.cast("B")
-    if codec not in _LEVELS:
+    if codec not in LEVELS:
         raise WireError(f"unknown codec {codec!r}")
     return _quantise(matrix, codec, rng)
 
@@ -124,7 +98,7 @@ def decode(
     own = memoryview(payload).readonly
     source = bytearray(payload) if own else payload  # torch warns once per process about read-only memory
     own = own or owned
-    if codec in _LEVELS:
+    if codec in LEVELS:
         return _dequantise(source, codec, rows, rank)
     matrix = torch.frombuffer(source, dtype=_FLOATS[codec]).view(rows, rank)
     if codec != "fp32" or not own:
@@ -136,14 +110,14 @@ def decode(
 
 def _quantise(matrix: Tensor, codec: str, rng: np.random.Generator | None) -> bytes:
     rows, rank = matrix.shape
-    chunks, top = _chunks(rows, rank), _LEVELS[codec]
+    shared, top = chunks(rows, rank), LEVELS[codec]
     flat = matrix.contiguous().flatten()
-    largest = torch.cat([part.abs().amax(1) for part, _ in _parts(flat, chunks)])
+    largest = torch.cat([part.abs().amax(1) for part, _ in _parts(flat, shared)])
     if float(largest.max()) > QUANTISED_MAX:
         raise ValueError(f"a value is beyond the range of {codec}")
     scales = _round_up_to_bf16(largest / top)
     steps = torch.where(scales > 0, scales, 1.0)  # a chunk of zeros has scale 0
-    q = torch.cat([(part / steps[at, None]).flatten() for part, at in _parts(flat, chunks)])
+    q = torch.cat([(part / steps[at, None]).flatten() for part, at in _parts(flat, shared)])
     if rng is None:
         q.round_()
     else:
@@ -154,9 +128,9 @@ def _quantise(matrix: Tensor, codec: str, rng: np.random.Generator | None) -> by
 
 
 def _dequantise(source: Buffer, codec: str, rows: int, rank: int) -> Tensor:
-    chunks = _chunks(rows, rank)
-    head = 2 * chunks.scales
-    scales = torch.frombuffer(source, dtype=torch.bfloat16, count=chunks.scales).float()
+    shared = chunks(rows, rank)
+    head = 2 * shared.scales
+    scales = torch.frombuffer(source, dtype=torch.bfloat16, count=shared.scales).float()
     if not _finite(scales * 128) or bool((scales < 0).any()):  # so no product is infinite
         raise WireError("an impossible scale in a matrix")
     if codec == "int8":
@@ -164,7 +138,7 @@ def _dequantise(source: Buffer, codec: str, rows: int, rank: int) -> Tensor:
     else:
         halves = torch.frombuffer(source, dtype=torch.uint8, offset=head)
         q = torch.stack((halves & 15, halves >> 4), 1).flatten()[: rows * rank].float().sub_(8)
-    for part, at in _parts(q, chunks):
+    for part, at in _parts(q, shared):
         part.mul_(scales[at, None])
     return q.reshape(rows, rank)
 
@@ -179,17 +153,12 @@ def _pack(q: Tensor, codec: str) -> bytes:
     return (pairs[:, 0] | (pairs[:, 1] << 4)).numpy().tobytes()
 
 
-def _chunks(rows: int, rank: int) -> _Chunks:
-    size = rank * -(-CHUNK_VALUES // rank)
-    return _Chunks(size, *divmod(rows * rank, size))
-
-
-def _parts(flat: Tensor, chunks: _Chunks) -> list[tuple[Tensor, slice]]:
+def _parts(flat: Tensor, shared: Chunks) -> list[tuple[Tensor, slice]]:
     """Views of `flat` as [chunks, values] with the slice of their scales: the whole chunks, then the rest."""
-    split = chunks.whole * chunks.size
-    parts = [(flat[:split].view(chunks.whole, chunks.size), slice(0, chunks.whole))]
-    if chunks.rest:
-        parts.append((flat[split:].view(1, chunks.rest), slice(chunks.whole, chunks.scales)))
+    split = shared.whole * shared.size
+    parts = [(flat[:split].view(shared.whole, shared.size), slice(0, shared.whole))]
+    if shared.rest:
+        parts.append((flat[split:].view(1, shared.rest), slice(shared.whole, shared.scales)))
     return [part for part in parts if part[0].numel()]
 
 

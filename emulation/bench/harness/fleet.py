@@ -37,12 +37,13 @@ from peers.config import (
 )
 from peers.learning.learner import Learner
 from peers.runtime.child_process import guard, redirect_output
-from peers.runtime.driver import Driver
-from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
+from peers.runtime.spec import DeviceSpec
+from peers.runtime.wiring import count_drop, make_driver
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity, NetworkKeys
+from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
 
 FOUR_REGULAR = "bench-circulant"
@@ -92,10 +93,10 @@ def device_main(spec: DeviceSpec, lifeline: Connection) -> None:
 
 async def _live(spec: DeviceSpec) -> int:
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, spec.epoch_ns or 0)
-    links = ZmqLinks(spec.id, spec.listen, spec.keys)
-    await links.start()
+    links, accounts = ZmqLinks(spec.id, spec.listen, spec.keys), Accounts()
+    await links.start(count_drop(accounts))
     learner = cast(Learner, BenchLearner(spec.id))
-    return await Driver(spec, links, learner, recorder, DeviceIdentity.generate()).run()
+    return await make_driver(spec, links, accounts, learner, recorder, DeviceIdentity.generate()).run()
 
 
 class Fleet:

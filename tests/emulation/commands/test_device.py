@@ -14,7 +14,7 @@ import pytest
 from emulation.scenario.loading import load
 from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
 from peers.runtime import main as device_module
-from peers.runtime.main import DeviceSpec
+from peers.runtime.spec import DeviceSpec
 from tests.support.command_line import QUICK, unweft
 from transport.clocks.real import RealClock
 from transport.security import keys

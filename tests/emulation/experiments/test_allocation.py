@@ -23,7 +23,7 @@ from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
 from peers.tasks import encode, tasks
-from transport.wire.tensor_codec import payload_bytes
+from transport.wire.codec_names import payload_bytes
 
 TINY = SCALES["tiny"]
 

@@ -32,7 +32,7 @@ from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from peers.runtime import partition
-from peers.runtime.main import NEAR
+from peers.runtime.spec import NEAR
 
 KINDS = ("leave", "retire", "crash", "stall", "join", "return")
 

@@ -23,7 +23,7 @@ STOPPED_S = 13.0  # ... and would not have waited so long for the next one
 
 
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
-    radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4", "--set", "correction.handover=0.4")
+    radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4", "--set", "correction.refit=0.4")
     quiet = virtual_run(tmp_path / "quiet", *radio)
     with load():
         loaded = virtual_run(tmp_path / "loaded", *radio)

@@ -1,4 +1,4 @@
-"""Devices that choose what they send by an allocator, in simulated time."""
+"""Rounds in which an allocator chooses the data to send, in simulated time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol import actions as do
-from tests.peers.protocol.test_exchange import everything
+from tests.support.contents import everything
 from tests.support.simulated import GROUPS, Network, small_config, still
 from tests.support.simulated_allocation import SIZES, AllocatingNetwork
 
@@ -27,11 +27,11 @@ def test_a_tight_budget_is_never_exceeded(allocator: str) -> None:
     net.cohort(4, budget_bytes=TIGHT)
     net.rounds(30)
     assert 0 < max(net.spent.values()) <= TIGHT
-    assert {d.round for d in net} == {net["d0"].round}  # nobody waits for what is withheld
+    assert {d.round for d in net} == {net["d0"].round}  # no round waits for withheld data
 
 
 @pytest.mark.parametrize("allocator", ["residual", "equal-share", "round-robin"])
-def test_everything_is_sent_at_last(allocator: str) -> None:
+def test_every_part_is_sent_eventually(allocator: str) -> None:
     net = AllocatingNetwork(allocator)
     devices = net.cohort(4, budget_bytes=TIGHT)
     net.rounds(60)
@@ -43,7 +43,7 @@ def test_everything_is_sent_at_last(allocator: str) -> None:
         }
 
 
-def test_copies_come_together_under_a_tight_budget() -> None:
+def test_copies_converge_under_a_tight_budget() -> None:
     net = AllocatingNetwork()
     net.cohort(4, budget_bytes=TIGHT)
     net.rounds(20)
@@ -52,17 +52,17 @@ def test_copies_come_together_under_a_tight_budget() -> None:
         device.move = still
     net.rounds(150)
     assert spread(net) < before / 20
-    assert set(net.codecs) == set(SIZES)  # coarse while they are apart, fine at the end
+    assert set(net.codecs) == set(SIZES)  # coarse codecs while copies differ much, fine ones at the end
 
 
 def test_with_enough_budget_every_item_is_sent_in_its_largest_codec() -> None:
     net = AllocatingNetwork()
     net.cohort(3)
     net.rounds(10)
-    assert set(net.codecs) <= {"fp16", "int8"}  # int8: what it loses of so few values is less than fp16's
+    assert set(net.codecs) <= {"fp16", "int8"}  # on so few values int8 loses less than fp16
 
 
-def test_a_link_gets_no_more_than_it_can_carry() -> None:
+def test_a_link_gets_no_more_than_its_capacity() -> None:
     net = AllocatingNetwork()
     net.caps["d0", "d1"] = 60
     net.cohort(3)
@@ -72,7 +72,7 @@ def test_a_link_gets_no_more_than_it_can_carry() -> None:
         assert publish.peer != "d1" or size <= 60
 
 
-def test_a_round_tells_what_was_sent_in_which_codec() -> None:
+def test_a_round_records_the_matrices_sent_by_codec() -> None:
     net = AllocatingNetwork()
     net.cohort(4, budget_bytes=TIGHT)
     net.rounds(20)
@@ -84,7 +84,7 @@ def test_a_round_tells_what_was_sent_in_which_codec() -> None:
             assert sorted(sent) == sorted(told)
 
 
-def test_without_an_allocator_a_round_tells_the_scenarios_codec() -> None:
+def test_without_an_allocator_a_round_records_the_codec_of_the_scenario() -> None:
     net = Network(small_config())
     net.cohort(2)
     net.rounds(5)
@@ -102,11 +102,11 @@ def test_after_a_deletion_nothing_of_the_block_is_left() -> None:
     net.signal("d3", "leave")
     net.until(lambda: all(gone not in device.protocol.blocks for device in net))
     for device in net:
-        allocating = device.protocol.exchange.allocating
-        assert allocating is not None
-        held = [*everything(net.copies[device.name]), *everything(allocating.waiting)]
+        allocation = device.protocol.exchange.allocation
+        assert allocation is not None
+        held = [*everything(net.copies[device.name]), *everything(allocation.waiting)]
         assert not any(isinstance(one, Part) and one.block == gone for one in held)
-        assert "d3" not in {peer for peer, _ in allocating.waiting.rounds}
+        assert "d3" not in {peer for peer, _ in allocation.waiting.rounds}
     net.rounds(12)
     for device in net:
         copied = everything(net.copies[device.name])
@@ -115,7 +115,7 @@ def test_after_a_deletion_nothing_of_the_block_is_left() -> None:
         assert last and not any(part.block == gone for p in last for part, _, _ in p.parts)
 
 
-def test_a_joiner_gets_what_it_asks_for_under_a_tight_budget() -> None:
+def test_a_joiner_gets_the_requested_blocks_under_a_tight_budget() -> None:
     net = AllocatingNetwork()
     net.cohort(4, budget_bytes=TIGHT)
     net.rounds(15)
@@ -126,7 +126,7 @@ def test_a_joiner_gets_what_it_asks_for_under_a_tight_budget() -> None:
     assert max(net.spent.values()) <= TIGHT
 
 
-def test_the_same_run_twice() -> None:
+def test_two_runs_with_the_same_seed_are_equal() -> None:
     def run() -> list[object]:
         net = AllocatingNetwork("random")
         net.cohort(4, budget_bytes=TIGHT)

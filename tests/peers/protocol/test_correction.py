@@ -1,4 +1,4 @@
-"""Correction by priority among devices in simulated time: measured, told, decided alike, acted on."""
+"""Correction by priority in simulated time: measurements, reports, equal decisions, actions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SKETCH = 16
 
 
 def observed(device: str, epoch: int, **of: dict[str, float]) -> list[float]:
-    """Observables of the groups; every device's gradient points its own way."""
+    """Observables of the groups; each device has a gradient of its own direction."""
     seed = sum(map(ord, device)) + epoch
     groups = []
     for group in GROUPS:
@@ -44,7 +44,7 @@ def corrected(
     drops: Mapping[tuple[str, str], float] | None = None,
     **correction: Any,
 ) -> Network:
-    """A ring from which one has left, some rounds later. drops: what trials found."""
+    """A ring some rounds after a leave. drops: the results of trials."""
     tried = [] if drops is None else [float(drop) for drop in lookahead.pack(drops, GROUPS)]
     settings = {"policy": policy, "rounds": rounds, "period": 4, "delay": 3, "sketch": SKETCH, **correction}
     net = Network(small_config(topology={"kind": "ring"}, correction=settings, round={"local_steps": 2}))
@@ -61,7 +61,7 @@ def decisions(net: Network) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("policy", ["proportional", "dominant", "random", "topology", "sync", "ls+prox"])
-def test_everyone_decides_alike_from_the_same_figures(policy: str) -> None:
+def test_all_devices_make_the_same_decision_from_the_same_measurements(policy: str) -> None:
     made = decisions(corrected(policy))
     assert len(made) == 4
     assert len(made[0]) >= 2
@@ -70,7 +70,7 @@ def test_everyone_decides_alike_from_the_same_figures(policy: str) -> None:
     assert str(made[0][0]["reason"]).startswith(f"{policy}: ")
 
 
-def test_lookahead_decides_by_what_all_have_tried() -> None:
+def test_lookahead_decides_by_the_mean_of_all_trials() -> None:
     drops = {STAY: 0.1, ("early", "more-steps"): 0.2, ("late", "more-steps"): 0.9}
     net = corrected("lookahead", drops=drops)
     made = decisions(net)
@@ -89,7 +89,7 @@ def test_residuals_and_priorities_are_recorded() -> None:
     }
 
 
-def test_what_was_measured_weighs_what_is_sent_until_the_correction_is_over() -> None:
+def test_measured_weights_hold_until_the_correction_is_over() -> None:
     net = corrected("proportional", rounds=20)
     for device in net:
         weights = device.protocol._correction.weights()
@@ -120,14 +120,14 @@ def test_a_schedule_acts_from_the_first_round_of_a_correction_on() -> None:
         assert not device.done(do.Diagnose)
 
 
-def test_the_eigenbasis_is_for_the_rounds_of_a_correction() -> None:
+def test_eigenbasis_steps_are_limited_to_correction_rounds() -> None:
     for device in corrected("uniform", rounds=8, fisher=True):
         trains = device.done(do.Train)
         assert [train.fisher for train in trains] == [not train.rehearse for train in trains]
         assert {train.fisher for train in trains} == {True, False}
 
 
-def test_a_joiner_and_a_second_event_keep_to_the_rounds_of_a_correction() -> None:
+def test_a_joiner_and_a_second_event_follow_the_schedule_of_the_correction() -> None:
     asked: list[tuple[str, int, int]] = []
     net = corrected("early-steps", steps_max=4, rounds=12)
     for device in net:
@@ -146,7 +146,7 @@ def test_a_joiner_and_a_second_event_keep_to_the_rounds_of_a_correction() -> Non
     assert joined[0].steps == 4
 
 
-def test_what_is_decided_is_done() -> None:
+def test_a_decision_sets_the_actions_of_the_next_rounds() -> None:
     net = corrected("local-steps", steps_min=1, steps_max=4)
     for device in net:
         trains = [train for train in device.done(do.Train) if train.settings]
@@ -167,7 +167,7 @@ def test_a_group_is_exchanged_every_hth_round() -> None:
         assert {part.group for p in sent for part, _, _ in p.parts} >= {"early"}
 
 
-def test_a_denser_graph_has_links_and_acts_on_both_ends() -> None:
+def test_a_denser_graph_opens_links_and_is_mixed_on_both_ends() -> None:
     net = corrected("topology", size=7, rounds=60)
     net.rounds(6)
     added = net["d0"].logged("decision")[-1]
@@ -181,7 +181,7 @@ def test_a_denser_graph_has_links_and_acts_on_both_ends() -> None:
         assert set(weights) == set(by_device[device.name][device.name])
 
 
-def test_when_the_correction_is_over_the_scenario_holds_again() -> None:
+def test_after_the_correction_the_settings_of_the_scenario_hold_again() -> None:
     net = corrected("topology", size=7, rounds=12)
     net.rounds(12)
     for device in net:
@@ -198,16 +198,16 @@ def test_the_first_training_of_a_correction_sets_the_anchor_once() -> None:
         assert anchors[0] >= leave
 
 
-def test_a_measurement_that_its_origin_did_not_sign_is_refused() -> None:
+def test_a_report_without_the_signature_of_its_origin_is_refused() -> None:
     net = corrected("dominant")
     values = np.zeros(len(GROUPS) * (len(HEADER) + SKETCH), dtype="<f4").tobytes()
     forged = Observed("d1", 0, 1000, values, b"x" * 64)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, forged) == [do.Drop("forged")]
+    assert net["d0"].protocol.on_message(net.now, "d1", forged) == [do.Drop("forged")]
     short = Observed("d1", 0, 1000, values[:-4], b"x" * 64)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, short) == [do.Drop("malformed")]
+    assert net["d0"].protocol.on_message(net.now, "d1", short) == [do.Drop("malformed")]
 
 
-def test_a_device_that_crashes_in_between_costs_its_own_measurement_alone() -> None:
+def test_after_a_crash_only_the_measurement_of_the_crashed_device_is_missing() -> None:
     net = corrected("dominant", size=6)
     net.crash("d2")
     net.rounds(20)
@@ -216,12 +216,12 @@ def test_a_device_that_crashes_in_between_costs_its_own_measurement_alone() -> N
     assert made[0][-1]["missing"] == []
 
 
-def test_the_ranges_of_a_policy_hold_the_scenarios_own_steps() -> None:
+def test_the_bounds_of_a_policy_include_the_steps_of_the_scenario() -> None:
     made = limits(small_config(round={"local_steps": 5}, correction={"steps_min": 7, "steps_max": 3}))
     assert (made.steps_min, made.base.steps, made.steps_max) == (5, 5, 5)
 
 
-def test_what_reports_take_is_saved_on_data_unless_that_is_forbidden() -> None:
+def test_the_bytes_of_reports_are_offset_unless_the_scenario_forbids_it() -> None:
     def coarse(net: Network) -> list[int]:
         rounds = [r for device in net for r in device.done(do.RoundDone) if r.phase == "correction"]
         return [sum(sent.get("int8", 0) for sent in r.sent.values()) for r in rounds]
@@ -230,7 +230,7 @@ def test_what_reports_take_is_saved_on_data_unless_that_is_forbidden() -> None:
     assert sum(coarse(corrected("dominant", offset_overhead=False))) == sum(coarse(corrected("uniform"))) == 0
 
 
-def test_nothing_is_saved_where_others_sign_what_is_relayed() -> None:
+def test_no_codec_changes_where_relayed_versions_are_signed() -> None:
     settings = {"policy": "dominant", "rounds": 20, "period": 4, "delay": 2, "sketch": SKETCH}
     net = Network(small_config(topology={"kind": "ring"}, correction=settings, mixing={"mode": "newest"}))
     for device in net.cohort(4):
@@ -244,7 +244,7 @@ def test_nothing_is_saved_where_others_sign_what_is_relayed() -> None:
         assert not any("int8" in sent for r in rounds for sent in r.sent.values())
 
 
-def test_a_second_event_in_the_round_of_the_first_begins_the_correction_anew() -> None:
+def test_a_second_event_in_the_same_round_restarts_the_correction() -> None:
     net = Network(small_config(topology={"kind": "full"}, correction={"rounds": 20}))
     net.cohort(5)
     net.rounds(3)
@@ -258,7 +258,7 @@ def test_a_second_event_in_the_round_of_the_first_begins_the_correction_anew() -
         assert after.anchor
 
 
-def test_a_diagnosis_that_comes_too_late_to_act_on_is_not_made() -> None:
+def test_no_diagnosis_is_made_too_late_for_a_decision() -> None:
     for rounds in range(4, 16):  # every 4 rounds, decided 3 later
         net = corrected("dominant", rounds=rounds)
         net.rounds(6)

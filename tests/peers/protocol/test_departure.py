@@ -1,4 +1,4 @@
-"""A SIGTERM to one device is a leave, one to all the end of the run; nobody is forgotten by mistake."""
+"""A SIGTERM to one device is a leave. A SIGTERM to all devices ends the run, and no device is forgotten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stop(net: Network, *devices: str) -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_one_that_is_told_to_stop_leaves_after_the_grace(topology: str) -> None:
+def test_a_device_that_is_told_to_stop_leaves_after_the_grace(topology: str) -> None:
     net = with_grace(topology=topology)
     stop(net, "d2")
     net.run(GRACE_S - 0.1)
@@ -37,7 +37,7 @@ def test_one_that_is_told_to_stop_leaves_after_the_grace(topology: str) -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_when_all_are_told_to_stop_everyone_exports_and_nobody_is_forgotten(topology: str) -> None:
+def test_when_all_devices_are_told_to_stop_all_export_and_none_is_forgotten(topology: str) -> None:
     net = with_grace(5, topology)
     devices = list(net)
     stop(net, *(device.name for device in devices))
@@ -48,7 +48,7 @@ def test_when_all_are_told_to_stop_everyone_exports_and_nobody_is_forgotten(topo
         assert not device.logged("leaving") and len(device.logged("ended")) == 1
 
 
-def test_the_wait_starts_anew_with_everyone_who_is_told_to_stop() -> None:
+def test_each_device_that_is_told_to_stop_extends_the_grace() -> None:
     net = with_grace()
     devices = list(net)
     for device in devices:
@@ -58,7 +58,7 @@ def test_the_wait_starts_anew_with_everyone_who_is_told_to_stop() -> None:
     assert all(device.exit is not None for device in devices)
 
 
-def test_all_but_one_leave() -> None:
+def test_if_one_device_is_not_told_to_stop_the_others_leave() -> None:
     net = with_grace(6)
     names = [device.name for device in net]
     stop(net, *names[1:])
@@ -67,22 +67,22 @@ def test_all_but_one_leave() -> None:
     assert all(BlockKey(name, 0) not in net["d0"].slots for name in names[1:])
 
 
-def test_training_goes_on_in_the_grace() -> None:
+def test_training_continues_during_the_grace() -> None:
     net = with_grace()
     stop(net, "d2")
     net.run(GRACE_S / 2)
-    assert net["d2"].protocol.state in (Phase.TRAIN, Phase.WAIT)
+    assert net["d2"].protocol.phase in (Phase.TRAIN, Phase.WAIT)
     assert net["d2"].round >= 5
 
 
-def test_asked_twice_it_leaves_at_once() -> None:
+def test_a_second_leave_signal_takes_effect_at_once() -> None:
     net = with_grace()
     stop(net, "d2", "d2")
     net.run(0.1)
     assert net["d2"].exit == do.Exit(0, "leave")
 
 
-def test_who_was_told_to_leave_and_then_to_retire_leaves() -> None:
+def test_a_retire_signal_during_the_leave_grace_is_a_leave() -> None:
     net = with_grace()
     stop(net, "d2")
     net.run(GRACE_S / 4)
@@ -92,21 +92,21 @@ def test_who_was_told_to_leave_and_then_to_retire_leaves() -> None:
     assert has_gone(net, D2) and agreed(net)
 
 
-def test_retiring_takes_no_grace() -> None:
+def test_a_retirement_has_no_grace() -> None:
     net = with_grace()
     net.signal("d2", "retire")
     net.run(0.1)
     assert net["d2"].exit == do.Exit(0, "retire")
 
 
-def test_the_last_one_ends_the_run() -> None:
+def test_a_device_that_is_alone_ends_the_run_at_once() -> None:
     net = with_grace(1)
     device = net["d0"]
     stop(net, "d0")
     assert device.exit is not None and device.done(do.Export)
 
 
-def test_one_that_crashed_keeps_nobody_once_it_is_known_to_be_gone() -> None:
+def test_a_crashed_device_delays_the_end_only_until_its_crash_is_known() -> None:
     net = with_grace()
     net.crash("d3")
     net.until(lambda: all("d3" not in device.protocol.members.alive() for device in net))
@@ -123,7 +123,7 @@ def test_a_stop_before_the_first_round_ends_without_an_export() -> None:
     assert device.exit == do.Exit(0, "ended") and not device.done(do.Export)
 
 
-def test_what_is_lost_on_the_air_is_said_again() -> None:
+def test_a_lost_stopping_message_is_repeated() -> None:
     net = with_grace()
     devices, lost = list(net), []
 
@@ -139,7 +139,7 @@ def test_what_is_lost_on_the_air_is_said_again() -> None:
 
 
 @pytest.mark.parametrize(("device", "reason"), [("d3", "forged"), ("d9", "unknown")])
-def test_nobody_can_say_it_for_another(device: str, reason: str) -> None:
+def test_a_stopping_message_without_a_valid_signature_is_refused(device: str, reason: str) -> None:
     net = with_grace()
     stop(net, "d2")
     for name in ("d0", "d1", "d3"):
@@ -152,10 +152,10 @@ def test_nobody_can_say_it_for_another(device: str, reason: str) -> None:
     assert all(device.block(BlockKey("d0", 0)).keys() == set(GROUPS) for device in net)
 
 
-# -- the last word ---------------------------------------------------------------------------------------
+# -- the last record -------------------------------------------------------------------------------------
 
 
-def test_a_last_word_that_was_lost_is_repeated_until_somebody_has_heard_it() -> None:
+def test_a_lost_last_record_is_repeated_until_a_member_confirms_it() -> None:
     net = started(2)
     net.loses = lambda source, target, message: source == "d1"
     net.signal("d1", "leave")
@@ -167,7 +167,7 @@ def test_a_last_word_that_was_lost_is_repeated_until_somebody_has_heard_it() -> 
     assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0)) and has_gone(net, BlockKey("d1", 0))
 
 
-def test_a_confirmation_that_was_lost_is_asked_for_again() -> None:
+def test_a_lost_confirmation_is_requested_again() -> None:
     net = started(2)
     net.loses = lambda source, target, message: target == "d1"
     net.signal("d1", "leave")
@@ -177,7 +177,7 @@ def test_a_confirmation_that_was_lost_is_asked_for_again() -> None:
     assert net["d1"].exit == do.Exit(0, "leave")
 
 
-def test_one_that_nobody_hears_goes_all_the_same() -> None:
+def test_a_device_without_any_confirmation_exits_after_a_bounded_time() -> None:
     net = started(2)
     net.loses = lambda source, target, message: True
     net.signal("d1", "retire")
@@ -185,14 +185,14 @@ def test_one_that_nobody_hears_goes_all_the_same() -> None:
     assert net["d1"].exit == do.Exit(0, "retire")
 
 
-def test_told_again_while_it_waits_to_be_heard_it_goes_at_once() -> None:
+def test_a_second_signal_ends_the_wait_for_a_confirmation() -> None:
     net = started(2)
     net.loses = lambda source, target, message: True
     stop(net, "d1", "d1")
     assert net["d1"].exit == do.Exit(0, "leave")
 
 
-def test_nothing_is_trained_after_the_last_word() -> None:
+def test_no_training_follows_the_last_record() -> None:
     net = started(2)
     net.loses = lambda source, target, message: source == "d1"
     net.signal("d1", "leave")
@@ -201,7 +201,7 @@ def test_nothing_is_trained_after_the_last_word() -> None:
     assert len(net["d1"].done(do.Train)) == trained
 
 
-def test_a_leave_that_follows_a_retire_at_once_is_a_leave() -> None:
+def test_a_leave_right_after_a_retire_is_a_leave() -> None:
     net = started(3)
     key = BlockKey("d1", 0)
     net.signal("d1", "retire")
@@ -211,7 +211,7 @@ def test_a_leave_that_follows_a_retire_at_once_is_a_leave() -> None:
     assert all(device.protocol.members.tombstoned(key) and key not in device.slots for device in net)
 
 
-def test_who_leaves_is_forgotten_with_what_it_left_behind_when_it_retired() -> None:
+def test_a_leave_also_deletes_the_block_of_an_earlier_retirement() -> None:
     net = started(3)
     net.signal("d1", "retire")
     net.run(1.0)

@@ -1,9 +1,8 @@
-"""Who has which version of what: what a round's plan sends and withholds, what closing it takes."""
+"""Versions and copies: the data that a plan sends and withholds, and the copies that a round consumes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from coordinator_free.averaging.mixing import MODES, Mix
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.exchange import ZERO, Exchange, Plan
+from tests.support.contents import everything
 from transport.wire.messages import Manifest
 
 OWN, THEIRS, GONE = BlockKey("d0", 0), BlockKey("d1", 0), BlockKey("d2", 0)
@@ -25,10 +25,10 @@ def part_bytes(group: str, codec: str | None = None) -> int:
 
 
 def exchange(mode: str = "average", *keys: BlockKey) -> Exchange:
-    """d0's, holding these blocks (none: its own and d1's) at version 0."""
+    """The exchange of d0, with these blocks (none: its own and d1's) at version 0."""
     made = Exchange(MODES[mode](), SIZES, part_bytes)
     for key in keys or (OWN, THEIRS):
-        made.add(key, 0)
+        made.add_block(key, 0)
     return made
 
 
@@ -45,7 +45,7 @@ def sent(plans: dict[str, Plan]) -> list[tuple[str, Part]]:
 
 
 def newer(of: Exchange, version: int) -> None:
-    """Every copy held has changed."""
+    """Set all held copies to a version."""
     of.held = dict.fromkeys(of.held, version)
 
 
@@ -57,21 +57,7 @@ def manifest(version: int, status: str, part: Part = PART, round_: int = 5) -> M
 def close(of: Exchange, round_: int, said: Manifest | None = None) -> tuple[Mix, ...]:
     manifests = {} if said is None else {"d9": said}
     weights = dict.fromkeys(of.groups, dict.fromkeys(manifests, 0.5))
-    return of.close(OWN, round_, weights, manifests)
-
-
-def everything(value: object) -> Iterator[object]:
-    """All that an object holds, at any depth."""
-    yield value
-    if isinstance(value, dict):
-        inner: list[object] = [*value.keys(), *value.values()]
-    elif isinstance(value, (tuple, list, set)):
-        inner = list(value)
-    else:
-        slots = getattr(type(value), "__slots__", ())
-        inner = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots)]
-    for one in inner:
-        yield from everything(one)
+    return of.close_round(OWN, round_, weights, manifests)
 
 
 # -- a refit replaces ---
@@ -81,11 +67,11 @@ def refitted() -> Exchange:
     of = exchange()
     plan(of, "d8", "d9")
     newer(of, 5)
-    of.replace(OWN)
+    of.start_refit(OWN)
     return of
 
 
-def test_a_refitted_block_is_told_once_to_each_neighbour() -> None:
+def test_a_refitted_block_is_sent_as_a_replacement_once_to_each_neighbour() -> None:
     of = refitted()
     first = plan(of, "d9")["d9"]
     assert {s for p, s in statuses(first).items() if p.block == OWN} == {"replaces"}
@@ -95,17 +81,17 @@ def test_a_refitted_block_is_told_once_to_each_neighbour() -> None:
     assert {s for p, s in statuses(plan(of, "d8")["d8"]).items() if p.block == OWN} == {"replaces"}
 
 
-def test_a_refit_is_told_again_to_who_may_not_have_it() -> None:
+def test_a_refit_is_sent_again_to_a_neighbour_that_may_not_have_it() -> None:
     of = refitted()
     plan(of, "d8", "d9")
-    close(of, 5, manifest(5, "sent", Part(OWN, "early")))  # d9 is in the round, d8 is not
-    of.untold("d9")
+    close(of, 5, manifest(5, "sent", Part(OWN, "early")))  # d9 takes part in the round, d8 does not
+    of.forget_sent("d9")
     newer(of, 6)
     told = plan(of, "d8", "d9")
     assert "replaces" in statuses(told["d8"]).values() and "replaces" in statuses(told["d9"]).values()
 
 
-def test_what_does_not_fit_the_budget_replaces_later() -> None:
+def test_a_refit_that_exceeds_the_budget_is_sent_later() -> None:
     of = refitted()
     assert "replaces" not in statuses(plan(of, "d9", budget=10)["d9"]).values()
     assert "replaces" in statuses(plan(of, "d9")["d9"]).values()
@@ -113,21 +99,21 @@ def test_what_does_not_fit_the_budget_replaces_later() -> None:
 
 def test_copies_from_before_a_refit_are_not_mixed_with() -> None:
     of, own = refitted(), Part(OWN, "early")
-    plan(of, "d9")  # in round 5: what d9 has sent for it is older
-    of.receive("d9", own, 4, 5, "old")
+    plan(of, "d9")  # in round 5: the copy that d9 sent is older
+    of.on_copy("d9", own, 4, 5, "old")
     assert close(of, 5, manifest(4, "sent", own)) == ()
-    of.receive("d9", own, 6, 6, "new")
+    of.on_copy("d9", own, 6, 6, "new")
     assert close(of, 6, manifest(6, "sent", own, 6)) == (Mix(own, ((0.5, "new"),)),)
 
 
-def test_an_owner_s_refit_replaces_the_copy_whole_and_nobody_else_s() -> None:
+def test_only_the_refit_of_the_owner_replaces_the_copy() -> None:
     for sender, weight in (("d1", 1.0), ("d9", 0.5)):
         of = exchange()
-        of.receive(sender, PART, 5, 5, "refitted")
+        of.on_copy(sender, PART, 5, 5, "refitted")
         weights = {group: {sender: 0.5} for group in of.groups}
-        mixes = of.close(OWN, 5, weights, {sender: manifest(5, "replaces")})
+        mixes = of.close_round(OWN, 5, weights, {sender: manifest(5, "replaces")})
         assert mixes == (Mix(PART, ((weight, "refitted"),)),)
-        again = of.close(OWN, 6, weights, {sender: manifest(5, "unchanged", round_=6)})
+        again = of.close_round(OWN, 6, weights, {sender: manifest(5, "unchanged", round_=6)})
         assert again == (Mix(PART, ((0.5, "refitted"),)),)  # it replaces once
 
 
@@ -149,7 +135,7 @@ def test_a_new_version_is_sent() -> None:
     assert plan(of)["d9"].parts == ((PART, 1, "train"),)
 
 
-def test_what_was_sent_to_one_neighbour_is_new_to_another() -> None:
+def test_a_version_sent_to_one_neighbour_is_still_sent_to_another() -> None:
     of = exchange()
     plan(of, "d8")
     assert len(sent(plan(of, "d9"))) == 4
@@ -157,12 +143,12 @@ def test_what_was_sent_to_one_neighbour_is_new_to_another() -> None:
 
 def test_a_block_that_nobody_has_trained_is_not_sent() -> None:
     of = Exchange(MODES["average"](), SIZES, part_bytes)
-    of.add(THEIRS)
+    of.add_block(THEIRS)
     assert statuses(plan(of)["d9"]) == dict.fromkeys(of.parts(THEIRS), "unchanged")
     assert of.held[PART] == ZERO
 
 
-def test_a_manifest_tells_sent_unchanged_and_withheld_apart() -> None:
+def test_a_manifest_distinguishes_sent_unchanged_and_withheld() -> None:
     of = exchange()
     plan(of)
     for group in SIZES:
@@ -173,7 +159,7 @@ def test_a_manifest_tells_sent_unchanged_and_withheld_apart() -> None:
     assert said[PART] == said[Part(THEIRS, "late")] == "unchanged"
 
 
-def test_a_plan_counts_what_it_withholds() -> None:
+def test_a_plan_counts_its_withheld_parts() -> None:
     assert [plan(exchange(), budget=b)["d9"].withheld for b in (0, 100, PLENTY)] == [4, 3, 0]
 
 
@@ -184,15 +170,15 @@ def test_the_own_block_goes_before_others() -> None:
     ]
 
 
-def test_what_waited_longest_goes_first() -> None:
+def test_the_part_that_waited_longest_is_sent_first() -> None:
     of = exchange()
-    plan(of, budget=160)  # the own block; d1's waits
+    plan(of, budget=160)  # the own block; the block of d1 waits
     newer(of, 1)
     assert {part.block for _, part in sent(plan(of, budget=160))} == {THEIRS}
 
 
 @given(st.integers(100, 1000), st.integers(1, 3), st.integers(1, 4))
-def test_nothing_waits_for_ever_while_everything_keeps_changing(
+def test_no_part_waits_forever_while_all_parts_keep_changing(
     budget: int, receivers: int, blocks: int
 ) -> None:
     of = exchange("average", *(BlockKey(f"d{i}", 0) for i in range(blocks)))
@@ -222,7 +208,7 @@ def test_no_plan_exceeds_its_budget(budget: int, changes: list[dict[int, int]], 
 
 
 @given(st.integers(0, 600))
-def test_what_is_sent_or_withheld_is_what_the_neighbour_lacks(budget: int) -> None:
+def test_sent_and_withheld_parts_are_those_that_the_neighbour_lacks(budget: int) -> None:
     of = exchange()
     lacking = dict.fromkeys(of.held, 0)
     for round_ in range(1, 5):
@@ -234,9 +220,9 @@ def test_what_is_sent_or_withheld_is_what_the_neighbour_lacks(budget: int) -> No
         }
 
 
-def test_a_block_that_was_asked_for_goes_as_a_transfer_once() -> None:
+def test_a_requested_block_is_sent_once_as_a_transfer() -> None:
     of = exchange("average")
-    of.want("d9", of.parts(THEIRS))
+    of.on_request("d9", of.parts(THEIRS))
     assert {part.block: cause for part, _, cause in plan(of)["d9"].parts} == {
         OWN: "train",
         THEIRS: "transfer",
@@ -245,34 +231,34 @@ def test_a_block_that_was_asked_for_goes_as_a_transfer_once() -> None:
     assert {cause for _, _, cause in plan(of)["d9"].parts} == {"train"}
 
 
-def test_paper_literal_relays_nothing_but_what_is_asked_for() -> None:
+def test_paper_literal_relays_only_requested_blocks() -> None:
     of = exchange("paper-literal")
     first = plan(of)["d9"]
     assert {part.block for part, _, _ in first.parts} == {p.block for p in statuses(first)} == {OWN}
-    of.want("d9", of.parts(THEIRS))
+    of.on_request("d9", of.parts(THEIRS))
     assert {part.block for part, _, _ in plan(of)["d9"].parts} == {THEIRS}
 
 
-def test_what_is_not_held_cannot_be_asked_for() -> None:
+def test_a_request_for_a_block_that_is_not_held_is_ignored() -> None:
     of = exchange()
-    of.want("d9", of.parts(GONE))
+    of.on_request("d9", of.parts(GONE))
     assert GONE not in {part.block for part, _, _ in plan(of)["d9"].parts}
 
 
-def test_newest_sends_nothing_that_the_neighbour_says_it_holds() -> None:
+def test_newest_sends_no_version_that_the_neighbour_reports_to_hold() -> None:
     of = exchange("newest")
-    of.note("d9", manifest(0, "unchanged"))
+    of.on_manifest("d9", manifest(0, "unchanged"))
     assert PART not in {part for part, _, _ in plan(of)["d9"].parts}
 
 
 def test_newest_learns_nothing_from_an_older_manifest() -> None:
     of = exchange("newest")
     plan(of)
-    of.note("d9", manifest(ZERO, "unchanged"))
+    of.on_manifest("d9", manifest(ZERO, "unchanged"))
     assert plan(of)["d9"].parts == ()
 
 
-def test_newest_sends_nobody_its_own_block() -> None:
+def test_newest_sends_no_device_the_block_that_it_owns() -> None:
     assert THEIRS not in {part.block for _, part in sent(plan(exchange("newest"), "d1"))}
 
 
@@ -281,18 +267,18 @@ def test_newest_sends_nobody_its_own_block() -> None:
 
 def test_average_mixes_the_copy_that_was_sent() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     assert close(of, 5, manifest(3, "sent")) == (Mix(PART, ((0.5, "copy"),)),)
 
 
 def test_average_mixes_an_unchanged_copy_again() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     close(of, 5, manifest(3, "sent"))
     assert close(of, 6, manifest(3, "unchanged", round_=6)) == (Mix(PART, ((0.5, "copy"),)),)
 
 
-def test_average_takes_a_block_that_nobody_has_trained_as_zero() -> None:
+def test_average_mixes_an_untrained_block_as_zero() -> None:
     assert close(exchange(), 5, manifest(ZERO, "unchanged")) == (Mix(PART, ((0.5, None),)),)
 
 
@@ -303,31 +289,31 @@ def test_average_takes_a_block_that_nobody_has_trained_as_zero() -> None:
 )
 def test_average_leaves_absent_weight_with_the_own_copy(said: Manifest | None) -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 4, "copy")
+    of.on_copy("d9", PART, 3, 4, "copy")
     close(of, 4, manifest(3, "sent", round_=4))
     assert close(of, 5, said) == ()
 
 
-def test_what_belongs_to_a_later_round_waits_for_it() -> None:
+def test_a_copy_for_a_later_round_waits_for_that_round() -> None:
     of = exchange()
-    of.receive("d9", PART, 3, 6, "early copy")
+    of.on_copy("d9", PART, 3, 6, "early copy")
     assert close(of, 5, manifest(3, "sent")) == ()
     assert close(of, 6, manifest(3, "sent", round_=6)) == (Mix(PART, ((0.5, "early copy"),)),)
 
 
-def test_average_mixes_this_rounds_copy_although_the_next_is_here_already() -> None:
+def test_average_mixes_the_copy_of_this_round_even_if_a_later_one_has_arrived() -> None:
     of = exchange()
-    of.receive("d9", PART, 5, 5, "fifth")
-    of.receive("d9", PART, 6, 6, "sixth")
+    of.on_copy("d9", PART, 5, 5, "fifth")
+    of.on_copy("d9", PART, 6, 6, "sixth")
     assert close(of, 5, manifest(5, "sent")) == (Mix(PART, ((0.5, "fifth"),)),)
     assert close(of, 6, manifest(6, "sent", round_=6)) == (Mix(PART, ((0.5, "sixth"),)),)
 
 
-def test_newest_takes_the_newest_arrival_whole() -> None:
+def test_newest_replaces_the_copy_by_the_newest_arrival() -> None:
     of = exchange("newest")
-    of.receive("d7", PART, 3, 5, "third")
-    of.receive("d8", PART, 4, 5, "fourth")
-    of.receive("d9", PART, 2, 5, "second")
+    of.on_copy("d7", PART, 3, 5, "third")
+    of.on_copy("d8", PART, 4, 5, "fourth")
+    of.on_copy("d9", PART, 2, 5, "second")
     assert close(of, 5) == (Mix(PART, ((1.0, "fourth"),), 4),)
     assert of.held[PART] == 4
 
@@ -335,28 +321,28 @@ def test_newest_takes_the_newest_arrival_whole() -> None:
 def test_newest_ignores_an_older_version() -> None:
     of = exchange("newest")
     newer(of, 4)
-    of.receive("d9", PART, 4, 5, "same")
+    of.on_copy("d9", PART, 4, 5, "same")
     assert close(of, 5) == ()
 
 
-def test_newest_relays_what_it_took() -> None:
+def test_newest_relays_the_version_that_it_received() -> None:
     of = exchange("newest")
     plan(of, "d8")
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     close(of, 5)
     assert sent(plan(of, "d8")) == [("d8", PART)]
 
 
 def test_newest_never_overwrites_the_own_block() -> None:
     of = exchange("newest")
-    of.receive("d9", Part(OWN, "early"), 99, 5, "forged")
+    of.on_copy("d9", Part(OWN, "early"), 99, 5, "forged")
     assert close(of, 5) == ()
     assert of.held[Part(OWN, "early")] == 0
 
 
-def test_what_arrived_is_mixed_once() -> None:
+def test_an_arrived_copy_is_mixed_once() -> None:
     of = exchange("newest")
-    of.receive("d9", PART, 3, 5, "copy")
+    of.on_copy("d9", PART, 3, 5, "copy")
     assert close(of, 5) and not close(of, 6)
 
 
@@ -366,36 +352,36 @@ def test_what_arrived_is_mixed_once() -> None:
 def test_after_a_drop_nothing_of_the_block_is_left() -> None:
     of = exchange("average", OWN, THEIRS, GONE)
     plan(of, "d8", budget=100)
-    of.want("d8", of.parts(GONE))
-    for round_ in (5, 9):  # one copy is mixed and cached, one still waits
+    of.on_request("d8", of.parts(GONE))
+    for round_ in (5, 9):  # one copy is mixed and cached, the other waits
         for group in SIZES:
-            of.receive("d9", Part(GONE, group), round_, round_, f"values of d2, round {round_}")
+            of.on_copy("d9", Part(GONE, group), round_, round_, f"values of d2, round {round_}")
     close(of, 5, manifest(5, "sent", Part(GONE, "early")))
     assert any(value == GONE for value in everything(of))
-    of.drop(GONE)
+    of.drop_block(GONE)
     kept = list(everything(of))
     assert GONE not in kept and not [x for x in kept if isinstance(x, str) and "values of d2" in x]
 
 
 def test_a_drop_leaves_other_blocks_alone() -> None:
     of = exchange("average", OWN, THEIRS, GONE)
-    of.receive("d9", PART, 3, 5, "copy")
-    of.drop(GONE)
+    of.on_copy("d9", PART, 3, 5, "copy")
+    of.drop_block(GONE)
     assert set(of.held) == {*of.parts(OWN), *of.parts(THEIRS)}
     assert close(of, 5, manifest(3, "sent")) == (Mix(PART, ((0.5, "copy"),)),)
 
 
-def test_a_new_link_to_a_neighbour_begins_with_everything() -> None:
+def test_after_a_new_link_everything_is_sent_again() -> None:
     of = exchange()
     plan(of)
-    of.receive("d9", PART, 3, 9, "of the old link")
+    of.on_copy("d9", PART, 3, 9, "of the old link")
     of.forget_peer("d9")
     assert len(sent(plan(of))) == 4
     assert close(of, 9, manifest(3, "sent", round_=9)) == ()
 
 
-def test_of_one_who_is_far_ahead_the_newest_copies_wait() -> None:
+def test_only_the_newest_copies_of_a_peer_far_ahead_are_kept() -> None:
     made = exchange()
     for round_ in range(1000):
-        made.receive("d1", PART, round_, round_, object())
-    assert [*made._inbox["d1"][PART]] == [996, 997, 998, 999]
+        made.on_copy("d1", PART, round_, round_, object())
+    assert [*made._arrived["d1"][PART]] == [996, 997, 998, 999]

@@ -1,4 +1,4 @@
-"""Who is here, in simulated time: agreement, crashes found, nobody declared dead who lives, few links."""
+"""Failure detection in simulated time: agreement, detected crashes, no false verdicts, few links."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERIOD_NS = SECOND // 2  # membership.probe_s
 
 
 def network(size: int, seed: int = 0, loss: float = 0.0, **sections: Any) -> Network:
-    """Random latencies of up to 20 ms, some messages lost, rounds of half a second, all just started."""
+    """A network that just started: random latencies up to 20 ms, lost messages, rounds of half a second."""
     draw = random.Random(seed)
     config = small_config(seed=seed, **{"adapter": {"max_devices": 16}, **sections})
     net = Network(config, lambda: draw.randint(1, 20) * MILLI)
@@ -33,7 +33,7 @@ def knows_all(device: SimDevice, count: int) -> bool:
 
 
 def given_up(net: Network) -> list[object]:
-    """Whom anybody declared dead."""
+    """The devices that any device declared crashed."""
     return [log["peer"] for device in net.everyone for log in device.logged("confirmed")]
 
 
@@ -42,7 +42,7 @@ def given_up(net: Network) -> list[object]:
 
 @pytest.mark.parametrize("topology", ["full", "ring"])
 @pytest.mark.parametrize("loss", [0.0, 0.05])
-def test_sixteen_started_together_agree_within_a_second(topology: str, loss: float) -> None:
+def test_sixteen_devices_started_together_agree_within_a_second(topology: str, loss: float) -> None:
     net = network(16, loss=loss, topology={"kind": topology})
     net.until(lambda: all(knows_all(device, 16) for device in net), 1.0)
     assert agreed(net)
@@ -55,7 +55,7 @@ def test_thirty_two_devices_get_a_slot_each() -> None:
     assert agreed(net) and sorted(net["d0"].slots.values()) == list(range(32))
 
 
-def test_devices_that_know_one_other_find_all() -> None:
+def test_devices_that_know_one_other_device_find_all() -> None:
     net = Network(small_config(topology={"kind": "ring"}))
     for number in range(8):
         net.add(f"d{number}", *([f"d{number - 1}"] if number else []), cohort=8)
@@ -63,7 +63,7 @@ def test_devices_that_know_one_other_find_all() -> None:
     assert agreed(net)
 
 
-def test_a_seed_that_comes_late_is_found_all_the_same() -> None:
+def test_a_seed_that_starts_late_is_found() -> None:
     net = Network(small_config())
     net.add("d1", "d0", cohort=2)
     net.run(10.0)
@@ -73,26 +73,26 @@ def test_a_seed_that_comes_late_is_found_all_the_same() -> None:
     assert agreed(net) and len(net["d0"].slots) == 2
 
 
-def test_on_a_ring_everyone_hears_of_a_leave_within_log_n_hops() -> None:
+def test_on_a_ring_a_leave_reaches_all_devices_within_log_n_hops() -> None:
     net = network(16, topology={"kind": "ring"})
     net.until(lambda: all(device.round >= 1 for device in net))
     net.signal("d5", "leave")
     net.until(lambda: has_gone(net, BlockKey("d5", 0)), math.log2(16) * 0.02)
 
 
-def test_what_gossip_has_lost_for_good_a_ping_brings_to_light() -> None:
+def test_a_ping_reveals_a_record_that_gossip_lost() -> None:
     net = started(4)
     net.loses = lambda source, target, message: source == "d2"
-    net.signal("d2", "leave")  # nobody hears it ...
+    net.signal("d2", "leave")  # no device receives it ...
     net.crash("d2")
     net.loses = lambda source, target, message: False
     tombstone = net["d2"].protocol.members.get(BlockKey("d2", 0))
     assert tombstone is not None
-    net["d0"].protocol.members.merge([tombstone])  # ... but d0, which has not told anybody
+    net["d0"].protocol.members.merge([tombstone])  # ... except d0, which has not told it
     net.until(lambda: all(d.protocol.members.tombstoned(BlockKey("d2", 0)) for d in net), 2.0)
 
 
-# -- crashes are found -----------------------------------------------------------------------------------
+# -- detected crashes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "topology"), [(8, "full"), (16, "ring")])
@@ -110,14 +110,14 @@ def test_a_crash_is_suspected_within_some_periods_and_known_to_all_within_5_s(
         assert given_up(net).count("d3") == len(given_up(net))
 
 
-def test_the_last_of_two_finds_that_the_other_has_crashed() -> None:
+def test_the_survivor_of_two_devices_detects_the_crash() -> None:
     net = network(2)
     net.until(lambda: all(device.round >= 1 for device in net))
     net.crash("d1")
     net.until(lambda: knows_all(net["d0"], 1), 5.0)
 
 
-def test_half_of_all_crash_at_once() -> None:
+def test_the_crash_of_half_of_the_devices_is_detected() -> None:
     net = network(8, topology={"kind": "ring"})
     net.until(lambda: all(device.round >= 1 for device in net))
     for device in ("d0", "d2", "d4", "d6"):
@@ -127,12 +127,12 @@ def test_half_of_all_crash_at_once() -> None:
     assert agreed(net) and set(given_up(net)) == {"d0", "d2", "d4", "d6"}
 
 
-# -- who lives is not declared dead ----------------------------------------------------------------------
+# -- no false verdicts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nobody_is_declared_dead_with_5_percent_loss_and_busy_devices(seed: int) -> None:
-    """Each device stands still for up to 0.4 s about every second, as one whose processor others use."""
+def test_no_live_device_is_declared_crashed_with_5_percent_loss_and_busy_devices(seed: int) -> None:
+    """Each device stalls for up to 0.4 s about every second, as on a shared processor."""
     net = network(8, seed, loss=0.05, topology={"kind": "ring"})
     draw = random.Random(seed)
 
@@ -147,7 +147,7 @@ def test_nobody_is_declared_dead_with_5_percent_loss_and_busy_devices(seed: int)
     assert all(device.protocol.own is not None and device.protocol.own.incarnation == 0 for device in net)
 
 
-def test_stalls_shorter_than_the_suspicions_time_cost_nobody_its_incarnation() -> None:
+def test_stalls_shorter_than_the_suspicion_timeout_change_no_incarnation() -> None:
     net = network(8)
     net.until(lambda: all(device.round >= 1 for device in net))
     for number in range(8):
@@ -156,7 +156,7 @@ def test_stalls_shorter_than_the_suspicions_time_cost_nobody_its_incarnation() -
     assert given_up(net) == []
 
 
-def test_two_that_cannot_hear_each_other_live_as_long_as_others_hear_both() -> None:
+def test_two_devices_without_a_link_between_them_stay_alive_through_helpers() -> None:
     net = network(4)
     net.until(lambda: all(device.round >= 1 for device in net))
     net.loses = lambda source, target, message: {source, target} == {"d1", "d2"}
@@ -166,7 +166,7 @@ def test_two_that_cannot_hear_each_other_live_as_long_as_others_hear_both() -> N
     assert {message.target for message in asked} == {"d2"}
 
 
-def test_a_suspected_device_refutes_and_all_believe_it() -> None:
+def test_a_suspected_device_refutes_and_all_devices_accept_it() -> None:
     net = network(4)
     net.until(lambda: all(device.round >= 1 for device in net))
     net.loses = lambda source, target, message: source == "d2" and isinstance(message, Ack)
@@ -176,8 +176,8 @@ def test_a_suspected_device_refutes_and_all_believe_it() -> None:
     assert net["d2"].logged("refuted") and given_up(net) == []
 
 
-def test_a_refutation_that_was_lost_is_said_again() -> None:
-    """With two devices there is no other way that it could take."""
+def test_a_lost_refutation_is_repeated() -> None:
+    """With two devices there is no other path."""
     net = network(2)
     net.until(lambda: all(device.round >= 1 for device in net))
     net.loses = lambda source, target, message: source == "d1" and not isinstance(message, Suspect)
@@ -187,7 +187,7 @@ def test_a_refutation_that_was_lost_is_said_again() -> None:
     assert given_up(net) == []
 
 
-def test_who_has_finished_and_gone_is_not_declared_dead_by_one_that_is_late() -> None:
+def test_a_late_device_does_not_declare_finished_devices_crashed() -> None:
     net = Network(small_config(round={"count": 4}, topology={"kind": "ring"}))
     net.cohort(6)
     net["d3"].train_ns = 5 * SECOND
@@ -198,7 +198,7 @@ def test_who_has_finished_and_gone_is_not_declared_dead_by_one_that_is_late() ->
 # -- links -----------------------------------------------------------------------------------------------
 
 
-def test_links_are_few_and_those_that_nothing_needs_are_closed() -> None:
+def test_a_device_has_few_links_and_closes_unneeded_ones() -> None:
     net = network(24, topology={"kind": "ring"}, adapter={"max_devices": 24})
     net.until(lambda: all(device.round >= 1 for device in net))
     net.run(12.0)  # membership.idle_s = 5
@@ -207,7 +207,7 @@ def test_links_are_few_and_those_that_nothing_needs_are_closed() -> None:
     assert given_up(net) == []
 
 
-def test_a_member_that_this_device_has_no_link_to_is_answered_and_greeted() -> None:
+def test_a_member_without_a_link_is_answered_and_greeted() -> None:
     net = started(4)
     net["d0"].protocol._connections.disconnect("d2")
     net["d0"].links.pop("d2")
@@ -215,7 +215,7 @@ def test_a_member_that_this_device_has_no_link_to_is_answered_and_greeted() -> N
     assert given_up(net) == [] and net["d0"].protocol.peers["d2"].greeted
 
 
-def test_a_joiner_that_waits_for_a_slot_gets_one_once_all_have_confirmed() -> None:
+def test_a_waiting_joiner_gets_a_slot_once_all_devices_confirmed_the_deletion() -> None:
     net = started(4, adapter={"max_devices": 4}, membership={"quarantine_s": 1000.0})
     net.signal("d2", "leave")
     net.run(0.1)
@@ -224,7 +224,7 @@ def test_a_joiner_that_waits_for_a_slot_gets_one_once_all_have_confirmed() -> No
     assert net["d9"].slots[BlockKey("d9", 0)] == 2
 
 
-def test_a_slot_is_not_taken_before_all_have_confirmed_unless_its_quarantine_is_over() -> None:
+def test_a_slot_is_not_taken_before_all_devices_confirmed_or_its_quarantine_ended() -> None:
     net = started(4, adapter={"max_devices": 4}, membership={"quarantine_s": 30.0})
     net.stall("d3", 1.8)  # it cannot confirm yet
     net.signal("d2", "leave")

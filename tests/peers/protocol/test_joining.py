@@ -1,4 +1,4 @@
-"""Join: a newcomer gets every block, changes none, and begins when the network can train beside it."""
+"""Joining: a newcomer gets every block, changes none, and begins with the network's next round."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def same(a: dict[Part, Values], b: dict[Part, Values]) -> bool:
 
 
 def mixed_with(net: Network) -> dict[tuple[str, int], set[str]]:
-    """Whom each device mixed with, by device and round."""
+    """The neighbours that each device mixed with, by device and round."""
     return {(d.name, record.round): {*record.weights} for d in net for record in d.done(do.RoundDone)}
 
 
 def requests(device: SimDevice) -> list[str]:
-    """Whom it asked for blocks, in order."""
+    """The devices that it asked for blocks, in order."""
     return [told.peer for told in device.done(do.Tell) if isinstance(told.message, Request)]
 
 
@@ -49,12 +49,12 @@ def test_a_joiner_gets_every_block_and_changes_none(mode: str, topology: str) ->
         assert same(copies(device, but="d4"), before.get(device.name, before["d0"]))
 
 
-def test_a_joiner_begins_with_the_networks_next_round_and_all_train_beside_it() -> None:
+def test_a_joiner_begins_with_the_next_round_of_the_network() -> None:
     net = started()
     net.add("d4", "d0")
     net.until(lambda: trains(net, "d4"))
     network = max(device.round for device in net if device.name != "d4")
-    assert network <= net["d4"].round <= network + 1  # the next, as far as it has heard
+    assert network <= net["d4"].round <= network + 1  # the next round that it knows of
     first = net["d4"].round
     net.rounds(6)
     for device in net:
@@ -64,8 +64,8 @@ def test_a_joiner_begins_with_the_networks_next_round_and_all_train_beside_it() 
 
 
 @pytest.mark.parametrize("topology", ["full", "ring"])
-def test_in_a_joiners_first_round_neighbours_mix_with_each_other_or_not_at_all(topology: str) -> None:
-    """Its word may come after they have sent that round's data."""
+def test_in_the_first_round_of_a_joiner_mixing_is_mutual(topology: str) -> None:
+    """Its record may arrive after they have sent that round's data."""
     for pause_ms in range(0, 100, 10):
         net = started(topology={"kind": topology})
         net.run(pause_ms / 1000)
@@ -80,7 +80,7 @@ def test_in_a_joiners_first_round_neighbours_mix_with_each_other_or_not_at_all(t
         assert mixed["d4", first]
 
 
-def test_a_joiner_does_not_make_the_others_wait_or_skip() -> None:
+def test_a_joiner_makes_no_other_device_wait_or_skip_a_round() -> None:
     net = started()
     net.add("d4", "d0")
     net.run(3.0)
@@ -105,7 +105,7 @@ def test_a_transfer_that_takes_rounds_ends_before_a_round_in_which_both_sides_mi
     assert all(("d4" in mixed[d, first]) == (d in mixed["d4", first]) for d in ("d0", "d1", "d2", "d3"))
 
 
-def test_a_joiner_asks_each_neighbour_for_another_block() -> None:
+def test_a_joiner_requests_a_different_block_from_each_neighbour() -> None:
     net = started()
     net.add("d4", "d0")
     net.until(lambda: trains(net, "d4"))
@@ -114,7 +114,7 @@ def test_a_joiner_asks_each_neighbour_for_another_block() -> None:
     assert all({item[0] for item in told.message.items} == {told.peer} for told in asked)
 
 
-def test_a_transfer_stays_within_the_helpers_budget_and_is_counted_as_such() -> None:
+def test_a_transfer_stays_within_the_budget_of_the_helper_and_has_its_own_cause() -> None:
     net = started()
     for device in net:
         device.budget_bytes = 3 * PART_BYTES
@@ -125,13 +125,13 @@ def test_a_transfer_stays_within_the_helpers_budget_and_is_counted_as_such() -> 
     assert carried >= {Part(BlockKey(f"d{i}", 0), group) for i in range(4) for group in GROUPS}
 
 
-def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> None:
+def test_when_a_helper_crashes_during_a_transfer_another_helper_is_asked() -> None:
     net = started()
     for device in net:
         device.budget_bytes = 6 * PART_BYTES  # not all at once
     net.add("d4", "d0")
     net.until(lambda: len(net["d4"].done(do.Apply)) >= 2)
-    assert net["d4"].protocol.state is Phase.JOIN
+    assert net["d4"].protocol.phase is Phase.JOIN
     first = requests(net["d4"])[0]
     net.crash(first)
     net.until(lambda: trains(net, "d4"), 10.0)
@@ -140,7 +140,7 @@ def test_when_a_helper_dies_in_the_middle_of_a_transfer_another_is_asked() -> No
     assert agreed(net)
 
 
-def test_another_helper_is_asked_as_soon_as_the_first_is_known_to_be_gone() -> None:
+def test_another_helper_is_asked_once_the_first_is_known_to_be_gone() -> None:
     net = started(round={"deadline_s": 60.0})
     for device in net:
         device.budget_bytes = PART_BYTES  # not all at once
@@ -153,7 +153,7 @@ def test_another_helper_is_asked_as_soon_as_the_first_is_known_to_be_gone() -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_block_whose_owner_retired_before_anyone_mixed_with_it_keeps_no_joiner_waiting(mode: str) -> None:
+def test_a_retired_block_that_nobody_mixed_with_makes_no_joiner_wait(mode: str) -> None:
     net = started(3, mode)
     net.add("d3", "d0")
     net.until(lambda: trains(net, "d3"))
@@ -168,7 +168,7 @@ def test_a_block_whose_owner_retired_before_anyone_mixed_with_it_keeps_no_joiner
     assert agreed(net)
 
 
-def test_joiners_ask_those_who_have_something_and_not_each_other() -> None:
+def test_joiners_ask_training_devices_and_not_each_other() -> None:
     net = started(5)
     for device in ("d3", "d4"):
         net.signal(device, "retire")
@@ -182,7 +182,7 @@ def test_joiners_ask_those_who_have_something_and_not_each_other() -> None:
 
 
 @pytest.mark.parametrize("apart_ms", [0, 5, 10, 15])
-def test_a_joiner_that_loses_the_last_free_slot_waits_for_another(apart_ms: int) -> None:
+def test_a_joiner_that_loses_the_last_free_slot_waits_for_another_slot(apart_ms: int) -> None:
     for wait_ms in (50, 150, 250):
         net = started(4, adapter={"max_devices": 5}, membership={"quarantine_s": 3.0})
         net.signal("d3", "leave")
@@ -195,10 +195,10 @@ def test_a_joiner_that_loses_the_last_free_slot_waits_for_another(apart_ms: int)
         assert agreed(net)
 
 
-def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero() -> None:
+def test_a_device_that_returns_while_it_waits_does_not_report_its_block_as_zero() -> None:
     net = started(3)
     net.run(1.0)
-    net.until(lambda: net["d2"].protocol.state is Phase.WAIT)
+    net.until(lambda: net["d2"].protocol.phase is Phase.WAIT)
     change = net["d0"].protocol.members.verdict(BlockKey("d2", 0))
     assert change is not None
     net.send(net["d0"], "d2", Gossip([change.record.to_dict()], False, net["d0"].round))
@@ -212,10 +212,10 @@ def test_one_that_comes_back_while_it_waits_does_not_say_that_its_block_is_zero(
     assert all(net["d3"].values[Part(BlockKey("d2", 1), group)].any() for group in GROUPS)
 
 
-def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
+def test_a_joiner_trains_alone_when_no_helper_is_left() -> None:
     net = started(1)
     net.add("d1", "d0")
-    net.until(lambda: net["d1"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d1"].protocol.phase is Phase.JOIN)
     net.crash("d0")
     net.until(lambda: trains(net, "d1"), 20.0)
     net.run(6.0)
@@ -223,7 +223,7 @@ def test_a_joiner_enters_alone_when_nobody_is_left_to_ask() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_slot_conflict_of_two_joiners_ends_the_same_everywhere(mode: str) -> None:
+def test_all_devices_resolve_a_slot_conflict_of_two_joiners_alike(mode: str) -> None:
     net = started(3, mode)
     net.add("d3", "d0")
     net.add("d11", "d1")  # both prefer slot 3, of 8
@@ -243,14 +243,14 @@ def test_two_devices_join_at_once(mode: str) -> None:
 def test_a_device_joins_after_one_that_retired_before_it_trained() -> None:
     net = started()
     net.add("d4", "d0")
-    net.until(lambda: net["d4"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d4"].protocol.phase is Phase.JOIN)
     net.signal("d4", "retire")
     net.run(1.0)
     net.add("d5", "d0")
     net.until(lambda: trains(net, "d5"), 15.0)
 
 
-def test_a_joiner_at_the_very_end_trains_no_round_beyond_the_last() -> None:
+def test_a_joiner_at_the_end_trains_no_round_after_the_last() -> None:
     net = started(round={"count": 10})
     net.until(lambda: net["d0"].round == 8)
     net.add("d4", "d0")
@@ -258,7 +258,7 @@ def test_a_joiner_at_the_very_end_trains_no_round_beyond_the_last() -> None:
     assert all(train.round < 10 for train in net["d4"].done(do.Train))
 
 
-def test_a_joiner_that_was_sent_nothing_does_not_dilute_what_the_others_have() -> None:
+def test_a_joiner_without_copies_does_not_dilute_the_copies_of_others() -> None:
     net = started()
     rest(net)
     before = copies(net["d0"])

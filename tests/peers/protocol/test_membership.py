@@ -1,4 +1,4 @@
-"""Leave, retire, crash and stall in a simulated network: nothing forgotten comes back, all agree."""
+"""Leave, retire, crash and stall in a simulated network: devices agree, and no deleted block returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.records import Status
 from peers.protocol import actions as do
-from tests.support.simulated import GROUPS, MILLI, SECOND, still
+from tests.support.simulated import GROUPS, MILLI, SECOND, refusal, still
 from tests.support.simulated_checks import agreed, has_gone, rest, started, trains
 from transport.wire.messages import Gossip
 
@@ -26,12 +26,12 @@ MODES = ["average", "newest"]
 def test_after_a_leave_every_survivor_drops_the_block_at_once_and_for_good(mode: str, topology: str) -> None:
     net = started(5, mode, topology={"kind": topology})
     net.signal("d2", "leave")
-    net.run(0.1)  # the word of it takes 5 ms a hop
+    net.run(0.1)  # the record takes 5 ms a hop
     assert has_gone(net, D2)
     for device in net:
         assert device.done(do.DropBlock) == [do.DropBlock(D2, "leave")]
         assert device.protocol.members.tombstoned(D2)
-        assert device.protocol.accepts("d1" if device.name != "d1" else "d0", D2) == "tombstoned"
+        assert refusal(device, "d1" if device.name != "d1" else "d0", D2) == "tombstoned"
     net.rounds(10)
     assert has_gone(net, D2) and agreed(net)
     assert net["d2"].exit == do.Exit(0, "leave") and not net["d2"].done(do.Export)
@@ -50,9 +50,9 @@ def test_a_refit_follows_a_leave_and_no_retirement(word: str, refit: float) -> N
     assert ("replaces" in told) == (word == "leave")
 
 
-def test_data_of_a_leaver_that_is_still_on_its_way_is_rejected() -> None:
+def test_data_of_a_leaver_still_in_flight_is_refused() -> None:
     net = started()
-    net["d1"].links, links = {}, net["d1"].links  # d1 does not hear of the leave from d2 ...
+    net["d1"].links, links = {}, net["d1"].links  # d1 does not receive the leave of d2 ...
     net.loses = lambda source, target, message: target == "d1" and isinstance(message, Gossip)
     net.signal("d2", "leave")
     net.run(0.05)
@@ -61,10 +61,10 @@ def test_data_of_a_leaver_that_is_still_on_its_way_is_rejected() -> None:
     net.until(lambda: net["d0"].dropped["tombstoned"] > 0)
     assert D2 not in net["d0"].slots
     net.loses = lambda source, target, message: False
-    net.until(lambda: has_gone(net, D2))  # the views in the manifests differ: the table is told
+    net.until(lambda: has_gone(net, D2))  # the digests in the manifests differ: the table is sent
 
 
-def test_nobody_waits_for_one_that_left() -> None:
+def test_no_round_waits_for_a_device_that_left() -> None:
     net = started()
     net.signal("d2", "leave")
     net.rounds(5)
@@ -83,7 +83,7 @@ def test_gossip_of_a_tombstone_is_idempotent() -> None:
     assert tombstone is not None
     before = device.table()
     message = Gossip([tombstone.to_dict()], False, 0)
-    assert device.protocol.receive(net.now, "d1", 0, message) == []
+    assert device.protocol.on_message(net.now, "d1", message) == []
     assert device.table() == before
 
 
@@ -96,13 +96,13 @@ def test_an_older_record_does_not_bring_a_leaver_back(status: Status) -> None:
     net.rounds(3)
     before = net["d0"].table()
     said = Gossip([replace(old, status=status).to_dict()], False, 0)
-    assert net["d0"].protocol.receive(net.now, "d1", 0, said) == []
+    assert net["d0"].protocol.on_message(net.now, "d1", said) == []
     assert net["d0"].table() == before
-    assert net["d0"].protocol.accepts("d1", D2) == "tombstoned"
+    assert refusal(net["d0"], "d1", D2) == "tombstoned"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_leaver_that_returns_is_another_incarnation_at_zero(mode: str) -> None:
+def test_a_leaver_that_returns_has_a_new_incarnation_and_a_zero_block(mode: str) -> None:
     net = started(mode=mode)
     net.signal("d2", "leave")
     net.run(2.0)
@@ -154,7 +154,7 @@ def test_a_retired_block_stays_as_it_was(mode: str) -> None:
     assert len(net["d2"].done(do.Export)) == 1 and net["d2"].exit == do.Exit(0, "retire")
 
 
-def test_nobody_waits_for_one_that_retired() -> None:
+def test_no_round_waits_for_a_device_that_retired() -> None:
     net = started()
     net.signal("d2", "retire")
     net.rounds(5)
@@ -175,7 +175,7 @@ def test_a_joiner_gets_a_retired_block_and_leaves_its_slot_alone(mode: str) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired(mode: str) -> None:
+def test_a_device_that_returns_holds_its_retired_block(mode: str) -> None:
     net = started(mode=mode)
     rest(net)
     net.signal("d2", "retire")
@@ -191,7 +191,7 @@ def test_a_device_that_returns_holds_what_it_left_behind_when_it_retired(mode: s
 
 
 @pytest.mark.parametrize("topology", ["full", "ring"])
-def test_a_crash_is_found_and_the_block_dropped_after_a_grace(topology: str) -> None:
+def test_a_crash_is_detected_and_the_block_is_dropped_after_a_grace(topology: str) -> None:
     net = started(5, topology={"kind": topology}, membership={"grace_s": 3.0})
     net.crash("d2")
     net.run(2.0)
@@ -214,18 +214,18 @@ def test_on_crash_keep_keeps_the_block_and_its_slot() -> None:
     assert net["d0"].done(do.RoundDone)[-1].members == ("d0", "d1", "d10", "d3")
 
 
-def test_a_crash_costs_no_round_more_than_its_deadline() -> None:
+def test_a_crash_delays_no_round_beyond_its_deadline() -> None:
     net = started()
     net.crash("d2")
     net.run(20.0)
     for device in net:
         lengths = [record.end_ns - record.start_ns for record in device.done(do.RoundDone)]
         assert max(lengths) <= 2 * SECOND  # round.deadline_s
-        assert sum(length > 150 * MILLI for length in lengths) <= 4  # then nobody waits for d2 any more
+        assert sum(length > 150 * MILLI for length in lengths) <= 4  # after that no round waits for d2
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_crashed_device_that_starts_again_is_another_incarnation(mode: str) -> None:
+def test_a_crashed_device_that_starts_again_has_a_new_incarnation(mode: str) -> None:
     net = started(mode=mode)
     net.crash("d2")
     net.run(10.0)
@@ -237,7 +237,7 @@ def test_a_crashed_device_that_starts_again_is_another_incarnation(mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_device_that_starts_again_before_it_was_missed_is_another_incarnation(mode: str) -> None:
+def test_a_device_that_restarts_before_its_crash_is_noticed_has_a_new_incarnation(mode: str) -> None:
     net = started(mode=mode)
     net.crash("d2")
     net.run(1.0)
@@ -248,7 +248,7 @@ def test_a_device_that_starts_again_before_it_was_missed_is_another_incarnation(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_device_that_starts_again_soon_gets_blocks_that_no_longer_change(mode: str) -> None:
+def test_a_device_that_restarts_soon_gets_blocks_that_no_longer_change(mode: str) -> None:
     net = started(mode=mode)
     net.signal("d3", "retire")
     net.run(2.0)
@@ -269,14 +269,14 @@ def test_a_short_stall_changes_nothing() -> None:
     assert [device.table() for device in net] == before
 
 
-def test_who_stood_still_does_not_take_the_others_for_dead() -> None:
+def test_a_stalled_device_does_not_declare_the_others_crashed() -> None:
     net = started()
     net.stall("d2", 20.0)
     net.run(20.5)
     assert not net["d2"].logged("suspected")
 
 
-def test_a_device_that_stood_still_too_long_comes_back_under_a_new_incarnation() -> None:
+def test_a_device_that_stalled_too_long_returns_under_a_new_incarnation() -> None:
     net = started()
     net.stall("d2", 20.0)
     net.run(19.0)
@@ -285,7 +285,7 @@ def test_a_device_that_stood_still_too_long_comes_back_under_a_new_incarnation()
     assert agreed(net) and all(net["d0"].slots.keys() >= {BlockKey("d2", 1)} for device in net)
 
 
-def test_a_partition_that_heals_brings_everyone_back() -> None:
+def test_after_a_partition_heals_all_devices_return() -> None:
     net = started()
     net.loses = lambda source, target, message: (source in ("d0", "d1")) != (target in ("d0", "d1"))
     net.run(20.0)

@@ -1,4 +1,4 @@
-"""What the rounds of a whole network do to the copies of a block (method 5), in simulated time."""
+"""Mixing in a whole network: the copies of a block after some rounds (method 5), in simulated time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def copies(net: Network, key: BlockKey) -> list[Values]:
 
 
 def scatter(net: Network, key: BlockKey) -> None:
-    """Every device has another copy of the block, as if mixing had moved it."""
+    """Give every device a different copy of the block, as if mixing had changed it."""
     rng = np.random.default_rng(0)
     for device in net:
         device.put(key, rng.normal(size=WIDTH))
@@ -69,7 +69,7 @@ def test_average_keeps_the_network_mean_of_each_block_and_contracts_disagreement
         assert spread(net, key) < wide / 2
 
 
-def test_average_agrees_at_once_on_a_complete_graph() -> None:
+def test_average_agrees_in_one_round_on_a_complete_graph() -> None:
     net = started(4)
     scatter(net, BlockKey("d2", 0))
     net.rounds(2)
@@ -79,7 +79,7 @@ def test_average_agrees_at_once_on_a_complete_graph() -> None:
 @pytest.mark.parametrize("gamma", [1.0, 0.25])
 def test_gamma_is_the_share_that_is_mixed(gamma: float) -> None:
     net = started(2, mixing={"mode": "average", "gamma": gamma})
-    net.run(0.05)  # into the local steps: what is put now is mixed at the end of this round
+    net.run(0.05)  # during the local steps: values set now are mixed at the end of this round
     net["d0"].put(BlockKey("d0", 0), np.ones(WIDTH))
     net.rounds(1)
     expected = [1 - gamma / 2, gamma / 2]
@@ -98,7 +98,7 @@ def test_newest_and_average_are_the_same_update_on_a_complete_graph() -> None:
 
 
 @pytest.mark.parametrize("kind", TOPOLOGIES)
-def test_newest_brings_every_copy_to_the_owners_once_nothing_moves(kind: str) -> None:
+def test_newest_makes_every_copy_equal_to_the_owners_once_nothing_moves(kind: str) -> None:
     net = Network(small_config(mixing={"mode": "newest"}, topology={"kind": kind}))
     net.cohort(5)
     net.rounds(3)
@@ -131,7 +131,7 @@ def test_paper_literal_mixes_own_blocks_only() -> None:
 # -- lost, late and withheld -----------------------------------------------------------------------------
 
 
-def test_a_copy_that_was_withheld_leaves_its_weight_with_the_receiver() -> None:
+def test_the_weight_of_a_withheld_copy_stays_with_the_receiver() -> None:
     net = started(2, budget_bytes=0)
     scatter(net, BlockKey("d0", 0))
     before = copies(net, BlockKey("d0", 0))
@@ -140,7 +140,7 @@ def test_a_copy_that_was_withheld_leaves_its_weight_with_the_receiver() -> None:
     assert all(record.withheld for record in net["d0"].done(do.RoundDone)[-2:])
 
 
-def test_to_a_neighbour_in_an_outage_goes_no_data_and_nobody_waits_for_it() -> None:
+def test_a_neighbour_in_an_outage_gets_no_data_and_no_round_waits_for_it() -> None:
     net = started(3)
     net["d0"].outages = frozenset({"d1"})
     first = net["d0"].round + 1
@@ -167,7 +167,7 @@ def test_no_device_publishes_more_than_its_budget(budget: int, size: int, mode: 
         assert 0 < max(spent.values()) <= budget * PART_BYTES
 
 
-def test_under_a_tight_budget_every_block_still_reaches_everyone() -> None:
+def test_under_a_tight_budget_every_block_still_reaches_all_devices() -> None:
     net = Network(small_config(mixing={"mode": "newest"}))
     net.cohort(4, budget_bytes=2 * PART_BYTES)
     net.rounds(30)
@@ -175,7 +175,7 @@ def test_under_a_tight_budget_every_block_still_reaches_everyone() -> None:
         assert all(values.any() for values in copies(net, key))
 
 
-def test_a_round_closes_at_its_deadline_without_what_has_not_come() -> None:
+def test_a_round_closes_at_its_deadline_without_missing_data() -> None:
     net = started(3)
     net["d2"].train_ns = 5_000 * MILLI
     net.until(lambda: net["d0"].round >= 4)
@@ -184,7 +184,7 @@ def test_a_round_closes_at_its_deadline_without_what_has_not_come() -> None:
     assert late.end_ns - late.start_ns == 2_000 * MILLI  # round.deadline_s
 
 
-def test_who_was_late_goes_on_with_the_round_of_the_others() -> None:
+def test_a_late_device_continues_with_the_round_of_the_others() -> None:
     net = started(3)
     net["d2"].train_ns = 5_000 * MILLI
     net.until(lambda: net["d0"].round >= 8)
@@ -194,7 +194,7 @@ def test_who_was_late_goes_on_with_the_round_of_the_others() -> None:
     assert net["d0"].done(do.RoundDone)[-1].weights.keys() == {"d1", "d2"}
 
 
-def test_nothing_unchanged_is_sent_twice() -> None:
+def test_an_unchanged_part_is_not_sent_twice() -> None:
     net = started(3)
     net.rounds(6)
     for device in net:  # only the own block counts as changed by local steps, even if they moved nothing

@@ -1,4 +1,4 @@
-"""What measuring sends is saved on data."""
+"""The bytes of measurements are saved on data."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ def copies(count: int = 4) -> dict[Part, int]:
     return {Part(key, group): count for key in (OWN, THEIRS) for group in SIZES}
 
 
-def test_what_nothing_is_owed_for_goes_as_the_scenario_says() -> None:
+def test_without_a_debt_no_codec_changes() -> None:
     assert offset().codecs(copies(), PRIORITY) == {}
 
 
-def test_groups_of_least_priority_pay_first_and_no_more_than_is_owed() -> None:
+def test_groups_of_lowest_priority_take_the_coarser_codec_until_the_debt_is_covered() -> None:
     debt = offset()
-    debt.spent(1000)
+    debt.add_overhead(1000)
     assert debt.codecs(copies(), PRIORITY) == dict.fromkeys([Part(OWN, "late"), Part(THEIRS, "late")], "int8")
     assert debt.codecs(copies(), PRIORITY) == {}  # 2 x 4 x 240 bytes were saved
 
 
-def test_what_one_round_cannot_save_the_next_does() -> None:
+def test_a_debt_that_one_round_cannot_cover_is_carried_over() -> None:
     debt = offset()
-    debt.spent(3000)
+    debt.add_overhead(3000)
     assert len(debt.codecs(copies(), PRIORITY)) == 4  # 2240
     assert len(debt.codecs(copies(), PRIORITY)) == 1
     assert debt.codecs(copies(), PRIORITY) == {}
 
 
-def test_int8_goes_as_int4_and_int4_as_it_is() -> None:
+def test_int8_becomes_int4_and_int4_stays() -> None:
     for codec, coarser in (("int8", {"int4"}), ("int4", set())):
         debt = offset(codec)
-        debt.spent(1)
+        debt.add_overhead(1)
         assert {*debt.codecs(copies(), PRIORITY).values()} == coarser
 
 
-def test_blocks_of_a_group_pay_in_turn() -> None:
+def test_the_blocks_of_a_group_take_turns() -> None:
     debt, paid = offset(), []
     for _ in range(4):
-        debt.spent(900)  # less than the 960 of one block
+        debt.add_overhead(900)  # less than the 960 of one block
         paid.append(next(iter(debt.codecs(copies(), PRIORITY))).block)
     assert {OWN, THEIRS} == {*paid}
 
@@ -61,11 +61,13 @@ def test_blocks_of_a_group_pay_in_turn() -> None:
     st.lists(st.integers(0, 5000), max_size=12),
     st.dictionaries(st.sampled_from(sorted(copies())), st.integers(1, 5), min_size=1),
 )
-def test_in_the_end_as_much_is_saved_as_was_spent(spent: list[int], sent: Mapping[Part, int]) -> None:
+def test_over_many_rounds_the_bytes_saved_equal_the_bytes_spent(
+    spent: list[int], sent: Mapping[Part, int]
+) -> None:
     debt, saved = offset(), 0
     gains = {p: count * (SIZES[p.group]["fp16"] - SIZES[p.group]["int8"]) for p, count in sent.items()}
     for size in spent:
-        debt.spent(size)
+        debt.add_overhead(size)
         saved += sum(gains[part] for part in debt.codecs(sent, PRIORITY))
     while codecs := debt.codecs(sent, PRIORITY):
         saved += sum(gains[part] for part in codecs)

@@ -1,4 +1,4 @@
-"""Partitions that heal, in simulated time: everyone is back with its values, who left stays forgotten."""
+"""Partitions that heal, in simulated time: devices return with their values, leavers stay forgotten."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def own_values(net: Network) -> dict[str, np.ndarray]:
 
 
 def all_hold(net: Network, devices: Iterable[str]) -> bool:
-    """Everyone holds exactly the blocks of these devices, and what their owners have."""
+    """Whether all devices hold exactly the blocks of these devices, equal to the owners' values."""
     owned = own_values(net)
     for device in net:
         blocks = {key.device: key for key in device.slots}
@@ -50,7 +50,7 @@ def all_hold(net: Network, devices: Iterable[str]) -> bool:
 
 @pytest.mark.parametrize("topology", ["full", "ring"])
 @pytest.mark.parametrize("mode", MODES)
-def test_four_and_four_with_a_leave_in_between_become_seven(mode: str, topology: str) -> None:
+def test_two_halves_with_a_leave_in_one_merge_into_the_seven_others(mode: str, topology: str) -> None:
     net = network(mode, topology)
     rest(net)
     before = own_values(net)
@@ -82,12 +82,12 @@ def test_a_partition_shorter_than_the_suspicion_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_that_was_alone_comes_back_with_its_values_and_gets_all_others(mode: str) -> None:
+def test_an_isolated_device_returns_with_its_values_and_gets_all_blocks(mode: str) -> None:
     net = network(mode, size=5)
     rest(net)
     before = own_values(net)["d3"]
     split(net, "d3")
-    net.run(40.0)  # nobody agrees with it, and its health is at its worst: it takes its time
+    net.run(40.0)  # its local health is at its worst, so its timeouts are long
     assert set(net["d3"].protocol.members.alive()) == {"d3"}
     heal(net)
     net.until(lambda: all(len(d.protocol.members.alive()) == 5 for d in net), 30.0)
@@ -96,9 +96,9 @@ def test_one_that_was_alone_comes_back_with_its_values_and_gets_all_others(mode:
     assert np.allclose(own_values(net)["d3"], before, atol=1e-6)
 
 
-def test_while_a_heal_is_under_way_copies_of_the_own_side_stay() -> None:
-    """Each side has given the other up, so everybody comes back under a new incarnation: with the copies that
-    the others on its side still hold, not with zeros."""
+def test_during_a_heal_the_copies_of_the_own_side_stay() -> None:
+    """Each side has evicted the other, so all devices return under a new incarnation. The devices of the
+    same side keep their copies and do not set them to zero."""
     net = network()
     rest(net)
     split(net, *LEFT)
@@ -118,7 +118,7 @@ def test_while_a_heal_is_under_way_copies_of_the_own_side_stay() -> None:
     assert lost == []
 
 
-def test_a_slot_that_both_sides_gave_away_has_one_holder_in_the_end() -> None:
+def test_a_slot_claimed_on_both_sides_ends_with_one_holder() -> None:
     net = network(adapter={"max_devices": 9}, membership={"quarantine_s": 2.0})
     net.signal("d7", "leave")
     net.run(5.0)
@@ -136,7 +136,7 @@ def test_a_slot_that_both_sides_gave_away_has_one_holder_in_the_end() -> None:
     assert len(slots) == len(set(slots.values())) == 9
 
 
-def test_an_evicted_devices_slot_may_be_taken_once_its_quarantine_is_over_and_then_it_takes_another() -> None:
+def test_an_evicted_device_that_returns_after_its_quarantine_claims_another_slot() -> None:
     net = network(size=4, adapter={"max_devices": 5}, membership={"quarantine_s": 3.0})
     split(net, "d3")
     net.run(20.0)
@@ -155,7 +155,7 @@ def test_an_evicted_devices_slot_may_be_taken_once_its_quarantine_is_over_and_th
     assert sorted(slots.values()) == [0, 1, 2, 3, 4] and slots["d3"] == 2
 
 
-def test_who_is_given_up_is_tried_again_no_longer_than_is_asked_for() -> None:
+def test_an_evicted_device_is_tried_again_only_for_the_configured_time() -> None:
     net = network(size=3, membership={"reconnect_s": 20.0, "reconnect_every_s": 2.0})
     net.crash("d2")
     net.run(10.0)
@@ -169,11 +169,11 @@ def test_who_is_given_up_is_tried_again_no_longer_than_is_asked_for() -> None:
 
 
 def calls(net: Network, device: str) -> list[object]:
-    """Links to a device that were made."""
+    """The number of links that were opened to a device."""
     return [c for d in net for c in d.done(do.Connect) if c.peer == device]
 
 
-def test_a_crashed_one_costs_the_others_a_call_now_and_then() -> None:
+def test_a_crashed_device_is_tried_again_now_and_then() -> None:
     """All devices together try it about once in `reconnect_every_s`."""
     net = network(size=8)
     net.crash("d2")

@@ -1,4 +1,4 @@
-"""Random schedules of joins, leaves, crashes, stalls and partitions: in the end the living agree."""
+"""Random schedules of joins, leaves, crashes, stalls and partitions: in the end live devices agree."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 from tests.support.simulated import MILLI, SECOND, Network, small_config
-from tests.support.simulated_checks import Toll, agreed
+from tests.support.simulated_checks import Churn, agreed
 
 KINDS = ["leave", "retire", "crash", "stall", "partition", "join", "join", "return"]
 SLOTS = 16
 
 
 class Step(NamedTuple):
-    """What happens after a pause, and a number that picks whom it happens to."""
+    """An event after a pause. pick: selects the device."""
 
     pause_s: float
     kind: str
@@ -28,8 +28,8 @@ steps = st.builds(
 )
 
 
-class Story(Toll):
-    """Carries a schedule out as far as it makes sense: two that train always stay."""
+class Schedule(Churn):
+    """Performs the steps that are possible; at least two training devices always stay."""
 
     def happen(self, step: Step) -> None:
         self.net.run(step.pause_s)
@@ -47,17 +47,17 @@ class Story(Toll):
             self.strike(step.kind, self.net[living[step.pick % len(living)]], 1.0 + step.pick)
 
     def _cut(self, side: set[str], seconds: float) -> None:
-        """Nothing passes between the two sides for a while."""
+        """Lose all messages between the two sides for a while."""
         cut = self.net.loses = lambda source, target, message: (source in side) != (target in side)
 
         def heal() -> None:
-            if self.net.loses is cut:  # no other partition has come since
+            if self.net.loses is cut:  # no later partition has replaced this one
                 self.net.loses = lambda source, target, message: False
 
         self.net.at(self.net.now + int(seconds * SECOND), heal)
 
     def _newcomer(self, pick: int) -> str:
-        """One that prefers the slot of another every second time."""
+        """A new id; every second one prefers a slot that is taken."""
         return f"d{len(self.net.devices) + SLOTS * (pick % 2) - pick % 2}"
 
 
@@ -70,7 +70,7 @@ class Story(Toll):
     longest_ms=st.sampled_from([1, 30, 300]),
     seed=st.integers(0, 2**16),
 )
-def test_whatever_happens_the_living_agree_on_members_blocks_and_slots(
+def test_after_any_schedule_live_devices_agree_on_members_blocks_and_slots(
     size: int, kind: str, mode: str, schedule: list[Step], longest_ms: int, seed: int
 ) -> None:
     draw = random.Random(seed)
@@ -79,11 +79,11 @@ def test_whatever_happens_the_living_agree_on_members_blocks_and_slots(
     net = Network(config, lambda: draw.randint(1, longest_ms) * MILLI)
     net.cohort(size, train_ns=1 * SECOND)
     net.run(3.0)
-    story = Story(net)
+    running = Schedule(net)
     for step in schedule:
-        story.happen(step)
-    net.run(90.0)  # a crash is found after 5 s, a joiner asks everybody twice
+        running.happen(step)
+    net.run(90.0)  # a crash is detected after 5 s; a joiner asks all devices twice
     assert agreed(net) and all(device.round >= 0 for device in net)
     slots = next(iter(net)).slots
     assert len(set(slots.values())) == len(slots)
-    assert not story.left & set(slots)
+    assert not running.left & set(slots)

@@ -1,4 +1,4 @@
-"""The questions put to an allocator, and what it leaves to the next round."""
+"""The problem that an allocator solves, and the items that it leaves to the next round."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from coordinator_free.averaging.copy_distances import Distances, MatrixStatistics
 from coordinator_free.averaging.rate_allocation import ALLOCATORS, Budget, Link, Transfer, Weights
 from coordinator_free.identifiers import BlockKey, Part
-from peers.learning.neighbour_copies import Distances, Matrix
-from peers.protocol.send_allocation import Allocating, Supply
+from peers.protocol.send_allocation import SendAllocation, Supply
 
 OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 GROUPS = ("early", "late")
@@ -23,12 +23,12 @@ SLOTS: list[Transfer] = [
 
 def supply(cost: float, apart2: Mapping[Transfer, float] | None = None, norm2: float = 8.0) -> Supply:
     links = {peer: Link(1e9) for peer in ("d1", "d2")}
-    matrices = {part: Matrix(norm2, 0.1, 100) for _, part in SLOTS}
+    matrices = {part: MatrixStatistics(norm2, 0.1, 100) for _, part in SLOTS}
     return Supply(Budget(cost, links), SIZES, Distances(matrices, apart2 or {}))
 
 
 def choose(
-    of: Allocating,
+    of: SendAllocation,
     given: Supply,
     wanted: list[Transfer] = SLOTS,
     asked: frozenset[Transfer] = frozenset(),
@@ -38,41 +38,41 @@ def choose(
 
 
 @pytest.mark.parametrize("name", sorted(ALLOCATORS))
-def test_no_more_is_chosen_than_the_budget_carries(name: str) -> None:
-    of, spent = Allocating(name, 0, "d0"), []
+def test_the_granted_transfers_fit_the_budget(name: str) -> None:
+    of, spent = SendAllocation(name, 0, "d0"), []
     for round_ in range(10):
         chosen = choose(of, supply(180), round_=round_)
         spent.append(sum(SIZES[part.group][codec] for (_, part), codec in chosen.items()))
     assert 0 < max(spent) <= 180
 
 
-def test_what_is_far_from_the_neighbours_copy_goes_first() -> None:
+def test_the_part_with_the_largest_distance_is_granted_first() -> None:
     near = dict.fromkeys(SLOTS, 0.5)
-    chosen = choose(Allocating("residual", 0, "d0"), supply(30, {**near, ("d2", LATE): 5.0}))
+    chosen = choose(SendAllocation("residual", 0, "d0"), supply(30, {**near, ("d2", LATE): 5.0}))
     assert set(chosen) == {("d2", LATE)}
 
 
-def test_what_a_neighbour_is_not_known_to_hold_is_at_zero_there() -> None:
+def test_an_unknown_neighbour_copy_counts_as_zero() -> None:
     known = {slot: 7.0 for slot in SLOTS if slot != ("d1", EARLY)}
-    assert set(choose(Allocating("residual", 0, "d0"), supply(30, known))) == {("d1", EARLY)}
+    assert set(choose(SendAllocation("residual", 0, "d0"), supply(30, known))) == {("d1", EARLY)}
 
 
-def test_what_was_asked_for_is_sent_even_if_it_was_sent_before() -> None:
+def test_a_requested_part_is_sent_even_if_it_was_sent_before() -> None:
     slot: Transfer = ("d1", EARLY)
     known = {slot: 0.0}
-    assert choose(Allocating("residual", 0, "d0"), supply(1e6, known), [slot]) == {}
-    assert choose(Allocating("residual", 0, "d0"), supply(1e6, known), [slot], frozenset([slot]))
+    assert choose(SendAllocation("residual", 0, "d0"), supply(1e6, known), [slot]) == {}
+    assert choose(SendAllocation("residual", 0, "d0"), supply(1e6, known), [slot], frozenset([slot]))
     zero = supply(1e6, known, norm2=0.0)
-    assert choose(Allocating("residual", 0, "d0"), zero, [slot], frozenset([slot])) == {slot: "int4"}
+    assert choose(SendAllocation("residual", 0, "d0"), zero, [slot], frozenset([slot])) == {slot: "int4"}
 
 
-def test_a_matrix_that_was_not_measured_yet_waits_a_round() -> None:
+def test_a_matrix_without_a_measurement_waits_a_round() -> None:
     new: Transfer = ("d1", Part(BlockKey("d7", 0), "early"))
-    assert choose(Allocating("residual", 0, "d0"), supply(1e6), [new], frozenset([new])) == {}
+    assert choose(SendAllocation("residual", 0, "d0"), supply(1e6), [new], frozenset([new])) == {}
 
 
-def test_a_group_that_has_no_turn_goes_on_waiting() -> None:
-    of = Allocating("residual", 0, "d0")
+def test_the_waiting_time_of_a_group_that_is_not_exchanged_is_kept() -> None:
+    of = SendAllocation("residual", 0, "d0")
     choose(of, supply(0.0))
     choose(of, supply(0.0))
     early = [slot for slot in SLOTS if slot[1].group == "early"]
@@ -81,23 +81,23 @@ def test_a_group_that_has_no_turn_goes_on_waiting() -> None:
     assert set(of.waiting.deficits) <= {"late"}
 
 
-def test_nothing_of_a_deleted_block_waits() -> None:
-    of = Allocating("residual", 0, "d0")
+def test_no_transfer_of_a_deleted_block_waits() -> None:
+    of = SendAllocation("residual", 0, "d0")
     choose(of, supply(0.0))
-    of.drop(THEIRS)
+    of.drop_block(THEIRS)
     assert {part.block for _, part in of.waiting.rounds} == {OWN}
 
 
-def test_nothing_waits_for_a_neighbour_that_is_gone() -> None:
-    of = Allocating("residual", 0, "d0")
+def test_no_transfer_waits_for_a_neighbour_that_has_gone() -> None:
+    of = SendAllocation("residual", 0, "d0")
     choose(of, supply(0.0))
     of.forget_peer("d1")
     assert {peer for peer, _ in of.waiting.rounds} == {"d2"}
 
 
-def test_chance_depends_on_the_seed_the_device_and_the_round() -> None:
+def test_random_choices_depend_on_the_seed_the_device_and_the_round() -> None:
     def drawn(*seed: object, round_: int = 0) -> frozenset[Transfer]:
-        return frozenset(choose(Allocating("random", *seed), supply(210), round_=round_))
+        return frozenset(choose(SendAllocation("random", *seed), supply(210), round_=round_))
 
     assert drawn(0, "d0") == drawn(0, "d0")
     for others in ([drawn(s, "d0") for s in range(9)], [drawn(0, "d0", round_=r) for r in range(9)]):

@@ -1,4 +1,4 @@
-"""In `newest` a version is its owner's, whoever relays it: what its owner has not signed is refused."""
+"""In `newest` only the owner makes versions of a block: versions without its signature are refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import torch
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.learning.learner import Learner
-from peers.protocol import actions as do
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import SignedCopy, Versions, statement
-from peers.runtime.inbox import Inbox
-from peers.runtime.main import DeviceSpec
-from peers.runtime.sender import Outbox
+from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.sender import Sender, Shape
+from peers.runtime.spec import DeviceSpec
+from tests.support.receivers import make_receiver
 from tests.support.signatures import public, sign_as, verify
-from tests.support.simulated import GROUPS
 from tests.support.simulated_checks import started
 from transport.links.interface import Links, Received
 from transport.shaping.accounting import Accounts
@@ -41,52 +40,49 @@ def signed(by: str = "d1", part: Part = PART, version: int = 7, codec: str = "fp
     return sign_as(by, statement(part, version, codec, PAYLOAD))
 
 
-# -- what is taken in ------------------------------------------------------------------------------------
+# -- received versions -----------------------------------------------------------------------------------
 
 
-class Door:
-    """d0's inbox in a network of three that mixes as `newest` does."""
+class ReceivingDevice:
+    """d0's receiver in a network of three devices in mode `newest`, and the copies that it takes in."""
 
     def __init__(self) -> None:
         self.net = started(3, "newest")
         protocol = self.net["d0"].protocol
-        layout = SimpleNamespace(rows=lambda group: ROWS, rank=lambda group: RANK)
-        learner = cast(Learner, SimpleNamespace(groups=GROUPS, layout=layout))
-        self.accounts, self.events = Accounts(), Counter[str]()
-        self.inbox = Inbox(protocol, learner, self.accounts, self.events, curve=True)
+        self.events = Counter[str]()
+        self.receiver = make_receiver(protocol, Accounts(), self.events, (ROWS, RANK), authenticated=True)
         self.copies: list[Any] = []
 
-        def update(now: int, source: str, header: Update, values: object) -> list[do.Action]:
+        def on_copy(peer: str, part: Part, version: int, round_: int, values: object) -> None:
             self.copies.append(values)
-            return []
 
-        protocol.update = update  # type: ignore[method-assign]
+        protocol.exchange.on_copy = on_copy  # type: ignore[method-assign]
 
     def take(self, header: Update, payload: Buffer = PAYLOAD, source: str = "d2") -> None:
         frames = pack(Envelope(source, 0), header, payload)
         received = Received(source, tuple(frames), wire_bytes(frames))
-        opened = self.inbox.open(received)
+        opened = self.receiver.open(received)
         assert opened is not None
-        self.inbox.take(self.net.now, *opened, received)
+        self.receiver.handle(self.net.now, *opened, received)
 
 
 HEADER = Update(*("d1", 0, "early", 7, 3, "train", "fp32", ROWS, RANK, 0, len(PAYLOAD)), signature=signed())
 
 
 @pytest.fixture(scope="module")
-def _door() -> Door:
-    return Door()
+def _door() -> ReceivingDevice:
+    return ReceivingDevice()
 
 
 @pytest.fixture
-def door(_door: Door) -> Door:
+def door(_door: ReceivingDevice) -> ReceivingDevice:
     _door.copies.clear()
     _door.events.clear()
     return _door
 
 
 @pytest.mark.parametrize("source", ["d1", "d2"], ids=["from its owner", "from a relay"])
-def test_a_version_that_its_owner_has_signed_is_taken_in_as_it_came(door: Door, source: str) -> None:
+def test_a_signed_version_is_kept_unchanged(door: ReceivingDevice, source: str) -> None:
     door.take(HEADER, source=source)
     (copy,) = door.copies
     assert torch.equal(copy.matrix, MATRIX)
@@ -106,12 +102,14 @@ FORGED = {
 
 
 @pytest.mark.parametrize("header", FORGED.values(), ids=FORGED)
-def test_what_its_owner_has_not_signed_is_refused(door: Door, header: Update) -> None:
+def test_a_version_without_the_signature_of_its_owner_is_refused(
+    door: ReceivingDevice, header: Update
+) -> None:
     door.take(header)
     assert door.copies == [] and door.events == {"forged": 1}
 
 
-def test_a_version_whose_bytes_a_relay_has_changed_is_refused(door: Door) -> None:
+def test_a_version_that_a_relay_has_changed_is_refused(door: ReceivingDevice) -> None:
     door.take(HEADER, bytes(len(PAYLOAD)))
     assert door.copies == [] and door.events == {"forged": 1}
 
@@ -120,11 +118,11 @@ def test_in_average_nothing_is_signed_and_nothing_checked() -> None:
     assert not started(2).devices["d0"].protocol.signed_versions
 
 
-# -- what is sent ----------------------------------------------------------------------------------------
+# -- sent versions ---------------------------------------------------------------------------------------
 
 
-class Post:
-    """d0's outbox with a link to d2; what it holds of d1 came signed."""
+class SendingDevice:
+    """d0's sender with a link to d2, and the signed versions that it relays."""
 
     def __init__(self, codec: str = "int8", rows: int = ROWS) -> None:
         self.sent: list[list[Buffer]] = []
@@ -136,9 +134,11 @@ class Post:
         spec = DeviceSpec("d0", config, "sim://d0", "sim://d0", (), "", channel=near)
         wire = SimpleNamespace(connect=lambda *where: None, send=self._send)
         self.versions = Versions("d0", lambda data: sign_as("d0", data))
-        self.box = Outbox(spec, learner, cast(Links, wire), Accounts(), 0, self.versions)
-        self.box.connect("d2", "sim://d2", 0)
-        self.box.start_round(3, ["d0", "d2"], 0)
+        self.encoder = PayloadEncoder(spec, learner, self.versions)
+        shapes = {"early": Shape(rows, RANK)}
+        self.sender = Sender(spec, shapes, cast(Links, wire), Accounts(), 0, signed=True)
+        self.sender.connect("d2", "sim://d2", 0)
+        self.sender.start_round(3, ["d0", "d2"], 0)
 
     def _send(self, peer: str, frames: list[Buffer]) -> bool:
         self.sent.append(frames)
@@ -146,41 +146,41 @@ class Post:
 
     def publish(self, part: Part, version: int) -> list[tuple[Update, bytes]]:
         action = Publish("d2", 3, ((part, version, "train"),), Manifest(3, "train", b"viewview", []))
-        self.box.publish(action, self.box.encode(action), 0)
-        while (at := self.box.next_ns(1 << 40)) is not None:
-            self.box.send_due(at)
+        self.sender.publish(action, self.encoder.encode(action), 0)
+        while (at := self.sender.next_ns(1 << 40)) is not None:
+            self.sender.send_due(at)
         found = [(unpack(frames)[1], frames) for frames in self.sent]
         return [(m, bytes(frames[1])) for m, frames in found if isinstance(m, Update)]
 
 
 def test_the_owner_signs_the_bytes_that_it_sends() -> None:
     own = Part(BlockKey("d0", 0), "early")
-    ((header, payload),) = Post().publish(own, 5)
+    ((header, payload),) = SendingDevice().publish(own, 5)
     assert header.signature is not None
     assert verify(public("d0"), statement(own, 5, "int8", payload), header.signature)
 
 
-def test_a_relay_passes_on_the_bytes_and_the_signature_as_they_came() -> None:
-    post = Post()
+def test_a_relay_forwards_the_bytes_and_the_signature_unchanged() -> None:
+    post = SendingDevice()
     coded = bytes(encode(MATRIX, "int8"))
     post.versions.keep(PART, 7, SignedCopy(MATRIX, coded, b"as it came"))
     ((header, payload),) = post.publish(PART, 7)
     assert (payload, header.signature) == (coded, b"as it came")
 
 
-def test_each_part_carries_the_signature_of_the_whole() -> None:
-    sent = Post(rows=70_000).publish(Part(BlockKey("d0", 0), "early"), 5)  # int8, rank 2: three frames
+def test_each_fragment_carries_the_signature_of_the_whole_payload() -> None:
+    sent = SendingDevice(rows=70_000).publish(Part(BlockKey("d0", 0), "early"), 5)  # three frames
     assert len(sent) == 3 and len({header.signature for header, _ in sent}) == 1
 
 
-def test_what_was_deleted_is_not_kept_for_others() -> None:
+def test_a_deleted_block_is_not_relayed() -> None:
     versions = Versions("d0", bytes)
     versions.keep(PART, 7, SignedCopy(MATRIX, PAYLOAD, b""))
-    versions.drop(PART.block)
+    versions.drop_block(PART.block)
     assert versions.relayed(PART, 7) is None
 
 
-def test_another_version_than_the_one_that_came_has_no_proof() -> None:
+def test_a_version_that_did_not_arrive_has_no_signature() -> None:
     versions = Versions("d0", bytes)
     versions.keep(PART, 7, SignedCopy(MATRIX, PAYLOAD, b""))
     assert versions.relayed(PART, 8) is None and versions.sign(PART, 8, "fp32", PAYLOAD) is None

@@ -1,10 +1,10 @@
-"""One device's decisions: how rounds start and end, and whose word counts. In simulated time, no sockets."""
+"""The decisions of one device: start and end of rounds, and refused messages; in simulated time."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +15,11 @@ from coordinator_free.membership.records import Record, Status
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase
 from tests.support.signatures import public, sign_as
-from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, small_config
+from tests.support.simulated import MILLI, SECOND, WIDTH, Network, SimDevice, refusal, small_config
 from transport.wire.messages import (
     Ack,
     Bye,
+    Credit,
     Gossip,
     Hello,
     Manifest,
@@ -27,6 +28,7 @@ from transport.wire.messages import (
     Refuse,
     Request,
     Update,
+    Window,
 )
 
 ROUNDS = 4
@@ -47,7 +49,7 @@ def finite(**sections: Any) -> Network:
 
 
 def record(device: str, slot: int = 5, **more: Any) -> Record:
-    """As its owner would sign it."""
+    """A record with the signature of its owner."""
     made = Record(device, 0, f"sim://{device}", slot, 50, 50, public=public(device), **more)
     return replace(made, signature=sign_as(device, made.signed_data()))
 
@@ -57,15 +59,15 @@ def gossip(*records: Record, **changes: Any) -> Gossip:
 
 
 def say(net: Network, device: str, source: str, message: Message) -> list[do.Action]:
-    """What a device decides on a message."""
-    return net[device].protocol.receive(net.now, source, 0, message)
+    """The actions of a device on a message."""
+    return net[device].protocol.on_message(net.now, source, message)
 
 
 def state_of(device: SimDevice) -> tuple[object, ...]:
     """All of a device's decisions that a message could change."""
     p = device.protocol
     peers = {name: (x.greeted, x.done, sorted(x.manifests)) for name, x in p.peers.items()}
-    return list(p.members), dict(p.blocks), p.own, p.state, p.round, dict(p.exchange.held), peers
+    return list(p.members), dict(p.blocks), p.own, p.phase, p.round, dict(p.exchange.held), peers
 
 
 # -- the start -------------------------------------------------------------------------------------------
@@ -95,13 +97,13 @@ def test_a_cohort_waits_for_its_last_member() -> None:
     net.add("d0", "d1", "d2", cohort=3)
     net.add("d1", "d0", "d2", cohort=3)
     net.run(10.0)
-    assert [device.protocol.state for device in net] == [Phase.SETTLE] * 2
+    assert [device.protocol.phase for device in net] == [Phase.SETTLE] * 2
     net.add("d2", "d0", "d1", cohort=3)
     net.rounds(1)
     assert {len(device.slots) for device in net} == {3}
 
 
-def test_a_cohort_begins_without_one_that_does_not_come() -> None:
+def test_a_cohort_begins_without_a_member_that_does_not_start() -> None:
     net = Network(small_config())
     net.add("d0", "d1", "d2", cohort=3)
     net.add("d1", "d0", "d2", cohort=3)
@@ -116,7 +118,7 @@ def test_a_device_without_seeds_begins_alone() -> None:
     assert net["d0"].slots == {BlockKey("d0", 0): 0}
 
 
-def test_members_of_a_cohort_that_want_one_slot_settle_on_two() -> None:
+def test_cohort_members_that_prefer_the_same_slot_get_different_slots() -> None:
     net = Network(small_config())
     names = ["d0", "d8", "d16"]  # 8 slots: all prefer slot 0
     for name in names:
@@ -138,12 +140,12 @@ def test_everyone_exports_says_goodbye_and_exits_at_once() -> None:
         assert [r.round for r in device.done(do.RoundDone)] == list(range(ROUNDS))
         assert len(device.done(do.Export)) == 1
         assert len(device.slots) == 3
-    assert net.now < 1 * SECOND  # nobody sat its grace period out
+    assert net.now < 1 * SECOND  # no device waited for its grace period
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_is_sent_to_one_who_has_gone(seed: int) -> None:
-    """However long messages take, and however late one is: in the books of both ends stands the same."""
+def test_nothing_is_sent_to_a_device_that_has_gone(seed: int) -> None:
+    """With any latencies and any late device, both ends count the same bytes."""
     draw = random.Random(seed)
     names = ["d0", "d1", "d2", "d3", "d4"]
     net = Network(small_config(round={"count": ROUNDS}), lambda: draw.randint(1, 120) * MILLI)
@@ -155,7 +157,7 @@ def test_nothing_is_sent_to_one_who_has_gone(seed: int) -> None:
     assert net.unread == []
 
 
-def test_a_finished_device_does_not_wait_for_ever_for_one_that_is_slow() -> None:
+def test_a_finished_device_does_not_wait_forever_for_a_slow_device() -> None:
     net = finite(membership={"crash_after_s": 100.0})
     net["d2"].train_ns = 60 * SECOND
     net.run(30.0)
@@ -164,31 +166,31 @@ def test_a_finished_device_does_not_wait_for_ever_for_one_that_is_slow() -> None
 
 
 @pytest.mark.parametrize("kind", ["leave", "retire", None])
-def test_one_that_goes_before_the_others_have_finished_keeps_nobody_waiting(kind: str | None) -> None:
-    """By a signal, or because its patience is over."""
+def test_no_device_waits_for_one_that_goes_before_the_others_finish(kind: str | None) -> None:
+    """It goes by a signal or after its grace."""
     net = finite(membership={"crash_after_s": 100.0})
     net["d2"].train_ns = 15 * SECOND
     early = [net["d0"], net["d1"]]
-    net.until(lambda: all(device.protocol.state is Phase.FINISH for device in early))
+    net.until(lambda: all(device.protocol.phase is Phase.FINISH for device in early))
     if kind is not None:
         for device in early:
             net.signal(device.name, kind)
     net.until(lambda: [device.name for device in net] == ["d2"])
-    net.until(lambda: not list(net) or net["d2"].protocol.state is Phase.FINISH)
+    net.until(lambda: not list(net) or net["d2"].protocol.phase is Phase.FINISH)
     began = net.now
     net.until(lambda: not list(net))
     assert net["d2"].exit == do.Exit(0, "finished")
     assert net.now - began < 1 * SECOND
 
 
-def test_a_finished_device_does_not_take_a_slower_one_for_dead() -> None:
+def test_a_finished_device_does_not_declare_a_slower_one_crashed() -> None:
     net = finite()
     net["d2"].train_ns = 7 * SECOND
     net.until(lambda: not list(net))
     assert not [device.name for device in net.everyone if device.logged("suspected")]
 
 
-def test_nobody_waits_for_one_that_said_goodbye() -> None:
+def test_no_round_waits_for_a_device_that_said_goodbye() -> None:
     net = started()
     net.loses = lambda source, target, message: source == "d1" and not isinstance(message, Bye)
     for peer in ("d0", "d2"):
@@ -205,7 +207,7 @@ def test_nobody_waits_for_one_that_said_goodbye() -> None:
 def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
     net = finite()
     net["d2"].train_ns = 250 * MILLI
-    net.until(lambda: net["d0"].protocol.state is Phase.FINISH)
+    net.until(lambda: net["d0"].protocol.phase is Phase.FINISH)
     net.signal("d0", kind)
     net.until(lambda: not list(net))
     assert net["d0"].exit == do.Exit(0, "finished") and not net["d0"].logged("leaving")
@@ -214,17 +216,17 @@ def test_after_the_last_round_a_signal_is_only_an_exit(kind: str) -> None:
         assert BlockKey("d0", 0) in device.slots and not device.protocol.members.tombstoned(BlockKey("d0", 0))
 
 
-def test_a_signal_before_there_is_anything_to_leave_is_only_an_exit() -> None:
+def test_before_a_claim_a_signal_is_only_an_exit() -> None:
     net = Network(small_config())
     net.add("d0", "d1", cohort=2)
     net.signal("d0", "leave")
     assert net["d0"].exit == do.Exit(0, "gone")
 
 
-# -- whose word counts -----------------------------------------------------------------------------------
+# -- refused messages ------------------------------------------------------------------------------------
 
 
-def test_other_bases_are_refused_on_both_sides_with_the_reason() -> None:
+def test_different_bases_are_refused_on_both_sides_with_the_reason() -> None:
     net = Network(small_config())
     net.add("d0", "d1", cohort=2, bases="q")
     net.add("d1", "d0", cohort=2, bases="h")
@@ -238,7 +240,7 @@ def test_other_bases_are_refused_on_both_sides_with_the_reason() -> None:
         assert other not in {key.device for key in net[device].slots}
 
 
-def test_a_joiner_with_other_bases_goes_and_changes_nothing() -> None:
+def test_a_joiner_with_different_bases_exits_and_changes_nothing() -> None:
     net = started()
     net.add("d3", "d0", bases="h")
     before = [device.table() for device in net if device.name != "d3"]
@@ -250,7 +252,7 @@ def test_a_joiner_with_other_bases_goes_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("lacks", ["mixing:average", "clock:real", "codec:fp16"])
-def test_one_that_mixes_counts_time_or_encodes_otherwise_is_refused(lacks: str) -> None:
+def test_a_device_with_another_mixing_mode_clock_or_codec_is_refused(lacks: str) -> None:
     net = started()
     able = [word for word in ("mixing:average", "clock:real", "codec:fp16") if word != lacks]
     actions = say(net, "d0", "d9", Hello("sim://d9", {"bases": "q"}, True, able, 0))
@@ -277,17 +279,17 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("message", STRANGERS.values(), ids=STRANGERS)
-def test_what_a_stranger_says_changes_nothing(message: Message) -> None:
+def test_a_message_of_a_stranger_changes_nothing(message: Message) -> None:
     net = started()
     before = state_of(net["d0"])
     assert say(net, "d0", "mallory", message) == [do.Drop("stranger")]
     assert state_of(net["d0"]) == before
 
 
-def test_a_strangers_data_is_not_taken() -> None:
+def test_data_of_a_stranger_is_refused() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("mallory", BlockKey("d1", 0)) == "stranger"
-    assert net["d0"].protocol.accepts("d1", BlockKey("d1", 0)) is None
+    assert refusal(net["d0"], "mallory", BlockKey("d1", 0)) == "stranger"
+    assert refusal(net["d0"], "d1", BlockKey("d1", 0)) is None
 
 
 def test_a_stranger_cannot_refuse_a_device_that_settles() -> None:
@@ -331,43 +333,43 @@ def test_forged_gossip_changes_nothing() -> None:
     assert state_of(net["d0"]) == before
 
 
-def test_malformed_gossip_tells_no_round_either() -> None:
+def test_the_round_of_malformed_gossip_is_ignored() -> None:
     net = started()
     net.add("d3", "d0")
-    net.until(lambda: net["d3"].protocol.state is Phase.JOIN)
+    net.until(lambda: net["d3"].protocol.phase is Phase.JOIN)
     message = Gossip(gossip(record("d5"), slot=99).records, False, 5_000)
     assert do.Drop("malformed") in say(net, "d3", "d0", message)
     net.until(lambda: net["d3"].round >= 0)
     assert net["d3"].round < 5_000
 
 
-def test_a_manifest_of_a_round_that_cannot_be_does_not_end_the_run() -> None:
+def test_a_manifest_of_an_impossible_round_does_not_end_the_run() -> None:
     net = started(round={"count": 1000})
     say(net, "d0", "d1", Manifest(1 << 40, "train", b"viewview", []))
     net.run(1.0)
-    assert net["d0"].protocol.state is not Phase.FINISH
+    assert net["d0"].protocol.phase is not Phase.FINISH
 
 
-def test_data_of_an_unknown_block_is_not_taken() -> None:
+def test_data_of_an_unknown_block_is_refused() -> None:
     net = started()
-    assert net["d0"].protocol.accepts("d1", BlockKey("d9", 0)) == "unknown"
+    assert refusal(net["d0"], "d1", BlockKey("d9", 0)) == "unknown"
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("newest", "own"), ("average", None)])
-def test_in_newest_nobody_takes_the_own_block_from_others(mode: str, reason: str | None) -> None:
+def test_newest_refuses_the_own_block_from_other_devices(mode: str, reason: str | None) -> None:
     net = started(mixing={"mode": mode})
-    assert net["d0"].protocol.accepts("d1", BlockKey("d0", 0)) == reason
+    assert refusal(net["d0"], "d1", BlockKey("d0", 0)) == reason
 
 
-def test_data_says_nothing_about_who_is_here() -> None:
+def test_data_does_not_change_the_membership() -> None:
     net = started()
     before = net["d0"].table()
     header = Update("d1", 0, "early", 99, 3, "train", "fp32", WIDTH, 1, 0, 4 * WIDTH)
-    assert net["d0"].protocol.update(net.now, "d1", header, net["d0"].values) == []
+    assert net["d0"].protocol.update(net.now, "d1", header, net["d0"].values, b"") == []
     assert net["d0"].table() == before
 
 
-def test_a_request_for_what_is_not_held_is_not_answered() -> None:
+def test_a_request_for_a_block_that_is_not_held_is_not_answered() -> None:
     net = started()
     say(net, "d0", "d1", Request([("d9", 0, "early", -1)], 0))
     net.rounds(2)
@@ -376,5 +378,10 @@ def test_a_request_for_what_is_not_held_is_not_answered() -> None:
 
 def test_a_ping_is_answered_with_its_number() -> None:
     net = started()
-    view = net["d0"].protocol.members.view()
-    assert say(net, "d0", "d1", Ping(2, view)) == [do.Tell("d1", Ack(2, view))]
+    digest = net["d0"].protocol.members.digest()
+    assert say(net, "d0", "d1", Ping(2, digest)) == [do.Tell("d1", Ack(2, digest))]
+
+
+def test_every_kind_of_control_message_has_a_handler() -> None:
+    handled = {*started()["d0"].protocol._handlers}
+    assert handled == {*get_args(Message)} - {Update, Credit, Window}

@@ -1,4 +1,4 @@
-"""Everything at once: partitions, losses, stalls, crashes, leaves, joins, returns; and then good weather."""
+"""Storms: partitions, losses, stalls, crashes, leaves, joins and returns at once; then a quiet time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 from tests.support.simulated import MILLI, SECOND, Network, small_config
-from tests.support.simulated_checks import Toll, agreed
+from tests.support.simulated_checks import Churn, agreed
 
 SLOTS = 16
 KINDS = ["leave", "retire", "crash", "stall", "join", "return", "partition", "partition", "heal"]
-CLEARS_S = 150.0  # suspicions of the last minute (12 s and more), a try at everyone given up, a slot's term
+CLEARS_S = 150.0  # for suspicions (12 s and more), reconnects to all evicted devices, a quarantine
 
 
 class Step(NamedTuple):
-    """What happens after a pause, and a number that picks whom it happens to."""
+    """An event after a pause. pick: selects the device."""
 
     pause_s: float
     kind: str
@@ -29,8 +29,8 @@ steps = st.builds(
 )
 
 
-class Storm(Toll):
-    """A network in which messages are lost and that falls apart."""
+class Storm(Churn):
+    """A network with partitions and lost messages."""
 
     def __init__(self, net: Network, loss: float, seed: int) -> None:
         super().__init__(net)
@@ -80,7 +80,7 @@ class Storm(Toll):
     loss=st.sampled_from([0.0, 0.05]),
     seed=st.integers(0, 2**16),
 )
-def test_after_every_storm_all_who_live_agree_train_and_have_forgotten_who_left(
+def test_after_every_storm_live_devices_agree_train_and_have_forgotten_the_leavers(
     size: int,
     kind: str,
     mode: str,

@@ -1,4 +1,4 @@
-"""What planning takes for an update's header and framing is enough, with and without keys."""
+"""The planned bytes for the header and framing of an update suffice, with and without keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_ID = "d" * 60
 
 @pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
 @pytest.mark.parametrize("size", [1, FRAME_BYTES])
-def test_a_header_takes_no_more_than_is_planned_for_it(size: int, curve: bool) -> None:
+def test_a_header_takes_at_most_the_planned_bytes(size: int, curve: bool) -> None:
     largest = Update(
         block=LONGEST_ID,
         block_incarnation=1 << 31,

@@ -1,4 +1,4 @@
-"""A device's event loop answers for itself; one that hangs does not: that is an unhealthy device."""
+"""Health checks: the event loop of a device answers, and a loop that hangs gives no answer."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from peers.runtime import health
-from peers.runtime.driver import Driver
 
 STATUS = {"id": "d0", "phase": "train", "round": 7}
 
 
 @contextmanager
-def device(socket: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.AbstractEventLoop]:
+def device(socket: Path) -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop of its own that answers at `socket`."""
-    monkeypatch.setattr(health, "status", lambda driver: STATUS)
     loop, up, end = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
     async def live() -> None:
-        async with health.answering(str(socket), cast(Driver, None)):
+        async with health.answering(str(socket), lambda: STATUS):
             up.set()
             await end.wait()
 
@@ -44,13 +42,13 @@ def socket(tmp_path: Path) -> Path:
     return tmp_path / "health"
 
 
-def test_it_says_how_it_is_as_often_as_it_is_asked(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with device(socket, monkeypatch):
+def test_it_answers_every_question(socket: Path) -> None:
+    with device(socket):
         assert [health.ask(str(socket)) for _ in range(3)] == [STATUS] * 3
 
 
-def test_a_loop_that_hangs_gives_no_answer(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with device(socket, monkeypatch) as loop:
+def test_a_loop_that_hangs_gives_no_answer(socket: Path) -> None:
+    with device(socket) as loop:
         hangs, goes_on = threading.Event(), threading.Event()
 
         def hang() -> None:
@@ -67,23 +65,21 @@ def test_a_loop_that_hangs_gives_no_answer(socket: Path, monkeypatch: pytest.Mon
         assert health.ask(str(socket), timeout_s=10) == STATUS
 
 
-def test_a_device_that_is_gone_gives_no_answer(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with device(socket, monkeypatch):
+def test_a_device_that_is_gone_gives_no_answer(socket: Path) -> None:
+    with device(socket):
         pass
     with pytest.raises(OSError):
         health.ask(str(socket))
 
 
-def test_a_device_that_starts_again_takes_the_socket_over(
-    socket: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_starts_again_takes_the_socket_over(socket: Path) -> None:
     for _ in range(2):
-        with device(socket, monkeypatch):
+        with device(socket):
             assert health.ask(str(socket)) == STATUS
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_exit_status_of_the_check(
+def test_exit_status_of_the_health_check(
     there: bool, socket: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(health.VARIABLE, str(socket))
@@ -91,14 +87,14 @@ def test_exit_status_of_the_check(
         assert health.main() == 1
         assert "no answer" in capsys.readouterr().err
         return
-    with device(socket, monkeypatch):
+    with device(socket):
         assert health.main() == 0
     assert capsys.readouterr().out == "d0: train, round 7\n"
 
 
-def test_nothing_is_answered_where_no_socket_is_asked_for() -> None:
+def test_without_a_socket_path_nobody_is_answered() -> None:
     async def live() -> Any:
-        async with health.answering(None, cast(Driver, None)):
+        async with health.answering(None, lambda: STATUS):
             return "lived"
 
     assert asyncio.run(live()) == "lived"

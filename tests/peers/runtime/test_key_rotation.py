@@ -1,4 +1,4 @@
-"""What SIGHUP does to a device's keys, and what its log says of it."""
+"""Rotation of a device's keys by SIGHUP, and the log line about it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 
-from peers.runtime.key_rotation import on_hangup
+from peers.runtime.key_rotation import rotate_on_hangup
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import NetworkKeys, generate
 
 
 class FakeLinks:
-    """Takes keys or fails."""
+    """Accepts keys or raises an error."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error, self.keys = error, list[NetworkKeys]()
@@ -28,7 +28,7 @@ class FakeLinks:
 
 
 async def hang_up(folder: Path, links: FakeLinks, caplog: pytest.LogCaptureFixture) -> str:
-    on_hangup(cast(ZmqLinks, links), folder, "d0")
+    rotate_on_hangup(cast(ZmqLinks, links), folder, "d0")
     os.kill(os.getpid(), signal.SIGHUP)
     for _ in range(1000):
         if caplog.messages:
@@ -43,7 +43,7 @@ async def hang_up(folder: Path, links: FakeLinks, caplog: pytest.LogCaptureFixtu
     [
         (None, "serves, 1 active"),
         (ValueError("links without keys"), "d0: the keys stay as they are: links without keys"),
-        (OSError("cannot listen"), "d0: the new keys are in use, but nobody can call here: cannot listen"),
+        (OSError("cannot listen"), "d0: the new keys are in use, but nobody can connect here: cannot listen"),
     ],
 )
 def test_the_log_says_which_keys_are_in_use(

@@ -1,4 +1,4 @@
-"""The learner's thread: mixing, and what it notes of it for the diagnosis."""
+"""The learner thread: mixing, and the disagreement that mixing records for the diagnosis."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def test_a_quarter_of_a_copy_is_mixed_in(learner: FakeLearner, learner_thread: L
     assert learner.blocks["late"].flatten().tolist() == [0.0, 0.0]
 
 
-def test_disagreement_is_that_of_a_groups_last_exchange(
+def test_disagreement_belongs_to_the_last_exchange_of_a_group(
     learner: FakeLearner, learner_thread: LearnerThread
 ) -> None:
-    """A group that is exchanged every H-th round does not agree perfectly in the rounds between."""
+    """Between the exchanges of a group its disagreement does not fall to zero."""
     learner_thread.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
     learner_thread.mix((mix(EARLY, 0.5, 2.0),)).result()
     learner_thread.mix(()).result()

@@ -1,102 +1,278 @@
-"""What has arrived and waits: in order of arrival, but answers before data when the device is late."""
+"""The receiver: a bad message costs one counted drop and changes nothing; a good one is taken in once."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from peers.protocol.actions import Action
-from peers.runtime.event_queue import EventQueue
-from peers.runtime.receiver import Reception
+from coordinator_free.identifiers import BlockKey
+from peers.protocol import actions as do
+from tests.support.receivers import make_receiver
+from tests.support.simulated import SECOND, Network
+from tests.support.simulated_checks import started
 from transport.links.interface import Received
-from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
+from transport.shaping.accounting import Accounts, LinkAccount
+from transport.wire.checksum import xxh3
+from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update
+from transport.wire.packing import pack, wire_bytes
+from transport.wire.tensor_codec import encode
 
-NOW = 1_000_000_000
-
-
-class Box:
-    """Stands for links and inbox: messages that are there already."""
-
-    def __init__(self, messages: list[tuple[Envelope, Message]]) -> None:
-        self._left: Iterator[tuple[Envelope, Message]] = iter(messages)
-
-    async def recv(self) -> Received:
-        opened = next(self._left, None)
-        if opened is not None:
-            self._opened = opened
-            return cast("Received", SimpleNamespace(source="d1", frames=[b""], wire_bytes=10))
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError
-
-    def open(self, received: Received) -> tuple[Envelope, Message]:
-        return self._opened
+ROWS, RANK = 4, 2
+DEPART_NS = 1 * SECOND
+MATRIX = torch.arange(8.0).reshape(ROWS, RANK)
 
 
-def update() -> Update:
-    return Update("d1", 0, "early", 1, 1, "train", "fp16", 4, 2, 0, 16, None)
+class ReceivingDevice:
+    """d0's receiver in a network of three devices, and the matrices that it took in."""
+
+    def __init__(self) -> None:
+        self.net: Network = started(3)
+        self.device = self.net["d0"]
+        self.accounts, self.events = Accounts(), Counter[str]()
+        protocol = self.device.protocol
+        self.receiver = make_receiver(protocol, self.accounts, self.events, (ROWS, RANK), authenticated=False)
+        self.matrices: list[Tensor] = []
+        take_in = protocol.update
+
+        def update(now: int, source: str, header: Update, matrix: object, payload: Any) -> list[do.Action]:
+            if isinstance(matrix, Tensor):  # the simulated network carries numpy arrays
+                self.matrices.append(matrix)
+            return take_in(now, source, header, matrix, payload)
+
+        protocol.update = update  # type: ignore[method-assign]
+
+    def take(self, frames: Sequence[Buffer], source: str = "d1") -> list[do.Action]:
+        received = Received(source, tuple(frames), wire_bytes(frames))
+        opened = self.receiver.open(received)
+        return [] if opened is None else self.receiver.handle(2 * SECOND, *opened, received)
+
+    def link(self, peer: str = "d1") -> LinkAccount:
+        return self.accounts.link(peer)
+
+    def state(self) -> tuple[object, ...]:
+        protocol = self.device.protocol
+        peers = {name: (p.greeted, p.done, sorted(p.manifests)) for name, p in protocol.peers.items()}
+        return self.device.table(), list(protocol.members), protocol.phase, protocol.round, peers
 
 
-def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> list[str]:
-    """The kinds in the order in which a device that looks at NOW takes them."""
-    taken: list[str] = []
-
-    def take(now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
-        taken.append(type(message).__name__)
-        return []
-
-    queue = EventQueue()
-    sent = [
-        (Envelope("d1", 0, seq=number, arrive_ns=at), message)
-        for number, (at, message) in enumerate(messages)
-    ]
-    box: Any = Box(sent)
-    protocol: Any = SimpleNamespace(peers={"d1"})
-    clock: Any = SimpleNamespace(now=lambda: NOW, poke=lambda: None)
-    virtual_clock: Any = SimpleNamespace(received=lambda src, seq: None) if virtual else None
-    reception = Reception(box, box, protocol, queue, clock, virtual_clock, take)
-
-    async def receive() -> None:
-        task = asyncio.create_task(reception.run())
-        await asyncio.sleep(0)
-        task.cancel()
-
-    asyncio.run(receive())
-    while queue.next_ns() is not None:
-        queue.pop().event(NOW)
-    return taken
+@pytest.fixture(scope="module")
+def _door() -> ReceivingDevice:
+    return ReceivingDevice()
 
 
-LATE: list[tuple[int, Message]] = [
-    (NOW - 50, update()),
-    (NOW - 40, Manifest(1, "train", b"", [])),
-    (NOW - 30, Ping(1, b"")),
-    (NOW - 20, Bye("retire")),
-]
+@pytest.fixture
+def door(_door: ReceivingDevice) -> ReceivingDevice:
+    """The network is shared, so tests must not change it. The counters are new for each test."""
+    _door.accounts = _door.receiver._accounts = Accounts()
+    _door.events.clear()
+    _door.matrices.clear()
+    return _door
 
 
-def test_who_is_late_answers_before_it_goes_on_with_data() -> None:
-    assert order_of_arrivals(LATE, virtual=False) == ["Ping", "Update", "Manifest", "Bye"]
+numbers = iter(range(1, 1 << 40))
+DIGEST = b"v" * 16
 
 
-def test_who_is_late_keeps_a_hello_before_what_depends_on_it() -> None:
-    late: list[tuple[int, Message]] = [
-        (NOW - 50, Hello("tcp://127.0.0.1:1", {}, True, [], 0)),
-        (NOW - 40, Gossip([], False, 0)),
-        (NOW - 30, Ping(1, b"")),
-    ]
-    assert order_of_arrivals(late, virtual=False) == ["Ping", "Hello", "Gossip"]
+def framed(message: Message, payload: Buffer | None = None, src: str = "d1") -> list[Buffer]:
+    return pack(Envelope(src, 0, next(numbers), DEPART_NS, DEPART_NS), message, payload)
 
 
-def test_what_is_still_on_its_way_arrives_in_its_order() -> None:
-    ahead = [(at + 100, message) for at, message in LATE]
-    assert order_of_arrivals(ahead, virtual=False) == ["Update", "Manifest", "Ping", "Bye"]
+def update(payload: bytes, **changes: Any) -> Update:
+    """A header of d1's block that fits the payload, with changes."""
+    made = Update("d1", 0, "early", 3, 3, "train", "fp32", ROWS, RANK, 0, len(payload), xxh3(payload))
+    return replace(made, **changes)
 
 
-@pytest.mark.parametrize("late", [True, False])
-def test_in_virtual_time_nothing_depends_on_how_late_a_process_is(late: bool) -> None:
-    messages = LATE if late else [(at + 100, message) for at, message in LATE]
-    assert order_of_arrivals(messages, virtual=True) == ["Update", "Manifest", "Ping", "Bye"]
+def sent(payload: bytes | None = None, **changes: Any) -> list[Buffer]:
+    payload = encode(MATRIX, "fp32") if payload is None else payload
+    return framed(update(payload, **changes), payload)
+
+
+def refused(door: ReceivingDevice, reason: str, peer: str = "d1") -> bool:
+    """Whether exactly one message was dropped, for this reason, and nothing was taken in."""
+    link = door.link(peer)
+    return (
+        link.dropped_messages == {reason: 1}
+        and link.dropped_bytes[reason] > 0
+        and link.received_messages == 0
+        and not door.matrices
+    )
+
+
+# -- accepted messages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8"])
+def test_a_complete_matrix_is_decoded_and_taken_in(door: ReceivingDevice, codec: str) -> None:
+    door.take(sent(encode(MATRIX, codec), codec=codec))
+    (values,) = door.matrices
+    assert values.dtype == torch.float32 and torch.allclose(values, MATRIX, atol=0.1)
+    assert door.link().received_messages == 1 and not door.link().dropped_messages
+
+
+def test_a_matrix_in_fragments_is_taken_in_with_its_last_fragment(door: ReceivingDevice) -> None:
+    payload = encode(MATRIX, "fp32")
+    for offset in (0, 16):
+        assert not door.matrices
+        door.take(framed(update(payload, offset=offset), payload[offset : offset + 16]))
+    assert torch.equal(door.matrices[0], MATRIX)
+    assert door.link().received_messages == 2
+
+
+def test_bytes_and_latency_of_received_messages_are_counted(door: ReceivingDevice) -> None:
+    frames = framed(Ping(3, DIGEST))
+    door.take(frames)
+    assert door.link().received_bytes == wire_bytes(frames)
+    assert door.link().latency.quantiles_s() == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
+
+
+def test_a_control_message_returns_the_actions_of_the_protocol(door: ReceivingDevice) -> None:
+    digest = door.device.protocol.members.digest()
+    assert door.take(framed(Ping(3, digest))) == [do.Tell("d1", Ack(3, digest))]
+
+
+# -- refused messages --------------------------------------------------------------------------------------
+
+GOOD = framed(Ping(3, DIGEST))
+MALFORMED: dict[str, list[Buffer]] = {
+    "no frame": [],
+    "an empty frame": [b""],
+    "three frames": [*GOOD, b"more", b"and more"],
+    "a payload where none belongs": [*GOOD, b"payload"],
+    "no unweft message": [b"xx" + bytes(GOOD[0])[2:]],
+    "another version": [bytes(GOOD[0])[:2] + b"\xff" + bytes(GOOD[0])[3:]],
+    "an unknown kind": [bytes(GOOD[0])[:3] + b"\xff" + bytes(GOOD[0])[4:]],
+    "cut off": [bytes(GOOD[0])[:-1]],
+    "with something behind": [bytes(GOOD[0]) + b"\0"],
+    "an update without its payload": sent()[:1],
+    "an update with an empty payload": [sent()[0], b""],
+}
+
+
+@pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_frames_cost_one_counted_drop(door: ReceivingDevice, frames: list[Buffer]) -> None:
+    before = door.state()
+    assert door.take(frames) == []
+    assert door.link().dropped_messages == {"malformed": 1} and door.events == {"malformed": 1}
+    assert door.state() == before
+
+
+def test_a_message_with_a_false_sender_is_dropped(door: ReceivingDevice) -> None:
+    before = door.state()
+    assert door.take(framed(Ping(3, DIGEST), src="d2"), source="d1") == []
+    assert refused(door, "malformed") and door.state() == before
+    assert door.link("d2").received_messages == door.link("d2").dropped_bytes.total() == 0
+
+
+FP32 = encode(MATRIX, "fp32")
+NAN, INFINITE = MATRIX.clone(), MATRIX.clone()
+NAN[1, 1], INFINITE[1, 1] = torch.nan, torch.inf
+BAD: dict[str, list[Buffer]] = {
+    "another number of rows": sent(rows=RANK, rank=ROWS),
+    "another rank": sent(encode(MATRIX[:, :1].contiguous(), "fp32"), rank=1),
+    "an unknown group": sent(group="nowhere"),
+    "an unknown codec": sent(codec="fp7"),
+    "a size that is not the codec's": sent(codec="fp16"),
+    "too long for its shape": sent(FP32 + b"\0" * 4),
+    "NaN": sent(NAN.numpy().tobytes()),
+    "infinity": sent(INFINITE.numpy().tobytes()),
+    "another checksum": sent(xxh3=1),
+    "a part without its beginning": framed(update(FP32, offset=16), FP32[16:]),
+}
+
+
+@pytest.mark.parametrize("frames", BAD.values(), ids=BAD)
+def test_an_impossible_matrix_costs_one_counted_drop(door: ReceivingDevice, frames: list[Buffer]) -> None:
+    before = door.state()
+    assert door.take(frames) == []
+    assert refused(door, "malformed") and door.events == {"malformed": 1}
+    assert door.state() == before
+
+
+def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> None:
+    door.take(sent(xxh3=1))
+    door.take(sent(version=4))
+    assert len(door.matrices) == 1
+
+
+def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload, src="mallory"), source="mallory")
+    assert refused(door, "stranger", "mallory")
+
+
+def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
+    door.take(sent(block="d9"))
+    assert refused(door, "unknown")
+
+
+def test_a_fragment_that_is_not_admitted_takes_no_memory(door: ReceivingDevice) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload, block="d9"), payload[:16]))
+    assert refused(door, "unknown") and door.receiver._assembly._fragments.bytes_in_flight == 0
+
+
+def test_a_replayed_message_is_dropped(door: ReceivingDevice) -> None:
+    frames = framed(Ping(3, DIGEST))
+    door.take(frames)
+    assert door.take(frames) == []
+    assert door.link().received_messages == 1 and door.link().dropped_messages == {"replayed": 1}
+
+
+def test_malformed_records_are_dropped_and_counted(door: ReceivingDevice) -> None:
+    before = door.state()
+    door.take(framed(Gossip([{"device": "d5"}], False, 3)))
+    assert refused(door, "malformed") and door.state() == before
+
+
+def test_data_of_a_deleted_block_is_dropped() -> None:
+    door = ReceivingDevice()
+    door.net.signal("d2", "leave")
+    door.net.rounds(2)
+    door.take(sent(block="d2"))
+    assert refused(door, "tombstoned")
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_arbitrary_bytes_change_only_a_counter(_door: ReceivingDevice, frames: list[bytes]) -> None:
+    _door.accounts = _door.receiver._accounts = Accounts()
+    before = _door.state()
+    assert _door.take(frames) == []
+    assert _door.link().dropped_messages == {"malformed": 1} and _door.state() == before
+
+
+@given(st.data())
+def test_an_altered_byte_lets_no_matrix_through(_door: ReceivingDevice, data: st.DataObject) -> None:
+    frames = [bytearray(frame) for frame in sent()]
+    frame = frames[data.draw(st.integers(0, 1))]
+    frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
+    _door.matrices.clear()
+    assert _door.take([bytes(f) for f in frames]) == [] and not _door.matrices
+
+
+# -- dropped fragments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["block", "peer"])
+def test_after_a_drop_an_unfinished_matrix_cannot_be_completed(door: ReceivingDevice, how: str) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload[:16]))
+    door.receiver.drop_block(BlockKey("d1", 0)) if how == "block" else door.receiver.forget_peer("d1")
+    door.take(framed(update(payload, offset=16), payload[16:]))
+    assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
+
+
+def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
+    payload = encode(MATRIX, "fp32")
+    door.take(framed(update(payload), payload[:16]))
+    door.receiver.drop_block(BlockKey("d2", 0))
+    door.take(framed(update(payload, offset=16), payload[16:]))
+    assert len(door.matrices) == 1

@@ -1,24 +1,26 @@
-"""How much is on its way at once, what an emulated partition loses, what coarse codecs carry over."""
+"""Flow control by credit, losses in an emulated partition, and error feedback of coarse codecs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
+from peers.learning.learner import Learner
 from peers.protocol.actions import Publish
-from peers.runtime.main import DeviceSpec
-from peers.runtime.sender import Outbox
+from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.sender import Sender, Shape
+from peers.runtime.spec import DeviceSpec
+from tests.support.sending import FakeLinks
+from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.limits import WINDOW_BYTES
-from transport.wire.messages import Buffer, Manifest, Ping, Update
+from transport.wire.messages import Manifest, Ping, Update
 from transport.wire.packing import unpack
 from transport.wire.tensor_codec import decode
 
@@ -41,26 +43,8 @@ class FakeLearner:
         return self.values.clone()
 
 
-class FakeLinks:
-    """Keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, Sequence[Buffer]]] = []
-        self.security_events = Counter[str]()
-
-    def connect(self, peer: str, address: str) -> None:
-        pass
-
-    def disconnect(self, peer: str) -> None:
-        pass
-
-    def send(self, peer: str, frames: Sequence[Buffer]) -> bool:
-        self.sent.append((peer, frames))
-        return True
-
-
-class Sender:
-    """An outbox, driven by hand."""
+class PacedDevice:
+    """d0's sender and encoder with a link to d1."""
 
     def __init__(self, clock: str = "real", **radio: Any) -> None:
         radio = {"budget_bytes": 1 << 40, "rate_Bps": 1 << 40, **radio}
@@ -70,24 +54,31 @@ class Sender:
             "d0", config, ADDRESSES["d0"], ADDRESSES["d0"], (), "out", channel=channel, group=ADDRESSES
         )
         self.links, self.accounts, self.now = FakeLinks(), Accounts(), 0
-        self.outbox = Outbox(spec, FakeLearner(), self.links, self.accounts, 0)  # type: ignore[arg-type]
-        self.outbox.connect("d1", ADDRESSES["d1"], 0)
-        self.outbox.start_round(0, ["d0", "d1"], 0)
+        self.encoder = PayloadEncoder(spec, cast(Learner, FakeLearner()))
+        shapes = {"all": Shape(ROWS, RANK)}
+        self.woken = False
+        links = cast(Links, self.links)
+        self.sender = Sender(spec, shapes, links, self.accounts, 0, wake=self._wake)
+        self.sender.connect("d1", ADDRESSES["d1"], 0)
+        self.sender.start_round(0, ["d0", "d1"], 0)
+
+    def _wake(self) -> None:
+        self.woken = True
 
     def encoded(self, version: int, key: BlockKey) -> tuple[Publish, Any]:
         part = (Part(key, "all"), version, "train")
         action = Publish("d1", version, (part,), Manifest(version, "train", b"viewview", []))
-        return action, self.outbox.encode(action)
+        return action, self.encoder.encode(action)
 
     def publish(self, version: int, key: BlockKey) -> None:
-        self.outbox.publish(*self.encoded(version, key), 0)
+        self.sender.publish(*self.encoded(version, key), 0)
 
-    def go(self) -> list[Any]:
-        """Let an hour pass; what left in it."""
+    def wait_an_hour(self) -> list[Any]:
+        """Let an hour pass; returns the messages that left."""
         before, end = len(self.links.sent), self.now + HOUR_NS
-        while (due := self.outbox.next_ns(self.now)) is not None and due <= end:
+        while (due := self.sender.next_ns(self.now)) is not None and due <= end:
             self.now = max(self.now, due)
-            self.outbox.send_due(self.now)
+            self.sender.send_due(self.now)
         self.now = end
         return [unpack(frames) for _, frames in self.links.sent[before:]]
 
@@ -97,85 +88,97 @@ def updates(messages: list[Any]) -> list[Update]:
 
 
 def payload(messages: list[Any]) -> int:
-    """Bytes of data in messages of which each holds a whole matrix."""
+    """Bytes of data in messages that hold a whole matrix each."""
     return sum(update.total for update in updates(messages) if update.parts == 1)
 
 
 @pytest.fixture
-def full() -> Sender:
-    """20 MiB are queued, as much as may be is on its way."""
-    sender = Sender()
+def full() -> PacedDevice:
+    """20 MiB are queued, and the window is full."""
+    device = PacedDevice()
     for version in range(40):
-        sender.publish(version, BlockKey(f"b{version}", 0))
-    sender.go()
-    return sender
+        device.publish(version, BlockKey(f"b{version}", 0))
+    device.wait_an_hour()
+    return device
 
 
-def test_no_more_than_a_window_of_data_is_on_its_way(full: Sender) -> None:
+def test_at_most_a_window_of_data_is_in_flight(full: PacedDevice) -> None:
     size = full.accounts.link("d1").sent_by_cause["train"]
     assert WINDOW_BYTES <= size < WINDOW_BYTES + (1 << 17)
-    assert full.go() == []
+    assert full.wait_an_hour() == []
 
 
-def test_credit_lets_as_much_more_go(full: Sender) -> None:
-    full.outbox.credit("d1", 1 << 20)
-    assert payload(full.go()) == pytest.approx(1 << 20, rel=0.51)  # to a message, of 512 KiB here
+def test_credit_releases_as_many_bytes(full: PacedDevice) -> None:
+    full.sender.on_credit("d1", 1 << 20)
+    assert payload(full.wait_an_hour()) == pytest.approx(
+        1 << 20, rel=0.51
+    )  # to the size of one message, 512 KiB
 
 
-def test_who_starts_again_has_nothing_on_its_way(full: Sender) -> None:
-    full.outbox.credit("d1")
-    assert payload(full.go()) == pytest.approx(WINDOW_BYTES, rel=0.07)
+def test_a_restarted_peer_has_no_data_in_flight(full: PacedDevice) -> None:
+    full.sender.reset_in_flight("d1")
+    assert payload(full.wait_an_hour()) == pytest.approx(WINDOW_BYTES, rel=0.07)
 
 
-def test_control_passes_while_data_waits_for_credit(full: Sender) -> None:
-    full.outbox.tell("d1", 0, Ping(1, b"v" * 16))
-    assert [message for _, message in full.go()] == [Ping(1, b"v" * 16)]
+@pytest.mark.parametrize(("clock", "released"), [("real", True), ("virtual", False)])
+def test_a_broken_connection_frees_the_window_in_real_time_only(clock: str, released: bool) -> None:
+    device = PacedDevice(clock)
+    for version in range(40):
+        device.publish(version, BlockKey(f"b{version}", 0))
+    device.wait_an_hour()
+    device.links.on_broken("d1")
+    assert bool(device.wait_an_hour()) == device.woken == released
+
+
+def test_control_passes_while_data_waits_for_credit(full: PacedDevice) -> None:
+    full.sender.send_control("d1", 0, Ping(1, b"v" * 16))
+    assert [message for _, message in full.wait_an_hour()] == [Ping(1, b"v" * 16)]
 
 
 def test_a_strangers_credit_is_not_kept() -> None:
-    sender = Sender()
-    sender.outbox.credit("mallory", 1 << 60)
-    assert "mallory" not in sender.outbox._in_flight
+    device = PacedDevice()
+    device.sender.on_credit("mallory", 1 << 60)
+    assert "mallory" not in device.sender._in_flight
 
 
 def test_messages_to_one_device_are_numbered_without_a_gap_in_virtual_time() -> None:
-    sender = Sender("virtual")
-    sender.outbox.connect("?0", ADDRESSES["d1"], 0)
+    device = PacedDevice("virtual")
+    device.sender.connect("?0", ADDRESSES["d1"], 0)
     for peer in ("?0", "d1", "?0", "d1"):
-        sender.outbox.tell(peer, 0, Ping(1, b"v" * 16))
-    assert sorted(envelope.seq for envelope, _ in sender.go()) == [1, 2, 3, 4]
+        device.sender.send_control(peer, 0, Ping(1, b"v" * 16))
+    assert sorted(envelope.seq for envelope, _ in device.wait_an_hour()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("peer", ["d1", "?0"])
-def test_in_a_partition_what_is_sent_is_lost_and_counted_as_such(peer: str) -> None:
-    sender = Sender()
-    sender.outbox.connect("?0", ADDRESSES["d1"], 0)
-    sender.outbox.cut_off(frozenset({"d1"}), 0)
-    sender.outbox.tell(peer, 0, Ping(1, b"v" * 16))
-    assert sender.go() == []
-    account = sender.accounts.link(peer)
+def test_in_a_partition_messages_are_lost_and_counted_as_lost(peer: str) -> None:
+    device = PacedDevice()
+    device.sender.connect("?0", ADDRESSES["d1"], 0)
+    device.sender.set_partition(frozenset({"d1"}), 0)
+    device.sender.send_control(peer, 0, Ping(1, b"v" * 16))
+    assert device.wait_an_hour() == []
+    account = device.accounts.link(peer)
     assert 0 < account.lost_bytes == account.sent_bytes
-    sender.outbox.cut_off(frozenset(), sender.now)
-    sender.outbox.tell(peer, 0, Ping(2, b"v" * 16))
-    assert len(sender.go()) == 1
+    device.sender.set_partition(frozenset(), device.now)
+    device.sender.send_control(peer, 0, Ping(2, b"v" * 16))
+    assert len(device.wait_an_hour()) == 1
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_what_a_coarse_codec_loses_is_carried_over_until_the_block_is_deleted(codec: str) -> None:
-    sender, wanted, got = Sender(codec=codec), FakeLearner().values, []
+def test_error_feedback_lasts_until_the_block_is_deleted(codec: str) -> None:
+    device, wanted, got = PacedDevice(codec=codec), FakeLearner().values, []
     for version in range(30):
-        _, payloads = sender.encoded(version, OTHER)
+        _, payloads = device.encoded(version, OTHER)
         payload = next(iter(payloads.values()))
         got.append(decode(payload.data, codec, ROWS, RANK))
     first = float((got[0] - wanted).square().mean())
     mean = float((torch.stack(got).mean(0) - wanted).square().mean())
-    assert mean < first / 100  # 30 roundings that know nothing of each other would give 1 / 30
-    sender.outbox.purge(OTHER, "leave")
-    assert not sender.outbox._errors
-    assert not sender.outbox._encoded
+    assert mean < first / 100  # 30 independent roundings would give 1 / 30
+    device.encoder.purge(OTHER)
+    assert not device.encoder._errors
+    assert not device.encoder._cache
 
 
-def test_the_budget_shrinks_with_what_a_second_on_the_air_costs() -> None:
-    free = Sender(budget_bytes=1000, rate_Bps=100)
-    dear = Sender(budget_bytes=1000, rate_Bps=100, beta_Bps=100)
-    assert dear.outbox.data_budget() == free.outbox.data_budget() // 2
+def test_a_cost_per_second_of_air_time_reduces_the_budget() -> None:
+    free = PacedDevice(budget_bytes=1000, rate_Bps=100)
+    dear = PacedDevice(budget_bytes=1000, rate_Bps=100, beta_Bps=100)
+    assert dear.sender.data_budget() == free.sender.data_budget() // 2

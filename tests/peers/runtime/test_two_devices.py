@@ -1,4 +1,4 @@
-"""Two devices as OS processes, as a launcher starts them, that exchange their blocks over real sockets."""
+"""Two device processes exchange their blocks over real sockets. They start as a launcher starts them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from emulation.launch.ports import free_ports
 from peers.config import DeviceConfig
-from peers.runtime.main import DeviceSpec, process_main
+from peers.runtime.main import process_main
+from peers.runtime.spec import DeviceSpec
 from transport.security.keys import NetworkKeys
 
-pytestmark = pytest.mark.timeout(240)  # two processes that import torch, on a machine that may be loaded
+pytestmark = pytest.mark.timeout(240)  # two processes import torch on a machine that may be loaded
 PATIENCE_S = 180.0
 DEVICES = ("d0", "d1")
 ROUNDS = 4
@@ -30,8 +31,8 @@ CONFIG = DeviceConfig.model_validate(
         "data": {"persons": 2, "batch": 8},
         "adapter": {"rank": 2, "max_devices": 4},
         "round": {"count": ROUNDS, "local_steps": 1, "deadline_s": 60.0},
-        # Rounds of a second: the run is longer than the 2 s after which a link is tried again, so that the
-        # first hello to a seed that came up later arrives before the end, however loaded the machine is.
+        # Rounds take about 1 s. The run is then longer than the 2 s after which a link is tried again, so the
+        # first hello to a seed that started later arrives before the end, also on a loaded machine.
         "radio": {"codec": "fp32", "rate_Bps": 50_000},
         "membership": {"settle_s": 120.0, "crash_after_s": 60.0},
     }
@@ -40,7 +41,7 @@ CONFIG = DeviceConfig.model_validate(
 
 @dataclass(frozen=True)
 class Pair:
-    """What two devices left behind."""
+    """The files and exit statuses of two devices."""
 
     folder: Path
     exits: dict[str, int | None]
@@ -57,7 +58,7 @@ class Pair:
         return found
 
     def block(self, device: str, owner: str) -> dict[str, Tensor]:
-        """The owner's block as the device exported it."""
+        """The owner's block in the adapter of the device."""
         tensors = load_file(
             self.folder / "adapters" / device / "blocks" / owner / "adapter_model.safetensors"
         )
@@ -72,8 +73,8 @@ def specs(folder: Path, keys: dict[str, NetworkKeys | None]) -> list[DeviceSpec]
     ]
 
 
-def lived(folder: Path, keys: dict[str, NetworkKeys | None]) -> Pair:
-    """Both devices from their start to their end."""
+def run_both(folder: Path, keys: dict[str, NetworkKeys | None]) -> Pair:
+    """Run both devices until they end."""
     context = multiprocessing.get_context("spawn")
     lifeline, kept = context.Pipe(duplex=False)
     running: dict[str, SpawnProcess] = {}
@@ -96,7 +97,7 @@ def lived(folder: Path, keys: dict[str, NetworkKeys | None]) -> Pair:
 @pytest.fixture(scope="module", params=["in the clear", "with keys"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     shared = NetworkKeys((b"\1" * 32,)) if request.param == "with keys" else None
-    return lived(tmp_path_factory.mktemp("pair"), dict.fromkeys(DEVICES, shared))
+    return run_both(tmp_path_factory.mktemp("pair"), dict.fromkeys(DEVICES, shared))
 
 
 def test_both_finish(pair: Pair) -> None:
@@ -105,12 +106,12 @@ def test_both_finish(pair: Pair) -> None:
         assert [line["round"] for line in pair.lines(device, "metrics")] == list(range(ROUNDS))
 
 
-def test_each_hears_the_other_in_every_round(pair: Pair) -> None:
+def test_each_device_mixes_the_other_copy_in_every_round(pair: Pair) -> None:
     for device, other in (("d0", "d1"), ("d1", "d0")):
         assert all(line["weights"] == {other: 0.5} for line in pair.lines(device, "metrics"))
 
 
-def test_both_exports_hold_both_blocks(pair: Pair) -> None:
+def test_both_adapters_contain_both_blocks(pair: Pair) -> None:
     for device in DEVICES:
         about = json.loads((pair.folder / "adapters" / device / "unweft.json").read_text())
         assert [(b["device"], b["slot"]) for b in about["blocks"]] == [("d0", 0), ("d1", 1)]
@@ -123,7 +124,7 @@ def test_each_has_received_the_others_block(pair: Pair) -> None:
         assert all(torch.allclose(made[name], received[name], atol=1e-6) for name in made)
 
 
-def test_what_one_sent_the_other_counted(pair: Pair) -> None:
+def test_sent_bytes_equal_received_and_dropped_bytes(pair: Pair) -> None:
     for sender, receiver in (("d0", "d1"), ("d1", "d0")):
         out = pair.event(sender, "finished")["links"][receiver]
         into = pair.event(receiver, "finished")["links"][sender]

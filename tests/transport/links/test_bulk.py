@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.links.malloc import keep_freed_memory
+from transport.wire.codec_names import CODECS
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import MAX_PAYLOAD
 from transport.wire.messages import Envelope, Update
 from transport.wire.packing import pack, pack_fragments, unpack
-from transport.wire.tensor_codec import CODECS, decode, encode, encode_view
+from transport.wire.tensor_codec import decode, encode, encode_view
 
 ENVELOPE = Envelope("d1", 2, 7, 8, 9)
 

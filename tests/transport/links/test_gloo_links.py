@@ -19,14 +19,15 @@ from emulation.bench.harness.learner import BenchLearner
 from peers.config import MixingConfig, RoundConfig
 from peers.learning.learner import Learner
 from peers.runtime.child_process import guard, redirect_output
-from peers.runtime.driver import Driver
-from peers.runtime.main import DeviceSpec
 from peers.runtime.recorder import Recorder
+from peers.runtime.spec import DeviceSpec
+from peers.runtime.wiring import count_drop, make_driver
 from tests.support.ranks import DEADLINE_S, LIMITS, WORLD, in_all_ranks
 from transport.links.gloo_links import GlooLinks
 from transport.links.interface import Links
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity
+from transport.shaping.accounting import Accounts
 from transport.wire.packing import wire_bytes
 
 ROUNDS = 6
@@ -106,7 +107,7 @@ async def outlive(links: GlooLinks) -> object:
     if links.rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    links.on_broken = lambda peer: None if broken.done() else broken.set_result(peer)
+    links.connect("d2", "gloo://2", lambda peer: None if broken.done() else broken.set_result(peer))
     gone = await asyncio.wait_for(broken, DEADLINE_S)
     peer = others(links)[0]
     assert links.send(peer, [b"still here"])
@@ -164,10 +165,11 @@ def train(how: str, rank: int, addresses: list[str], folder: Path, lifeline: Con
         links: Links = ZmqLinks(spec.id, spec.listen)
         if how == "gloo":
             links = GlooLinks(spec.id, rank, WORLD, f"file://{folder / 'store'}", patience_s=DEADLINE_S)
-        await links.start()
+        accounts = Accounts()
+        await links.start(count_drop(accounts))
         recorder = Recorder(folder / how / "devices" / spec.id, 0)
         learner = cast(Learner, BenchLearner(spec.id))
-        await Driver(spec, links, learner, recorder, DeviceIdentity.generate()).run()
+        await make_driver(spec, links, accounts, learner, recorder, DeviceIdentity.generate()).run()
         await links.close()
 
     asyncio.run(live())

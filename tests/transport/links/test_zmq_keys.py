@@ -96,18 +96,17 @@ def test_a_key_that_is_not_listed_stays_out_until_it_is() -> None:
 def test_a_listed_device_cannot_speak_as_another() -> None:
     async def test() -> None:
         keys = listed("d0", "d1", "d2")
-        async with device("d1", keys["d1"]) as d1, device("d0", keys["d2"]) as liar:
-            dropped: list[tuple[str, str, int]] = []
-            d1.on_drop = lambda *seen: dropped.append(seen)
-            async with device("d0", keys["d0"]) as d0:
-                liar.connect("d1", d1.address)
-                liar.send("d1", [b"I am d0"])
-                waiting = asyncio.create_task(d1.recv())
-                await until(lambda: bool(dropped))
-                assert dropped == [("d0", "unbound", wire_bytes([b"I am d0"], True))]
-                d0.connect("d1", d1.address)
-                d0.send("d1", [b"really"])
-                assert parts(await asyncio.wait_for(waiting, DEADLINE_S)) == [b"really"]
+        dropped: list[tuple[str, str, int]] = []
+        listener = device("d1", keys["d1"], on_drop=lambda *seen: dropped.append(seen))
+        async with listener as d1, device("d0", keys["d2"]) as liar, device("d0", keys["d0"]) as d0:
+            liar.connect("d1", d1.address)
+            liar.send("d1", [b"I am d0"])
+            waiting = asyncio.create_task(d1.recv())
+            await until(lambda: bool(dropped))
+            assert dropped == [("d0", "unbound", wire_bytes([b"I am d0"], True))]
+            d0.connect("d1", d1.address)
+            d0.send("d1", [b"really"])
+            assert parts(await asyncio.wait_for(waiting, DEADLINE_S)) == [b"really"]
 
     run(test())
 

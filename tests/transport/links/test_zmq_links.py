@@ -275,9 +275,8 @@ def test_the_messages_waiting_for_a_peer_are_bounded(keys: NetworkKeys | None) -
 
 def test_too_many_frames_are_dropped_and_counted() -> None:
     async def test() -> None:
-        async with device("d0") as d0, device("d1") as d1:
-            dropped: list[tuple[str, str, int]] = []
-            d1.on_drop = lambda *seen: dropped.append(seen)
+        dropped: list[tuple[str, str, int]] = []
+        async with device("d0") as d0, device("d1", on_drop=lambda *seen: dropped.append(seen)) as d1:
             d0.connect("d1", d1.address)
             d0.send("d1", [b"x"] * 5000)
             d0.send("d1", [b"good"] * 4)

@@ -27,7 +27,7 @@ def item(peer="b", size=FRAME, cause="train", tag="", key=None, version=0) -> Ou
 
 
 def put(made: Shaper, queued: Outgoing) -> None:
-    """As the outbox does: control ahead of data."""
+    """As the sender does: control ahead of data."""
     (made.queue_control if queued.cause == "control" else made.queue_data)(queued)
 
 

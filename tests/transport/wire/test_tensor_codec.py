@@ -10,16 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transport.wire.codec_names import CHUNK_VALUES, CODECS, payload_bytes
 from transport.wire.errors import WireError
-from transport.wire.tensor_codec import (
-    CHUNK_VALUES,
-    CODECS,
-    FP16_MAX,
-    decode,
-    encode,
-    encode_feedback,
-    payload_bytes,
-)
+from transport.wire.tensor_codec import FP16_MAX, decode, encode, encode_feedback
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 40))
 TOPS = {"int8": 127, "int4": 7}

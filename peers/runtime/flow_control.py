@@ -1,0 +1,33 @@
+"""Flow control of the sending side, from messages of the receiving side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from peers.runtime.learner_thread import LearnerThread
+from peers.runtime.sender import Sender
+from transport.links.interface import Received
+from transport.shaping.accounting import Accounts
+from transport.wire.messages import Credit, Envelope, Hello, Message
+
+
+class FlowControl:
+    """`absent`: whether the device has yet to join. Until then it drops every message."""
+
+    def __init__(
+        self, sender: Sender, learner_thread: LearnerThread, accounts: Accounts, absent: Callable[[], bool]
+    ) -> None:
+        self._sender, self._learner_thread = sender, learner_thread
+        self._accounts, self._absent = accounts, absent
+
+    def on_arrival(self, envelope: Envelope, message: Message, received: Received) -> bool:
+        """Apply a message before the protocol gets it. False: the message was dropped and counted."""
+        if self._absent():
+            self._accounts.link(envelope.src).dropped("absent", received.wire_bytes)
+            return False
+        if isinstance(message, Credit):
+            self._sender.on_credit(envelope.src, message.bytes)
+        elif isinstance(message, Hello):  # the peer's process may have started again
+            self._sender.reset_in_flight(envelope.src)
+            self._learner_thread.forget_copies_of(envelope.src)
+        return True

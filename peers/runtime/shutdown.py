@@ -1,0 +1,78 @@
+"""The end of a device: it finishes queued work, sends what is queued, and leaves virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+from typing import NoReturn
+
+from peers.protocol.actions import Log
+from peers.runtime.components import Components
+from peers.runtime.event_queue import Kind
+from peers.runtime.performer import ActionPerformer
+from transport.clocks.windows import ABSENT
+
+SECOND = 1_000_000_000
+FLUSH_NS = 5 * SECOND  # longest time that an ending device spends on its queue
+
+
+class Shutdown:
+    """Ends a device in order (`drain`) or as a power loss would (`crash`)."""
+
+    def __init__(self, components: Components, performer: ActionPerformer) -> None:
+        self._c, self._performer = components, performer
+
+    async def drain(self, reason: str) -> None:
+        """Finish the learner's work, send queued messages for `FLUSH_NS` at most, and record the totals.
+
+        Of messages that have arrived, only the log lines that they cause are kept.
+        """
+        c = self._c
+        await self._finish_work()
+        await self._send_queued(c.clock.now() + FLUSH_NS)
+        c.sender.abandon_all("end")
+        for planned in c.queue.drain_due(c.clock.now(), Kind.MESSAGE):
+            actions = planned.event(c.clock.now())
+            await self._performer.perform([action for action in actions if isinstance(action, Log)])
+        self._record_totals(reason)
+        await self._leave_virtual_time()
+
+    async def crash(self) -> NoReturn:
+        """Finish the work that was decided before, leave virtual time and kill the own process."""
+        await self._finish_work()
+        await self._leave_virtual_time()
+        await self._c.links.flush(FLUSH_NS / SECOND)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise SystemExit(1)  # not reached
+
+    async def _finish_work(self) -> None:
+        """Wait until the learner thread is idle and the results of its work are recorded."""
+        await asyncio.wrap_future(self._c.learner_thread.submit(lambda: None))
+        await asyncio.sleep(0)
+
+    async def _send_queued(self, until_ns: int) -> None:
+        sender, clock = self._c.sender, self._c.clock
+        while (due := sender.next_ns(clock.now())) is not None and due <= until_ns:
+            if await clock.reach(due):
+                sender.send_due(clock.now())
+
+    def _record_totals(self, reason: str) -> None:
+        c, usage = self._c, resource.getrusage(resource.RUSAGE_SELF)
+        c.events.record(
+            c.clock.now(),
+            "finished",
+            reason=reason,
+            links=c.accounts.to_dict(histograms=True),
+            train_cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
+            peak_rss_bytes=usage.ru_maxrss * 1024,
+            violations=c.sender.quota.violations,
+            security_events=dict(c.links.security_events),
+            windows=c.virtual.windows if c.virtual else None,
+        )
+
+    async def _leave_virtual_time(self) -> None:
+        if self._c.virtual is not None:
+            self._c.virtual.round = ABSENT
+            await self._c.virtual.finish()

@@ -1,0 +1,173 @@
+"""Makes the parts of a device and joins them. Every part gets its callbacks in its constructor.
+
+It is apart from `main`, because benchmarks and tests run the same device with other links or another learner.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from coordinator_free.averaging.mixing import MODES
+from peers.config import FIFO
+from peers.learning.learner import Learner
+from peers.learning.neighbour_copies import NeighbourCopies
+from peers.protocol.actions import Action
+from peers.protocol.signed_versions import Versions
+from peers.protocol.state_machine import DeviceProtocol, Identity
+from peers.runtime.components import Components
+from peers.runtime.driver import Driver
+from peers.runtime.event_queue import EventQueue
+from peers.runtime.external_events import ExternalEvents
+from peers.runtime.flow_control import FlowControl
+from peers.runtime.learner_thread import LearnerThread
+from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.receiver import Receiver
+from peers.runtime.recorder import EventRecorder, Recorder
+from peers.runtime.scripted_events import ScriptedEvents
+from peers.runtime.sender import Sender, Shape
+from peers.runtime.spec import DeviceSpec, ScriptedEvent
+from peers.runtime.update_assembly import UpdateAssembly
+from transport.clocks.real import Clock, RealClock
+from transport.clocks.virtual import VirtualClock
+from transport.links.interface import Links
+from transport.security.keys import DeviceIdentity, verify
+from transport.shaping.accounting import Accounts
+
+
+def make_driver(
+    spec: DeviceSpec,
+    links: Links,
+    accounts: Accounts,
+    learner: Learner,
+    recorder: Recorder,
+    identity: DeviceIdentity,
+) -> Driver:
+    """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
+    virtual = _virtual_clock(spec, links)
+    clock: Clock = virtual or RealClock(spec.wall_clock)
+    queue, external = EventQueue(), ExternalEvents(clock)
+    versions = Versions(spec.id, identity.sign)
+    copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
+    learner_thread = LearnerThread(
+        learner, recorder, spec.config, external.on_learner_failure, versions, copies
+    )
+    signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
+    encoder = PayloadEncoder(spec, learner, signed, copies)
+    sender = _sender(spec, links, accounts, learner, clock, virtual)
+    protocol = _protocol(spec, learner, recorder, identity, sender)
+    events = EventRecorder(recorder, clock, lambda: protocol.round)
+    scripted = _scripted(spec, virtual, queue, sender, protocol, events)
+    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
+    receiver = Receiver(
+        links,
+        protocol,
+        UpdateAssembly(learner),
+        accounts,
+        queue,
+        clock,
+        virtual,
+        authenticated=spec.keys is not None,
+        on_arrival=flow_control.on_arrival,
+        on_copy=learner_thread.on_neighbour_copy,
+    )
+    components = Components(
+        spec=spec,
+        links=links,
+        accounts=accounts,
+        clock=clock,
+        virtual=virtual,
+        queue=queue,
+        learner_thread=learner_thread,
+        encoder=encoder,
+        sender=sender,
+        protocol=protocol,
+        receiver=receiver,
+        recorder=recorder,
+        events=events,
+    )
+    return Driver(components, scripted, external)
+
+
+def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
+    """The callback with which links count the messages that they drop (`Links.start`)."""
+    return lambda source, reason, size: accounts.link(source).dropped(reason, size)
+
+
+def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
+    if spec.config.clock != "virtual":
+        return None
+    return VirtualClock(spec.id, spec.life, spec.group, spec.channel.min_latency_ns, links)
+
+
+def _sender(
+    spec: DeviceSpec,
+    links: Links,
+    accounts: Accounts,
+    learner: Learner,
+    clock: Clock,
+    virtual: VirtualClock | None,
+) -> Sender:
+    layout = learner.layout
+    return Sender(
+        spec,
+        {group: Shape(layout.rows(group), layout.rank(group)) for group in learner.groups},
+        links,
+        accounts,
+        clock.now(),
+        signed=MODES[spec.config.mixing.mode]().shared_versions,
+        on_sent=_ignore if virtual is None else virtual.on_sent,
+        wake=clock.poke,
+    )
+
+
+def _protocol(
+    spec: DeviceSpec, learner: Learner, recorder: Recorder, identity: DeviceIdentity, sender: Sender
+) -> DeviceProtocol:
+    me = Identity(
+        spec.id,
+        spec.advertise,
+        identity.public,
+        spec.seeds,
+        spec.cohort,
+        spec.snapshot_every,
+        learner.resumes() if spec.cohort and recorder.is_first else {},
+    )
+    return DeviceProtocol(
+        me,
+        spec.config,
+        learner.fingerprint.to_dict(),
+        learner.difference,
+        {group: learner.layout.size(group) for group in learner.groups},
+        sender.part_wire_bytes,
+        identity.sign,
+        verify,
+    )
+
+
+def _scripted(
+    spec: DeviceSpec,
+    virtual: VirtualClock | None,
+    queue: EventQueue,
+    sender: Sender,
+    protocol: DeviceProtocol,
+    events: EventRecorder,
+) -> ScriptedEvents:
+    start = partial(_start, spec=spec, events=events, protocol=protocol)
+    record = partial(_record_scripted, events=events)
+    set_partition, signal = sender.set_partition, protocol.signal
+    return ScriptedEvents(spec.script, virtual, queue, start, set_partition, signal, record)
+
+
+def _start(now: int, spec: DeviceSpec, events: EventRecorder, protocol: DeviceProtocol) -> list[Action]:
+    events.record(now, "started", pid=os.getpid(), address=spec.advertise)
+    return protocol.start(now)
+
+
+def _record_scripted(now: int, event: ScriptedEvent, events: EventRecorder) -> None:
+    events.record(now, "scripted", kind=event.kind, at_round=event.round)
+
+
+def _ignore(address: str, arrive_ns: int) -> None:
+    """In real time nobody counts the messages on their way."""
