@@ -1,1 +1,1 @@
-"""What a run recorded, and the figures that follow from it."""
+"""Reads the records of a run and computes its summary."""

@@ -1,4 +1,4 @@
-"""How far the copies that devices hold are from their mean."""
+"""The consensus error: the distance of the devices' copies from their mean."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-KEPT = 2  # a round is closed when a snapshot of this many evaluations later comes
+OPEN_EVALUATIONS = 2  # a round is closed when a snapshot of this many evaluations later arrives
 
 
 @dataclass
 class RunningSpread:
-    """Mean of vectors and sum of squared distances from it, one vector at a time (Welford), in float64.
+    """The mean of vectors and the sum of squared distances from it, updated with each vector (Welford, 1962).
 
-    Exactly 0 for equal vectors. A block that a device does not hold counts as B = 0: it computes with that.
+    Computed in float64; exactly 0 for equal vectors. A block that a device does not hold counts as B = 0,
+    which is the value that the device computes with.
     """
 
     n: int = 0
     mean: dict[str, Tensor] = field(default_factory=dict)
     squares: float = 0.0
 
-    def add(self, vector: Mapping[str, Tensor]) -> None:
+    def add_vector(self, vector: Mapping[str, Tensor]) -> None:
         self.n += 1
         for key in {*self.mean, *vector}:
             old = self.mean.get(key)
@@ -36,31 +37,31 @@ class RunningSpread:
             self.squares += float((difference * remaining).sum())
 
     def error(self) -> float | None:
-        """sqrt(mean_i ||x_i - mean||^2) / ||mean||; None for a mean of 0."""
+        """sqrt(mean_i ||x_i - mean||^2) / ||mean||; None if the mean is 0."""
         norm = math.sqrt(sum(float(m.square().sum()) for m in self.mean.values()))
         return math.sqrt(max(self.squares, 0.0) / self.n) / norm if norm and self.n else None
 
 
-class Consensus:
-    """The spread of each round's snapshots. `every`: rounds between two evaluations."""
+class ConsensusErrors:
+    """The consensus error of each evaluated round. `every`: rounds between two evaluations."""
 
     def __init__(self, every: int) -> None:
         self._every = every
         self._open: dict[int, RunningSpread] = {}
         self._closed = -1
 
-    def add(self, round_: int, vector: Mapping[str, Tensor]) -> dict[int, float]:
-        """Take in one device's snapshot; returns the errors of rounds that are thereby over."""
+    def add_snapshot(self, round_: int, vector: Mapping[str, Tensor]) -> dict[int, float]:
+        """Add the snapshot of one device. Returns the errors of the rounds that this snapshot closes."""
         if round_ <= self._closed:
-            return {}  # too late: a figure for its round has been given
-        self._open.setdefault(round_, RunningSpread()).add(vector)
-        return self._close(round_ - KEPT * self._every)
+            return {}  # too late: the error of its round was already returned
+        self._open.setdefault(round_, RunningSpread()).add_vector(vector)
+        return self._close(round_ - OPEN_EVALUATIONS * self._every)
 
-    def rest(self) -> dict[int, float]:
-        """The errors of all rounds that are still open."""
+    def close_all(self) -> dict[int, float]:
+        """Close all open rounds and return their errors."""
         return self._close(max(self._open, default=-1))
 
     def _close(self, until: int) -> dict[int, float]:
-        over = {r: self._open.pop(r).error() for r in sorted(self._open) if r <= until}
-        self._closed = max([self._closed, *over])
-        return {r: error for r, error in over.items() if error is not None}
+        errors = {r: self._open.pop(r).error() for r in sorted(self._open) if r <= until}
+        self._closed = max([self._closed, *errors])
+        return {r: error for r, error in errors.items() if error is not None}

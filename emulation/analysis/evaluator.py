@@ -1,6 +1,6 @@
-"""The harness's judge: what each device knows of everybody's data, from the snapshots that devices leave.
+"""The evaluator measures how well each device knows the data of every device, from snapshots of its model.
 
-A process beside the devices, at low priority: it costs no emulated time, and no device sees what it finds
+It is a process beside the devices, at low priority. It takes no emulated time, and no device sees its results
 (method 10).
 """
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from emulation.analysis.consensus_error import Consensus
+from emulation.analysis.consensus_error import ConsensusErrors
 from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
@@ -40,11 +40,11 @@ POLL_S = 0.2
 MAX_BATCH = 256
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
-KEPT = "snapshots"  # a folder of this name in the run's: snapshots go there, for another exam
+KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
-    """Entry point of the process that the launcher starts; its output goes to `evaluator.log`."""
+    """Entry point of the evaluator process. Its output goes to `evaluator.log`."""
     guard(lifeline)
     redirect_output(out / "evaluator.log")
     os.nice(5)
@@ -57,37 +57,38 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # as a device does: no library's exit handler may keep it alive
+    os._exit(code)  # as a device does: an exit handler of a library could keep the process alive
 
 
 def main(out: Path, scenario: Scenario) -> None:
-    """Evaluate snapshots as they come, until the launcher says that no device is left and none is open."""
+    """Evaluate snapshots as they arrive, until the launcher has written DONE_MARKER and none is left."""
     plugins.load(scenario.plugins)
     evaluator = Evaluator(scenario)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
-            last = (out / DONE_MARKER).exists()  # looked at first: what came before it is then drained
-            found = sorted((out / "devices").glob("*/snapshots/*.safetensors"), key=_age)
-            for path in found:
-                _write(file.fileno(), evaluator.records(path))
-                _put_away(path, out / KEPT)
+            last = (out / DONE_MARKER).exists()  # read first: the list then has all snapshots
+            snapshots = sorted((out / "devices").glob("*/snapshots/*.safetensors"), key=_modified)
+            for path in snapshots:
+                _write(file.fileno(), evaluator.evaluate_snapshot(path))
+                _keep_or_delete(path, out / KEPT_SNAPSHOTS)
             if last:
                 break
-            if not found:
+            if not snapshots:
                 time.sleep(POLL_S)
-        _write(file.fileno(), evaluator.rest())
+        _write(file.fileno(), evaluator.last_consensus_errors())
 
 
-def _put_away(path: Path, kept: Path) -> None:
+def _keep_or_delete(path: Path, kept: Path) -> None:
     if not kept.is_dir():
         path.unlink()
         return
-    folder = kept / path.parts[-3]  # the device's
+    folder = kept / path.parts[-3]  # the device id
     folder.mkdir(exist_ok=True)
     path.replace(folder / path.name)
 
 
-def _age(path: Path) -> tuple[int, str]:
+def _modified(path: Path) -> tuple[int, str]:
+    """Sort key: the oldest snapshot first."""
     return path.stat().st_mtime_ns, str(path)
 
 
@@ -97,46 +98,46 @@ def _write(fd: int, records: Iterable[Record]) -> None:
 
 
 class Evaluator:
-    """A model that takes on what snapshots hold, and the examples it is asked."""
+    """Loads snapshots into one model and evaluates it on the examples of all devices."""
 
     def __init__(self, scenario: Scenario) -> None:
         loaded = load_model(scenario.model)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        self._trained, self._everything = _exams(scenario, loaded)
-        self._consensus = Consensus(scenario.eval.every)
+        self._trained, self._everything = _example_sets(scenario, loaded)
+        self._consensus = ConsensusErrors(scenario.eval.every)
 
-    def records(self, path: Path) -> list[Record]:
-        """The lines of evaluations.jsonl that a snapshot gives."""
+    def evaluate_snapshot(self, path: Path) -> list[Record]:
+        """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
         about = self._snapshot.load(path)
         tag, round_ = about["tag"], int(about["round"])
-        # Of ordinary rounds only the training facts: with the rest it would cost twice the time.
-        exam = self._trained if tag == "round" else self._everything
-        scores = exam.take(self._snapshot.model)
+        # In ordinary rounds only the training examples: the others would double the time.
+        examples = self._trained if tag == "round" else self._everything
+        scores = examples.evaluate(self._snapshot.model)
         line = {"device": about["device"], "round": round_, "tag": tag, **scores}
         if tag != "round":
             return [line]
-        return [line, *_consensus_lines(self._consensus.add(round_, load_file(path)))]
+        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, load_file(path)))]
 
-    def rest(self) -> list[Record]:
-        """The consensus errors of the last rounds."""
-        return _consensus_lines(self._consensus.rest())
+    def last_consensus_errors(self) -> list[Record]:
+        """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
+        return _consensus_lines(self._consensus.close_all())
 
 
 def _consensus_lines(errors: dict[int, float]) -> list[Record]:
-    """To 9 digits: the last ones depend on the order in which snapshots were read."""
+    """Rounded to 9 digits, since further digits depend on the order in which snapshots were read."""
     return [{"round": r, "tag": "round", "consensus_error": float(f"{e:.9g}")} for r, e in errors.items()]
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Examples of many shards as one batch. `parts`: (kind, shard) and the rows [first, end) of each."""
+class ExampleSet:
+    """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
 
     encoded: Encoded
     parts: tuple[tuple[str, str, int, int], ...]
 
-    def take(self, model: PreTrainedModel) -> Record:
-        """Accuracy and loss by shard (docs/records.md); what has no examples is left out."""
-        known, loss, tokens = answer(model, self.encoded)
+    def evaluate(self, model: PreTrainedModel) -> Record:
+        """Accuracy and loss by shard (docs/records.md). A shard without examples is left out."""
+        known, loss, tokens = score_examples(model, self.encoded)
         found: Record = {"accuracy": {}, "loss": {}}
         for kind, shard, first, end in self.parts:
             accuracy = float(known[first:end].float().mean())
@@ -150,45 +151,45 @@ class Exam:
         return found
 
 
-def _exams(scenario: Scenario, loaded: LoadedModel) -> tuple[Exam, Exam]:
-    """What each shard trains on; and that with the other wording and the facts that nobody trains."""
+def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, ExampleSet]:
+    """The training examples of all shards; and these with the other wording and the control examples."""
     task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
     parts: list[tuple[str, str, int, int]] = []
     examples: list[Example] = []
 
-    def ask(kind: str, shard: str, added: list[Example]) -> None:
+    def add_part(kind: str, shard: str, added: list[Example]) -> None:
         if added:
             parts.append((kind, shard, len(examples), len(examples) + len(added)))
             examples.extend(added)
 
     for shard in scenario.all_devices:
-        ask("accuracy", shard, task.train_examples(shard))
+        add_part("accuracy", shard, task.train_examples(shard))
     trained = len(parts)
     for shard in scenario.all_devices:
-        ask("other_wording", shard, task.other_wording(shard))
-    ask(CONTROL, "", task.control_examples())
+        add_part("other_wording", shard, task.other_wording(shard))
+    add_part(CONTROL, "", task.control_examples())
     encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
     rows = torch.arange(parts[trained - 1][3])
-    return Exam(encoded.rows(rows), tuple(parts[:trained])), Exam(encoded, tuple(parts))
+    return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))
 
 
 @torch.no_grad()
-def answer(model: PreTrainedModel, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    """By example, [n] each: whether every response token is the most likely one; summed loss; tokens.
+def score_examples(model: PreTrainedModel, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors [n], by example: known, summed loss in nats, number of response tokens.
 
-    The rule of `peers.tasks.score`, kept apart by example.
+    An example is known if each of its response tokens is the most likely one, as in `peers.tasks.score`.
     """
     per_example = encoded.input_ids.shape[1] * int(model.config.vocab_size)
     rows = max(1, min(MAX_BATCH, LOGITS_CEILING // per_example))
-    parts = [_answer(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
+    parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
     known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
     return known, loss, tokens
 
 
-def _answer(model: PreTrainedModel, part: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    part = part.to(next(model.parameters()).device)
-    output = model(input_ids=part.input_ids, attention_mask=part.attention_mask)
-    logits, labels = output.logits[:, :-1].float(), part.labels[:, 1:]
+def _score_batch(model: PreTrainedModel, batch: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+    batch = batch.to(next(model.parameters()).device)
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    logits, labels = output.logits[:, :-1].float(), batch.labels[:, 1:]
     counts = labels != IGNORED
     known = ((logits.argmax(dim=-1) == labels) | ~counts).all(dim=1)
     loss = functional.cross_entropy(

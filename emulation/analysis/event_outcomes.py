@@ -1,4 +1,4 @@
-"""What each membership event did: who noticed when, what was forgotten, what it cost to recover."""
+"""The outcome of each injected event: detection times, accuracies, and the cost of the recovery."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import ARRIVALS, GONE
 
 RECOVERED = 0.95  # share of the accuracy before the event
-Choose = Callable[[str], Record | None]  # the evaluation of a device that counts
+Choose = Callable[[str], Record | None]  # device -> the evaluation that is used
 
 
 @dataclass
-class Event:
-    """One injected event and those who lived through it."""
+class InjectedEvent:
+    """One injected event and its survivors."""
 
     run: RunRecords
     record: Record
-    survivors: list[str]  # live before and not its device
+    survivors: list[str]  # live before the event, without its device
 
     @property
     def round(self) -> int:
@@ -34,37 +34,37 @@ class Event:
     def device(self) -> str:
         return str(self.record["device"])
 
-    def noticed(self) -> dict[str, Record]:
-        """By survivor: its first record of the event after it happened."""
+    def detections(self) -> dict[str, Record]:
+        """Survivor -> its first record of the event at or after the injection."""
         name = "peer_joined" if self.record["kind"] in ARRIVALS else "peer_gone"
-        seen: dict[str, Record] = {}
+        found: dict[str, Record] = {}
         for survivor in self.survivors:
             for entry in self.run.events.get(survivor, []):
                 if entry["event"] == name and entry.get("peer") == self.device and entry["t_s"] >= self.t_s:
-                    seen.setdefault(survivor, entry)
-        return seen
+                    found.setdefault(survivor, entry)
+        return found
 
 
-def build(run: RunRecords) -> list[Record]:
-    """The `events` of summary.json, in the order of their injection."""
-    return [_entry(event) for event in events(run)]
+def event_outcomes(run: RunRecords) -> list[Record]:
+    """The list `events` of summary.json, in the order of injection."""
+    return [_outcome(event) for event in injected_events(run)]
 
 
-def events(run: RunRecords) -> list[Event]:
-    """What was injected, in order, each with its survivors."""
+def injected_events(run: RunRecords) -> list[InjectedEvent]:
+    """The injected events in order, each with its survivors."""
     live = list(run.scenario.initial_devices)
     found = []
     for record in run.injected:
-        found.append(Event(run, record, [d for d in live if d != record["device"]]))
+        found.append(InjectedEvent(run, record, [d for d in live if d != record["device"]]))
         live = [d for d in live if d != record["device"] or record["kind"] not in GONE]
         if record["kind"] in ARRIVALS:
             live.append(record["device"])
     return found
 
 
-def _entry(event: Event) -> Record:
+def _outcome(event: InjectedEvent) -> Record:
     kind = event.record["kind"]
-    noticed = [float(entry["t_s"]) - event.t_s for entry in event.noticed().values()]
+    delays_s = [float(entry["t_s"]) - event.t_s for entry in event.detections().values()]
     rounds, sent = _recovery(event)
     leaves, joins = kind in GONE, kind in ARRIVALS
     choices = {"before": _before(event), "deleted": _tagged(event, f"deleted:{event.device}")}
@@ -78,7 +78,7 @@ def _entry(event: Event) -> Record:
         "device": event.device,
         "t_s": event.t_s,
         "survivors": event.survivors,
-        "detected_s": {"p50": median(noticed) if noticed else None, "max": max(noticed, default=None)},
+        "detected_s": {"p50": median(delays_s) if delays_s else None, "max": max(delays_s, default=None)},
         "bytes_to_recover": sent,
         "rounds_to_recover": rounds,
         "leaver_accuracy": leaver if leaves else dict.fromkeys(leaver),
@@ -87,21 +87,21 @@ def _entry(event: Event) -> Record:
     }
 
 
-# -- which evaluation of a device counts ---------------------------------------------------------------
-def _own(event: Event, device: str, tags: Iterable[str]) -> list[Record]:
+# -- choice of the evaluation of a device ---------------------------------------------------------------
+def _own(event: InjectedEvent, device: str, tags: Iterable[str]) -> list[Record]:
     found = (e for tag in tags for e in event.run.tagged(tag) if e["device"] == device)
     return sorted(found, key=lambda e: int(e["round"]))
 
 
-def _tagged(event: Event, tag: str) -> Choose:
+def _tagged(event: InjectedEvent, tag: str) -> Choose:
     def choose(device: str) -> Record | None:
         return next((e for e in _own(event, device, [tag]) if e["round"] >= event.round), None)
 
     return choose
 
 
-def _before(event: Event) -> Choose:
-    """The snapshot just before the deletion; where nothing is deleted, the last one up to the event."""
+def _before(event: InjectedEvent) -> Choose:
+    """The snapshot just before the deletion, or, without a deletion, the last one up to the event."""
     exact = _tagged(event, f"before:{event.device}")
 
     def choose(device: str) -> Record | None:
@@ -111,57 +111,58 @@ def _before(event: Event) -> Choose:
     return choose
 
 
-def _corrected(event: Event) -> Choose:
-    """The end of the correction that this event started: K rounds after the device noticed it.
+def _corrected(event: InjectedEvent) -> Choose:
+    """The end of the correction that this event started: K rounds after the device detected the event.
 
-    One round less is let pass: a record's round is read after the decision it reports.
+    One round less is accepted, since the round of a record is read after the decision that it reports.
     """
-    noticed, length = event.noticed(), event.run.scenario.correction.rounds
+    detections, length = event.detections(), event.run.scenario.correction.rounds
 
     def choose(device: str) -> Record | None:
-        since = int(noticed[device]["round"]) if device in noticed else event.round
+        since = int(detections[device]["round"]) if device in detections else event.round
         found = _own(event, device, ["corrected"])
         return next((e for e in found if e["round"] >= max(since - 1, event.round) + length), None)
 
     return choose
 
 
-def _at_end(event: Event) -> Choose:
+def _at_end(event: InjectedEvent) -> Choose:
     return lambda device: next(iter(_own(event, device, ["end"])), None)
 
 
-def _mean(event: Event, shards: list[str], choose: Choose) -> float | None:
-    """Mean over survivors and shards. Of what is known: a survivor that died later has no end."""
+def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | None:
+    """Mean over survivors and shards. Missing values are left out: a crashed survivor has no end."""
     chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
     values = [e["accuracy"][shard] for e in chosen for shard in shards if shard in e["accuracy"]]
     return fmean(values) if values else None
 
 
-def _joiner(event: Event) -> Record:
+def _joiner(event: InjectedEvent) -> Record:
     ends = {e["device"]: e["accuracy"] for e in event.run.tagged("end")}
     values = [accuracy[event.device] for accuracy in ends.values() if event.device in accuracy]
     return {"end_mean": fmean(values) if values else None, "end_min": min(values, default=None)}
 
 
 # -- recovery --------------------------------------------------------------------------------------------
-def _recovery(event: Event) -> tuple[int | None, int | None]:
-    """Rounds from the event, and bytes that all devices sent in them, until survivors are back at 95 %.
+def _recovery(event: InjectedEvent) -> tuple[int | None, int | None]:
+    """Rounds from the event until the survivors have 95 % of their earlier accuracy, and the bytes sent.
 
-    Only rounds in which every survivor was evaluated count, and only after each of them had noticed.
+    Only rounds count in which every survivor was evaluated, after each of them had detected the event.
     """
     before = _mean(event, event.survivors, _before(event))
     if before is None or not event.survivors:
         return None, None
-    noticed = event.noticed()
-    first = max([event.round, *(int(entry["round"]) for entry in noticed.values())])
-    for round_, evaluations in _after(event, first):
+    detected = [int(entry["round"]) for entry in event.detections().values()]
+    first = max([event.round, *detected])
+    for round_, evaluations in _complete_rounds(event, first):
         values = [e["accuracy"][shard] for e in evaluations for shard in event.survivors]
         if fmean(values) >= RECOVERED * before:
             return round_ - event.round, _sent_until(event, round_)
     return None, None
 
 
-def _after(event: Event, first: int) -> list[tuple[int, list[Record]]]:
+def _complete_rounds(event: InjectedEvent, first: int) -> list[tuple[int, list[Record]]]:
+    """Rounds from `first` on with an evaluation of each survivor that is evaluated then or later."""
     by_round: dict[int, dict[str, Record]] = {}
     for survivor in event.survivors:
         for evaluation in _own(event, survivor, ["round", "corrected", "end"]):
@@ -175,8 +176,8 @@ def _after(event: Event, first: int) -> list[tuple[int, list[Record]]]:
     return complete
 
 
-def _sent_until(event: Event, round_: int) -> int:
-    """Bytes of all devices in the rounds that closed after the injection, up to `round_`."""
+def _sent_until(event: InjectedEvent, round_: int) -> int:
+    """Bytes that all devices sent in rounds that closed after the injection, up to `round_`."""
     total = 0
     for device, lines in event.run.metrics.items():
         sent = sent_by_round(lines, event.run.events[device])

@@ -1,4 +1,4 @@
-"""What must hold in every run, whatever happens to its devices; found from what the run has written."""
+"""Invariants of every run, checked from the records of the run: also after crashes and partitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from emulation.scenario.events import GONE
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Which invariant, and where it does not hold."""
+    """A broken invariant and the place where it is broken."""
 
     which: str
     where: str
@@ -29,41 +29,42 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long things may take, in seconds of the run's clock."""
+    """Longest permitted times, in seconds of the clock of the run."""
 
-    agree_s: float = 20.0  # until everyone who lives on has noticed an event
+    agree_s: float = 20.0  # from an event until every survivor has detected it
     round_s: float = 60.0  # between two rounds of a device
 
 
 def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
-    """All violations in a run's folder; none is the verdict "ok"."""
+    """All violations in the folder of a run; an empty list if every invariant holds."""
     run = records.load(folder)
-    about = {d: read for d in run.devices if (read := _exported(folder, d)) is not None}
+    exports = {d: found for d in run.devices if (found := _export(folder, d)) is not None}
     return [
-        *_forgotten(run, about),
-        *_left_for_good(run, about, bounds.agree_s),
-        *_noticed(run, bounds.agree_s),
-        *_agreed(about, _unsettled(run, bounds.agree_s)),
-        *_slots(about),
-        *_rounds(run, bounds.round_s),
-        *_books(summarise(run), set(about)),
-        *_left_over(folder),
+        *_blocks_after_detection(run, exports),
+        *_blocks_after_leave(run, exports, bounds.agree_s),
+        *_undetected_ends(run, bounds.agree_s),
+        *_different_blocks(exports, _recently_changed(run, bounds.agree_s)),
+        *_slots_held_twice(exports),
+        *_long_rounds(run, bounds.round_s),
+        *_unbalanced_links(summarise(run), set(exports)),
+        *_temporary_files(folder),
     ]
 
 
-def _exported(folder: Path, device: str) -> Record | None:
+def _export(folder: Path, device: str) -> Record | None:
+    """The description of the adapter that a device exported."""
     file = folder / "adapters" / device / "unweft.json"
     found: Record | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     return found
 
 
-def _blocks(about: Record) -> dict[str, int]:
-    """Slot by block ("d0@0")."""
-    return {f"{b['device']}@{b['incarnation']}": int(b["slot"]) for b in about["blocks"]}
+def _slots(export: Record) -> dict[str, int]:
+    """Block ("d0@0") -> slot, in an exported adapter."""
+    return {f"{b['device']}@{b['incarnation']}": int(b["slot"]) for b in export["blocks"]}
 
 
-def _forgotten(run: RunRecords, about: dict[str, Record]) -> Iterator[Violation]:
-    """No device holds a block after it has heard that its owner left and asked to be forgotten."""
+def _blocks_after_detection(run: RunRecords, exports: dict[str, Record]) -> Iterator[Violation]:
+    """No device holds a block after it has detected the leave of the owner."""
     which = "a forgotten block is held"
     for device in run.devices:
         for event in run.events[device]:
@@ -75,14 +76,14 @@ def _forgotten(run: RunRecords, about: dict[str, Record]) -> Iterator[Violation]
                 if block in line.get("norms", {}):
                     yield Violation(which, f"{block} on {device} in round {line['round']}")
                     break
-            if device in about and block in _blocks(about[device]):
+            if device in exports and block in _slots(exports[device]):
                 yield Violation(which, f"{block} in the adapter of {device}")
 
 
-def _left_for_good(run: RunRecords, about: dict[str, Record], bound_s: float) -> Iterator[Violation]:
-    """No device ends with a block whose owner has said itself, long enough before, that it leaves.
+def _blocks_after_leave(run: RunRecords, exports: dict[str, Record], bound_s: float) -> Iterator[Violation]:
+    """No device ends with a block whose owner recorded its own leave more than `bound_s` before.
 
-    That one came back soon may be all that others have heard of it.
+    This covers an owner that returned so soon that the others detected its return only.
     """
     for owner in run.devices:
         incarnation = 0
@@ -92,26 +93,26 @@ def _left_for_good(run: RunRecords, about: dict[str, Record], bound_s: float) ->
             if (event["event"], event.get("kind")) != ("leaving", "leave"):
                 continue
             block = f"{owner}@{incarnation}"
-            for device, found in about.items():
+            for device, export in exports.items():
                 ended = max((float(m["t1_s"]) for m in run.metrics[device]), default=0.0)
-                if block in _blocks(found) and ended > float(event["t_s"]) + bound_s:
+                if block in _slots(export) and ended > float(event["t_s"]) + bound_s:
                     yield Violation("a forgotten block is held", f"{block} in the adapter of {device}")
 
 
-def _noticed(run: RunRecords, bound_s: float) -> Iterator[Violation]:
-    """Everyone who lives on for so long notices who has gone."""
-    cut = [e for e in run.injected if e["kind"] in ("partition", "heal")]
-    for event in event_outcomes.events(run):
+def _undetected_ends(run: RunRecords, bound_s: float) -> Iterator[Violation]:
+    """Each survivor that runs for `bound_s` after an end has detected it, if no partition is in the way."""
+    partitions = [e for e in run.injected if e["kind"] == "partition"]
+    for event in event_outcomes.injected_events(run):
         if event.record["kind"] not in GONE:
             continue
-        seen, until = event.noticed(), event.t_s + bound_s
-        if _returned(run, event.device, event.t_s, until):  # then a new incarnation is what others hear of
+        seen, until = event.detections(), event.t_s + bound_s
+        if _returned(run, event.device, event.t_s, until):  # the others then detect the new incarnation
             continue
-        apart = any(p["kind"] == "partition" and p["t_s"] <= until for p in cut)
+        apart = any(p["t_s"] <= until for p in partitions)
         for survivor in event.survivors:
             if survivor in seen and float(seen[survivor]["t_s"]) <= until:
                 continue
-            if not apart and _lived_through(run, survivor, event.t_s, until):
+            if not apart and _ran_through(run, survivor, event.t_s, until):
                 yield Violation(
                     "an end is not noticed in time", f"of {event.device} by {survivor}, {bound_s:g} s"
                 )
@@ -124,8 +125,8 @@ def _returned(run: RunRecords, device: str, start_s: float, stop_s: float) -> bo
     )
 
 
-def _lived_through(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:
-    """Whether one life of the device began before and still closed rounds afterwards."""
+def _ran_through(run: RunRecords, device: str, start_s: float, stop_s: float) -> bool:
+    """Whether one process of the device started before `start_s` and closed rounds after `stop_s`."""
     starts = _starts(run, device)
     closed = [float(line["t1_s"]) for line in run.metrics[device]]
     following = min((at for at in starts if at >= start_s), default=math.inf)
@@ -136,8 +137,8 @@ def _starts(run: RunRecords, device: str) -> list[float]:
     return [float(e["t_s"]) for e in run.events[device] if e["event"] == "started"]
 
 
-def _unsettled(run: RunRecords, bound_s: float) -> set[str]:
-    """Who came or went so shortly before the end of most devices that not all need have noticed."""
+def _recently_changed(run: RunRecords, bound_s: float) -> set[str]:
+    """Devices with an event less than `bound_s` before the median end: others need not have detected it."""
     ends = [
         float(e["t_s"])
         for d in run.devices
@@ -148,29 +149,29 @@ def _unsettled(run: RunRecords, bound_s: float) -> set[str]:
     return {str(e["device"]) for e in run.injected if float(e["t_s"]) > since}
 
 
-def _agreed(about: dict[str, Record], unsettled: set[str]) -> Iterator[Violation]:
-    """At the end everyone holds the same blocks in the same slots, but for those that just came or went."""
-    views = {
-        device: {key: slot for key, slot in _blocks(found).items() if key.split("@")[0] not in unsettled}
-        for device, found in about.items()
+def _different_blocks(exports: dict[str, Record], recent: set[str]) -> Iterator[Violation]:
+    """At the end all devices hold the same blocks in the same slots, except blocks of `recent` devices."""
+    held = {
+        device: {key: slot for key, slot in _slots(export).items() if key.split("@")[0] not in recent}
+        for device, export in exports.items()
     }
-    for device, view in views.items():
-        reference = next(iter(views.values()))
-        if view != reference:
-            different = sorted(set(view.items()) ^ set(reference.items()))
+    for device, slots in held.items():
+        reference = next(iter(held.values()))
+        if slots != reference:
+            different = sorted(set(slots.items()) ^ set(reference.items()))
             yield Violation("devices end with different blocks", f"{device}: {different}")
 
 
-def _slots(about: dict[str, Record]) -> Iterator[Violation]:
-    for device, found in about.items():
-        slots = list(_blocks(found).values())
+def _slots_held_twice(exports: dict[str, Record]) -> Iterator[Violation]:
+    for device, export in exports.items():
+        slots = list(_slots(export).values())
         twice = sorted({slot for slot in slots if slots.count(slot) > 1})
         if twice:
             yield Violation("a slot is held twice", f"{twice} on {device}")
 
 
-def _rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
-    """Who lives makes rounds."""
+def _long_rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
+    """A running device closes a round within `bound_s`."""
     for device in run.devices:
         lines = run.metrics[device]
         for before, after in pairwise(lines):
@@ -182,16 +183,16 @@ def _rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
                 )
 
 
-def _books(summary: Record, live: set[str]) -> Iterator[Violation]:
-    """On links between devices that reached the end in their first life, sent = received + dropped."""
-    whole = {d["id"] for d in summary["devices"] if d["id"] in live and d["incarnation"] == 0}
+def _unbalanced_links(summary: Record, live: set[str]) -> Iterator[Violation]:
+    """On links between devices that reached the end as incarnation 0, sent = received + dropped."""
+    complete = {d["id"] for d in summary["devices"] if d["id"] in live and d["incarnation"] == 0}
     for link in summary["links"]:
-        if {link["src"], link["dst"]} <= whole and link["open_bytes"]:
+        if {link["src"], link["dst"]} <= complete and link["open_bytes"]:
             yield Violation(
                 "sent != received + dropped", f"{link['src']} -> {link['dst']}: {link['open_bytes']}"
             )
 
 
-def _left_over(folder: Path) -> Iterator[Violation]:
+def _temporary_files(folder: Path) -> Iterator[Violation]:
     for file in sorted(folder.rglob("*.tmp")):
         yield Violation("a temporary file is left", str(file.relative_to(folder)))

@@ -1,4 +1,4 @@
-"""What a run wrote, for those who read it: lines of JSON in the forms of docs/records.md."""
+"""Reads the files of a run: lines of JSON in the formats of docs/records.md."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from emulation.scenario.events import GONE
-from emulation.scenario.schema import Scenario, read
+from emulation.scenario.loading import read
+from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 Record = dict[str, Any]
 
 
 def read_lines(path: Path) -> list[Record]:
-    """All whole records; none if there is no file."""
+    """All complete records of a file; an empty list if there is no file."""
     return list(Tail(path).read())
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with, blank lines left out."""
+    """The last line of a log that is not blank."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 class Tail:
-    """Follows a growing file: each `read` yields the records that are new and whole."""
+    """Follows a growing file. Each `read` yields the new complete records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._at = 0
 
     def read(self) -> Iterator[Record]:
-        """New records. A last line without its end waits for the rest; a torn one in between is left out."""
+        """The new records. An incomplete last line is read later. A damaged line in between is left out."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self._at)
             new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._at += len(whole)
-        for line in whole.splitlines():
+        complete = new[: new.rfind(b"\n") + 1]
+        self._at += len(complete)
+        for line in complete.splitlines():
             record = _parse(line)
             if record is not None:
                 yield record
@@ -52,14 +53,14 @@ class Tail:
 def _parse(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:  # half a line of a killed device, which another incarnation then wrote on
+    except ValueError:  # half a line of a killed device, continued by its next process
         return None
     return record if isinstance(record, dict) else None
 
 
 @dataclass
 class RunRecords:
-    """A run folder, read. Device ids are in natural order (d2 before d10)."""
+    """The records of a run. Device ids are in natural order (d2 before d10)."""
 
     folder: Path
     scenario: Scenario
@@ -72,28 +73,28 @@ class RunRecords:
 
     @property
     def injected(self) -> list[Record]:
-        """What the launcher did to devices, in order: round, kind, device, t_s."""
+        """The events that the launcher injected, in order: round, kind, device, t_s."""
         return sorted(self.run.get("events", []), key=lambda e: (float(e["t_s"]), int(e["round"])))
 
     @property
     def unfinished(self) -> bool:
-        """Whether no device has reached the end yet."""
+        """Whether no device has reached the end."""
         return not any(e["tag"] == "end" for e in self.evaluations)
 
-    def standing(self) -> list[Record]:
-        """The last evaluation of each device that reached the end; while none has, of each that is there."""
+    def last_evaluations(self) -> list[Record]:
+        """The evaluations at the end. In an unfinished run: the evaluations in rounds of the live devices."""
         if not self.unfinished:
             return self.tagged("end")
         last = {str(e["device"]): str(e["kind"]) for e in self.injected}
         return [e for e in self.tagged("round") if last.get(e["device"]) not in GONE]
 
     def tagged(self, tag: str) -> list[Record]:
-        """Evaluations with a tag, in the order of their rounds."""
+        """The evaluations with this tag, by round."""
         return sorted((e for e in self.evaluations if e["tag"] == tag), key=lambda e: int(e["round"]))
 
 
 def load(folder: Path) -> RunRecords:
-    """Raises InputError if the folder is not one that `unweft run` wrote."""
+    """Read the folder of a run. Raises InputError if `unweft run` did not write the folder."""
     if not (folder / "scenario.toml").is_file():
         raise InputError(
             f"{folder}: holds no run (no scenario.toml); allowed: a folder that `unweft run` wrote"
@@ -117,11 +118,15 @@ def load(folder: Path) -> RunRecords:
 def write_run(
     folder: Path, devices: Mapping[str, Record], events: Sequence[Record], epoch_ns: int, ended_s: float
 ) -> None:
-    """run.json, as `load` reads it. `devices`: what a launcher knows of each, its `exit` among that."""
+    """Write run.json, which `load` reads.
+
+    devices: the facts of the launcher on each device, with its exit status in `exit`. ended_s: seconds since
+    the epoch of the run.
+    """
     run = {"devices": devices, "events": events, "epoch_ns": epoch_ns, "ended_s": ended_s}
     (folder / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
 
 
 def in_order(devices: set[str] | list[str]) -> list[str]:
-    """Natural order."""
+    """Natural order: d2 before d10."""
     return sorted(devices, key=lambda d: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", d)])

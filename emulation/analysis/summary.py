@@ -1,6 +1,6 @@
-"""summary.json of a run, from the records that its devices, its evaluator and its launcher wrote.
+"""Builds summary.json of a run from the records of its devices, its evaluator and its launcher.
 
-The form is that of the interface's "summary.json" block; a value that the records do not give is null.
+A value that the records do not contain is null. docs/records.md describes the keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CAUSES = ("train", "correction", "transfer", "control")
 
 
 def write(folder: Path) -> Record:
-    """Build summary.json in a run's folder; returns what it wrote. Raises InputError for another folder."""
+    """Write summary.json into the folder of a run and return it. Raises InputError for another folder."""
     summary = build(folder)
     text = json.dumps(summary, indent=1, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -31,12 +31,12 @@ def write(folder: Path) -> Record:
 
 
 def build(folder: Path) -> Record:
-    """The summary of a run's folder, also of a run that failed or goes on."""
+    """The summary of the folder of a run. The run may be unfinished or failed."""
     return summarise(records.load(folder))
 
 
 def summarise(run: RunRecords) -> Record:
-    """The summary of a run that has been read."""
+    """The summary of the records of a run."""
     accuracy = _accuracy(run)
     links = {device: final_links(run.metrics[device], run.events[device]) for device in run.devices}
     return {
@@ -44,11 +44,11 @@ def summarise(run: RunRecords) -> Record:
         "seed": run.scenario.seed,
         "clock": run.scenario.clock,
         "scenario": run.scenario.name,
-        "unfinished": run.unfinished,  # accuracy and final are then of the last rounds evaluated
+        "unfinished": run.unfinished,  # if true, accuracy and final are those of the last evaluated rounds
         "devices": [_device(run, device, links[device]) for device in run.devices],
         "links": _links(links),
         "latency_buckets": {"first_s": latency_histogram.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
-        "events": event_outcomes.build(run),
+        "events": event_outcomes.event_outcomes(run),
         "rounds": _rounds(run),
         "accuracy": accuracy,
         "final": _final(run, accuracy),
@@ -85,7 +85,7 @@ def _latest(events: Iterable[Record], name: str) -> Record:
 
 
 def _links(links: Mapping[str, Mapping[str, Record]]) -> list[Record]:
-    """Each direction once: what was sent from the sender's books, what arrived from the receiver's."""
+    """One entry for each direction. The sender counts the sent bytes, the receiver the received ones."""
     pairs = {(src, dst) for src, peers in links.items() for dst in peers}
     pairs |= {(dst, src) for src, dst in pairs}
     entries = []
@@ -102,16 +102,16 @@ def _link(src: str, dst: str, out: Record, into: Record) -> Record:
         "dst": dst,
         "messages": out.get("sent_messages", 0),
         "sent_bytes": out.get("sent_bytes", 0),
-        "payload_bytes": out.get("payload_bytes", 0),  # of the sent bytes: tensors, headers, and the rest,
-        "header_bytes": out.get("header_bytes", 0),
-        "frame_bytes": out.get("frame_bytes", 0),  # which is framing and encryption
+        "payload_bytes": out.get("payload_bytes", 0),  # of the sent bytes: tensors,
+        "header_bytes": out.get("header_bytes", 0),  # headers,
+        "frame_bytes": out.get("frame_bytes", 0),  # framing and encryption
         "received_bytes": into.get("received_bytes", 0),
         "dropped_bytes": into.get("dropped_bytes", {}) | ({"loss": lost} if lost else {}),
-        "open_bytes": open_bytes(out, into),  # not 0 only where an end has died
+        "open_bytes": open_bytes(out, into),  # not 0 only if one end crashed
         "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
         "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
-        "latency_counts": into.get("latency_counts", {}),  # by bucket; of devices that ended well
-        "abandoned_bytes": out.get("abandoned_bytes", {}),  # queued, then taken back: never sent
+        "latency_counts": into.get("latency_counts", {}),  # by bucket, of processes that ended normally
+        "abandoned_bytes": out.get("abandoned_bytes", {}),  # removed from the queue before sending
     }
 
 
@@ -121,7 +121,7 @@ def _rounds(run: RunRecords) -> list[Record]:
         for line in run.metrics[device]:
             by_round.setdefault(int(line["round"]), {})[device] = line
     sent = {device: sent_by_round(run.metrics[device], run.events[device]) for device in run.devices}
-    mixes = run.scenario.mixing.mode != "newest"  # there copies replace each other: no matrix acts
+    mixes = run.scenario.mixing.mode != "newest"  # newest replaces copies and uses no mixing matrix
     rounds = []
     for number, lines in sorted(by_round.items()):
         rho = _rho(lines)
@@ -132,14 +132,14 @@ def _rounds(run: RunRecords) -> list[Record]:
                 "bytes": sum(sent[device].get(number, 0) for device in lines),
                 "consensus_error": run.consensus.get(number),
                 "spectral_rho": rho if mixes else None,
-                "graph_rho": rho,  # of the weights that the graph gives, whether or not the mode uses them
+                "graph_rho": rho,  # of the weights of the graph, which the mode may not use
             }
         )
     return rounds
 
 
 def _rho(lines: Mapping[str, Record]) -> float | None:
-    """||W - J||_2 of the weights that acted; None if a weight fell on a device whose own row is not known."""
+    """||W - J||_2 of the mixing weights of a round; None if the row of a weighted device is missing."""
     members = list(lines)
     matrix = np.zeros((len(members), len(members)))
     for i, device in enumerate(members):
@@ -153,8 +153,8 @@ def _rho(lines: Mapping[str, Record]) -> float | None:
 
 
 def _accuracy(run: RunRecords) -> Record:
-    """At the end, or so far: each live device (row) on each live device's training facts (column)."""
-    ends = {e["device"]: e["accuracy"] for e in run.standing()}
+    """The last accuracy of each live device (row) on the training examples of each live device (column)."""
+    ends = {e["device"]: e["accuracy"] for e in run.last_evaluations()}
     devices = records.in_order(set(ends))
     matrix = [[ends[device].get(shard) for shard in devices] for device in devices]
     return {"devices": devices, "shards": devices, "matrix": matrix}
@@ -163,7 +163,7 @@ def _accuracy(run: RunRecords) -> Record:
 def _final(run: RunRecords, accuracy: Record) -> Record:
     devices, matrix = accuracy["devices"], accuracy["matrix"]
     known = [value for row in matrix for value in row if value is not None]
-    losses = {e["device"]: e["loss"] for e in run.standing()}
+    losses = {e["device"]: e["loss"] for e in run.last_evaluations()}
     own = [matrix[i][i] for i in range(len(devices)) if matrix[i][i] is not None]
     return {
         "loss": mean(losses[device].get(shard) for device in devices for shard in devices),
@@ -174,24 +174,24 @@ def _final(run: RunRecords, accuracy: Record) -> Record:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of what is known; None of nothing."""
+    """The mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
 def _end_mean(run: RunRecords, key: str) -> float | None:
-    """Over the devices that reached the end."""
+    """Mean over the devices that reached the end."""
     return mean({e["device"]: e.get(key) for e in run.tagged("end")}.values())
 
 
 def _other_wording(run: RunRecords, devices: list[str]) -> float | None:
-    """Mean over live devices and live devices' facts, in words that are never trained."""
+    """Mean accuracy of live devices on their facts in a wording that is never trained."""
     ends = {e["device"]: e.get("other_wording", {}) for e in run.tagged("end")}
     return mean(row.get(shard) for row in ends.values() for shard in devices)
 
 
 def _violations(run: RunRecords, device: str) -> int:
-    """Rounds that spent more than their budget; a device that ended well has counted its last one too."""
+    """Rounds that exceeded their budget. Only a device that ended normally has counted its last round."""
     seen = sum(int(line["spent_bytes"]) > int(line["granted_bytes"]) for line in run.metrics[device])
     return max(seen, sum(int(e.get("violations", 0)) for e in run.events[device] if e["event"] == "finished"))
 

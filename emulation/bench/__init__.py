@@ -1,1 +1,1 @@
-"""`unweft bench`: what the transport and the rounds do, as ratios to a reference measured in the same run."""
+"""`unweft bench`: benchmarks, with ratios to a reference that the same run measures."""

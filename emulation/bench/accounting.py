@@ -1,4 +1,4 @@
-"""`unweft bench accounting`: a whole run's books against the kernel's counters of the interface it ran on."""
+"""`unweft bench accounting`: compares the byte counters of a whole run with those of the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.namespace import Namespace, NoNamespace, Traffic, namespace
 from emulation.bench.harness.whole_run import whole_run
 
-HEADERS = 14 + 20 + 32  # bytes of a packet: Ethernet, IPv4, TCP with its timestamp option
+HEADERS = 14 + 20 + 32  # bytes in each packet: Ethernet, IPv4, TCP with its timestamp option
 SCENARIO = """
 [devices]
 count = 4
@@ -31,7 +31,7 @@ enabled = {keys}
 
 
 def run(rounds: int = 40) -> Findings:
-    """Bytes of all links of a run, with keys and without, and what its namespace's loopback has carried."""
+    """Measure the bytes on all links of a run and on the loopback of its namespace, with keys and without."""
     findings = Findings(
         "Accounting against the kernel: a whole run in its own network namespace", "unweft bench accounting"
     )
@@ -49,7 +49,7 @@ def run(rounds: int = 40) -> Findings:
 
 
 def _run(inside: Namespace, folder: Path, rounds: int, keys: bool) -> int:
-    """Bytes that the devices of a run say they have sent."""
+    """The bytes that the devices of a run report as sent."""
     out = folder / "accounting"
     whole_run(
         SCENARIO.format(rounds=rounds, keys=str(keys).lower()), out, timeout_s=300, within=inside.command
@@ -63,7 +63,7 @@ def _compare(findings: Findings, group: str, sent: int, kernel: Traffic) -> None
     payload = kernel.bytes - headers
     findings.measures += [
         Measure(group, "interface, bytes received", "MB", (kernel.bytes / 1e6,)),
-        Measure(group, f"of them {HEADERS} bytes a packet of headers", "MB", (headers / 1e6,)),
-        Measure(group, "what TCP carried", "MB", (payload / 1e6,)),
-        Measure(group, "unweft, all links", "MB", (sent / 1e6,), "what TCP carried", 0.97, 1.03),
+        Measure(group, f"of these, headers ({HEADERS} bytes in each packet)", "MB", (headers / 1e6,)),
+        Measure(group, "TCP payload", "MB", (payload / 1e6,)),
+        Measure(group, "unweft, all links", "MB", (sent / 1e6,), "TCP payload", 0.97, 1.03),
     ]

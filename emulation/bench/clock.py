@@ -1,4 +1,4 @@
-"""`unweft bench clock`: a scenario in virtual time, three times, once under load; and once in real time."""
+"""`unweft bench clock`: one run in real time, three in virtual time, one of them under load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import whole_run
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 
-OF_THE_MACHINE = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
+MACHINE_KEYS = ("pid", "peak_rss_bytes", "peak_pss_bytes", "train_cpu_s", "security_events")
 
 
 def run(scenario: Scenario) -> Findings:
-    """Whether hashes, bytes and latencies are the same, and how long a run takes with either clock."""
+    """Compare hashes, bytes and latencies of the virtual runs, and the wall time of both clocks."""
     findings = Findings(f"Clocks: {scenario.name}", "unweft bench clock")
     with tempfile.TemporaryDirectory() as folder:
         seconds, summaries = {}, {}
@@ -47,12 +48,13 @@ def run(scenario: Scenario) -> Findings:
 
 
 def repeatable(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary without what the machine makes of a run: process ids, memory, processor time."""
-    devices = [{k: v for k, v in d.items() if k not in OF_THE_MACHINE} for d in summary["devices"]]
+    """A summary without the keys that depend on the machine: process ids, memory, processor time."""
+    devices = [{k: v for k, v in d.items() if k not in MACHINE_KEYS} for d in summary["devices"]]
     return {**summary, "devices": devices}
 
 
 def emulated_s(summary: dict[str, Any]) -> float:
+    """The sum of the mean round durations, in seconds of the clock of the run."""
     return sum(float(entry["seconds"]) for entry in summary["rounds"])
 
 
@@ -65,7 +67,7 @@ def _timed(scenario: Scenario, out: Path, clock: str) -> tuple[float, dict[str, 
 
 @contextmanager
 def load() -> Iterator[None]:
-    """As many busy processes as there are processors."""
+    """Start one busy process for each processor, and end them when the block is left."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
         yield

@@ -1,4 +1,4 @@
-"""`unweft bench join`: from the start of a process to the first round in which it mixes with the others."""
+"""`unweft bench join`: the time from the start of a process to its first round with mixing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from emulation.bench.harness.whole_run import RUN, whole_run
 from emulation.launch.ports import free_ports
 from emulation.testbed import epoch
 
-EVERY, STAYS = 30, 15  # rounds from one join to the next, and from a join to the joiner's farewell
-MIX_S = 1.5  # what a forked joiner may take beside the transfer
+JOIN_EVERY, STAYS = 30, 15  # rounds from one join to the next, and from a join to the retirement
+MIX_S = 1.5  # target for a forked newcomer, without the transfer
 COLD_S = 120.0  # longest wait for cold devices
 ENDING_S = 30.0
 SCENARIO = """
@@ -38,7 +38,7 @@ kind = "full"
 count = {rounds}
 local_steps = 1
 [radio]
-rate_Bps = 400_000 # sending takes longest, as at the edge: who joins does not wait for processors
+rate_Bps = 400_000 # sending dominates, so that a newcomer does not wait for processors
 [eval]
 every = 0
 """
@@ -55,7 +55,7 @@ device = "{device}"
 
 
 def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
-    """`joins` devices that the launcher forks, `cold` ones by `unweft device`; each goes before the next."""
+    """Measure `joins` newcomers forked by the launcher, then `cold` ones started by `unweft device`."""
     findings = Findings("Joining", "unweft bench join")
     with tempfile.TemporaryDirectory() as folder:
         forked = _forked(Path(folder) / "join", count, joins)
@@ -68,44 +68,50 @@ def run(count: int = 4, joins: int = 5, cold: int = 3) -> Findings:
         beside = tuple(total - transfer for total, transfer in took)
         findings.measures += [
             Measure(group, "process start to first mixed round", "s", tuple(total for total, _ in took)),
-            Measure(group, "its state at the radio's rate", "s", tuple(transfer for _, transfer in took)),
+            Measure(
+                group, "transfer of its state at the radio rate", "s", tuple(transfer for _, transfer in took)
+            ),
             Measure(group, "the rest", "s", beside, most=most),
         ]
-    findings.notes.append(f"{count} devices train meanwhile")
+    findings.notes.append(f"{count} devices train during the joins")
     return findings
 
 
 def _forked(out: Path, count: int, joins: int) -> list[tuple[float, float]]:
-    rounds = [EVERY * (i + 1) for i in range(joins)]
+    rounds = [JOIN_EVERY * (i + 1) for i in range(joins)]
     events = [JOIN.format(round=r, end=r + STAYS, device=f"d{count + i}") for i, r in enumerate(rounds)]
-    whole_run(SCENARIO.format(count=count, rounds=EVERY * (joins + 1)) + "".join(events), out, timeout_s=900)
+    whole_run(
+        SCENARIO.format(count=count, rounds=JOIN_EVERY * (joins + 1)) + "".join(events), out, timeout_s=900
+    )
     run = records.load(out)
     return [_took(run, str(e["device"]), float(e["t_s"])) for e in run.injected if e["kind"] == "join"]
 
 
 def _took(run: RunRecords, device: str, start_s: float) -> tuple[float, float]:
-    """Seconds to the end of the first round that mixed, and what its state takes at the budget of those who
-    send it, all at the same time."""
+    """Seconds to the end of the first mixed round, and seconds that the transfer of the state takes.
+
+    The senders send in parallel, so that the largest share counts, at the rate of the radio.
+    """
     mixed = next((line for line in run.metrics[device] if line.get("weights")), None)
     if mixed is None:
-        raise RuntimeError(f"{device} went before it had mixed with anyone")
+        raise RuntimeError(f"{device} ended before it mixed with another device")
     links = summary.summarise(run)["links"]
     size = max(link["bytes_by_cause"]["transfer"] for link in links if link["dst"] == device)
     return float(mixed["t1_s"]) - start_s, size / run.scenario.radio.rate_Bps
 
 
 def _cold(folder: Path, count: int, cold: int) -> Iterator[tuple[float, float]]:
-    """Starts `count` devices, then, one after the other, those that are measured."""
+    """Start `count` devices, then the measured devices one after the other."""
     scenario, out = folder / "join.toml", folder / "cold"
     scenario.write_text(SCENARIO.format(count=count, rounds=100_000), encoding="utf-8")
     ports = free_ports(count + cold)
-    with _ended() as processes:
+    with _processes() as processes:
         for port in ports[:count]:
             processes.append(_start(scenario, out, port, ports[0]))
-        _wait(lambda: len(_closed(out)) >= count, processes)
+        _wait(lambda: len(_closed_rounds(out)) >= count, processes)
         for number, port in enumerate(ports[count:], start=count):
             start_ns = time.monotonic_ns()
-            with _ended() as joiner:
+            with _processes() as joiner:
                 joiner.append(_start(scenario, out, port, ports[0]))
                 _wait(partial(_mixes, out, f"d{number}"), [*processes, *joiner])
                 began_ns = epoch.read(out) or 0
@@ -123,29 +129,29 @@ def _start(scenario: Path, out: Path, port: int, seed: int) -> subprocess.Popen[
 
 
 def _wait(done: Callable[[], bool], processes: list[subprocess.Popen[bytes]]) -> None:
-    """Until so. Raises RuntimeError where a process ends before, or after COLD_S."""
+    """Wait until `done`. Raises RuntimeError if a process ends, or after COLD_S."""
     until = time.monotonic() + COLD_S
     while not done():
         if any(process.poll() is not None for process in processes):
-            raise RuntimeError("a device that was to stay has ended")
+            raise RuntimeError("a device ended during the measurement")
         if time.monotonic() > until:
-            raise RuntimeError(f"devices did not come together within {COLD_S:g} s")
+            raise RuntimeError(f"the devices did not start within {COLD_S:g} s")
         time.sleep(0.1)
 
 
-def _closed(out: Path) -> dict[str, list[Record]]:
-    """The rounds of each device that has closed some."""
+def _closed_rounds(out: Path) -> dict[str, list[Record]]:
+    """Device -> its metrics, for devices with at least one closed round."""
     found = {p.parent.name: records.read_lines(p) for p in (out / "devices").glob("*/metrics.jsonl")}
     return {device: lines for device, lines in found.items() if lines}
 
 
 def _mixes(out: Path, device: str) -> bool:
-    return any(line.get("weights") for line in _closed(out).get(device, []))
+    return any(line.get("weights") for line in _closed_rounds(out).get(device, []))
 
 
 @contextmanager
-def _ended() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that are told to stop at the end, and killed if they do not."""
+def _processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A list of processes that are interrupted at the end of the block, and killed if they do not end."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         yield processes

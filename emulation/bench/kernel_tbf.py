@@ -1,6 +1,6 @@
-"""The kernel's own token bucket (tc tbf) on a pair of virtual interfaces, one end in a network namespace.
+"""The token bucket of the kernel (tc tbf) on a pair of virtual interfaces, one in a network namespace.
 
-Needs root and the tools `ip` and `tc`. What it made is gone when its `with` block is left.
+Needs root and the tools `ip` and `tc`. All that it creates is removed at the end of the `with` block.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000  # of linux/sched.h
-NEAR, FAR, PORT = "198.18.77.1", "198.18.77.2", 9000  # of the block for benchmarks (RFC 2544)
-DATAGRAM = 1472  # bytes: what fits in an Ethernet frame ...
-FRAME = DATAGRAM + 42  # ... of so many with UDP's, IP's and Ethernet's headers, as tbf counts them
+NEAR, FAR, PORT = "198.18.77.1", "198.18.77.2", 9000  # from the address block for benchmarks (RFC 2544)
+DATAGRAM = 1472  # bytes: the largest UDP payload of an Ethernet frame
+FRAME = DATAGRAM + 42  # with UDP, IP and Ethernet headers, as tbf counts
 Arrival = tuple[int, int]  # monotonic ns, bytes
 
 
 class NotPossible(Exception):
-    """Why there is no such bucket here."""
+    """The kernel link cannot be created. The message gives the reason."""
 
 
 class KernelLink:
@@ -35,16 +35,16 @@ class KernelLink:
         self._device, self._out, self._into = device, out, into
 
     def arrivals(self, rate_Bps: int, burst_bytes: int, seconds: float) -> list[Arrival]:
-        """Send as fast as the bucket lets through for about `seconds`, and say what arrived when."""
+        """Send at the full rate of the bucket for about `seconds`. Returns time and bytes of each arrival."""
         bucket = f"tbf rate {8 * rate_Bps}bit burst {max(burst_bytes, 2 * FRAME)}b limit 4mb"
         _run("tc", "qdisc", "add", "dev", self._device, "root", *bucket.split())
         try:
-            return self._through(seconds)
+            return self._send_and_receive(seconds)
         finally:
-            _run("tc", "qdisc", "del", "dev", self._device, "root")  # and with it what waits there
+            _run("tc", "qdisc", "del", "dev", self._device, "root")  # with its queue
             self._drain()
 
-    def _through(self, seconds: float) -> list[Arrival]:
+    def _send_and_receive(self, seconds: float) -> list[Arrival]:
         self._into.settimeout(2.0)
         end = time.monotonic() + seconds
         sending = threading.Thread(target=self._send, args=(end,), name="tbf sender")
@@ -60,14 +60,14 @@ class KernelLink:
         return arrived
 
     def _drain(self) -> None:
-        """What came in is not of the next run; nothing more does after a moment."""
+        """Discard the datagrams that are left, which do not belong to the next measurement."""
         self._into.settimeout(0.05)
         with contextlib.suppress(TimeoutError):
             while True:
                 self._into.recv(DATAGRAM)
 
     def _send(self, end: float) -> None:
-        """What the bucket holds back fills the socket's buffer, and then `send` waits: nothing is dropped."""
+        """Send until `end`. `send` blocks while the bucket delays datagrams, so that none is dropped."""
         datagram = bytes(DATAGRAM)
         while time.monotonic() < end:
             try:
@@ -78,7 +78,7 @@ class KernelLink:
 
 @contextmanager
 def kernel_link() -> Iterator[KernelLink]:
-    """Raises NotPossible."""
+    """A link through a tbf. Raises NotPossible."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
         raise NotPossible("a network namespace needs root")
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
@@ -104,7 +104,7 @@ def kernel_link() -> Iterator[KernelLink]:
 
 
 def _socket_in(space: str) -> socket.socket:
-    """A socket belongs to the namespace in which it is made; a thread can be in another one for a while."""
+    """A UDP socket in a namespace. The thread enters the namespace to create it and then returns."""
     libc = ctypes.CDLL(None, use_errno=True)
     with Path(f"/run/netns/{space}").open() as there, Path("/proc/thread-self/ns/net").open() as here:
         if libc.setns(there.fileno(), _CLONE_NEWNET):

@@ -1,4 +1,4 @@
-"""`unweft bench load`: nobody is taken for dead while all cores train, nor who stalls for a moment."""
+"""`unweft bench load`: counts false crash verdicts while all cores train and devices stall for a moment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ stall_s = {stall_s}
 
 
 def run(devices: Sequence[int] = (12,), minutes: float = 10.0, rounds: int = 120) -> Findings:
-    """Runs one after the other until they have trained for so many minutes together."""
+    """Repeat runs until they have trained for `minutes` in total."""
     findings = Findings("False deaths under full load", "unweft bench load")
     for count in devices:
         seconds, stalls, suspicions, deaths, busy, seed = 0.0, 0, 0, 0, [], 0
@@ -54,8 +54,8 @@ def run(devices: Sequence[int] = (12,), minutes: float = 10.0, rounds: int = 120
             seed += 1
         group = f"{count} devices"
         findings.measures += [
-            Measure(group, "of training", "minutes", (seconds / 60,)),
-            Measure(group, "cores busy meanwhile", "%", tuple(busy)),
+            Measure(group, "training", "minutes", (seconds / 60,)),
+            Measure(group, "busy cores", "%", tuple(busy)),
             Measure(group, f"stalls of {STALL_S:g} s", "devices", (float(stalls),)),
             Measure(group, "suspicions, all refuted", "", (float(suspicions),)),
             Measure(group, "false deaths", "devices", (float(deaths),), most=0.0),
@@ -75,12 +75,12 @@ def _seconds(run: RunRecords) -> float:
 
 
 def _count(run: RunRecords, event: str, **more: str) -> int:
-    """Records of an event, by all devices; nobody ever goes in these runs before its last round."""
+    """The number of records of an event, over all devices. No device leaves in these runs."""
     wanted = {"event": event, **more}
     return sum(all(e.get(k) == v for k, v in wanted.items()) for d in run.devices for e in run.events[d])
 
 
 def _busy(before: Any, after: Any) -> float:
-    """Per cent of all cores' time, between two psutil.cpu_times()."""
+    """Percent of the time of all cores between two psutil.cpu_times() that was not idle."""
     spent = [b - a for a, b in zip(before, after, strict=True)]
     return float(100 * (1 - (after.idle - before.idle) / sum(spent)))

@@ -1,4 +1,4 @@
-"""`unweft bench membership`: how soon real devices agree on who is here, and find who has crashed."""
+"""`unweft bench membership`: the times until real devices agree on the members and detect a crash."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ device = "d1"
 
 
 @dataclass
-class Seen:
-    """Over all starts of one size, in seconds; deaths: live devices that somebody took for dead."""
+class DetectionTimes:
+    """Times in seconds over all starts of one size. deaths: crash verdicts on live devices."""
 
     agreed_s: list[float] = field(default_factory=list)
     suspected_s: list[float] = field(default_factory=list)
@@ -53,20 +53,20 @@ class Seen:
 
 
 def run(devices: Sequence[int] = (8, 16), starts: int = 10, rounds: int = 60, crash: int = 20) -> Findings:
-    """Devices train all the while. Agreement counts from when the last of them was up."""
+    """Measure devices that train. The time to agreement starts with the last started device."""
     findings = Findings("Membership of devices that train", "unweft bench membership")
     for count in devices:
-        seen = Seen()
+        times = DetectionTimes()
         for _ in range(starts):
             with tempfile.TemporaryDirectory() as folder:
-                _look(_run(Path(folder), count, rounds, crash), seen)
+                _add_run(_run(Path(folder), count, rounds, crash), times)
         group = f"{count} devices"
-        p95 = (float(np.percentile(seen.agreed_s, 95)),) if seen.agreed_s else ()
+        p95 = (float(np.percentile(times.agreed_s, 95)),) if times.agreed_s else ()
         findings.measures += [
             Measure(group, f"agreed after the last was up, p95 of {starts}", "s", p95, most=1.0),
-            Measure(group, "a crash is suspected", "s", tuple(seen.suspected_s)),
-            Measure(group, "known to all", "s", tuple(seen.confirmed_s), most=5.0),
-            Measure(group, "false deaths", "devices", (float(seen.deaths),), most=0.0),
+            Measure(group, "a crash is suspected", "s", tuple(times.suspected_s)),
+            Measure(group, "known to all", "s", tuple(times.confirmed_s), most=5.0),
+            Measure(group, "false deaths", "devices", (float(times.deaths),), most=0.0),
         ]
     return findings
 
@@ -77,17 +77,17 @@ def _run(folder: Path, count: int, rounds: int, crash: int) -> RunRecords:
     return records.load(out)
 
 
-def _look(run: RunRecords, seen: Seen) -> None:
+def _add_run(run: RunRecords, times: DetectionTimes) -> None:
     up = max(float(e["t_s"]) for d in run.devices for e in run.events[d] if e["event"] == "started")
     knew = [_knew_all(run, device) for device in run.devices]
-    seen.agreed_s.append(max(0.0, max(knew) - up))
+    times.agreed_s.append(max(0.0, max(knew) - up))
     crashed = next(float(e["t_s"]) for e in run.injected if e["kind"] == "crash")
     survivors = [device for device in run.devices if device != CRASHED]
     suspected = [t for d in survivors for t in _times(run, d, "suspected", crashed)]
     gone = [min(_times(run, d, "peer_gone", crashed), default=float("inf")) for d in survivors]
-    seen.suspected_s += [min(suspected) - crashed] if suspected else []
-    seen.confirmed_s.append(max(gone) - crashed)
-    seen.deaths += sum(
+    times.suspected_s += [min(suspected) - crashed] if suspected else []
+    times.confirmed_s.append(max(gone) - crashed)
+    times.deaths += sum(
         e["event"] == "peer_gone" and e["kind"] == "crash" and e["peer"] != CRASHED
         for d in run.devices
         for e in run.events[d]
@@ -95,13 +95,13 @@ def _look(run: RunRecords, seen: Seen) -> None:
 
 
 def _knew_all(run: RunRecords, device: str) -> float:
-    """When the last of the others became known to a device."""
+    """The time at which a device knew all others; infinite if it never did."""
     others = {e["peer"]: float(e["t_s"]) for e in reversed(run.events[device]) if e["event"] == "peer_joined"}
     return max(others.values()) if len(others) == len(run.devices) - 1 else float("inf")
 
 
 def _times(run: RunRecords, device: str, event: str, after_s: float) -> list[float]:
-    """When a device noted something of the crashed one."""
+    """The times of the records of one event of the crashed device, after a time."""
     return [
         float(e["t_s"])
         for e in run.events[device]

@@ -1,8 +1,8 @@
-"""`unweft bench rounds`: rounds/s and memory of real devices, beside a plain exchange and bare pyzmq.
+"""`unweft bench rounds`: rounds/s and memory of real devices, compared with a plain exchange and bare pyzmq.
 
 D-PSGD on a 4-regular graph: each device makes one small SGD step, exchanges one matrix with its neighbours
-and averages. Devices check, count and record as they do in a run; the plain reference pickles; the ceiling is
-pyzmq without a copy or a check. One device is killed at the end of a measurement, to see what that costs.
+and averages. Devices check, count and record as in a run. The plain reference pickles. The upper bound is
+pyzmq without copies and checks. At the end of each measurement one device is killed to measure the delay.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from emulation.bench.harness.sgd import PAYLOAD_BYTES
 from transport.security.keys import NetworkKeys
 
 DEVICES = (8, 16, 32)
-WINDOW_S, SLICES = 8.0, 4  # measured time, and its equal parts that give the spread
+WINDOW_S, SLICES = 8.0, 4  # measured time, and the number of its slices, which give the spread
 WARM_ROUNDS, START_S = 3, 120.0
-WARM_S, AFTER_S = 1.5, 2.0  # of the references, before the window and after the kill
-WATCHED_S = DEADLINE_S + 4.0  # devices, after the kill
+WARM_S, AFTER_S = 1.5, 2.0  # for the references: before the window, and after the kill
+WATCHED_S = DEADLINE_S + 4.0  # for the devices: after the kill
 PLAIN, BARE = "plain: pickle over ROUTER/DEALER", "bare zero-copy pyzmq"
 
 
 @dataclass
-class Found:
-    """Of one contender at one size: rounds/s in each slice; PSS; what a kill cost the others."""
+class Result:
+    """One contender at one size: rounds/s in each slice, PSS, and the delay after a kill."""
 
     rates: list[float] = field(default_factory=list)
     pss_bytes: int = 0
-    after_kill: int = 0  # rounds that the slowest survivor has closed since the kill
-    lost_s: float | None = None  # longest gap between two rounds of a survivor since then, beyond a usual one
+    after_kill: int = 0  # rounds that the slowest survivor closed after the kill
+    lost_s: float | None = None  # longest gap between rounds of a survivor after the kill, minus the median
 
 
 def run(
     devices: Sequence[int] = DEVICES, window_s: float = WINDOW_S, keys: bool = True, bare: bool = True
 ) -> Findings:
-    """`keys`, `bare`: whether those two are measured too."""
+    """keys, bare: whether to measure devices with keys and bare pyzmq too."""
     title = f"D-PSGD, {PAYLOAD_BYTES} bytes to each of 4 neighbours a round, one SGD step, unshaped"
     findings = Findings(title, "unweft bench rounds")
     for count in devices:
@@ -55,14 +55,14 @@ def run(
             found["unweft, keys"] = _devices(count, window_s, NetworkKeys.generate())
         _add(findings, count, found)
     findings.notes += [
-        "PSS: all processes beneath this one; the plain reference is spawned, each process imports torch",
-        f"lost to a kill: the longest gap between two rounds of a survivor, less a usual one; a deadline is "
+        "PSS: all child processes; the plain reference is spawned, and each process imports torch",
+        f"lost to a kill: longest gap between two rounds of a survivor, minus the median gap; a deadline is "
         f"{DEADLINE_S:g} s",
     ]
     return findings
 
 
-def _add(findings: Findings, count: int, found: dict[str, Found]) -> None:
+def _add(findings: Findings, count: int, found: dict[str, Result]) -> None:
     group = f"{count} devices"
     asked = {"unweft": 1.3}
     for name, one in found.items():
@@ -85,13 +85,13 @@ def _add(findings: Findings, count: int, found: dict[str, Found]) -> None:
 
 
 # -- the references ------------------------------------------------------------------------------------------
-def _reference(count: int, window_s: float, zero_copy: bool) -> Found:
+def _reference(count: int, window_s: float, zero_copy: bool) -> Result:
     preload = [PlainDevice.__module__] if zero_copy else None
     with crew(preload) as all_:
         return _run_reference(all_, count, window_s, zero_copy)
 
 
-def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> Found:
+def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> Result:
     devices = [all_.remote(PlainDevice, f"d{n}", zero_copy) for n in range(count)]
     for device in devices:
         device.begin("bind")
@@ -104,7 +104,7 @@ def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> 
     for device in devices:
         device.begin("run", end_ns + int(2 * AFTER_S * 1e9))
     _sleep_until(end_ns)
-    found = Found(pss_bytes=tree_pss_bytes())
+    found = Result(pss_bytes=tree_pss_bytes())
     killed_ns = time.monotonic_ns()
     devices[0].process.kill()
     ends: list[list[int]] = [device.result() for device in devices[1:]]
@@ -115,13 +115,13 @@ def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> 
 
 
 # -- devices -------------------------------------------------------------------------------------------------
-def _devices(count: int, window_s: float, keys: NetworkKeys | None) -> Found:
+def _devices(count: int, window_s: float, keys: NetworkKeys | None) -> Result:
     with tempfile.TemporaryDirectory() as folder, fleet(count, Path(folder), keys) as running:
         running.wait_for(WARM_ROUNDS, START_S)
         start_ns = time.monotonic_ns()
         end_ns = start_ns + int(window_s * 1e9)
         _sleep_until(end_ns)
-        found = Found(pss_bytes=tree_pss_bytes())
+        found = Result(pss_bytes=tree_pss_bytes())
         names = list(running.processes)
         found.rates = _rates([running.ended_ns(name) for name in names], start_ns, end_ns)
         found.lost_s = _kill(running, names)
@@ -129,7 +129,7 @@ def _devices(count: int, window_s: float, keys: NetworkKeys | None) -> Found:
 
 
 def _kill(running: Fleet, names: Sequence[str]) -> float:
-    """Seconds that the killing of the first device costs the survivor whom it costs most."""
+    """Kill the first device. Returns the largest delay of a survivor in seconds."""
     killed_ns = time.monotonic_ns()
     running.kill(names[0])
     _sleep_until(killed_ns + int(WATCHED_S * 1e9))
@@ -144,7 +144,7 @@ def _kill(running: Fleet, names: Sequence[str]) -> float:
 
 
 def _rates(ends: Sequence[Sequence[int]], start_ns: int, end_ns: int) -> list[float]:
-    """Rounds per second in each slice of the window: the mean over the devices."""
+    """Rounds per second in each slice of the window, as a mean over devices."""
     width = (end_ns - start_ns) / SLICES
     found = []
     for n in range(SLICES):

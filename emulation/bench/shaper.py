@@ -1,4 +1,4 @@
-"""`unweft bench shaper`: the bucket's invariant, and the rate it delivers beside the kernel's bucket."""
+"""`unweft bench shaper`: the invariant of the token bucket, and its rate beside the kernel's bucket."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from transport.wire.packing import PREFIX, wire_bytes
 CASES = 20_000  # of random traffic
 RATES_BPS = (100_000, 1_000_000, 10_000_000, 100_000_000)  # bit/s
 WINDOW_S, REPETITIONS = 3.0, 3
-LEAST_FRAME = 1500  # bytes; slow links need frames of which many fit in the window
-FRAME_S = 0.1  # how long a larger one may take
+LEAST_FRAME = 1500  # bytes; on a slow link many small frames fit in the window
+FRAME_S = 0.1  # longest time of a larger frame
 UNLIMITED = 1 << 50
 TOLERANCE = 0.01
 LISTEN = "tcp://127.0.0.1:0"
 
 
 class Meter:
-    """The receiving device: notes when each message came and what it took on the wire."""
+    """The receiving device. It records the time and the wire bytes of each message."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -40,7 +40,7 @@ class Meter:
         return self._links.address
 
     def arrivals(self, seconds: float) -> list[Arrival]:
-        """What came in from now on."""
+        """The arrivals within the next `seconds`."""
         return self._loop.run_until_complete(self._arrivals(seconds))
 
     async def _arrivals(self, seconds: float) -> list[Arrival]:
@@ -55,7 +55,7 @@ class Meter:
 
 
 class Pacer:
-    """The sending device: a shaper whose queue is never empty, on the real clock."""
+    """The sending device: a shaper on the real clock whose queue is never empty."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -83,9 +83,9 @@ class Pacer:
         while clock.now() < end_ns:
             if await clock.reach(shaper.next_ns(clock.now())):
                 for departure in shaper.pop(clock.now()):
-                    self._leave(shaper, departure, item)
+                    self._send_and_refill(shaper, departure, item)
 
-    def _leave(self, shaper: Shaper, departure: Departure, item: Outgoing) -> None:
+    def _send_and_refill(self, shaper: Shaper, departure: Departure, item: Outgoing) -> None:
         self._links.send("meter", departure.frames)
         shaper.queue_data(item)
 
@@ -96,7 +96,7 @@ def run(
     window_s: float = WINDOW_S,
     repetitions: int = REPETITIONS,
 ) -> Findings:
-    """Rates as shares of the configured one, both ends on this machine."""
+    """Measure rates as shares of the configured rate. Both ends are on this machine."""
     findings = Findings("The shaper: its invariant, and the rate it delivers", "unweft bench shaper")
     broken = float(generated_violations(cases))
     findings.measures.append(Measure("invariant", f"violations in {cases} cases", "cases", (broken,), most=0))
@@ -146,7 +146,7 @@ def _paced(pacer: Remote, meter: Remote, rate_Bps: int, frame: int, seconds: flo
 
 
 def after_depth(arrived: Sequence[Arrival], depth_bytes: int) -> float:
-    """Bytes per second once the bucket's first fill has gone by; nan if less than three messages did."""
+    """Bytes per second after the first `depth_bytes`; nan if fewer than three messages follow them."""
     left, rest = depth_bytes, deque(arrived)
     while rest and left > 0:
         left -= rest.popleft()[1]

@@ -18,7 +18,7 @@ RAW, RAW_CURVE = "raw pyzmq", "raw pyzmq, CURVE"
 
 
 class Contender(NamedTuple):
-    """A sender and a receiver, what they are compared with, and what is asked of the ratio."""
+    """A sender and a receiver, the reference that they are compared with, and the least ratio required."""
 
     name: str
     sender: Remote
@@ -30,7 +30,7 @@ class Contender(NamedTuple):
 def run(
     sizes: tuple[int, ...] = SIZES, moved_bytes: int = MOVED_BYTES, repetitions: int = REPETITIONS
 ) -> Findings:
-    """MB/s of payload from the first encode to the last decode; fp32, one link, both ends on this machine."""
+    """Measure MB/s of fp32 payload from the first encode to the last decode, on one link of this machine."""
     findings = Findings("Goodput of full tensors, device to device, unshaped", "unweft bench transport")
     with crew([LinksEnd.__module__]) as all_, tempfile.TemporaryDirectory() as folder:
         contenders = _contenders(all_, Path(folder))

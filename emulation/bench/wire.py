@@ -1,4 +1,4 @@
-"""`unweft bench wire`: what a message costs by kind, and what a hostile one costs its receiver."""
+"""`unweft bench wire`: the cost of a message by type, and the cost of a hostile message at its receiver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from transport.wire.messages import (
 )
 from transport.wire.packing import PREFIX, VERSION, pack, seal, unpack
 
-BATCH, REPETITIONS = 500, 9  # messages timed at a time
+BATCH, REPETITIONS = 500, 9  # messages in one measurement, and measurements
 RANDOM_MESSAGES = 20_000
 ENVELOPE = Envelope("d1", 0, 77, 10**15, 10**15 + 5)
 PART = bytes(1 << 16)
@@ -79,10 +79,10 @@ HOSTILE: dict[str, list[Buffer]] = {
 
 
 class Victim:
-    """Reads hostile messages in a process of its own, whose memory nothing else raises."""
+    """Reads hostile messages in a process of its own, whose memory grows by them only."""
 
     def read(self, name: str) -> tuple[float, float, float]:
-        """ms; MB that Python's allocators were asked for at most; MB that the process grew by."""
+        """Milliseconds; peak MB of Python's allocators; MB by which the process grew."""
         bomb = HOSTILE[name]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
@@ -99,8 +99,8 @@ class Victim:
 def run(
     batch: int = BATCH, repetitions: int = REPETITIONS, random_messages: int = RANDOM_MESSAGES
 ) -> Findings:
-    """Microseconds per message, beside msgpack alone on the same fields; what hostile messages cost."""
-    findings = Findings("Messages: what they cost, and what hostile ones do", "unweft bench wire")
+    """Measure microseconds per message, compared with msgpack alone, and the costs of hostile messages."""
+    findings = Findings("Messages: their cost, and the cost of hostile ones", "unweft bench wire")
     for message in SAMPLES:
         _measure(findings, message, batch, repetitions)
     with crew(["transport.wire.packing"]) as all_:
@@ -151,7 +151,7 @@ def _hostile(findings: Findings, name: str, costs: Sequence[tuple[float, float, 
 
 
 def _random(findings: Findings, count: int) -> None:
-    """Random bytes, half of them behind a valid prefix and under a valid checksum."""
+    """Random bytes. Half of the messages have a valid prefix and a valid checksum."""
     draw, accepted, crashes = random.Random(5), 0, 0
     start = time.perf_counter()
     for n in range(count):

@@ -95,7 +95,7 @@ def _run(
 
 def _scenario(name: str) -> tuple[Scenario, ...]:
     """The repository's scenario that a benchmark runs, if any. Raises InputError if the file is missing."""
-    from emulation.scenario.schema import load
+    from emulation.scenario.loading import load
 
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 

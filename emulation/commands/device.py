@@ -142,9 +142,9 @@ def device(
     public, signing = _identity(identity, own_name)
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
     if id_:
-        from emulation.scenario.schema import check_device
+        from emulation.scenario.checks import check_device_id
 
-        check_device(id_)
+        check_device_id(id_)
     if keys is None:
         keys_cli.of_device(load().keys, None, own_name)  # check before anything is written
     loaded, claim = _enter(out, keys, load, public or secrets.token_hex(16), id_, replica)
@@ -181,7 +181,7 @@ def device(
 
 
 def _scenario(path: Path, overrides: list[str]) -> Callable[[], Scenario]:
-    from emulation.scenario.schema import load
+    from emulation.scenario.loading import load
 
     return partial(load, path, overrides)
 
@@ -195,13 +195,13 @@ def _enter(
     replica: int | None,
 ) -> tuple[Scenario, Claim]:
     """The scenario of the run, and the id of this device."""
-    from emulation.scenario.schema import check_device
+    from emulation.scenario.checks import check_device_id
 
     if id_ is None and replica is None:
         return run_folder.enter(out, keys, load, token)
     loaded = load()
     name = id_ or f"{loaded.devices.prefix}{(replica or 1) - 1}"
-    check_device(name)
+    check_device_id(name)
     return loaded, run_folder.enter_as(out, loaded, name, token)
 
 

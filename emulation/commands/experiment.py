@@ -38,7 +38,7 @@ def experiment(
     """
     from emulation.experiments import allocation, catalogue
 
-    size = catalogue.scale(scale)
+    size = catalogue.find_scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; allowed: a folder")
@@ -48,10 +48,12 @@ def experiment(
     of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:
         if of_allocators:
-            allocation.run(allocation.Request(size, allocation.chosen(arms), count, folder, jobs), console)
+            allocation.run(
+                allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs), console
+            )
         else:
-            found = catalogue.find(name)
-            chosen = catalogue.chosen(found, arms, size)
+            found = catalogue.find_experiment(name)
+            chosen = catalogue.choose_arms(found, arms, size)
             run.run(run.Request(found, size, chosen, count, folder, jobs), console)
     except RunFailed as error:
         typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)

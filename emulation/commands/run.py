@@ -42,7 +42,7 @@ def run(
     ] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report the result."""
-    from emulation.scenario.schema import load
+    from emulation.scenario.loading import load
 
     if on not in BACKENDS:
         raise InputError(f"--on: {on!r} is no way to launch devices; allowed: {', '.join(BACKENDS)}")

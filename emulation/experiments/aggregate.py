@@ -1,4 +1,4 @@
-"""Over seeds: means with intervals, paired differences, equivalence to the oracle, and the verdicts."""
+"""Aggregates rows over seeds: means with intervals, paired differences, equivalence, verdicts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ EQUIVALENT = ("d_forget_0", "d_forget", "d_auc_0", "d_auc")
 DOMINANT = "dominant"
 
 
-def summary(rows: Sequence[Record]) -> list[Record]:
-    """One entry for each setting and arm, in the order of their first rows."""
+def aggregate(rows: Sequence[Record]) -> list[Record]:
+    """One entry for each setting and arm, in the order of the first rows. It is `summary` of results.json."""
     keys = dict.fromkeys((r["setting"], r["arm"]) for r in rows)
     return [_entry(rows, setting, arm) for setting, arm in keys]
 
 
-def of(rows: Iterable[Record], setting: str, arm: str) -> list[Record]:
+def rows_of(rows: Iterable[Record], setting: str, arm: str) -> list[Record]:
     return [r for r in rows if r["setting"] == setting and r["arm"] == arm]
 
 
 def _entry(rows: Sequence[Record], setting: str, arm: str) -> Record:
-    own = of(rows, setting, arm)
+    own = rows_of(rows, setting, arm)
     return {
         "setting": setting,
         "arm": arm,
         "seeds": [r["seed"] for r in own],
-        **{name: told(interval(_known(own, name))) for name in MEANS},
-        # Of those seeds that recovered at all: beside it, how many did.
+        **{name: to_record(interval(_known(own, name))) for name in MEANS},
+        # The recovery means are over the seeds that recovered. This is their number.
         "recovered": sum(r["recovery_rounds"] is not None for r in own),
-        "eg_minus_uniform": told(paired(own, of(rows, setting, UNIFORM), "eg")),
+        "eg_minus_uniform": to_record(paired_interval(own, rows_of(rows, setting, UNIFORM), "eg")),
         "equivalence_p": {} if arm == ORACLE else {n: equivalence_p(_known(own, n)) for n in EQUIVALENT},
     }
 
@@ -49,17 +49,18 @@ def _known(rows: Iterable[Record], name: str) -> list[float]:
     return [float(r[name]) for r in rows if r[name] is not None]
 
 
-def told(found: Interval | None) -> Record | None:
-    """For JSON."""
+def to_record(found: Interval | None) -> Record | None:
+    """The interval as JSON."""
     return None if found is None else asdict(found)
 
 
-def paired(arm: Sequence[Record], other: Sequence[Record], name: str) -> Interval | None:
-    """Of arm - other within equal settings and seeds."""
-    return interval(differences(arm, other, name))
+def paired_interval(arm: Sequence[Record], other: Sequence[Record], name: str) -> Interval | None:
+    """The interval of arm - other, paired by setting and seed."""
+    return interval(paired_differences(arm, other, name))
 
 
-def differences(arm: Sequence[Record], other: Sequence[Record], name: str) -> list[float]:
+def paired_differences(arm: Sequence[Record], other: Sequence[Record], name: str) -> list[float]:
+    """arm - other for each setting and seed that both have."""
     pairs = {(r["setting"], r["seed"]): r[name] for r in other}
     keyed = [(r[name], pairs.get((r["setting"], r["seed"]))) for r in arm]
     return [a - b for a, b in keyed if a is not None and b is not None]
@@ -67,47 +68,55 @@ def differences(arm: Sequence[Record], other: Sequence[Record], name: str) -> li
 
 # -- verdicts ------------------------------------------------------------------------------------------
 def verdicts(rows: Sequence[Record]) -> list[Record]:
-    """By setting: which single action is best and by how much; how `dominant` stands; then over settings."""
+    """For each setting: the best single action, and `dominant` against the other policies.
+
+    Then `dominant` against `uniform` and `proportional` over all settings.
+    """
     settings = list(dict.fromkeys(r["setting"] for r in rows))
-    found = [v for setting in settings for v in (_best_single(rows, setting), _dominant(rows, setting)) if v]
+    found = [
+        v
+        for setting in settings
+        for v in (_best_single_action(rows, setting), _dominant_verdict(rows, setting))
+        if v
+    ]
     mine = [r for r in rows if r["arm"] == DOMINANT]
     for other in (UNIFORM, "proportional"):
         theirs = [r for r in rows if r["arm"] == other]
-        gap = paired(mine, theirs, "eg")
+        gap = paired_interval(mine, theirs, "eg")
         if gap is not None:
-            found.append({"what": f"{DOMINANT} - {other}", "setting": "all", "eg": told(gap)})
+            found.append({"what": f"{DOMINANT} - {other}", "setting": "all", "eg": to_record(gap)})
     return found
 
 
 def _ranked(rows: Sequence[Record], setting: str, arms: Callable[[str], bool]) -> list[str]:
-    """By mean event gap at K, best first."""
+    """The arms of a setting by mean event gap at K, the smallest first."""
     names = dict.fromkeys(r["arm"] for r in rows if r["setting"] == setting and arms(r["arm"]))
-    return sorted(names, key=lambda arm: fmean(r["eg"] for r in of(rows, setting, arm)))
+    return sorted(names, key=lambda arm: fmean(r["eg"] for r in rows_of(rows, setting, arm)))
 
 
-def _best_single(rows: Sequence[Record], setting: str) -> Record | None:
+def _best_single_action(rows: Sequence[Record], setting: str) -> Record | None:
     ranked = _ranked(rows, setting, lambda arm: arm in SINGLE_ACTIONS)
     if len(ranked) < 2:
         return None
-    best, second = (of(rows, setting, arm) for arm in ranked[:2])
+    best, second = (rows_of(rows, setting, arm) for arm in ranked[:2])
     what = f"best single action {ranked[0]} - runner-up {ranked[1]}"
-    return {"what": what, "setting": setting, "eg": told(paired(best, second, "eg"))}
+    return {"what": what, "setting": setting, "eg": to_record(paired_interval(best, second, "eg"))}
 
 
-def _dominant(rows: Sequence[Record], setting: str) -> Record | None:
-    """Beside the best of the other policies. `allowed`: 5 % of its gap or 0.01, whichever is larger."""
-    mine = of(rows, setting, DOMINANT)
+def _dominant_verdict(rows: Sequence[Record], setting: str) -> Record | None:
+    """`dominant` against the best other policy. `allowed`: the larger of 0.01 and 5 % of its gap."""
+    mine = rows_of(rows, setting, DOMINANT)
     ranked = _ranked(rows, setting, lambda arm: arm in POLICIES and arm != DOMINANT)
     if not mine or not ranked:
         return None
-    best = of(rows, setting, ranked[0])
-    excess = paired(mine, best, "eg")
+    best = rows_of(rows, setting, ranked[0])
+    excess = paired_interval(mine, best, "eg")
     allowed = max(0.05 * abs(fmean(r["eg"] for r in best)), 0.01)
-    frugal = all(share <= 1.0 for share in _known(mine, "norm_comm"))
+    no_more_bytes = all(share <= 1.0 for share in _known(mine, "norm_comm"))
     return {
         "what": f"{DOMINANT} - best other policy {ranked[0]}",
         "setting": setting,
-        "eg": told(excess),
+        "eg": to_record(excess),
         "allowed": allowed,
-        "holds": excess is not None and excess.mean <= allowed and frugal,
+        "holds": excess is not None and excess.mean <= allowed and no_more_bytes,
     }

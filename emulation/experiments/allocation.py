@@ -1,8 +1,8 @@
-"""`unweft experiment allocation`: what allocators make of equal bytes (method 8).
+"""`unweft experiment allocation`: compares allocators at equal bytes (method 8).
 
-All devices train together, nobody leaves, and the budget of a round is a tenth of what it takes to give
-every neighbour everything in fp16. Without a diagnosis all groups weigh alike: `gradient-only` and
-`fisher-only` are then `residual` without its share for what waits.
+All devices train together and no device leaves. The budget of a round is a tenth of the bytes that send all
+blocks to all neighbours in fp16. Without a diagnosis all groups have equal weights, so that `gradient-only`
+and `fisher-only` equal `residual` without its share for waiting parts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import runner, tables
-from emulation.experiments.aggregate import told
+from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell
@@ -32,7 +32,7 @@ from peers.config import FIFO
 from peers.errors import InputError
 
 NAME = "allocation"
-SHARE = 0.1  # of the bytes of a round in which everyone gets everything in fp16
+SHARE = 0.1  # of the bytes of a round that sends all blocks to all neighbours in fp16
 TARGET = 0.8  # mean accuracy of all devices on all facts
 ALLOCATORS = ("residual", "equal-share", "round-robin", "random", "gradient-only", "fisher-only")
 FIFOS = {FIFO: "fp16", "fifo-int8": "int8", "fifo-int4": "int4"}
@@ -48,7 +48,7 @@ FIGURES = ("accuracy", "consensus", "rounds", "bytes", "sent_bytes", "fp16", "in
 
 
 class AllocationCell(Cell):
-    """One run; the arm's changes are of the section `radio`."""
+    """One run. The arm changes keys of the section `radio`."""
 
     def scenario(self) -> Scenario:
         scale = self.scale
@@ -73,7 +73,7 @@ def budget_bytes(scale: Scale) -> int:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for."""
+    """The options of the command."""
 
     scale: Scale
     arms: tuple[str, ...]
@@ -82,8 +82,8 @@ class Request:
     jobs: int = 1
 
 
-def chosen(names: str) -> tuple[str, ...]:
-    """The arms of a comma list; none: all but those that are the same as another. Raises InputError."""
+def choose_arms(names: str) -> tuple[str, ...]:
+    """The arms of a list with commas. An empty list means all arms that differ. Raises InputError."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in ARMS:
@@ -91,27 +91,27 @@ def chosen(names: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in wanted) or DEFAULT
 
 
-def run(request: Request, console: Console, make: runner.Make | None = None) -> None:
-    """Makes what OUT lacks, writes OUT/rows.csv and results.json, prints the table."""
+def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
+    """Run the cells that OUT lacks, write OUT/rows.csv and OUT/results.json, and print the table."""
     setting = Setting("tight", "a tenth of the bytes")
     wanted = [
         AllocationCell(setting, ARMS[name], seed, request.scale)
         for seed in range(request.seeds)
         for name in request.arms
     ]
-    rows = runner.make_all(wanted, request.out, console, make or make_cell, request.jobs)
-    found = summary(rows)
-    tables.write(
-        request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": found}
+    rows = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
+    summary = aggregate(rows)
+    tables.write_results(
+        request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": summary}
     )
-    console.print(table(found))
+    console.print(table(summary))
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
     if request.scale.name == "tiny":
-        console.print("scale tiny: too short to learn anything; no figure of it means anything")
+        console.print("scale tiny: too short to learn anything; its results have no meaning")
 
 
-def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
-    """Run the scenario and read what came of it."""
+def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
+    """Run the scenario of a cell and measure the run."""
     scenario = cell.scenario()
     check_against_model(scenario)
     run_loop.run(scenario, folder / "run", console)
@@ -122,9 +122,10 @@ def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
 
 
 def measure(run: RunRecords) -> Record:
-    """accuracy, consensus: at the end. rounds, bytes (a device's): to the target, None: not reached.
+    """The measures of one run.
 
-    sent_bytes: of a device in all. fp16, int8, int4: shares of the matrices that were sent.
+    accuracy, consensus: at the end. rounds, bytes of one device: until the target; None if it is not reached.
+    sent_bytes: of one device in total. fp16, int8, int4: shares of the sent matrices.
     """
     curve = _curve(run)
     if not curve:
@@ -146,7 +147,7 @@ def measure(run: RunRecords) -> Record:
 
 
 def _curve(run: RunRecords) -> list[Record]:
-    """By evaluated round: mean accuracy of all devices on all facts, consensus error, bytes of a device."""
+    """For each evaluated round: mean accuracy on all facts, consensus error, mean bytes of one device."""
     sent = [sent_by_round(run.metrics[d], run.events[d]) for d in run.devices]
     by_round: dict[int, list[float]] = {}
     for line in run.tagged("round"):
@@ -162,31 +163,31 @@ def _curve(run: RunRecords) -> list[Record]:
     ]
 
 
-def summary(rows: Sequence[Record]) -> list[Record]:
-    """One entry for each arm: means over seeds with intervals; `reached`: in how many seeds it was."""
+def aggregate(rows: Sequence[Record]) -> list[Record]:
+    """One entry for each arm: means over seeds with intervals. `reached`: seeds that reached the target."""
     found = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
-        means = {name: told(interval([r[name] for r in own if r[name] is not None])) for name in FIGURES}
+        means = {name: to_record(interval([r[name] for r in own if r[name] is not None])) for name in FIGURES}
         reached = sum(row["rounds"] is not None for row in own)
         found.append({"arm": arm, "seeds": len(own), "reached": reached, **means})
     return found
 
 
-def table(found: Sequence[Record]) -> Table:
-    """One line for each arm."""
-    heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB", "sent", "16/8/4 bits")
-    made = tables.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of everything in fp16")
+def table(summary: Sequence[Record]) -> Table:
+    """One row for each arm."""
+    heads = ("arm", "accuracy", "consensus", "reached", "rounds", "MB", "total MB", "16/8/4 bits")
+    made = tables.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of all blocks in fp16")
     for head in heads:
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
-    for e in found:
+    for e in summary:
         bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
         mb = [tables.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
         cells_ = [tables.spread(e["accuracy"]), tables.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
         made.add_row(e["arm"], *cells_, tables.number(e["rounds"], 0), *mb, bits)
     made.caption = (
-        f"accuracy: all devices on all facts, at the end; reached: seeds that came to {100 * TARGET:.0f} %; "
-        "rounds, MB of a device: to that; sent: MB of a device in all; bits: % of the matrices sent"
+        f"accuracy: all devices on all facts, at the end; reached: seeds that reached {100 * TARGET:.0f} %; "
+        "rounds, MB: of a device until then; total MB: of a device; bits: % of the sent matrices"
     )
     return made
 

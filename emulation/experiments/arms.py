@@ -1,4 +1,4 @@
-"""The arms: what is done after the leave, or in its place, each as changes to one common scenario."""
+"""The arms of the experiments: ways to correct after a leave. Each is a set of changes to one scenario."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ UNIFORM, NONE, ORACLE, PAPER_LITERAL = "uniform", "none", "oracle", "paper-liter
 class Arm:
     """One way to correct.
 
-    `changes`: key path -> value over the common scenario. `event`: what the leaver does; None: it never was
-    there. `branches`: whether it goes on from the checkpoint that `BEFORE` leaves. `derived`: from another
-    arm's state right after the deletion, without a run.
+    changes: key path -> value, on top of the common scenario.
+    event: the event of the leaver; None: the run has no leaver.
+    branches: whether the run resumes the checkpoint of `BEFORE`.
+    derived: whether the measures come from the run of `uniform`, without a run of its own.
     """
 
     name: str
-    about: str
+    description: str
     changes: Mapping[str, object] = field(default_factory=dict)
     event: str | None = "leave"
     branches: bool = True
     derived: bool = False
 
 
-# A quarter each: with 0.4 each, five survivors would take over twice the output of the block (method 4).
+# With a share of 0.4 each, five survivors would take over twice the output of the block (method 4).
 REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
@@ -33,8 +34,8 @@ REHEARSED = {"train.rehearsal": 0.3}
 NEWEST = {"mixing.mode": "newest"}
 
 
-def _policy(name: str, about: str) -> Arm:
-    return Arm(name, about, {"correction.policy": name})
+def _policy(name: str, description: str) -> Arm:
+    return Arm(name, description, {"correction.policy": name})
 
 
 ARMS: dict[str, Arm] = {
@@ -45,22 +46,26 @@ ARMS: dict[str, Arm] = {
         _policy("ls+prox", "local steps and proximal damping by priority"),
         _policy("local-steps", "local steps by priority"),
         _policy("retain-prox", "proximal damping by priority"),
-        _policy(UNIFORM, "the same for all groups"),
+        _policy(UNIFORM, "equal settings for all groups"),
         _policy("topology", "denser graphs by priority"),
         _policy("sync", "exchange periods by priority"),
         _policy("random", "control: any action"),
-        _policy("lookahead", "control: the action that a trial of one round found best"),
+        _policy("lookahead", "control: the best action in trials of one round"),
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
-        Arm("naive", "Naive Remove: no projection, the block stays and the others go on", event="retire"),
+        Arm(
+            "naive",
+            "Naive Remove: the block stays and the others continue, without projection",
+            event="retire",
+        ),
         Arm(
             PAPER_LITERAL,
-            "eq. (4) as printed: blocks of different bases are averaged",
+            "eq. (4) as printed, which averages blocks of different bases",
             {"mixing.mode": PAPER_LITERAL},
             branches=False,
         ),
         _policy("max-steps", "n_max local steps for all groups"),
-        Arm("early-steps", "20 local steps at first, then as `uniform`", EARLY),
-        Arm("handover", "the survivors' blocks are refitted before the leaver's goes", REFIT),
+        Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY),
+        Arm("handover", "the survivors refit their blocks before they delete the leaver's block", REFIT),
         Arm("handover+early-steps", "both", {**REFIT, **EARLY}),
         Arm("fisher", "early steps in the eigenbasis of the own block's Fisher information", FISHER),
         Arm("handover+fisher", "both", {**REFIT, **FISHER}),
@@ -68,13 +73,13 @@ ARMS: dict[str, Arm] = {
         Arm("rehearsed+handover", "both", {**REHEARSED, **REFIT}, branches=False),
         Arm("rehearsed+fisher", "both", {**REHEARSED, **FISHER}, branches=False),
         Arm("rehearsed+handover+fisher", "all three", {**REHEARSED, **REFIT, **FISHER}, branches=False),
-        Arm("newest", "the newest version of each block in place of averages", NEWEST, branches=False),
+        Arm("newest", "the newest version of each block instead of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
     )
 }
 BEFORE = Arm(
     "before",
-    "no arm: everyone learns, and leaves the checkpoint that the arms branch from",
+    "no arm: all devices learn and save the checkpoint that the arms resume",
     {"checkpoint.save": True},
     event=None,
     branches=False,

@@ -1,4 +1,4 @@
-"""The experiments by name: their settings (a scenario each), their arms, and the sizes they run at."""
+"""The experiments by name: their settings, their arms, and their scales."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from peers.errors import InputError
 
 @dataclass(frozen=True)
 class Scale:
-    """How large. The leave comes after `learn` rounds, K correction rounds follow; `every` divides both."""
+    """The size of a run: `learn` rounds, the leave, then K = `correct` rounds. `every` divides both."""
 
     name: str
     devices: int  # M
     persons: int
     learn: int
     correct: int  # K
-    every: int  # rounds between two looks
+    every: int  # rounds between two evaluations
     seeds: int
     max_devices: int  # slots: r * max_devices <= 128 in the model `tiny`
     batch: int = 32
@@ -27,19 +27,19 @@ class Scale:
 
 @dataclass(frozen=True)
 class Setting:
-    """A workload. `changes`: key path -> value over the base."""
+    """A workload. changes: key path -> value, on top of the defaults."""
 
     name: str
-    about: str
+    description: str
     changes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Each arm in each setting, with each seed; the oracle and `uniform` are what others are compared to."""
+    """Each arm runs in each setting with each seed. Arms are compared with `oracle` and `uniform`."""
 
     name: str
-    about: str
+    description: str
     settings: tuple[Setting, ...]
     arms: tuple[str, ...]
 
@@ -48,9 +48,9 @@ SCALES = {
     scale.name: scale
     for scale in (
         Scale("full", devices=6, persons=10, learn=240, correct=60, every=5, seeds=10, max_devices=8),
-        # looks often enough to tell rounds of recovery
+        # evaluates often enough to count the rounds of a recovery
         Scale("medium", devices=6, persons=10, learn=120, correct=40, every=2, seeds=3, max_devices=8),
-        # for two cores: ends before everything is regained
+        # for two cores: ends before the recovery is complete
         Scale(
             "compact", devices=6, persons=3, learn=100, correct=20, every=5, seeds=5, max_devices=8, batch=16
         ),
@@ -66,13 +66,14 @@ SCALES = {
             max_devices=4,
             batch=8,
             period=2,
-        ),  # too short to learn anything: shows that everything works
+        ),  # too short to learn anything: for a test of the software
     )
 }
 TINY_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 
-# The paper's setting (method 10). n in {1, 2}: uniform takes n_max everywhere. Its learning rate of 5e-4 is
-# not taken: this workload needs more (method 4), and 5e-3, which learns the demo, is unsteady at these ranks.
+# The setting of the paper (method 10). n in {1, 2}: `uniform` uses n_max in all groups. The learning rate of
+# the paper, 5e-4, is too small for this workload (method 4). That of the demo, 5e-3, is unstable at these
+# ranks.
 PAPER = {
     "train.lr": 2.5e-3,
     "adapter.rank": {"early": 4, "mid": 8, "late": 16},
@@ -86,12 +87,12 @@ PAPER = {
 }
 ABLATION = Setting("paper", "M = 6, K = 60, r = 4/8/16, n in {1, 2}, gamma = 0.40", PAPER)
 
-# Regimes: each setting makes one cause of a gap large, by what R_loc, R_con and R_het depend on (method 6).
-# Whether it did is measured: the residuals of the first diagnosis stand in the table.
+# Regimes: each setting makes one cause of a gap large, by the terms of R_loc, R_con and R_het (method 6).
+# regime_check.py verifies it by the residuals of the first diagnosis.
 REGIMES = (
     Setting(
         "curvature",
-        "R_loc: an ill-conditioned late group, one step a round; complete graph at full strength",
+        "R_loc: an ill-conditioned late group, one local step; complete graph, gamma = 1",
         {
             "train.lr": 5e-3,
             "adapter.rank": {"early": 2, "mid": 2, "late": 16},
@@ -103,7 +104,7 @@ REGIMES = (
     ),
     Setting(
         "consensus",
-        "R_con: a ring at gamma = 0.4, so that owners run ahead of what others have",
+        "R_con: a ring with gamma = 0.4, where copies lag behind their owners",
         {
             "train.lr": 2.5e-3,
             "adapter.rank": 8,
@@ -114,7 +115,7 @@ REGIMES = (
     ),
     Setting(
         "heterogeneity",
-        "R_het: disjoint data and many local steps; a ring at gamma = 0.7: it matters how far owners go",
+        "R_het: disjoint data and many local steps; a ring with gamma = 0.7",
         {
             "train.lr": 5e-3,
             "adapter.rank": 8,
@@ -150,36 +151,34 @@ EXPERIMENTS = {
         ),
         Experiment(
             "regimes",
-            "Which single action is best where, and what `dominant` chooses",
+            "The best single action in each regime, and the choices of `dominant`",
             REGIMES,
             ("dominant", "proportional", UNIFORM, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
-        Experiment(
-            "recovery", "What brings survivors back sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, ORACLE)
-        ),
+        Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, ORACLE)),
     )
 }
 
 
-def find(name: str) -> Experiment:
-    """Raises InputError for a name that is not there."""
+def find_experiment(name: str) -> Experiment:
+    """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
         raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation")
     return EXPERIMENTS[name]
 
 
-def scale(name: str) -> Scale:
-    """Raises InputError for a name that is not there."""
+def find_scale(name: str) -> Scale:
+    """Raises InputError for an unknown name."""
     if name not in SCALES:
         raise InputError(f"--scale: {name!r} is not known; allowed: {', '.join(SCALES)}")
     return SCALES[name]
 
 
-def chosen(experiment: Experiment, names: str, size: Scale) -> tuple[str, ...]:
-    """The arms of a comma list, always with the oracle and `uniform`. Raises InputError for another arm."""
+def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, ...]:
+    """The arms of a list with commas, with `oracle` and `uniform`. Raises InputError for an unknown arm."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        return TINY_ARMS if size.name == "tiny" else experiment.arms
+        return TINY_ARMS if scale.name == "tiny" else experiment.arms
     for name in wanted:
         if name not in ARMS:
             raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")

@@ -1,6 +1,6 @@
-"""The exam of an experiment: what the mean model of the survivors knows, snapshot by snapshot.
+"""Evaluates the mean model of the survivors in an experiment.
 
-The leaver's facts are asked here and nowhere else: no policy sees them (method 10).
+Only this module uses the facts of the leaver in a measurement. No policy sees them (method 10).
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from emulation.analysis.evaluator import answer
+from emulation.analysis.evaluator import score_examples
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
 from peers.storage.snapshots import SnapshotModel, write_snapshot
 from peers.tasks import Example, encode, tasks
 
-FRESH_SHARDS = 5  # shards that nobody has, beside the control facts: TPR at 1 % needs many non-members
+FRESH_SHARDS = 5  # shards of no device, beside the control facts, since TPR at 1 % needs many non-members
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one model. Accuracies: shares. `loss`: L_evt, nats per response token on survivors' facts."""
+    """The scores of one model. Accuracies are shares. loss: L_evt on survivors' facts, nats per token."""
 
     loss: float
     retain: float  # survivors' facts in the trained wording
     test: float  # the same facts in the other wording
     forget: float  # the leaver's facts
-    fresh: float  # facts nobody trained
-    auc: float | None  # members: the leaver's facts; non-members: facts nobody trained
+    fresh: float  # facts that no device trains
+    auc: float | None  # members: the leaver's facts; non-members: `fresh`
     tpr: float | None  # at 1 % false positives
 
     def to_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
-class Examiner:
-    """A base model and the questions of a scenario."""
+class MeanModelEvaluator:
+    """The base model of a scenario and the examples to evaluate it on."""
 
     def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
         loaded = load_model(scenario.model)
@@ -49,23 +49,25 @@ class Examiner:
         task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
         first = scenario.adapter.max_devices
         unused = [f"d{first + i}" for i in range(FRESH_SHARDS)]
-        questions: dict[str, list[Example]] = {
+        examples: dict[str, list[Example]] = {
             "retain": [e for shard in survivors for e in task.train_examples(shard)],
             "test": [e for shard in survivors for e in task.other_wording(shard)],
             "forget": task.train_examples(leaver),
             "fresh": task.control_examples() + [e for shard in unused for e in task.train_examples(shard)],
         }
-        held = set(questions["retain"])  # of shared facts (data.overlap): they are nobody's alone
+        held = set(
+            examples["retain"]
+        )  # data.overlap: a fact that a survivor has too is not the leaver's alone
         for name in ("forget", "fresh"):
-            questions[name] = [e for e in dict.fromkeys(questions[name]) if e not in held]
-        self._names = [name for name, asked in questions.items() for _ in asked]
-        everything = [example for asked in questions.values() for example in asked]
+            examples[name] = [e for e in dict.fromkeys(examples[name]) if e not in held]
+        self._names = [name for name, group in examples.items() for _ in group]
+        everything = [example for group in examples.values() for example in group]
         self._encoded = encode(everything, loaded.tokenizer, scenario.data.max_length)
 
-    def scores(self, snapshot: Path) -> Scores:
-        """Of the model that a snapshot holds."""
+    def score_snapshot(self, snapshot: Path) -> Scores:
+        """The scores of the model in a snapshot."""
         self._snapshot.load(snapshot)
-        known, loss, tokens = answer(self._snapshot.model, self._encoded)
+        known, loss, tokens = score_examples(self._snapshot.model, self._encoded)
         accuracy = {n: _mean(known.float()[self._rows(n)]) for n in ("retain", "test", "forget", "fresh")}
         retain = self._rows("retain")
         members, others = (loss[self._rows(name)].tolist() for name in ("forget", "fresh"))
@@ -73,7 +75,7 @@ class Examiner:
         return Scores(loss=nats, **accuracy, auc=auc(members, others), tpr=tpr_at_fpr(members, others))
 
     def _rows(self, name: str) -> Tensor:
-        return torch.tensor([i for i, asked in enumerate(self._names) if asked == name], dtype=torch.int64)
+        return torch.tensor([i for i, own in enumerate(self._names) if own == name], dtype=torch.int64)
 
 
 def _mean(values: Tensor) -> float:
@@ -81,10 +83,10 @@ def _mean(values: Tensor) -> float:
 
 
 def write_mean(snapshots: Iterable[Path], path: Path) -> None:
-    """The mean model: of each block the mean of the devices' copies, B = 0 where one holds none.
+    """Write the mean model: the mean of the devices' copies of each block, with B = 0 for a missing copy.
 
-    The mean of dW over devices, also where each device holds its own block alone (`paper-literal`). Summed
-    in float64 and in order of path.
+    This is the mean of ΔW over devices, also if each device holds its own block only (`paper-literal`). The
+    sum is in float64 and in the order of the paths.
     """
     total: dict[str, Tensor] = {}
     slots: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The cells of an experiment, setting by arm by seed, and the scenario of each."""
+"""The grid of an experiment: one cell for each setting, arm and seed, with its scenario."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emulation.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to make. The leaver is the last device: which facts it owns changes with the seed."""
+    """One run of an experiment. The leaver is the last device. Its facts change with the seed."""
 
     setting: Setting
     arm: Arm
@@ -23,17 +23,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A relative folder too."""
+        """The name, which is also the relative folder."""
         return f"{self.setting.name}/{self.arm.name}/seed-{self.seed}"
 
     @property
     def event_round(self) -> int:
-        """E, after which the leaver goes; k = round - E. Arms that branch share the last rounds before it."""
+        """E, the last round before the leave; k = round - E. A branching arm runs `every` rounds up to E."""
         return (self.scale.every if self.arm.branches else self.scale.learn) - 1
 
     @property
     def before(self) -> Cell | None:
-        """Whose checkpoint it begins with."""
+        """The cell whose checkpoint this cell resumes."""
         return replace(self, arm=BEFORE) if self.arm.branches else None
 
     @property
@@ -55,9 +55,9 @@ class Cell:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
 
     def scenario(self) -> Scenario:
-        """Virtual clock: equal up to E for all arms that branch, to the last bit.
+        """The scenario, with the virtual clock: branching arms are equal up to round E, to the last bit.
 
-        Without the folder of the checkpoint, which is where the experiment is.
+        The folder of the checkpoint is not set, since it depends on the folder of the experiment.
         """
         scale, arm = self.scale, self.arm
         data: dict[str, Any] = {
@@ -71,23 +71,23 @@ class Cell:
             "correction": {"rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
-        _put_all(data, self.setting.changes)
-        _put_all(data, arm.changes)
+        _set_all(data, self.setting.changes)
+        _set_all(data, arm.changes)
         if arm.event:
             data["event"] = [EventConfig(round=self.event_round, kind=arm.event, device=self.leaver)]  # type: ignore[arg-type]
         return Scenario.model_validate(data)
 
 
-def _put_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+def _set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
     for path, value in changes.items():
         section, key = path.split(".")
         data.setdefault(section, {})[key] = value
 
 
 def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int) -> list[Cell]:
-    """Those that need a run: seed by seed, so that an interrupted experiment has whole seeds.
+    """The cells that need a run, seed by seed, so that an interrupted experiment has complete seeds.
 
-    In each what the others branch from comes first, then the oracle and `uniform`, which all are compared to.
+    For each seed and setting, BEFORE comes first, then `oracle` and `uniform`, then the other arms.
     """
     order = sorted((ARMS[name] for name in arms), key=lambda arm: arm.name not in (ORACLE, UNIFORM))
     return [

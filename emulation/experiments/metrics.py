@@ -1,4 +1,4 @@
-"""What a run of an experiment gave: accuracy round by round, what it cost, and a digest of its beginning."""
+"""The measures of one run of an experiment: scores and costs by round, and a digest of its first rounds."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
-from emulation.analysis.evaluator import KEPT
+from emulation.analysis.evaluator import KEPT_SNAPSHOTS
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments.arms import ORACLE
-from emulation.experiments.evaluation import Examiner, write_mean
+from emulation.experiments.evaluation import MeanModelEvaluator, write_mean
 from emulation.experiments.grid import Cell
 from peers.errors import InputError
 
-REAL_TIME = ("compute_s",)  # of metrics.jsonl: what the machine makes of a run
+REAL_TIME = ("compute_s",)  # keys of metrics.jsonl that depend on the machine
 
 
-def measure(cell: Cell, folder: Path) -> Record:
-    """Everything that a comparison needs of a cell, from its run's folder with the snapshots kept."""
+def measure_run(cell: Cell, folder: Path) -> Record:
+    """The measures of a cell, from the folder of its run with the kept snapshots. Raises InputError."""
     run = load(folder)
-    # The oracle has no event: its k counts from its own beginning.
+    # The oracle has no event. Its k counts from its first round.
     start = -1 if cell.arm.name == ORACLE else cell.event_round
     return {
-        **key(cell),
+        **cell_key(cell),
         "prefix_sha256": prefix_digest(run, cell.event_round) if cell.arm.branches else None,
         "curve": _curve(cell, run, start),
         "worst_loss": worst_loss(run, cell),
@@ -34,13 +34,13 @@ def measure(cell: Cell, folder: Path) -> Record:
     }
 
 
-def key(cell: Cell) -> Record:
-    """Which cell it is."""
+def cell_key(cell: Cell) -> Record:
+    """The identity of a cell in rows."""
     return {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed}
 
 
 def prefix_digest(run: RunRecords, last: int) -> str:
-    """A hash of all that devices recorded of the rounds up to `last`, real time left out."""
+    """SHA-256 of the metrics of all devices in the rounds up to `last`, without real times."""
     lines = [
         {"device": device} | {key: value for key, value in line.items() if key not in REAL_TIME}
         for device in run.devices
@@ -50,27 +50,28 @@ def prefix_digest(run: RunRecords, last: int) -> str:
     return sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
 
 
-# -- the curve ---------------------------------------------------------------------------------------------
+# -- the curve -----------------------------------------------------------------------------------------
 def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
-    """By k: the mean model's scores, and what was spent from the event (or the start) until then."""
+    """For each k: the scores of the mean model, and the costs from the event (or the start) until then."""
     scenario = run.scenario
-    examiner = Examiner(scenario, cell.survivors, cell.leaver)
+    evaluator = MeanModelEvaluator(scenario, cell.survivors, cell.leaver)
     costs = Costs(cell, run, start)
     found = []
     mean = run.folder / "mean.safetensors"
-    for k, snapshots in moments(cell, run.folder / KEPT, start):
+    for k, snapshots in snapshots_by_k(cell, run.folder / KEPT_SNAPSHOTS, start):
         write_mean(snapshots, mean)
-        found.append({"k": k, **examiner.scores(mean).to_dict(), **costs.until(start + k)})
+        found.append({"k": k, **evaluator.score_snapshot(mean).to_dict(), **costs.until(start + k)})
     mean.unlink(missing_ok=True)
     if not found or found[-1]["k"] != scenario.round.count - 1 - start:
         raise InputError(f"{run.folder}: lacks snapshots of the last round; allowed: a run that finished")
     return found
 
 
-def moments(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, list[Path]]]:
-    """k and each survivor's snapshot: k = 0 right after the deletion, then the rounds all were shown in.
+def snapshots_by_k(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, list[Path]]]:
+    """k and the snapshots of all survivors: right after the deletion (k = 0), then the evaluated rounds.
 
-    Where nothing is deleted (a kept block), k = 0 is the last round before the event.
+    Without a deletion (a kept block), k = 0 is the last round before the event. Rounds that lack the snapshot
+    of a survivor are left out.
     """
     deleted = [path for d in cell.survivors for path in (kept / d).glob(f"*-deleted-{cell.leaver}.*")]
     if len(deleted) == len(cell.survivors):
@@ -86,7 +87,7 @@ def moments(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, list[Path
 
 
 class Costs:
-    """What survivors spent: bytes sent, local steps taken, seconds of the run's clock."""
+    """The costs of the survivors: sent bytes, local steps, seconds of the clock of the run."""
 
     def __init__(self, cell: Cell, run: RunRecords, start: int) -> None:
         self._start = start
@@ -94,7 +95,7 @@ class Costs:
         self._sent = {d: sent_by_round(run.metrics[d], run.events[d]) for d in cell.survivors}
 
     def until(self, last: int) -> Record:
-        """From the round after the start to `last`. Steps and seconds: of the mean and the slowest device."""
+        """The costs after the start up to `last`. Steps: mean over devices. Seconds: slowest device."""
         rounds = range(self._start + 1, last + 1)
         spent = {d: [line for line in lines if line["round"] in rounds] for d, lines in self._lines.items()}
         seconds = [own[-1]["t1_s"] - own[0]["t0_s"] for own in spent.values() if own]
@@ -105,9 +106,9 @@ class Costs:
         }
 
 
-# -- what else is told ---------------------------------------------------------------------------------------
+# -- the end and the decisions -------------------------------------------------------------------------
 def worst_loss(run: RunRecords, cell: Cell) -> float | None:
-    """L_evt of the worst survivor's own model at the end; None if one could not be evaluated."""
+    """The largest L_evt of a survivor's own model at the end; None if a value is missing."""
     losses = []
     for line in run.tagged("end"):
         if line["device"] in cell.survivors:
@@ -118,7 +119,7 @@ def worst_loss(run: RunRecords, cell: Cell) -> float | None:
 
 
 def _decisions(run: RunRecords, cell: Cell) -> list[Record]:
-    """What was decided, why and from which residuals; all survivors decide alike, so one tells."""
+    """The decisions, with reasons and residuals. All survivors decide alike, so those of one are enough."""
     return [
         {"k": int(e["round"]) - cell.event_round, **{n: e[n] for n in ("reason", "groups", "residuals")}}
         for e in run.events[cell.survivors[0]]

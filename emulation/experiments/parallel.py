@@ -1,4 +1,4 @@
-"""Chains of cells side by side, each in a process of its own; cells of one chain come in their order."""
+"""Runs chains of items in parallel processes. The items of one chain run in order in one process."""
 
 from __future__ import annotations
 
@@ -18,60 +18,60 @@ from emulation.launch.ports import use_ports
 from peers.runtime.child_process import guard, redirect_output
 
 T = TypeVar("T")
-LOOK_S = 1.0
+PROGRESS_S = 1.0
 
 
 def chains(items: Sequence[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    """Items of one key together, in their order; the keys in the order of their first items."""
+    """Group the items by key. Items keep their order, and chains are in the order of their first items."""
     found: dict[Hashable, list[T]] = {}
     for item in items:
         found.setdefault(key(item), []).append(item)
     return list(found.values())
 
 
-def run_all(
-    found: Sequence[Sequence[T]],
+def run_chains(
+    all_chains: Sequence[Sequence[T]],
     work: Callable[[T], object],
     name: Callable[[T], str],
     jobs: int,
     log: Path,
-    look: Callable[[], None],
+    on_progress: Callable[[], None],
 ) -> None:
-    """Do `work` on each item of all chains, at most `jobs` chains at a time; `look` is called now and then.
+    """Call `work` on each item of all chains, at most `jobs` chains at a time, and `on_progress` each second.
 
-    `work` is called in a child (it is pickled, as the items are). Raises launcher.RunFailed for the first
-    chain that fails; the others, and all that they started, are ended then, as on an interruption.
+    `work` and the items are pickled and run in child processes. Raises RunFailed for the first failed chain.
+    On a failure or an interruption the other chains and their processes are killed.
     """
     context = get_context("spawn")
     lifeline, keep = context.Pipe(duplex=False)
-    left = list(enumerate(found))
+    waiting = list(enumerate(all_chains))
     running: dict[int, tuple[SpawnProcess, Path]] = {}
     log.mkdir(parents=True, exist_ok=True)
     try:
-        while left or running:
-            while left and len(running) < jobs:
-                number, chain = left.pop(0)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, chain = waiting.pop(0)
                 file = log / f"{name(chain[0]).replace('/', '-')}.txt"
                 process = context.Process(
-                    target=_work, args=(chain, work, file, lifeline, jobs, (number, len(found)))
+                    target=_work, args=(chain, work, file, lifeline, jobs, (number, len(all_chains)))
                 )
                 process.start()
                 running[process.sentinel] = (process, file)
-            for sentinel in wait(list(running), LOOK_S):
+            for sentinel in wait(list(running), PROGRESS_S):
                 process, file = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode:
                     raise RunFailed(f"{last_line(file)} (see {file})")
-            look()
+            on_progress()
     finally:
-        _end([process for process, _ in running.values()])
+        _kill_all([process for process, _ in running.values()])
         keep.close()
         lifeline.close()
 
 
-def _end(processes: Sequence[SpawnProcess]) -> None:
+def _kill_all(processes: Sequence[SpawnProcess]) -> None:
     for process in processes:
-        process.kill()  # what it started ends with it (peers/runtime/child_process.py)
+        process.kill()  # its own children end with it (peers/runtime/child_process.py)
     for process in processes:
         process.join()
 

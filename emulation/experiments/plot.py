@@ -1,4 +1,4 @@
-"""The picture of an experiment: event gap and retain accuracy by k, one line an arm."""
+"""Plots the curves of an experiment: event gap and retain accuracy by k, one line for each arm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from emulation.analysis.records import Record
 from emulation.experiments.arms import ORACLE, UNIFORM
-from emulation.experiments.paired import gaps, none_of
+from emulation.experiments.paired import event_gaps, without_correction
 from emulation.experiments.statistics import RECOVERED
 from emulation.report.plots import COLOURS, png
 
@@ -23,16 +23,16 @@ Curve = list[tuple[int, float]]
 LINES = ("-", "--", ":")
 
 
-def write(measures: Sequence[Record], with_none: bool, path: Path) -> None:
-    """PNG; means over seeds. What the retrained oracle ends with is a line across."""
-    measures = [*measures, *(none_of(m) for m in measures if with_none and m["arm"] == UNIFORM)]
+def write_curves(measures: Sequence[Record], with_none: bool, path: Path) -> None:
+    """Write a PNG of the means over seeds. A horizontal line shows the final value of the oracle."""
+    measures = [*measures, *(without_correction(m) for m in measures if with_none and m["arm"] == UNIFORM)]
     settings = list(dict.fromkeys(m["setting"] for m in measures))
     figure = Figure(figsize=(11, 3.8 * len(settings)), layout="constrained")
     panels = figure.subplots(len(settings), 2, squeeze=False)
     for (left, right), setting in zip(panels, settings, strict=True):
         _draw(left, right, [m for m in measures if m["setting"] == setting])
         left.set_title(f"{setting}: loss above the oracle's", fontsize=10)
-        right.set_title(f"{setting}: survivors' facts known", fontsize=10)
+        right.set_title(f"{setting}: accuracy on survivors' facts", fontsize=10)
         right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     png(figure, path)
 
@@ -44,7 +44,10 @@ def _draw(left: Axes, right: Axes, measures: Sequence[Record]) -> None:
         own = [m for m in measures if m["arm"] == arm and m["seed"] in oracles]
         colour, dashes = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS)]
         left.plot(
-            *_mean([gaps(m, oracles[m["seed"]]) for m in own]), label=arm, color=colour, linestyle=dashes
+            *_mean([event_gaps(m, oracles[m["seed"]]) for m in own]),
+            label=arm,
+            color=colour,
+            linestyle=dashes,
         )
         known = [[(int(p["k"]), float(p["retain"])) for p in m["curve"]] for m in own]
         right.plot(*_mean(known), label=arm, color=colour, linestyle=dashes)

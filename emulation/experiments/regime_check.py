@@ -1,4 +1,4 @@
-"""Whether a setting is the regime that its name says, and what `dominant` chose there."""
+"""Checks that a setting is in the regime of its name, and counts the choices of `dominant`."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ RESIDUALS = {"local": "R_loc", "consensus": "R_con", "heterogeneity": "R_het"}  
 DOMINANT = "dominant"
 
 
-def evidence(measures: Sequence[Record]) -> list[Record]:
-    """By setting: shares of the residuals at the first diagnosis, mean over seeds; `dominant`'s choices.
+def regime_evidence(measures: Sequence[Record]) -> list[Record]:
+    """One entry for each setting: mean shares of the residuals at the first diagnosis, choices of `dominant`.
 
-    Every arm that measures at all measures the same at first: what it does begins with the decision. So one
-    arm tells: `dominant` where there is one.
+    The first diagnosis is before the first decision, so it is the same in all arms that measure. It is read
+    from one arm, `dominant` if there is one.
     """
     found = []
     for setting in dict.fromkeys(m["setting"] for m in measures):
         own = [m for m in measures if m["setting"] == setting]
-        firsts = [m["decisions"][0] for m in _one_arm(own)]
+        firsts = [m["decisions"][0] for m in _diagnosed_arm(own)]
         if not firsts:
             continue
         shares = [residual_shares(first["residuals"]) for first in firsts]
         mean = {name: fmean(share[name] for share in shares) for name in RESIDUALS.values()}
-        chosen = choices(d["reason"] for m in own if m["arm"] == DOMINANT for d in m["decisions"])
+        chosen = count_choices(d["reason"] for m in own if m["arm"] == DOMINANT for d in m["decisions"])
         found.append({"setting": setting, "shares": mean, "choices": chosen})
     return found
 
 
-def _one_arm(measures: Sequence[Record]) -> list[Record]:
-    telling = [m for m in measures if m["decisions"]]
-    names = [m["arm"] for m in telling if m["arm"] != UNIFORM]
+def _diagnosed_arm(measures: Sequence[Record]) -> list[Record]:
+    diagnosed = [m for m in measures if m["decisions"]]
+    names = [m["arm"] for m in diagnosed if m["arm"] != UNIFORM]
     arm = DOMINANT if DOMINANT in names else next(iter(names), None)
-    return [m for m in telling if m["arm"] == arm]
+    return [m for m in diagnosed if m["arm"] == arm]
 
 
 def residual_shares(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Of R_loc, R_con and R_het in their sum, each summed over the layer groups; 0 each if there is none."""
+    """The shares of R_loc, R_con and R_het in their sum, over all groups. All are 0 if the sum is 0."""
     sums = {name: sum(group[key] for group in groups.values()) for key, name in RESIDUALS.items()}
     total = sum(sums.values())
     return {name: value / total if total else 0.0 for name, value in sums.items()}
 
 
-def choices(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each kind of action was decided, by the first move that a reason names; most often first."""
+def count_choices(reasons: Iterable[str]) -> dict[str, int]:
+    """Kind of action -> number of decisions, most frequent first. The kind is the first move of a reason."""
     words = [reason.rpartition("-> ")[2].split() for reason in reasons]
     return dict(Counter(word[0] if word else "stay" for word in words).most_common())

@@ -1,4 +1,4 @@
-"""An experiment from its name to its tables."""
+"""Runs an experiment and writes its tables."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation.experiments import grid, plot, runner, tables
-from emulation.experiments.aggregate import summary, verdicts
+from emulation.experiments.aggregate import aggregate, verdicts
 from emulation.experiments.arms import NONE
 from emulation.experiments.catalogue import Experiment, Scale
-from emulation.experiments.paired import rows
-from emulation.experiments.regime_check import evidence
+from emulation.experiments.paired import paired_rows
+from emulation.experiments.regime_check import regime_evidence
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for."""
+    """The options of the command."""
 
     experiment: Experiment
     scale: Scale
@@ -27,20 +27,21 @@ class Request:
     jobs: int = 1
 
 
-def run(request: Request, console: Console, make: runner.Make | None = None) -> None:
-    """Makes what OUT lacks, writes OUT/rows.csv, results.json and curves.png, prints the tables."""
+def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
+    """Run the cells that OUT lacks, write OUT/rows.csv, results.json and curves.png, and print the tables."""
     wanted = grid.cells(request.experiment, request.arms, request.scale, request.seeds)
-    measures = runner.make_all(wanted, request.out, console, make, request.jobs)
+    measures = runner.run_cells(wanted, request.out, console, run_one, request.jobs)
     with_none = NONE in request.arms
-    compared = rows(measures, with_none)
-    summed, found = summary(compared), verdicts(compared)
-    seen = evidence(measures)
-    tables.write(request.out, compared, {"summary": summed, "verdicts": found, "evidence": seen})
-    plot.write(measures, with_none, request.out / "curves.png")
-    tables.show(console, summed)
-    tables.say(console, seen, found)
+    rows = paired_rows(measures, with_none)
+    summary, conclusions, evidence = aggregate(rows), verdicts(rows), regime_evidence(measures)
+    tables.write_results(
+        request.out, rows, {"summary": summary, "verdicts": conclusions, "evidence": evidence}
+    )
+    plot.write_curves(measures, with_none, request.out / "curves.png")
+    tables.print_tables(console, summary)
+    tables.print_conclusions(console, evidence, conclusions)
     console.print(
         f"written: {request.out}/rows.csv, results.json, curves.png", highlight=False, soft_wrap=True
     )
     if request.scale.name == "tiny":
-        console.print("scale tiny: too short to learn anything; no figure of it means anything")
+        console.print("scale tiny: too short to learn anything; its results have no meaning")

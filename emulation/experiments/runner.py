@@ -1,4 +1,4 @@
-"""Makes the runs of an experiment, one after the other or a few at a time; what is done stays done."""
+"""Runs the cells of an experiment, one by one or in parallel. Finished cells are not run again."""
 
 from __future__ import annotations
 
@@ -12,138 +12,157 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emulation.analysis.evaluator import KEPT
+from emulation.analysis.evaluator import KEPT_SNAPSHOTS
 from emulation.analysis.records import Record
 from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
-from emulation.experiments.metrics import key, measure
-from emulation.experiments.parallel import chains, run_all
+from emulation.experiments.metrics import cell_key, measure_run
+from emulation.experiments.parallel import chains, run_chains
 from emulation.launch import run_loop
 from emulation.launch.errors import RunFailed
+from emulation.scenario.loading import dump
 from emulation.scenario.preflight import check_against_model
-from emulation.scenario.schema import dump
 from peers.config import CheckpointConfig
 from peers.errors import InputError
 from peers.storage import checkpoint
 
 LOGS = "logs"
-DONE = "measures.json"  # written last and whole: where it is, the cell is done
-Make = Callable[[Cell, Path, Console], Record]
+DONE = "measures.json"  # written last and atomically: a cell with this file is done
+RunCell = Callable[[Cell, Path, Console], Record]  # runs a cell in a folder and returns its measures
 
 
-def make_all(
-    cells: Sequence[Cell], out: Path, console: Console, make: Make | None = None, jobs: int = 1
+def run_cells(
+    cells: Sequence[Cell], out: Path, console: Console, run_one: RunCell | None = None, jobs: int = 1
 ) -> list[Record]:
-    """The measures of all cells that are arms; what OUT lacks is run now, `jobs` seeds or settings at a time.
+    """Run the cells that OUT lacks, and return the measures of all cells that are arms.
 
-    Raises launcher.RunFailed, and InputError where OUT holds a cell of other settings or where two arms that
-    should differ only after the event differ before it.
+    jobs: the number of parallel chains; a chain is the cells of one setting and seed.
+    Raises RunFailed, and InputError if OUT has a cell with other settings, or if arms that should differ only
+    after the event differ before it.
     """
-    missing = [cell for cell in cells if read(cell, out) is None]
-    make, began = make or make_cell, time.monotonic()
-
-    def left(made: int) -> str:
-        minutes = (time.monotonic() - began) / made * (len(missing) - made) / 60 if made else None
-        return "" if minutes is None else f", about {minutes:.0f} min left"
-
+    missing = [cell for cell in cells if read_measures(cell, out) is None]
+    progress = Progress(console, missing)
     if jobs == 1:
-        for made, cell in enumerate(missing):
-            console.print(
-                f"\\[{cells.index(cell) + 1}/{len(cells)}] {cell.name}{left(made)}", highlight=False
-            )
-            run_cell(cell, out, console, make)
+        for done, cell in enumerate(missing):
+            progress.print_cell(cell.name, cells.index(cell) + 1, len(cells), done)
+            run_cell(cell, out, console, run_one or run_and_measure)
     elif missing:
-        said: set[str] = set()
-
-        def look() -> None:
-            done = [cell.name for cell in missing if (out / cell.name / DONE).exists()]
-            for name in done:
-                if name not in said:
-                    said.add(name)
-                    console.print(f"\\[{len(said)}/{len(missing)}] {name}{left(len(said))}", highlight=False)
-
-        console.print(
-            f"{len(missing)} runs, {jobs} seeds or settings at a time; logs: {out / LOGS}", highlight=False
-        )
-        by_seed = chains(missing, lambda cell: (cell.setting.name, cell.seed))
-        run_all(by_seed, partial(_alone, out, make), lambda cell: cell.name, jobs, out / LOGS, look)
-    found = [one for cell in cells if (one := read(cell, out)) is not None and cell.arm != BEFORE]
+        _run_parallel(missing, out, run_one or run_and_measure, jobs, progress)
+    found = [one for cell in cells if (one := read_measures(cell, out)) is not None and cell.arm != BEFORE]
     check_prefixes(found)
     return found
 
 
-def _alone(out: Path, make: Make, cell: Cell) -> None:
-    """In a process of its own, whose output goes to a file."""
-    run_cell(cell, out, Console(), make)
+class Progress:
+    """Prints one line for each cell, with an estimate of the remaining time."""
+
+    def __init__(self, console: Console, missing: Sequence[Cell]) -> None:
+        self.console, self._missing = console, missing
+        self._printed: set[str] = set()
+        self._began_s = time.monotonic()
+
+    def print_cell(self, name: str, number: int, total: int, done: int) -> None:
+        """`done`: the number of missing cells that are done, for the estimate."""
+        self.console.print(f"\\[{number}/{total}] {name}{self._remaining(done)}", highlight=False)
+
+    def print_done(self, out: Path) -> None:
+        """Print each cell that is done and not yet printed."""
+        for cell in self._missing:
+            if cell.name not in self._printed and (out / cell.name / DONE).exists():
+                self._printed.add(cell.name)
+                count = len(self._printed)
+                self.print_cell(cell.name, count, len(self._missing), count)
+
+    def _remaining(self, done: int) -> str:
+        if not done:
+            return ""
+        minutes = (time.monotonic() - self._began_s) / done * (len(self._missing) - done) / 60
+        return f", about {minutes:.0f} min left"
 
 
-def run_cell(cell: Cell, out: Path, console: Console, make: Make) -> Record:
-    """Make a cell from nothing: what an interruption left of it is removed."""
+def _run_parallel(
+    missing: Sequence[Cell], out: Path, run_one: RunCell, jobs: int, progress: Progress
+) -> None:
+    progress.console.print(
+        f"{len(missing)} runs, {jobs} seeds or settings at a time; logs: {out / LOGS}", highlight=False
+    )
+    by_seed = chains(missing, lambda cell: (cell.setting.name, cell.seed))
+    work = partial(_run_in_child, out, run_one)
+    run_chains(by_seed, work, lambda cell: cell.name, jobs, out / LOGS, partial(progress.print_done, out))
+
+
+def _run_in_child(out: Path, run_one: RunCell, cell: Cell) -> None:
+    """Run a cell in a child process, whose output goes to a log."""
+    run_cell(cell, out, Console(), run_one)
+
+
+def run_cell(cell: Cell, out: Path, console: Console, run_one: RunCell) -> Record:
+    """Run a cell and write its measures. The remains of an interrupted run are removed first."""
     folder = out / cell.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    record = {"scenario_sha256": digest(cell), **make(cell, folder, console)}
+    record = {"scenario_sha256": scenario_digest(cell), **run_one(cell, folder, console)}
     unfinished = folder / f"{DONE}.tmp"
     unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
     unfinished.replace(folder / DONE)
     return record
 
 
-def make_cell(cell: Cell, folder: Path, console: Console) -> Record:
-    """Run the scenario, then examine its snapshots, which are removed after that; a checkpoint stays."""
+def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
+    """Run the scenario of a cell and measure the run. Snapshots are removed then; a checkpoint is kept."""
     scenario, run = cell.scenario(), folder / "run"
     if cell.before is not None:
         before = folder.parents[1] / BEFORE.name / folder.name / "run"
         _check_checkpoints(cell.before, before)
-        begins_with = CheckpointConfig(resume=str(before))
-        scenario = scenario.model_copy(update={"checkpoint": begins_with})
+        resume = CheckpointConfig(resume=str(before))
+        scenario = scenario.model_copy(update={"checkpoint": resume})
     check_against_model(scenario)
-    (run / KEPT).mkdir(parents=True)
+    (run / KEPT_SNAPSHOTS).mkdir(parents=True)
     run_loop.run(scenario, run, console)
     if cell.arm == BEFORE:
         _check_checkpoints(cell, run)
-        found = key(cell)
+        found = cell_key(cell)
     else:
-        found = measure(cell, run)
-    for bulky in (KEPT, "adapters"):
+        found = measure_run(cell, run)
+    for bulky in (KEPT_SNAPSHOTS, "adapters"):
         shutil.rmtree(run / bulky, ignore_errors=True)
     return found
 
 
 def _check_checkpoints(cell: Cell, run: Path) -> None:
-    """Raises launcher.RunFailed where a device left none: it would begin with nothing."""
+    """Raises RunFailed if a device has no checkpoint, since it would then start untrained."""
     missing = [d for d in cell.scenario().initial_devices if not checkpoint.path_of(run, d).is_file()]
     if missing:
-        raise RunFailed(f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to make it anew")
+        raise RunFailed(f"{run}: no checkpoint of {', '.join(missing)}; remove {run.parent} to run it again")
 
 
-def read(cell: Cell, out: Path) -> Record | None:
-    """What a cell that is done gave. Raises InputError if it was made from another scenario."""
+def read_measures(cell: Cell, out: Path) -> Record | None:
+    """The measures of a cell, or None if it is not done. Raises InputError if its scenario differs."""
     path = out / cell.name / DONE
     if not path.exists():
         return None
     found: Record = json.loads(path.read_text(encoding="utf-8"))
-    if found["scenario_sha256"] != digest(cell):
+    if found["scenario_sha256"] != scenario_digest(cell):
         raise InputError(
-            f"--out: {path.parent} was made with other settings; allowed: the folder of an experiment with "
-            "the same --scale, made by the same version, or a new one"
+            f"--out: {path.parent} was run with other settings; allowed: the folder of an experiment with "
+            "the same --scale and version, or a new folder"
         )
     return found
 
 
-def digest(cell: Cell) -> str:
-    """Of all that made it: the whole scenario, and that of the checkpoint."""
+def scenario_digest(cell: Cell) -> str:
+    """SHA-256 of the scenario of a cell and of the scenario of its checkpoint."""
     parts = [cell] if cell.before is None else [cell.before, cell]
     return sha256("".join(dump(part.scenario()) for part in parts).encode()).hexdigest()
 
 
 def check_prefixes(found: Sequence[Record]) -> None:
-    """Arms that branch are the same up to the event, or nothing follows from a difference after it."""
+    """Branching arms must be equal up to the event. Raises InputError otherwise."""
     uniform = {(f["setting"], f["seed"]): f["prefix_sha256"] for f in found if f["arm"] == UNIFORM}
     for one in found:
         before = uniform.get((one["setting"], one["seed"]))
         if one["prefix_sha256"] is not None and before is not None and one["prefix_sha256"] != before:
             raise InputError(
-                f"{one['setting']}/{one['arm']}/seed-{one['seed']}: its rounds before the event are not "
+                f"{one['setting']}/{one['arm']}/seed-{one['seed']}: its rounds before the event differ from "
                 f"those of {UNIFORM}; allowed: runs of the same code on the same machine"
             )

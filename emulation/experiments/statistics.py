@@ -1,4 +1,4 @@
-"""What experiments compute from measured numbers: pure functions, seeded where they draw (method 10)."""
+"""Statistics of experiments. Pure functions; random draws have a fixed seed (method 10)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval | None:
-    """Bootstrap interval of the mean: for paired differences, give the differences. None of nothing."""
+    """Percentile bootstrap interval of the mean. None without values. Paired data: pass the differences."""
     if not values:
         return None
     found = np.asarray(values, dtype=np.float64)
@@ -43,8 +43,8 @@ def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Int
 def equivalence_p(differences: Sequence[float], margin: float = MARGIN) -> float | None:
     """TOST: the larger p of two one-sided paired t tests, of mean <= -margin and of mean >= margin.
 
-    Below 0.05: equivalent within the margin. None with fewer than two differences. Without any spread the
-    mean decides alone.
+    Below 0.05: equivalent within the margin. None with fewer than two differences. If all differences are
+    equal, p is 0 or 1.
     """
     n = len(differences)
     if n < 2:
@@ -78,12 +78,12 @@ def t_tail(t: float, degrees: int) -> float:
 
 # -- comparison with other arms ----------------------------------------------------------------------------
 def relative_improvement(uniform: float, arm: float) -> float | None:
-    """RI = 100 (L_uniform - L_arm) / L_uniform, in percent; None where L_uniform is not above 0."""
+    """RI = 100 (L_uniform - L_arm) / L_uniform, in percent; None if L_uniform is 0 or less."""
     return 100 * (uniform - arm) / uniform if uniform > 0 else None
 
 
 def norm_comm(sent: float, uniform: float) -> float | None:
-    """NormComm: bytes over those of `uniform`."""
+    """NormComm: bytes divided by the bytes of `uniform`; None if those are 0."""
     return sent / uniform if uniform else None
 
 
@@ -94,7 +94,10 @@ def tow(differences: Sequence[float]) -> float:
 
 # -- membership inference ----------------------------------------------------------------------------------
 def auc(members: Sequence[float], others: Sequence[float]) -> float | None:
-    """P(loss of a member < loss of a non-member), ties count half: 0.5 tells nothing. None without both."""
+    """P(loss of a member < loss of a non-member), where a tie counts half. 0.5: the loss reveals nothing.
+
+    None without members or without non-members.
+    """
     if not len(members) or not len(others):
         return None
     gap = np.asarray(others)[None, :] - np.asarray(members)[:, None]
@@ -102,19 +105,20 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float | None:
 
 
 def tpr_at_fpr(members: Sequence[float], others: Sequence[float], fpr: float = 0.01) -> float | None:
-    """Share of members below the highest loss threshold that at most `fpr` of the non-members are below.
+    """TPR of membership inference at a given FPR.
 
-    None without both.
+    The loss threshold is the highest one with at most a share `fpr` of the non-members below it. None without
+    members or without non-members.
     """
     if not len(members) or not len(others):
         return None
-    allowed = math.floor(fpr * len(others) + 1e-9)  # 0.29 * 100 is 28.999...
+    allowed = math.floor(fpr * len(others) + 1e-9)  # 0.29 * 100 is below 29
     threshold = float(np.sort(np.asarray(others))[allowed])
     return float((np.asarray(members) < threshold).mean())
 
 
 # -- recovery ----------------------------------------------------------------------------------------------
 def recovery(rounds: Sequence[int], accuracy: Sequence[float], oracle: float) -> int | None:
-    """The first of `rounds` (ascending) with at least 95 % of the oracle's accuracy; None: never."""
+    """The first round with at least 95 % of the accuracy of the oracle, or None. rounds: ascending."""
     reached = (k for k, a in zip(rounds, accuracy, strict=True) if a >= RECOVERED * oracle)
     return next(reached, None)

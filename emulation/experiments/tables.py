@@ -1,4 +1,4 @@
-"""What an experiment writes and prints: tables, rows.csv, results.json."""
+"""Writes rows.csv and results.json of an experiment, and prints its tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from emulation.report.formatting import megabytes
 DASH = "–"
 
 
-def write(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Record]]) -> None:
-    """OUT/rows.csv: a line for each setting, arm and seed. OUT/results.json: that, summed up."""
+def write_results(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Record]]) -> None:
+    """Write OUT/rows.csv, a line for each setting, arm and seed, and OUT/results.json, the aggregates."""
     with (out / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         lines = csv.DictWriter(file, fieldnames=list(rows[0]))
         lines.writeheader()
@@ -29,57 +29,71 @@ def write(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Reco
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
 
 
-def show(console: Console, summary: Sequence[Record]) -> None:
-    """Two tables for each setting."""
+def print_tables(console: Console, summary: Sequence[Record]) -> None:
+    """Print two tables for each setting."""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         entries = [entry for entry in summary if entry["setting"] == setting]
-        console.print(correction(setting, entries))
-        console.print(forgetting(setting, entries))
+        console.print(correction_table(setting, entries))
+        console.print(forgetting_table(setting, entries))
 
 
-def say(console: Console, evidence: Sequence[Record], verdicts: Sequence[Record]) -> None:
-    """What each setting turned out to be, then the verdicts: one a line."""
-    for told in (*map(regime, evidence), *map(line, verdicts)):
-        console.print(f"• {told}", highlight=False, soft_wrap=True)
+def print_conclusions(console: Console, evidence: Sequence[Record], verdicts: Sequence[Record]) -> None:
+    """Print one line for the regime of each setting, then one for each verdict."""
+    for line in (*map(regime_line, evidence), *map(verdict_line, verdicts)):
+        console.print(f"• {line}", highlight=False, soft_wrap=True)
 
 
-def regime(evidence: Record) -> str:
-    """One setting's residuals, and what was chosen."""
+def regime_line(evidence: Record) -> str:
+    """The residual shares of one setting and the choices of `dominant`, as text."""
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in evidence["shares"].items())
     chosen = ", ".join(f"{name} {count}" for name, count in evidence["choices"].items())
     text = f"{evidence['setting']}: at the first diagnosis {shares}"
     return f"{text}; dominant chose {chosen} (decisions)" if chosen else text
 
 
-def correction(setting: str, entries: Sequence[Record]) -> Table:
-    """As the paper's Table III, with intervals; and what recovery took."""
+def correction_table(setting: str, entries: Sequence[Record]) -> Table:
+    """Table III of the paper, with intervals and the costs of the recovery."""
     made = table(f"{setting}: correction")
-    heads = ("arm", "gap", "− uniform's", "RI %", "Norm\nComm", "retain", "back", "rounds", "bytes")
+    heads = (
+        "arm",
+        "gap",
+        "gap −\nuniform",
+        "RI %",
+        "Norm\nComm",
+        "retain",
+        "recov-\nered",
+        "rounds",
+        "bytes",
+    )
     for head in heads:
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in entries:
         costs = [number(e["recovery_rounds"], 1), megabytes((e["recovery_bytes"] or {}).get("mean"))]
         gap = [spread(e["eg"]), spread(e["eg_minus_uniform"]), number(e["ri_gap"], 1)]
-        told = [number(e["norm_comm"], 2), spread(e["retain"]), f"{e['recovered']}/{len(e['seeds'])}"]
-        made.add_row(e["arm"], *gap, *told, *costs)
-    made.caption = "back: seeds that reached 95 % of the oracle's retain accuracy; rounds, bytes: of those"
+        others = [number(e["norm_comm"], 2), spread(e["retain"]), f"{e['recovered']}/{len(e['seeds'])}"]
+        made.add_row(e["arm"], *gap, *others, *costs)
+    made.caption = (
+        "recovered: seeds that reached 95 % of the oracle's retain accuracy; rounds, bytes: their means"
+    )
     return made
 
 
-def forgetting(setting: str, entries: Sequence[Record]) -> Table:
-    """Beside the oracle. `same`: equivalent to it within the margin at k = 0 and at K (TOST, p < 0.05)."""
+def forgetting_table(setting: str, entries: Sequence[Record]) -> Table:
+    """Unlearning measures beside the oracle's. `equiv.`: equivalent at k = 0 and at K (TOST, p < 0.05)."""
     made = table(f"{setting}: forgetting")
-    heads = ("arm", "forget", "Δ at 0", "same", "AUC", "Δ at 0", "same", "TPR", "test", "ToW")
+    heads = ("arm", "forget", "Δ at 0", "equiv.", "AUC", "Δ at 0", "equiv.", "TPR", "test", "ToW")
     for number_, head in enumerate(heads):
         made.add_column(head, justify="right" if number_ else "left", no_wrap=not number_)
     for e in entries:
         cells = []
         for name in ("forget", "auc"):
-            begins = None if e["arm"] == ORACLE else e[f"d_{name}_0"]
-            cells += [number(e[name], 2), _signed(begins), same(e["equivalence_p"], name)]
+            at_deletion = None if e["arm"] == ORACLE else e[f"d_{name}_0"]
+            cells += [number(e[name], 2), _signed(at_deletion), equivalence(e["equivalence_p"], name)]
         made.add_row(e["arm"], *cells, *(number(e[name], 2) for name in ("tpr", "test", "tow")))
-    told = f"within ±{MARGIN} of it at k = 0 and at K, p < 0.05"
-    made.caption = f"Δ at 0: less the oracle's, at k = 0; same: {told}; AUC, TPR (at 1 % FPR): membership"
+    test = f"within ±{MARGIN} of the oracle at k = 0 and at K, p < 0.05"
+    made.caption = (
+        f"Δ at 0: arm − oracle at k = 0; equiv.: {test}; AUC, TPR (at 1 % FPR): membership inference"
+    )
     return made
 
 
@@ -98,7 +112,7 @@ def _signed(found: Record | None) -> str:
 
 
 def spread(found: Record | None, between: str = "\n") -> str:
-    """0.390, and on a line of its own [0.350, 0.440]."""
+    """The mean and the interval: 0.390 [0.350, 0.440]."""
     if found is None:
         return DASH
     if found["low"] is None:
@@ -106,8 +120,8 @@ def spread(found: Record | None, between: str = "\n") -> str:
     return f"{found['mean']:.3f}{between}\\[{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def same(p: Mapping[str, float | None], name: str) -> str:
-    """Whether equivalence holds at both ends; a dash where there are too few seeds to say."""
+def equivalence(p: Mapping[str, float | None], name: str) -> str:
+    """yes or no: equivalence holds at k = 0 and at K; a dash if there are too few seeds."""
     values = [p.get(f"d_{name}_0"), p.get(f"d_{name}")]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
@@ -115,8 +129,8 @@ def same(p: Mapping[str, float | None], name: str) -> str:
     return "yes" if max(known) < 0.05 else "no"
 
 
-def line(verdict: Record) -> str:
-    """One verdict in words."""
+def verdict_line(verdict: Record) -> str:
+    """One verdict as text."""
     found = verdict["eg"]
     text = f"{verdict['setting']}: {verdict['what']}: {spread(found, ' ')}"
     if found is not None and found["low"] is not None:

@@ -22,7 +22,8 @@ from emulation.launch.run_keys import DeviceKeys
 from emulation.launch.run_state import KILLED, DeviceStatus, RunState
 from emulation.radio import wireless
 from emulation.scenario.events import ARRIVALS
-from emulation.scenario.schema import Scenario, dump
+from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 from peers.runtime import partition
 from peers.runtime.main import process_main
 from peers.runtime.spec import DeviceSpec

@@ -96,7 +96,7 @@ class RunState:
     def next_due(self) -> EventConfig | None:
         """The next event that has to happen now."""
         rounds = {device: self.last_round.get(device, -1) for device in self.running()}
-        return due(self.scenario.in_time(self.pending, rounds), rounds, self._can_return)
+        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, self._can_return)
 
     def _can_return(self, device: str) -> bool:
         return device in self.devices and self.devices[device].can_return

@@ -1,4 +1,4 @@
-"""Random numbers that depend on their names alone: the same everywhere, in whatever order they are asked."""
+"""Random numbers that depend on their names only. Each process draws the same ones, in any order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from statistics import NormalDist
 
 
 def uniform(*words: str | int) -> float:
-    """Uniform in the open interval (0, 1): 53 bits of a hash of `words`.
+    """Uniform in the open interval (0, 1), from 53 bits of a hash of `words`.
 
-    A Philox generator would give one such number at fifteen times the cost, most of it for being set up.
+    A Philox generator costs fifteen times as much for one number, mostly for its setup.
     """
     digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "big") >> 11) + 0.5) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Where devices are: placed once, or walking from waypoint to waypoint (docs/radio.md)."""
+"""The positions of devices: fixed, or by the random waypoint model (docs/radio.md)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Point = tuple[float, float]  # m, in [0, area_m] x [0, area_m]
 
 @dataclass
 class _Walk:
-    """Waypoints of one device and how far it has walked when it comes to each; both only grow."""
+    """The waypoints of one device, and the distance walked at each of them. Both lists only grow."""
 
     points: list[Point]
     marks_m: list[float] = field(default_factory=lambda: [0.0])
 
-    def add(self, point: Point) -> None:
+    def add_waypoint(self, point: Point) -> None:
         self.marks_m.append(self.marks_m[-1] + math.dist(self.points[-1], point))
         self.points.append(point)
 
     def at(self, walked_m: float) -> Point:
+        """The point after a walked distance, which is less than the last mark."""
         leg = bisect_right(self.marks_m, walked_m)
         (x, y), (to_x, to_y) = self.points[leg - 1], self.points[leg]
         start, end = self.marks_m[leg - 1], self.marks_m[leg]
@@ -32,11 +33,11 @@ class _Walk:
 
 
 class Positions:
-    """Where each device is in each round: a function of the seed and its id alone, so joiners need no asking.
+    """The position of each device in each round, a function of the seed and the device id.
 
-    A device starts where the scenario puts it, or anywhere in the area with equal probability. Random
-    waypoint: it walks straight to a point drawn the same way, then to the next, without a pause, always at
-    the same speed.
+    A device starts at its position in the scenario, or at a point drawn uniformly from the area. In the
+    random waypoint model it walks straight to a uniformly drawn point, then to the next one, without pauses
+    and at constant speed.
     """
 
     def __init__(self, seed: int, wireless: WirelessConfig, mobility: MobilityConfig) -> None:
@@ -45,13 +46,13 @@ class Positions:
         self._walks: dict[str, _Walk] = {}
 
     def at(self, device: str, round_: int) -> Point:
-        """Metres. `round_` from 0; what is before counts as 0."""
+        """The position in metres. A round before 0 counts as 0."""
         walk = self._walks.setdefault(device, _Walk([self._start(device)]))
         if not self._step_m:
             return walk.points[0]
         walked_m = self._step_m * max(0, round_)
         while walk.marks_m[-1] <= walked_m:
-            walk.add(self._drawn(device, len(walk.points)))
+            walk.add_waypoint(self._drawn(device, len(walk.points)))
         return walk.at(walked_m)
 
     def _start(self, device: str) -> Point:

@@ -1,4 +1,4 @@
-"""Replay of a measured channel: a CSV of rates by round and link instead of a model (docs/radio.md)."""
+"""Replay of a measured channel: a CSV file of rates by round and link (docs/radio.md)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from transport.shaping.channel import LinkQuality
 
 
 class Row(Section):
-    """One line: how a link behaves from a round on, until a later line says otherwise."""
+    """One line of the file: the quality of a link from this round until the round of its next line."""
 
     round: Annotated[int, Field(ge=0)]
     src: Annotated[str, Field(min_length=1)]
     dst: Annotated[str, Field(min_length=1)]
     rate_Bps: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: outage
-    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, allow_inf_nan=False)] | None = None  # radio.latency_s
-    loss: Annotated[float, Field(ge=0, le=1)] | None = None  # None: radio.loss
+    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, allow_inf_nan=False)] | None = None  # None: of radio
+    loss: Annotated[float, Field(ge=0, le=1)] | None = None  # None: of radio
 
 
 REQUIRED = ("round", "src", "dst", "rate_Bps")
@@ -32,7 +32,7 @@ OPTIONAL = ("latency_s", "loss")
 
 
 class TraceChannel:
-    """A link behaves as its last line at or before a round says; before its first line it is in outage."""
+    """A link has the quality of its last line up to the round, and is in outage before its first line."""
 
     def __init__(self, rows: Iterable[Row], base: LinkQuality, outage_bytes: int, tau_max_s: float) -> None:
         self._silent = base.at_rate(0, outage_bytes, tau_max_s)
@@ -46,15 +46,15 @@ class TraceChannel:
             self.min_latency_ns = min(self.min_latency_ns, quality.latency_ns)
 
     def link(self, round_: int, src: str, dst: str, live: Sequence[str]) -> LinkQuality:
-        """As `Channel.link`. What was measured holds whoever else transmits."""
+        """As `Channel.link`. `live` is unused: other transmitters do not change a measured quality."""
         place = bisect_right(self._rounds.get((src, dst), []), max(0, round_))
         return self._qualities[src, dst][place - 1] if place else self._silent
 
 
 def read_rows(path: str, devices: Sequence[str]) -> list[Row]:
-    """The lines of a trace that are between `devices`, in the file's order.
+    """The lines of a trace between these devices, in the order of the file.
 
-    Raises InputError: file, line, column and value, what is allowed; and for a device that no line names.
+    Raises InputError with file, line, column, value and allowed values, or if no line names a device.
     """
     try:
         with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
@@ -65,7 +65,7 @@ def read_rows(path: str, devices: Sequence[str]) -> list[Row]:
     named = {device for row in rows for device in (row.src, row.dst)}
     for device in devices:
         if device not in named:
-            raise InputError(f"{path}: no line is of {device}; allowed: lines of every device")
+            raise InputError(f"{path}: no line names {device}; allowed: lines of every device")
     return [row for row in rows if {row.src, row.dst} <= set(devices)]
 
 
@@ -81,8 +81,8 @@ def _rows(path: str, lines: Iterator[list[str]]) -> Iterator[Row]:
         row = _row(where, dict(zip(header, line, strict=True)))
         first = seen.setdefault((row.round, row.src, row.dst), number)
         if first != number:
-            what = f"round {row.round} of {row.src} -> {row.dst}"
-            raise InputError(f"{where}: {what} is also on line {first}; allowed: one line for each")
+            link = f"round {row.round} of {row.src} -> {row.dst}"
+            raise InputError(f"{where}: {link} is also on line {first}; allowed: one line for each")
         yield row
 
 
@@ -105,7 +105,7 @@ def _row(where: str, values: dict[str, str]) -> Row:
         allowed = allowed.split(", unable")[0]
         raise InputError(f"{where}: {column}: {values[column]!r}; allowed: {allowed}") from None
     if row.src == row.dst:
-        raise InputError(f"{where}: dst: {row.dst!r} is src too; allowed: another device")
+        raise InputError(f"{where}: dst: {row.dst!r} equals src; allowed: another device")
     return row
 
 

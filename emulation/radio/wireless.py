@@ -1,4 +1,4 @@
-"""The radio between devices: path loss, shadowing, fading, interference and Shannon's rate (docs/radio.md).
+"""The radio model: path loss, shadowing, fading, interference and the Shannon rate (docs/radio.md).
 
 R_ij = B_ij log2(1 + p h_ij / (N + i sum_m p h_mj))      bit/s (method 8)
 """
@@ -14,15 +14,15 @@ from emulation.radio.mobility import Point, Positions
 from peers.config import DeviceConfig
 from transport.shaping.channel import Channel, FixedChannel, LinkQuality
 
-D0_M = 1.0  # where the path loss formula starts; nearer devices count as this far apart
+D0_M = 1.0  # reference distance of the path loss; smaller distances count as this one
 BOLTZMANN_JpK = 1.380649e-23  # exact in the SI
 T0_K = 290.0  # the reference temperature of noise figures: kT0 = -174 dBm/Hz
 
 
 def channel(config: DeviceConfig, devices: Sequence[str]) -> Channel:
-    """The channel that `radio.kind` names. `devices`: all of the run, joiners too.
+    """The channel of `radio.kind`. devices: all devices of the run, with its newcomers.
 
-    Raises InputError for a trace that cannot be read or knows nothing of a device.
+    Raises InputError for a trace that cannot be read or that misses a device.
     """
     radio = config.radio
     base = LinkQuality(radio.rate_Bps, round(radio.latency_s * 1e9), round(radio.jitter_s * 1e9), radio.loss)
@@ -35,7 +35,7 @@ def channel(config: DeviceConfig, devices: Sequence[str]) -> Channel:
 
 
 def rate_table(links: Channel, round_: int, live: Sequence[str]) -> dict[tuple[str, str], LinkQuality]:
-    """Every link of a round, by (src, dst)."""
+    """(src, dst) -> quality of the link, for all links of a round."""
     return {(i, j): links.link(round_, i, j, live) for i in live for j in live if i != j}
 
 
@@ -45,17 +45,17 @@ def path_loss_dB(distance_m: float, carrier_GHz: float, exponent: float) -> floa
 
 
 def noise_mW(bandwidth_Hz: float, noise_figure_dB: float) -> float:
-    """N = k T0 B, raised by the receiver's noise figure."""
+    """N = k T0 B, times the noise figure of the receiver."""
     return 1e3 * BOLTZMANN_JpK * T0_K * bandwidth_Hz * _linear(noise_figure_dB)
 
 
 def shannon_Bps(sinr: float, bandwidth_Hz: float, max_bps_Hz: float) -> float:
-    """Bytes a second: B log2(1 + SINR) / 8, no more than the modulation carries."""
+    """Bytes per second: B log2(1 + SINR) / 8, limited by the modulation to max_bps_Hz bit/s per hertz."""
     return bandwidth_Hz * min(math.log1p(sinr) / math.log(2), max_bps_Hz) / 8
 
 
 class WirelessChannel:
-    """Fading is drawn anew for each round and each direction; shadowing once for each pair of devices."""
+    """Fading is drawn for each round and direction, shadowing once for each pair of devices."""
 
     def __init__(self, config: DeviceConfig, base: LinkQuality) -> None:
         self._wireless, self._seed, self._base = config.radio.wireless, config.seed, base
@@ -64,7 +64,7 @@ class WirelessChannel:
         self._power_mW = _linear(self._wireless.tx_power_dBm)
         self._noise_mW = noise_mW(self._wireless.bandwidth_Hz, self._wireless.noise_figure_dB)
         self._shadowing_dB: dict[tuple[str, str], float] = {}
-        self._round = 0  # of what the next two hold
+        self._round = 0  # the round of the two caches below
         self._places: dict[str, Point] = {}
         self._received_mW: dict[tuple[str, str], float] = {}
 
@@ -73,17 +73,17 @@ class WirelessChannel:
         return self._base.latency_ns
 
     def link(self, round_: int, src: str, dst: str, live: Sequence[str]) -> LinkQuality:
-        """As `Channel.link`. The band is shared in equal parts among the transmitter's possible receivers."""
+        """As `Channel.link`. The transmitter shares its band equally among its possible receivers."""
         receivers = {*live, dst} - {src}
-        # fsum rounds once: the order of the sum, and so of `live`, does not matter.
-        heard = math.fsum(self.received_mW(round_, other, dst) for other in receivers - {dst})
-        sinr = self.received_mW(round_, src, dst) / (self._noise_mW + self._wireless.interference * heard)
+        # fsum rounds once, so that the result does not depend on the order of `live`.
+        others_mW = math.fsum(self.received_mW(round_, other, dst) for other in receivers - {dst})
+        sinr = self.received_mW(round_, src, dst) / (self._noise_mW + self._wireless.interference * others_mW)
         share_Hz = self._wireless.bandwidth_Hz / (self._wireless.subchannels or len(receivers))
         rate_Bps = shannon_Bps(sinr, share_Hz, self._wireless.max_bps_Hz)
         return self._base.at_rate(rate_Bps, self._outage_bytes, self._tau_max_s)
 
     def received_mW(self, round_: int, src: str, dst: str) -> float:
-        """p h: what dst hears of src, over the whole band."""
+        """p h: the power that dst receives from src, over the whole band."""
         if self._round != max(0, round_):
             self._round = max(0, round_)
             self._places.clear()

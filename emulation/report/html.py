@@ -13,7 +13,7 @@ from emulation.analysis import latency_histogram, records, summary
 from emulation.analysis.records import Record, RunRecords
 from emulation.report import plots, text
 from emulation.report.formatting import megabytes, number, percent, plural
-from emulation.scenario.schema import dump
+from emulation.scenario.loading import dump
 from peers.config import FIFO, RadioConfig
 
 
@@ -51,10 +51,10 @@ def render(run: RunRecords, found: Record) -> str:
     )
     environment.filters.update(percent=percent, megabytes=megabytes, number=number, plural=plural)
     counts = [link.get("latency_counts", {}) for link in found["links"]]
-    bars = latency_histogram.spread(counts)
+    bars = latency_histogram.bar_range(counts)
     return environment.get_template("report.html.j2").render(
-        latencies=[latency_histogram.drawn(one, bars) for one in counts],
-        latency_s=latency_histogram.seconds(bars),
+        latencies=[latency_histogram.draw_bars(one, bars) for one in counts],
+        latency_s=latency_histogram.bounds_s(bars),
         summary=found,
         run=run,
         heads=text.HEADS,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from emulation.analysis.event_outcomes import events
+from emulation.analysis.event_outcomes import injected_events
 from emulation.analysis.records import Record, RunRecords, in_order
 from emulation.scenario.events import ARRIVALS, GONE
 
@@ -249,8 +249,8 @@ def contributions(run: RunRecords) -> Figure | None:
 def _moments(run: RunRecords) -> list[tuple[str, Moment]]:
     """Title and moment of each column of `contributions`."""
     moments = []
-    for event in events(run)[:SHOWN_EVENTS]:
-        name, seen = f"{event.device} {event.record['kind']}", event.noticed().values()
+    for event in injected_events(run)[:SHOWN_EVENTS]:
+        name, seen = f"{event.device} {event.record['kind']}", event.detections().values()
         after = max((float(entry["t_s"]) for entry in seen), default=event.t_s)
         before = [*event.survivors, *([event.device] if event.record["kind"] not in ARRIVALS else [])]
         moments.append((f"before\n{name}", Moment(before, until_s=event.t_s)))

@@ -1,4 +1,4 @@
-"""What only the model and the data can tell about a scenario, found out before any device starts."""
+"""Checks of a scenario that need its model and its data. They run before any device starts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 
 
 def check_against_model(scenario: Scenario) -> None:
-    """Do once what every device will do at its start: model, slots for the rank, each device's data.
+    """Load the model, encode the data of each device and build one learner, as every device will do.
 
-    Raises InputError: an unknown model or task, a rank that the narrowest module has no room for (method 2),
-    data that cannot be read or encoded.
+    Raises InputError for an unknown model or task, for a rank that is too large for the narrowest module
+    (method 2), and for data that cannot be read or encoded.
     """
     plugins.load(scenario.plugins)
     config = scenario.device_config()
     pick_device(config.model.device)
-    # On the CPU: this process only looks, the devices need the GPU's memory.
+    # On the CPU: the devices need the memory of the GPU.
     loaded = load_model(config.model.model_copy(update={"device": "cpu"}))
     task = tasks.get(config.data.kind)(config.data, config.seed)
     shards = [
@@ -37,16 +37,16 @@ def check_against_model(scenario: Scenario) -> None:
 
 
 def _check_budget(scenario: Scenario, learner: Learner) -> None:
-    """A round's data share must hold the largest matrix: it is sent whole or not at all."""
+    """The data share of a round must hold the largest matrix, which is sent whole or not at all."""
     radio, layout = scenario.radio, learner.layout
     codec = min(codecs(radio), key=lambda codec: payload_bytes(codec, 128, 8))
     sizes = {g: payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups}
     group = max(sizes, key=lambda g: sizes[g])
-    parts = -(-sizes[group] // FRAME_BYTES)
-    needed = sizes[group] + parts * (HEADER_BYTES + scenario.keys.enabled * CURVE_BYTES)
+    fragments = -(-sizes[group] // FRAME_BYTES)
+    needed = sizes[group] + fragments * (HEADER_BYTES + scenario.keys.enabled * CURVE_BYTES)
     if needed > radio.budget_bytes * (1 - radio.control_share):
         least = int(needed / (1 - radio.control_share)) + 1
         raise InputError(
-            f"radio.budget_bytes: {radio.budget_bytes} a round cannot carry the group {group!r}, "
-            f"{needed} bytes as {codec}; allowed: {least} or more, a lower rank or a coarser codec"
+            f"radio.budget_bytes: {radio.budget_bytes} bytes in a round cannot carry the group {group!r}, "
+            f"{needed} bytes in {codec}; allowed: {least} or more, a lower rank or a coarser codec"
         )

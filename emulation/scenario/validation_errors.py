@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a scenario, as one line for its author."""
+"""Turns the errors of pydantic into one line for the author of a scenario."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Loc = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key path was written: the file, or the option of the command line that set it."""
+    """The origin of key paths: the file, or the option of the command line that set the key."""
 
     file: str
     options: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, where: str) -> str:
-        """The file's name, or `--set a.b` if that set the key or a table around it."""
+        """The name of the file, or the option if an option set the key or a table around it."""
         for key, option in self.options.items():
             if where == key or where.startswith(f"{key}."):
                 return option.split()[0]
@@ -28,7 +28,7 @@ class Place:
 
 
 def explain(model: type[BaseModel], data: dict[str, Any], error: ValidationError, place: Place) -> str:
-    """The first problem: where, key path, value, what is allowed; an unknown key comes with a suggestion."""
+    """The first problem: place, key path, value, allowed values. An unknown key comes with a suggestion."""
     found = [
         (_path(data, details["loc"], details["type"] == "missing"), details) for details in error.errors()
     ]
@@ -48,7 +48,7 @@ def explain(model: type[BaseModel], data: dict[str, Any], error: ValidationError
 
 
 def _path(data: object, loc: Loc, missing: bool) -> Loc:
-    """The location as keys of the data: pydantic puts names of union members between them."""
+    """The location as keys of the data. Names of union members, which pydantic inserts, are left out."""
     path: list[int | str] = []
     for part in loc:
         inside = isinstance(data, dict) and part in data
@@ -65,7 +65,7 @@ def _value(data: Any, path: Loc) -> object:
 
 
 def _keys(model: type[BaseModel], path: Loc) -> list[str]:
-    """Keys of the table at `path`."""
+    """The known keys of the table at `path`."""
     for part in path:
         if isinstance(part, str):
             model = _table(model.model_fields[part].annotation) or model

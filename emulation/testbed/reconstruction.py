@@ -16,7 +16,7 @@ from pathlib import Path
 from emulation.analysis import records
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import OF_THE_NETWORK
-from emulation.scenario.schema import dump
+from emulation.scenario.loading import dump
 from emulation.testbed import churn_log, epoch
 
 FIELDS = ("round", "kind", "device", "duration_s")

@@ -34,7 +34,7 @@ def enter(
     A network key is made in `keys_folder` if it has none. Raises InputError from `make` before anything is
     written, and OSError if a folder cannot be written.
     """
-    from emulation.scenario.schema import read
+    from emulation.scenario.loading import read
 
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run):
@@ -66,7 +66,7 @@ def enter_as(run: Path, scenario: Scenario, name: str, token: str) -> Claim:
 
 def begin(run: Path, scenario: Scenario) -> None:
     """Write the files of a new run that all its devices read."""
-    from emulation.scenario.schema import dump
+    from emulation.scenario.loading import dump
 
     run.mkdir(parents=True, exist_ok=True)
     (run / "scenario.toml").write_text(dump(scenario), encoding="utf-8")

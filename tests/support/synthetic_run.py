@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emulation.scenario.schema import dump, load
+from emulation.scenario.loading import dump, load
 
 SCENARIO = """
 [devices]

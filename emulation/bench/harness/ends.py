@@ -1,7 +1,7 @@
-"""Ends of a link, each in a process of its own: what `unweft bench transport` compares.
+"""The ends of a link that `unweft bench transport` compares, each in a process of its own.
 
-All send `count` tensors of `size` bytes as fast as they are taken and say when (monotonic ns) they began or
-had the last one. Frames carry `FRAME_BYTES` of payload, as a device's do.
+A sender sends `count` tensors of `size` bytes at full speed and returns its start time. A receiver returns
+the time of the last tensor. Times are monotonic ns. Frames carry FRAME_BYTES of payload, as in a device.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ LISTEN = "tcp://127.0.0.1:0"
 PATIENCE_S = 30.0
 Result = TypeVar("Result")
 RANK = 8
-HEADER = bytes(80)  # of the raw frames: what an update's header is long
+HEADER = bytes(80)  # header of the raw frames, as long as the header of an update
 
 
 class Checks(NamedTuple):
-    """What the receiver does not take on trust. Caps on sizes are no option: they come with unpacking."""
+    """The optional checks of the receiver. Unpacking always checks sizes."""
 
     checksum: bool = True
     finite: bool = True
 
 
 class Arrived(NamedTuple):
-    """When the last tensor was there, and what all took on the wire, headers and framing included."""
+    """The time of the last tensor, and the bytes of all on the wire with headers and framing."""
 
     at_ns: int
     wire_bytes: int = 0
 
 
 class RawEnd:
-    """pyzmq and nothing else: one buffer sent again and again without a copy, frames that nobody looks at."""
+    """Bare pyzmq: sends one buffer repeatedly without copies, and receives frames without decoding."""
 
     def __init__(self, keys: NetworkKeys | None) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -85,9 +85,9 @@ class RawEnd:
 
 
 class LinksEnd:
-    """The way a device's tensors go: encode, split, pack, ZmqLinks; unpack, Reassembler, decode, credit.
+    """The path of a device's tensors: encode, split, pack, ZmqLinks; unpack, Reassembler, decode, credit.
 
-    Its loop runs between calls too, as a device's does: handshakes go on, and what waits for one is sent.
+    The event loop also runs between calls, as in a device, so that handshakes and waiting sends continue.
     """
 
     def __init__(self, name: str, peer: str, keys: NetworkKeys | None, checks: Checks) -> None:
@@ -140,7 +140,7 @@ class LinksEnd:
         frames = (stamp(header, 0, time.monotonic_ns(), 0), part)
         while not self._links.send(self._peer, frames):
             if not await self._links.wait_writable(self._peer, PATIENCE_S):
-                raise TimeoutError("the receiver takes nothing")
+                raise TimeoutError("the receiver accepts no messages")
 
     def receive(self, size: int, count: int) -> Arrived:
         return self._run(self._receive(count))
@@ -168,7 +168,7 @@ class LinksEnd:
 
 
 class GlooEnd:
-    """torch.distributed's own send and recv of whole tensors."""
+    """Send and receive of whole tensors by torch.distributed."""
 
     def __init__(self, rank: int, store: Path) -> None:
         torch.set_num_threads(1)

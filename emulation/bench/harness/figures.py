@@ -1,7 +1,7 @@
-"""What a benchmark found: measures with their spread, ratios to a reference of the same run, a table, JSON.
+"""The results of a benchmark: measures with spread, ratios to a reference of the same run, a table, JSON.
 
-Repetitions of all contenders are interleaved, and a ratio is the median of the ratios of one repetition each:
-what else the machine does then meets both sides of a ratio, not one.
+The repetitions of all contenders are interleaved, and a ratio is the median over the repetitions.
+Other load of the machine then affects both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Measure:
-    """One contender: a value for each repetition, in `unit`; a table's row.
+    """One contender with a value for each repetition, in `unit`. It is one row of the table.
 
-    `reference`: the contender it is divided by, in the same group. `least`, `most`: what that ratio (without
-    a reference: the median itself) should keep; None: nothing is asked.
+    reference: the contender of the same group that it is divided by.
+    least, most: the required bounds of the ratio, or of the median without a reference; None: no bound.
     """
 
     group: str
@@ -41,7 +41,7 @@ class Measure:
 
 @dataclass
 class Findings:
-    """All that one benchmark found. `notes`: what could not be measured, and why."""
+    """All results of one benchmark. notes: explanations, and reasons for missing measurements."""
 
     title: str
     command: str
@@ -49,7 +49,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def ratio(self, measure: Measure) -> float | None:
-        """Of `measure` to its reference; None without one."""
+        """The ratio of a measure to its reference; None without a reference."""
         if measure.reference is None:
             return None
         base = next(m for m in self.measures if (m.group, m.name) == (measure.group, measure.reference))
@@ -57,7 +57,7 @@ class Findings:
         return statistics.median(pairs) if pairs else math.nan
 
     def met(self, measure: Measure) -> bool | None:
-        """Whether it keeps what is asked of it; None if nothing is."""
+        """Whether a measure is within its bounds; None without bounds."""
         if measure.least is None and measure.most is None:
             return None
         ratio = self.ratio(measure)
@@ -81,7 +81,7 @@ class Findings:
             console.print(f"• {note}", highlight=False, soft_wrap=True)
 
     def _row(self, m: Measure) -> dict[str, object]:
-        asked = {k: v for k, v in (("least", m.least), ("most", m.most)) if v is not None}
+        required = {k: v for k, v in (("least", m.least), ("most", m.most)) if v is not None}
         return {
             "group": m.group,
             "name": m.name,
@@ -90,16 +90,16 @@ class Findings:
             "median": _finite(m.median),
             "reference": m.reference,
             "ratio": _finite(self.ratio(m)),
-            "asked": asked,
+            "asked": required,
             "met": self.met(m),
             "note": m.note,
         }
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left", caption=machine(), caption_justify="left")
-        for column in ("", "what"):
+        for column in ("", "measure"):
             table.add_column(column)
-        for column in ("median", "from ... to", "unit", "ratio", "asked", "met"):
+        for column in ("median", "range", "unit", "ratio", "required", "met"):
             table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
         group = ""
         for m in self.measures:
@@ -115,11 +115,11 @@ class Findings:
         spread = f"{shown(min(m.samples))} ... {shown(max(m.samples))}" if len(m.samples) > 1 else ""
         verdict = {None: "", True: "yes", False: "[bold red]no[/]"}[self.met(m)]
         against = "" if ratio is None else f"{ratio:.2f} x"
-        return (name, shown(m.median), spread, m.unit, against, _asked(m), verdict)
+        return (name, shown(m.median), spread, m.unit, against, _required(m), verdict)
 
 
 def shown(value: float) -> str:
-    """Four digits, without an exponent where there is no need for one."""
+    """The value with four digits, and an exponent only if it is very small or large."""
     if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:.3e}"
@@ -131,7 +131,7 @@ def machine() -> str:
     return f"{psutil.cpu_count()} CPUs, {memory:.0f} GiB, Python {python}, {system}"
 
 
-def _asked(m: Measure) -> str:
+def _required(m: Measure) -> str:
     if m.least is not None and m.most is not None:
         return f"{shown(m.least)} ... {shown(m.most)}"
     return (

@@ -1,4 +1,4 @@
-"""Real devices for `unweft bench rounds`: started as by the launcher, with a learner that is one matrix."""
+"""Real devices for `unweft bench rounds`, started as by the launcher, with a learner of one matrix."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def four_regular(members: Sequence[str], shape: Shape) -> Graph[str]:
 
 @lru_cache(maxsize=4)
 def _circulant(members: tuple[str, ...]) -> Graph[str]:
-    """Each device and the two on either side of it; fewer where there are less than five."""
+    """Each device with the two next devices on either side; fewer if there are less than five devices."""
     n = len(members)
     graph: Graph[str] = nx.Graph()
     graph.add_nodes_from(members)
@@ -70,7 +70,7 @@ def _circulant(members: tuple[str, ...]) -> Graph[str]:
 
 
 def config(devices: int) -> DeviceConfig:
-    """D-PSGD: each device averages its own matrix with its neighbours'. Nothing is paced or withheld."""
+    """D-PSGD: each device averages its matrix with those of its neighbours, without limits on bytes."""
     return DeviceConfig(
         mixing=MixingConfig(mode="paper-literal"),
         topology=TopologyConfig(kind=FOUR_REGULAR),
@@ -83,7 +83,7 @@ def config(devices: int) -> DeviceConfig:
 
 
 def device_main(spec: DeviceSpec, lifeline: Connection) -> None:
-    """Entry point of one device."""
+    """Entry point of the process of one device."""
     guard(lifeline)
     redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
     torch.set_num_threads(1)
@@ -100,43 +100,43 @@ async def _live(spec: DeviceSpec) -> int:
 
 
 class Fleet:
-    """Running devices and the rounds they have closed."""
+    """The running devices and their closed rounds."""
 
     def __init__(self, folder: Path, epoch_ns: int, processes: dict[str, ForkServerProcess]) -> None:
         self._folder, self._epoch_ns, self.processes = folder, epoch_ns, processes
 
     def ended_ns(self, device: str) -> list[int]:
-        """When each of a device's rounds ended, monotonic ns."""
+        """The end of each round of a device, in monotonic ns."""
         path = self._folder / "devices" / device / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         ends = []
         for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # the last line, half written
+            with contextlib.suppress(json.JSONDecodeError):  # an incomplete last line
                 ends.append(self._epoch_ns + round(json.loads(line)["t1_s"] * 1e9))
         return ends
 
     def wait_for(self, rounds: int, timeout_s: float) -> None:
-        """Until each device has closed so many. Raises RuntimeError if one ends, or after `timeout_s`."""
+        """Wait until each device has closed `rounds`. Raises RuntimeError if one ends or in a timeout."""
         deadline = time.monotonic() + timeout_s
         while any(len(self.ended_ns(device)) < rounds for device in self.processes):
             gone = [d for d, process in self.processes.items() if not process.is_alive()]
             if gone or time.monotonic() > deadline:
-                raise RuntimeError(f"{gone or 'not all'}: no {rounds} rounds; {self._last_words()}")
+                raise RuntimeError(f"{gone or 'not all'}: no {rounds} rounds; {self._last_log()}")
             time.sleep(POLL_S)
 
     def kill(self, device: str) -> None:
         os.kill(self.processes[device].pid or 0, signal.SIGKILL)
 
-    def _last_words(self) -> str:
+    def _last_log(self) -> str:
         logs = self._folder.glob("devices/*/log.txt")
         return next(
-            (words for log in logs if (words := log.read_text().strip()[-500:])), "their logs are empty"
+            (text for log in logs if (text := log.read_text().strip()[-500:])), "their logs are empty"
         )
 
 
 @contextmanager
 def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Fleet]:
-    """Devices d0, d1, ... All of their processes are gone when the block is left."""
+    """Start devices d0, d1, ... All processes are killed at the end of the block."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     lifeline, keep = context.Pipe(duplex=False)
@@ -163,7 +163,7 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
 
 
 def free_addresses(count: int) -> list[str]:
-    """Loopback ports beneath the range from which outgoing connections take theirs."""
+    """Free loopback addresses, with ports below the range of outgoing connections."""
     ports = (p for p in random.SystemRandom().sample(range(10_000, 30_000), 4000) if _free(p))
     return [f"tcp://127.0.0.1:{next(ports)}" for _ in range(count)]
 

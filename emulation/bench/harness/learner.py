@@ -1,4 +1,4 @@
-"""A learner that is one matrix, for the devices of `unweft bench rounds`."""
+"""A learner with one matrix, for the devices of `unweft bench rounds`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUP = "early"
 
 
 class BenchLearner:
-    """The part of `Learner` that a driver uses in `paper-literal`: it keeps and trains its own block."""
+    """The methods of `Learner` that a driver uses in `paper-literal`. It trains its own block only."""
 
     groups = (GROUP,)
 
@@ -39,7 +39,7 @@ class BenchLearner:
         return Size(RANK, ROWS * RANK)
 
     def resumes(self) -> dict[str, int]:
-        """It begins anew."""
+        """It resumes no checkpoint."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class BenchLearner:
         return key == self._own
 
     def add_block(self, key: BlockKey, slot: int, resume: bool = False) -> None:
-        """Others' blocks are not kept: nothing here computes with them."""
+        """Foreign blocks are not stored, since nothing here computes with them."""
 
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
         self._own = key
@@ -67,7 +67,7 @@ class BenchLearner:
         self._work.weights.copy_(values)
 
     def scale_own_move(self, omega: float) -> None:
-        """Nothing is damped in this mode."""
+        """No damping in this mode."""
 
     def train(
         self, round: int, steps: int, rehearse: bool, settings: object = None, fisher: bool = False
@@ -77,7 +77,7 @@ class BenchLearner:
         return TrainResult(tuple(losses), time.perf_counter() - start)
 
     def own_move(self) -> dict[str, float]:
-        """Nothing is damped or corrected by it here."""
+        """No damping and no correction here."""
         return {}
 
     def norms(self) -> dict[str, dict[str, float]]:
@@ -87,8 +87,8 @@ class BenchLearner:
         return hashlib.sha256(self._work.weights.numpy().tobytes()).hexdigest()
 
     def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
-        """The benchmark asks for none."""
+        """The benchmark uses no snapshots."""
 
     def export(self, path: Path) -> str:
-        """Only the hash: there is no adapter to write."""
+        """Returns the hash. There is no adapter to write."""
         return self.sha256()

@@ -1,4 +1,4 @@
-"""A network namespace of our own: an interface that carries nothing else, with the kernel's counters."""
+"""A new network namespace, in which the kernel counts the traffic of one run only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 
 class NoNamespace(Exception):
-    """Why none can be made here."""
+    """The namespace cannot be created. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What an interface has received: bytes with their Ethernet headers, packets."""
+    """The received traffic of an interface: bytes with Ethernet headers, and packets."""
 
     bytes: int
     packets: int
@@ -27,7 +27,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """`command(...)`: what to execute so that it runs inside."""
+    """A network namespace. `command(...)` wraps a command so that it runs inside."""
 
     name: str
 
@@ -46,7 +46,7 @@ class Namespace:
 
 @contextmanager
 def namespace(name: str = "unweft-bench") -> Iterator[Namespace]:
-    """With its loopback up; it is gone at the end. Raises NoNamespace."""
+    """Create a namespace with its loopback up, and delete it at the end. Raises NoNamespace."""
     if os.geteuid() or shutil.which("ip") is None:
         raise NoNamespace("a network namespace needs root and iproute2")
     made = Namespace(f"{name}-{os.getpid()}")

@@ -1,6 +1,6 @@
-"""What `unweft bench rounds` compares devices with: one plain process a device, D-PSGD over ROUTER/DEALER.
+"""The reference of `unweft bench rounds`: one plain process for each device, D-PSGD over ROUTER/DEALER.
 
-No membership, no deadline, no checks, no accounts: whoever does not hear from a neighbour waits for ever.
+It has no membership, deadlines, checks or counters. A device whose neighbour is gone waits forever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POLL_MS = 200
 
 
 class PlainDevice:
-    """Exchanges its weights with its neighbours in each round. `zero_copy`: raw frames instead of pickles."""
+    """Exchanges its weights with its neighbours in each round. zero_copy: raw frames instead of pickles."""
 
     def __init__(self, name: str, zero_copy: bool) -> None:
         torch.set_num_threads(1)
@@ -47,7 +47,7 @@ class PlainDevice:
             self._out.append(socket)
 
     def run(self, until_ns: int) -> list[int]:
-        """Rounds until a time (monotonic ns); when each ended. With a neighbour gone it waits in vain."""
+        """Run rounds until a time (monotonic ns). Returns the end of each round."""
         while time.monotonic_ns() < until_ns and self._one_round(until_ns):
             self.ended_ns.append(time.monotonic_ns())
         return self.ended_ns
@@ -62,7 +62,7 @@ class PlainDevice:
                 continue
             round_, values = self._receive()
             self._early[round_].append(values)
-        share = 1 / (1 + len(self._out))  # Metropolis-Hastings where all have the same degree
+        share = 1 / (1 + len(self._out))  # Metropolis-Hastings weight for equal degrees
         mixed = self._work.weights * share
         for values in self._early.pop(self._round):
             mixed += share * values

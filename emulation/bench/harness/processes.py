@@ -1,7 +1,7 @@
-"""Objects that live in processes of their own and are called from here.
+"""Objects in child processes, called from the benchmark.
 
-Processes come from a forkserver, as devices do. None outlives the benchmark: each watches a pipe that closes
-with it (peers.runtime.child_process.guard), and whoever leaves the `with` block kills what is still there.
+The processes come from a forkserver, as devices do. They end with the benchmark: each watches a pipe that
+closes with it (peers.runtime.child_process.guard), and the end of the `with` block kills the remaining ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Context = ForkServerContext | SpawnContext
 
 
 class Remote:
-    """One object in a process of its own. Calls return what its methods return; one at a time."""
+    """One object in a child process. A call returns the result of the method. Calls run one at a time."""
 
     def __init__(self, context: Context, make: type, args: Sequence[object], lifeline: Connection) -> None:
         self._pipe, theirs = context.Pipe()
@@ -36,17 +36,17 @@ class Remote:
         theirs.close()
 
     def begin(self, method: str, *args: object) -> None:
-        """Call a method and go on; `result` is to follow."""
+        """Start a call without waiting. `result` must follow."""
         self._pipe.send((method, args))
 
     def result(self, timeout_s: float = ANSWER_S) -> Any:
-        """What the method returned. Raises RuntimeError if it raised, its process ended or time is up."""
+        """The result of the call. Raises RuntimeError if it failed, its process ended, or in a timeout."""
         if not self._pipe.poll(timeout_s):
             raise RuntimeError(f"no answer from process {self.process.pid} within {timeout_s:g} s")
         try:
             good, value = self._pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"process {self.process.pid} ended unasked") from None
+            raise RuntimeError(f"process {self.process.pid} ended unexpectedly") from None
         if not good:
             raise RuntimeError(value)
         return value
@@ -81,9 +81,9 @@ class Crew:
 
 @contextmanager
 def crew(preload: Sequence[str] | None) -> Iterator[Crew]:
-    """Ends all of its processes on the way out, whatever happened.
+    """A crew whose processes all end at the end of the block.
 
-    `preload` None: each process starts from nothing and imports what it needs itself (spawn).
+    preload: modules that the forkserver imports; None: each process is spawned and imports them itself.
     """
     context: Context
     if preload is None:
@@ -103,7 +103,7 @@ def crew(preload: Sequence[str] | None) -> Iterator[Crew]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A child imports its parent's main module again: a command line, for which no contender should pay."""
+    """Hide the main module, since a child would import this command line, which costs time and memory."""
     main = sys.modules["__main__"]
     before = {name: main.__dict__.get(name) for name in ("__file__", "__spec__")}
     main.__dict__.update(dict.fromkeys(before))
@@ -114,7 +114,7 @@ def _without_main() -> Iterator[None]:
 
 
 def tree_pss_bytes() -> int:
-    """Proportional set size of all processes beneath this one: what they share is counted once."""
+    """Proportional set size of all child processes. Shared pages are counted once."""
     return sum(_pss_bytes(process) for process in psutil.Process().children(recursive=True))
 
 
@@ -128,7 +128,7 @@ def _pss_bytes(process: psutil.Process) -> int:
 def _serve(make: type, args: Sequence[object], pipe: Connection, lifeline: Connection) -> None:
     guard(lifeline)
     subject = make(*args)
-    gc.freeze()  # what imports left is not looked through again
+    gc.freeze()  # the collector skips the objects of the imports
     while True:
         try:
             method, arguments = pipe.recv()

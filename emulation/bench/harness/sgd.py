@@ -1,4 +1,4 @@
-"""The work of `unweft bench rounds`: one matrix, one small SGD step a round. Needs torch and nothing else."""
+"""The local step of `unweft bench rounds`: one SGD step on one matrix. It needs torch only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BATCH, RATE = 2, 1e-3
 
 
 class SmallStep:
-    """Linear regression with its own data: the same for all contenders."""
+    """Linear regression on the data of one device, the same for all contenders."""
 
     def __init__(self, device: str) -> None:
         draw = torch.Generator().manual_seed(sum(device.encode()))
@@ -19,7 +19,7 @@ class SmallStep:
         self.weights = torch.zeros(ROWS, RANK)
 
     def step(self) -> float:
-        """One step of SGD; the loss before it."""
+        """One step of SGD. Returns the loss before the step."""
         error = self._inputs @ self.weights - self._targets
         self.weights.sub_(self._inputs.T @ error, alpha=RATE)
         return float(error.square().mean())

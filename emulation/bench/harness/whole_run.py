@@ -1,4 +1,4 @@
-"""A whole `unweft run` in a process of its own, as a benchmark needs it."""
+"""A whole `unweft run` in a child process, for a benchmark."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def whole_run(
     timeout_s: float | None = None,
     within: Callable[..., list[str]] = lambda *command: list(command),
 ) -> None:
-    """Run a scenario, TOML, into the folder `out`, which is made. `within`: what to put around the command.
+    """Run a scenario (TOML text) into the new folder `out`. within: wraps the command, as a namespace does.
 
-    Raises RuntimeError where the run fails, subprocess.TimeoutExpired after `timeout_s`.
+    Raises RuntimeError if the run fails, and subprocess.TimeoutExpired after `timeout_s`.
     """
     file = out.with_name(f"{out.name}.toml")
     file.write_text(scenario, encoding="utf-8")

@@ -12,7 +12,7 @@ from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import slots
 from coordinator_free.membership.records import Status
 from coordinator_free.membership.slots import EVERYBODY, Quarantine
-from tests.coordinator_free.membership.test_table import filled, make
+from tests.support.membership_records import filled, make
 from tests.support.signatures import Cluster, table
 
 

@@ -13,28 +13,14 @@ from hypothesis import strategies as st
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Record, Status
 from coordinator_free.membership.table import Membership
+from tests.support.membership_records import filled, make
 from tests.support.signatures import digest, public, sign_as, table
 
 OWNED = [Status.ALIVE, Status.FINISHED, Status.RETIRED, Status.WITHDRAWN, Status.LEFT]
 
 
-def make(
-    device: str, incarnation: int = 0, slot: int = 0, lamport: int = 1, status: Status = Status.ALIVE, **more
-) -> Record:
-    """A record as its owner would sign it."""
-    fields = {"claimed": lamport, "since_round": 0, "public": public(device), **more}
-    record = Record(device, incarnation, f"tcp://{device}", slot, lamport, status=status, **fields)
-    return replace(record, signature=sign_as(device, record.signed_data()))
-
-
 def crashed(record: Record) -> Record:
     return replace(record, status=Status.CRASHED)
-
-
-def filled(records: list[Record]) -> Membership:
-    members = table()
-    members.merge(records)
-    return members
 
 
 @st.composite

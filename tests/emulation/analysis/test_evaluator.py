@@ -1,4 +1,4 @@
-"""The judge: what it asks, how it scores, which files it takes and leaves."""
+"""The evaluator: its examples, its scores, and the files that it removes or keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from emulation.analysis import evaluator
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.models.loader import LoadedModel, load_model
 from peers.tasks import encode, evaluate, tasks
@@ -32,7 +33,7 @@ device = "d4"
 
 
 class SnapshotModel:
-    """The base model, whatever a snapshot holds."""
+    """The base model, for every snapshot."""
 
     def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
         self.model = loaded.model
@@ -62,18 +63,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_drains_what_is_there_and_removes_it(run: Path, scenario: Scenario) -> None:
+def test_all_snapshots_are_evaluated_and_removed(run: Path, scenario: Scenario) -> None:
     evaluator.main(run, scenario)
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    judged = {(line["device"], line["round"], line["tag"]) for line in lines if "device" in line}
+    evaluated = {(line["device"], line["round"], line["tag"]) for line in lines if "device" in line}
     tags = [(4, "round"), (5, "before:d1"), (5, "round")]
-    assert judged == {(device, *tag) for device in ("d0", "d1") for tag in tags}
+    assert evaluated == {(device, *tag) for device in ("d0", "d1") for tag in tags}
     assert [path.name for path in run.rglob("snapshots/*")] == ["00006-round.safetensors.tmp"]
     errors = {line["round"]: line["consensus_error"] for line in lines if "consensus_error" in line}
     assert errors == pytest.approx({4: 0.5 / 1.5, 5: 0.5 / 1.5})
 
 
-def test_asks_everybody_about_everybody(run: Path, scenario: Scenario) -> None:
+def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario: Scenario) -> None:
     evaluator.main(run, scenario)
     for text in (run / "evaluations.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -84,12 +85,12 @@ def test_asks_everybody_about_everybody(run: Path, scenario: Scenario) -> None:
         assert ("control" in line, "other_wording" in line) == (not ordinary, not ordinary)
 
 
-def test_scores_as_tasks_do(scenario: Scenario) -> None:
+def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     loaded = load_model(scenario.model)
-    trained, everything = evaluator._exams(scenario, loaded)
+    trained, everything = evaluator._example_sets(scenario, loaded)
     task = tasks.get("facts")(scenario.data, scenario.seed)
-    found = everything.take(loaded.model)
-    assert trained.take(loaded.model)["accuracy"] == found["accuracy"]
+    found = everything.evaluate(loaded.model)
+    assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
             score = evaluate(loaded.model, encode(examples(shard), loaded.tokenizer, 128))

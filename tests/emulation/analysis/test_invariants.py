@@ -1,4 +1,4 @@
-"""Each invariant is seen to fail where it is broken, and a sound run to pass."""
+"""Each broken invariant is reported, and a correct run has no violation."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def verdicts(run: Path, bounds: Bounds | None = None) -> list[str]:
     return [str(violation) for violation in check(run, bounds or Bounds(agree_s=3.0, round_s=3.0))]
 
 
-def test_a_sound_run_is_ok(run: Path) -> None:
+def test_a_correct_run_has_no_violation(run: Path) -> None:
     assert verdicts(run) == []
 
 
-def test_a_forgotten_block_that_a_device_computes_with(run: Path) -> None:
+def test_a_forgotten_block_in_the_metrics(run: Path) -> None:
     def edit(lines: Lines) -> Lines:
         lines[-1]["norms"]["d2@0"] = {"early": 0.1}
         return lines
@@ -60,7 +60,7 @@ def test_a_forgotten_block_in_an_adapter(run: Path) -> None:
     assert "a forgotten block is held: d2@0 in the adapter of d1" in verdicts(run)
 
 
-def test_a_forgotten_block_of_one_whose_leave_nobody_noticed(run: Path) -> None:
+def test_a_forgotten_block_after_an_undetected_leave(run: Path) -> None:
     write_blocks(run, "d1", {"d0": 0, "d1": 1, "d2": 2, "d3": 3})
     for device in LIVE:
         change(run, device, "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
@@ -69,12 +69,12 @@ def test_a_forgotten_block_of_one_whose_leave_nobody_noticed(run: Path) -> None:
     assert "a forgotten block is held: d2@0 in the adapter of d1" in verdicts(run)
 
 
-def test_an_end_that_is_not_noticed(run: Path) -> None:
+def test_an_undetected_end(run: Path) -> None:
     change(run, "d0", "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
     assert verdicts(run) == ["an end is not noticed in time: of d2 by d0, 3 s"]
 
 
-def test_of_one_that_returns_at_once_the_others_notice_the_return(run: Path) -> None:
+def test_an_early_return_replaces_the_detection_of_the_end(run: Path) -> None:
     change(run, "d0", "events.jsonl", lambda lines: [e for e in lines if e["event"] != "peer_gone"])
     record = json.loads((run / "run.json").read_text())
     record["events"].append({"round": 4, "kind": "return", "device": "d2", "t_s": synthetic_run.LEFT_S + 1})
@@ -89,7 +89,7 @@ def test_devices_that_disagree_and_a_slot_held_twice(run: Path) -> None:
     assert "a slot is held twice: [3] on d3" in found
 
 
-def test_who_came_just_before_the_end_need_not_be_known_to_all(run: Path) -> None:
+def test_a_newcomer_just_before_the_end_may_be_unknown(run: Path) -> None:
     write_blocks(run, "d1", {"d0": 0, "d1": 1})  # without d3, which joined at 8.5 s
     ends = lambda lines: [{**e, "reason": "finished"} for e in lines]  # noqa: E731
     for device in LIVE:
@@ -99,12 +99,12 @@ def test_who_came_just_before_the_end_need_not_be_known_to_all(run: Path) -> Non
     assert any("different blocks" in v for v in verdicts(run, early))
 
 
-def test_a_device_that_stands_still(run: Path) -> None:
+def test_a_device_without_rounds_for_too_long(run: Path) -> None:
     change(run, "d0", "metrics.jsonl", lambda lines: [m for m in lines if m["round"] not in (5, 6, 7)])
     assert verdicts(run) == ["a device stands still: d0 for 4.0 s after round 4"]
 
 
-def test_books_that_do_not_balance(run: Path) -> None:
+def test_link_counters_that_do_not_balance(run: Path) -> None:
     def edit(lines: Lines) -> Lines:
         lines[-1]["links"]["d0"]["received_bytes"] -= 5
         return lines

@@ -27,7 +27,7 @@ def append(path: Path, *records: dict[str, Any]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def test_the_contract_is_complete(folder: Path) -> None:
+def test_the_summary_has_all_keys(folder: Path) -> None:
     found = build(folder)
     assert set(found) >= {"devices", "links", "events", "rounds", "accuracy", "final", "budget"}
     assert (found["schema"], found["seed"], found["clock"]) == (1, 0, "real")
@@ -55,14 +55,14 @@ def test_each_end_of_a_link_is_counted_where_it_happens(folder: Path) -> None:
     assert sum(link["bytes_by_cause"].values()) == link["sent_bytes"]
 
 
-def test_latencies_are_those_that_the_receiver_counted(folder: Path) -> None:
+def test_the_receiver_counts_latencies(folder: Path) -> None:
     found = build(folder)
     assert found["latency_buckets"] == {"first_s": 1e-6, "per_decade": 32}
     link = next(link for link in found["links"] if (link["src"], link["dst"]) == ("d0", "d1"))
     assert link["latency_counts"] == {"96": 9, "104": 1}
 
 
-def test_a_link_on_whose_far_end_nothing_was_recorded(folder: Path) -> None:
+def test_a_link_without_records_of_its_receiver(folder: Path) -> None:
     (folder / "devices" / "d3" / "metrics.jsonl").unlink()
     (folder / "devices" / "d3" / "events.jsonl").unlink()
     links = {(link["src"], link["dst"]): link for link in build(folder)["links"]}
@@ -98,7 +98,7 @@ def test_no_recovery_is_null(folder: Path) -> None:
     assert (event["rounds_to_recover"], event["bytes_to_recover"]) == (None, None)
 
 
-def test_one_recovered_survivor_is_not_all(folder: Path) -> None:
+def test_recovery_needs_all_survivors(folder: Path) -> None:
     assert not build(folder)["unfinished"]
     path = folder / "evaluations.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -126,7 +126,7 @@ def test_rounds(folder: Path) -> None:
     assert rounds[0]["consensus_error"] == 0.01
 
 
-def test_rho_is_not_made_up_where_a_row_is_missing(folder: Path) -> None:
+def test_rho_is_null_if_a_row_is_missing(folder: Path) -> None:
     path = folder / "devices" / "d2" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     rounds = build(folder)["rounds"]
@@ -159,7 +159,7 @@ def test_a_violation_is_a_device_and_round_over_its_grant(folder: Path) -> None:
     }
 
 
-def test_books_of_a_device_that_was_started_again_add_up(folder: Path) -> None:
+def test_counters_of_a_restarted_device_are_summed(folder: Path) -> None:
     device = folder / "devices" / "d3"
     before = build(folder)["devices"][3]["bytes_sent"]
     again = synthetic_run.metric("d3", 9) | {"round": 10, "t0_s": 12.5, "t1_s": 13.0}
@@ -169,18 +169,18 @@ def test_books_of_a_device_that_was_started_again_add_up(folder: Path) -> None:
     assert build(folder)["rounds"][-1]["bytes"] == before
 
 
-def test_a_torn_last_line_is_left_out(folder: Path) -> None:
+def test_an_incomplete_last_line_is_left_out(folder: Path) -> None:
     with (folder / "devices" / "d0" / "metrics.jsonl").open("a") as file:
         file.write('{"round": 10, "pha')
     assert build(folder)["devices"][0]["rounds"] == 10
 
 
-def test_of_several_notices_the_first_after_the_event_counts(folder: Path) -> None:
+def test_the_first_detection_after_the_event_counts(folder: Path) -> None:
     append(folder / "devices" / "d0" / "events.jsonl", gone("d2", 9.9))
     assert build(folder)["events"][0]["detected_s"]["max"] == pytest.approx(0.2)
 
 
-def test_a_run_that_never_began(folder: Path) -> None:
+def test_a_run_without_records(folder: Path) -> None:
     for path in folder.rglob("*.jsonl"):
         path.unlink()
     found = build(folder)
@@ -189,7 +189,7 @@ def test_a_run_that_never_began(folder: Path) -> None:
     assert found["budget"]["violations"] == 0
 
 
-def test_of_a_run_that_goes_on_the_last_evaluations_of_who_is_there_are_shown(folder: Path) -> None:
+def test_an_unfinished_run_has_the_last_evaluations_of_live_devices(folder: Path) -> None:
     assert not build(folder)["unfinished"]
     path = folder / "evaluations.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

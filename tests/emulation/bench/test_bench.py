@@ -1,4 +1,4 @@
-"""The benchmarks, each at its smallest: that they measure what they should, not how fast anything is."""
+"""Each benchmark at its smallest size. The tests check the measures and not the speed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from emulation.bench import load as full_load
 from emulation.bench.harness.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.commands import bench
-from emulation.scenario.schema import load
+from emulation.scenario.loading import load
 
 HALVES = """
 clock = "virtual"
@@ -79,14 +79,14 @@ def test_a_ratio_is_the_median_of_the_ratios_of_one_repetition_each() -> None:
     assert (found.ratio(base), found.ratio(ours), found.met(base), found.met(ours)) == (None, 1.0, None, True)
 
 
-def test_without_a_reference_the_median_itself_is_judged() -> None:
+def test_without_a_reference_the_bounds_apply_to_the_median() -> None:
     good, bad = Measure("g", "a", "MB", (4.0,), most=5), Measure("g", "b", "MB", (4.0, 6.0, 7.0), most=5)
     assert (findings(good).met(good), findings(bad).met(bad)) == (True, False)
     band = Measure("g", "c", "", (0.98,), least=0.99, most=1.01)
     assert findings(band).met(band) is False
 
 
-def test_what_was_not_measured_meets_nothing_and_is_null_in_json() -> None:
+def test_a_missing_measurement_fails_and_is_null_in_json() -> None:
     nothing = Measure("g", "a", "MB/s", (math.nan,), least=1.0)
     found = findings(nothing)
     assert found.met(nothing) is False
@@ -171,7 +171,7 @@ def test_membership() -> None:
 
 
 @pytest.mark.timeout(240)  # a whole run
-def test_churn_judges_a_run() -> None:
+def test_churn_checks_a_run() -> None:
     quick = load(Path(__file__).parents[3] / "scenarios" / "quick.toml")
     found = churn.run(quick, seeds=(3,))
     assert [(m.group, m.name, m.median) for m in found.measures] == [
@@ -194,12 +194,12 @@ def test_partition(tmp_path: Path) -> None:
     path = tmp_path / "halves.toml"
     path.write_text(HALVES)
     found = {m.name: m for m in partition.run(load(path)).measures}
-    assert found["others whom a survivor has, least"].median == 2
+    assert found["fewest others known to a survivor"].median == 2
     assert found["violations"].median == 0
 
 
 @pytest.mark.timeout(240)  # two whole runs
-def test_accounting_compares_or_says_why_not() -> None:
+def test_accounting_compares_or_gives_the_reason() -> None:
     found = accounting.run(rounds=3)
     if found.notes:
         assert found.notes[0].startswith("not measured: ")

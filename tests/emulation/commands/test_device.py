@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from emulation.scenario.schema import load
+from emulation.scenario.loading import load
 from emulation.testbed import endpoints, epoch, id_leases, run_folder, start_gate
 from peers.runtime import main as device_module
 from peers.runtime.spec import DeviceSpec

@@ -1,4 +1,4 @@
-"""`unweft experiment allocation`: its scenarios, what is measured of a run, what is written."""
+"""`unweft experiment allocation`: scenarios, measures, output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from rich.console import Console
 from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from emulation.analysis.records import RunRecords
 from emulation.experiments import allocation
-from emulation.experiments.allocation import ARMS, AllocationCell, Request, budget_bytes, summary
+from emulation.experiments.allocation import ARMS, AllocationCell, Request, aggregate, budget_bytes
 from emulation.experiments.catalogue import SCALES, Setting
 from emulation.experiments.grid import Cell
-from emulation.scenario.schema import Scenario, dump, load
+from emulation.scenario.loading import dump, load
+from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
 from peers.tasks import encode, tasks
@@ -33,7 +34,7 @@ def cell(arm: str, scale: str = "tiny") -> AllocationCell:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_scenario_is_one_that_can_be_run(arm: str, scale: str, tmp_path: Path) -> None:
+def test_every_scenario_is_valid(arm: str, scale: str, tmp_path: Path) -> None:
     path = tmp_path / "cell.toml"
     path.write_text(dump(cell(arm, scale).scenario()))
     assert load(path).radio.budget_bytes == budget_bytes(SCALES[scale])
@@ -52,7 +53,7 @@ def test_the_budget_is_a_tenth_of_everything() -> None:
     assert budget_bytes(TINY) == round(0.1 * 3 * 2 * whole)
 
 
-def test_what_is_measured_of_a_run(tmp_path: Path) -> None:
+def test_measures_of_a_run(tmp_path: Path) -> None:
     def line(round_: int, sent: int) -> dict[str, Any]:
         return {
             "round": round_,
@@ -94,9 +95,9 @@ def test_an_experiment_writes_rows_and_results(tmp_path: Path) -> None:
     assert "residual" in console.export_text()
 
 
-def test_an_arm_that_never_got_there_has_no_rounds() -> None:
+def test_an_arm_that_never_reached_the_target_has_no_rounds() -> None:
     one = made(cell("fifo"), Path(), Console())
-    assert summary([one])[0]["rounds"] is None
+    assert aggregate([one])[0]["rounds"] is None
 
 
 @pytest.mark.timeout(240)

@@ -1,4 +1,4 @@
-"""A whole run in which devices choose what they send by an allocator."""
+"""A whole run with an allocator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments: their cells and scenarios, resuming, comparison, what is written."""
+"""Experiments: cells and scenarios, resuming, comparison, output."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from emulation.analysis.evaluator import DONE_MARKER, KEPT
+from emulation.analysis.evaluator import DONE_MARKER, KEPT_SNAPSHOTS
 from emulation.experiments import aggregate, grid, metrics, paired, regime_check, runner, tables
 from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
-from emulation.experiments.catalogue import EXPERIMENTS, SCALES, chosen
+from emulation.experiments.catalogue import EXPERIMENTS, SCALES, choose_arms
 from emulation.experiments.evaluation import write_mean
 from emulation.experiments.grid import Cell
 from emulation.experiments.run import Request, run
+from emulation.scenario.loading import dump, load
 from emulation.scenario.preflight import check_against_model
-from emulation.scenario.schema import dump, load
 from peers.errors import InputError
 from peers.storage.snapshots import write_snapshot
 
@@ -41,7 +41,7 @@ def point(k: int, loss: float, **other: float) -> dict[str, float]:
 
 
 def measured(arm: str, *losses: float, seed: int = 0, setting: str = "paper") -> dict[str, Any]:
-    """A cell's measures with one point a loss, at k = 0, 1, ..."""
+    """The measures of a cell, with one point for each loss, at k = 0, 1, ..."""
     return {
         "setting": setting,
         "arm": arm,
@@ -57,7 +57,7 @@ def measured(arm: str, *losses: float, seed: int = 0, setting: str = "paper") ->
 # -- cells and their scenarios -------------------------------------------------------------------------
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_scenario_is_one_that_can_be_run(experiment: Any, scale: str, tmp_path: Path) -> None:
+def test_every_scenario_is_valid(experiment: Any, scale: str, tmp_path: Path) -> None:
     for one in grid.cells(experiment, experiment.arms, SCALES[scale], 1):
         path = tmp_path / "s.toml"
         path.write_text(dump(one.scenario()))
@@ -67,7 +67,7 @@ def test_every_scenario_is_one_that_can_be_run(experiment: Any, scale: str, tmp_
             check_against_model(one.scenario())
 
 
-def test_arms_that_branch_differ_from_uniform_only_in_what_acts_after_the_event() -> None:
+def test_branching_arms_differ_from_uniform_only_after_the_event() -> None:
     def before_event(arm: str) -> dict[str, Any]:
         found = cell(arm).scenario().model_dump(mode="json")
         for acts_after in ("policy", "refit", "fisher", "steps_max"):
@@ -79,7 +79,7 @@ def test_arms_that_branch_differ_from_uniform_only_in_what_acts_after_the_event(
             assert before_event(arm.name) == before_event(UNIFORM), arm.name
 
 
-def test_arms_that_branch_go_on_where_all_learned_together() -> None:
+def test_branching_arms_resume_the_common_checkpoint() -> None:
     branch, apart = cell(UNIFORM), cell("paper-literal")
     before = branch.before
     assert before is not None and apart.before is None
@@ -90,7 +90,7 @@ def test_arms_that_branch_go_on_where_all_learned_together() -> None:
     assert before.rounds + branch.event_round == apart.event_round
 
 
-def test_the_oracle_never_had_the_leaver_and_trains_as_long() -> None:
+def test_the_oracle_has_no_leaver_and_trains_as_many_rounds() -> None:
     oracle, uniform = cell(ORACLE).scenario(), cell(UNIFORM).scenario()
     assert oracle.initial_devices == cell(UNIFORM).survivors == uniform.initial_devices[:-1]
     assert oracle.event == ()
@@ -102,7 +102,7 @@ def test_naive_keeps_the_block() -> None:
     assert [event.kind for event in cell("naive").scenario().event] == ["retire"]
 
 
-def test_seeds_come_whole_and_what_all_compare_to_comes_first() -> None:
+def test_cells_are_ordered_by_seed_and_references_come_first() -> None:
     found = grid.cells(REGIMES, REGIMES.arms, TINY, 2)
     assert [c.seed for c in found] == sorted(c.seed for c in found)
     assert found[0].arm is BEFORE
@@ -111,16 +111,16 @@ def test_seeds_come_whole_and_what_all_compare_to_comes_first() -> None:
     assert len({c.name for c in found}) == len(found) == 2 * 3 * len(REGIMES.arms)  # none has no run
 
 
-def test_chosen_arms_come_with_what_they_are_compared_to() -> None:
-    assert set(chosen(ABLATION, "dominant", SCALES["full"])) == {"dominant", UNIFORM, ORACLE}
-    assert chosen(ABLATION, "", SCALES["full"]) == ABLATION.arms
+def test_chosen_arms_include_oracle_and_uniform() -> None:
+    assert set(choose_arms(ABLATION, "dominant", SCALES["full"])) == {"dominant", UNIFORM, ORACLE}
+    assert choose_arms(ABLATION, "", SCALES["full"]) == ABLATION.arms
     with pytest.raises(InputError, match="allowed: dominant"):
-        chosen(ABLATION, "best", SCALES["full"])
+        choose_arms(ABLATION, "best", SCALES["full"])
 
 
 # -- resuming --------------------------------------------------------------------------------------------
 class Maker:
-    """In place of runs: remembers what was asked for, and can be interrupted."""
+    """Replaces runs. Records the cells and can be interrupted."""
 
     def __init__(self, stop_at: str = "") -> None:
         self.made: list[str] = []
@@ -135,12 +135,12 @@ class Maker:
         return measured(one.arm.name, 1.0, 0.5 - better, seed=one.seed)
 
 
-def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_experiment_continues(tmp_path: Path) -> None:
     wanted = grid.cells(ABLATION, ("dominant", UNIFORM, ORACLE), TINY, 2)
     first, second = Maker(stop_at=wanted[3].name), Maker()
     with pytest.raises(KeyboardInterrupt):
-        runner.make_all(wanted, tmp_path, QUIET, first)
-    found = runner.make_all(wanted, tmp_path, QUIET, second)
+        runner.run_cells(wanted, tmp_path, QUIET, first)
+    found = runner.run_cells(wanted, tmp_path, QUIET, second)
     names = [c.name for c in wanted]
     assert (first.made, second.made) == (names[:3], names[3:])
     arms = [c for c in wanted if c.arm is not BEFORE]
@@ -150,7 +150,7 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> N
 def test_a_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
     runner.run_cell(cell(UNIFORM), tmp_path, QUIET, Maker())
     with pytest.raises(InputError, match="other settings"):
-        runner.read(cell(UNIFORM, scale="small"), tmp_path)
+        runner.read_measures(cell(UNIFORM, scale="small"), tmp_path)
 
 
 def test_arms_that_differ_before_the_event_are_refused() -> None:
@@ -184,19 +184,20 @@ def snapshots(folder: Path, names: dict[str, list[str]]) -> Path:
     return folder
 
 
-def test_k_counts_from_the_event_and_begins_at_the_deletion(tmp_path: Path) -> None:
+def test_k_counts_from_the_event_and_starts_at_the_deletion(tmp_path: Path) -> None:
     names = ["00001-round", "00003-round", "00004-before-d2", "00004-deleted-d2", "00005-round", "00007-end"]
     kept = snapshots(tmp_path, {"d0": names, "d1": [*names, "00007-round"], "d2": ["00003-round"]})
     found = [
-        (k, [p.name.split(".")[0] for p in paths]) for k, paths in metrics.moments(cell(UNIFORM), kept, 3)
+        (k, [p.name.split(".")[0] for p in paths])
+        for k, paths in metrics.snapshots_by_k(cell(UNIFORM), kept, 3)
     ]
     assert found == [(0, ["00004-deleted-d2"] * 2), (2, ["00005-round"] * 2)]  # 7 lacks d0
 
 
-def test_where_nothing_is_deleted_the_last_round_before_is_the_beginning(tmp_path: Path) -> None:
+def test_without_a_deletion_k_0_is_the_last_round_before_the_event(tmp_path: Path) -> None:
     kept = snapshots(tmp_path, {d: ["00003-round", "00005-round"] for d in ("d0", "d1")})
-    assert [k for k, _ in metrics.moments(cell("naive"), kept, 3)] == [0, 2]
-    assert [k for k, _ in metrics.moments(cell(ORACLE), kept, -1)] == [4, 6]
+    assert [k for k, _ in metrics.snapshots_by_k(cell("naive"), kept, 3)] == [0, 2]
+    assert [k for k, _ in metrics.snapshots_by_k(cell(ORACLE), kept, -1)] == [4, 6]
 
 
 # -- comparison ------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def by_arm(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_event_gap_is_the_loss_above_the_oracles_last() -> None:
-    found = by_arm(paired.rows(MEASURED, with_none=True))
+    found = by_arm(paired.paired_rows(MEASURED, with_none=True))
     assert {arm: row["eg"] for arm, row in found.items()} == pytest.approx(
         {UNIFORM: 0.2, "dominant": 0.1, ORACLE: 0.0, NONE: 0.9}
     )
@@ -220,38 +221,40 @@ def test_event_gap_is_the_loss_above_the_oracles_last() -> None:
     assert found["dominant"]["ri_gap"] == pytest.approx(50.0)
     assert found["dominant"]["ri_loss"] == pytest.approx(100 / 3)
     assert found["dominant"]["worst_gap"] == pytest.approx(0.2)
-    assert [point["k"] for point in paired.none_of(MEASURED[0])["curve"]] == [0, 1, 2]
+    assert [point["k"] for point in paired.without_correction(MEASURED[0])["curve"]] == [0, 1, 2]
 
 
 def test_no_correction_costs_nothing() -> None:
-    found = by_arm(paired.rows(MEASURED, with_none=True))[NONE]
+    found = by_arm(paired.paired_rows(MEASURED, with_none=True))[NONE]
     assert (found["bytes"], found["norm_comm"], found["recovery_rounds"]) == (0, 0.0, None)
 
 
-def test_recovery_is_told_as_a_share_of_what_the_oracle_took() -> None:
+def test_recovery_costs_are_shares_of_the_oracles_costs() -> None:
     arms = [measured(UNIFORM, 1.0, 0.5, 0.11), measured("dominant", 1.0, 0.12, 0.1), MEASURED[2]]
-    found = by_arm(paired.rows(arms, with_none=False))
+    found = by_arm(paired.paired_rows(arms, with_none=False))
     shares = {arm: (row["recovery_rounds"], row["recovery_share_bytes"]) for arm, row in found.items()}
     # 95 % of 0.9 is 0.855: a loss of 0.145 here.
     assert shares == {UNIFORM: (2, 1.0), "dominant": (1, 0.5), ORACLE: (2, 1.0)}
 
 
 def test_a_cell_without_its_oracle_is_left_out() -> None:
-    assert paired.rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], with_none=True) == []
+    assert paired.paired_rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], with_none=True) == []
 
 
 def test_differences_are_paired_by_setting_and_seed() -> None:
     mine = [{"setting": "a", "seed": s, "eg": 0.1 * s} for s in (0, 1, 2)]
     other = [{"setting": "a", "seed": s, "eg": 1.0 + 0.1 * s} for s in (2, 1)]
-    assert aggregate.differences(mine, other, "eg") == pytest.approx([-1.0, -1.0])
+    assert aggregate.paired_differences(mine, other, "eg") == pytest.approx([-1.0, -1.0])
 
 
-def test_verdicts_name_the_best_single_action_and_judge_dominant() -> None:
+def test_verdicts_name_the_best_single_action_and_compare_dominant() -> None:
     def world(seed: int) -> list[dict[str, Any]]:
         losses = {ORACLE: 0.1, UNIFORM: 0.5, "sync": 0.4, "topology": 0.3, "dominant": 0.32 + 0.001 * seed}
         return [measured(arm, 1.0, loss, seed=seed) for arm, loss in losses.items()]
 
-    found = aggregate.verdicts(paired.rows([m for seed in range(3) for m in world(seed)], with_none=False))
+    found = aggregate.verdicts(
+        paired.paired_rows([m for seed in range(3) for m in world(seed)], with_none=False)
+    )
     single, dominant, against = found
     assert single["what"] == "best single action topology - runner-up sync"
     assert single["eg"]["high"] == pytest.approx(-0.1)
@@ -261,7 +264,7 @@ def test_verdicts_name_the_best_single_action_and_judge_dominant() -> None:
         False,
     )
     assert against["what"] == "dominant - uniform"
-    assert tables.line(single).endswith("-0.100 \\[-0.100, -0.100], which excludes 0")
+    assert tables.verdict_line(single).endswith("-0.100 \\[-0.100, -0.100], which excludes 0")
 
 
 def decision(reason: str, local: float, consensus: float, heterogeneity: float) -> dict[str, Any]:
@@ -269,24 +272,24 @@ def decision(reason: str, local: float, consensus: float, heterogeneity: float) 
     return {"k": 1, "reason": reason, "groups": {}, "residuals": {"early": half, "late": half}}
 
 
-def test_a_regime_is_told_by_the_first_diagnosis_and_the_choices() -> None:
+def test_a_regime_is_described_by_the_first_diagnosis_and_the_choices() -> None:
     sync, stay = (
         "dominant: late, R_loc 1 of 2 -> sync 2, early steps 1",
         "dominant: late, R_loc 1 of 2 -> stay",
     )
     first, second = decision(sync, 1.0, 2.0, 1.0), decision(stay, 5.0, 0.0, 0.0)
     told = [{**measured("dominant", 1.0), "decisions": [first, second, second]}, measured(UNIFORM, 1.0)]
-    found = regime_check.evidence(told)
+    found = regime_check.regime_evidence(told)
     assert [e["choices"] for e in found] == [{"stay": 2, "sync": 1}]
     assert found[0]["shares"] == pytest.approx({"R_loc": 0.25, "R_con": 0.5, "R_het": 0.25})
-    assert tables.regime(found[0]) == (
+    assert tables.regime_line(found[0]) == (
         "paper: at the first diagnosis R_loc 25 %, R_con 50 %, R_het 25 %; "
         "dominant chose stay 2, sync 1 (decisions)"
     )
 
 
-def test_without_a_diagnosis_nothing_is_told_of_a_regime() -> None:
-    assert regime_check.evidence([measured(UNIFORM, 1.0), measured(ORACLE, 1.0)]) == []
+def test_without_a_diagnosis_a_regime_has_no_evidence() -> None:
+    assert regime_check.regime_evidence([measured(UNIFORM, 1.0), measured(ORACLE, 1.0)]) == []
 
 
 # -- the whole -------------------------------------------------------------------------------------------
@@ -306,7 +309,7 @@ def test_an_experiment_writes_rows_results_and_a_picture(tmp_path: Path) -> None
     console.file.close()
 
 
-def test_snapshots_are_kept_where_a_folder_asks_for_it(
+def test_snapshots_are_kept_if_the_run_has_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emulation.analysis import evaluator
@@ -314,19 +317,19 @@ def test_snapshots_are_kept_where_a_folder_asks_for_it(
     class Evaluator:
         def __init__(self, scenario: object) -> None: ...
 
-        def records(self, path: Path) -> list[dict[str, Any]]:
+        def evaluate_snapshot(self, path: Path) -> list[dict[str, Any]]:
             return []
 
-        def rest(self) -> list[dict[str, Any]]:
+        def last_consensus_errors(self) -> list[dict[str, Any]]:
             return []
 
     monkeypatch.setattr(evaluator, "Evaluator", Evaluator)
     snapshots(tmp_path / "devices", {"d0/snapshots": ["00001-round"]})
-    (tmp_path / KEPT).mkdir()
+    (tmp_path / KEPT_SNAPSHOTS).mkdir()
     (tmp_path / DONE_MARKER).touch()
     evaluator.main(tmp_path, cell(UNIFORM).scenario())
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.safetensors")] == [
-        f"{KEPT}/d0/00001-round.safetensors"
+        f"{KEPT_SNAPSHOTS}/d0/00001-round.safetensors"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Chains side by side: each in its order, and nothing is left when one fails or the parent dies."""
+"""Parallel chains: order within a chain, and no process left after a failure or a kill of the parent."""
 
 from __future__ import annotations
 
@@ -7,30 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from emulation.experiments.parallel import chains, run_all
+from emulation.experiments.parallel import chains
 from emulation.launch.errors import RunFailed
-
-
-def note(folder: Path, item: str) -> None:
-    """Work: say when it began and ended; an item named bad fails, a slow one waits for its end."""
-    if "bad" in item:
-        raise RuntimeError(f"{item} cannot be done")
-    (folder / f"{item}.pid").write_text(str(os.getpid()))
-    began = time.monotonic()
-    while "slow" in item and time.monotonic() < began + 60:
-        time.sleep(0.05)
-    with (folder / "done").open("a") as file:
-        file.write(f"{item}\n")
-
-
-def run(folder: Path, found: list[list[str]], jobs: int = 2) -> None:
-    run_all(found, partial(note, folder), str, jobs, folder / "logs", lambda: None)
+from tests.support.chains import run
 
 
 def gone(pid: int) -> bool:
@@ -48,7 +32,7 @@ def test_items_of_a_key_stay_together_and_in_order() -> None:
     ]
 
 
-def test_every_item_is_done_in_its_chain_s_order(tmp_path: Path) -> None:
+def test_the_items_of_a_chain_are_done_in_order(tmp_path: Path) -> None:
     run(tmp_path, [["a1", "a2"], ["b1"], ["c1", "c2"]])
     done = (tmp_path / "done").read_text().split()
     assert sorted(done) == ["a1", "a2", "b1", "c1", "c2"]
@@ -64,7 +48,7 @@ def test_the_first_failure_ends_the_others(tmp_path: Path) -> None:
 
 def test_a_killed_parent_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.emulation.experiments.test_parallel import run; import sys;"
+        "from pathlib import Path; from tests.support.chains import run; import sys;"
         "run(Path(sys.argv[1]), [['slow1'], ['slow2']])"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

@@ -49,7 +49,7 @@ def test_interval_is_the_same_each_time() -> None:
         (0.0, 4, 0.5),
     ],
 )
-def test_t_tail_is_that_of_the_tables(t: float, degrees: int, p: float) -> None:
+def test_t_tail_equals_the_published_tables(t: float, degrees: int, p: float) -> None:
     assert statistics.t_tail(t, degrees) == pytest.approx(p, rel=1e-3)
     assert statistics.t_tail(-t, degrees) == pytest.approx(1 - p, rel=1e-3)
 
@@ -78,7 +78,7 @@ def test_improvement_and_communication_are_relative_to_uniform() -> None:
     assert statistics.norm_comm(1.0, 0.0) is None
 
 
-def test_tow_multiplies_what_is_left() -> None:
+def test_tow_is_a_product() -> None:
     assert statistics.tow([0.1, -0.2, 0.0]) == pytest.approx(0.9 * 0.8)
 
 
@@ -89,7 +89,7 @@ def test_auc_counts_pairs() -> None:
 
 
 @given(LOSSES, LOSSES)
-def test_auc_of_the_exchanged_sides_is_the_rest(members: list[float], others: list[float]) -> None:
+def test_auc_of_exchanged_sides_is_one_minus_auc(members: list[float], others: list[float]) -> None:
     there, back = statistics.auc(members, others), statistics.auc(others, members)
     assert there is not None and back is not None
     assert there + back == pytest.approx(1.0)

@@ -17,7 +17,8 @@ from emulation.launch.compose import ComposeBackend
 from emulation.launch.errors import RunFailed
 from emulation.launch.run_loop import check_devices, inject_due
 from emulation.launch.run_state import RunState
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from emulation.testbed import docker as docker_cli
 from emulation.testbed import id_leases, start_gate
 from emulation.testbed.docker import DockerFailed, Project

@@ -11,7 +11,8 @@ from rich.console import Console
 from emulation.analysis import summary
 from emulation.launch import run_keys, run_loop
 from emulation.launch.run_keys import DeviceKeys
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from tests.support import synthetic_run
 from tests.support.command_line import QUICK
 

@@ -16,7 +16,8 @@ from emulation.launch.backend import BACKENDS, BackendEntry
 from emulation.launch.errors import RunFailed
 from emulation.launch.evaluator_process import EvaluatorProcess
 from emulation.launch.run_state import DeviceStatus, RunState
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from tests.support.command_line import QUICK, unweft
 

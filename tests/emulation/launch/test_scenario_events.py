@@ -19,8 +19,17 @@ from emulation.launch.device_scripts import present_at_start, script_of
 from emulation.launch.forkserver import Forkserver
 from emulation.launch.local import LocalBackend
 from emulation.launch.run_state import RunState
-from emulation.scenario.events import ChurnConfig, EventConfig, Population, churn, cut_off, due, problems
-from emulation.scenario.schema import Scenario, load
+from emulation.scenario.events import (
+    ChurnConfig,
+    EventConfig,
+    Population,
+    cut_off,
+    draw_churn,
+    due,
+    event_problems,
+)
+from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from peers.runtime import partition
 from peers.runtime.spec import NEAR
@@ -50,20 +59,20 @@ def test_random_events_are_possible_events(
     config = ChurnConfig.model_validate({"rate": rate, "kind": tuple(kinds), "least": 1})
     initial = [f"d{i}" for i in range(devices)]
     fixed = [event(4, "leave", "d0")] if devices > 1 else []
-    drawn = churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
+    drawn = draw_churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
     in_order = sorted(enumerate([*fixed, *drawn]), key=lambda numbered: numbered[1].round)
     if fixed:  # what was drawn before it did not know of it
         in_order = [(n, e) for n, e in in_order if e.round >= 4]
         drawn = [e for e in drawn if e.round >= 4]
-    again = churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
+    again = draw_churn(config, seed, 60, devices + more, Population(initial, on_crash), list(fixed))
     assert [e for e in again if e.round >= 4 or not fixed] == drawn
     if not fixed:
-        assert not list(problems(in_order, Population(initial, on_crash), 60, devices + more))
+        assert not list(event_problems(in_order, Population(initial, on_crash), 60, devices + more))
 
 
 def test_the_rate_of_churn_is_events_a_round() -> None:
     config = ChurnConfig(rate=0.5, kind="stall", stop=998)
-    drawn = churn(config, 1, 1000, 8, Population(["d0", "d1"], "forget"), [])
+    drawn = draw_churn(config, 1, 1000, 8, Population(["d0", "d1"], "forget"), [])
     assert len(drawn) == pytest.approx(500, abs=80)
 
 
@@ -78,7 +87,7 @@ def test_a_scenario_has_the_events_of_its_churn() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{round=3, kind="return", device="d1"}', "has not gone"),
+        ('{round=3, kind="return", device="d1"}', "is not gone"),
         ('{round=3, kind="partition"}', "groups"),
         ('{round=3, kind="partition", groups=[["d0"], ["d0", "d1"]]}', "twice"),
         ('{round=3, kind="partition", groups=[["d0"]], device="d1"}', "all kinds but partition"),
@@ -147,9 +156,9 @@ def test_a_waiting_event_holds_up_only_its_device() -> None:
 def test_late_random_events_are_dropped_in_the_last_rounds() -> None:
     listed, drawn = event(20, "leave", "d0"), event(20, "stall", "d1", duration_s=1.0)
     made = scenario(listed, churn={"rate": 0.5, "stop": 80}, round={"count": 100}, devices={"count": 3})
-    assert made.in_time([listed, drawn], {"d0": 90, "d1": 3}) == [listed, drawn]
-    assert made.in_time([listed, drawn], {"d0": 91, "d1": 3}) == [listed]
-    assert made.in_time([drawn], {}) == [drawn]
+    assert made.without_late_churn([listed, drawn], {"d0": 90, "d1": 3}) == [listed, drawn]
+    assert made.without_late_churn([listed, drawn], {"d0": 91, "d1": 3}) == [listed]
+    assert made.without_late_churn([drawn], {}) == [drawn]
 
 
 def backend_of(made: Scenario, out: Path, **lives: bool) -> LocalBackend:
@@ -195,7 +204,7 @@ def test_no_device_joins_when_the_maximum_is_live() -> None:
     config = ChurnConfig(rate=2.0, kind=("join", "return", "leave"), most=5)
     population = Population(["d0", "d1", "d2", "d3"], "delete")
     live, most = 4, 4
-    for one in churn(config, 3, 60, 32, population, []):
+    for one in draw_churn(config, 3, 60, 32, population, []):
         live += 1 if one.kind in ("join", "return") else -1
         most = max(most, live)
     assert most == 5

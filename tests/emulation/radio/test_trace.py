@@ -1,4 +1,4 @@
-"""Replay of a trace: which line holds when, and what is said of a bad one."""
+"""Replay of a trace: the line for a round, and the refusal of bad traces."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_the_last_line_before_holds(tmp_path: Path) -> None:
+def test_the_last_line_up_to_the_round_applies(tmp_path: Path) -> None:
     links = replay(tmp_path, GOOD)
     rates = [links.link(k, "d0", "d1", []).rate_Bps for k in (2, 3, 4, 5, 6, 900)]
     assert rates == [1_000_000] * 3 + [2_000_000] * 3
     assert links.link(-1, "d1", "d0", []).rate_Bps == links.link(0, "d1", "d0", []).rate_Bps == 500
 
 
-def test_latency_and_loss_of_a_line_or_else_of_the_scenario(tmp_path: Path) -> None:
+def test_missing_latency_and_loss_come_from_the_scenario(tmp_path: Path) -> None:
     links = replay(tmp_path, GOOD)
     given, default = links.link(2, "d0", "d1", []), links.link(5, "d0", "d1", [])
     assert (given.latency_ns, given.loss) == (20_000_000, 0.1)
@@ -51,19 +51,19 @@ def test_latency_and_loss_of_a_line_or_else_of_the_scenario(tmp_path: Path) -> N
     assert links.min_latency_ns == 1_000_000
 
 
-def test_outage_before_the_first_line_at_rate_0_and_where_nothing_was_measured(tmp_path: Path) -> None:
+def test_outage_before_the_first_line_at_rate_0_and_without_lines(tmp_path: Path) -> None:
     links = replay(tmp_path, GOOD)
     assert links.link(1, "d0", "d1", []).outage and not links.link(2, "d0", "d1", []).outage
     assert links.link(3, "d1", "d0", []).outage and not links.link(2, "d1", "d0", []).outage
     assert links.link(5, "d1", "d2", []).outage
 
 
-def test_outage_where_an_update_takes_longer_than_tau_max(tmp_path: Path) -> None:
+def test_outage_if_a_frame_takes_longer_than_tau_max(tmp_path: Path) -> None:
     links = replay(tmp_path, "round,src,dst,rate_Bps\n0,d0,d1,499\n0,d1,d0,500\n")
     assert links.link(0, "d0", "d1", []).outage and not links.link(0, "d1", "d0", []).outage
 
 
-def test_lines_of_devices_that_are_not_in_the_run_do_nothing(tmp_path: Path) -> None:
+def test_lines_of_other_devices_are_ignored(tmp_path: Path) -> None:
     assert replay(tmp_path, GOOD).link(1, "d9", "d0", []).outage
 
 
@@ -72,7 +72,7 @@ def test_columns_in_any_order_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert links.link(0, "d0", "d1", []).rate_Bps == 900
 
 
-def test_travels_to_another_process(tmp_path: Path) -> None:
+def test_a_trace_channel_can_be_pickled(tmp_path: Path) -> None:
     links = pickle.loads(pickle.dumps(replay(tmp_path, GOOD)))
     assert links.link(6, "d0", "d1", []).rate_Bps == 2_000_000
 
@@ -83,7 +83,7 @@ def test_travels_to_another_process(tmp_path: Path) -> None:
         ("x,d0,d1,5,,", ["line 2: round: 'x'", "a valid integer"]),
         ("-1,d0,d1,5,,", ["line 2: round: '-1'", "greater than or equal to 0"]),
         ("0,,d1,5,,", ["line 2: src: ''", "at least 1 character"]),
-        ("0,d1,d1,5,,", ["line 2: dst: 'd1' is src too"]),
+        ("0,d1,d1,5,,", ["line 2: dst: 'd1' equals src"]),
         ("0,d0,d1,-5,,", ["line 2: rate_Bps: '-5'", "greater than or equal to 0"]),
         ("0,d0,d1,inf,,", ["line 2: rate_Bps: 'inf'", "finite"]),
         ("0,d0,d1,,,", ["line 2: rate_Bps: ''", "a valid number"]),
@@ -109,7 +109,7 @@ def test_bad_headers(tmp_path: Path, header: str) -> None:
 
 
 def test_a_device_without_a_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no line is of d2; allowed"):
+    with pytest.raises(InputError, match="no line names d2; allowed"):
         replay(tmp_path, GOOD, ("d0", "d1", "d2"))
 
 

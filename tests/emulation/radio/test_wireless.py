@@ -90,7 +90,7 @@ def test_interference_lowers_rates() -> None:
         assert loud.link(3, *pair, LIVE).rate_Bps <= loud.link(3, *pair, LIVE[:4]).rate_Bps
 
 
-def test_without_interference_others_only_take_their_share_of_the_band() -> None:
+def test_without_interference_other_devices_only_share_the_band() -> None:
     links = wireless(interference=0.0)
     assert links.link(0, "d0", "d1", LIVE).rate_Bps == pytest.approx(
         links.link(0, "d0", "d1", ["d0", "d1"]).rate_Bps / 5, abs=1
@@ -99,7 +99,7 @@ def test_without_interference_others_only_take_their_share_of_the_band() -> None
     assert fixed.link(0, "d0", "d1", LIVE) == fixed.link(0, "d0", "d1", ["d0", "d1"])
 
 
-def test_receivers_that_are_not_live_yet_are_heard() -> None:
+def test_a_receiver_need_not_be_live() -> None:
     links = wireless()
     assert links.link(0, "d0", "d5", LIVE[:5]) == links.link(0, "d0", "d5", LIVE)
 
@@ -145,12 +145,12 @@ def test_shadowing_has_its_standard_deviation() -> None:
     assert statistics.pstdev(ratios) == pytest.approx(6, abs=0.4)
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_channel() -> None:
     assert rate_table(wireless(1), 0, LIVE) == rate_table(wireless(1), 0, LIVE)
     assert rate_table(wireless(1), 0, LIVE) != rate_table(wireless(2), 0, LIVE)
 
 
-def test_the_same_whatever_the_order_of_questions() -> None:
+def test_qualities_do_not_depend_on_the_order_of_calls() -> None:
     links, asked = wireless(), list(permutations(LIVE, 2))
     forth = {(k, pair): links.link(k, *pair, LIVE) for k in range(4) for pair in asked}
     back = {
@@ -176,7 +176,7 @@ def test_the_same_in_another_process_and_after_pickling() -> None:
 
 
 # -- outage, kinds -------------------------------------------------------------------------------------
-def test_outage_is_when_a_frame_takes_longer_than_tau_max() -> None:
+def test_outage_if_a_frame_takes_longer_than_tau_max() -> None:
     config = configured(**PLAIN, **LINE)
     rate = channel(config, []).link(0, "a", "b", ["a", "b"]).rate_Bps
     for size, outage in ((2 * rate, False), (2 * rate + 1, True)):
@@ -222,7 +222,7 @@ def test_walkers_stay_in_the_area_and_keep_to_their_speed(
         assert math.dist(here, there) <= step_m(mobility) * (1 + 1e-6) + 1e-6
 
 
-def test_walkers_move_and_the_path_does_not_depend_on_the_order_of_questions() -> None:
+def test_paths_do_not_depend_on_the_order_of_calls() -> None:
     mobility = MobilityConfig(kind="random-waypoint")
     forth = [Positions(3, WirelessConfig(), mobility).at("d1", k) for k in range(300)]
     asked = Positions(3, WirelessConfig(), mobility)
@@ -235,13 +235,13 @@ def test_walkers_move_and_the_path_does_not_depend_on_the_order_of_questions() -
     assert straight > 280  # the other steps turn at a waypoint
 
 
-def test_who_does_not_move_stays() -> None:
+def test_without_mobility_devices_stay() -> None:
     positions = Positions(0, WirelessConfig(positions={"d1": (3.0, 4.0)}), MobilityConfig())
     assert positions.at("d1", 0) == positions.at("d1", 99) == (3.0, 4.0)
     assert positions.at("d0", 0) == positions.at("d0", 99)
 
 
-def test_a_walker_starts_where_it_is_put() -> None:
+def test_a_walker_starts_at_its_configured_position() -> None:
     mobility = MobilityConfig(kind="random-waypoint")
     positions = Positions(0, WirelessConfig(positions={"d1": (3.0, 4.0)}), mobility)
     assert positions.at("d1", -1) == positions.at("d1", 0) == pytest.approx((3.0, 4.0))

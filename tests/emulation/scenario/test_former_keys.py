@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from emulation import cli
 from emulation.scenario import former_keys
-from emulation.scenario.schema import dump, load, read
+from emulation.scenario.loading import dump, load, read
 from peers.errors import InputError
 
 FORMER = "[correction]\nhandover = 0.4\nrepay = false\n"

@@ -1,4 +1,4 @@
-"""Scenarios: what is accepted, what is refused and in which words."""
+"""Scenarios: accepted values, refused values, and the texts of refusals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation.scenario.schema import dump, load
+from emulation.scenario.loading import dump, load
 from peers.config import DeviceConfig
 from peers.errors import InputError
 
@@ -42,7 +42,7 @@ def refusal(path: Path, *overrides: str, **options: str) -> str:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_scenarios_are_sound(path: Path) -> None:
+def test_shipped_scenarios_are_valid(path: Path) -> None:
     assert load(path).name == path.stem
 
 
@@ -104,7 +104,7 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("what", ["--set what", "a.b=value"]),
     ],
 )
-def test_one_clear_line(file: Path, override: str, words: list[str]) -> None:
+def test_a_refusal_is_one_clear_line(file: Path, override: str, words: list[str]) -> None:
     message = refusal(file, override)
     assert all(word in message for word in words), message
 
@@ -142,13 +142,13 @@ def test_newest_refuses_leak(file: Path) -> None:
     assert "one writer" in refusal(file, "mixing.mode=newest", "isolation.leak=0.5")
 
 
-def test_trials_leave_no_trace_and_so_want_plain_steps(file: Path) -> None:
+def test_lookahead_refuses_fisher_steps(file: Path) -> None:
     said = refusal(file, "correction.fisher=true", "correction.policy=lookahead")
     assert "correction.fisher" in said and "allowed: false, or another policy" in said
 
 
 @pytest.mark.parametrize("mode", ["newest", "paper-literal"])
-def test_an_allocator_wants_copies_of_one_block_that_are_mixed(file: Path, mode: str) -> None:
+def test_an_allocator_requires_mode_average(file: Path, mode: str) -> None:
     said = refusal(file, "radio.allocator=residual", f"mixing.mode={mode}")
     assert f"radio.allocator: 'residual' with mixing.mode = '{mode}'" in said
     assert "allowed: 'fifo', or mixing.mode = 'average'" in said
@@ -183,18 +183,18 @@ def test_an_allocator_wants_copies_of_one_block_that_are_mixed(file: Path, mode:
         ("radio.trace=t.csv", ["radio.trace: has no meaning with radio.kind = 'wireless'", "with 'trace'"]),
     ],
 )
-def test_bad_radio(file: Path, override: str, words: list[str]) -> None:
+def test_bad_radio_values_are_refused(file: Path, override: str, words: list[str]) -> None:
     message = refusal(file, "radio.kind=wireless", override)
     assert all(word in message for word in words), message
 
 
-def test_tables_of_another_kind_of_radio(file: Path) -> None:
+def test_settings_of_another_radio_kind_are_refused(file: Path) -> None:
     for override, table in (("wireless.area_m=9", "wireless"), ("mobility.speed_mps=9", "mobility")):
         message = refusal(file, f"radio.{override}")
         assert f"radio.{table}: has no meaning with radio.kind = 'fixed'; allowed: with 'wireless'" in message
 
 
-def test_traces_that_cannot_be_replayed(file: Path, tmp_path: Path) -> None:
+def test_bad_traces_are_refused(file: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     given = ["radio.kind=trace", f"radio.trace={trace}"]
     assert "radio.trace: is missing" in refusal(file, given[0])
@@ -202,7 +202,7 @@ def test_traces_that_cannot_be_replayed(file: Path, tmp_path: Path) -> None:
     trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,fast\n")
     assert f"{trace}: line 2: rate_Bps: 'fast'" in refusal(file, *given)
     trace.write_text("round,src,dst,rate_Bps\n0,d0,d1,9\n0,d2,d0,9\n")
-    assert f"{trace}: no line is of d7" in refusal(file, *given)
+    assert f"{trace}: no line names d7" in refusal(file, *given)
 
 
 def test_dump_makes_the_trace_absolute(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_dump_keeps_a_wireless_radio(file: Path, tmp_path: Path) -> None:
     assert load(again) == scenario
 
 
-def test_names_the_place(file: Path) -> None:
+def test_a_refusal_names_the_place(file: Path) -> None:
     assert refusal(file, "round.count=x").startswith("--set: round.count")
     assert refusal(file, clock="sidereal").startswith("--clock: clock")
     file.write_text("[round]\ncount = 'x'\n")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.scenario.schema import Scenario, load, read
+from emulation.scenario.loading import load, read
+from emulation.scenario.schema import Scenario
 from emulation.testbed import epoch, run_folder
 from emulation.testbed.id_leases import Claim
 from peers.errors import InputError

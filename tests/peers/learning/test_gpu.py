@@ -16,8 +16,8 @@ from peers.learning.learner import Learner
 from peers.models.loader import pick_device
 from peers.storage.checkpoint import path_of
 from tests.support.learners import OTHERS, OWN, block, fill, same, small_config, small_data, small_loaded
+from tests.support.ranks import in_all_ranks
 from tests.support.virtual_runs import CHURN, virtual_run
-from tests.transport.links.test_gloo_links import in_all_ranks
 from transport.links.gloo_links import GlooLinks
 
 pytestmark = [

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.support.conversations import conversation
 from tests.support.live_devices import Device, Outcome, live, send_all, until
 from tests.support.live_links import NEW, both, device, listed
 from tests.support.relay import Relay
@@ -92,24 +93,6 @@ def test_a_stranger_is_told_no_more_than_that_this_speaks_curve(tmp_path: Path, 
     # ZMTP's greeting or the beginning of it: signature, version, mechanism, role
     assert (b"\xff" + bytes(7) + b"\x01\x7f").startswith(told[:10]) and len(told) <= 64
     assert told[12:32] in (b"", b"CURVE".ljust(20, b"\0")) and set(told[32:]) <= {0, 1}
-
-
-async def conversation(address: str, say: bytes, for_s: float = 0.3) -> bytes:
-    """What a connection to an address is told within a time, once it has said something."""
-    host, port = address.removeprefix("tcp://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    heard = b""
-    try:
-        writer.write(say)
-        async with asyncio.timeout(for_s):
-            while more := await reader.read(1 << 16):
-                heard += more
-    except (TimeoutError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-    return heard
 
 
 def test_a_member_cannot_speak_as_another_where_ids_are_bound(tmp_path: Path) -> None:

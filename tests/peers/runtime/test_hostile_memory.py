@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from emulation.launch.ports import free_ports
-from tests.peers.runtime.test_hostile import conversation
+from tests.support.bombs import BOMBS
 from tests.support.command_line import QUICK
+from tests.support.conversations import conversation
 from tests.support.live_devices import send_all, until
 from tests.support.live_links import device
-from tests.transport.wire.test_packing import BOMBS
 from transport.links.zmq_links import ZmqLinks
 from transport.wire.limits import MAX_PAYLOAD
 

@@ -7,12 +7,9 @@ import json
 import multiprocessing
 import os
 import signal
-import time
-import traceback
-from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -25,71 +22,16 @@ from peers.runtime.child_process import guard, redirect_output
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
 from peers.runtime.wiring import count_drop, make_driver
+from tests.support.ranks import DEADLINE_S, LIMITS, WORLD, in_all_ranks
 from transport.links.gloo_links import GlooLinks
 from transport.links.interface import Links
-from transport.links.zmq_dealer import Limits
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity
 from transport.shaping.accounting import Accounts
 from transport.wire.packing import wire_bytes
 
-WORLD = 3
-DEADLINE_S = 100.0  # a machine may be busy
 ROUNDS = 6
 MESSAGES, LARGE = 200, 70_000
-LIMITS = Limits(high_water=8, linger_ms=5000)
-Scene = Callable[[GlooLinks], Coroutine[Any, Any, object]]
-
-
-def in_all_ranks(scene: Scene, folder: Path, world: int = WORLD, last: int | None = None) -> list[object]:
-    """The result of `scene` in each rank. `last`: a rank that is expected to die.
-
-    All processes end with this.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed"])
-    started = []
-    try:
-        for rank in range(world):
-            mine, theirs = context.Pipe(duplex=False)
-            args = (scene, rank, world, f"file://{folder / 'store'}", theirs)
-            process = context.Process(target=_live, args=args)
-            process.start()
-            theirs.close()
-            started.append((process, mine))
-        return [_answer(pipe) for rank, (_, pipe) in enumerate(started) if rank != last]
-    finally:
-        for process, pipe in started:
-            process.kill()
-            process.join()
-            pipe.close()
-
-
-def _answer(pipe: Connection) -> object:
-    assert pipe.poll(DEADLINE_S), "no answer in time"
-    good, value = pipe.recv()
-    assert good, value
-    return value
-
-
-def _live(scene: Scene, rank: int, world: int, store: str, answer: Connection) -> None:
-    torch.set_num_threads(1)
-
-    async def whole() -> object:
-        links = GlooLinks(f"d{rank}", rank, world, store, LIMITS, patience_s=DEADLINE_S)
-        await links.start()
-        try:
-            for other in range(world):
-                links.connect(f"d{other}", f"gloo://{other}")
-            return await scene(links)
-        finally:
-            await links.close()
-
-    try:
-        answer.send((True, asyncio.run(whole())))
-    except Exception:
-        answer.send((False, traceback.format_exc()))
-    time.sleep(DEADLINE_S)  # until it is killed: so that no exit can be taken for an end of the stream
 
 
 def others(links: GlooLinks) -> list[str]:

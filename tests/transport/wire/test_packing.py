@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.bombs import BOMBS, ENVELOPE, UPDATE, hostile, raw
 from transport.wire.checksum import xxh3
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
@@ -20,7 +21,6 @@ from transport.wire.messages import (
     Bye,
     Credit,
     Deleted,
-    Envelope,
     Gossip,
     Hello,
     Manifest,
@@ -44,7 +44,6 @@ RECORD = {
     "x": None,
 }
 DIGEST = b"v" * 16
-UPDATE = Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 48000, 12345678)
 MESSAGES = [
     Hello("tcp://10.0.0.1:5555", {"base": "abc", "groups": {"early": [3, 8]}, "s": 4.0}, True, ["int8"], -1),
     Refuse("another basis: é, and\na second line"),
@@ -65,16 +64,10 @@ MESSAGES = [
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
 ]
-ENVELOPE = Envelope("d1", 2, 77, 10**15, 10**15 + 5)
-KINDS = {"Hello": 1, "Refuse": 2, "Gossip": 3, "Update": 4, "Manifest": 5, "Ping": 7}
 
 
 def frames(message) -> list:
     return pack(ENVELOPE, message, b"payload" if isinstance(message, Update) else None)
-
-
-def hostile(kind: str, body: bytes) -> list[bytes]:
-    return [seal(PREFIX.pack(b"uw", VERSION, KINDS[kind], 0, 0, 0) + body)]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -141,10 +134,6 @@ BAD = [
 def test_a_message_that_unpack_would_refuse_is_a_value_error(message) -> None:
     with pytest.raises(ValueError, match="out of range"):
         frames(message)
-
-
-def raw(kind: str, *fields, src="d1", incarnation=0) -> list[bytes]:
-    return hostile(kind, msgpack.packb([src, incarnation, *fields]))
 
 
 @pytest.mark.parametrize(
@@ -233,26 +222,6 @@ def test_no_altered_byte_of_a_header_gets_through(message, data) -> None:
     altered = bytes([header[at] ^ data.draw(st.integers(1, 255))])
     with pytest.raises(WireError):
         unpack([header[:at] + altered + header[at + 1 :], *rest])
-
-
-MAPS = b"\x81\xa1k\xdc\x00\x3d" + (b"\xdc\x01\x00" + b"\x80" * 256) * 60  # and then a NaN
-PAIRS = b"\x81\xa0" * 500
-BOMBS = {
-    "1 MB of nested maps": hostile("Gossip", b"\x81\xa0" * 500_000),
-    "1 MB of empty maps": hostile("Gossip", b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)),
-    "1 MB as a ping": hostile("Ping", b"\x80" * (1 << 20)),
-    "a payload one byte too long": [frames(UPDATE)[0], b"\x80" * (MAX_PAYLOAD + 1)],
-    "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
-    "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
-    "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),
-    "arrays that claim to be long, small": [*hostile("Update", b"\xdc\x00\x11" * 320), b"payload"],
-    "items that are empty arrays": raw("Manifest", 1, "train", b"v" * 8, b"\x90" * 260_000),
-    "items that are empty maps": raw("Manifest", 1, "train", b"v" * 8, b"\x80" * 20_480),
-    "records that are nested maps": raw("Gossip", b"".join([msgpack.packb(PAIRS)] * 250), True, 0),
-    "records of empty arrays": raw("Gossip", b"".join([msgpack.packb(b"\x81\xa0\x90")] * 40_000), True, 0),
-    "a fingerprint of empty maps": raw("Hello", "a", MAPS + b"\xca\x7f\xc0\x00\x00", True, b"", 0),
-    "a deep fingerprint": raw("Hello", "a", b"\x81\xa1k" + b"\xdc\x01\x00" * 5_000, True, b"", 0),
-}
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
