@@ -179,8 +179,8 @@ def _complete_rounds(event: InjectedEvent, first: int) -> list[tuple[int, list[R
 def _sent_until(event: InjectedEvent, round_: int) -> int:
     """Bytes that all devices sent in rounds that closed after the injection, up to `round_`."""
     total = 0
-    for device, lines in event.run.metrics.items():
-        sent = sent_by_round(lines, event.run.events[device])
+    for lines in event.run.metrics.values():
+        sent = sent_by_round(lines)
         counted = {int(line["round"]) for line in lines if float(line["t1_s"]) > event.t_s}
         total += sum(sent[r] for r in counted if r <= round_)
     return total

@@ -1,7 +1,11 @@
-"""Totals of the link counters of a device. The counters restart at zero with each process of the device."""
+"""Totals of the link counters of a device. The counters restart at zero with each life of the device.
+
+Records are those of `RunRecords`: each has its `life` (lives.py).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,38 +15,31 @@ LinkCounters = Mapping[str, Record]  # peer -> counters, as in metrics.jsonl
 
 
 def final_links(metrics: Iterable[Record], events: Iterable[Record]) -> dict[str, Record]:
-    """Peer -> counters at the end of a device, summed over all its processes.
+    """Peer -> counters at the end of a device, summed over all its lives.
 
-    Latency quantiles are those of the last process. Latency counts are summed over the processes that ended
+    Latency quantiles are those of the last life. Latency counts are summed over the lives that ended
     normally.
     """
-    events = list(events)
-    states = [(float(line["t1_s"]), line["links"]) for line in metrics]
-    states += [(float(e["t_s"]), e["links"]) for e in events if e["event"] == "finished" and "links" in e]
+    last: dict[int, LinkCounters] = {int(line["life"]): line["links"] for line in metrics}
+    # A life writes its totals last, whatever the times of its rounds.
+    last |= {int(e["life"]): e["links"] for e in events if e["event"] == "finished" and "links" in e}
     total: dict[str, Record] = {}
-    last: dict[int, LinkCounters] = {}
-    for t_s, counters in sorted(states, key=lambda state: state[0]):
-        last[process_number(events, t_s)] = counters
-    for counters in last.values():
+    for _, counters in sorted(last.items()):
         total = _add(total, counters)
     return total
 
 
-def sent_by_round(metrics: Iterable[Record], events: Iterable[Record]) -> dict[int, int]:
-    """Round -> bytes that a device sent between the end of its previous round and the end of this round."""
-    events = list(events)
-    sent: dict[int, int] = {}
-    before, previous = 0, -1
+def sent_by_round(metrics: Iterable[Record]) -> dict[int, int]:
+    """Round -> bytes that a device sent between the end of its previous round and the end of this round.
+
+    Two lives may have closed the same round: both count.
+    """
+    sent, before = Counter[int](), Counter[int]()
     for line in metrics:
-        now, current = total_sent(line["links"]), process_number(events, float(line["t1_s"]))
-        sent[int(line["round"])] = now if current != previous else now - before
-        before, previous = now, current
-    return sent
-
-
-def process_number(events: Iterable[Record], t_s: float) -> int:
-    """The number of the process of a device at a time: its `started` records up to then."""
-    return sum(e["event"] == "started" and float(e["t_s"]) <= t_s for e in events)
+        now, life = total_sent(line["links"]), int(line["life"])
+        sent[int(line["round"])] += now - before[life]
+        before[life] = now
+    return dict(sent)
 
 
 def total_sent(counters: LinkCounters) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emulation.analysis.lives import event_order, with_lives
 from emulation.scenario.events import GONE
 from emulation.scenario.loading import read
 from emulation.scenario.schema import Scenario
@@ -73,8 +74,8 @@ class RunRecords:
 
     @property
     def injected(self) -> list[Record]:
-        """The events that the launcher injected, in order: round, kind, device, t_s."""
-        return sorted(self.run.get("events", []), key=lambda e: (float(e["t_s"]), int(e["round"])))
+        """The events that happened, in order: round, kind, device, t_s, and in virtual time also life."""
+        return sorted(self.run.get("events", []), key=event_order)
 
     @property
     def unfinished(self) -> bool:
@@ -102,11 +103,14 @@ def load(folder: Path) -> RunRecords:
     run_file = folder / "run.json"
     run = (_parse(run_file.read_bytes()) or {}) if run_file.exists() else {}
     found = {path.name for path in (folder / "devices").glob("*") if path.is_dir()}
-    records = RunRecords(folder, read(folder / "scenario.toml"), in_order({*found, *run.get("devices", {})}))
-    records.run = run
-    for device in records.devices:
-        records.metrics[device] = read_lines(folder / "devices" / device / "metrics.jsonl")
-        records.events[device] = read_lines(folder / "devices" / device / "events.jsonl")
+    records = RunRecords(folder, read(folder / "scenario.toml"), [], run=run)
+    for device in in_order({*found, *run.get("devices", {})}):
+        own = folder / "devices" / device
+        lines = read_lines(own / "metrics.jsonl"), read_lines(own / "events.jsonl")
+        metrics, events = with_lives(*lines)
+        if not _never_joined(events):
+            records.devices.append(device)
+            records.metrics[device], records.events[device] = metrics, events
     for line in read_lines(folder / "evaluations.jsonl"):
         if "consensus_error" in line:
             records.consensus[int(line["round"])] = float(line["consensus_error"])
@@ -115,15 +119,32 @@ def load(folder: Path) -> RunRecords:
     return records
 
 
+def _never_joined(events: Sequence[Record]) -> bool:
+    """Whether the device has a process of a virtual run whose arrival never came due, and no other."""
+    names = {event["event"] for event in events}
+    return "never_due" in names and "started" not in names
+
+
 def write_run(
-    folder: Path, devices: Mapping[str, Record], events: Sequence[Record], epoch_ns: int, ended_s: float
+    folder: Path,
+    devices: Mapping[str, Record],
+    events: Sequence[Record],
+    not_done: Sequence[Record],
+    epoch_ns: int,
+    ended_s: float,
 ) -> None:
     """Write run.json, which `load` reads.
 
-    devices: the facts of the launcher on each device, with its exit status in `exit`. ended_s: seconds since
-    the epoch of the run.
+    devices: the facts of the launcher on each device, with its exit status in `exit`. not_done: events of the
+    scenario that did not happen. ended_s: seconds since the epoch of the run.
     """
-    run = {"devices": devices, "events": events, "epoch_ns": epoch_ns, "ended_s": ended_s}
+    run = {
+        "devices": devices,
+        "events": events,
+        "not_done": not_done,
+        "epoch_ns": epoch_ns,
+        "ended_s": ended_s,
+    }
     (folder / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
 
 

@@ -49,6 +49,7 @@ def summarise(run: RunRecords) -> Record:
         "links": _links(links),
         "latency_buckets": {"first_s": latency_histogram.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
         "events": event_outcomes.event_outcomes(run),
+        "not_done": run.run.get("not_done", []),  # events of the scenario that did not happen
         "rounds": _rounds(run),
         "accuracy": accuracy,
         "final": _final(run, accuracy),
@@ -120,7 +121,7 @@ def _rounds(run: RunRecords) -> list[Record]:
     for device in run.devices:
         for line in run.metrics[device]:
             by_round.setdefault(int(line["round"]), {})[device] = line
-    sent = {device: sent_by_round(run.metrics[device], run.events[device]) for device in run.devices}
+    sent = {device: sent_by_round(run.metrics[device]) for device in run.devices}
     mixes = run.scenario.mixing.mode != "newest"  # newest replaces copies and uses no mixing matrix
     rounds = []
     for number, lines in sorted(by_round.items()):

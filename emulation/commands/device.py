@@ -151,6 +151,7 @@ def device(
     try:
         own_keys = keys_cli.of_device(loaded.keys, keys, claim.id)
         from emulation.radio import wireless
+        from peers.runtime.recorder import next_life
         from peers.runtime.spec import DeviceSpec
 
         if gates is not None:
@@ -174,6 +175,7 @@ def device(
             channel=wireless.channel(loaded, loaded.all_devices),
             health=health_socket,
             wall_clock=wall_clock,
+            life=next_life(out / "devices" / claim.id),
         )
         raise typer.Exit(_run(spec))
     finally:

@@ -148,7 +148,7 @@ def measure(run: RunRecords) -> Record:
 
 def _curve(run: RunRecords) -> list[Record]:
     """For each evaluated round: mean accuracy on all facts, consensus error, mean bytes of one device."""
-    sent = [sent_by_round(run.metrics[d], run.events[d]) for d in run.devices]
+    sent = [sent_by_round(run.metrics[d]) for d in run.devices]
     by_round: dict[int, list[float]] = {}
     for line in run.tagged("round"):
         by_round.setdefault(int(line["round"]), []).append(fmean(line["accuracy"].values()))

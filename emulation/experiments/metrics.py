@@ -92,7 +92,7 @@ class Costs:
     def __init__(self, cell: Cell, run: RunRecords, start: int) -> None:
         self._start = start
         self._lines = {d: run.metrics[d] for d in cell.survivors}
-        self._sent = {d: sent_by_round(run.metrics[d], run.events[d]) for d in cell.survivors}
+        self._sent = {d: sent_by_round(run.metrics[d]) for d in cell.survivors}
 
     def until(self, last: int) -> Record:
         """The costs after the start up to `last`. Steps: mean over devices. Seconds: slowest device."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from emulation.analysis.lives import event_order
 from emulation.analysis.records import Record, read_lines
 from emulation.scenario.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, Population, cut_off
 from emulation.scenario.schema import Scenario
@@ -47,13 +48,29 @@ def subject(event: EventConfig) -> str:
 
 
 def executed_events(out: Path, devices: Iterable[str]) -> list[Record]:
-    """The events that the devices of a virtual run recorded, at the devices' own times."""
-    found: dict[tuple[int, str, str], Record] = {}
+    """The events that the devices of a virtual run recorded, at the devices' own times, in order."""
+    own, network = list[Record](), dict[tuple[int, str, int], Record]()
     for device in devices:
+        repeated = Counter[tuple[int, str, int]]()
         for line in read_lines(out / "devices" / device / "events.jsonl"):
-            if line["event"] == "scripted":
-                network = line["kind"] in OF_THE_NETWORK  # every device records it; one record is enough
-                about = "" if network else device
-                event = {"round": line["at_round"], "kind": line["kind"], "device": about, "t_s": line["t_s"]}
-                found.setdefault((line["at_round"], line["kind"], about), event)
-    return list(found.values())
+            if line["event"] != "scripted":
+                continue
+            event = {"round": line["at_round"], "kind": line["kind"], "device": device, "t_s": line["t_s"]}
+            if line["kind"] in OF_THE_NETWORK:  # every life of every device records it; one record is enough
+                same = line["at_round"], line["kind"], line.get("life", 0)
+                repeated[same] += 1
+                network.setdefault((*same[:2], repeated[same]), {**event, "device": ""})
+            else:
+                own.append(event | ({"life": line["life"]} if "life" in line else {}))
+    return sorted([*own, *network.values()], key=event_order)
+
+
+def not_executed(scenario: Scenario, executed: Iterable[Record]) -> list[EventConfig]:
+    """The events of a scenario that did not come due before the devices of a virtual run had ended."""
+    done = Counter((e["round"], e["kind"], e["device"]) for e in executed)
+    missing = []
+    for event in scenario.events:
+        what = event.round, event.kind, event.device or ""
+        missing += [] if done[what] else [event]
+        done[what] -= 1
+    return missing

@@ -15,7 +15,7 @@ from rich.console import Console
 from emulation.analysis.records import last_line
 from emulation.launch import run_keys
 from emulation.launch.backend import SignalKind
-from emulation.launch.device_scripts import executed_events, present_at_start, script_of
+from emulation.launch.device_scripts import executed_events, not_executed, present_at_start, script_of
 from emulation.launch.forkserver import Forkserver, kill_all
 from emulation.launch.ports import free_ports, loopback
 from emulation.launch.run_keys import DeviceKeys
@@ -107,6 +107,7 @@ class LocalBackend:
         self.forkserver.close()
         if self._is_virtual:
             self.state.events += executed_events(self.state.out, self.lives)
+            self.state.pending = not_executed(self.state.scenario, self.state.events)
         return self.running()
 
     @property

@@ -39,6 +39,9 @@ def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> i
     finally:
         with _no_interrupt():
             _end(state, backend, evaluator, succeeded)
+    for event in state.pending:
+        shown = f"{event.kind} {subject(event)}"
+        console.print(f"[yellow]not done[/]: {shown} after round {event.round}: the run had ended")
     return 0
 
 
@@ -71,9 +74,6 @@ def _follow(state: RunState, backend: Backend, evaluator: EvaluatorProcess, cons
         while not evaluator.wait(backend.poll_s):
             progress.update(state.seconds())
         progress.update(state.seconds())
-    for event in state.pending:
-        shown = f"{event.kind} {subject(event)}"
-        console.print(f"[yellow]not done[/]: {shown} after round {event.round}: the run had ended")
     evaluator.check()
 
 

@@ -111,4 +111,5 @@ class RunState:
     def write_record(self) -> None:
         """Write run.json."""
         devices = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
-        write_run(self.out, devices, self.events, self.epoch_ns, self.seconds())
+        not_done = [e.model_dump(mode="json", exclude_defaults=True) for e in self.pending]
+        write_run(self.out, devices, self.events, not_done, self.epoch_ns, self.seconds())

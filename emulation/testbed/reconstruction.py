@@ -92,13 +92,10 @@ def _dump(folder: Path, record: Record) -> None:
 
 
 def _lives(run: RunRecords, device: str) -> list[Life]:
-    events = run.events[device]
-    starts = [i for i, e in enumerate(events) if e["event"] == "started"]
-    found = []
-    for number, (first, end) in enumerate(zip(starts, [*starts[1:], len(events)], strict=True)):
-        own = events[first:end]
-        until_s = float(events[end]["t_s"]) if end < len(events) else float("inf")
-        ends_s = [float(line["t1_s"]) for line in run.metrics[device] if float(line["t1_s"]) < until_s]
+    events, found = run.events[device], []
+    for number in sorted({int(e["life"]) for e in events if e["event"] == "started"}):
+        own = [e for e in events if e["life"] == number]
+        ends_s = [float(line["t1_s"]) for line in run.metrics[device] if line["life"] == number]
         left_s = [float(e["t_s"]) for e in own if e["event"] == "leaving"]
         last_s = left_s[0] if left_s else max([float(e["t_s"]) for e in own] + ends_s)
         found.append(Life(device, number, float(own[0]["t_s"]), last_s, own))

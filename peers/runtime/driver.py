@@ -50,6 +50,9 @@ class Driver:
             if not self._scripted.absent:
                 await self._performer.perform(self._scripted.start_device(self._clock.now()))
             while self._performer.exit is None:
+                if self._scripted.never_due:
+                    await self._shutdown.end_before_start()
+                    return 0
                 if receiving.done():
                     receiving.result()
                 if self._scripted.crashed:

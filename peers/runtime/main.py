@@ -57,7 +57,7 @@ def run_device(spec: DeviceSpec) -> int:
     plugins.load(spec.config.plugins)
     now_ns = RealClock(spec.wall_clock).now()
     epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or now_ns
-    recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns)
+    recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns, spec.life)
     try:
         return asyncio.run(_run(spec, recorder))
     finally:

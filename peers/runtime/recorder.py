@@ -19,26 +19,51 @@ Result = TypeVar("Result")
 Fields = dict[str, object]
 
 
-class Recorder:
-    """Writes `events.jsonl` and `metrics.jsonl` of one device. Times are seconds since the run's start."""
+EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 
-    def __init__(self, folder: Path, epoch_ns: int) -> None:
+
+def next_life(folder: Path) -> int:
+    """The number of lives of a device that its folder holds records of.
+
+    The caller holds the claim of the id (emulation/testbed/id_leases.py), so no other process writes here.
+    Records of older versions have no number. Then each `started` record began a life.
+    """
+    lives = started = 0
+    for path in (folder / EVENTS, folder / METRICS):
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:  # half a line of a killed process
+                continue
+            if isinstance(record, dict):
+                started += record.get("event") == "started" and "life" not in record
+                lives = max(lives, started, int(record.get("life", -1)) + 1)
+    return lives
+
+
+class Recorder:
+    """Writes `events.jsonl` and `metrics.jsonl` of one device. Times are seconds since the run's start.
+
+    Each record has the number of the process among those of the device: its `life`.
+    """
+
+    def __init__(self, folder: Path, epoch_ns: int, life: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._epoch_ns = epoch_ns
-        self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._epoch_ns, self._life = epoch_ns, life
+        self._events = (folder / EVENTS).open("a", encoding="utf-8")
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
         self.is_first = self._metrics.tell() == 0  # no earlier process of the device has closed a round
 
     def seconds(self, at_ns: int) -> float:
         return round((at_ns - self._epoch_ns) / 1e9, 6)
 
     def event(self, at_ns: int, round_: int, event: str, fields: Fields) -> None:
-        head = {"t_s": self.seconds(at_ns), "round": round_, "event": event}
+        head = {"life": self._life, "t_s": self.seconds(at_ns), "round": round_, "event": event}
         _write(self._events, {**head, **{k: v for k, v in fields.items() if k != "round"}})
 
     def metrics(self, record: Fields) -> None:
-        _write(self._metrics, record)
+        _write(self._metrics, {"life": self._life, **record})
 
     def close(self) -> None:
         self._events.close()

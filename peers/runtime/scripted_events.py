@@ -15,6 +15,7 @@ from transport.clocks.virtual import VirtualClock
 from transport.clocks.windows import ABSENT, STARTED
 
 SECOND = 1_000_000_000
+ARRIVALS = ("join", "return")
 
 
 class ScriptedEvents:
@@ -35,12 +36,12 @@ class ScriptedEvents:
         self._virtual, self._queue, self.start_device = virtual, queue, start_device
         self._set_partition, self._signal, self._record = set_partition, signal, record
         self.stalled_until_ns = 0
-        self.crashed = False
+        self.crashed = self.never_due = False
 
     @property
     def absent(self) -> bool:
         """Whether the device has yet to join: the process runs, the protocol does not."""
-        return any(event.kind in ("join", "return") for event in self._pending)
+        return any(event.kind in ARRIVALS for event in self._pending)
 
     def start_clock(self) -> None:
         """Let the process take part in virtual time. Without a virtual clock this does nothing."""
@@ -49,14 +50,35 @@ class ScriptedEvents:
             self._virtual.round = ABSENT if self.absent else STARTED
 
     def queue_due(self) -> None:
-        """Queue the events that the last window made due, for the start of that window."""
+        """Queue the events that the last window made due, for the start of that window.
+
+        `never_due`: the device has yet to join and no device is present, so no round will be closed.
+        """
         grant = None if self._virtual is None else self._virtual.grant
-        if grant is None or grant.slowest_round is None:
+        if grant is None:
             return
-        due = [event for event in self._pending if event.round <= grant.slowest_round]
-        self._pending = self._pending[len(due) :]  # sorted by round
-        for event in due:
+        if grant.slowest_round is None:
+            self.never_due = self.absent
+            return
+        for event in self._pop_due(grant.slowest_round):
             self._queue.add(grant.start_ns, Kind.SCRIPT, partial(self._perform, event=event))
+
+    def _pop_due(self, slowest_round: int) -> list[ScriptedEvent]:
+        """Remove the due events from the script.
+
+        A device arrives after its earlier process has written its last record. The events after its arrival
+        wait until it has closed a round itself.
+        """
+        assert self._virtual is not None
+        due: list[ScriptedEvent] = []
+        while self._pending and self._pending[0].round <= slowest_round:
+            arrives = self._pending[0].kind in ARRIVALS
+            if arrives and not self._virtual.earlier_life_ended:
+                break
+            due.append(self._pending.pop(0))
+            if arrives:
+                break
+        return due
 
     def _perform(self, now: int, event: ScriptedEvent) -> list[Action]:
         assert self._virtual is not None

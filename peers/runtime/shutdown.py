@@ -13,6 +13,7 @@ from peers.runtime.components import Components
 from peers.runtime.event_queue import Kind
 from peers.runtime.performer import ActionPerformer
 from transport.clocks.windows import ABSENT
+from transport.wire.limits import NEVER_NS
 
 SECOND = 1_000_000_000
 FLUSH_NS = 5 * SECOND  # longest time that an ending device spends on its queue
@@ -27,16 +28,27 @@ class Shutdown:
     async def drain(self, reason: str) -> None:
         """Finish the learner's work, send queued messages for `FLUSH_NS` at most, and record the totals.
 
-        Of messages that have arrived, only the log lines that they cause are kept.
+        Of messages that have arrived, only the log lines that they cause are kept. In virtual time these are
+        all messages that were ever sent to this process, so that the accounts of its links balance.
         """
         c = self._c
         await self._finish_work()
         await self._send_queued(c.clock.now() + FLUSH_NS)
         c.sender.abandon_all("end")
-        for planned in c.queue.drain_due(c.clock.now(), Kind.MESSAGE):
+        if c.virtual is not None:
+            c.virtual.round = ABSENT
+            await c.virtual.outlast_messages()
+        due_ns = c.clock.now() if c.virtual is None else NEVER_NS
+        for planned in c.queue.drain_due(due_ns, Kind.MESSAGE):
             actions = planned.event(c.clock.now())
             await self._performer.perform([action for action in actions if isinstance(action, Log)])
         self._record_totals(reason)
+        await self._leave_virtual_time()
+
+    async def end_before_start(self) -> None:
+        """End a process whose device never joined. It sent nothing, so it has no totals."""
+        self._c.events.record(self._c.clock.now(), "never_due")
+        await self._finish_work()
         await self._leave_virtual_time()
 
     async def crash(self) -> NoReturn:

@@ -47,5 +47,5 @@ class DeviceSpec:
     health: str | None = None  # socket file for health checks (health.py)
     wall_clock: bool = False  # the devices run on several hosts (transport/clocks/real.py)
     group: Mapping[str, str] = field(default_factory=dict)  # address of every device of the run, if known
-    life: int = 0  # number of earlier processes of this id in the run
+    life: int = 0  # number of earlier processes of this id in the run; in every record of this process
     script: tuple[ScriptedEvent, ...] = ()  # virtual clock: the scenario's events of this device

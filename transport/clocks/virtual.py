@@ -39,7 +39,7 @@ class VirtualClock:
     def __init__(
         self, device: str, life: int, group: Mapping[str, str], lookahead_ns: int, links: Links
     ) -> None:
-        self.device = device
+        self.device, self._life = device, life
         self._envelope = Envelope(device, 0)
         self.grant: Grant | None = None
         self.round = STARTED  # the last round that this device closed, or ABSENT
@@ -47,7 +47,8 @@ class VirtualClock:
         self._windows = Windows(life_name(device, life), group, lookahead_ns, life)
         self._waiter: asyncio.Future[None] | None = None
         self._warning: asyncio.TimerHandle | None = None
-        self._now_ns = self._horizon_ns = 0
+        self._now_ns = self._horizon_ns = self._last_arrival_ns = 0
+        self._lookahead_ns = lookahead_ns
 
     def start(self) -> None:
         """Connect to all clocks.
@@ -79,9 +80,15 @@ class VirtualClock:
     def completed_ns(self, asked_ns: int) -> int:
         return asked_ns
 
+    @property
+    def earlier_life_ended(self) -> bool:
+        """Whether the process of this device before this one has ended. Then its records are complete."""
+        return not self._life or self._windows.has_ended(life_name(self.device, self._life - 1))
+
     # -- messages --------------------------------------------------------------------------------------
     def on_sent(self, peer_address: str, arrive_ns: int) -> None:
         """A message was sent to the device at `peer_address`."""
+        self._last_arrival_ns = max(self._last_arrival_ns, arrive_ns)
         for device, address in self._group.items():
             if address == peer_address:
                 self._windows.on_sent(device, arrive_ns)
@@ -117,6 +124,15 @@ class VirtualClock:
             self._wake_if_complete()
 
     # -- windows ---------------------------------------------------------------------------------------
+    async def outlast_messages(self) -> None:
+        """Wait until all messages have been read that others sent before they handled this device's last one.
+
+        A window starts after all earlier windows' messages were read. It is at most a lookahead long.
+        """
+        until_ns = self._last_arrival_ns + 2 * self._lookahead_ns
+        while not await self.reach(until_ns):
+            pass
+
     async def finish(self) -> None:
         """Announce the end of this device: no other device waits for it from now on."""
         await self._announce(None, last=True)

@@ -58,6 +58,10 @@ class Windows:
         self._incomplete: set[str] = set()  # devices for which the announced window waits
         self._announced: dict[str, dict[int, Window]] = {}
 
+    def has_ended(self, device: str) -> bool:
+        """Whether a window was granted in which the device announced its end, or it died."""
+        return device not in self._live
+
     @property
     def others(self) -> list[str]:
         """The devices whose announcements are required."""
@@ -114,7 +118,8 @@ class Windows:
     def grant(self) -> Grant | None:
         """The announced window once it is complete, else None. Then the next window can be announced.
 
-        Raises RuntimeError if no device has an event left.
+        Raises RuntimeError if a device is present and no device has an event left. If none is present, the
+        window is granted: devices that have yet to join learn from it that they never will.
         """
         if self._own is None or not self.complete:
             return None
@@ -125,7 +130,7 @@ class Windows:
         self._live.difference_update(gone)
         self._own = None
         self.index += 1
-        if start >= NEVER_NS:
+        if start >= NEVER_NS and rounds:
             raise RuntimeError("virtual time cannot advance: no device has an event left")
         return Grant(start, start + self._lookahead_ns, min(rounds, default=None))
 

@@ -92,7 +92,7 @@ def device_main(spec: DeviceSpec, lifeline: Connection) -> None:
 
 
 async def _live(spec: DeviceSpec) -> int:
-    recorder = Recorder(Path(spec.out) / "devices" / spec.id, spec.epoch_ns or 0)
+    recorder = Recorder(Path(spec.out) / "devices" / spec.id, spec.epoch_ns or 0, spec.life)
     links, accounts = ZmqLinks(spec.id, spec.listen, spec.keys), Accounts()
     await links.start(count_drop(accounts))
     learner = cast(Learner, BenchLearner(spec.id))
