@@ -13,12 +13,13 @@ from statistics import fmean
 import numpy as np
 
 from coordinator_free.averaging.topology import spectral_rho
-from emulation.analysis import event_outcomes, latency_histogram, records
-from emulation.analysis.link_totals import final_links, sent_by_round
+from emulation.analysis import event_outcomes, latency_histogram, records, unmet
+from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
 from emulation.analysis.records import Record, RunRecords
 from transport.shaping.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
+TOTAL = "spent_total_bytes"
 CAUSES = ("train", "correction", "transfer", "control")
 
 
@@ -39,6 +40,8 @@ def summarise(run: RunRecords) -> Record:
     """The summary of the records of a run."""
     accuracy = _accuracy(run)
     links = {device: final_links(run.metrics[device], run.events[device]) for device in run.devices}
+    rounds = _rounds(run)
+    sent = sum(total_sent(links[device]) for device in run.devices)
     return {
         "schema": SCHEMA,
         "seed": run.scenario.seed,
@@ -50,7 +53,10 @@ def summarise(run: RunRecords) -> Record:
         "latency_buckets": {"first_s": latency_histogram.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
         "events": event_outcomes.event_outcomes(run),
         "not_done": run.run.get("not_done", []),  # events of the scenario that did not happen
-        "rounds": _rounds(run),
+        "unmet": unmet.separate_groups(run),
+        "rounds": rounds,
+        # handshakes before the first round, and what was sent after the last one: sent = rounds + this
+        "outside_rounds_bytes": sent - sum(int(entry["bytes"]) for entry in rounds),
         "accuracy": accuracy,
         "final": _final(run, accuracy),
         "control_accuracy": _end_mean(run, "control"),
@@ -197,10 +203,20 @@ def _violations(run: RunRecords, device: str) -> int:
     return max(seen, sum(int(e.get("violations", 0)) for e in run.events[device] if e["event"] == "finished"))
 
 
+def _spent(run: RunRecords, device: str) -> int:
+    """The cost of all that a device sent, also outside rounds. A crashed life counts up to its last round.
+
+    Records of older versions have only the cost of each round.
+    """
+    metrics, finished = run.metrics[device], [e for e in run.events[device] if e["event"] == "finished"]
+    totals = {line["life"]: int(line[TOTAL]) for line in [*metrics, *finished] if TOTAL in line}
+    return sum(totals.values()) + sum(int(m["spent_bytes"]) for m in metrics if m["life"] not in totals)
+
+
 def _budget(run: RunRecords) -> Record:
     lines = [line for device in run.devices for line in run.metrics[device]]
     return {
         "granted_bytes": sum(int(line["granted_bytes"]) for line in lines),
-        "spent_bytes": sum(int(line["spent_bytes"]) for line in lines),
+        "spent_bytes": sum(_spent(run, device) for device in run.devices),
         "violations": sum(_violations(run, device) for device in run.devices),
     }

@@ -13,7 +13,8 @@ from emulation.bench.harness.processes import Remote, crew
 from emulation.bench.kernel_tbf import Arrival, KernelLink, NotPossible, kernel_link
 from transport.clocks.real import RealClock
 from transport.links.zmq_links import ZmqLinks
-from transport.shaping.shaper import Departure, Outgoing, Shaper
+from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.shaper import Shaper
 from transport.shaping.token_bucket import Quota, generated_violations
 from transport.wire.limits import FRAME_BYTES
 from transport.wire.packing import PREFIX, wire_bytes

@@ -11,6 +11,7 @@ import secrets
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,7 @@ def device(
         if gates is not None:
             start_gate.wait(gates, claim.id)
         # Resolve as late as possible: then the service's name has all devices that have started.
-        others = [other for seed in named for other in endpoints.resolve(seed)]
+        others = _resolve(named)
         own_endpoint = advertise or endpoints.own(listen, others)
         spec = DeviceSpec(
             id=claim.id,
@@ -229,6 +230,20 @@ def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
         *(("--seeds", seed) for seed in seeds),
     ):
         endpoints.split(option, endpoint)
+
+
+def _resolve(seeds: list[str]) -> list[str]:
+    """The endpoints of all seeds. A seed that nobody answers for is no error: it may be known later."""
+    found = []
+    for seed in seeds:
+        resolved = endpoints.resolve(seed)
+        if not resolved:
+            print(
+                f"unweft: --seeds: {seed} resolves to no address; the device starts without it",
+                file=sys.stderr,
+            )
+        found += resolved
+    return found
 
 
 def _identity(folder: Path | None, name: str) -> tuple[str | None, bytes | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,8 +18,10 @@ def report(
     write_report(folder, Console())
 
 
-def write_report(folder: Path, console: Console) -> None:
+def write_report(folder: Path, console: Console) -> dict[str, Any]:
     """Write summary, report and pictures of a run that has ended; print the result and the report's path.
+
+    Returns the summary.
 
     Raises InputError if the folder holds no run.
     """
@@ -34,3 +36,4 @@ def write_report(folder: Path, console: Console) -> None:
     for sentence in text.sentences(found):
         console.print(f"• {sentence}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return found

@@ -60,5 +60,9 @@ def run(
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
-    write_report(folder, console)
+    from emulation.analysis.unmet import nobody_met
+
+    if nobody_met(write_report(folder, console)["unmet"]):
+        print_error("no two devices ever met; the logs of the devices and their network may tell why")
+        status = FAILED
     raise typer.Exit(status)

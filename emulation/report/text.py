@@ -8,6 +8,7 @@ from rich.table import Table
 
 from emulation.analysis.event_outcomes import RECOVERED
 from emulation.analysis.records import Record
+from emulation.analysis.unmet import nobody_met
 from emulation.report.formatting import megabytes, percent, plural
 from emulation.scenario.events import ARRIVALS
 
@@ -63,8 +64,9 @@ def table(summary: Record) -> Table:
 
 
 def sentences(summary: Record) -> list[str]:
-    """One sentence for each event, then the final accuracy and the budget."""
-    found = [_event_sentence(event) for event in summary["events"]]
+    """Devices that never met, one sentence for each event, then the final accuracy and the budget."""
+    found = _unmet_sentences(summary.get("unmet", []))
+    found += [_event_sentence(event) for event in summary["events"]]
     budget, final = summary["budget"], summary["final"]
     when = "so far" if summary["unfinished"] else "at the end"
     found.append(
@@ -81,6 +83,12 @@ def sentences(summary: Record) -> list[str]:
         f"{plural(budget['violations'], 'violation')}"
     )
     return found
+
+
+def _unmet_sentences(groups: list[list[str]]) -> list[str]:
+    if nobody_met(groups):
+        return [f"no two devices ever met: {', '.join(group[0] for group in groups)} each trained alone"]
+    return [f"warning: devices never met the others: {' | '.join(map(', '.join, groups))}"] if groups else []
 
 
 def _event_sentence(event: Record) -> str:

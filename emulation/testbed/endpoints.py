@@ -1,10 +1,14 @@
-"""Endpoints of devices. The name of a service stands for all its containers (docs/deploy.md)."""
+"""Endpoints of devices. The name of a service stands for all its containers (docs/deploy.md).
+
+An IPv6 address is written in brackets, as in tcp://[::1]:7000. A name stands for its IPv4 addresses, or for
+its IPv6 addresses if it has no others.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import psutil
 
@@ -19,17 +23,38 @@ def split(option: str, endpoint: str) -> tuple[str, int]:
     good = endpoint.startswith("tcp://") and host and colon and port.isdecimal() and 0 < int(port) < 65536
     if not good:
         raise InputError(f"{option}: {endpoint!r} is no endpoint; allowed: tcp://host:port")
+    if (":" in host or "[" in host) and not _is_bracketed_ipv6(host):
+        raise InputError(f"{option}: {endpoint!r} has no valid IPv6 address; allowed: tcp://[::1]:port")
     return host, int(port)
 
 
-def resolve(endpoint: str) -> list[str]:
-    """One endpoint for each IPv4 address of the host, in numeric order; none while the name is unknown."""
-    host, port = split("--seeds", endpoint)
+def _is_bracketed_ipv6(host: str) -> bool:
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, socket.AF_INET)}
-    except socket.gaierror:
-        return []
-    return [f"tcp://{address}:{port}" for address in sorted(found, key=ip_address)]
+        IPv6Address(host.removeprefix("[").removesuffix("]").partition("%")[0])
+    except ValueError:
+        return False
+    return host[0] == "[" and host[-1] == "]"
+
+
+def resolve(endpoint: str) -> list[str]:
+    """One endpoint for each address of the host, in numeric order; none while the name is unknown."""
+    host, port = split("--seeds", endpoint)
+    if host[0] == "[":
+        return [endpoint]
+    found = _addresses(host, port, socket.AF_INET) or _addresses(host, port, socket.AF_INET6)
+    return [f"tcp://{bracketed(address)}:{port}" for address in sorted(found, key=ip_address)]
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, port, family)}
+    except (socket.gaierror, UnicodeError):  # UnicodeError: a label is empty or too long
+        return set()
+
+
+def bracketed(address: str) -> str:
+    """An address as endpoints have it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def own(listen: str, others: Iterable[str]) -> str:
@@ -47,21 +72,24 @@ def own(listen: str, others: Iterable[str]) -> str:
 
 
 def local_addresses() -> list[str]:
-    """The IPv4 addresses of this machine or container."""
+    """The addresses of this machine or container, as endpoints have them."""
     return [
-        address.address
+        bracketed(address.address)
         for addresses in psutil.net_if_addrs().values()
         for address in addresses
-        if address.family == socket.AF_INET
+        if address.family in (socket.AF_INET, socket.AF_INET6)
     ]
 
 
 def _source_address(known: list[str]) -> str:
     """The source address of a packet to the first known address. No packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    target = known[0] if known else "192.0.2.1"  # RFC 5737: an address for documentation
+    ipv6 = target[0] == "["
+    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((known[0] if known else "192.0.2.1", 9))  # RFC 5737: an address for documentation
+            probe.connect((target.strip("[]"), 9))
         except OSError:
-            outside = [address for address in local_addresses() if not address.startswith("127.")]
-            return outside[0] if outside else "127.0.0.1"
-        return str(probe.getsockname()[0])
+            inside = "[::1]" if ipv6 else "127.0.0.1"
+            same = [address for address in local_addresses() if (address[0] == "[") == ipv6]
+            return next((a for a in same if a != "[::1]" and not a.startswith("127.")), inside)
+        return bracketed(str(probe.getsockname()[0]))

@@ -13,6 +13,7 @@ from typing import Any
 
 from peers.learning.learner import TrainResult
 from peers.protocol import actions as do
+from peers.protocol.state import Phase
 from peers.runtime.components import Components
 from peers.runtime.event_queue import Event, Kind
 from peers.runtime.futures import call_when_done
@@ -52,7 +53,9 @@ class ActionPerformer:
         }
 
     async def perform(self, actions: list[do.Action]) -> None:
-        """Perform the actions in order."""
+        """Perform the actions in order. After the last round control belongs to no round's budget."""
+        if self._c.protocol.phase in (Phase.FINISH, Phase.GONE):
+            self._c.sender.quota.end_rounds()
         for action in actions:
             if isinstance(action, do.Publish):
                 await self._publish(action)
@@ -149,6 +152,7 @@ class ActionPerformer:
                 **metrics_of_round(action, self._trained, c.recorder.seconds),
                 "granted_bytes": c.sender.quota.budget_bytes,
                 "spent_bytes": c.sender.quota.spent,
+                "spent_total_bytes": c.sender.quota.spent_total,
                 "links": c.accounts.to_dict(),
             }
         )

@@ -16,14 +16,16 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.config import FIFO
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
+from peers.runtime.control_priority import priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
-from transport.shaping.shaper import Departure, Outgoing, Shaper
-from transport.shaping.token_bucket import Quota
+from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.shaper import Shaper
+from transport.shaping.token_bucket import Priority, Quota
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import (
     CURVE_BYTES,
@@ -83,7 +85,8 @@ class Sender:
         self._max_frame_payload = max_frame_payload(radio.rate_Bps)
         frame = self._max_frame_payload + self._header_bytes
         seed = spec.config.seed, spec.id
-        self._shaper = Shaper(radio.rate_Bps, frame, self.quota, now_ns, seed=seed)
+        shed = self._count_shed
+        self._shaper = Shaper(radio.rate_Bps, frame, self.quota, now_ns, seed=seed, on_shed=shed)
         self._address: dict[str, str] = {}
         self._shaped: dict[str, tuple[LinkQuality, bool]] = {}  # as the shaper knows it; True: cut off
         # Virtual time needs numbers from 1 on for each address, because a peer may have an alias at first.
@@ -213,7 +216,16 @@ class Sender:
     def send_control(self, peer: str, incarnation: int, message: Message) -> None:
         """Queue a control message, which does not wait behind data."""
         frames = pack(Envelope(self.device, incarnation), message)
-        self._shaper.queue_control(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        self._shaper.queue_control(self._control(peer, frames, priority_of(message), replaced_by(message)))
+
+    def _control(
+        self, peer: str, frames: list[bytes | memoryview], priority: Priority, key: str | None = None
+    ) -> Outgoing:
+        size = wire_bytes(frames, self._curve)
+        return Outgoing(peer, "control", frames, size, key=key, priority=priority)
+
+    def _count_shed(self, item: Outgoing) -> None:
+        self._accounts.link(item.peer).abandoned("shed", item.wire_bytes)
 
     def publish(self, action: Publish, payloads: Mapping[Part, Payload], incarnation: int) -> None:
         """Queue the data of a round for a neighbour, and behind it the manifest.
@@ -243,7 +255,7 @@ class Sender:
     def _queue_behind_data(self, peer: str, frames: list[bytes | memoryview]) -> None:
         """In an outage data waits. Then the message goes ahead of it, so that the peer need not wait."""
         queue = self._shaper.queue_control if peer in self.outages else self._shaper.queue_data
-        queue(Outgoing(peer, "control", frames, wire_bytes(frames, self._curve)))
+        queue(self._control(peer, frames, Priority.MEMBERSHIP))
 
     def purge(self, block: BlockKey, reason: str) -> None:
         """Deletion: abandon all queued messages with data of the block."""
@@ -284,6 +296,7 @@ class Sender:
         frames = [stamp(header, number, now_ns, item.arrive_ns), *item.frames[1:]]
         if not self._links.send(item.peer, frames):
             account.abandoned("no_link", item.wire_bytes)
+            self._shaper.take_back(item)
             return
         self._seq[stream] += 1
         account.sent(item.cause, item.wire_bytes, item.payload_bytes, len(header))

@@ -79,6 +79,7 @@ class Shutdown:
             links=c.accounts.to_dict(histograms=True),
             train_cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
             peak_rss_bytes=usage.ru_maxrss * 1024,
+            spent_total_bytes=c.sender.quota.spent_total,
             violations=c.sender.quota.violations,
             security_events=dict(c.links.security_events),
             windows=c.virtual.windows if c.virtual else None,

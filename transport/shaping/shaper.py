@@ -1,9 +1,10 @@
 """The shaper of one device: when each message leaves and when it arrives. Sans-I/O: times in, departures out.
 
 There are two classes. *Control* messages (membership, pings) leave at the next `pop`. They take tokens and
-quota, but never wait behind data, neither in a queue nor in transmission. *Data* waits in one
-first-in-first-out queue per link. The links take turns, message by message, within the device's token bucket,
-the link's own bucket and the round's quota. The depth of a bucket is two frames (method 8).
+quota, but never wait behind data, neither in a queue nor in transmission. Control that does not fit in the
+round's quota waits for the next round (held_control.py). *Data* waits in one first-in-first-out queue per
+link. The links take turns, message by message, within the device's token bucket, the link's own bucket and
+the round's quota. The depth of a bucket is two frames (method 8).
 
 The buckets implement the budget. Latency is separate from them: a line of rate R sends one message after the
 other, depart = max(now, previous depart) + size / R, on the device's radio and on the link, whichever is
@@ -17,47 +18,18 @@ for each peer and cause: queued = sent + abandoned + purged + pending, and sent 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from coordinator_free.seeded_random import blake2b_128, generator
 from transport.shaping.channel import cost_bytes
+from transport.shaping.held_control import HeldControl
+from transport.shaping.outgoing import Departure, Outgoing
 from transport.shaping.token_bucket import SECOND_NS, Quota, TokenBucket
 
-Buffer = bytes | memoryview
 Account = tuple[str, str]  # peer, cause
-
-
-@dataclass(slots=True)  # not frozen, because construction is five times faster; never changed
-class Outgoing:
-    """One message as it goes on the wire: a fragment of an update, or control.
-
-    `key`, `version`: of the update (equal for all its fragments), to abandon it. `wire_bytes`: with headers
-    and framing; `payload_bytes`: the tensor bytes among them.
-    """
-
-    peer: str
-    cause: str  # train | correction | transfer | control
-    frames: Sequence[Buffer]
-    wire_bytes: int
-    payload_bytes: int = 0
-    key: Hashable = None
-    version: int = 0
-    queued_round: int = 0
-
-
-@dataclass(slots=True)
-class Departure(Outgoing):
-    """A message that leaves now, with the departure of its last byte and its arrival.
-
-    `lost`: it does not arrive.
-    """
-
-    depart_ns: int = 0
-    arrive_ns: int = 0
-    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +149,20 @@ class _Link:
 
 
 class Shaper:
-    """The queues, buckets, quota and channel of one device. `seed`: for jitter and loss (run and device)."""
+    """The queues, buckets, quota and channel of one device.
+
+    `seed`: for jitter and loss (run and device). `on_shed`: called with each held message that is shed.
+    """
 
     def __init__(
-        self, rate_Bps: int, frame_bytes: int, quota: Quota, now_ns: int = 0, *, seed: object = 0
+        self,
+        rate_Bps: int,
+        frame_bytes: int,
+        quota: Quota,
+        now_ns: int = 0,
+        *,
+        seed: object = 0,
+        on_shed: Callable[[Outgoing], None] = lambda item: None,
     ) -> None:
         self.quota = quota
         self.queued, self.sent, self.lost = Counts(), Counts(), Counts()
@@ -189,6 +171,8 @@ class Shaper:
         self._depth, self._seed, self._now_ns = 2 * frame_bytes, seed, now_ns
         self._bucket, self._line = TokenBucket(rate_Bps, self._depth, now_ns), _Line(rate_Bps)
         self._control: deque[Outgoing] = deque()
+        self._held = HeldControl(quota, self._shed)
+        self._on_shed = on_shed
         self._links: OrderedDict[str, _Link] = OrderedDict()  # the next turn first
         self._waiting = 0  # number of messages in their queues
 
@@ -220,15 +204,15 @@ class Shaper:
 
     # -- queues ----------------------------------------------------------------------------------------
     def queue_control(self, item: Outgoing) -> None:
-        """Queue a control message: it leaves at the next `pop`."""
+        """Queue a control message: it leaves at the next `pop`, if it fits in the quota of the round."""
         self.queued.count(item)
         self._control.append(item)
 
     def queue_data(self, item: Outgoing) -> None:
         """Queue a message behind all others on the same link.
 
-        Also for a control message that must follow data (a manifest). It waits with the data, but is not
-        subject to the quota.
+        Also for a control message that must follow data (a manifest). It waits with the data, and its quota
+        is that of control.
         """
         self.queued.count(item)
         self._link(item.peer).queue.append(item)
@@ -242,8 +226,12 @@ class Shaper:
     def leaving(self, now_ns: int) -> Iterator[Departure]:
         """Like `pop`, one by one: a `hold` after one message applies to the next."""
         now = self._time(now_ns)
+        self._control.extendleft(reversed(self._held.release()))
         for item in _drain(self._control):
-            yield self._depart(now, item, urgent=True)
+            if self._held.must_wait(item, self._link(item.peer).cost(item.wire_bytes)):
+                self._held.add(item)
+            else:
+                yield self._depart(now, item, urgent=True)
         while (turn := self._turn(now)) is not None and turn[0] <= now:
             peer = turn[1]
             item = self._links[peer].queue.popleft()
@@ -257,7 +245,7 @@ class Shaper:
         None: not before a message is queued, a round starts or a link changes.
         """
         now = self._time(now_ns)
-        if self._control:
+        if self._control or self._held.may_leave:
             return now
         turn = self._turn(now)
         return None if turn is None else turn[0]
@@ -289,6 +277,7 @@ class Shaper:
     # -- counts ----------------------------------------------------------------------------------------
     def pending(self) -> Iterator[Outgoing]:
         """The queued messages."""
+        yield from self._held.items
         yield from self._control
         for link in self._links.values():
             yield from link.queue
@@ -320,7 +309,7 @@ class Shaper:
         left = self.quota.data_left()
         ready: tuple[int, str] | None = None
         for peer, link in self._links.items():
-            if not link.queue or not _allowed(link, left):
+            if not link.queue or not self._allowed(link, left):
                 continue
             at = link.earliest(now_ns)
             if ready is None or at < ready[0]:
@@ -332,9 +321,25 @@ class Shaper:
         size = self._links[ready[1]].queue[0].wire_bytes
         return max(ready[0], self._bucket.earliest(now_ns, size)), ready[1]
 
+    def _allowed(self, link: _Link, data_left: int) -> bool:
+        head = link.queue[0]
+        if link.settings.outage or link.held:
+            return False
+        cost = link.cost(head.wire_bytes)
+        return self.quota.fits(cost, head.priority) if head.cause == "control" else cost <= data_left
+
+    def take_back(self, item: Outgoing) -> None:
+        """No link accepted a message that has left: it has cost nothing."""
+        cost = self._link(item.peer).cost(item.wire_bytes)
+        self.quota.spend(-cost, item.cause != "control", item.priority)
+
+    def _shed(self, item: Outgoing) -> None:
+        self.abandoned.count(item)
+        self._on_shed(item)
+
     def _depart(self, now_ns: int, item: Outgoing, urgent: bool) -> Departure:
         link, size = self._link(item.peer), item.wire_bytes
-        self.quota.spend(link.cost(size), data=item.cause != "control")
+        self.quota.spend(link.cost(size), item.cause != "control", item.priority)
         self._bucket.take(now_ns, size)
         depart = self._line.occupy(now_ns, size, urgent)
         if link.bucket is not None and link.line is not None:
@@ -347,11 +352,11 @@ class Shaper:
         if lost:
             self.lost.count(item)
         what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
-        return Departure(*what, item.queued_round, depart, arrive, lost)
+        return Departure(*what, item.queued_round, item.priority, depart, arrive, lost)
 
     def _take_back(self, selected: Callable[[Outgoing], bool], counts: Counts) -> Purged:
         gone = Purged()
-        for queue in (self._control, *(link.queue for link in self._links.values())):
+        for queue in (self._held.items, self._control, *(link.queue for link in self._links.values())):
             kept = []
             for item in _drain(queue):
                 if selected(item):
@@ -374,13 +379,6 @@ class Shaper:
         if now_ns is not None and now_ns > self._now_ns:
             self._now_ns = now_ns
         return self._now_ns
-
-
-def _allowed(link: _Link, data_left: int) -> bool:
-    head = link.queue[0]
-    return not (link.settings.outage or link.held) and (
-        head.cause == "control" or head.wire_bytes <= data_left
-    )
 
 
 def _drain(queue: deque[Outgoing]) -> Iterator[Outgoing]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport.shaping.shaper import Departure, Outgoing, Shaper
+from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.shaper import Shaper
 from transport.shaping.token_bucket import SECOND_NS, Quota, keeps_invariant
 
 FRAME = 1000
