@@ -159,6 +159,25 @@ def test_a_violation_is_a_device_and_round_over_its_grant(folder: Path) -> None:
     }
 
 
+def test_what_was_spent_is_what_was_sent_also_before_and_after_the_rounds(folder: Path) -> None:
+    before = build(folder)
+    assert before["outside_rounds_bytes"] == 0
+    for device in before["devices"]:
+        path = folder / "devices" / device["id"] / "events.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        links = synthetic_run.links(device["id"], 9)
+        sent = sum(link["sent_bytes"] for link in links.values()) + 500  # to the first peer: its goodbye
+        next(iter(links.values()))["sent_bytes"] += 500
+        last = {"t_s": 99.0, "round": 9, "event": "finished", "links": links, "spent_total_bytes": sent}
+        path.write_text("".join(json.dumps(e) + "\n" for e in [*lines, last]))
+    found = build(folder)
+    sent = sum(device["bytes_sent"] for device in found["devices"])
+    assert found["budget"]["spent_bytes"] == sent
+    assert sent == sum(entry["bytes"] for entry in found["rounds"]) + found["outside_rounds_bytes"]
+    assert found["outside_rounds_bytes"] >= 500 * len(found["devices"])
+    assert found["budget"]["granted_bytes"] == before["budget"]["granted_bytes"]
+
+
 def test_counters_of_a_restarted_device_are_summed(folder: Path) -> None:
     device = folder / "devices" / "d3"
     before = build(folder)["devices"][3]["bytes_sent"]

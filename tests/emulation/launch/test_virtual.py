@@ -80,3 +80,21 @@ def test_a_kill_from_outside_does_not_stop_virtual_time(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     log = (out / "devices" / "d0" / "log.txt").read_text()
     assert "d1 died outside virtual time" in log
+
+
+LIVES = '[{round=2, kind="leave", device="d2"}, {round=2, kind="join", device="d2"}]'
+NEVER = '[{round=7, kind="join", device="d2"}, {round=8, kind="join", device="d3"}]'
+
+
+def test_a_second_life_begins_after_the_first_and_all_accounts_balance(tmp_path: Path) -> None:
+    first = virtual_run(tmp_path / "first", "--set", f"event={LIVES}")
+    assert [event["kind"] for event in first["events"]] == ["leave", "join"]
+    assert [link for link in first["links"] if link["open_bytes"]] == []
+    assert first == virtual_run(tmp_path / "second", "--set", f"event={LIVES}")
+
+
+def test_an_event_that_never_comes_due_is_not_done(tmp_path: Path) -> None:
+    few = ("--set", "devices.count=2", "--set", "round.count=10")
+    found = virtual_run(tmp_path / "run", "--set", f"event={NEVER}", *few)
+    assert found["not_done"] == [{"round": 8, "kind": "join", "device": "d3"}]
+    assert [device["id"] for device in found["devices"]] == ["d0", "d1", "d2"]

@@ -141,3 +141,30 @@ def test_a_run_without_events_is_an_error() -> None:
 def test_no_lookahead_is_refused() -> None:
     with pytest.raises(ValueError, match="latency above 0"):
         Windows("a", "ab", 0)
+
+
+def agreed(mine: int, theirs: int) -> Windows:
+    """A window in which this device and one that has not joined have no event left."""
+    windows, other = Windows("a", "ab", LOOKAHEAD_NS), Windows("b", "ab", LOOKAHEAD_NS)
+    windows.announce(None, mine)
+    windows.on_window("b", other.announce(None, theirs)["a"])
+    return windows
+
+
+def test_devices_that_have_yet_to_join_learn_that_nobody_is_present() -> None:
+    grant = agreed(ABSENT, ABSENT).grant()
+    assert grant is not None and grant.slowest_round is None
+
+
+def test_a_present_device_without_events_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no device has an event left"):
+        agreed(0, ABSENT).grant()
+
+
+def test_a_process_has_ended_after_the_window_of_its_last_announcement() -> None:
+    windows, other = Windows("a", "ab", LOOKAHEAD_NS), Windows("b", "ab", LOOKAHEAD_NS)
+    windows.announce(5, 0)
+    windows.on_window("b", other.announce(None, ABSENT, last=True)["a"])
+    assert not windows.has_ended("b")
+    windows.grant()
+    assert windows.has_ended("b")
