@@ -11,6 +11,10 @@ from peers.protocol.send_allocation import codecs
 from peers.tasks import encode, tasks
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
+from transport.wire.messages import Envelope, Hello, Manifest, Message
+from transport.wire.packing import pack, wire_bytes
+
+ADDRESS_BYTES = 64  # of an endpoint, for planning
 
 
 def check_against_model(scenario: Scenario) -> None:
@@ -34,6 +38,7 @@ def check_against_model(scenario: Scenario) -> None:
             raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
     learner = Learner(loaded, config, shards[0], scenario.all_devices[0])
     _check_budget(scenario, learner)
+    _check_control(scenario, learner)
 
 
 def _check_budget(scenario: Scenario, learner: Learner) -> None:
@@ -50,3 +55,23 @@ def _check_budget(scenario: Scenario, learner: Learner) -> None:
             f"radio.budget_bytes: {radio.budget_bytes} bytes in a round cannot carry the group {group!r}, "
             f"{needed} bytes in {codec}; allowed: {least} or more, a lower rank or a coarser codec"
         )
+
+
+def _check_control(scenario: Scenario, learner: Learner) -> None:
+    """A round must hold the largest single control messages, or their rounds would exceed the budget."""
+    radio, slots = scenario.radio, scenario.adapter.max_devices
+    longest = max(scenario.all_devices, key=len)
+    item = (longest, 0, max(learner.layout.groups, key=len), scenario.round.count, "unchanged")
+    messages: dict[str, Message] = {
+        "a hello": Hello("x" * ADDRESS_BYTES, learner.fingerprint.to_dict(), True, [], 0),
+        "a manifest": Manifest(0, "correction", bytes(16), [item] * slots * len(learner.layout.groups)),
+    }
+    room = radio.budget_bytes - int(radio.budget_bytes * radio.control_share) // 2
+    for name, message in messages.items():
+        size = wire_bytes(pack(Envelope(longest, 0), message), scenario.keys.enabled)
+        if size > room:
+            least = int(size / (1 - radio.control_share / 2)) + 2
+            raise InputError(
+                f"radio.budget_bytes: {radio.budget_bytes} bytes in a round cannot carry {name}, {size} "
+                f"bytes; allowed: {least} or more"
+            )

@@ -19,7 +19,7 @@ from peers.protocol.actions import Action, Log, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.send_allocation import SendAllocation
-from transport.wire.limits import MAX_DELETED, MAX_GOSSIP
+from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
@@ -233,11 +233,15 @@ class DeviceState:
         self.tell_all(self.gossip([record]))
 
     def tell_table(self, now: int, peer: str, reply: bool = False) -> None:
-        """Send the whole membership table to a peer. `reply`: ask for the peer's table."""
+        """Send the whole membership table to a peer. `reply`: ask for the peer's table.
+
+        One message takes at most a quarter of a round's budget.
+        """
         records = list(self.members)
-        for start in range(0, len(records), MAX_GOSSIP) or [0]:
-            part = records[start : start + MAX_GOSSIP]
-            last = start + MAX_GOSSIP >= len(records)
+        size = max(1, min(MAX_GOSSIP, self.config.radio.budget_bytes // 4 // RECORD_BYTES))
+        for start in range(0, len(records), size) or [0]:
+            part = records[start : start + size]
+            last = start + size >= len(records)
             self.tell(peer, replace(self.gossip(part), reply=reply and last))
         departed = self.quarantine.confirmations(now, {*self.members.active()})
         if departed:

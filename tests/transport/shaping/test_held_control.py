@@ -17,7 +17,8 @@ FAST_Bps = 10**12
 
 
 def shaper(shed: list[Outgoing] | None = None) -> Shaper:
-    made = Shaper(FAST_Bps, 1 << 16, Quota(BUDGET, SHARE), on_shed=[].append if shed is None else shed.append)
+    kept: list[Outgoing] = [] if shed is None else shed
+    made = Shaper(FAST_Bps, 1 << 16, Quota(BUDGET, SHARE), on_shed=kept.append)
     made.quota.start_round()
     return made
 
