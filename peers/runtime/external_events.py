@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections import deque
 
 from peers.protocol.actions import Action, Exit
@@ -11,6 +12,8 @@ from peers.runtime.event_queue import Event
 from transport.clocks.real import Clock
 
 log = logging.getLogger("unweft")
+
+END_SIGNAL = signal.SIGUSR2  # from the launcher to all devices: the run ends now
 
 
 class ExternalEvents:
