@@ -65,6 +65,7 @@ def table(summary: Record) -> Table:
 def sentences(summary: Record) -> list[str]:
     """One sentence for each event, then the final accuracy and the budget."""
     found = [_event_sentence(event) for event in summary["events"]]
+    found += [f"{d['id']} failed: {d['failure']}" for d in summary["devices"] if d.get("failure")]
     budget, final = summary["budget"], summary["final"]
     when = "so far" if summary["unfinished"] else "at the end"
     found.append(

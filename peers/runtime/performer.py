@@ -155,4 +155,5 @@ class ActionPerformer:
     def _exit(self, action: do.Exit) -> None:
         self.exit = self.exit or action
         if action.code:
+            self._c.events.record(self._c.clock.now(), "failed", reason=action.reason)
             log.error("%s: %s", self._c.spec.id, action.reason)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from coordinator_free.correction.policy_interface import GroupAction
 from coordinator_free.identifiers import BlockKey
