@@ -1,4 +1,4 @@
-"""The error for bad input from a user."""
+"""The error for bad input from a user, and errors as text."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ class InputError(ValueError):
     The message is one line: the place (a key path such as `model.target_modules`, or file and line), the
     value found there, and the allowed values.
     """
+
+
+def describe(error: BaseException) -> str:
+    """The type and the text of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -27,7 +27,7 @@ from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
-from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.storage.snapshots import SnapshotModel
 from peers.tasks import Encoded, Example, encode, tasks
 from peers.tasks.encode import IGNORED
@@ -55,9 +55,7 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # as a device does: an exit handler of a library could keep the process alive
+    end_process(code)
 
 
 def main(out: Path, scenario: Scenario) -> None:

@@ -29,6 +29,22 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
+def failure(folder: Path) -> str | None:
+    """Why the device with this folder failed, by its own record: the type and the text of the exception."""
+    events = read_lines(folder / "events.jsonl")
+    return next((str(e["reason"]) for e in reversed(events) if e.get("event") == "failed"), None)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: a full disk leaves the file that was there."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 class Tail:
     """Follows a growing file. Each `read` yields the new complete records."""
 
@@ -145,7 +161,7 @@ def write_run(
         "epoch_ns": epoch_ns,
         "ended_s": ended_s,
     }
-    (folder / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+    write_whole(folder / "run.json", json.dumps(run, indent=1))
 
 
 def in_order(devices: set[str] | list[str]) -> list[str]:

@@ -27,7 +27,7 @@ def write(folder: Path) -> Record:
     """Write summary.json into the folder of a run and return it. Raises InputError for another folder."""
     summary = build(folder)
     text = json.dumps(summary, indent=1, allow_nan=False)
-    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    records.write_whole(folder / "summary.json", text + "\n")
     return summary
 
 
@@ -75,6 +75,7 @@ def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record
         "incarnation": slot.get("incarnation", started.get("incarnation")),
         "pid": launched.get("pid", started.get("pid")),
         "exit": launched.get("exit"),
+        "failure": _latest(events, "failed").get("reason"),
         "slot": slot.get("slot", started.get("slot")),
         "rounds": len(run.metrics[device]),
         "bytes_sent": sum(int(link.get("sent_bytes", 0)) for link in links.values()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT = 1, 2  # an interrupted command: 128 + the number of the signal (launch/interrupts.py)
 
 
 def print_error(message: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from emulation.commands.output_folder import claimed
+from emulation.launch import interrupts
 from peers.errors import InputError
 
 EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out ablation"
@@ -48,13 +52,21 @@ def experiment(
     of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
     try:
         if of_allocators:
-            allocation.run(
-                allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs), console
-            )
+            asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs)
+            with _writing(folder):
+                allocation.run(asked, console)
         else:
             found = catalogue.find_experiment(name)
             chosen = catalogue.choose_arms(found, arms, size)
-            run.run(run.Request(found, size, chosen, count, folder, jobs), console)
+            with _writing(folder):
+                run.run(run.Request(found, size, chosen, count, folder, jobs), console)
     except RunFailed as error:
         typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    interrupts.keep(f"{folder} is kept; the same command goes on from there")
+    with claimed(folder, new=False):
+        yield

@@ -1,11 +1,16 @@
-"""The check of a folder that a command is to write."""
+"""The folder that a command is to write: the check before the work, and the claim while it is written."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peers.errors import InputError
+
+CLAIM = ".claim"
 
 
 def check_usable(folder: Path) -> None:
@@ -13,8 +18,58 @@ def check_usable(folder: Path) -> None:
 
     A folder that holds another run would mix the results of two runs.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"--out: {folder} is a link to nothing; allowed: a new or empty folder")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--out: {folder} cannot be made in {existing}; allowed: a new or empty folder")
-    if existing == folder.absolute() and any(existing.iterdir()):
+    if existing == folder.absolute():
+        _check_empty(folder)
+
+
+def _check_empty(folder: Path) -> None:
+    if any(path.name != CLAIM for path in folder.iterdir()):
         raise InputError(f"--out: {folder} is not empty; allowed: a new or empty folder")
+
+
+@contextmanager
+def claimed(folder: Path, new: bool = True) -> Iterator[None]:
+    """Make the folder, and hold it: no other command can claim it until this one ends, or is killed.
+
+    `new`: the folder must be empty. Raises InputError.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(folder)
+    try:
+        if new:
+            _check_empty(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / CLAIM).unlink()
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing was written
+
+
+def _lock(folder: Path) -> int:
+    """A locked descriptor of the file CLAIM. The lock ends with this process, and no child inherits it."""
+    while True:
+        descriptor = os.open(folder / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), (folder / CLAIM).stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"--out: {folder} is being written by another command; allowed: a new or empty folder"
+            ) from None
+        except FileNotFoundError:
+            pass  # its last holder has just removed it: try again
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from peers.errors import InputError
 
 EXAMPLE = "Example: unweft report runs/first"
 
@@ -31,9 +34,17 @@ def write_report(folder: Path, console: Console) -> dict[str, Any]:
 
     reconstruction.complete(folder)
     found = summary.write(folder)
-    page = html.write(folder)
     console.print(text.table(found))
     for sentence in text.sentences(found):
-        console.print(f"• {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"• {sentence}", highlight=False, soft_wrap=True, markup=False)
+    page = html.write(folder)  # last: it takes seconds, and all else is there without it
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return found
+
+
+def write_summary(folder: Path) -> None:
+    """Write the summary of a run that failed or was interrupted, from what is there, if anything is."""
+    from emulation.analysis import summary
+
+    with suppress(InputError, OSError):
+        summary.write(folder)

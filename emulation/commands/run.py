@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from emulation.commands.exit_status import FAILED, print_error
-from emulation.commands.output_folder import check_usable
-from emulation.commands.report import write_report
+from emulation.commands.output_folder import check_usable, claimed
+from emulation.commands.report import write_report, write_summary
+from emulation.launch import interrupts
 from emulation.launch.backend import BACKENDS
 from emulation.launch.errors import RunFailed
 from peers.errors import InputError
@@ -42,6 +43,7 @@ def run(
     ] = "local",
 ) -> None:
     """Run a scenario: start its devices, inject its events, report the result."""
+    interrupts.set_mode("exit")  # nothing is written before the folder is claimed
     from emulation.scenario.loading import load
 
     if on not in BACKENDS:
@@ -52,17 +54,27 @@ def run(
     from emulation.scenario.preflight import check_against_model
 
     check_against_model(loaded)
+    from emulation.analysis.unmet import nobody_met
     from emulation.launch import run_loop
 
     console = Console()
+    interrupts.set_mode("raise")
+    interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
     try:
-        status = run_loop.run(loaded, folder, console, on)
+        with claimed(folder):
+            status = run_loop.run(loaded, folder, console, on)
+            found = write_report(folder, console)
     except RunFailed as error:
+        write_summary(folder)
         print_error(str(error))
         raise typer.Exit(FAILED) from None
-    from emulation.analysis.unmet import nobody_met
-
-    if nobody_met(write_report(folder, console)["unmet"]):
+    except KeyboardInterrupt:
+        with interrupts.held():
+            write_summary(folder)
+        if not (folder / "scenario.toml").exists():
+            interrupts.keep("")
+        raise
+    if nobody_met(found["unmet"]):
         print_error("no two devices ever met; the logs of the devices and their network may tell why")
         status = FAILED
     raise typer.Exit(status)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from emulation.launch.run_state import DeviceStatus, RunState
 
-SignalKind = Literal["leave", "retire", "crash", "stall", "resume", "partition"]
+SignalKind = Literal["leave", "retire", "crash", "stall", "resume", "partition", "end"]
 
 
 class Backend(Protocol):
@@ -30,7 +30,8 @@ class Backend(Protocol):
     def signal(self, device: str, kind: SignalKind) -> None:
         """Send a running device the signal for an event. Raises RunFailed.
 
-        `partition`: the device reads its partition file again. A device that has ended is ignored.
+        `partition`: the device reads its partition file again. `end`: the run is over for all devices; each
+        exports and says goodbye. A device that has ended is ignored.
         """
 
     def running(self) -> Mapping[str, DeviceStatus]:

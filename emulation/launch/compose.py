@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from emulation.analysis.records import read_lines
+from emulation.analysis.records import failure, read_lines
 from emulation.launch import compose_project
 from emulation.launch.backend import SignalKind
 from emulation.launch.errors import RunFailed
@@ -20,8 +20,9 @@ from emulation.testbed import docker, epoch, id_leases, run_folder, start_gate
 from emulation.testbed.docker import Container, DockerFailed, Project
 from peers.errors import InputError
 from peers.runtime import partition
+from peers.runtime.external_events import END_SIGNAL
 
-SIGNALS = {**docker.SIGNALS, "partition": partition.SIGNAL.name}
+SIGNALS = {**docker.SIGNALS, "partition": partition.SIGNAL.name, "end": END_SIGNAL.name}
 
 
 @contextmanager
@@ -126,12 +127,13 @@ class ComposeBackend:
             running=container.live and not at_gate,
             exits=(*self.earlier_exits.get(device, ()), container.exit),
             can_return=container.live and at_gate,
-            failure=self._last_output(container) if failed else "",
+            failure=self._failure(device, container) if failed else "",
             record={"container": container.id},
         )
 
-    def _last_output(self, container: Container) -> str:
-        return self.project.docker("logs", "--tail", "1", container.id).strip() or "no output"
+    def _failure(self, device: str, container: Container) -> str:
+        recorded = failure(self.state.out / "devices" / device)
+        return recorded or self.project.docker("logs", "--tail", "1", container.id).strip() or "no output"
 
     def _restart_returning_devices(self) -> None:
         """Start the containers of devices that return later. They wait at their gates."""

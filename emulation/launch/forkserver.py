@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
+from typing import Any
 
+from emulation.launch import interrupts
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
 from emulation.scenario.schema import Scenario
 
 PRELOAD = [
+    "emulation",  # first: it decides from where the project's packages come
     *(
         "torch",
         "transformers.models.llama.modeling_llama",
@@ -36,6 +43,7 @@ class Forkserver:
 
     def start(self, target: Callable[..., object], *arguments: object, name: str) -> ForkServerProcess:
         """Start `target(*arguments, lifeline)`; a child passes `lifeline` to `child_process.guard`."""
+        _start_server()
         process = self._context.Process(target=target, args=(*arguments, self._lifeline), name=name)
         process.start()
         return process
@@ -44,6 +52,47 @@ class Forkserver:
         """Close the lifeline of all children."""
         self._keep.close()
         self._lifeline.close()
+
+
+LONGEST_FOLDER = 60  # in bytes; the path of a socket file has 107, and multiprocessing adds about 30
+
+
+def _start_server() -> None:
+    """Start the forkserver if it does not run.
+
+    A signal that arrives now waits for the launcher. The forkserver inherits the blocked signals, so that
+    Ctrl-C does not end it while it imports (preload_frozen.py).
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # it unblocks two of the signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
+        with _short_temporary_folder():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Let multiprocessing make its socket file in /tmp if the path of TMPDIR is too long for a socket."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def stop_server() -> None:
+    """Kill the forkserver. The children end with it (peers/runtime/child_process.py)."""
+    server: Any = getattr(forkserver, "_forkserver", None)
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        server._stop()
 
 
 def kill_all(processes: Iterable[ForkServerProcess]) -> None:

@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 
-from emulation.analysis.records import last_line
+from emulation.analysis.records import failure, last_line
 from emulation.launch import run_keys
 from emulation.launch.backend import SignalKind
 from emulation.launch.device_scripts import executed_events, not_executed, present_at_start, script_of
@@ -25,6 +25,7 @@ from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
 from peers.runtime import partition
+from peers.runtime.external_events import END_SIGNAL
 from peers.runtime.main import process_main
 from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import life_name
@@ -38,6 +39,7 @@ SIGNALS: dict[SignalKind, signal.Signals] = {
     "stall": signal.SIGSTOP,
     "resume": signal.SIGCONT,
     "partition": partition.SIGNAL,
+    "end": END_SIGNAL,
 }
 
 
@@ -123,7 +125,7 @@ class LocalBackend:
             running=alive,
             exits=exits,
             can_return=not alive,
-            failure=f"{last_line(log)}; its log: {log}" if failed else "",
+            failure=f"{failure(log.parent) or last_line(log)}; its log: {log}" if failed else "",
             record={"pid": processes[-1].pid},
         )
 

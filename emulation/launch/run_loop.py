@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
 from rich.console import Console
 
 from emulation.launch import backend as backends
+from emulation.launch import interrupts
 from emulation.launch.backend import Backend
 from emulation.launch.device_scripts import subject
+from emulation.launch.early_end import end_early
 from emulation.launch.errors import RunFailed
 from emulation.launch.evaluator_process import EvaluatorProcess
 from emulation.launch.run_state import KILLED, RunState
@@ -26,7 +25,7 @@ def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> i
     """Run a scenario on a backend of `BACKENDS`; returns 0.
 
     Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
-    In each case no device and no evaluator is left when this returns.
+    In each case no device and no evaluator is left when this returns, and run.json is written.
     """
     state = RunState(scenario=scenario, out=out, pending=list(scenario.events))
     backend = backends.prepare(on, state, console)
@@ -36,8 +35,12 @@ def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> i
         backend.start_initial()
         _follow(state, backend, evaluator, console)
         succeeded = True
+    except KeyboardInterrupt:
+        with interrupts.held():
+            end_early(state, backend, evaluator, console)
+        raise
     finally:
-        with _no_interrupt():
+        with interrupts.held():
             _end(state, backend, evaluator, succeeded)
     for event in state.pending:
         shown = f"{event.kind} {subject(event)}"
@@ -53,21 +56,12 @@ def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeed
         state.write_record()
 
 
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """A second Ctrl-C must not stop the clean-up."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 # -- the loop ------------------------------------------------------------------------------------------
 def _follow(state: RunState, backend: Backend, evaluator: EvaluatorProcess, console: Console) -> None:
     """Until all devices and the evaluator have ended."""
     with Progress(state.scenario, state.out, console) as progress:
         while not step(state, backend, evaluator):
+            interrupts.check()
             progress.update(state.seconds())
             sleep(backend.poll_s)
         evaluator.finish()

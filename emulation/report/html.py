@@ -34,7 +34,7 @@ def write(folder: Path) -> Path:
     path = folder / "summary.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else summary.write(folder)
     page = folder / "report.html"
-    page.write_text(render(run, found), encoding="utf-8")
+    records.write_whole(page, render(run, found))
     if run.evaluations:
         plots.png(plots.headline(run), folder / "result.png")
     return page

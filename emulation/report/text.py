@@ -64,9 +64,10 @@ def table(summary: Record) -> Table:
 
 
 def sentences(summary: Record) -> list[str]:
-    """Devices that never met, one sentence for each event, then the final accuracy and the budget."""
+    """Devices that never met, one sentence for each event and failure, then final accuracy and budget."""
     found = _unmet_sentences(summary.get("unmet", []))
     found += [_event_sentence(event) for event in summary["events"]]
+    found += [f"{d['id']} failed: {d['failure']}" for d in summary["devices"] if d.get("failure")]
     budget, final = summary["budget"], summary["final"]
     when = "so far" if summary["unfinished"] else "at the end"
     found.append(

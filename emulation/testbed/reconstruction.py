@@ -88,7 +88,7 @@ def _add_churn_log(run: RunRecords) -> None:
 
 
 def _dump(folder: Path, record: Record) -> None:
-    (folder / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    records.write_whole(folder / "run.json", json.dumps(record, indent=1))
 
 
 def _lives(run: RunRecords, device: str) -> list[Life]:

@@ -6,6 +6,7 @@ Not thread-safe: one thread at a time.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
+from peers.learning.closed_state import ClosedState
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.local_steps import LocalSteps
 from peers.learning.measurement import Measurement, Move
@@ -78,6 +80,8 @@ class Learner:
         self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
+        self._closed = ClosedState()
+        self._cut = threading.Event()  # the local steps under way are to end
         self._measurement = Measurement(self._adapter, self.layout, config, encoded_train, device_id)
         # Do foreign blocks train, and which of them are in the model; None: the model has to be made anew.
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None
@@ -129,6 +133,8 @@ class Learner:
         if carry is not None and carry in self._blocks:
             for group, values in self._blocks[carry].data.items():
                 self._blocks.set(key, group, values)
+            self._closed.carry(carry, key)
+        self._closed.forget_moments()
         self._local.set_own(key)
         if resume:
             self._resume(key)
@@ -148,6 +154,7 @@ class Learner:
             self._refit(own, key, refit)
         basis = self._blocks[key].bases
         self._blocks.delete(key)
+        self._closed.delete(key)
         self._local.forget_block(key)
         self._measurement.forget_block(key)
         if self._literal:
@@ -159,16 +166,21 @@ class Learner:
         # The stream keeps the former name of the refit: its draws stay the same.
         batches = self._measurement.batches(f"handover/{gone}", 0)
         moves = handover_refit(self.model, self.layout, self._blocks[own], self._blocks[gone], batches)
-        self._local.add_to_own({group: share * move for group, move in moves.items()})
+        taken = {group: share * move for group, move in moves.items()}
+        self._local.add_to_own(taken)
+        self._closed.add(own, taken)
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
         """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
         own = self._local.own
         if own is None:
             return
+        settled = self._settled()
         for name, basis in self._blocks[own].bases.items():
-            b, overlap = self._blocks.part(own, name), basis.T @ gone[name]
-            b -= b @ overlap @ overlap.T
+            overlap = basis.T @ gone[name]
+            for blocks in [self._blocks] if settled is self._blocks else [self._blocks, settled]:
+                b = blocks.part(own, name)
+                b -= b @ overlap @ overlap.T
 
     def read(self, key: BlockKey, group: str) -> Tensor:
         """B_u of a group: a float32 copy on the CPU, [rows_g, r_g]. Raises KeyError if it is not held."""
@@ -180,6 +192,7 @@ class Learner:
         The own block keeps its moments.
         """
         self._blocks.set(key, group, values)
+        self._closed.set(key, group, values)
         if key != self._local.own:
             self._outdate()
 
@@ -189,6 +202,22 @@ class Learner:
         """The PEFT model with all blocks of this device in it."""
         self._place(())
         return self._adapter.model
+
+    def begin_round(self) -> None:
+        """Until `close_round`, files show the blocks as they are now: local steps are no result alone."""
+        own = self._local.own
+        moving = [] if own is None else [own, *(self._foreign() if self._leaks() else ())]
+        self._closed.keep(
+            self._blocks, moving, self._local.moments() if self._config.checkpoint.save else None
+        )
+
+    def close_round(self) -> None:
+        """The local steps are mixed, or about to be: files show the blocks themselves."""
+        self._closed.close()
+
+    def cut_training(self) -> None:
+        """Let the local steps under way end early. From another thread, when their result is not needed."""
+        self._cut.set()
 
     def train(
         self,
@@ -215,6 +244,8 @@ class Learner:
         self._use_fisher(own, round, fisher)
         losses = []
         for step in range(steps):
+            if self._cut.is_set():
+                break
             self._place(self._rehearsed(round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
@@ -300,28 +331,30 @@ class Learner:
 
     def sha256(self) -> str:
         """Hash of the adapter that an export would write now (`adapter_folder.adapter_sha256`)."""
-        return blocks_sha256(self.layout, saved_blocks(self._blocks, self._shown()))
+        return blocks_sha256(self.layout, saved_blocks(self._settled(), self._shown()))
 
-    def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
+    def snapshot(self, path: Path, meta: Mapping[str, str]) -> None:
         """Write the blocks of the model to `path` (.safetensors), for the evaluator (docs/records.md).
 
-        settled: write the own block as it was before the local steps of the open round.
+        This and all other files show the state of the last closed round (`ClosedState`).
         """
         shown = self._shown()
         slots = {str(key): self._blocks[key].slot for key in shown}
-        tensors = self._blocks.tensors(shown)
-        own, before = self._local.own, self._local.before
-        if settled and own is not None:
-            tensors |= {f"{own}/{g}": b.detach().to("cpu", copy=True) for g, b in before.items()}
-        write_snapshot(path, tensors, slots, meta)
+        write_snapshot(path, self._settled().tensors(shown), slots, meta)
 
     def export(self, path: Path) -> str:
         """Write the adapter as a folder that plain PEFT loads; returns its sha256."""
-        return write_adapter(path, self._recipe, saved_blocks(self._blocks, self._shown()))
+        self._cut.clear()
+        return write_adapter(path, self._recipe, saved_blocks(self._settled(), self._shown()))
 
     def checkpoint(self, path: Path) -> None:
         """Write all held blocks and the own block's moments. Another run can begin with this file."""
-        save(path, self._blocks, self._local.moments(), self.fingerprint)
+        moments = self._closed.moments(self._local.moments())
+        save(path, self._settled(), moments, self.fingerprint)
+
+    def _settled(self) -> BlockSet:
+        """The blocks as they were when the last round was closed."""
+        return self._closed.blocks(self._blocks)
 
     def _shown(self) -> list[BlockKey]:
         """The blocks of the model: all held ones, in `paper-literal` the own one alone."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +65,15 @@ class BlockSet:
             raise ValueError(f"{key}/{group}: {tuple(values.shape)} where {tuple(target.shape)} is held")
         with torch.no_grad():
             target.copy_(values)
+
+    def replaced(self, values: Mapping[BlockKey, Mapping[str, Tensor]]) -> BlockSet:
+        """The same blocks with other B of some, by block and group. Tensors are shared, not copied."""
+        found = copy(self)
+        found._blocks = {
+            key: replace(block, data={**block.data, **values.get(key, {})})
+            for key, block in self._blocks.items()
+        }
+        return found
 
     def part(self, key: BlockKey, module: str) -> Tensor:
         """A view of B_u of one module, [k, r]."""

@@ -90,9 +90,10 @@ class Diagnose:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Mix copies, or replace them."""
+    """Mix copies, or replace them. closes: this is the mixing that closes the round."""
 
     mixes: tuple[Mix, ...]
+    closes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,13 @@ class RoundDone:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Save the adapter for use after the run."""
+    """Save the adapter of the last closed round for use after the run.
+
+    run_over: the run has ended, so a checkpoint is saved too if the scenario wants one. False: this device
+    retires from a run that goes on.
+    """
+
+    run_over: bool = True
 
 
 @dataclass(frozen=True, slots=True)

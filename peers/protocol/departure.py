@@ -42,7 +42,9 @@ class Departure:
         self._grace_until_ns: int | None = None  # end of the leave grace; None: no grace has begun
 
     def signal(self, now: int, kind: str) -> None:
-        """leave (SIGTERM) or retire (SIGINT). After the last round both only end the process.
+        """leave (SIGTERM), retire (SIGINT) or end (the launcher ends the run for all devices).
+
+        After the last round each only ends the process.
 
         A second signal ends the wait for a confirmation. A leave after a retire is carried out, because it
         asks for more. Any second signal in the leave grace is a leave.
@@ -57,6 +59,8 @@ class Departure:
             self._rounds.end("finished")
         elif state.phase is Phase.GONE or state.own is None:
             state.act(Exit(0, "gone"))
+        elif kind == "end":
+            self._end_run(now)
         elif kind == "leave" and self._grace_ns and self._grace_until_ns is None:
             self._grace_until_ns = now + self._grace_ns
             self._tell_stopping(now)
@@ -102,12 +106,17 @@ class Departure:
         if self._grace_until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
             return
         if all(record.key in self._stopping for record in state.members.active().values()):
-            state.timers.pop("last_call", None)
-            state.log("ended", round=state.round)
-            if state.round >= 0:
-                self._rounds.finish(now)
-            else:
-                self._end("ended")
+            self._end_run(now)
+
+    def _end_run(self, now: int) -> None:
+        """The run is over for all devices before its last round: nobody asks to be forgotten."""
+        state = self._state
+        state.timers.pop("last_call", None)
+        state.log("ended", round=state.round)
+        if state.round >= 0:
+            self._rounds.finish(now)
+        else:
+            self._end("ended")
 
     def _tell_stopping(self, now: int) -> None:
         """Tell all peers that this device was told to stop. Sign anew: the incarnation may have changed."""
@@ -126,7 +135,7 @@ class Departure:
         state.log("leaving", kind=kind, round=state.round)
         self._membership.depart(status)
         if kind == "retire":
-            state.act(Export())
+            state.act(Export(run_over=False))
         state.enter(Phase.GONE)
         self._going, self._insists = kind, INSISTS
         state.timers["insist"] = now + INSIST_NS

@@ -39,6 +39,7 @@ class Rounds:
     def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
         self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
+        self._closed = -1  # the last round that this device closed; before its first one: the round before
         self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
         self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
         self._left = 0  # bytes of this round's budget
@@ -71,7 +72,7 @@ class Rounds:
         """Begin the first round of this device. A joiner tells the versions that it has received."""
         state = self._state
         state.timers.pop("settle", None)
-        state.round = first
+        state.round, self._closed = first, first - 1
         if first:
             state.start_correction(first)
         if first and state.mode.shared_versions:
@@ -234,7 +235,9 @@ class Rounds:
         heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
         by_group = {group: self._weights(group, heard) for group in state.exchange.groups}
         weights = next(iter(by_group.values()))
-        state.act(Apply(state.exchange.close_round(state.own.key, state.round, by_group, heard)))
+        mixes = state.exchange.close_round(state.own.key, state.round, by_group, heard)
+        state.act(Apply(mixes, closes=True))
+        self._closed = state.round
         times = (self._start_ns, self._trained_ns, now)
         sent, withheld = self._sent, sum(self._withheld.values())
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
@@ -270,12 +273,15 @@ class Rounds:
 
     # -- the end of the run ------------------------------------------------------------------------
     def finish(self, now: int) -> None:
-        """After the last round: save the adapter and say goodbye."""
+        """After the last round, or when the run ends early: save the adapter and say goodbye.
+
+        The adapter is that of the last closed round. Local steps of an open round are dropped.
+        """
         state = self._state
         state.enter(Phase.FINISH)
         state.timers.pop("deadline", None)
         if state.me.snapshot_every:
-            state.act(Snapshot(state.round, "end"))
+            state.act(Snapshot(max(self._closed, 0), "end"))
         state.act(Export())
         if state.own is not None:
             state.announce(state.members.amend(state.own, status=Status.FINISHED))

@@ -182,7 +182,7 @@ class DeviceProtocol:
         return self._done(now)
 
     def signal(self, now: int, kind: str) -> list[Action]:
-        """leave (SIGTERM) or retire (SIGINT). After the last round both only end the process."""
+        """leave (SIGTERM), retire (SIGINT) or end: the launcher ends the run for all devices."""
         self._departure.signal(now, kind)
         return self._done(now)
 

@@ -9,6 +9,9 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
+
+from peers.runtime import standard_streams
 
 _PR_SET_PDEATHSIG = 1
 
@@ -20,6 +23,8 @@ def guard(lifeline: Connection | None) -> None:
     it when the launcher's end of `lifeline` closes.
     """
     os.setpgid(0, 0)  # Ctrl-C in the terminal must reach only the launcher
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a forkserver ignores them
+        signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if lifeline is not None:
@@ -40,3 +45,10 @@ def redirect_output(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(fd, stream)
     os.close(fd)
+    standard_streams.protect()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process. A library's exit handlers could keep it alive."""
+    standard_streams.flush(sys.stdout, sys.stderr)
+    os._exit(code)

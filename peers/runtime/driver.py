@@ -14,7 +14,7 @@ from typing import Any, Literal
 from peers.protocol.actions import Action
 from peers.runtime import partition
 from peers.runtime.components import Components
-from peers.runtime.external_events import ExternalEvents
+from peers.runtime.external_events import END_SIGNAL, ExternalEvents
 from peers.runtime.performer import ActionPerformer
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.shutdown import Shutdown
@@ -42,6 +42,7 @@ class Driver:
         """Run until the protocol exits; returns the exit status."""
         self._external.on_signal(signal.SIGTERM, partial(self.protocol.signal, kind="leave"))
         self._external.on_signal(signal.SIGINT, partial(self.protocol.signal, kind="retire"))
+        self._external.on_signal(END_SIGNAL, partial(self.protocol.signal, kind="end"))
         self._external.on_signal(partition.SIGNAL, self._read_partition)
         self._read_partition(self._clock.now())
         receiving = asyncio.create_task(self._c.receiver.run())

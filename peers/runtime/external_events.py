@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections import deque
 
+from peers.errors import describe
 from peers.protocol.actions import Action, Exit
 from peers.runtime.event_queue import Event
 from transport.clocks.real import Clock
 
 log = logging.getLogger("unweft")
+
+END_SIGNAL = signal.SIGUSR2  # from the launcher to all devices: the run ends now
 
 
 class ExternalEvents:
@@ -27,7 +31,7 @@ class ExternalEvents:
     def on_learner_failure(self, error: BaseException) -> None:
         """Queue the end of the device with exit status 1. Called in the learner thread."""
         log.error("the learner failed", exc_info=error)
-        actions: list[Action] = [Exit(1, f"{type(error).__name__}: {error}")]
+        actions: list[Action] = [Exit(1, describe(error))]
         self._loop.call_soon_threadsafe(self._post, lambda now: actions)
 
     def pop(self) -> Event | None:

@@ -84,9 +84,9 @@ class LearnerThread:
     def train(self, action: do.Train) -> Future[Trained]:
         return self.submit(partial(self._train, action))
 
-    def mix(self, mixes: tuple[Mix, ...]) -> Future[None]:
-        """Mix neighbours' copies into the own ones (method 5)."""
-        return self.submit(partial(self._mix, mixes))
+    def mix(self, mixes: tuple[Mix, ...], closes: bool = False) -> Future[None]:
+        """Mix neighbours' copies into the own ones (method 5). `closes`: this closes the round."""
+        return self.submit(partial(self._mix, mixes, closes))
 
     def add_block(self, action: do.AddBlock) -> Future[None]:
         return self.submit(partial(self._add_block, action))
@@ -112,18 +112,19 @@ class LearnerThread:
             self.submit(partial(self._copies.forget, peer))
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
-        """Write the adapter for the evaluator.
-
-        A snapshot of an event shows the last mixed state, because local steps may be under way.
-        """
+        """Write the adapter for the evaluator, as it was when the last round was closed."""
         name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
         meta = {"device": device, "round": str(action.round), "tag": action.tag}
         meta["incarnation"] = str(incarnation)
         path = self._recorder.folder / "snapshots" / name
-        return self.submit(partial(self._learner.snapshot, path, meta, ":" in action.tag))
+        return self.submit(partial(self._learner.snapshot, path, meta))
 
     def export(self, path: Path) -> Future[str]:
-        """Write the adapter folder. The result is the adapter's SHA-256 in hex."""
+        """Write the adapter folder, as of the last closed round. The result is the adapter's SHA-256 in hex.
+
+        Local steps under way end early: they are not exported.
+        """
+        self._learner.cut_training()
         return self.submit(partial(self._learner.export, path))
 
     def checkpoint(self, path: Path) -> Future[None]:
@@ -143,6 +144,7 @@ class LearnerThread:
 
     def _train(self, action: do.Train) -> Trained:
         changed, self._changed = self._changed, set()
+        self._learner.begin_round()
         if action.anchor:
             self._learner.set_anchor()
             self._losses = []
@@ -168,8 +170,10 @@ class LearnerThread:
             {Part(key, group): self._learner.read(key, group) for key, group in held}
         )
 
-    def _mix(self, mixes: tuple[Mix, ...]) -> None:
+    def _mix(self, mixes: tuple[Mix, ...], closes: bool) -> None:
         """own <- (1 - sum w) own + sum w * copy, in the order of `mixes` and of their terms."""
+        if closes:
+            self._learner.close_round()
         mixed_now = {mix.part.group for mix in mixes if mix.terms}  # the others are not due in this round
         self._disagreement.update(dict.fromkeys(mixed_now, 0.0))
         for mix in mixes:

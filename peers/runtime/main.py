@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import torch
 
 from coordinator_free.membership.slots import NoFreeSlot
 from peers import plugins
-from peers.errors import InputError
+from peers.errors import InputError, describe
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
 from peers.runtime import health
-from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
@@ -42,9 +42,10 @@ def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
     except (InputError, NoFreeSlot) as error:
         print(f"{spec.id}: {error}", file=sys.stderr)
         code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a library's exit handlers could keep the process alive
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    end_process(code)
 
 
 def run_device(spec: DeviceSpec) -> int:
@@ -54,12 +55,16 @@ def run_device(spec: DeviceSpec) -> int:
     """
     torch.set_num_threads(spec.config.model.threads)
     keep_freed_memory()
-    plugins.load(spec.config.plugins)
     now_ns = RealClock(spec.wall_clock).now()
     epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or now_ns
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns, spec.life)
     try:
+        plugins.load(spec.config.plugins)
         return asyncio.run(_run(spec, recorder))
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            recorder.event(RealClock(spec.wall_clock).now(), -1, "failed", {"reason": describe(error)})
+        raise
     finally:
         recorder.close()
 

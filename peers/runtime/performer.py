@@ -41,7 +41,7 @@ class ActionPerformer:
             do.Farewell: lambda action: c.sender.send_bye(action, c.incarnation),
             do.Train: self._train,
             do.Diagnose: self._diagnose,
-            do.Apply: lambda action: c.learner_thread.mix(action.mixes),
+            do.Apply: lambda action: c.learner_thread.mix(action.mixes, action.closes),
             do.AddBlock: c.learner_thread.add_block,
             do.OwnBlock: c.learner_thread.own_block,
             do.DropBlock: self._drop_block,
@@ -137,10 +137,9 @@ class ActionPerformer:
     def _export(self, action: do.Export) -> None:
         c = self._c
         out = Path(c.spec.out)
-        finished = c.protocol.round == c.spec.config.round.count - 1  # a retiring device saves no checkpoint
-        if c.spec.config.checkpoint.save and finished:
-            c.learner_thread.checkpoint(checkpoint.path_of(out, c.spec.id))
         exporting = c.learner_thread.export(out / "adapters" / c.spec.id)
+        if c.spec.config.checkpoint.save and action.run_over:
+            c.learner_thread.checkpoint(checkpoint.path_of(out, c.spec.id))
         c.events.record_when_done(exporting, "exported", lambda sha256: {"adapter_sha256": sha256})
 
     def _round_done(self, action: do.RoundDone) -> None:
@@ -160,4 +159,5 @@ class ActionPerformer:
     def _exit(self, action: do.Exit) -> None:
         self.exit = self.exit or action
         if action.code:
+            self._c.events.record(self._c.clock.now(), "failed", reason=action.reason)
             log.error("%s: %s", self._c.spec.id, action.reason)

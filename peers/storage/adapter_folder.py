@@ -59,16 +59,23 @@ def _factors(union: BlockSet, key: BlockKey) -> dict[str, Factors]:
 def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:
     """Write the adapter of the blocks as `folder`, in place of an earlier export; returns its sha256.
 
-    A new folder is written beside it and then renamed. Raises FileExistsError if the folder has other files.
+    A new folder is written beside it and then renamed. An empty folder is filled, because it may be a link, a
+    mount point or a shell's current folder. Raises FileExistsError if the folder has other files.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
+    empty = folder.exists() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / ABOUT).exists():
         raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
-    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    name = f".{folder.name}-{os.getpid()}"
+    unfinished = folder / name if empty else folder.with_name(name)
     unfinished.mkdir(parents=True)
     try:
         digest = _write_all(unfinished, recipe, blocks)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        if empty:
+            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == ABOUT):  # ABOUT: last
+                path.rename(folder / path.name)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return digest

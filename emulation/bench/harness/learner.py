@@ -69,6 +69,11 @@ class BenchLearner:
     def scale_own_move(self, omega: float) -> None:
         """No damping in this mode."""
 
+    def begin_round(self) -> None:
+        """The benchmark writes no files of a closed round."""
+
+    close_round = cut_training = begin_round
+
     def train(
         self, round: int, steps: int, rehearse: bool, settings: object = None, fisher: bool = False
     ) -> TrainResult:
@@ -86,7 +91,7 @@ class BenchLearner:
     def sha256(self) -> str:
         return hashlib.sha256(self._work.weights.numpy().tobytes()).hexdigest()
 
-    def snapshot(self, path: Path, meta: Mapping[str, str], settled: bool = False) -> None:
+    def snapshot(self, path: Path, meta: Mapping[str, str]) -> None:
         """The benchmark uses no snapshots."""
 
     def export(self, path: Path) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from coordinator_free.correction.policy_interface import GroupAction
 from coordinator_free.identifiers import BlockKey
@@ -303,17 +302,6 @@ def test_a_snapshot_gives_the_logits_of_the_device(family, tmp_path):
     learner.snapshot(path, meta)
     evaluator.load(path)
     assert torch.equal(logits(evaluator.model), base)
-
-
-def test_a_settled_snapshot_has_the_own_block_from_before_the_steps(tmp_path):
-    learner = joined()
-    before = block(learner, OWN)
-    learner.train(0, 2, rehearse=False)
-    for settled in (True, False):
-        learner.snapshot(tmp_path / "s.safetensors", {"tag": "round"}, settled)
-        held = load_file(tmp_path / "s.safetensors")
-        found = {group: held[f"d0@0/{group}"] for group in learner.groups}
-        assert same(found, before if settled else block(learner, OWN))
 
 
 LITERAL: dict[str, Any] = {"mixing": {"mode": "paper-literal"}}

@@ -7,7 +7,7 @@ import pytest
 from coordinator_free.identifiers import BlockKey
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase
-from tests.support.simulated import GROUPS, Network
+from tests.support.simulated import GROUPS, Network, small_config
 from tests.support.simulated_checks import agreed, has_gone, started
 from transport.wire.messages import Stopping
 
@@ -223,3 +223,43 @@ def test_a_leave_also_deletes_the_block_of_an_earlier_retirement() -> None:
     net.run(1.0)
     assert agreed(net) and {key.device for key in net["d0"].slots} == {"d0", "d2"}
     assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0))
+
+
+# -- what is saved ---------------------------------------------------------------------------------------
+
+
+def last_closed(told: list[do.Action]) -> int:
+    return max((action.round for action in told if isinstance(action, do.RoundDone)), default=-1)
+
+
+@pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
+def test_an_early_end_saves_the_last_closed_round(after_ms: int) -> None:
+    net = Network(small_config(topology={"kind": "full"}))
+    net.cohort(3, snapshot_every=1)
+    net.rounds(3)
+    net.run(after_ms / 1000)
+    for device in list(net):
+        net.signal(device.name, "end")
+    net.run(1.0)
+    for device in net:
+        assert device.exit is not None and device.exit.code == 0
+        (end,) = [a for a in device.done(do.Snapshot) if a.tag == "end"]
+        assert end.round == last_closed(device.told)
+        assert device.done(do.Export) == [do.Export()] and not device.done(do.DropBlock)
+        assert not device.logged("leaving") and len(device.logged("ended")) == 1
+
+
+def test_only_the_close_of_a_round_makes_its_local_steps_a_result() -> None:
+    net = started(3, topology={"kind": "full"})
+    net.rounds(3)
+    for device in net:
+        closed = [action for action in device.done(do.Apply) if action.closes]
+        assert len(closed) == len(device.done(do.RoundDone))
+
+
+def test_a_device_that_retires_saves_no_checkpoint() -> None:
+    net = started(3, topology={"kind": "full"})
+    net.rounds(2)
+    net.signal("d1", "retire")
+    net.run(1.0)
+    assert net["d1"].done(do.Export) == [do.Export(run_over=False)]

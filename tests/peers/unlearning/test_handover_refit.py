@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from peers.learning.learner import Learner
@@ -54,8 +57,9 @@ def test_a_deletion_with_a_refit_changes_the_logits_less() -> None:
     assert not taken.has(GONE) and same(block(taken, OTHERS[0]), block(plain, OTHERS[0]))
 
 
-def test_a_settled_snapshot_includes_the_refit() -> None:
+def test_a_settled_snapshot_includes_the_refit(tmp_path: Path) -> None:
     learner = joined()
+    learner.begin_round()
     learner.train(0, 2, rehearse=False)
     before, trained = {g: b.clone() for g, b in learner._local.before.items()}, block(learner, OWN)
     wanted = moves(learner)
@@ -63,6 +67,10 @@ def test_a_settled_snapshot_includes_the_refit() -> None:
     for group, move in wanted.items():
         assert torch.allclose(learner.read(OWN, group), trained[group] + 0.4 * move, atol=1e-6)
         assert torch.allclose(learner._local.before[group], before[group] + 0.4 * move, atol=1e-6)
+    learner.snapshot(tmp_path / "s.safetensors", {"tag": "deleted:d1"})
+    shown = load_file(tmp_path / "s.safetensors")
+    for group, move in wanted.items():
+        assert torch.allclose(shown[f"{OWN}/{group}"], before[group] + 0.4 * move, atol=1e-6)
 
 
 @pytest.mark.parametrize("after_ms", range(0, 210, 30))  # in the local steps of a round, or after them
