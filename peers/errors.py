@@ -1,6 +1,8 @@
-"""The error for bad input from a user."""
+"""The error for bad input from a user, and the exit status of a leave that nobody has confirmed."""
 
 from __future__ import annotations
+
+LEAVE_UNCONFIRMED = 3  # exit status of a device that left, but nobody has confirmed that it knows of the leave
 
 
 class InputError(ValueError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction.policy_interface import GroupAction, Settings
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Record
 from transport.wire.messages import Manifest, Message
 
 
@@ -173,6 +174,17 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveLeave:
+    """Save the signed records with which this device asks to be forgotten, before anyone is told of them.
+
+    confirmed: another device has them now.
+    """
+
+    records: tuple[Record, ...]
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """End the process with status `code`."""
 
@@ -189,5 +201,5 @@ class Drop:
 
 Action = (
     Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | Apply | AddBlock | OwnBlock
-    | DropBlock | Snapshot | Log | RoundDone | Export | Exit | Drop
+    | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
 )  # fmt: skip

@@ -43,12 +43,15 @@ class Replicas:
         for record in added:
             if carried[record.key] is not None:  # copy a block before it is dropped
                 self._add_block(record, carried[record.key])
-        for key in [key for key in state.blocks if key not in wanted and key not in graced]:
+        dropped = [key for key in state.blocks if key not in wanted and key not in graced]
+        for key in dropped:
             self._drop_block(key, state.members.get(key))
         for record in added:
             if carried[record.key] is None:
                 self._add_block(record, None)
         state.blocks = {**wanted, **graced}
+        if state.exported and any(map(state.members.tombstoned, dropped)):
+            state.export()  # the adapter that is saved still has the block
         self._quarantine_departed(now)
         if graced:
             state.timers["evict"] = min(self._evict_at[key] for key in graced)

@@ -15,7 +15,6 @@ from peers.protocol.actions import (
     Apply,
     Drop,
     Exit,
-    Export,
     Farewell,
     Publish,
     RoundDone,
@@ -274,9 +273,7 @@ class Rounds:
         state = self._state
         state.enter(Phase.FINISH)
         state.timers.pop("deadline", None)
-        if state.me.snapshot_every:
-            state.act(Snapshot(state.round, "end"))
-        state.act(Export())
+        state.export()
         if state.own is not None:
             state.announce(state.members.amend(state.own, status=Status.FINISHED))
         self.say_farewell("finished", last=False)

@@ -11,11 +11,11 @@ from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Record, Verify
+from coordinator_free.membership.records import Record, Status, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import FIFO, DeviceConfig
-from peers.protocol.actions import Action, Log, Tell
+from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.send_allocation import SendAllocation
@@ -60,6 +60,7 @@ class Identity:
     cohort: int  # devices that start together; 0: join the devices that are there
     snapshot_every: int  # rounds between snapshots; 0: none
     resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
+    wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
 
 
 @dataclass(slots=True)
@@ -119,7 +120,9 @@ class DeviceState:
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
         self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it
-        self.departure_confirmed = False  # a member knows that this device goes; membership.py, departure.py
+        # Own last records that no other device has confirmed: block and status; membership.py, departure.py.
+        self.unconfirmed: dict[BlockKey, Status] = {}
+        self.exported = False  # an adapter is saved: a later deletion saves it again; `export`
         self.correct_until = -1  # last round of the correction; `start_correction`
         self.events = 0  # corrections started; `start_correction`
         self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
@@ -206,6 +209,14 @@ class DeviceState:
         members = len(self.training())
         refitted = self.exchange.refitted()
         return 1 / members if refitted else self.mode.damping(members, self.config.mixing.omega)
+
+    # -- files -------------------------------------------------------------------------------------
+    def export(self) -> None:
+        """Save the adapter; at the end of the run also for the evaluator."""
+        if self.phase is Phase.FINISH and self.me.snapshot_every:
+            self.act(Snapshot(self.round, "end"))
+        self.act(Export())
+        self.exported = True
 
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:

@@ -8,13 +8,14 @@ import resource
 import signal
 from typing import NoReturn
 
-from peers.protocol.actions import Log
+from peers.protocol.actions import DropBlock, Export, Log, SaveLeave
 from peers.runtime.components import Components
 from peers.runtime.event_queue import Kind
 from peers.runtime.performer import ActionPerformer
 from transport.clocks.windows import ABSENT
 
 SECOND = 1_000_000_000
+KEPT = (Log, DropBlock, Export, SaveLeave)  # the actions of a device that has ended
 FLUSH_NS = 5 * SECOND  # longest time that an ending device spends on its queue
 
 
@@ -27,7 +28,7 @@ class Shutdown:
     async def drain(self, reason: str) -> None:
         """Finish the learner's work, send queued messages for `FLUSH_NS` at most, and record the totals.
 
-        Of messages that have arrived, only the log lines that they cause are kept.
+        Messages that have arrived are not answered any more. A leave among them is still carried out.
         """
         c = self._c
         await self._finish_work()
@@ -35,7 +36,8 @@ class Shutdown:
         c.sender.abandon_all("end")
         for planned in c.queue.drain_due(c.clock.now(), Kind.MESSAGE):
             actions = planned.event(c.clock.now())
-            await self._performer.perform([action for action in actions if isinstance(action, Log)])
+            await self._performer.perform([action for action in actions if isinstance(action, KEPT)])
+        await self._finish_work()
         self._record_totals(reason)
         await self._leave_virtual_time()
 

@@ -64,13 +64,18 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
     if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
         raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
     unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    replaced = folder.with_name(f"{unfinished.name}-replaced")
+    for left in (unfinished, replaced):  # by a killed process that had the same number
+        shutil.rmtree(left, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         digest = _write_all(unfinished, recipe, blocks)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
         unfinished.rename(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
     return digest
 
 
