@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-LEAVE_UNCONFIRMED = 3  # exit status of a device that left, but nobody has confirmed that it knows of the leave
+LEAVE_UNCONFIRMED = (
+    3  # exit status of a device that left, but nobody has confirmed that it knows of the leave
+)
 
 
 class InputError(ValueError):

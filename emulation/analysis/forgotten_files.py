@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,11 @@ from typing import Any
 
 from coordinator_free.identifiers import BlockKey
 from emulation.analysis import records, tombstones
-from emulation.analysis.records import Record, RunRecords
+from emulation.analysis.records import KEPT_SNAPSHOTS, Record, RunRecords
 from peers.errors import InputError
 
 FILE = "forgotten.json"  # the files of the run that were corrected
-ADAPTERS, CHECKPOINTS, KEPT_SNAPSHOTS = "adapters", "checkpoint", "snapshots"
-ABOUT, WEIGHTS, BLOCKS = "unweft.json", "adapter_model.safetensors", "blocks"
-MOMENTS = "moments"  # the first part of the names of AdamW's moments in a checkpoint
+ADAPTERS, CHECKPOINTS = "adapters", "checkpoint"
 
 
 @dataclass
@@ -143,20 +142,22 @@ def _tensors_hold(path: Path, gone: Collection[BlockKey]) -> bool:
 
 def _adapter_holds(path: Path, gone: Collection[BlockKey]) -> bool:
     """Whether the list, the folder of contributions or the tensors of an adapter have a tombstoned block."""
+    from peers.storage import adapter_folder as saved  # here, since it imports torch
+
     try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((path / saved.ABOUT).read_text(encoding="utf-8"))
         listed = [BlockKey(b["device"], b["incarnation"]) for b in about["blocks"]]
+        if not set(listed).isdisjoint(gone):
+            return True
         modules = {module["name"]: int(module["rank"]) for module in about["recipe"]["modules"]}
-        owners = {_folder_of(key.device) for key in listed}
-        parts = [child for child in (path / BLOCKS).glob("*") if child.is_dir()]
-        more = any(child.name not in owners for child in parts)
-        more |= _has_more(path / WEIGHTS, modules, len(listed))
-        for child in parts:
-            own = [key for key in listed if _folder_of(key.device) == child.name]
-            more |= _has_more(child / WEIGHTS, modules, len(own))
+        by_folder = Counter(saved.folder_of(key.device) for key in listed)
+        more = _has_more(path / saved.WEIGHTS, modules, len(listed))
+        for child in (path / saved.BLOCKS).glob("*"):
+            more |= not by_folder[child.name]
+            more |= _has_more(child / saved.WEIGHTS, modules, by_folder[child.name])
     except (ValueError, OSError, KeyError, TypeError):
         return any(path.rglob("*.safetensors"))  # it may hold any block
-    return more or not set(listed).isdisjoint(gone)
+    return more
 
 
 def _has_more(path: Path, ranks: dict[str, int], blocks: int) -> bool:
@@ -164,12 +165,6 @@ def _has_more(path: Path, ranks: dict[str, int], blocks: int) -> bool:
     shapes = _header(path)
     names = {name: f"base_model.model.{name}.lora_A.weight" for name in ranks}
     return any(int(shapes[names[name]]["shape"][0]) > max(1, blocks * rank) for name, rank in ranks.items())
-
-
-def _folder_of(owner: str) -> str:
-    from peers.storage.adapter_folder import folder_of  # imports torch
-
-    return folder_of(owner)
 
 
 # -- corrections -----------------------------------------------------------------------------------------

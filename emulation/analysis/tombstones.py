@@ -12,8 +12,8 @@ from peers.storage import leave_wishes
 
 
 def find(run: RunRecords) -> list[BlockKey]:
-    """All tombstones, in order: those that devices recorded, and those of the wishes on the devices' disks."""
-    found = {block for device in run.devices for block in _recorded(device, run.events[device])}
+    """All tombstones in order: those that devices recorded, and those of the wishes in their folders."""
+    found = {block for device in run.devices for block in recorded(device, run.events[device])}
     return sorted(found.union(*(_wish(run.folder, device).blocks for device in run.devices)))
 
 
@@ -23,7 +23,7 @@ def unconfirmed(run: RunRecords) -> list[BlockKey]:
     known = {
         block
         for device in run.devices
-        for block in _recorded(device, run.events[device])
+        for block in recorded(device, run.events[device])
         if block.device != device
     }
     return sorted(pending - known)
@@ -39,7 +39,7 @@ def _wish(folder: Path, device: str) -> leave_wishes.LeaveWish:
     return leave_wishes.read(folder / "devices" / device)
 
 
-def _recorded(device: str, events: list[Record]) -> Iterator[BlockKey]:
+def recorded(device: str, events: list[Record]) -> Iterator[BlockKey]:
     """The blocks that the events of one device name as forgotten."""
     own = 0
     for event in events:

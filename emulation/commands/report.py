@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from emulation.commands.exit_status import FAILED, print_error
+
 EXAMPLE = "Example: unweft report runs/first"
 
 
@@ -15,22 +17,32 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `unweft run` wrote.")],
 ) -> None:
     """Write DIR/report.html, one page with all results, and bring DIR/summary.json up to date."""
-    write_report(folder, Console())
+    raise typer.Exit(write_report(folder, Console()))
 
 
-def write_report(folder: Path, console: Console) -> None:
-    """Write summary, report and pictures of a run that has ended; print the result and the report's path.
+def write_report(folder: Path, console: Console) -> int:
+    """Write summary, report and pictures of a run; print the result and the report's path.
 
-    Raises InputError if the folder holds no run.
+    If the run has ended, forgotten blocks are deleted from its files first. Returns the exit status: FAILED
+    if a file of a run that has ended still holds a forgotten block. Raises InputError if the folder holds no
+    run.
     """
-    from emulation.analysis import summary
+    from emulation.analysis import forgotten_files, summary
     from emulation.report import html, text
     from emulation.testbed import reconstruction
 
     reconstruction.complete(folder)
+    ended = reconstruction.has_ended(folder)
+    if ended:
+        forgotten_files.correct(folder)
     found = summary.write(folder)
     page = html.write(folder)
     console.print(text.table(found))
     for sentence in text.sentences(found):
         console.print(f"• {sentence}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    holding = found["forgotten"]["holding"]
+    if not ended or not holding:
+        return 0
+    print_error(f"{folder}: a forgotten block is in {', '.join(holding)}, which could not be corrected")
+    return FAILED

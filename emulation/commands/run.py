@@ -56,9 +56,8 @@ def run(
 
     console = Console()
     try:
-        status = run_loop.run(loaded, folder, console, on)
+        run_loop.run(loaded, folder, console, on)
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
-    write_report(folder, console)
-    raise typer.Exit(status)
+    raise typer.Exit(write_report(folder, console))

@@ -73,6 +73,10 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)
+    except OSError:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
     finally:
         for left in (unfinished, replaced):
             shutil.rmtree(left, ignore_errors=True)

@@ -62,7 +62,7 @@ def save(path: Path, union: BlockSet, moments: Moments, fingerprint: Fingerprint
 
 
 def forget_blocks(path: Path, gone: Collection[BlockKey]) -> None:
-    """Rewrite a checkpoint without these blocks, and without the moments of a device whose block is gone.
+    """Rewrite a checkpoint without these blocks. Without the own block, its moments are left out too.
 
     Raises InputError for a damaged file.
     """
@@ -74,11 +74,12 @@ def forget_blocks(path: Path, gone: Collection[BlockKey]) -> None:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no checkpoint: {error}") from None
     named = {str(key) for key in gone}
-    own = any(folder_of(key.device) == path.stem for key in gone)
+    own = max((key for key in map(BlockKey.parse, slots) if folder_of(key.device) == path.stem), default=None)
+    left_out = named | ({MOMENTS} if own in gone else set())
     kept = {
         name: value
         for name, value in tensors.items()
-        if name.rpartition("/")[0] not in named and not (own and name.startswith(f"{MOMENTS}/"))
+        if name.rpartition("/")[0] not in named and name.partition("/")[0] not in left_out
     }
     write_snapshot(path, kept, {key: slot for key, slot in slots.items() if key not in named}, meta)
 

@@ -37,7 +37,8 @@ def test_a_leave_is_saved_before_anyone_is_told_and_marked_once_it_is_confirmed(
     net.signal("d1", "leave")
     said = [isinstance(action, do.SaveLeave) for action in net["d1"].told]
     assert True in said and not any(
-        isinstance(action, do.Tell) and "LEFT" in repr(action) for action in net["d1"].told[: said.index(True)]
+        isinstance(action, do.Tell) and "LEFT" in repr(action)
+        for action in net["d1"].told[: said.index(True)]
     )
     assert net["d1"].done(do.SaveLeave)[0].confirmed is False
     net.run(1.0)
