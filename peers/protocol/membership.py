@@ -16,7 +16,7 @@ from peers.protocol.actions import Drop, OwnBlock, SaveLeave
 from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
 from peers.protocol.replicas import GONE, Replicas
-from peers.protocol.state import DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState, Phase
 from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 
@@ -30,13 +30,15 @@ class MembershipProtocol:
     def __init__(self, state: DeviceState, connections: Connections, replicas: Replicas) -> None:
         self._state, self._connections, self._replicas = state, connections, replicas
         self._waits = False  # for a slot
+        self._had_slot = False
+        self._patience_ns: int | None = None  # end of the wait of a newcomer where all slots are taken
 
     # -- the own record ----------------------------------------------------------------------------
     def claim(self, now: int, carry: BlockKey | None = None) -> None:
         """Claim a free slot under a new incarnation. `carry`: the own block that goes on with its values.
 
-        A device that does not train yet waits if all free slots are in quarantine. Raises NoFreeSlot if all
-        slots are taken.
+        A device waits while no slot is free. Raises NoFreeSlot after `settle_s` if all slots are taken by
+        blocks and this device never had one.
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
@@ -45,6 +47,7 @@ class MembershipProtocol:
         resumed = None if joins else state.me.resumes.get(state.me.device)
         wish = resumed if carry is None else self._slot_of(carry)
         record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
+        self._waits = record is None
         if record is None:
             return
         if state.round < 0 and joins:
@@ -58,7 +61,7 @@ class MembershipProtocol:
     def _own_block(self, record: Record, kept: BlockKey | None) -> None:
         """Start the own block on the claimed slot. `kept`: the block whose values it goes on with."""
         state = self._state
-        state.own = record
+        state.own, self._had_slot = record, True
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
         state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
         state.exchange.add_block(record.key, ZERO if kept is None else max(state.round, 0))
@@ -70,16 +73,22 @@ class MembershipProtocol:
         try:
             return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
         except NoFreeSlot:
-            if len({r.slot for r in state.members.blocks(keep).values()}) >= slots:
+            full = len({r.slot for r in state.members.blocks(keep).values()}) >= slots
+            if full and not self._had_slot and now >= self._patient_until(now):
                 raise
         if not self._waits:
             state.log("waits_for_slot", quarantined=sorted(barred))
-        self._waits = True
         return None
+
+    def _patient_until(self, now: int) -> int:
+        """How long a newcomer waits where all slots are taken: claims may be invented, or owners may go."""
+        if self._patience_ns is None:
+            self._patience_ns = now + int(self._state.config.membership.settle_s * SECOND)
+        return self._patience_ns
 
     def try_claim(self, now: int) -> None:
         """Try again to claim a slot, if this device waits for one."""
-        if self._waits and self._state.own is None:
+        if self._waits and self._state.phase is not Phase.GONE:
             self.claim(now)
 
     def own_records(self) -> list[Record]:
@@ -142,7 +151,7 @@ class MembershipProtocol:
     def _defend(self, now: int) -> None:
         """Claim a slot again after a crash verdict on this device or after another device got its slot."""
         state = self._state
-        if state.own is None or state.phase is Phase.GONE:
+        if state.own is None or state.phase is Phase.GONE or self._waits:
             return
         recorded, lost = state.members.get(state.own.key), state.slot_lost()
         if recorded is not None and recorded.status in PRESENT and not lost:

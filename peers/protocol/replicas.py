@@ -43,7 +43,9 @@ class Replicas:
         for record in added:
             if carried[record.key] is not None:  # copy a block before it is dropped
                 self._add_block(record, carried[record.key])
-        dropped = [key for key in state.blocks if key not in wanted and key not in graced]
+        # A device that has lost its slot keeps its block until it has another one: it may be in a round.
+        gone = [key for key in state.blocks if key not in wanted and key not in graced]
+        dropped = [key for key in gone if not self._is_own(key)]
         for key in dropped:
             self._drop_block(key, state.members.get(key))
         for record in added:

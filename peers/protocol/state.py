@@ -109,7 +109,8 @@ class DeviceState:
         self.mode = MODES[config.mixing.mode]()  # mixing mode; stateless
 
         # State that has its own class.
-        self.members = Membership(verify, sign)  # membership table; membership.py merges records into it
+        # Membership table; membership.py merges records into it.
+        self.members = Membership(verify, sign, me.device, me.public)
         self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
@@ -141,7 +142,7 @@ class DeviceState:
 
     def saw_round(self, round_: int) -> None:
         """Some device has reached this round."""
-        self.network_round = max(self.network_round, round_)
+        self.network_round = self.members.network_round = max(self.network_round, round_)
 
     # -- members -----------------------------------------------------------------------------------
     @property
