@@ -128,13 +128,15 @@ class DropBlock:
     """Delete a block and everything queued that was derived from it.
 
     refit: the share of the block's output that the own block takes over before the deletion
-    (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then.
+    (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then. copies:
+    values of neighbours' copies that were not mixed; their memory is overwritten.
     """
 
     key: BlockKey
     reason: str
     refit: float = 0.0
     damping: float = 1.0
+    copies: tuple[object, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,7 @@ class Replicas:
             state.act(Snapshot(state.round, f"before:{key.device}"))
         refit, damping = self._start_refit(record)
         reason = GONE.get(record.status, "moved") if record else "unknown"
-        state.act(DropBlock(key, reason, refit, damping))
-        state.exchange.drop_block(key)
+        state.act(DropBlock(key, reason, refit, damping, tuple(state.exchange.drop_block(key))))
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))
         if record is not None and record.status is Status.CRASHED:
