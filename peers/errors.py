@@ -1,6 +1,10 @@
-"""The error for bad input from a user, and errors as text."""
+"""The error for bad input from a user, errors as text, and the exit status of an unconfirmed leave."""
 
 from __future__ import annotations
+
+LEAVE_UNCONFIRMED = (
+    3  # exit status of a device that left, but nobody has confirmed that it knows of the leave
+)
 
 
 class InputError(ValueError):

@@ -1,16 +1,17 @@
 """Slots without a coordinator: each device chooses its own slot, and each conflict has one winner.
 
-If two devices claim one slot, the earlier Lamport time wins, then the smaller device id. The other device
-takes another slot under a new incarnation and starts at B = 0, because a block is valid in its own basis only
-(method 9).
+If two devices claim one slot, the earlier Lamport time wins, then the smaller device id. An owner that has
+trained in its slot for some time loses it to no later comer (slot_owners.py). The other device takes another
+slot under a new incarnation and starts at B = 0, because a block is valid in its own basis only (method 9).
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Record
@@ -47,16 +48,27 @@ def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
     return next((slot for slot in free if slot not in used), free[0])
 
 
-def losers(living: Iterable[Record]) -> list[Record]:
-    """The records whose slot an earlier claim holds, in order of device id."""
+def by_claim(record: Record) -> tuple[int, int, str]:
+    """The order of claims: who trains before who does not, then the earlier claim, then the smaller id."""
+    return int(record.since_round < 0), record.claimed, record.device
+
+
+def losers(
+    living: Iterable[Record],
+    order: Callable[[Record], Any] = by_claim,
+    keeps: Callable[[Record, Record], bool] = lambda owner, challenger: False,
+) -> list[Record]:
+    """The records whose slot another record holds, in order of device id.
+
+    `keeps(owner, challenger)`: the owner keeps its slot whatever the claim of the challenger says.
+    """
     best: dict[int, Record] = {}
-    lost = []
-    for record in sorted(living, key=lambda r: (r.claimed, r.device)):
-        if record.slot in best:
-            lost.append(record)
-        else:
+    claims = sorted(living, key=order)
+    for record in claims:
+        holder = best.get(record.slot)
+        if holder is None or keeps(record, holder):
             best[record.slot] = record
-    return sorted(lost, key=lambda r: r.device)
+    return sorted((r for r in claims if best[r.slot] is not r), key=lambda r: r.device)
 
 
 @dataclass(slots=True)

@@ -8,13 +8,16 @@ reorder and loop (method 9).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import slots
 from coordinator_free.membership.records import PRESENT, Record, Status, Verify
+from coordinator_free.membership.slot_owners import SlotOwners
+
+JUMP = 1 << 16  # how far one accepted record moves the Lamport clock of its receiver at most
 
 
 class Change(NamedTuple):
@@ -30,9 +33,15 @@ class Membership:
     `verify(public, data, signature)` checks Ed25519 signatures; `sign` signs for this device.
     """
 
-    def __init__(self, verify: Verify, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, verify: Verify, sign: Callable[[bytes], bytes], device: str = "", public: bytes = b""
+    ) -> None:
+        """`device`, `public`: the own id and key. Nobody else can claim this id here."""
+        self._device = device
         self._records: dict[BlockKey, Record] = {}
-        self._public: dict[str, bytes] = {}
+        self._public: dict[str, bytes] = {device: public} if public else {}
+        self._owners = SlotOwners()
+        self.network_round = -1  # latest round that any device has reached, for `SlotOwners`
         self._verify = verify
         self._sign = sign
         self._lamport = 0
@@ -75,12 +84,15 @@ class Membership:
         """The blocks of the adapter: those of living and retired devices and, with `keep_crashed`, of crashed
         ones.
 
-        A block of a departed device is left out if an earlier claim holds its slot: it cannot move to another
-        slot.
+        A block of a departed device is left out if another claim holds its slot: it cannot move to another
+        slot. So is the block of a device that claims the slot of an owner which keeps it.
         """
         held = self._held(keep_crashed)
-        lost = {r.key for r in slots.losers(held.values())} - {r.key for r in self.alive().values()}
-        return {key: record for key, record in held.items() if key not in lost}
+        living = {r.key for r in self.alive().values()}
+        lost = {r.key: r for r in self._losers(held)}
+        holders = {r.slot: r for key, r in held.items() if key not in lost}
+        stay = {k for k, r in lost.items() if k in living and not self._owners.keeps(holders[r.slot], r)}
+        return {key: record for key, record in held.items() if key not in lost or key in stay}
 
     def tombstoned(self, key: BlockKey) -> bool:
         """Whether the owner of this block has left."""
@@ -119,7 +131,8 @@ class Membership:
         )
 
     def amend(self, record: Record, **changes: Any) -> Record:
-        """Sign the next record of the own incarnation, with another status or first round."""
+        """Sign the next record of an own incarnation, with another status or first round."""
+        self._lamport = max(self._lamport, record.lamport)
         return self._own(replace(record, lamport=self._tick(), signature=b"", **changes))
 
     def verdict(self, key: BlockKey) -> Change | None:
@@ -132,7 +145,9 @@ class Membership:
     def merge(self, records: Iterable[Record]) -> list[Change]:
         """Merge the records of another device. Returns the changes in order of (device, incarnation).
 
-        A record whose signature is wrong is counted in `refused`.
+        A record whose signature is wrong, or whose claim is later than itself, is counted in `refused`. A
+        record moves the own clock by JUMP at most, so that no member can drive it to the end of its range.
+        Whether a record is accepted does not depend on the clock: tables must not depend on the order.
         """
         changes = []
         for record in sorted(records, key=lambda r: (r.device, r.incarnation, r.status)):
@@ -142,20 +157,22 @@ class Membership:
             if not self._genuine(record):
                 self.refused += 1
                 continue
-            self._lamport = max(self._lamport, record.lamport)
+            self._lamport = max(self._lamport, min(record.lamport, self._lamport + JUMP))
             changes.append(self._apply(record))
         return changes
 
     def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
-        """Living devices that must give up their slot, because an earlier claim holds it."""
+        """Living devices that must give up their slot, because another claim holds it."""
         living = {r.key for r in self.alive().values()}
-        return [r for r in slots.losers(self._held(keep_crashed).values()) if r.key in living]
+        return [r for r in self._losers(self._held(keep_crashed)) if r.key in living]
 
     # -- inside ----------------------------------------------------------------------------------
     def _genuine(self, record: Record) -> bool:
         """Whether the owner signed this record, or the record that this verdict is about."""
         if self._public.get(record.device, record.public) != record.public:
             return False  # a known id with another key
+        if record.claimed > record.lamport:
+            return False
         return self._verify(record.public, record.signed_data(), record.signature)
 
     def _apply(self, record: Record) -> Change:
@@ -163,6 +180,8 @@ class Membership:
         old = self._records.get(record.key)
         self._records[record.key] = record
         self._public.setdefault(record.device, record.public)
+        if record.device != self._device:
+            self._owners.note(record, self.network_round)
         return Change(record, old)
 
     def _own(self, record: Record) -> Record:
@@ -173,6 +192,22 @@ class Membership:
     def _tick(self) -> int:
         self._lamport += 1
         return self._lamport
+
+    def _losers(self, held: Mapping[BlockKey, Record]) -> list[Record]:
+        """The held records that lose their slot.
+
+        A device knows its own earlier records, so its claim is later than each of them, whatever it says.
+        """
+        least: dict[str, int] = {}
+        claimed: dict[BlockKey, int] = {}
+        for record in self:  # in order of incarnation
+            claimed[record.key] = max(record.claimed, least.get(record.device, 0))
+            least[record.device] = max(least.get(record.device, 0), record.lamport + 1)
+
+        def order(record: Record) -> tuple[int, int, str]:
+            return slots.by_claim(replace(record, claimed=claimed[record.key]))
+
+        return slots.losers(held.values(), order, self._owners.keeps)
 
     def _held(self, keep_crashed: bool) -> dict[BlockKey, Record]:
         kept = {Status.RETIRED, Status.CRASHED} if keep_crashed else {Status.RETIRED}

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from emulation.analysis import records
 from emulation.analysis.consensus_error import ConsensusErrors
 from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
@@ -40,7 +41,7 @@ POLL_S = 0.2
 MAX_BATCH = 256
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
-KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
+KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
@@ -90,8 +91,8 @@ def _modified(path: Path) -> tuple[int, str]:
     return path.stat().st_mtime_ns, str(path)
 
 
-def _write(fd: int, records: Iterable[Record]) -> None:
-    for record in records:
+def _write(fd: int, lines: Iterable[Record]) -> None:
+    for record in lines:
         os.write(fd, (json.dumps(record, allow_nan=False) + "\n").encode())
 
 

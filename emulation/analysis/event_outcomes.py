@@ -127,7 +127,8 @@ def _corrected(event: InjectedEvent) -> Choose:
 
 
 def _at_end(event: InjectedEvent) -> Choose:
-    return lambda device: next(iter(_own(event, device, ["end"])), None)
+    """The last one: a device whose adapter a late leave has changed is evaluated again."""
+    return lambda device: next(reversed(_own(event, device, ["end"])), None)
 
 
 def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | None:

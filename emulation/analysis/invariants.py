@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from emulation.analysis import event_outcomes, records
+from emulation.analysis import event_outcomes, forgotten_files, records
 from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.summary import summarise
 from emulation.scenario.events import GONE
@@ -48,6 +48,7 @@ def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
         *_long_rounds(run, bounds.round_s),
         *_unbalanced_links(summarise(run), set(exports)),
         *_temporary_files(folder),
+        *_files_with_tombstones(run),
     ]
 
 
@@ -191,6 +192,12 @@ def _unbalanced_links(summary: Record, live: set[str]) -> Iterator[Violation]:
             yield Violation(
                 "sent != received + dropped", f"{link['src']} -> {link['dst']}: {link['open_bytes']}"
             )
+
+
+def _files_with_tombstones(run: RunRecords) -> Iterator[Violation]:
+    """No file of the run holds a block whose owner left."""
+    for file in forgotten_files.report(run)["holding"]:
+        yield Violation("a file holds a forgotten block", file)
 
 
 def _temporary_files(folder: Path) -> Iterator[Violation]:

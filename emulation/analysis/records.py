@@ -16,6 +16,7 @@ from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 Record = dict[str, Any]
+KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
 
 def read_lines(path: Path) -> list[Record]:

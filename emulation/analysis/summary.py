@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from coordinator_free.averaging.topology import spectral_rho
-from emulation.analysis import event_outcomes, latency_histogram, records, unmet
+from emulation.analysis import event_outcomes, forgotten_files, latency_histogram, records, tombstones, unmet
 from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
 from emulation.analysis.records import Record, RunRecords
 from transport.shaping.accounting import PER_DECADE, open_bytes
@@ -62,6 +62,8 @@ def summarise(run: RunRecords) -> Record:
         "control_accuracy": _end_mean(run, "control"),
         "other_wording_accuracy": _other_wording(run, accuracy["devices"]),
         "budget": _budget(run),
+        "forgotten": forgotten_files.report(run),
+        "unconfirmed_leaves": [str(block) for block in tombstones.unconfirmed(run)],
     }
 
 
@@ -84,8 +86,18 @@ def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record
         "peak_pss_bytes": finished.get("peak_pss_bytes"),
         "train_cpu_s": finished.get("train_cpu_s"),
         "security_events": finished.get("security_events"),
-        "adapter_sha256": _latest(events, "exported").get("adapter_sha256"),
+        "adapter_sha256": _adapter_sha256(run, device),
     }
+
+
+def _adapter_sha256(run: RunRecords, device: str) -> str | None:
+    """Of the adapter that is there. The device did not record a deletion after its end."""
+    event: str | None = _latest(run.events[device], "exported").get("adapter_sha256")
+    about = run.folder / "adapters" / device / "unweft.json"
+    if event is None or not about.is_file():
+        return event
+    found: str | None = json.loads(about.read_text(encoding="utf-8")).get("adapter_sha256")
+    return found or event
 
 
 def _latest(events: Iterable[Record], name: str) -> Record:

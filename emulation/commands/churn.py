@@ -13,10 +13,12 @@ from typing import Annotated
 import psutil
 import typer
 
+from coordinator_free.membership.records import Record
 from emulation.analysis.records import read_lines
-from emulation.testbed import churn_log
+from emulation.testbed import churn_log, leave_delivery
 from emulation.testbed.docker import SIGNALS, Container, DockerFailed, Project
 from peers.errors import InputError
+from peers.runtime import partition
 
 EXAMPLE = "Example: unweft churn unweft leave d2 (or: unweft churn runs/first stall d1 d3 --seconds 2)"
 
@@ -77,6 +79,10 @@ def _processes(run: Path, event: Kind, devices: list[str], seconds: float | None
     if event not in PROCESS_SIGNALS:
         allowed = ", ".join(PROCESS_SIGNALS)
         raise InputError(f"{event}: not to processes of a run; allowed: {allowed}, or containers")
+    if event is Kind.LEAVE:
+        gone = [device for device in devices if not _runs(run, device)]
+        _deliver_to_processes(run, leave_delivery.required(run, gone))
+        devices = [device for device in devices if device not in gone]
     pids = {device: pid_of(run, device) for device in devices}
     if event not in NOT_LOGGED:
         churn_log.log_event(run, event, devices, **_duration(event, seconds))
@@ -86,6 +92,29 @@ def _processes(run: Path, event: Kind, devices: list[str], seconds: float | None
         time.sleep(seconds)
         for pid in pids.values():
             os.kill(pid, signal.SIGCONT)
+
+
+def _runs(run: Path, device: str) -> bool:
+    try:
+        return bool(pid_of(run, device))
+    except InputError:
+        return False
+
+
+def _deliver_to_processes(run: Path, wishes: list[Record]) -> None:
+    """Deliver leaves that nobody has confirmed to all devices that run. Raises InputError if none runs."""
+    if not wishes:
+        return
+    pids = {d: pid_of(run, d) for d in _known(run) if _runs(run, d)}
+    if not pids:
+        raise InputError(f"{run}: no device runs that could hear of a leave")
+    leave_delivery.deliver(run, wishes, pids)
+    for pid in pids.values():
+        os.kill(pid, partition.SIGNAL)
+
+
+def _known(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "devices").glob("*"))
 
 
 def pid_of(run: Path, device: str) -> int:
@@ -100,8 +129,8 @@ def pid_of(run: Path, device: str) -> int:
             return pids[-1]
     except psutil.Error:
         pass
-    known = sorted(folder.name for folder in (run / "devices").glob("*"))
-    raise InputError(f"{device}: does not run in {run}; allowed: a device that runs, of {', '.join(known)}")
+    known = ", ".join(_known(run))
+    raise InputError(f"{device}: does not run in {run}; allowed: a device that runs, of {known}")
 
 
 def _duration(event: Kind, seconds: float | None) -> dict[str, float]:
@@ -120,6 +149,11 @@ def _containers(project: Project, event: Kind, devices: list[str], seconds: floa
     for device in devices:
         if device not in known:
             raise InputError(f"{device}: not in {project.name}; allowed: {', '.join(sorted(known))}")
+    if event is Kind.LEAVE:
+        gone = [device for device in devices if not known[device].live]
+        if gone:
+            project.deliver_leaves(gone)
+        devices = [device for device in devices if device not in gone]
     chosen = [known[device] for device in devices]
     if event not in NOT_LOGGED:
         project.log_event(event, _subjects(event, devices))

@@ -134,7 +134,11 @@ def device(
         str, typer.Option("--sets", envvar="UNWEFT_SET", help="Values as for --set, separated by blanks.")
     ] = "",
 ) -> None:
-    """Run one device in the foreground, as a container does. Every flag is also an UNWEFT_ variable."""
+    """Run one device in the foreground, as a container does. Every flag is also an UNWEFT_ variable.
+
+    Exit status 3: the device has left, but no other device has confirmed it. The wish is kept in --out, and
+    said when the device starts again.
+    """
     signal.signal(signal.SIGTERM, _exit_before_start)
     partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]

@@ -118,15 +118,15 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
         scenario = scenario.model_copy(update={"checkpoint": resume})
     check_against_model(scenario)
     (run / KEPT_SNAPSHOTS).mkdir(parents=True)
-    run_loop.run(scenario, run, console)
-    if cell.arm == BEFORE:
+    try:
+        run_loop.run(scenario, run, console)
+        if cell.arm != BEFORE:
+            return measure_run(cell, run)
         _check_checkpoints(cell, run)
-        found = cell_key(cell)
-    else:
-        found = measure_run(cell, run)
-    for bulky in (KEPT_SNAPSHOTS, "adapters"):
-        shutil.rmtree(run / bulky, ignore_errors=True)
-    return found
+        return cell_key(cell)
+    finally:
+        for bulky in (KEPT_SNAPSHOTS, "adapters"):  # they may hold blocks that were forgotten
+            shutil.rmtree(run / bulky, ignore_errors=True)
 
 
 def _check_checkpoints(cell: Cell, run: Path) -> None:

@@ -18,7 +18,7 @@ from emulation.launch.errors import RunFailed
 from emulation.launch.run_state import KILLED, DeviceStatus, RunState
 from emulation.testbed import docker, epoch, id_leases, run_folder, start_gate
 from emulation.testbed.docker import Container, DockerFailed, Project
-from peers.errors import InputError
+from peers.errors import LEAVE_UNCONFIRMED, InputError
 from peers.runtime import partition
 from peers.runtime.external_events import END_SIGNAL
 
@@ -122,7 +122,7 @@ class ComposeBackend:
 
     def _status(self, device: str, container: Container) -> DeviceStatus:
         at_gate = container.name != device and not start_gate.is_open(self.state.out, device)
-        failed = container.exit not in (None, 0, *KILLED)
+        failed = self.state.failed(device, container.exit)
         return DeviceStatus(
             running=container.live and not at_gate,
             exits=(*self.earlier_exits.get(device, ()), container.exit),
@@ -139,7 +139,7 @@ class ComposeBackend:
         """Start the containers of devices that return later. They wait at their gates."""
         return_later = {event.device for event in self.state.pending if event.kind == "return"}
         for device, container in self.containers.items():
-            if device in return_later and container.exit in (0, *KILLED):
+            if device in return_later and container.exit in (0, LEAVE_UNCONFIRMED, *KILLED):
                 start_gate.close_to(self.state.out, device)
                 before = self.earlier_exits.get(device, ())
                 self.earlier_exits[device] = (*before, container.exit)

@@ -19,7 +19,7 @@ from emulation.launch.device_scripts import executed_events, not_executed, prese
 from emulation.launch.forkserver import Forkserver, kill_all
 from emulation.launch.ports import free_ports, loopback
 from emulation.launch.run_keys import DeviceKeys
-from emulation.launch.run_state import KILLED, DeviceStatus, RunState
+from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.radio import wireless
 from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import dump
@@ -119,7 +119,7 @@ class LocalBackend:
     def _status(self, device: str, processes: list[ForkServerProcess]) -> DeviceStatus:
         alive = processes[-1].is_alive()
         exits = tuple(process.exitcode for process in processes)
-        failed = any(code not in (None, 0, *KILLED) for code in exits)
+        failed = any(self.state.failed(device, code) for code in exits)
         log = self.state.out / "devices" / device / "log.txt"
         return DeviceStatus(
             running=alive,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from time import sleep
 
 from rich.console import Console
 
+from emulation.analysis import forgotten_files
 from emulation.launch import backend as backends
 from emulation.launch import interrupts
 from emulation.launch.backend import Backend
@@ -14,10 +16,12 @@ from emulation.launch.device_scripts import subject
 from emulation.launch.early_end import end_early
 from emulation.launch.errors import RunFailed
 from emulation.launch.evaluator_process import EvaluatorProcess
-from emulation.launch.run_state import KILLED, RunState
+from emulation.launch.run_state import RunState
 from emulation.report.terminal import Progress
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.scenario.schema import Scenario
+from emulation.testbed import leave_delivery
+from peers.errors import InputError
 from peers.runtime import partition
 
 
@@ -54,6 +58,8 @@ def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeed
         state.devices = backend.end(succeeded)
     finally:
         state.write_record()
+        with suppress(InputError, OSError):  # the summary names each file that still holds a forgotten block
+            forgotten_files.correct(state.out, keep_snapshots=True)
 
 
 # -- the loop ------------------------------------------------------------------------------------------
@@ -80,6 +86,7 @@ def step(state: RunState, backend: Backend, evaluator: EvaluatorProcess) -> bool
     check_devices(state)
     evaluator.check()
     inject_due(state, backend)
+    deliver_leaves(state, backend)
     return bool(state.devices) and not state.running()
 
 
@@ -88,10 +95,28 @@ def check_devices(state: RunState) -> None:
     state.record_crashes()
     for device, status in state.devices.items():
         for code in status.exits:
-            if code not in (None, 0, *KILLED):
+            if state.failed(device, code):
                 raise RunFailed(f"{device} ended with exit status {code}: {status.failure}")
     if state.devices and all(status.killed for status in state.devices.values()):
         raise RunFailed(f"every device was killed; logs: {state.out / 'devices'}")
+
+
+def deliver_leaves(state: RunState, backend: Backend) -> None:
+    """Deliver the leaves that nobody has confirmed to all devices that run, until one has recorded them.
+
+    In virtual time the scenario alone decides what happens.
+    """
+    running = state.running()
+    due = state.seconds() >= state.delivered_s + leave_delivery.AGAIN_S
+    if state.scenario.clock == "virtual" or not due or len(running) == len(state.devices):
+        return
+    state.delivered_s = state.seconds()
+    wishes = leave_delivery.pending(state.out, state.devices.keys() - running.keys())
+    if wishes:
+        leave_delivery.deliver(state.out, wishes, running)
+        for device in running:
+            if state.last_round.get(device, -1) >= 0:  # a device that starts reads its folder then
+                backend.signal(device, "partition")
 
 
 # -- events --------------------------------------------------------------------------------------------

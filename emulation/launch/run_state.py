@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from pathlib import Path
 from emulation.analysis.records import Tail, write_run
 from emulation.scenario.events import EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
+from peers.errors import LEAVE_UNCONFIRMED
+from peers.storage import leave_wishes
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit status after SIGKILL: of a process, of a container
 
@@ -47,12 +50,19 @@ class RunState:
     events: list[dict[str, object]] = field(default_factory=list)  # events that are done, for run.json
     resume_at: list[tuple[float, str]] = field(default_factory=list)  # end of each stall in s, device
     partition: tuple[tuple[str, ...], ...] = ()  # groups of the present partition
+    delivered_s: float = -math.inf  # when unconfirmed leaves were last delivered
     killed: set[tuple[str, int]] = field(default_factory=set)  # device, life: a crash that is in `events`
     _tails: dict[str, Tail] = field(default_factory=dict)
 
     def running(self) -> dict[str, DeviceStatus]:
         """Devices that take part, by id."""
         return {device: status for device, status in self.devices.items() if status.running}
+
+    def failed(self, device: str, code: int | None) -> bool:
+        """Whether an exit status of a device is an error. A leave that nobody has confirmed is none."""
+        if code == LEAVE_UNCONFIRMED:
+            return not leave_wishes.read(self.out / "devices" / device).records
+        return code not in (None, 0, *KILLED)
 
     def seconds(self) -> float:
         """Seconds since the start of the run."""

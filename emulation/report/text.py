@@ -83,6 +83,20 @@ def sentences(summary: Record) -> list[str]:
         f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
         f"{plural(budget['violations'], 'violation')}"
     )
+    return found + _forgotten_sentences(summary)
+
+
+def _forgotten_sentences(summary: Record) -> list[str]:
+    """What the end of the run did about blocks whose owners left. Nothing to say is no sentence."""
+    found = []
+    if summary["unconfirmed_leaves"]:
+        found.append(f"no other device has confirmed the leave of {', '.join(summary['unconfirmed_leaves'])}")
+    forgotten = summary["forgotten"]
+    if forgotten["corrected"]:
+        number = plural(len(forgotten["corrected"]), "file")
+        found.append(f"at the end {number} still held a forgotten block and {_was(number)} corrected")
+    if forgotten["holding"]:
+        found.append(f"these files HOLD A FORGOTTEN BLOCK: {', '.join(forgotten['holding'])}")
     return found
 
 
@@ -90,6 +104,10 @@ def _unmet_sentences(groups: list[list[str]]) -> list[str]:
     if nobody_met(groups):
         return [f"no two devices ever met: {', '.join(group[0] for group in groups)} each trained alone"]
     return [f"warning: devices never met the others: {' | '.join(map(', '.join, groups))}"] if groups else []
+
+
+def _was(number: str) -> str:
+    return "was" if number.startswith("1 ") else "were"
 
 
 def _event_sentence(event: Record) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import SystemRandom
 
 from peers.errors import InputError
+from peers.runtime import partition
 
 Execute = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
 LABEL = "com.docker.compose"
@@ -183,6 +184,17 @@ class Project:
         address = str(said["address"]).removeprefix("tcp://").rpartition(":")[0]
         names = ("--alias", "device", "--ip", address)
         self.docker("network", "connect", *names, self.network(), container.id)
+
+    def deliver_leaves(self, gone: Sequence[str]) -> None:
+        """Deliver the leaves of devices that have ended, which nobody has confirmed, to those that run.
+
+        Raises DockerFailed with the message of `leave_delivery` if a device has no such leave.
+        """
+        running = [container for container in self.containers() if container.state == "running"]
+        if running:
+            self.docker("exec", running[0].id, "python", "-m", "emulation.testbed.leave_delivery", *gone)
+        for container in running:
+            self.signal(container, partition.SIGNAL.name)
 
     def log_event(self, kind: str, devices: Sequence[str]) -> None:
         """Log an event that is about to happen, in the run's folder (churn_log)."""

@@ -17,7 +17,7 @@ from emulation.analysis import records
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import OF_THE_NETWORK
 from emulation.scenario.loading import dump
-from emulation.testbed import churn_log, epoch
+from emulation.testbed import churn_log, epoch, id_leases
 
 FIELDS = ("round", "kind", "device", "duration_s")
 SAME_S = 30.0  # greatest distance between a device's record of an event and churn's log of it
@@ -52,6 +52,13 @@ def complete(folder: Path) -> None:
         _write(run)
     if next((folder / "devices").glob("*/snapshots/*.safetensors"), None) is not None:
         _evaluate(folder)
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether no device of the run is alive. A launcher writes run.json when all have ended."""
+    if (folder / epoch.FILE).exists():
+        return id_leases.any_claimed(folder) and not id_leases.any_alive(folder)
+    return (folder / "run.json").exists()
 
 
 def find_events(run: RunRecords) -> list[Record]:

@@ -144,6 +144,8 @@ class Learner:
     def delete_block(self, key: BlockKey, refit: float = 0.0) -> DeletionReceipt:
         """Delete a block: its values, its optimiser's moments and its part of the weights.
 
+        Their memory is overwritten (docs/security.md).
+
         refit: share of the block's output on the own data that the own block takes over (handover_refit.py).
         `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW.
         The projection removes only a small part (method 1). Raises KeyError if the block is not held.
@@ -153,13 +155,13 @@ class Learner:
         if refit and own is not None and key != own:
             self._refit(own, key, refit)
         basis = self._blocks[key].bases
+        self._outdate(erase=True)
         self._blocks.delete(key)
         self._closed.delete(key)
         self._local.forget_block(key)
         self._measurement.forget_block(key)
         if self._literal:
             self._project_out(basis)
-        self._outdate()
         return DeletionReceipt(before, self.sha256())
 
     def _refit(self, own: BlockKey, gone: BlockKey, share: float) -> None:
@@ -319,9 +321,12 @@ class Learner:
         self._adapter.place(blocks, apart=self._leaks())
         self._placed = wanted
 
-    def _outdate(self) -> None:
-        """Blocks have changed. Remove the foreign blocks from the model now; the next use places them."""
-        self._adapter.clear()
+    def _outdate(self, erase: bool = False) -> None:
+        """Blocks have changed. Remove the foreign blocks from the model now; the next use places them.
+
+        erase: overwrite the memory of the weights into which they were folded.
+        """
+        self._adapter.clear(erase)
         self._placed = None
 
     # -- records ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.learning.kfac import FisherSteps
+from peers.lora.blocks import overwrite
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded
 
@@ -44,6 +45,8 @@ class LocalSteps:
     def set_own(self, key: BlockKey | None) -> None:
         """Train this block from now on, without moments, anchor or Fisher basis. None: train no block."""
         self.forget_moments(self.own)
+        for derived in (self.before, self._anchor, self._adapter.gradients):
+            overwrite(derived.values())
         self.own, self.before, self._anchor, self.fisher = key, {}, {}, None
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
@@ -57,8 +60,9 @@ class LocalSteps:
 
     def forget_moments(self, key: BlockKey | None) -> None:
         """Begin the next step of the block without moments."""
-        if key is not None:
-            self._optimizers.pop(key, None)
+        optimizer = self._optimizers.pop(key, None) if key is not None else None
+        for state in optimizer.state.values() if optimizer is not None else ():
+            overwrite(value for value in state.values() if isinstance(value, Tensor))
 
     def set_anchor(self) -> None:
         """B~ of proximal damping <- the own block now: after a deletion, the consensus without the leaver.

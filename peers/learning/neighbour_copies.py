@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coordinator_free.averaging.copy_distances import Distances, MatrixStatistics
 from coordinator_free.identifiers import BlockKey, Part
+from peers.lora.blocks import overwrite
 from transport.wire.tensor_codec import peak2
 
 
@@ -26,10 +27,10 @@ class NeighbourCopies:
         self._theirs.setdefault(peer, {})[part] = matrix
 
     def drop(self, block: BlockKey) -> None:
-        """Delete all copies of a block."""
+        """Delete all copies of a block. Their memory is overwritten."""
         for theirs in self._theirs.values():
-            for part in [part for part in theirs if part.block == block]:
-                del theirs[part]
+            parts = [part for part in theirs if part.block == block]
+            overwrite(theirs.pop(part) for part in parts)
 
     def forget(self, peer: str) -> None:
         """Delete the copies of a neighbour that is gone or may have restarted."""

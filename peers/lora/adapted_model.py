@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from peers.lora.blocks import Block
+from peers.lora.blocks import Block, overwrite
 from peers.lora.layout import ModelLayout, ModuleShape
 
 if TYPE_CHECKING:
@@ -51,10 +51,12 @@ class DenseWeights:
             self._modules[shape.name].weight = nn.Parameter(folded, requires_grad=False)
         self._folded = True
 
-    def restore(self) -> None:
-        """W <- W0: the original tensors."""
+    def restore(self, erase: bool = False) -> None:
+        """W <- W0: the original tensors. erase: overwrite the memory of the sums."""
         if self._folded:
             for name, module in self._modules.items():
+                if erase:
+                    overwrite([module.weight])
                 module.weight = self._base[name]
             self._folded = False
 
@@ -122,12 +124,15 @@ class Adapter:
                 hook = self._beside(shape, list(foreign))
                 self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
 
-    def clear(self) -> None:
-        """Remove all foreign blocks from the model: the base and the own block remain."""
+    def clear(self, erase: bool = False) -> None:
+        """Remove all foreign blocks from the model: the base and the own block remain.
+
+        erase: overwrite the memory of the weights into which they were folded.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._dense.restore()
+        self._dense.restore(erase)
 
     def _beside(
         self, shape: ModuleShape, foreign: list[Block]

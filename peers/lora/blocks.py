@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -55,8 +55,8 @@ class BlockSet:
         return block
 
     def delete(self, key: BlockKey) -> None:
-        """Drop the block: dW <- dW - s B_u A_u^T. Raises KeyError if it is not held."""
-        del self._blocks[key]
+        """Drop the block: dW <- dW - s B_u A_u^T. Its memory is overwritten. Raises KeyError if not held."""
+        overwrite(self._blocks.pop(key).data.values())
 
     def set(self, key: BlockKey, group: str, values: Tensor) -> None:
         """B_u of a group <- values, [rows_g, r_g]. Raises ValueError for another shape."""
@@ -102,6 +102,13 @@ class BlockSet:
             for key in keys
             for g, b in self._blocks[key].data.items()
         }
+
+
+def overwrite(tensors: Iterable[Tensor]) -> None:
+    """Set tensors to zero in place, before they are dropped: freed memory keeps its content."""
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.zero_()
 
 
 def read_out(delta_w: Tensor, basis: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction.policy_interface import GroupAction, Settings
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.membership.records import Record
 from transport.wire.messages import Manifest, Message
 
 
@@ -128,13 +129,15 @@ class DropBlock:
     """Delete a block and everything queued that was derived from it.
 
     refit: the share of the block's output that the own block takes over before the deletion
-    (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then.
+    (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then. copies:
+    values of neighbours' copies that were not mixed; their memory is overwritten.
     """
 
     key: BlockKey
     reason: str
     refit: float = 0.0
     damping: float = 1.0
+    copies: tuple[object, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,17 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveLeave:
+    """Save the signed records with which this device asks to be forgotten, before anyone is told of them.
+
+    confirmed: another device has them now.
+    """
+
+    records: tuple[Record, ...]
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """End the process with status `code`."""
 
@@ -196,5 +210,5 @@ class Drop:
 
 Action = (
     Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | Apply | AddBlock | OwnBlock
-    | DropBlock | Snapshot | Log | RoundDone | Export | Exit | Drop
+    | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
 )  # fmt: skip

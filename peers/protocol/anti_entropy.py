@@ -55,6 +55,7 @@ class AntiEntropy:
         self._connections.connect_wanted(now)
         self._connections.close_idle(now, self._neighbours)
         self._replicas.tell_news()
+        self._membership.tell_unconfirmed()
         self._membership.try_claim(now)
         if state.own is None:  # ask for tables again: the answers may have been lost
             state.tell_all(Gossip([], True, state.round))

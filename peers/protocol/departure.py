@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import Status, Verify
-from peers.protocol.actions import Drop, Exit, Export
+from peers.errors import LEAVE_UNCONFIRMED
+from peers.protocol.actions import Drop, Exit
 from peers.protocol.membership import MembershipProtocol
 from peers.protocol.rounds import Rounds
 from peers.protocol.state import SECOND, DeviceState, Phase
@@ -51,16 +52,17 @@ class Departure:
         """
         state = self._state
         if (self._going, kind) == ("retire", "leave"):
-            state.departure_confirmed = False
             self._depart(now, kind)
         elif self._going:
             self._end(self._going)
         elif state.phase is Phase.FINISH:
             self._rounds.end("finished")
-        elif state.phase is Phase.GONE or state.own is None:
+        elif state.phase is Phase.GONE:
             state.act(Exit(0, "gone"))
         elif kind == "end":
             self._end_run(now)
+        elif state.own is None:
+            self._go_without_block(now, kind)
         elif kind == "leave" and self._grace_ns and self._grace_until_ns is None:
             self._grace_until_ns = now + self._grace_ns
             self._tell_stopping(now)
@@ -89,19 +91,19 @@ class Departure:
             self._depart(now, "leave")
 
     def on_insist(self, now: int) -> None:
-        """Repeat the last record while nobody has confirmed it, at most INSISTS times."""
+        """Repeat the last records while nobody has confirmed them, at most INSISTS times."""
         state = self._state
         self._insists -= 1
-        if self._insists <= 0 or state.own is None or not state.greeted():
+        if self._insists <= 0 or not state.greeted():
             self._end(self._going)
             return
-        state.announce(state.own)
+        self._membership.tell_unconfirmed()
         state.timers["insist"] = now + INSIST_NS
 
     def try_end(self, now: int) -> None:
         """After every event: end once the departure is confirmed or all live members were told to stop."""
         state = self._state
-        if self._going and state.departure_confirmed:
+        if self._going and not state.unconfirmed:
             self._end(self._going)
         if self._grace_until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
             return
@@ -130,25 +132,38 @@ class Departure:
     def _depart(self, now: int, kind: str) -> None:
         """Announce the departure and wait for a confirmation."""
         state = self._state
-        assert state.own is not None
         status = Status.LEFT if kind == "leave" else Status.RETIRED
         state.log("leaving", kind=kind, round=state.round)
         self._membership.depart(status)
         if kind == "retire":
-            state.act(Export(run_over=False))
+            state.export()
         state.enter(Phase.GONE)
         self._going, self._insists = kind, INSISTS
         state.timers["insist"] = now + INSIST_NS
         if not state.greeted():
             self._end(kind)
 
+    def _go_without_block(self, now: int, kind: str) -> None:
+        """A device that has no block yet may have left blocks behind in earlier lives."""
+        state = self._state
+        if kind == "leave" and (state.unconfirmed or self._membership.own_records()):
+            self._depart(now, kind)
+        else:
+            state.act(Exit(0, "gone"))
+
     def _end(self, reason: str) -> None:
-        """Say goodbye and exit."""
-        self._going = ""
-        self._state.timers.pop("insist", None)
+        """Say goodbye and exit. A leave that nobody has confirmed has its own exit status."""
+        state, self._going = self._state, ""
+        lost = Status.LEFT in state.unconfirmed.values()
+        state.timers.pop("insist", None)
         self._rounds.say_farewell(reason, last=True)
-        self._state.enter(Phase.GONE)
-        self._state.act(Exit(0, reason))
+        state.enter(Phase.GONE)
+        if lost:
+            kept = ", ".join(map(str, sorted(state.unconfirmed)))
+            state.log("unconfirmed_leave", blocks=kept.split(", "))
+            state.act(Exit(LEAVE_UNCONFIRMED, f"nobody has confirmed the leave of {kept}; it is saved"))
+        else:
+            state.act(Exit(0, reason))
 
 
 def _statement(key: BlockKey) -> bytes:

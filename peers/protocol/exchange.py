@@ -71,16 +71,19 @@ class Exchange:
         """Hold all parts of a block at a version."""
         self.held.update(dict.fromkeys(self.parts(key), version))
 
-    def drop_block(self, key: BlockKey) -> None:
-        """Forget everything about a block: versions, cached copies, waiting times, arrived copies."""
-        parts = self.parts(key)
+    def drop_block(self, key: BlockKey) -> list[object]:
+        """Forget everything about a block: versions, cached copies, waiting times, arrived copies.
+
+        Returns the values of the arrived copies, which the driver overwrites.
+        """
+        parts, dropped = self.parts(key), list[object]()
         for part in parts:
             self.held.pop(part, None)
             self.unknown.discard(part)
             self.zero.discard(part)
             self._refits.pop(part, None)
             for by_part in self._arrived.values():
-                by_part.pop(part, None)
+                dropped += [arrival.values for arrival in by_part.pop(part, {}).values()]
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
             for part in parts:
@@ -89,6 +92,7 @@ class Exchange:
         self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
         if self.allocation is not None:
             self.allocation.drop_block(key)
+        return dropped
 
     def outdate(self) -> None:
         """Set all versions to ZERO: the copies of a checkpoint are older than those of the run."""

@@ -6,15 +6,18 @@ links. This module decides when to merge into that table, what to tell others, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.records import PRESENT, Record, Status
 from coordinator_free.membership.slots import NoFreeSlot
 from coordinator_free.membership.table import Change
-from peers.protocol.actions import Drop, OwnBlock
+from peers.protocol.actions import Drop, OwnBlock, SaveLeave
 from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
 from peers.protocol.replicas import GONE, Replicas
-from peers.protocol.state import DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState, Phase
+from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
@@ -27,13 +30,15 @@ class MembershipProtocol:
     def __init__(self, state: DeviceState, connections: Connections, replicas: Replicas) -> None:
         self._state, self._connections, self._replicas = state, connections, replicas
         self._waits = False  # for a slot
+        self._had_slot = False
+        self._patience_ns: int | None = None  # end of the wait of a newcomer where all slots are taken
 
     # -- the own record ----------------------------------------------------------------------------
     def claim(self, now: int, carry: BlockKey | None = None) -> None:
         """Claim a free slot under a new incarnation. `carry`: the own block that goes on with its values.
 
-        A device that does not train yet waits if all free slots are in quarantine. Raises NoFreeSlot if all
-        slots are taken.
+        A device waits while no slot is free. Raises NoFreeSlot after `settle_s` if all slots are taken by
+        blocks and this device never had one.
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
@@ -42,6 +47,7 @@ class MembershipProtocol:
         resumed = None if joins else state.me.resumes.get(state.me.device)
         wish = resumed if carry is None else self._slot_of(carry)
         record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
+        self._waits = record is None
         if record is None:
             return
         if state.round < 0 and joins:
@@ -55,7 +61,7 @@ class MembershipProtocol:
     def _own_block(self, record: Record, kept: BlockKey | None) -> None:
         """Start the own block on the claimed slot. `kept`: the block whose values it goes on with."""
         state = self._state
-        state.own = record
+        state.own, self._had_slot = record, True
         state.log("slot", incarnation=record.incarnation, slot=record.slot)
         state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
         state.exchange.add_block(record.key, ZERO if kept is None else max(state.round, 0))
@@ -67,29 +73,69 @@ class MembershipProtocol:
         try:
             return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
         except NoFreeSlot:
-            if len({r.slot for r in state.members.blocks(keep).values()}) >= slots:
+            full = len({r.slot for r in state.members.blocks(keep).values()}) >= slots
+            if full and not self._had_slot and now >= self._patient_until(now):
                 raise
         if not self._waits:
             state.log("waits_for_slot", quarantined=sorted(barred))
-        self._waits = True
         return None
+
+    def _patient_until(self, now: int) -> int:
+        """How long a newcomer waits where all slots are taken: claims may be invented, or owners may go."""
+        if self._patience_ns is None:
+            self._patience_ns = now + int(self._state.config.membership.settle_s * SECOND)
+        return self._patience_ns
 
     def try_claim(self, now: int) -> None:
         """Try again to claim a slot, if this device waits for one."""
-        if self._waits and self._state.own is None:
+        if self._waits and self._state.phase is not Phase.GONE:
             self.claim(now)
 
+    def own_records(self) -> list[Record]:
+        """The records of all incarnations of this device that it can change."""
+        me = self._state.me
+        return [r for r in self._state.members if (r.device, r.public) == (me.device, me.public)]
+
     def depart(self, status: Status) -> None:
-        """Leave or retire. A leave also deletes the blocks of this device's earlier incarnations."""
-        state, own = self._state, self._state.own
-        assert own is not None
-        earlier = [r for r in state.members if r.device == own.device and r.key != own.key]
-        if status is Status.LEFT:
-            kept = (Status.RETIRED, Status.CRASHED)
-            left = [state.members.amend(r, status=status) for r in earlier if r.status in kept]
-            if left:
-                state.tell_all(state.gossip(left))
-        state.announce(state.members.amend(own, status=status))
+        """Leave or retire. A leave also deletes the blocks of this device's earlier incarnations.
+
+        All of them, whatever their status: a crash verdict may still be on its way, and a file of another
+        device may hold an earlier block. The records of a leave are saved before anyone is told.
+        """
+        state, leaves = self._state, status is Status.LEFT
+        going = self.own_records() if leaves else [r for r in [state.own] if r is not None]
+        signed = [state.members.amend(r, status=status) for r in going if r.status is not Status.LEFT]
+        pending = {key: known for key, known in state.unconfirmed.items() if known is Status.LEFT}
+        state.unconfirmed = pending | dict.fromkeys((r.key for r in signed), status)
+        if state.own is not None:
+            state.own = state.members.get(state.own.key)
+        if leaves:
+            self._save_leave(confirmed=False)
+            self._log_tombstones(signed)
+        self.tell_unconfirmed()
+
+    def restore_wishes(self) -> None:
+        """Take in the leaves of this device's earlier lives, before it joins under a new incarnation."""
+        state, me = self._state, self._state.me
+        wishes = [r for r in me.wishes if (r.device, r.public) == (me.device, me.public)]
+        restored = [change.record for change in state.members.merge(wishes)]
+        state.unconfirmed.update(dict.fromkeys((r.key for r in restored), Status.LEFT))
+        self._log_tombstones(restored)
+
+    def tell_unconfirmed(self) -> None:
+        """Tell all peers the last records of this device that nobody has confirmed."""
+        state = self._state
+        records = [r for r in map(state.members.get, sorted(state.unconfirmed)) if r is not None]
+        for start in range(0, len(records), MAX_GOSSIP):
+            state.tell_all(state.gossip(records[start : start + MAX_GOSSIP]))
+
+    def _save_leave(self, confirmed: bool) -> None:
+        left = tuple(r for r in self.own_records() if r.status is Status.LEFT)
+        self._state.act(SaveLeave(left, confirmed))
+
+    def _log_tombstones(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._state.log("tombstone", peer=record.device, incarnation=record.incarnation)
 
     def refute(self) -> None:
         """Answer a suspicion about this device with a newer own record."""
@@ -105,7 +151,7 @@ class MembershipProtocol:
     def _defend(self, now: int) -> None:
         """Claim a slot again after a crash verdict on this device or after another device got its slot."""
         state = self._state
-        if state.own is None or state.phase is Phase.GONE:
+        if state.own is None or state.phase is Phase.GONE or self._waits:
             return
         recorded, lost = state.members.get(state.own.key), state.slot_lost()
         if recorded is not None and recorded.status in PRESENT and not lost:
@@ -127,11 +173,14 @@ class MembershipProtocol:
         if records is None:
             state.act(Drop("malformed"))
             return
-        self._confirm_departures(source, records)
+        self._note_confirmations(records)
         if state.phase is Phase.GONE:
+            self.on_leaves(now, records)
             return
         state.saw_round(gossip.round)
-        self._act_on(now, state.members.merge(records), source)
+        changes = state.members.merge(records)
+        self._confirm_departures(source, records)
+        self._act_on(now, changes, source)
         if gossip.reply and source in state.peers:
             state.tell_table(now, source)
         if state.own is None and not self._waits:
@@ -148,17 +197,38 @@ class MembershipProtocol:
             return None
         return None if impossible or gossip.round >= config.round.count else records
 
-    def _confirm_departures(self, source: str, records: list[Record]) -> None:
-        """Confirm the departure of a sender by its own record. Note confirmations of the own departure.
+    def on_leaves(self, now: int, records: Iterable[Record]) -> None:
+        """Take in the leaves of others that the testbed delivers, or that arrive after the own departure.
 
-        A device that goes waits for one confirmation, because its last record must not be lost.
+        A device that goes relays and confirms nothing more. It may have saved its adapter.
         """
+        state, slots = self._state, self._state.config.adapter.max_devices
+        others = [r for r in records if r.status is Status.LEFT and r.device != state.me.device]
+        changes = state.members.merge(r for r in others if r.slot < slots)
+        if state.phase is not Phase.GONE:
+            self._act_on(now, changes, None)
+        elif changes:
+            self._log_tombstones(change.record for change in changes)
+            if state.exported:
+                self._replicas.sync(now)
+
+    def _note_confirmations(self, records: list[Record]) -> None:
+        """Note that another device has the last records of this device, which must not be lost."""
+        state = self._state
+        confirmed = [r for r in records if state.unconfirmed.get(r.key) is r.status]
+        for record in confirmed:
+            del state.unconfirmed[record.key]
+        if not state.unconfirmed and any(r.status is Status.LEFT for r in confirmed):
+            self._save_leave(confirmed=True)
+
+    def _confirm_departures(self, source: str, records: list[Record]) -> None:
+        """Confirm the departure of a sender by its own records, if the table has them now."""
         state = self._state
         for record in records:
-            if record.device == source and record.status in GOING:
-                state.tell(source, state.gossip([record]))
-            elif state.own is not None and (record.key, record.status) == (state.own.key, state.own.status):
-                state.departure_confirmed = state.departure_confirmed or record.status in GOING
+            known = state.members.get(record.key)
+            going = record.device == source and record.status in GOING
+            if going and known is not None and known.status is record.status:
+                state.tell(source, state.gossip([known]))
 
     def declare_crashed(self, now: int, device: str) -> None:
         """A device did not answer and did not refute the suspicion in time."""
@@ -187,6 +257,8 @@ class MembershipProtocol:
         state, record = self._state, change.record
         if record.device == state.me.device:
             return
+        if record.status is Status.LEFT:
+            self._log_tombstones([record])
         newest = state.members.newest(record.device)
         if record.status is Status.ALIVE and (change.before is None or _trains_now(change)):
             event = "peer_joined" if change.before is None else "peer_trains"

@@ -43,12 +43,17 @@ class Replicas:
         for record in added:
             if carried[record.key] is not None:  # copy a block before it is dropped
                 self._add_block(record, carried[record.key])
-        for key in [key for key in state.blocks if key not in wanted and key not in graced]:
+        # A device that has lost its slot keeps its block until it has another one: it may be in a round.
+        gone = [key for key in state.blocks if key not in wanted and key not in graced]
+        dropped = [key for key in gone if not self._is_own(key)]
+        for key in dropped:
             self._drop_block(key, state.members.get(key))
         for record in added:
             if carried[record.key] is None:
                 self._add_block(record, None)
         state.blocks = {**wanted, **graced}
+        if state.exported and any(map(state.members.tombstoned, dropped)):
+            state.export()  # the adapter that is saved still has the block
         self._quarantine_departed(now)
         if graced:
             state.timers["evict"] = min(self._evict_at[key] for key in graced)
@@ -91,8 +96,7 @@ class Replicas:
             state.act(Snapshot(state.round, f"before:{key.device}"))
         refit, damping = self._start_refit(record)
         reason = GONE.get(record.status, "moved") if record else "unknown"
-        state.act(DropBlock(key, reason, refit, damping))
-        state.exchange.drop_block(key)
+        state.act(DropBlock(key, reason, refit, damping, tuple(state.exchange.drop_block(key))))
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))
         if record is not None and record.status is Status.CRASHED:

@@ -15,7 +15,6 @@ from peers.protocol.actions import (
     Apply,
     Drop,
     Exit,
-    Export,
     Farewell,
     Publish,
     RoundDone,
@@ -39,7 +38,6 @@ class Rounds:
     def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
         self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
-        self._closed = -1  # the last round that this device closed; before its first one: the round before
         self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
         self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
         self._left = 0  # bytes of this round's budget
@@ -72,7 +70,7 @@ class Rounds:
         """Begin the first round of this device. A joiner tells the versions that it has received."""
         state = self._state
         state.timers.pop("settle", None)
-        state.round, self._closed = first, first - 1
+        state.round, state.closed = first, first - 1
         if first:
             state.start_correction(first)
         if first and state.mode.shared_versions:
@@ -237,7 +235,7 @@ class Rounds:
         weights = next(iter(by_group.values()))
         mixes = state.exchange.close_round(state.own.key, state.round, by_group, heard)
         state.act(Apply(mixes, closes=True))
-        self._closed = state.round
+        state.closed = state.round
         times = (self._start_ns, self._trained_ns, now)
         sent, withheld = self._sent, sum(self._withheld.values())
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
@@ -280,9 +278,7 @@ class Rounds:
         state = self._state
         state.enter(Phase.FINISH)
         state.timers.pop("deadline", None)
-        if state.me.snapshot_every:
-            state.act(Snapshot(max(self._closed, 0), "end"))
-        state.act(Export())
+        state.export()
         if state.own is not None:
             state.announce(state.members.amend(state.own, status=Status.FINISHED))
         self.say_farewell("finished", last=False)

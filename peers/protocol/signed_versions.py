@@ -42,9 +42,10 @@ class Versions:
         """Replace the version of a part that is held."""
         self._copies[part] = version, copy
 
-    def drop_block(self, block: BlockKey) -> None:
-        """Forget all versions of a deleted block."""
-        self._copies = {part: kept for part, kept in self._copies.items() if part.block != block}
+    def drop_block(self, block: BlockKey) -> list[SignedCopy]:
+        """Forget all versions of a deleted block. Returns them, so that they can be overwritten."""
+        parts = [part for part in self._copies if part.block == block]
+        return [self._copies.pop(part)[1] for part in parts]
 
     def relayed(self, part: Part, version: int) -> SignedCopy | None:
         """The version as its owner sent it. None: it is not held, or the block is the own one."""

@@ -11,11 +11,11 @@ from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Record, Verify
+from coordinator_free.membership.records import Record, Status, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import FIFO, DeviceConfig
-from peers.protocol.actions import Action, Log, Tell
+from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.send_allocation import SendAllocation
@@ -60,6 +60,7 @@ class Identity:
     cohort: int  # devices that start together; 0: join the devices that are there
     snapshot_every: int  # rounds between snapshots; 0: none
     resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
+    wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
 
 
 @dataclass(slots=True)
@@ -108,18 +109,24 @@ class DeviceState:
         self.mode = MODES[config.mixing.mode]()  # mixing mode; stateless
 
         # State that has its own class.
-        self.members = Membership(verify, sign)  # membership table; membership.py merges records into it
+        # Membership table; membership.py merges records into it.
+        self.members = Membership(verify, sign, me.device, me.public)
         self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
         self.phase = Phase.SETTLE  # changed by `enter`
         self.round = -1  # own round; -1: none has begun; rounds.py
+        self.closed = -1  # last round that is closed; before the first one: the round before it; rounds.py
+            -1
+        )  # last round that this device closed; before its first one: the round before; rounds.py
         self.network_round = -1  # latest round that any device has reached; changed by `saw_round`
         self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
         self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it
-        self.departure_confirmed = False  # a member knows that this device goes; membership.py, departure.py
+        # Own last records that no other device has confirmed: block and status; membership.py, departure.py.
+        self.unconfirmed: dict[BlockKey, Status] = {}
+        self.exported = False  # an adapter is saved: a later deletion saves it again; `export`
         self.correct_until = -1  # last round of the correction; `start_correction`
         self.events = 0  # corrections started; `start_correction`
         self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
@@ -138,7 +145,7 @@ class DeviceState:
 
     def saw_round(self, round_: int) -> None:
         """Some device has reached this round."""
-        self.network_round = max(self.network_round, round_)
+        self.network_round = self.members.network_round = max(self.network_round, round_)
 
     # -- members -----------------------------------------------------------------------------------
     @property
@@ -206,6 +213,15 @@ class DeviceState:
         members = len(self.training())
         refitted = self.exchange.refitted()
         return 1 / members if refitted else self.mode.damping(members, self.config.mixing.omega)
+
+    # -- files -------------------------------------------------------------------------------------
+    def export(self) -> None:
+        """Save the adapter of the last closed round; at the end of the run also for the evaluator."""
+        run_over = self.phase is Phase.FINISH
+        if run_over and self.me.snapshot_every:
+            self.act(Snapshot(max(self.closed, 0), "end"))
+        self.act(Export(run_over))
+        self.exported = True
 
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:

@@ -164,6 +164,7 @@ class DeviceProtocol:
     # -- time and signals --------------------------------------------------------------------------
     def start(self, now: int) -> list[Action]:
         """The process has started and its socket is bound."""
+        self._membership.restore_wishes()
         self._failure_detection.start(now)
         self._anti_entropy.start(now)
         self._state.timers["settle"] = now + int(self._state.config.membership.settle_s * SECOND)
@@ -184,6 +185,11 @@ class DeviceProtocol:
     def signal(self, now: int, kind: str) -> list[Action]:
         """leave (SIGTERM), retire (SIGINT) or end: the launcher ends the run for all devices."""
         self._departure.signal(now, kind)
+        return self._done(now)
+
+    def leaves(self, now: int, records: Iterable[Record]) -> list[Action]:
+        """The testbed delivers leaves that nobody has confirmed. They are verified as gossip is."""
+        self._membership.on_leaves(now, records)
         return self._done(now)
 
     # -- the learner -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from peers.runtime.external_events import END_SIGNAL, ExternalEvents
 from peers.runtime.performer import ActionPerformer
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.shutdown import Shutdown
+from peers.storage import leave_wishes
 
 Source = Literal["queue", "sender", "timer"]
 
@@ -43,13 +44,14 @@ class Driver:
         self._external.on_signal(signal.SIGTERM, partial(self.protocol.signal, kind="leave"))
         self._external.on_signal(signal.SIGINT, partial(self.protocol.signal, kind="retire"))
         self._external.on_signal(END_SIGNAL, partial(self.protocol.signal, kind="end"))
-        self._external.on_signal(partition.SIGNAL, self._read_partition)
+        self._external.on_signal(partition.SIGNAL, self._read_testbed_files)
         self._read_partition(self._clock.now())
         receiving = asyncio.create_task(self._c.receiver.run())
         try:
             self._scripted.start_clock()
             if not self._scripted.absent:
                 await self._performer.perform(self._scripted.start_device(self._clock.now()))
+                await self._performer.perform(self._read_leaves(self._clock.now()))
             while self._performer.exit is None:
                 if self._scripted.never_due:
                     await self._shutdown.end_before_start()
@@ -126,7 +128,14 @@ class Driver:
                 return  # the learner thread has reported the failure
         await self._performer.perform(planned.event(now))
 
-    def _read_partition(self, now: int) -> list[Action]:
-        """Apply the partition that a testbed with a real clock has written into the device's folder."""
+    def _read_testbed_files(self, now: int) -> list[Action]:
+        """Read what a testbed with a real clock has written into the device's folder."""
+        self._read_partition(now)
+        return self._read_leaves(now)
+
+    def _read_partition(self, now: int) -> None:
         self._sender.set_partition(partition.read(self._c.recorder.folder), now)
-        return []
+
+    def _read_leaves(self, now: int) -> list[Action]:
+        delivered = leave_wishes.delivered(self._c.recorder.folder)
+        return self.protocol.leaves(now, delivered) if delivered else []

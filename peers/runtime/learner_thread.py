@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from peers.config import DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.learner import Learner, TrainResult
 from peers.learning.neighbour_copies import NeighbourCopies
+from peers.lora.blocks import overwrite
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
 from peers.runtime.recorder import Recorder
@@ -41,6 +42,12 @@ class Trained(NamedTuple):
     result: TrainResult
     changed: set[Part]
     distances: Distances
+
+
+def overwrite_copies(copies: Iterable[object]) -> None:
+    """Overwrite the matrices of neighbours' copies. The payload of a signed copy cannot be written."""
+    matrices = (copy.matrix if isinstance(copy, SignedCopy) else copy for copy in copies)
+    overwrite(matrix for matrix in matrices if isinstance(matrix, Tensor))
 
 
 class LearnerThread:
@@ -232,7 +239,7 @@ class LearnerThread:
     def _drop_block(self, action: do.DropBlock) -> DeletionReceipt | None:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
-        self._versions.drop_block(key)
+        overwrite_copies([*action.copies, *self._versions.drop_block(key)])
         if self._copies is not None:
             self._copies.drop(key)
         if not self._learner.has(key):

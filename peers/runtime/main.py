@@ -18,7 +18,7 @@ from peers import plugins
 from peers.errors import InputError, describe
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
-from peers.runtime import health
+from peers.runtime import health, partition
 from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
@@ -35,6 +35,7 @@ from transport.shaping.accounting import Accounts
 
 def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
     """Run a device in a process that a launcher started. Ends the process with the device's exit status."""
+    partition.ignore()
     guard(lifeline)
     redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
     try:

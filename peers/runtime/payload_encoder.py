@@ -16,6 +16,7 @@ from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.seeded_random import blake2b_128, generator
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
+from peers.lora.blocks import overwrite
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import Versions
 from peers.runtime.spec import DeviceSpec
@@ -111,9 +112,13 @@ class PayloadEncoder:
         _drop(self._cache, block)
 
     def purge(self, block: BlockKey) -> None:
-        """Deletion: keep no payload and no rounding error of the block."""
-        _drop(self._cache, block)
-        _drop(self._errors, block)
+        """Deletion: keep no payload and no rounding error of the block. Overwrite what only this class has.
+
+        Encoded bytes may still be on their way in a socket, so they are not overwritten.
+        """
+        for _, payloads in _drop(self._cache, block):
+            overwrite(p.decoded for p in payloads.values() if p.decoded is not None)
+        overwrite(_drop(self._errors, block))
 
     def _find(self, part: Part, version: int, codec: str) -> Payload | None:
         kept = self._cache.get(part)
@@ -168,6 +173,5 @@ class PayloadEncoder:
         return data
 
 
-def _drop(kept: dict[Part, Value], block: BlockKey) -> None:
-    for part in [part for part in kept if part.block == block]:
-        del kept[part]
+def _drop(kept: dict[Part, Value], block: BlockKey) -> list[Value]:
+    return [kept.pop(part) for part in [part for part in kept if part.block == block]]

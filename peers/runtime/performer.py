@@ -19,7 +19,7 @@ from peers.runtime.event_queue import Event, Kind
 from peers.runtime.futures import call_when_done
 from peers.runtime.learner_thread import Diagnosed, Trained
 from peers.runtime.recorder import metrics_of_round
-from peers.storage import checkpoint
+from peers.storage import checkpoint, leave_wishes
 from peers.unlearning.deletion_receipt import DeletionReceipt
 
 log = logging.getLogger("unweft")
@@ -49,6 +49,9 @@ class ActionPerformer:
             do.Log: lambda action: c.events.record(c.clock.now(), action.event, **action.fields),
             do.RoundDone: self._round_done,
             do.Export: self._export,
+            do.SaveLeave: lambda action: leave_wishes.write(
+                c.recorder.folder, action.records, action.confirmed
+            ),
             do.Exit: self._exit,
         }
 

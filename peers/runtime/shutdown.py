@@ -8,7 +8,7 @@ import resource
 import signal
 from typing import NoReturn
 
-from peers.protocol.actions import Log
+from peers.protocol.actions import DropBlock, Export, Log, SaveLeave
 from peers.runtime.components import Components
 from peers.runtime.event_queue import Kind
 from peers.runtime.performer import ActionPerformer
@@ -16,6 +16,7 @@ from transport.clocks.windows import ABSENT
 from transport.wire.limits import NEVER_NS
 
 SECOND = 1_000_000_000
+KEPT = (Log, DropBlock, Export, SaveLeave)  # the actions of a device that has ended
 FLUSH_NS = 5 * SECOND  # longest time that an ending device spends on its queue
 
 
@@ -28,8 +29,9 @@ class Shutdown:
     async def drain(self, reason: str) -> None:
         """Finish the learner's work, send queued messages for `FLUSH_NS` at most, and record the totals.
 
-        Of messages that have arrived, only the log lines that they cause are kept. In virtual time these are
-        all messages that were ever sent to this process, so that the accounts of its links balance.
+        Messages that have arrived are not answered any more. A leave among them is still carried out. In
+        virtual time these are all messages that were ever sent to this process, so that the accounts of its
+        links balance.
         """
         c = self._c
         await self._finish_work()
@@ -41,7 +43,8 @@ class Shutdown:
         due_ns = c.clock.now() if c.virtual is None else NEVER_NS
         for planned in c.queue.drain_due(due_ns, Kind.MESSAGE):
             actions = planned.event(c.clock.now())
-            await self._performer.perform([action for action in actions if isinstance(action, Log)])
+            await self._performer.perform([action for action in actions if isinstance(action, KEPT)])
+        await self._finish_work()
         self._record_totals(reason)
         await self._leave_virtual_time()
 

@@ -29,6 +29,7 @@ from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
+from peers.storage import leave_wishes
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock
 from transport.links.interface import Links
@@ -125,6 +126,7 @@ def _sender(
 def _protocol(
     spec: DeviceSpec, learner: Learner, recorder: Recorder, identity: DeviceIdentity, sender: Sender
 ) -> DeviceProtocol:
+    wish = leave_wishes.read(recorder.folder)
     me = Identity(
         spec.id,
         spec.advertise,
@@ -133,6 +135,7 @@ def _protocol(
         spec.cohort,
         spec.snapshot_every,
         learner.resumes() if spec.cohort and recorder.is_first else {},
+        () if wish.confirmed else wish.records,
     )
     return DeviceProtocol(
         me,

@@ -67,6 +67,9 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
         raise FileExistsError(f"{folder} holds other things than an adapter that unweft wrote")
     name = f".{folder.name}-{os.getpid()}"
     unfinished = folder / name if empty else folder.with_name(name)
+    replaced = folder.with_name(f"{name}-replaced")
+    for left in (unfinished, replaced):  # by a killed process that had the same number
+        shutil.rmtree(left, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         digest = _write_all(unfinished, recipe, blocks)
@@ -74,11 +77,23 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
             for path in sorted(unfinished.iterdir(), key=lambda path: path.name == ABOUT):  # ABOUT: last
                 path.rename(folder / path.name)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
+            _replace(folder, unfinished, replaced)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
     return digest
+
+
+def _replace(folder: Path, unfinished: Path, replaced: Path) -> None:
+    """Put `unfinished` in the place of `folder`. If that fails, the earlier folder stays."""
+    try:
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    except OSError:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
 
 
 def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> str:

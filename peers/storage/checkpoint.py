@@ -8,7 +8,7 @@ is resumed if its device takes the same slot again in its first incarnation.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,29 @@ def save(path: Path, union: BlockSet, moments: Moments, fingerprint: Fingerprint
         tensors |= {f"{MOMENTS}/{group}/{name}": value.detach().cpu() for name, value in named.items()}
     slots = {str(key): union[key].slot for key in keys}
     write_snapshot(path, tensors, slots, {"fingerprint": json.dumps(fingerprint.to_dict())})
+
+
+def forget_blocks(path: Path, gone: Collection[BlockKey]) -> None:
+    """Rewrite a checkpoint without these blocks. Without the own block, its moments are left out too.
+
+    Raises InputError for a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta: dict[str, str] = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        slots: dict[str, int] = json.loads(meta.pop("slots"))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no checkpoint: {error}") from None
+    named = {str(key) for key in gone}
+    own = max((key for key in map(BlockKey.parse, slots) if folder_of(key.device) == path.stem), default=None)
+    left_out = named | ({MOMENTS} if own in gone else set())
+    kept = {
+        name: value
+        for name, value in tensors.items()
+        if name.rpartition("/")[0] not in named and name.partition("/")[0] not in left_out
+    }
+    write_snapshot(path, kept, {key: slot for key, slot in slots.items() if key not in named}, meta)
 
 
 def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:

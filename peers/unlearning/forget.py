@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,26 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
         known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
         raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {known}")
     _check_scaling(adapter / CONFIG)
+    split, blocks, residual = _take_apart(adapter, recipe, placed)
+    kept = [block for block in blocks if block.key.device != device]
+    digest = write_adapter(out, recipe, kept)
+    survivors = tuple(str(block.key) for block in kept)
+    return ForgetReport("blocks" if split else "gram", device, survivors, residual, digest)
+
+
+def forget_blocks(adapter: Path, gone: Collection[BlockKey]) -> None:
+    """Delete blocks from an adapter in place. Readers see the adapter as it was or as it is then.
+
+    Files in blocks/ of owners that the adapter does not list are deleted too. Raises InputError as `forget`.
+    """
+    recipe, placed = _read_about(adapter)
+    _check_scaling(adapter / CONFIG)
+    _, blocks, _ = _take_apart(adapter, recipe, placed)
+    write_adapter(adapter, recipe, [block for block in blocks if block.key not in gone])
+
+
+def _take_apart(adapter: Path, recipe: Recipe, placed: Placed) -> tuple[bool, list[SavedBlock], float]:
+    """Whether the adapter has blocks/, its blocks, and the share of the adapter outside all of them."""
     merged = _read_factors(adapter, recipe)
     split = (adapter / BLOCKS).is_dir()
     blocks = _read_blocks(adapter, recipe, placed) if split else _split(recipe, placed, merged)
@@ -78,10 +99,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
             f"{adapter}: {residual:.1%} of the adapter is in none of its blocks: it was changed after it was "
             f"written, or {ABOUT} is not its own{advice}"
         )
-    kept = [block for block in blocks if block.key.device != device]
-    digest = write_adapter(out, recipe, kept)
-    survivors = tuple(str(block.key) for block in kept)
-    return ForgetReport("blocks" if split else "gram", device, survivors, residual, digest)
+    return split, blocks, residual
 
 
 def _check_free(out: Path) -> None:

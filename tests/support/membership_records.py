@@ -14,7 +14,8 @@ def make(
 ) -> Record:
     """A record as its owner would sign it."""
     fields = {"claimed": lamport, "since_round": 0, "public": public(device), **more}
-    record = Record(device, incarnation, f"tcp://{device}", slot, lamport, status=status, **fields)
+    at = fields.pop("address", f"tcp://{device}")
+    record = Record(device, incarnation, at, slot, lamport, status=status, **fields)
     return replace(record, signature=sign_as(device, record.signed_data()))
 
 

@@ -194,10 +194,11 @@ class Network:
 
     # -- devices -----------------------------------------------------------------------------------
     def add(self, device: str, *seeds: str, cohort: int = 0, bases: str = "q", **more: Any) -> SimDevice:
-        """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every."""
+        """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every,
+        wishes."""
         config, every = more.pop("config", self.config), more.pop("snapshot_every", 0)
-        at = tuple(map(address, seeds))
-        me = Identity(device, address(device), public(device), at, cohort, every)
+        at, wishes = tuple(map(address, seeds)), more.pop("wishes", ())
+        me = Identity(device, address(device), public(device), at, cohort, every, wishes=wishes)
         started = self.devices[device] = SimDevice(me, config, {"bases": bases})
         self.everyone.append(started)
         for name, value in more.items():

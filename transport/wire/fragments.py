@@ -90,9 +90,12 @@ class Reassembler:
         return entry.data
 
     def drop_block(self, block: str, incarnation: int) -> int:
-        """Forget the unfinished updates of a deleted block. Returns how many there were."""
+        """Forget and overwrite the unfinished updates of a deleted block. Returns how many there were."""
         doomed = [key for key in self._unfinished if key[1:3] == (block, incarnation)]
-        return sum(self._remove(key) is not None for key in doomed)
+        for entry in map(self._remove, doomed):
+            if entry is not None:
+                entry.data[:] = bytes(len(entry.data))
+        return len(doomed)
 
     def drop_source(self, src: str) -> int:
         """Forget the unfinished updates of a lost link. Returns how many there were."""
