@@ -23,7 +23,7 @@ MAX_SIGNATURE_BYTES = 128  # Ed25519 has 64
 DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"
 DEVICE_ID_ALLOWED = "a letter, then at most 59 letters, digits, - and _"
 _ID = re.compile(DEVICE_ID.removesuffix("$"))
-_PATH = re.compile(r"[A-Za-z0-9_@:=+-][A-Za-z0-9_@:=+.-]{0,199}")
+_PATH = re.compile(r"[A-Za-z0-9_@:=+%-][A-Za-z0-9_@:=+%.-]{0,199}")
 
 
 def whole(low: int, high: int) -> Check:
@@ -70,7 +70,7 @@ def path_component(name: str) -> str:
     """`name`, if it is safe as one component of a path; the only way from a name to a path.
 
     Raises ValueError for an empty or long name, a leading dot, and any other character than ASCII letters,
-    digits and _@:=+.- (so no separator, no control character).
+    digits and _@:=+%.- (so no separator, no control character).
     """
     if _PATH.fullmatch(name) is None:
         raise ValueError(f"{name[:80]!r} cannot be a file name")

@@ -56,7 +56,7 @@ def make_driver(
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
     encoder = PayloadEncoder(spec, learner, signed, copies)
     sender = _sender(spec, links, accounts, learner, clock, virtual)
-    protocol = _protocol(spec, learner, recorder, identity, sender)
+    protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
     flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
@@ -123,7 +123,12 @@ def _sender(
 
 
 def _protocol(
-    spec: DeviceSpec, learner: Learner, recorder: Recorder, identity: DeviceIdentity, sender: Sender
+    spec: DeviceSpec,
+    links: Links,
+    learner: Learner,
+    recorder: Recorder,
+    identity: DeviceIdentity,
+    sender: Sender,
 ) -> DeviceProtocol:
     me = Identity(
         spec.id,
@@ -133,6 +138,7 @@ def _protocol(
         spec.cohort,
         spec.snapshot_every,
         learner.resumes() if spec.cohort and recorder.is_first else {},
+        links.signer,
     )
     return DeviceProtocol(
         me,

@@ -138,7 +138,9 @@ async def _live(
             stack.callback(recorder.close)
             spec = _spec(name, config, addresses, folder, keys.get(name))
             learner = await asyncio.to_thread(partial(small_learner, device=name))
-            identity = DeviceIdentity.generate(name.encode() * 16)
+            own_keys = keys.get(name)
+            listed = None if own_keys is None else own_keys.identity()
+            identity = listed or DeviceIdentity.generate(name.encode() * 16)
             driver = make_driver(spec, end, accounts[name], learner, recorder, identity)
             devices[name] = Device(driver, end)
             if name == "d1":
