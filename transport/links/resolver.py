@@ -85,7 +85,8 @@ class Resolver:
         while len(self._cache) > MOST_CACHED:
             del self._cache[next(iter(self._cache))]
         for done in self._waiting.pop(host, []):
-            done(address)
+            with suppress(ValueError):  # the endpoint is wrong in another way
+                done(address)
 
 
 def is_numeric(host: str) -> bool:

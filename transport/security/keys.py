@@ -286,7 +286,10 @@ def _z85(text: bytes) -> bytes:
 
 
 def _device_file(device: str) -> str:
-    return path_component(f"{device}.curve")
+    try:
+        return path_component(device) + ".curve"
+    except ValueError:
+        raise ValueError(f"{device!r} cannot name a key file") from None
 
 
 def _read(path: Path) -> bytes:
