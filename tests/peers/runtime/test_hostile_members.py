@@ -126,7 +126,7 @@ def test_a_name_writes_no_snapshot_outside_of_the_run(tmp_path: Path) -> None:
 
     live(tmp_path / "run", attack)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert not [path for path in tmp_path.rglob("*x.safetensors")]
+    assert not list(tmp_path.rglob("*x.safetensors"))
 
 
 LOW_LIMIT = """
