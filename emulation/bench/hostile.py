@@ -78,7 +78,7 @@ def run(messages: int = MESSAGES, rounds: int = 400) -> Findings:
 
 def _run(out: Path, messages: int, rounds: int) -> RunRecords:
     scenario = SCENARIO.format(
-        plugin=hostile_member.MODULE, count=DEVICES, rounds=rounds, leaves=rounds // 2, leaver=LEAVER
+        plugin=hostile_member.MODULE, count=DEVICES, rounds=rounds, leaves=rounds // 10, leaver=LEAVER
     )
     plan = hostile_member.attack([HOSTILE] if messages else [], messages, PER_SECOND)
     with environment(hostile_member.VARIABLE, plan):

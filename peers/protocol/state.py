@@ -24,6 +24,7 @@ from transport.wire.limits import MAX_DELETED, MAX_GOSSIP
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
+FEW_LINES = 64  # the same of `refused`, which anyone can cause
 ALL_LINES = 10_000  # lines of one event in events.jsonl that are all written
 AHEAD = 2  # rounds from the network's round to the first round of a newcomer, at most
 
@@ -270,10 +271,11 @@ class DeviceState:
     def log(self, event: str, **fields: Any) -> None:
         """Write a line of events.jsonl.
 
-        Peers cause some lines. Of each event the first ALL_LINES are written, then the 2nd, 4th, 8th more.
+        Peers cause some lines. The first ALL_LINES (or FEW_LINES) of an event are written, then the 2nd, 4th,
+        8th, ... more.
         """
         self._lines[event] += 1
-        more = self._lines[event] - ALL_LINES
+        more = self._lines[event] - (FEW_LINES if event == "refused" else ALL_LINES)
         if more <= 0 or more & (more - 1) == 0:
             self.act(Log(event, fields))
 

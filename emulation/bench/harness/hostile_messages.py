@@ -148,9 +148,17 @@ class HostileMessages:
         name, key = draw.choice([(self._me, self._identity), *self._ghosts.items()])
         ends = (Status.WITHDRAWN, Status.ALIVE, Status.CRASHED, Status.RETIRED)
         lamport = draw.choice((1, 1, 5, 1 << 20, 1 << 47))
+        address, slot = draw.choice(BAD_ADDRESSES[:2]), draw.randrange(self._slots + 1)
         made = Record(
-            *(name, self._incarnation(), draw.choice(BAD_ADDRESSES[:2]), draw.randrange(self._slots + 1)),
-            *(lamport, draw.choice((0, 1, lamport)), draw.choice(ends), self._number() - 1, key.public),
+            name,
+            self._incarnation(),
+            address,
+            slot,
+            lamport,
+            claimed=draw.choice((0, 1, lamport)),
+            status=draw.choice(ends),
+            since_round=self._number() - 1,
+            public=key.public,
         )
         return replace(made, signature=key.sign(made.signed_data()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ def say(net: Network, source: str, message: Message, *targets: str) -> None:
     """`source` sends a message to these devices, beside what its protocol sends."""
     for target in targets:
         device = net[target]
-        net._handle(device, lambda now, d=device: d.protocol.on_message(now, source, message))
+        net._handle(device, partial(device.protocol.on_message, source=source, message=message))
 
 
 def gossip(*records: Record, round_: int = 0) -> Gossip:

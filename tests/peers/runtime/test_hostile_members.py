@@ -153,9 +153,14 @@ asyncio.run(main())
 def test_silent_connections_take_no_more_than_their_share_of_descriptors() -> None:
     """400 connections that say nothing, at a process with 256 descriptors."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
-        subprocess.Popen([sys.executable, "-c", LOW_LIMIT], text=True, env=environment, **pipes) as victim,
+        subprocess.Popen(
+            [sys.executable, "-c", LOW_LIMIT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as victim,
         ExitStack() as silent,
     ):
         assert victim.stdin is not None and victim.stdout is not None
