@@ -267,7 +267,7 @@ class Rounds:
         two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds at most.
         """
         state, following = self._state, self._state.round + 1
-        linked = [state.peers.get(name) for name in self._correction.neighbours()]
+        linked = [state.peers.get(name) for name in self._later_neighbours()]
         reached = [-1 if peer is None else max(peer.manifests, default=-1) for peer in linked]
         if reached:
             agreed = majority(reached) if len(reached) > 1 else -1
@@ -275,6 +275,12 @@ class Rounds:
         for peer in state.peers.values():
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following
+
+    def _later_neighbours(self) -> set[str]:
+        """The neighbours of this round, and those among all that train: some may begin in a later round."""
+        state, me = self._state, self._state.me.device
+        training = {name for name, record in state.members.alive().items() if record.since_round >= 0}
+        return {*self._correction.neighbours(), *state.graph(sorted(training | {me}))[me]}
 
     def _snapshot(self) -> None:
         state = self._state
