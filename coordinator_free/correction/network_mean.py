@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from coordinator_free.identifiers import BlockKey
 
 Values = NDArray[np.float32]
 Rank = tuple[int, bytes]
+MAX_VALUE = 1e30  # of a report: larger values would overflow in the sums and products of the residuals
+MOST_NAMES = 1024  # origins and peers that are remembered
 NOTHING: Rank = (-1, b"")
 
 
@@ -74,7 +77,7 @@ class NetworkMean:
     verify: Callable[[Report], bool] = _everyone
     refused: int = 0
     _newest: dict[BlockKey, Report] = field(default_factory=dict)
-    _forgotten: set[BlockKey] = field(default_factory=set)
+    _forgotten: dict[BlockKey, None] = field(default_factory=dict)  # in order of time
     _known_by: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
 
     def add_own(
@@ -133,7 +136,8 @@ class NetworkMean:
 
     def forget_origin(self, origin: BlockKey) -> None:
         """The origin left, crashed or retired: drop its vector and refuse later ones."""
-        self._forgotten.add(origin)
+        self._forgotten[origin] = None
+        _keep_newest(self._forgotten, MOST_NAMES)
         self._newest.pop(origin, None)
         for known in self._known_by.values():
             known.pop(origin, None)
@@ -168,9 +172,15 @@ class NetworkMean:
 
     def _mark_known(self, peer: str, report: Report) -> None:
         known = self._known_by.setdefault(peer, {})
+        _keep_newest(self._known_by, MOST_NAMES)
         known[report.origin] = max(report.rank, known.get(report.origin, NOTHING))
 
     def _sound(self, report: Report) -> bool:
         values = report.values
         whole = values.dtype == np.float32 and values.shape == (self.length,) and report.epoch >= 0
-        return whole and bool(np.isfinite(values).all())
+        return whole and bool((np.abs(values) <= MAX_VALUE).all())  # False for NaN
+
+
+def _keep_newest(entries: dict[Any, Any], most: int) -> None:
+    while len(entries) > most:
+        del entries[next(iter(entries))]

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.ranges import RECORD_FIELDS
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
 
@@ -74,28 +75,11 @@ class Record:
     def from_dict(cls, data: dict[str, Any]) -> Record:
         """Read `to_dict`.
 
-        Raises ValueError for a missing or extra field, a wrong type or an unknown status.
+        Raises ValueError for a missing or extra field, and for a value that is not in its range (ranges.py).
         """
-        if set(data) != set(cls.__slots__):
+        if set(data) != set(RECORD_FIELDS):
             raise ValueError("a membership record has missing or unknown fields")
-        for name, kind in _TYPES.items():
-            if type(data[name]) is not kind:
-                raise ValueError(f"{name} of a membership record is not of type {kind.__name__}")
-        counts = (data[name] for name in ("incarnation", "slot", "lamport", "claimed"))
-        if not data["device"] or min(counts) < 0 or data["since_round"] < -1:
-            raise ValueError("a value of a membership record is out of range")
+        for name, check in RECORD_FIELDS.items():
+            if not check(data[name]):
+                raise ValueError(f"{name} of a membership record is out of range")
         return cls(**{**data, "status": Status(data["status"])})
-
-
-_TYPES: dict[str, type] = {
-    "device": str,
-    "incarnation": int,
-    "address": str,
-    "slot": int,
-    "lamport": int,
-    "claimed": int,
-    "status": int,
-    "since_round": int,
-    "public": bytes,
-    "signature": bytes,
-}

@@ -98,6 +98,10 @@ class Quarantine:
         self._vacant[record.key] = _Vacancy(record.slot, now)
         return True
 
+    def forget(self, key: BlockKey) -> None:
+        """The record of a removed block is forgotten."""
+        self._vacant.pop(key, None)
+
     def confirm(self, now: int, key: BlockKey, device: str) -> bool:
         """`device` no longer holds the block; EVERYBODY: no device does.
 

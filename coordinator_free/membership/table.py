@@ -161,6 +161,11 @@ class Membership:
             changes.append(self._apply(record))
         return changes
 
+    def remove(self, key: BlockKey) -> None:
+        """Forget a record. Only for a table that is full: gossip may bring the record back."""
+        del self._records[key]
+        self.changes += 1
+
     def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
         """Living devices that must give up their slot, because another claim holds it."""
         living = {r.key for r in self.alive().values()}

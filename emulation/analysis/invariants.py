@@ -35,9 +35,14 @@ class Bounds:
     round_s: float = 60.0  # between two rounds of a device
 
 
-def check(folder: Path, bounds: Bounds = Bounds()) -> list[Violation]:
-    """All violations in the folder of a run; an empty list if every invariant holds."""
+def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = frozenset()) -> list[Violation]:
+    """All violations in the folder of a run; an empty list if every invariant holds.
+
+    `hostile`: devices that are no part of the verdict.
+    """
     run = records.load(folder)
+    run.devices = [device for device in run.devices if device not in hostile]
+    run.run["events"] = [event for event in run.injected if event["device"] not in hostile]
     exports = {d: found for d in run.devices if (found := _export(folder, d)) is not None}
     return [
         *_blocks_after_detection(run, exports),

@@ -10,21 +10,33 @@ import psutil
 
 from emulation.analysis import records
 from emulation.analysis.invariants import check
+from emulation.bench.harness import hostile_member
 from emulation.bench.harness.figures import Findings, Measure
-from emulation.bench.harness.whole_run import whole_run
+from emulation.bench.harness.whole_run import environment, whole_run
 from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
+from peers.config import KeysConfig
 
+MESSAGES, PER_SECOND = 1 << 40, 20.0  # of each hostile device: until the end of the run
 TIMEOUT_S = 1800
 MAX_REASON = 300  # characters of the reason of a failed run
 
 
-def run(scenario: Scenario, seeds: Sequence[int] = (0,)) -> Findings:
-    """One run for each seed. Reports the injected events and the broken invariants."""
+def run(scenario: Scenario, seeds: Sequence[int] = (0,), hostile: int = 0) -> Findings:
+    """One run for each seed. Reports the injected events and the broken invariants.
+
+    `hostile`: so many of the initial devices send hostile messages. Then the verdict is that of the others.
+    """
+    bad = list(scenario.initial_devices[len(scenario.initial_devices) - hostile :]) if hostile else []
+    if bad:  # with an allow-list no member can invent others
+        keys, plugins = KeysConfig(allow_list=True), (*scenario.plugins, hostile_member.MODULE)
+        scenario = scenario.model_copy(update={"keys": keys, "plugins": plugins})
     findings = Findings(f"Churn: {scenario.name}", "unweft bench churn")
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            problems, events = _soak(scenario.model_copy(update={"seed": seed}), Path(folder))
+            plan = hostile_member.attack(bad, MESSAGES, PER_SECOND, evicts=False, invents=False)
+            with environment(hostile_member.VARIABLE, plan):
+                problems, events = _soak(scenario.model_copy(update={"seed": seed}), Path(folder), bad)
         findings.measures += [
             Measure(f"seed {seed}", "events survived", "events", (float(events),)),
             Measure(f"seed {seed}", "violations", "violations", (float(len(problems)),), most=0.0),
@@ -35,7 +47,7 @@ def run(scenario: Scenario, seeds: Sequence[int] = (0,)) -> Findings:
     return findings
 
 
-def _soak(scenario: Scenario, folder: Path) -> tuple[list[str], int]:
+def _soak(scenario: Scenario, folder: Path, hostile: Sequence[str]) -> tuple[list[str], int]:
     """The problems of one run, and the number of its injected events."""
     out, problems = folder / "soak", []
     try:
@@ -43,7 +55,8 @@ def _soak(scenario: Scenario, folder: Path) -> tuple[list[str], int]:
     except RuntimeError as error:
         problems.append(str(error)[-MAX_REASON:])
     problems += [f"a process is left: {pid}" for pid in _remaining_processes(out)]
-    return problems + [str(violation) for violation in check(out)], len(records.load(out).injected)
+    found = [str(violation) for violation in check(out, hostile=frozenset(hostile))]
+    return problems + found, len(records.load(out).injected)
 
 
 def _remaining_processes(out: Path) -> list[int]:

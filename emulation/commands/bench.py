@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json as json_
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,11 +25,19 @@ WHOLE_RUNS = (
     "accounting",
     "clock",
     "churn",
+    "hostile",
     "join",
     "load",
     "membership",
     "partition",
 )  # each takes minutes, so each runs only when it is named
+OPTIONS = {  # the benchmarks that have each option
+    "n": ("rounds", "membership", "load"),
+    "seeds": ("churn",),
+    "starts": ("membership",),
+    "hostile": ("churn",),
+    "messages": ("hostile",),
+}
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
     "churn": Path("scenarios/soak.toml"),
@@ -55,6 +63,13 @@ def bench(
     seed: Annotated[
         list[int] | None, typer.Option(help="churn: a seed; may be repeated. Default: 0.")
     ] = None,
+    hostile: Annotated[
+        int | None,
+        typer.Option(min=1, help="churn: number of initial devices that are hostile members. Default: none."),
+    ] = None,
+    messages: Annotated[
+        int | None, typer.Option(min=1, help="hostile: number of hostile messages. Default: 100000.")
+    ] = None,
     starts: Annotated[
         int | None, typer.Option(min=1, help="membership: number of starts of each size. Default: 10.")
     ] = None,
@@ -74,19 +89,19 @@ def bench(
         console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
-        findings = _run(one, n, seed, starts)
+        findings = _run(
+            one, {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
+        )
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
             _write(json, found)
 
 
-def _run(
-    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
-) -> Findings:
+def _run(name: str, given: Mapping[str, Sequence[int] | int | None]) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
-        found: Findings = module.run(*_scenario(name), **_numbers(name, devices, seeds, starts))
+        found: Findings = module.run(*_scenario(name), **_numbers(name, given))
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -100,16 +115,13 @@ def _scenario(name: str) -> tuple[Scenario, ...]:
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 
 
-def _numbers(
-    name: str, devices: Sequence[int] | None, seeds: Sequence[int] | None, starts: int | None
-) -> dict[str, Sequence[int] | int]:
+def _numbers(name: str, given: Mapping[str, Sequence[int] | int | None]) -> dict[str, Sequence[int] | int]:
     """The given options that a benchmark has."""
-    given = {
-        "devices": devices if name in ("rounds", "membership", "load") else None,
-        "seeds": seeds if name == "churn" else None,
-        "starts": starts if name == "membership" else None,
+    return {
+        "devices" if option == "n" else option: value
+        for option, value in given.items()
+        if value and name in OPTIONS[option]
     }
-    return {option: value for option, value in given.items() if value}
 
 
 def _write(path: Path, found: Sequence[Findings]) -> None:

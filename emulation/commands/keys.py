@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from peers.errors import InputError
 from transport.security import keys
 from transport.security.keys import NetworkKeys
@@ -43,16 +43,12 @@ def new(
     ] = "",
 ) -> None:
     """Make a network key in DIR, which is new or empty. Only the owner can read it."""
-    from emulation.scenario.events import DEVICE_ID
-
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: is not an empty folder; allowed: a new or empty one")
     ids = [name.strip() for name in devices.split(",") if name.strip()]
     for name in ids:
-        if not re.match(DEVICE_ID, name):
-            raise InputError(
-                f"--devices: {name!r} is no device id; allowed: a letter, then letters, digits, - and _"
-            )
+        if not valid_device_id(name):
+            raise InputError(f"--devices: {name!r} is no device id; allowed: {DEVICE_ID_ALLOWED}")
     try:
         made = keys.generate(folder, ids)
     except OSError as error:

@@ -5,7 +5,6 @@ A check yields a pair for each problem: the key path, and a text with the value 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from coordinator_free.averaging.mixing import MODES
 from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from coordinator_free.averaging.topology import TOPOLOGIES
 from coordinator_free.correction.policies import POLICIES, SCHEDULES
+from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from emulation.radio.wireless import channel
-from emulation.scenario.events import DEVICE_ID, EventConfig, Population, event_problems, names
+from emulation.scenario.events import EventConfig, Population, event_problems, names
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
@@ -27,6 +27,10 @@ def scenario_problems(scenario: Scenario) -> Problems:
     """The problems of a scenario that passed the schema. Loads the plugins of the scenario first."""
     plugins.load(scenario.plugins)
     yield from _unknown_names(scenario)
+    for device in scenario.all_devices:
+        if not valid_device_id(device):
+            yield "devices.prefix", f"{device!r} is no device id; allowed: {DEVICE_ID_ALLOWED}"
+            break
     yield from _mixing_problems(scenario)
     yield from _lookahead_problems(scenario)
     yield from _radio_kind_problems(scenario)
@@ -42,10 +46,8 @@ def scenario_problems(scenario: Scenario) -> Problems:
 
 def check_device_id(device: str) -> None:
     """Raises InputError if the text is not a device id."""
-    if not re.match(DEVICE_ID, device):
-        raise InputError(
-            f"--id: {device!r} is no device id; allowed: a letter, then letters, digits, - and _"
-        )
+    if not valid_device_id(device):
+        raise InputError(f"--id: {device!r} is no device id; allowed: {DEVICE_ID_ALLOWED}")
 
 
 def in_order(events: tuple[EventConfig, ...]) -> list[tuple[int, EventConfig]]:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from coordinator_free.ranges import DEVICE_ID
 from peers.config import Section
 
-DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"  # an id is a folder name and a part of keys such as d5@0
 GONE = ("leave", "retire", "crash")
 ARRIVALS = ("join", "return")
 OF_THE_NETWORK = ("partition", "heal")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emulation.scenario.events import DEVICE_ID, ChurnConfig, EventConfig, Population, draw_churn
+from coordinator_free.ranges import DEVICE_ID
+from emulation.scenario.events import ChurnConfig, EventConfig, Population, draw_churn
 from peers.config import DeviceConfig, Section
 
 

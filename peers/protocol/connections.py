@@ -28,6 +28,7 @@ class Connections:
         # A device id is only a claim, and each link takes sockets. The bound has room for the aliases of the
         # seeds, all members, and as many members that have gone.
         self._most_peers = len(state.me.seeds) + 2 * config.adapter.max_devices
+        self._pause_ns = int(config.membership.probe_s * SECOND) // 4  # between answers to one peer's hellos
         self._wanted: tuple[int, set[str]] = (-1, set())  # cache of `wanted`, by version of the table
         self._required = [
             f"mixing:{config.mixing.mode}",
@@ -46,7 +47,7 @@ class Connections:
 
     def connect(self, peer: str, address: str, now: int) -> None:
         """Open a link and say hello on it."""
-        self._state.peers[peer] = Peer(address, now, greet_again_ns=now + SECOND)
+        self._state.peers[peer] = Peer(address, now, now, greet_again_ns=now + SECOND)
         self._state.act(Connect(peer, address))
         self._state.tell(peer, self._hello(reply=True))
 
@@ -69,6 +70,8 @@ class Connections:
         """Open the wanted links that are missing."""
         active = self._state.members.active()
         for peer in sorted(self.wanted() - {*self._state.peers}):
+            if len(self._state.peers) >= self._most_peers:
+                return
             self.connect(peer, active[peer].address, now)
 
     def reach(self, now: int, peer: str) -> bool:
@@ -155,13 +158,16 @@ class Connections:
             state.act(Drop("crowded"))
             return
         if known is None or known.address != hello.address:
+            if known is not None and now - known.since_ns < self._pause_ns:
+                state.act(Drop("crowded"))
+                return
             self.connect(source, hello.address, now)
         if difference is not None:
             self._refuse(source, difference, again=known is not None and known.refused)
             return
         self._name_aliases(source, hello.address)
-        state.saw_round(min(hello.round, state.config.round.count - 1))
         self._greet(now, source, hello)
+        state.saw_round(min(hello.round, state.config.round.count - 1), source)
 
     def _greet(self, now: int, source: str, hello: Hello) -> None:
         state, peer = self._state, self._state.peers[source]
@@ -174,7 +180,8 @@ class Connections:
         if hello.reply:
             state.tell(source, self._hello(reply=False))
         # On every connection the table goes first, so that tombstones arrive before any data (method 9).
-        state.tell_table(now, source)
+        if now - peer.table_ns >= self._pause_ns:
+            state.tell_table(now, source)
         if state.phase is Phase.FINISH:
             state.act(Farewell(source, "finished"))
 
@@ -207,14 +214,26 @@ class Connections:
         peer.silent = bye.last
 
     def on_refuse(self, now: int, source: str, refuse: Refuse) -> None:
-        """A peer refuses this device's hello. A device that does not train yet exits."""
-        state = self._state
-        if source not in state.peers:
+        """A peer refuses this device's hello.
+
+        A device that does not train yet exits if all devices that it has called refuse it: one may lie.
+        """
+        state, peer = self._state, self._state.peers.get(source)
+        if peer is None:
             state.act(Drop("stranger"))
             return
-        state.log("refused", by=source, reason=refuse.reason)
-        if state.own is None or state.round < 0:
-            state.act(Exit(1, f"{source} refused {state.me.device}: {refuse.reason}"))
+        if peer.refuses:
+            return
+        peer.refuses, reason = True, printable(refuse.reason)
+        state.log("refused", by=source, reason=reason)
+        if state.round < 0 and self._all_refuse():
+            state.act(Exit(1, f"{source} refused {state.me.device}: {reason}"))
+
+    def _all_refuse(self) -> bool:
+        """Whether every device that was greeted refuses. An alias stands for the device at its address."""
+        peers = self._state.peers
+        refusing = {peer.address for peer in peers.values() if peer.refuses}
+        return all(p.refuses or (name[0] == "?" and p.address in refusing) for name, p in peers.items())
 
     def _name_aliases(self, source: str, address: str) -> None:
         """Close the alias of a seed whose device id is known now."""
@@ -230,3 +249,8 @@ class Connections:
         """The required capabilities that the other device lacks; None: it has all."""
         missing = sorted(set(self._required) - set(theirs))
         return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def printable(text: str) -> str:
+    """A text from the network for a log line: other characters than printable ones are replaced."""
+    return "".join(c if c.isprintable() else "?" for c in text)

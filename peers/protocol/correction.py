@@ -184,6 +184,9 @@ class Correction:
         if len(message.values) != 4 * self._network_mean.length:
             self._state.act(Drop("malformed"))
             return
+        if key not in self._state.blocks:
+            self._state.act(Drop("unknown"))
+            return
         values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
         refused = self._network_mean.refused
         if self._network_mean.on_report(source, Report(key, message.epoch, values, message.signature)):
@@ -230,8 +233,13 @@ class Correction:
         if mean is None:
             state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
             return
-        view, logged = self._view(mean, epoch)
-        self._decision = decide(self._config.policy, view, self._limits, self._memory)
+        try:
+            view, logged = self._view(mean, epoch)
+            decision = decide(self._config.policy, view, self._limits, self._memory)
+        except (ArithmeticError, ValueError) as error:  # reports that a peer has made up
+            state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)), error=str(error)[:200])
+            return
+        self._decision = decision
         self._memory, self._members = self._decision.memory, state.training()
         record = {**self._decision.record(), "residuals": logged, "digest": mean.digest.hex()}
         state.log("decision", epoch=epoch, missing=sorted(map(str, missing)), **record)

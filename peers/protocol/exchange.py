@@ -20,6 +20,7 @@ Choose = Callable[
     [Sequence[Transfer], Collection[Transfer]], Mapping[Transfer, str]
 ]  # from the wanted transfers and the requested ones: codecs of the granted ones
 KEPT = 4  # rounds for which arrived copies of a part are kept, for each peer
+MAX_NOTED = 4096  # versions of parts that are not held here, noted for each peer
 ZERO = -1  # the version of a block that nobody has trained yet: B = 0 everywhere
 
 
@@ -183,12 +184,16 @@ class Exchange:
         return plans
 
     def _first_in(self, own: BlockKey, wanted: Iterable[Transfer], budget_bytes: int) -> set[Transfer]:
-        """The transfers that fit the budget: first requested parts, then by waiting time, then own parts."""
+        """The transfers that fit the budget: first requested parts, then by waiting time, then own parts.
+
+        Each peer has an equal share of the budget for its requests. Requests beyond it have no priority.
+        """
+        wanted = list(wanted)
+        urgent = self._urgent(wanted, budget_bytes)
 
         def turn(want: Transfer) -> tuple[bool, int, bool, Part, str]:
             peer, part = want
-            asked = part in self.peer(peer).wants
-            return not asked, -self._waiting.get(want, 0), part.block != own, part, peer
+            return want not in urgent, -self._waiting.get(want, 0), part.block != own, part, peer
 
         chosen: set[Transfer] = set()
         for want in sorted(wanted, key=turn):
@@ -200,6 +205,17 @@ class Exchange:
             else:
                 self._waiting[want] = self._waiting.get(want, 0) + 1
         return chosen
+
+    def _urgent(self, wanted: Sequence[Transfer], budget_bytes: int) -> set[Transfer]:
+        """The requested transfers within the shares of their peers; at least one for each peer."""
+        share = budget_bytes // max(1, len({peer for peer, _ in wanted}))
+        urgent, spent = set[Transfer](), Counter[str]()
+        for peer, part in wanted:
+            size = self.part_bytes(part.group)
+            if part in self.peer(peer).wants and (not spent[peer] or spent[peer] + size <= share):
+                spent[peer] += size
+                urgent.add((peer, part))
+        return urgent
 
     def _offers(self, own: BlockKey, peer: str) -> list[Part]:
         """The parts of which this device holds a newer version than the peer."""
@@ -276,6 +292,8 @@ class Exchange:
         has = self.peer(peer).has
         for device, incarnation, group, version, _ in manifest.items:
             part = Part(BlockKey(device, incarnation), group)
+            if part not in self.held and len(has) >= MAX_NOTED:
+                continue
             has[part] = max(has.get(part, ZERO), version)
 
     def close_round(

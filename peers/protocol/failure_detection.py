@@ -33,6 +33,7 @@ class FailureDetection:
 
     def __init__(self, state: DeviceState, connections: Connections, membership: MembershipProtocol) -> None:
         self._state, self._connections, self._membership = state, connections, membership
+        self._refute_ns = -SECOND * 3600  # before it, no further suspicion of this device is refuted
         self._seen: tuple[object, ...] = ()  # the inputs that the detector knows
         self.start(0)
 
@@ -97,7 +98,8 @@ class FailureDetection:
                     self._spread_suspicion(action)
                 case swim.Correct(to, device):
                     self._send_record(to, device)
-                case swim.Refute():
+                case swim.Refute() if now >= self._refute_ns:  # accusers repeat themselves once a period
+                    self._refute_ns = now + int(self._state.config.membership.probe_s * SECOND) // 4
                     self._membership.refute()
                 case swim.Confirm():
                     self._confirm_crash(now, action)

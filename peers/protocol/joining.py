@@ -11,6 +11,7 @@ from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
 from peers.protocol.rounds import Rounds
 from peers.protocol.state import SECOND, DeviceState, Phase
+from transport.wire.limits import MAX_WISHES
 from transport.wire.messages import Manifest, Request
 
 MEET_NS = SECOND // 4  # longest wait for the neighbours' hellos before the first requests
@@ -69,7 +70,8 @@ class Joining:
         for helper in sorted({self._helpers[part] for part in parts}):
             wanted = [part for part in parts if self._helpers[part] == helper]
             items = [(p.block.device, p.block.incarnation, p.group, ZERO) for p in wanted]
-            self._state.tell(helper, Request(items, self._state.round))
+            for start in range(0, len(items), MAX_WISHES):
+                self._state.tell(helper, Request(items[start : start + MAX_WISHES], self._state.round))
 
     def _next_helper(self, key: BlockKey, last: str | None, turn: int, helpers: list[str]) -> str:
         """The owner of a block first, since it holds the newest version; then the helpers in turn."""

@@ -13,6 +13,7 @@ from coordinator_free.membership.records import PRESENT, Record, Status
 from coordinator_free.membership.slots import NoFreeSlot
 from coordinator_free.membership.table import Change
 from peers.protocol.actions import Drop, OwnBlock, SaveLeave
+from peers.protocol.admission import Admission
 from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
 from peers.protocol.replicas import GONE, Replicas
@@ -21,14 +22,16 @@ from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
-MAX_LAMPORT = 1 << 48  # a larger Lamport time in the table would leave no room for later ones
 
 
 class MembershipProtocol:
     """Maintains the membership table and the own record in it."""
 
-    def __init__(self, state: DeviceState, connections: Connections, replicas: Replicas) -> None:
+    def __init__(
+        self, state: DeviceState, connections: Connections, replicas: Replicas, admission: Admission
+    ) -> None:
         self._state, self._connections, self._replicas = state, connections, replicas
+        self._admission = admission
         self._waits = False  # for a slot
         self._had_slot = False
         self._patience_ns: int | None = None  # end of the wait of a newcomer where all slots are taken
@@ -173,18 +176,27 @@ class MembershipProtocol:
         if records is None:
             state.act(Drop("malformed"))
             return
+        records, refused = self._admission.admit(records)
+        if refused and not records:
+            state.act(Drop(refused))
+            return
         self._note_confirmations(records)
         if state.phase is Phase.GONE:
             self.on_leaves(now, records)
             return
-        state.saw_round(gossip.round)
+        state.saw_round(gossip.round, source)
         changes = state.members.merge(records)
         self._confirm_departures(source, records)
         self._act_on(now, changes, source)
-        if gossip.reply and source in state.peers:
+        if gossip.reply and source in state.peers and self._may_reply(now, source):
             state.tell_table(now, source)
         if state.own is None and not self._waits:
             self.claim(now)
+
+    def _may_reply(self, now: int, source: str) -> bool:
+        """Whether a peer may get the whole table again. Each of its requests costs only a few bytes."""
+        pause_ns = int(self._state.config.membership.probe_s * SECOND) // 4
+        return now - self._state.peers[source].table_ns >= pause_ns
 
     def _parse(self, gossip: Gossip) -> list[Record] | None:
         """The records of a message. None: one of them, or the round, is impossible."""
@@ -192,7 +204,8 @@ class MembershipProtocol:
         slots = config.adapter.max_devices
         try:
             records = [Record.from_dict(r) for r in gossip.records]
-            impossible = any(r.slot >= slots or r.lamport > MAX_LAMPORT for r in records)
+            last = config.round.count  # of a joiner that came after the last round
+            impossible = any(r.slot >= slots or r.since_round > last for r in records)
         except (ValueError, TypeError):
             return None
         return None if impossible or gossip.round >= config.round.count else records

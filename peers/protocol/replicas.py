@@ -24,6 +24,9 @@ GONE = {
 }
 
 
+MARGIN = 1  # foreign blocks beyond one a slot, for each slot
+
+
 class Replicas:
     """Keeps the held blocks equal to those of the table, and tracks which slots are in quarantine."""
 
@@ -38,6 +41,7 @@ class Replicas:
         state = self._state
         wanted = state.members.blocks(keep_crashed=state.keep_crashed)
         graced = {key: r for key, r in state.blocks.items() if key not in wanted and self._in_grace(now, key)}
+        self._limit(wanted, graced)
         added = [r for key, r in wanted.items() if key not in state.blocks and not self._is_own(key)]
         carried = {record.key: self._carried(record) for record in added}
         for record in added:
@@ -57,6 +61,21 @@ class Replicas:
         self._quarantine_departed(now)
         if graced:
             state.timers["evict"] = min(self._evict_at[key] for key in graced)
+
+    def _limit(self, wanted: dict[BlockKey, Record], graced: dict[BlockKey, Record]) -> None:
+        """Hold one block a slot, and MARGIN more a slot: blocks in a grace, and claims in conflict.
+
+        The latest claims that have lost their slot go first: anyone can invent them. Then the grace is void.
+        """
+        state = self._state
+        most = (1 + MARGIN) * state.config.adapter.max_devices
+        excess = len(wanted) + len(graced) - most
+        if excess > 0:
+            lost = [r for r in state.members.slot_losers(state.keep_crashed) if not self._is_own(r.key)]
+            for record in sorted(lost, key=lambda r: (r.claimed, r.device))[-excess:]:
+                wanted.pop(record.key, None)
+        for key in list(graced)[: max(0, len(wanted) + len(graced) - most)]:
+            del graced[key]
 
     def _in_grace(self, now: int, key: BlockKey) -> bool:
         """Whether the block of a crashed device is kept for now: the device may only be out of reach."""

@@ -25,10 +25,12 @@ from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
 from peers.protocol.exchange import Choose, Plan
 from peers.protocol.send_allocation import Supply
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState, Phase, majority
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
+MANIFESTS = 4  # kept of a peer that is ahead
+MINORITY_STEP = 1  # rounds that a device skips at once if few of its neighbours are ahead
 LATE_NS = SECOND // 10  # pause between checks whether local steps that overran the deadline are done
 
 
@@ -127,8 +129,11 @@ class Rounds:
             self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
 
     def on_request(self, now: int, source: str, request: Request) -> None:
-        """Answer with this round's data. If it has gone already, answer at once, but once a round."""
+        """Answer a member with this round's data. If they have gone, answer at once, but once a round."""
         state = self._state
+        if source not in state.members.alive():
+            state.act(Drop("stranger"))
+            return
         state.exchange.on_request(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
         if state.phase is Phase.WAIT and source not in self._outages | self._answered:
             self._publish_late(self._receivers() & {source})
@@ -195,11 +200,15 @@ class Rounds:
     def on_manifest(self, now: int, source: str, manifest: Manifest) -> bool:
         """Keep a neighbour's manifest until its round closes. False: it is malformed."""
         state = self._state
-        if manifest.round >= state.config.round.count:
+        most_items = 2 * state.config.adapter.max_devices * len(state.exchange.groups)
+        if manifest.round >= state.config.round.count or len(manifest.items) > most_items:
             state.act(Drop("malformed"))
             return False
-        state.peers[source].manifests[manifest.round] = manifest
-        state.saw_round(manifest.round)
+        kept = state.peers[source].manifests
+        kept[manifest.round] = manifest
+        if len(kept) > MANIFESTS:  # the one of this round is needed, and the newest tells how far the peer is
+            del kept[min(kept.keys() - {state.round})]
+        state.saw_round(manifest.round, source)
         state.exchange.on_manifest(source, manifest)
         self._connections.reconcile(now, source, manifest.digest)
         return True
@@ -253,13 +262,26 @@ class Rounds:
         return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
 
     def _following(self) -> int:
-        """The next round: the latest one that a peer has published, if that is later. Drops old manifests."""
-        peers = self._state.peers.values()
-        latest = max((max(peer.manifests, default=-1) for peer in peers), default=-1)
-        following = max(self._state.round + 1, latest)
-        for peer in peers:
+        """The next round, or a later one that the neighbours have published. Drops old manifests.
+
+        A neighbour only speaks for itself. So a device goes at once to a round that more than half of its
+        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds at most.
+        """
+        state, following = self._state, self._state.round + 1
+        linked = [state.peers.get(name) for name in self._later_neighbours()]
+        reached = [-1 if peer is None else max(peer.manifests, default=-1) for peer in linked]
+        if reached:
+            agreed = majority(reached) if len(reached) > 1 else -1
+            following = max(following, agreed, min(max(reached), following + MINORITY_STEP))
+        for peer in state.peers.values():
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following
+
+    def _later_neighbours(self) -> set[str]:
+        """The neighbours of this round, and those among all that train: some may begin in a later round."""
+        state, me = self._state, self._state.me.device
+        training = {name for name, record in state.members.alive().items() if record.since_round >= 0}
+        return {*self._correction.neighbours(), *state.graph(sorted(training | {me}))[me]}
 
     def _snapshot(self) -> None:
         state = self._state

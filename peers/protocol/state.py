@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -23,6 +24,9 @@ from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
 SECOND = 1_000_000_000
+FEW_LINES = 64  # the same of `refused`, which anyone can cause
+ALL_LINES = 10_000  # lines of one event in events.jsonl that are all written
+AHEAD = 2  # rounds from the network's round to the first round of a newcomer, at most
 
 
 class Phase(Enum):
@@ -61,6 +65,7 @@ class Identity:
     snapshot_every: int  # rounds between snapshots; 0: none
     resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
     wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
+    signer_of: Callable[[str], bytes | None] = lambda device: None  # the allow-list (admission.py)
 
 
 @dataclass(slots=True)
@@ -73,10 +78,13 @@ class Peer:
 
     address: str  # endpoint of the link
     heard_ns: int  # arrival of its last control message; an idle link closes
+    since_ns: int = 0  # when this device opened the link
     greeted: bool = False  # hellos have been exchanged and fit
     greet_again_ns: int = 0  # when to repeat a hello that was not answered
     greet_pause_ns: int = SECOND  # pause before that repetition; it doubles
     refused: bool = False  # its bases or capabilities differ from this device's
+    refuses: bool = False  # it has refused this device's hello
+    round: int = -1  # latest round that it has said to have reached; changed by `saw_round`
     done: bool = False  # it sends no more data: no round waits for it
     finished: bool = False  # it is done because it has closed its last round
     parting: bool = False  # it leaves or retires: this device tells it nothing more
@@ -90,7 +98,7 @@ class Peer:
 class DeviceState:
     """The state of one device, the actions of the event in progress, and queries that several topics need.
 
-    `phase` changes only through `enter`, `network_round` only through `saw_round`.
+    `phase` changes only through `enter`, the round of a peer only through `saw_round`.
     """
 
     def __init__(
@@ -117,9 +125,8 @@ class DeviceState:
         self.phase = Phase.SETTLE  # changed by `enter`
         self.round = -1  # own round; -1: none has begun; rounds.py
         self.closed = -1  # last round that is closed; before the first one: the round before it; rounds.py
-            -1
-        )  # last round that this device closed; before its first one: the round before; rounds.py
-        self.network_round = -1  # latest round that any device has reached; changed by `saw_round`
+        self._own_round = -1  # latest round that this device has reached; changed by `saw_round`
+        self.network_round = -1  # latest round of the network; changed by `saw_round`
         self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
@@ -131,6 +138,7 @@ class DeviceState:
         self.events = 0  # corrections started; `start_correction`
         self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
 
+        self._lines: Counter[str] = Counter()  # lines of each event so far; `log`
         self._out: list[Action] = []  # actions of the event in progress; `act`, `flush`
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())  # cache of `training`
         kind = config.topology
@@ -143,9 +151,19 @@ class DeviceState:
             raise ValueError(f"a device in phase {self.phase.value} cannot enter phase {phase.value}")
         self.phase = phase
 
-    def saw_round(self, round_: int) -> None:
-        """Some device has reached this round."""
-        self.network_round = self.members.network_round = max(self.network_round, round_)
+    def saw_round(self, round_: int, source: str | None = None) -> None:
+        """A peer says that it has reached this round. `source` None: this device itself has.
+
+        A peer only speaks for itself. So the network's round is at most one round after the latest round that
+        more than half of the training peers have reached.
+        """
+        if source is None:
+            self._own_round = max(self._own_round, round_)
+        elif source in self.peers:
+            self.peers[source].round = max(self.peers[source].round, round_)
+        rounds = [peer.round for peer in self.peers.values() if peer.greeted and peer.round >= 0]
+        agreed = min(max(rounds), majority(rounds) + 1) if rounds else -1
+        self.network_round = self.members.network_round = max(self._own_round, agreed)
 
     # -- members -----------------------------------------------------------------------------------
     @property
@@ -192,8 +210,12 @@ class DeviceState:
 
     # -- correction --------------------------------------------------------------------------------
     def start_correction(self, from_round: int) -> None:
-        """Correct in the `correction.rounds` rounds after `from_round`; not before the own first round."""
+        """Correct in the `correction.rounds` rounds after `from_round`; not before the own first round.
+
+        A newcomer names `from_round` itself. It counts at most AHEAD rounds after the network's round.
+        """
         if self.round >= 0 and self.config.correction.rounds:
+            from_round = min(from_round, self.network_round + AHEAD)
             until = from_round + self.config.correction.rounds
             self.correct_until = max(self.correct_until, until)
             self.events += 1
@@ -265,13 +287,25 @@ class DeviceState:
         self.peers[peer].table_ns = now
 
     def log(self, event: str, **fields: Any) -> None:
-        """Write a line of events.jsonl."""
-        self.act(Log(event, fields))
+        """Write a line of events.jsonl.
+
+        Peers cause some lines. The first ALL_LINES (or FEW_LINES) of an event are written, then the 2nd, 4th,
+        8th, ... more.
+        """
+        self._lines[event] += 1
+        more = self._lines[event] - (FEW_LINES if event == "refused" else ALL_LINES)
+        if more <= 0 or more & (more - 1) == 0:
+            self.act(Log(event, fields))
 
     def flush(self) -> list[Action]:
         """Return and clear the actions of the event."""
         out, self._out = self._out, []
         return out
+
+
+def majority(rounds: Collection[int]) -> int:
+    """The latest round that more than half have reached."""
+    return sorted(rounds, reverse=True)[len(rounds) // 2]
 
 
 def _send_allocation(me: Identity, config: DeviceConfig) -> SendAllocation | None:

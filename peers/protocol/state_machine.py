@@ -4,6 +4,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 
 - state.py: the shared state and the transitions between phases; actions.py: the actions.
 - connections.py: hellos, refusals and links. membership.py: the own record and changes of the table.
+  admission.py: which records of others may enter the table.
 - replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
 - joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
@@ -24,6 +25,7 @@ from coordinator_free.membership.records import Record, Verify
 from coordinator_free.membership.table import Membership
 from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Drop
+from peers.protocol.admission import Admission
 from peers.protocol.anti_entropy import AntiEntropy
 from peers.protocol.connections import Connections, Difference
 from peers.protocol.correction import Correction
@@ -81,7 +83,8 @@ class DeviceProtocol:
         self._state = state = DeviceState(me, config, sizes, part_bytes, sign, verify)
         self._connections = Connections(state, fingerprint, difference)
         self._replicas = Replicas(state)
-        self._membership = MembershipProtocol(state, self._connections, self._replicas)
+        admission = Admission(state, me.signer_of)
+        self._membership = MembershipProtocol(state, self._connections, self._replicas, admission)
         self._failure_detection = FailureDetection(state, self._connections, self._membership)
         self._correction = Correction(state, self._connections, sign, verify)
         self._anti_entropy = AntiEntropy(
@@ -249,7 +252,7 @@ class DeviceProtocol:
             if not self._is_signed(part, header, payload):
                 return [Drop("forged")]
             values = SignedCopy(matrix, bytes(payload), header.signature or b"")
-        self._state.saw_round(header.round)
+        self._state.saw_round(header.round, source)
         if self._joining.replaces_copy(part, header.cause):
             self._joining.adopt_copy(source, part, Arrival(header.version, values))
             return self._done(now)
@@ -284,6 +287,15 @@ class DeviceProtocol:
             self._failure_detection.on_ping(now, source, message)
         else:
             self._state.act(Drop("stranger"))
+
+    def abandon_message(self, now: int, source: str) -> list[Action]:
+        """The handling of a message of `source` failed: disconnect it, and hold the blocks of the table.
+
+        Returns also the actions that were decided before the fault: the state already includes them.
+        """
+        self._connections.disconnect(source)
+        self._replicas.sync(now)
+        return self._done(now)
 
     def _on_manifest(self, now: int, source: str, manifest: Manifest) -> None:
         if self._rounds.on_manifest(now, source, manifest):

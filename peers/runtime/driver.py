@@ -14,6 +14,7 @@ from typing import Any, Literal
 from peers.protocol.actions import Action
 from peers.runtime import partition
 from peers.runtime.components import Components
+from peers.runtime.event_queue import Kind
 from peers.runtime.external_events import END_SIGNAL, ExternalEvents
 from peers.runtime.performer import ActionPerformer
 from peers.runtime.scripted_events import ScriptedEvents
@@ -126,7 +127,8 @@ class Driver:
             await asyncio.wait([asyncio.wrap_future(planned.ready)])
             if planned.ready.cancelled() or planned.ready.exception():
                 return  # the learner thread has reported the failure
-        await self._performer.perform(planned.event(now))
+        source = planned.source if planned.kind is Kind.MESSAGE else None
+        await self._performer.perform(planned.event(now), source)
 
     def _read_testbed_files(self, now: int) -> list[Action]:
         """Read what a testbed with a real clock has written into the device's folder."""

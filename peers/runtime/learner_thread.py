@@ -19,6 +19,7 @@ from coordinator_free.correction import lookahead
 from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.correction.residuals import effective_eta, mu_from_losses, pack
 from coordinator_free.identifiers import BlockKey, Part
+from coordinator_free.ranges import path_component
 from peers.config import DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.learner import Learner, TrainResult
@@ -120,7 +121,7 @@ class LearnerThread:
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
         """Write the adapter for the evaluator, as it was when the last round was closed."""
-        name = f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors"
+        name = path_component(f"{action.round:05d}-{action.tag.replace(':', '-')}.safetensors")
         meta = {"device": device, "round": str(action.round), "tag": action.tag}
         meta["incarnation"] = str(incarnation)
         path = self._recorder.folder / "snapshots" / name

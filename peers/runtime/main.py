@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from coordinator_free.membership.slots import NoFreeSlot
+from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from peers import plugins
 from peers.errors import InputError, describe
 from peers.learning.learner import Learner
@@ -54,6 +55,8 @@ def run_device(spec: DeviceSpec) -> int:
 
     Raises InputError when the configuration does not fit the model or the data.
     """
+    if not valid_device_id(spec.id):
+        raise InputError(f"id: {spec.id!r} is no device id; allowed: {DEVICE_ID_ALLOWED}")
     torch.set_num_threads(spec.config.model.threads)
     keep_freed_memory()
     now_ns = RealClock(spec.wall_clock).now()
@@ -89,6 +92,9 @@ async def _run(spec: DeviceSpec, recorder: Recorder) -> int:
 
 
 def _identity(spec: DeviceSpec, recorder: Recorder) -> DeviceIdentity:
+    listed = None if spec.keys is None else spec.keys.identity()
+    if listed is not None:
+        return listed
     if spec.signing is not None:
         return DeviceIdentity.generate(spec.signing)
     return DeviceIdentity.load_or_create(recorder.folder / "identity.key")

@@ -55,15 +55,27 @@ class ActionPerformer:
             do.Exit: self._exit,
         }
 
-    async def perform(self, actions: list[do.Action]) -> None:
-        """Perform the actions in order. After the last round control belongs to no round's budget."""
+    async def perform(self, actions: list[do.Action], source: str | None = None) -> None:
+        """Perform the actions in order. After the last round control belongs to no round's budget.
+
+        `source`: the peer whose message led to them. A Tell or Connect that fails then is its fault
+        (receiver.py): the peer is disconnected, and the other actions are performed.
+        """
         if self._c.protocol.phase in (Phase.FINISH, Phase.GONE):
             self._c.sender.quota.end_rounds()
         for action in actions:
             if isinstance(action, do.Publish):
                 await self._publish(action)
+            elif source is not None and isinstance(action, do.Tell | do.Connect):
+                await self._perform_for(source, action)
             else:
                 self._handlers[type(action)](action)
+
+    async def _perform_for(self, source: str, action: do.Tell | do.Connect) -> None:
+        try:
+            self._handlers[type(action)](action)
+        except Exception as error:  # the barrier: no message ends the device
+            await self.perform(self._c.receiver.on_fault(self._c.clock.now(), source, error))
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:

@@ -57,7 +57,7 @@ def make_driver(
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
     encoder = PayloadEncoder(spec, learner, signed, copies)
     sender = _sender(spec, links, accounts, learner, clock, virtual)
-    protocol = _protocol(spec, learner, recorder, identity, sender)
+    protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
     flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
@@ -124,7 +124,12 @@ def _sender(
 
 
 def _protocol(
-    spec: DeviceSpec, learner: Learner, recorder: Recorder, identity: DeviceIdentity, sender: Sender
+    spec: DeviceSpec,
+    links: Links,
+    learner: Learner,
+    recorder: Recorder,
+    identity: DeviceIdentity,
+    sender: Sender,
 ) -> DeviceProtocol:
     wish = leave_wishes.read(recorder.folder)
     me = Identity(
@@ -136,6 +141,7 @@ def _protocol(
         spec.snapshot_every,
         learner.resumes() if spec.cohort and recorder.is_first else {},
         () if wish.confirmed else wish.records,
+        links.signer,
     )
     return DeviceProtocol(
         me,

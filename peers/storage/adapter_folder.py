@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.ranges import path_component
 from peers.lora.bases import Recipe
 from peers.lora.blocks import BlockSet
 from peers.lora.layout import ModelLayout, ModuleShape
@@ -116,9 +117,9 @@ def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> st
 
 
 def folder_of(owner: str) -> str:
-    """A device id as a file name. An id from the network may have any characters ("../x")."""
+    """The owner of a block as a file name. In an adapter of an earlier version it may be any text."""
     name = quote(owner, safe="")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
+    return path_component(f"%2E{name[1:]}" if name.startswith(".") else name)
 
 
 def adapter_sha256(folder: Path) -> str:

@@ -100,9 +100,11 @@ def live(
     make: MakeLinks = ZmqLinks,
     mode: str = "average",
     attack_on_the_way: Attack | None = None,
+    deadline_s: float = PATIENCE_S,
 ) -> Outcome:
     """d0 and d1 learn together; `attack` happens while d0 waits for d1, whose local steps are held.
 
+    `deadline_s`: of a round, and of a suspicion.
     `make`: a device's links. `attack_on_the_way` is also given what all that d0 is sent has passed through.
     """
 
@@ -112,15 +114,20 @@ def live(
         if attack_on_the_way is not None:
             await attack_on_the_way(devices, way)
 
-    return asyncio.run(_live(folder, both, keys or {}, make, mode))
+    return asyncio.run(_live(folder, both, keys or {}, make, mode, deadline_s))
 
 
 async def _live(
-    folder: Path, attack: Attack, keys: Mapping[str, NetworkKeys], make: MakeLinks, mode: str
+    folder: Path,
+    attack: Attack,
+    keys: Mapping[str, NetworkKeys],
+    make: MakeLinks,
+    mode: str,
+    deadline_s: float,
 ) -> Outcome:
     config = small_config(
-        round={"count": ROUNDS, "local_steps": 1, "deadline_s": PATIENCE_S},
-        membership={"crash_after_s": PATIENCE_S},
+        round={"count": ROUNDS, "local_steps": 1, "deadline_s": deadline_s},
+        membership={"crash_after_s": deadline_s},
         mixing={"mode": mode},
     )
     links = {name: make(name, LISTEN, keys.get(name)) for name in ("d0", "d1")}
@@ -138,7 +145,9 @@ async def _live(
             stack.callback(recorder.close)
             spec = _spec(name, config, addresses, folder, keys.get(name))
             learner = await asyncio.to_thread(partial(small_learner, device=name))
-            identity = DeviceIdentity.generate(name.encode() * 16)
+            own_keys = keys.get(name)
+            listed = None if own_keys is None else own_keys.identity()
+            identity = listed or DeviceIdentity.generate(name.encode() * 16)
             driver = make_driver(spec, end, accounts[name], learner, recorder, identity)
             devices[name] = Device(driver, end)
             if name == "d1":

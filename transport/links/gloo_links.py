@@ -151,6 +151,9 @@ class GlooLinks:
         self._room[rank].release()
         return received
 
+    def signer(self, device: str) -> bytes | None:
+        return None
+
     async def flush(self, timeout_s: float) -> bool:
         return await self._until(self._idle, timeout_s)
 

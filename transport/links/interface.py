@@ -67,6 +67,12 @@ class Links(Protocol):
     async def recv(self) -> Received:
         """The next message of any peer. Raises ConnectionError once the links are closed."""
 
+    def signer(self, device: str) -> bytes | None:
+        """The signing key to which an allow-list binds a device; b"" if it is not listed.
+
+        None: there is no allow-list.
+        """
+
     async def flush(self, timeout_s: float) -> bool:
         """Wait until all accepted messages have left this process.
 

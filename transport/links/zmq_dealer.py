@@ -16,10 +16,12 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from transport.links.resolver import Resolver, TooManyNames
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
 from transport.wire.limits import MAX_PAYLOAD
@@ -113,8 +115,9 @@ class Dealer:
         report: Callable[[str, str], None],
         broken: Callable[[], None],
         large: LastFrame,
+        resolver: Resolver,
     ) -> None:
-        self._broken, self._large = broken, large
+        self._broken, self._large, self._resolver = broken, large, resolver
         self.device, self.address, self._limits, self._keys, self._report = (
             device,
             address,
@@ -140,7 +143,23 @@ class Dealer:
             self._socket = context.socket(zmq.DEALER)
             self._set_up(self._socket)
             self._watch = Watch(self._socket.get_monitor_socket(HANDSHAKES), self._on_event)
-            self._socket.connect(self.address)
+            self._resolver.resolve(self.address, partial(self._connect, self._socket))
+        except (zmq.ZMQError, TooManyNames) as error:
+            self._shut(0)
+            raise ValueError(f"cannot connect to {self.address!r}: {error}") from None
+        if self._socket is None:
+            raise ValueError(f"cannot connect to {self.address!r}: the name is unknown")
+
+    def _connect(self, socket: Socket, endpoint: str | None) -> None:
+        """Connect to the numeric endpoint. The socket keeps messages from before."""
+        if socket is not self._socket:
+            return  # closed, or made anew, in the meantime
+        if endpoint is None:
+            self._report("no_name", self.address)
+            self._shut(0)  # the next message tries again
+            return
+        try:
+            socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._shut(0)
             raise ValueError(f"cannot connect to {self.address!r}: {error}") from None

@@ -23,7 +23,9 @@ from functools import lru_cache, partial
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from transport.links.inbound import InboundConnections
 from transport.links.interface import BrokenHook, DropHook, Received
+from transport.links.resolver import Resolver
 from transport.links.zmq_dealer import FAILURES, Context, Dealer, LastFrame, Limits, configure
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
@@ -39,6 +41,7 @@ DONTWAIT, EVENTS, POLLIN = (
     int(zmq.EVENTS),
     int(zmq.POLLIN),
 )  # plain integers: pyzmq's enums are slow
+MONITORED = sum(FAILURES) | sum(CONNECTIONS) | int(zmq.EVENT_DISCONNECTED)
 FAIR = 32  # messages that `recv` returns between two turns of other tasks
 REBIND_S = 2.0  # longest wait for a port; it is usually free within a millisecond of its unbinding
 log = logging.getLogger("unweft")
@@ -68,6 +71,7 @@ class ZmqLinks:
         self._dealers: dict[str, Dealer] = {}
         self._waiter, self._large = Waiter(), LastFrame()
         self._address = ""
+        self._inbound, self._resolver = InboundConnections(), Resolver()
         self._handed_on = 0
         self._closed = False
 
@@ -98,7 +102,7 @@ class ZmqLinks:
                 return
             self.disconnect(peer)
         broken = partial(on_broken or _ignore, peer)
-        how = self._limits, self._keys, self._refused_by_peer, broken, self._large
+        how = self._limits, self._keys, self._refused_by_peer, broken, self._large, self._resolver
         dealer = Dealer(self.device, address, *how)
         try:
             if address.partition("://")[0] != self.listen.partition("://")[0]:
@@ -157,6 +161,9 @@ class ZmqLinks:
         if keys.server() != primary:
             await self._rebind()
 
+    def signer(self, device: str) -> bytes | None:
+        return None if self._keys is None else self._keys.signer(device)
+
     async def flush(self, timeout_s: float) -> bool:
         """Only a terminated context of libzmq reports that it is empty.
 
@@ -184,6 +191,7 @@ class ZmqLinks:
         self._waiter.wake()
         for peer in list(self._dealers):
             self.disconnect(peer)
+        self._resolver.close()
         await asyncio.to_thread(self._outside.term)
         while self._inboxes:
             _shut(*self._inboxes.pop())
@@ -204,7 +212,7 @@ class ZmqLinks:
             router.curve_publickey, router.curve_secretkey = pair.public, pair.secret
             router.set(zmq.ZAP_DOMAIN, DOMAIN)
             router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        watch = Watch(router.get_monitor_socket(sum(FAILURES) | sum(CONNECTIONS)), self._on_event)
+        watch = Watch(router.get_monitor_socket(MONITORED), self._on_event)
         try:
             router.bind(endpoint)
         except zmq.ZMQError:
@@ -281,8 +289,13 @@ class ZmqLinks:
         zap.send_multipart(self._zap_handler.answer(request))
 
     def _on_event(self, frames: list[bytes]) -> None:
-        event: int = parse_monitor_message(frames)["event"]
-        if event in CONNECTIONS:
+        parsed = parse_monitor_message(frames)
+        event: int = parsed["event"]
+        if event == zmq.EVENT_DISCONNECTED:
+            self._inbound.end(parsed["value"])
+        elif event == zmq.EVENT_ACCEPTED and not self._inbound.accept(parsed["value"]):
+            self._count_event("inbox_full", "a connection to the inbox was one too many")
+        elif event in CONNECTIONS:
             self.connections[CONNECTIONS[event]] += 1
         elif event in FAILURES:
             self._count_event(f"inbox_{FAILURES[event]}", "the handshake of a connection to the inbox failed")

@@ -34,6 +34,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from zmq.utils import z85
 
+from coordinator_free.ranges import path_component
+
 NETWORK_FILE, ALLOWED_FILE = "network.keys", "allowed.json"
 SECRET_BYTES = 32
 MAX_ACTIVE = 2
@@ -64,12 +66,14 @@ class NetworkKeys:
     """The keys of one device: the network keys and, with an allow-list, its own pair. Picklable.
 
     `secrets`: the primary key first, at most one more. `allowed`: device id -> CURVE public key (Z85); None:
-    every holder of the network key may use any id. Raises ValueError for invalid keys.
+    every holder of the network key may use any id. `signers`: device id -> Ed25519 public key, for
+    the devices of the allow-list. Raises ValueError for invalid keys.
     """
 
     secrets: tuple[bytes, ...] = field(repr=False)
     device: CurvePair | None = None
     allowed: Mapping[str, bytes] | None = None
+    signers: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.secrets) <= MAX_ACTIVE or len(set(self.secrets)) != len(self.secrets):
@@ -88,6 +92,8 @@ class NetworkKeys:
         """One network key for all, one pair for each device, and the allow-list that binds ids to pairs."""
         common, pairs = cls.generate(), {device: CurvePair.generate() for device in devices}
         allowed = {device: pair.public for device, pair in pairs.items()}
+        signers = {device: identity_of(pair).public for device, pair in pairs.items()}
+        common = replace(common, signers=signers)
         return {device: replace(common, device=pair, allowed=allowed) for device, pair in pairs.items()}
 
     def server(self, index: int = 0) -> CurvePair:
@@ -109,6 +115,19 @@ class NetworkKeys:
     def owner(self, public: str) -> str:
         """The device id to which a public key is bound; empty without an allow-list."""
         return next((d for d, key in (self.allowed or {}).items() if key == public.encode()), "")
+
+    def signer(self, device: str) -> bytes | None:
+        """The signing key that the allow-list binds to a device; b"" if it is not listed.
+
+        None without an allow-list, and for a list without signing keys.
+        """
+        if self.allowed is None or not self.signers:
+            return None
+        return self.signers.get(device, b"") if device in self.allowed else b""
+
+    def identity(self) -> DeviceIdentity | None:
+        """The signing key of this device that the allow-list names; None without one."""
+        return identity_of(self.device) if self.device is not None and self.signers else None
 
     def installed(self, secret: bytes) -> NetworkKeys:
         """First step of a rotation: add the new key; the primary key still serves."""
@@ -148,7 +167,10 @@ def generate(folder: Path, devices: Iterable[str] = ()) -> NetworkKeys:
     for device, pair in pairs.items():
         _write_private(folder / _device_file(device), pair.secret + b"\n")
     if pairs:
-        allowed = {device: pair.public.decode() for device, pair in pairs.items()}
+        allowed = {
+            device: f"{pair.public.decode()} {identity_of(pair).public.hex()}"
+            for device, pair in pairs.items()
+        }
         _write_private(folder / ALLOWED_FILE, json.dumps(allowed, indent=1).encode() + b"\n")
     return keys
 
@@ -179,12 +201,15 @@ def load(folder: Path, device: str) -> NetworkKeys:
     try:
         if not path.exists():
             return keys
-        allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read(path))).items()}
+        words = {str(name): str(listed).split() for name, listed in dict(json.loads(_read(path))).items()}
+        allowed = {name: listed[0].encode() for name, listed in words.items()}
+        signers = {name: bytes.fromhex(listed[1]) for name, listed in words.items() if len(listed) > 1}
         path = folder / _device_file(device)
-        return replace(keys, device=CurvePair.of_secret(_read(path).strip()), allowed=allowed)
+        pair = CurvePair.of_secret(_read(path).strip())
+        return replace(keys, device=pair, allowed=allowed, signers=signers)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -233,6 +258,12 @@ class DeviceIdentity:
         return self._private.sign(data)
 
 
+def identity_of(pair: CurvePair) -> DeviceIdentity:
+    """The signing key that belongs to a device's CURVE pair, so that one secret file holds both."""
+    seed = HKDF(SHA256(), 32, salt=None, info=b"unweft signing").derive(_z85(pair.secret))
+    return DeviceIdentity.generate(seed)
+
+
 def verify(public: bytes, data: bytes, signature: bytes) -> bool:
     """Whether the holder of `public` signed `data`; False also for malformed keys and signatures."""
     try:
@@ -255,9 +286,10 @@ def _z85(text: bytes) -> bytes:
 
 
 def _device_file(device: str) -> str:
-    if not device or Path(device).name != device:
-        raise ValueError(f"{device!r} cannot name a key file")
-    return f"{device}.curve"
+    try:
+        return path_component(device) + ".curve"
+    except ValueError:
+        raise ValueError(f"{device!r} cannot name a key file") from None
 
 
 def _read(path: Path) -> bytes:

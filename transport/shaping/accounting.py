@@ -14,7 +14,7 @@ from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
 _NO_BYTES = dict.fromkeys(CAUSES, 0)
-MAX_PEERS = 4096  # source names are unverified; bounds the number of accounts
+MAX_PEERS = 1024  # source names are unverified; bounds the number of accounts
 OTHERS = "(others)"  # the account of all further sources
 
 PERCENTS = (50, 95, 99)
@@ -34,11 +34,15 @@ class LatencyHistogram:
         self._min_ns = self._max_ns = 0
         self._found: tuple[int, dict[str, float]] = (0, {})  # cached quantiles, and the number of latencies
         self.negative = 0  # negative latencies, from a wrong clock or sender; in no quantile
+        self.too_long = 0  # latencies that the receiver does not believe; in no quantile
 
-    def add(self, latency_ns: int) -> None:
-        """Count a latency in ns."""
+    def add(self, latency_ns: int, longest_ns: int | None = None) -> None:
+        """Count a latency in ns. `longest_ns`: the longest one that is possible; None: unknown."""
         if latency_ns < 0:
             self.negative += 1
+            return
+        if longest_ns is not None and latency_ns > longest_ns:
+            self.too_long += 1
             return
         first = not self._counts
         self._min_ns = latency_ns if first else min(self._min_ns, latency_ns)
@@ -48,6 +52,7 @@ class LatencyHistogram:
     def merge(self, other: LatencyHistogram) -> None:
         """Add the latencies of another histogram."""
         self.negative += other.negative
+        self.too_long += other.too_long
         if other._counts:
             self._min_ns = min(self._min_ns, other._min_ns) if self._counts else other._min_ns
             self._max_ns = max(self._max_ns, other._max_ns)
@@ -123,12 +128,15 @@ class LinkAccount:
         self.abandoned_bytes.update(other.abandoned_bytes)
         self.lost_bytes += other.lost_bytes
 
-    def received(self, wire_bytes: int, latency_ns: int | None) -> None:
-        """Count an accepted message. `latency_ns`: arrival minus departure, None if unknown."""
+    def received(self, wire_bytes: int, latency_ns: int | None, longest_ns: int | None = None) -> None:
+        """Count an accepted message. `latency_ns`: arrival minus departure, None if unknown.
+
+        `longest_ns`: the longest latency that is possible, by what the receiver saw.
+        """
         self.received_messages += 1
         self.received_bytes += wire_bytes
         if latency_ns is not None:
-            self.latency.add(latency_ns)
+            self.latency.add(latency_ns, longest_ns)
 
     def dropped(self, reason: str, wire_bytes: int) -> None:
         """Count a message that arrived and was refused (malformed, stale, late, duplicate, loss, ...)."""
@@ -165,6 +173,7 @@ class LinkAccount:
             "abandoned_bytes": dict(self.abandoned_bytes),
             "lost_bytes": self.lost_bytes,
             "latency_s": self.latency.quantiles_s(),
+            "impossible_latencies": self.latency.negative + self.latency.too_long,
         }
 
 

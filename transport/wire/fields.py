@@ -16,11 +16,12 @@ from typing import Any
 
 import msgpack
 
+from coordinator_free.ranges import RECORD_FIELDS, Check, data, valid_device_id
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_RECORDS, RECORD_BYTES, SMALL_HEADER_BYTES, TREE_BYTES
 
 Buffer = bytes | memoryview
-Check = Callable[[Any], bool]
+MOST = 256  # entries of one list or map of a fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,6 @@ def text(limit: int) -> Check:
     return lambda v: type(v) is str and len(v) <= limit
 
 
-def whole(low: int, high: int) -> Check:
-    """An integer in [low, high]."""
-    return lambda v: type(v) is int and low <= v <= high
-
-
-def data(low: int, high: int) -> Check:
-    """A byte string of low to high bytes."""
-    return lambda v: type(v) is bytes and low <= len(v) <= high
-
-
 def one_of(*words: str) -> Check:
     return lambda v: type(v) is str and v in words
 
@@ -59,9 +50,14 @@ def flag(v: Any) -> bool:
     return type(v) is bool
 
 
-def name(v: Any) -> bool:
-    """A printable string of 1 to 128 characters: names appear in logs and paths."""
-    return type(v) is str and 0 < len(v) <= 128 and v.isprintable()
+def word(v: Any) -> bool:
+    """A printable ASCII string of 1 to 64 characters: a group, or a capability."""
+    return type(v) is str and 0 < len(v) <= 64 and v.isascii() and v.isprintable()
+
+
+def device_or_all(v: Any) -> bool:
+    """A device id, or `*`, which stands for all devices."""
+    return v == "*" or valid_device_id(v)
 
 
 def _scalar(v: Any) -> bool:
@@ -78,6 +74,8 @@ _label, _short = text(256), data(0, 128)
 
 def _tree(v: Any, depth: int = 4) -> bool:
     """Scalars, and lists or maps of them up to `depth` levels."""
+    if type(v) in (dict, list, tuple) and len(v) > MOST:
+        return False
     if type(v) is dict:
         return depth > 0 and (not v or all(_label(k) and _tree(x, depth - 1) for k, x in v.items()))
     if type(v) in (list, tuple):
@@ -86,7 +84,9 @@ def _tree(v: Any, depth: int = 4) -> bool:
 
 
 def _record(v: Any) -> bool:
-    return type(v) is dict and len(v) <= 32 and all(_label(k) and _scalar(x) for k, x in v.items())
+    """A map of scalars. The known fields of a membership record are in their ranges."""
+    small = type(v) is dict and len(v) <= 32
+    return small and all(_label(k) and RECORD_FIELDS.get(k, _scalar)(x) for k, x in v.items())
 
 
 def _many(check: Check, limit: int) -> Check:
@@ -168,14 +168,28 @@ def _read_record(packed: Any) -> Any:
     record = _unpack(capped(packed, RECORD_BYTES), max_map_len=32)
     if not _record(record):
         raise WireError("malformed membership record")
-    return record
+    return _sendable(record, len(packed), RECORD_BYTES)
 
 
-WORDS = Field(_many(name, 64), _joined, lambda packed: _stream(packed, 64))
+def _read_tree(packed: Any) -> Any:
+    return _sendable(_unpack(capped(packed, TREE_BYTES), MOST, MOST), len(packed), TREE_BYTES)
+
+
+def _sendable(value: Any, size: int, limit: int) -> Any:
+    """`value`, if it can be packed again within its limit; otherwise raises WireError.
+
+    Only a float of 4 bytes takes more bytes when it is packed again, and less than twice as many.
+    """
+    if 2 * size > limit and len(msgpack.packb(value)) > limit:
+        raise WireError("a field of the header would be too long to be sent on")
+    return value
+
+
+WORDS = Field(_many(word, 64), _joined, lambda packed: _stream(packed, 64))
 TREE = Field(
     lambda v: type(v) is dict and _tree(v),
     lambda tree: _dump(tree, TREE_BYTES),
-    lambda packed: _unpack(capped(packed, TREE_BYTES), 256, 256),
+    _read_tree,
 )
 RECORDS = Field(
     _many(_record, MAX_RECORDS),

@@ -25,6 +25,7 @@ def split(payload: Buffer, part_bytes: int) -> list[memoryview]:
     return [view[at : at + part_bytes] for at in range(0, len(view), part_bytes)]
 
 
+SHARES = 8  # a source may have this part of all bytes of unfinished updates, or one update
 _Key = tuple[str, str, int, str]  # source, block's device and incarnation, group
 _IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "xxh3", "cause", "round")
 
@@ -112,6 +113,9 @@ class Reassembler:
         self._replace(key, part)
         if self.bytes_in_flight + part.total > self._limit:
             raise WireError("too many bytes of unfinished updates")
+        of_source = sum(len(entry.data) for (src, *_), entry in self._unfinished.items() if src == key[0])
+        if of_source and of_source + part.total > self._limit // SHARES:
+            raise WireError("too many bytes of unfinished updates of one source")
         self.bytes_in_flight += part.total
         entry = self._unfinished[key] = _Unfinished(part, bytearray(part.total))
         return entry

@@ -17,25 +17,25 @@ from typing import Any
 
 import msgpack
 
+from coordinator_free import ranges
+from coordinator_free.ranges import Check, data, valid_device_id, whole
 from transport.wire.errors import WireError
 from transport.wire.fields import (
     RECORDS,
     TREE,
     WORDS,
-    Check,
     Field,
     capped,
-    data,
+    device_or_all,
     flag,
-    name,
     one_of,
     optional,
     rows,
     text,
     unpack_array,
-    whole,
+    word,
 )
-from transport.wire.limits import MAX_DELETED, MAX_HASH, MAX_ITEMS, MAX_PAYLOAD, NEVER_NS
+from transport.wire.limits import MAX_DELETED, MAX_HASH, MAX_ITEMS, MAX_PAYLOAD, MAX_WISHES, NEVER_NS
 from transport.wire.messages import (
     Ack,
     Buffer,
@@ -67,10 +67,10 @@ CHECKSUM = struct.Struct(">I")  # CRC-32 of the header before it
 
 
 _COUNT = whole(0, (1 << 63) - 1)
-_INCARNATION = whole(0, 1 << 31)
-_ROUND = whole(-1, 1 << 40)
+_INCARNATION, _ROUND = ranges.incarnation, ranges.round_
+_SIGNATURE = ranges.signature
 _DIGEST = data(8, 32)
-_BLOCK = (name, _INCARNATION, name, whole(-1, 1 << 62))
+_BLOCK = (valid_device_id, _INCARNATION, word, whole(-1, 1 << 62))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,36 +115,36 @@ def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = Fa
 _SIZE = whole(1, 1 << 34)
 _STATUS = one_of("sent", "replaces", "unchanged", "withheld")
 _UPDATE = (
-    *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), name),
+    *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), word),
     *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),
-    *(whole(0, 1 << 20), whole(1, 1 << 20), optional(data(0, 128))),
+    *(whole(0, 1 << 20), whole(1, 1 << 20), optional(_SIGNATURE)),
 )
 _KINDS: dict[int, _Kind] = {
-    1: _kind(Hello, 32 << 10, text(256), TREE, flag, WORDS, _ROUND),
+    1: _kind(Hello, 32 << 10, ranges.address, TREE, flag, WORDS, _ROUND),
     2: _kind(Refuse, 4 << 10, text(512)),
     3: _kind(Gossip, 256 << 10, RECORDS, flag, _ROUND),
     4: _kind(Update, 1 << 10, *_UPDATE, payload=True),
     5: _kind(
         Manifest,
-        256 << 10,
+        512 << 10,
         _ROUND,
         one_of("train", "correction"),
         _DIGEST,
         rows(MAX_ITEMS, *_BLOCK, _STATUS),
     ),
-    6: _kind(Request, 64 << 10, rows(1024, *_BLOCK), _ROUND),
+    6: _kind(Request, 192 << 10, rows(MAX_WISHES, *_BLOCK), _ROUND),
     7: _kind(Ping, 256, _COUNT, _DIGEST),
     8: _kind(Bye, 1 << 10, text(128), flag),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
-    11: _kind(Stopping, 512, name, _INCARNATION, data(0, 128)),
+    11: _kind(Stopping, 512, valid_device_id, _INCARNATION, _SIGNATURE),
     12: _kind(Ack, 256, _COUNT, _DIGEST),
-    13: _kind(PingRequest, 512, name, _COUNT),
+    13: _kind(PingRequest, 512, valid_device_id, _COUNT),
     14: _kind(Nack, 256, _COUNT),
-    15: _kind(Suspect, 512, name, _INCARNATION, _COUNT, name),
-    16: _kind(Deleted, 64 << 10, rows(MAX_DELETED, name, _INCARNATION, name)),
+    15: _kind(Suspect, 512, valid_device_id, _INCARNATION, ranges.lamport, valid_device_id),
+    16: _kind(Deleted, 192 << 10, rows(MAX_DELETED, valid_device_id, _INCARNATION, device_or_all)),
 }
-_KINDS[20] = _kind(Observed, 128 << 10, name, _INCARNATION, _ROUND, data(4, 100 << 10), data(0, 128))
+_KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
 _CODES = {kind.type: code for code, kind in _KINDS.items()}
 _OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its index in the packed array
 
@@ -244,12 +244,23 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
     if CHECKSUM.unpack_from(header, end)[0] != zlib.crc32(header[:end]):
         raise WireError("the checksum of a header does not match")
     src, incarnation, fields = _body(header[PREFIX.size : end], kind)
-    if not (name(src) and _INCARNATION(incarnation) and seq >= 0 <= depart_ns and arrive_ns >= 0):
+    if not (valid_device_id(src) and _INCARNATION(incarnation) and seq >= 0 <= depart_ns and arrive_ns >= 0):
         raise WireError("the sender or the times of a header are out of range")
     message: Message = kind.type(*fields)
+    envelope = Envelope(src, incarnation, seq, depart_ns, arrive_ns, kind.name)
     if isinstance(message, Update):
         _check_update(message, len(frames[1]))
-    return Envelope(src, incarnation, seq, depart_ns, arrive_ns, kind.name), message
+    elif kind.dumps and 2 * len(header) > kind.cap:
+        _check_sendable(envelope, message)
+    return envelope, message
+
+
+def _check_sendable(envelope: Envelope, message: Message) -> None:
+    """Whether a message can be packed again. A float of 4 bytes is packed as 8 bytes."""
+    try:
+        pack(envelope, message)
+    except ValueError as error:
+        raise WireError(f"a message that could not be sent on: {error}") from None
 
 
 def _check_frames(frames: Sequence[Buffer], kind: _Kind) -> None:

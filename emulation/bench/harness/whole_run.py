@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 RUN = "from emulation.cli import main; main()"
@@ -27,3 +29,13 @@ def whole_run(
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     if done.returncode:
         raise RuntimeError(f"the run failed: {done.stderr.strip()}")
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable for the processes that are started inside."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]

@@ -21,7 +21,7 @@ from tests.support.simulated_checks import started
 from transport.links.interface import Received
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.wire.checksum import xxh3
-from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Ping, Update
+from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update
 from transport.wire.packing import pack, wire_bytes
 from transport.wire.tensor_codec import encode
 
@@ -276,3 +276,25 @@ def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
     door.receiver.drop_block(BlockKey("d2", 0))
     door.take(framed(update(payload, offset=16), payload[16:]))
     assert len(door.matrices) == 1
+
+
+# -- latencies ---------------------------------------------------------------------------------------------
+
+
+def test_a_departure_before_the_hello_is_no_latency(door: ReceivingDevice) -> None:
+    """The sender names the departure. A time before its Hello, or after the arrival, is in no quantile."""
+    door.receiver._greeted_ns["d1"] = DEPART_NS
+    for depart_ns in (0, DEPART_NS - 1, 5 * SECOND):
+        door.take(pack(Envelope("d1", 0, next(numbers), depart_ns, DEPART_NS), Nack(1)))
+    assert door.link().received_messages == 3 and not len(door.link().latency)
+    assert door.link().to_dict()["impossible_latencies"] == 3
+    door.take(pack(Envelope("d1", 0, next(numbers), DEPART_NS, DEPART_NS), Nack(1)))
+    assert len(door.link().latency) == 1 and door.link().to_dict()["impossible_latencies"] == 3
+
+
+def test_a_hello_bounds_the_later_latencies_of_its_sender(door: ReceivingDevice) -> None:
+    now = 100 * SECOND
+    hello = Envelope("d1", 0, 1, 0, now, "Hello")
+    assert door.receiver._longest_ns(now, hello) == 60 * SECOND
+    assert door.receiver._longest_ns(now + SECOND, Envelope("d1", 0, 2, 0, now, "Nack")) == 61 * SECOND
+    door.receiver.forget_peer("d1")

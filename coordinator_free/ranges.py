@@ -1,0 +1,77 @@
+"""The ranges of values that devices tell each other: one declaration for all messages and records.
+
+`transport/wire/packing.py` and `coordinator_free/membership/records.py` use these checks in both directions.
+So a value that cannot be sent cannot be let in. Every check takes any object and never raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[Any], bool]
+
+MAX_INCARNATION = 1 << 31
+MAX_ROUND = 1 << 40
+MAX_SLOT = 1 << 20
+MAX_LAMPORT = 1 << 48  # a larger Lamport time in the table would leave no room for later ones
+MAX_ADDRESS = 256  # characters of an endpoint
+MAX_KEY_BYTES = 64  # of a public signing key; Ed25519 has 32
+MAX_SIGNATURE_BYTES = 128  # Ed25519 has 64
+# An id is a folder name and a part of names such as d5@0. Aliases of seeds ("?0") are no ids.
+DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"
+DEVICE_ID_ALLOWED = "a letter, then at most 59 letters, digits, - and _"
+_ID = re.compile(DEVICE_ID.removesuffix("$"))
+_PATH = re.compile(r"[A-Za-z0-9_@:=+%-][A-Za-z0-9_@:=+%.-]{0,199}")
+
+
+def whole(low: int, high: int) -> Check:
+    """An integer in [low, high]."""
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def data(low: int, high: int) -> Check:
+    """A byte string of low to high bytes."""
+    return lambda v: type(v) is bytes and low <= len(v) <= high
+
+
+def valid_device_id(v: Any) -> bool:
+    """The rule for device ids, wherever they enter: scenario, command line, records, messages, files."""
+    return type(v) is str and _ID.fullmatch(v) is not None
+
+
+def address(v: Any) -> bool:
+    """An endpoint: 1 to 256 printable ASCII characters without blanks."""
+    return type(v) is str and 0 < len(v) <= MAX_ADDRESS and v.isascii() and v.isprintable() and " " not in v
+
+
+incarnation = whole(0, MAX_INCARNATION)
+round_ = whole(-1, MAX_ROUND)
+slot = whole(0, MAX_SLOT)
+lamport = whole(0, MAX_LAMPORT)
+public_key = data(1, MAX_KEY_BYTES)
+signature = data(0, MAX_SIGNATURE_BYTES)
+RECORD_FIELDS: dict[str, Check] = {  # of a membership record, on the wire and in the table
+    "device": valid_device_id,
+    "incarnation": incarnation,
+    "address": address,
+    "slot": slot,
+    "lamport": lamport,
+    "claimed": lamport,
+    "status": whole(0, 5),
+    "since_round": round_,
+    "public": public_key,
+    "signature": signature,
+}
+
+
+def path_component(name: str) -> str:
+    """`name`, if it is safe as one component of a path; the only way from a name to a path.
+
+    Raises ValueError for an empty or long name, a leading dot, and any other character than ASCII letters,
+    digits and _@:=+%.- (so no separator, no control character).
+    """
+    if _PATH.fullmatch(name) is None:
+        raise ValueError(f"{name[:80]!r} cannot be a file name")
+    return name

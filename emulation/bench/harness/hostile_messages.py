@@ -1,0 +1,273 @@
+"""Well-formed but hostile messages of all types, as a member with the keys of the run can send them.
+
+Most of them pass the checks of the wire format, and lie. Some have values out of range, which an own encoder
+packs. All are drawn from a seeded generator.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from coordinator_free.membership.records import Record, Status
+from transport.security.keys import DeviceIdentity
+from transport.wire.fields import RECORDS, TREE, WORDS
+from transport.wire.messages import (
+    Ack,
+    Bye,
+    Credit,
+    Deleted,
+    Envelope,
+    Gossip,
+    Hello,
+    Manifest,
+    Message,
+    Nack,
+    Observed,
+    Ping,
+    PingRequest,
+    Refuse,
+    Request,
+    Stopping,
+    Suspect,
+    Update,
+    Window,
+)
+from transport.wire.packing import MAGIC, PREFIX, VERSION, pack, seal
+
+BAD_NAMES = ("x" * 200, "a\nb", "/../../x", "..", "?x", "", "d0@0", "*", "\u202e", "d" * 61)
+BAD_ADDRESSES = (
+    "tcp://no-such-name.invalid:1",
+    "tcp://127.0.0.1:1",
+    "ipc:///tmp/x",
+    "tcp://a\nb:1",
+    "t" * 300,
+)
+INVENTED = 40  # names of members that do not exist
+FLIGHT_NS = 30_000_000_000
+CODES = {"Gossip": 3, "Hello": 1, "Suspect": 15, "PingRequest": 13, "Deleted": 16, "Ping": 7}
+Frames = list[bytes]
+
+
+class HostileMessages:
+    """`me`, `incarnation`: of the hostile member. `groups`: of the adapter.
+
+    `identity` signs its records. `evicts`: whether it also sends crash verdicts about others.
+    """
+
+    def __init__(
+        self,
+        seed: object,
+        me: str,
+        identity: DeviceIdentity,
+        groups: Sequence[str],
+        *,
+        rounds: int,
+        slots: int,
+        evicts: bool = True,
+        invents: bool = True,
+    ) -> None:
+        self._draw = random.Random(repr(seed))
+        self._me, self._identity, self._groups = me, identity, groups
+        self._rounds, self._slots, self._evicts = rounds, slots, evicts
+        self._ghosts = {f"ghost{n}": DeviceIdentity.generate() for n in range(INVENTED)} if invents else {}
+        self._makers: list[Callable[[], Message]] = [
+            *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
+            *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
+            *(self._hello, self._refuse, self._credit, self._window, self._update, self._update),
+        ]
+        self.members: list[Record] = []  # records that it knows
+        self.epoch = 0  # the present round
+
+    def next_frames(self, now_ns: int, seq: int) -> Frames:
+        """The next message, packed."""
+        draw = self._draw
+        depart = draw.choice((now_ns, 0, now_ns + 10**12, draw.randrange(1 << 62)))
+        arrive = draw.choice((now_ns, now_ns, 0, now_ns + draw.randrange(FLIGHT_NS), 1 << 62))
+        envelope = Envelope(self._me, draw.choice((0, 1, 1 << 31)), seq, depart, arrive)
+        if draw.random() < 0.2:
+            return self._out_of_range(envelope)
+        while True:
+            message = draw.choice(self._makers)()
+            payload = self._payload(message) if isinstance(message, Update) else None
+            try:
+                return [bytes(frame) for frame in pack(envelope, message, payload)]
+            except ValueError:
+                continue  # a name that this encoder refuses
+
+    # -- values ------------------------------------------------------------------------------------------
+    def _number(self) -> int:
+        return self._draw.choice(
+            (0, 1, 7, self.epoch, self.epoch + 1, 1 << 20, 1 << 31, (1 << 40) - 1, 1 << 40)
+        )
+
+    def _round(self) -> int:
+        last = self._rounds - 1
+        return self._draw.choice(
+            (-1, 0, self.epoch, self.epoch + 1, last, last + 1, self._draw.randrange(last))
+        )
+
+    def _incarnation(self) -> int:
+        return self._draw.choice((0, 0, 1, 2, self._draw.randrange(100), 1 << 31))
+
+    def _device(self) -> str:
+        known = [record.device for record in self.members] or [self._me]
+        return self._draw.choice((*known, self._me, "nobody", *self._ghosts))
+
+    def _group(self) -> str:
+        return self._draw.choice((*self._groups, "none"))
+
+    def _digest(self) -> bytes:
+        return self._draw.randbytes(16)
+
+    def _items(self, most: int) -> list[tuple[str, int, str, int]]:
+        number = self._draw.choice((0, 1, 5, most))
+        return [
+            (
+                self._device(),
+                self._incarnation(),
+                self._group(),
+                self._draw.choice((-1, 0, self.epoch, 1 << 60)),
+            )
+            for _ in range(number)
+        ]
+
+    # -- records -----------------------------------------------------------------------------------------
+    def _record(self) -> Record:
+        draw = self._draw
+        if self.members and draw.random() < 0.5:
+            known = draw.choice(self.members)
+            if known.device != self._me and self._evicts and draw.random() < 0.02:
+                return replace(known, status=Status.CRASHED)  # any member may say so
+            return replace(known, lamport=known.lamport + 1, status=draw.choice(list(Status)))  # forged
+        name, key = draw.choice([(self._me, self._identity), *self._ghosts.items()])
+        ends = (Status.WITHDRAWN, Status.ALIVE, Status.CRASHED, Status.RETIRED)
+        lamport = draw.choice((1, 1, 5, 1 << 20, 1 << 47))
+        address, slot = draw.choice(BAD_ADDRESSES[:2]), draw.randrange(self._slots + 1)
+        made = Record(
+            name,
+            self._incarnation(),
+            address,
+            slot,
+            lamport,
+            claimed=draw.choice((0, 1, lamport)),
+            status=draw.choice(ends),
+            since_round=self._number() - 1,
+            public=key.public,
+        )
+        return replace(made, signature=key.sign(made.signed_data()))
+
+    def _gossip(self) -> Gossip:
+        records = [self._record().to_dict() for _ in range(self._draw.choice((1, 1, 3, 30)))]
+        return Gossip(records, self._draw.random() < 0.5, self._round())
+
+    # -- messages ----------------------------------------------------------------------------------------
+    def _manifest(self) -> Manifest:
+        statuses = ("sent", "replaces", "unchanged", "withheld")
+        items = [(*item, self._draw.choice(statuses)) for item in self._items(40)]
+        return Manifest(self._round(), self._draw.choice(("train", "correction")), self._digest(), items)
+
+    def _request(self) -> Request:
+        return Request(self._items(100), self._round())
+
+    def _ping(self) -> Ping:
+        return Ping(self._number(), self._digest())
+
+    def _ack(self) -> Ack:
+        return Ack(self._draw.randrange(50), self._digest())
+
+    def _nack(self) -> Nack:
+        return Nack(self._draw.randrange(50))
+
+    def _ping_request(self) -> PingRequest:
+        return PingRequest(self._device(), self._number())
+
+    def _suspect(self) -> Suspect:
+        if not self._evicts:
+            return Suspect(self._me, self._incarnation(), self._number(), self._me)
+        return Suspect(self._device(), self._incarnation(), self._number(), self._device())
+
+    def _deleted(self) -> Deleted:
+        some = range(self._draw.choice((1, 100)))
+        return Deleted(
+            [(self._device(), self._incarnation(), self._draw.choice((self._device(), "*"))) for _ in some]
+        )
+
+    def _bye(self) -> Bye:
+        return Bye(self._draw.choice(("leave", "retire", "finished", "\n" * 100)), self._draw.random() < 0.5)
+
+    def _stopping(self) -> Stopping:
+        return Stopping(self._device(), self._incarnation(), self._draw.randbytes(64))
+
+    def _observed(self) -> Observed:
+        value = self._draw.choice((0.0, -1.0, 3e38, float("nan"), float("inf")))
+        values = struct.pack("<f", value) * self._draw.choice((1, 100, 1000))
+        return Observed(self._me, self._incarnation(), self._number() - 1, values, self._draw.randbytes(64))
+
+    def _hello(self) -> Hello:
+        address, tree = self._draw.choice(BAD_ADDRESSES), {"base": "x" * 200, "s": 1.5}
+        return Hello(address, tree, self._draw.random() < 0.5, ["codec:fp16"], self._round())
+
+    def _refuse(self) -> Refuse:
+        return Refuse(self._draw.choice(("no", "\n\x1b[31m" * 40, "x" * 512)))
+
+    def _credit(self) -> Credit:
+        return Credit(self._draw.choice((0, 1, 1 << 62)))
+
+    def _window(self) -> Window:
+        return Window(
+            self._number(), self._number(), self._round(), self._number(), True, self._incarnation()
+        )
+
+    def _update(self) -> Update:
+        total = self._draw.choice((1, 4, 100, 1 << 30))
+        rows, rank = self._draw.choice(((1, 1), (64, 2), (1 << 30, 1 << 15)))
+        block = (self._device(), self._incarnation(), self._group(), self._number())
+        cause = self._draw.choice(("train", "transfer", "correction"))
+        codec = self._draw.choice(("fp32", "fp16", "int8", "int4", "none"))
+        return Update(*block, self._round(), cause, codec, rows, rank, 0, total)
+
+    def _payload(self, update: Update) -> bytes:
+        return bytes(min(update.total, 100))
+
+    # -- values out of range -----------------------------------------------------------------------------
+    def _out_of_range(self, envelope: Envelope) -> Frames:
+        draw, name = self._draw, self._draw.choice(BAD_NAMES)
+        record: dict[str, Any] = {**self._record().to_dict()}
+        field = draw.choice(("device", "incarnation", "lamport", "slot", "since_round", "status", "address"))
+        record[field] = name if field in ("device", "address") else draw.choice((1 << 40, -5, 1 << 62))
+        digest = self._digest()
+        kind, fields = draw.choice(
+            [
+                ("Gossip", (_records([record]), True, 0)),
+                ("Suspect", (name, 0, 1, self._me)),
+                ("PingRequest", (name, 1)),
+                ("Deleted", (b"".join(map(msgpack.packb, (name, 0, name))),)),
+                ("Ping", (-1, digest)),
+                (
+                    "Hello",
+                    (
+                        name,
+                        TREE.dump({}) if TREE.dump else b"",
+                        True,
+                        WORDS.dump([]) if WORDS.dump else b"",
+                        0,
+                    ),
+                ),
+            ]
+        )
+        source = draw.choice((envelope.src, envelope.src, name))
+        prefix = PREFIX.pack(
+            MAGIC, VERSION, CODES[kind], envelope.seq, envelope.depart_ns, envelope.arrive_ns
+        )
+        return [seal(prefix + msgpack.packb([source, 0, *fields]))]
+
+
+def _records(records: list[dict[str, Any]]) -> bytes:
+    assert RECORDS.dump is not None
+    return RECORDS.dump(records)
