@@ -14,12 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from emulation.analysis.evaluator import score_examples
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
 from peers.storage.snapshots import SnapshotModel, write_snapshot
-from peers.tasks import Example, encode, tasks
+from peers.tasks import Example, encode, score_examples, tasks
 
 FRESH_SHARDS = 5  # shards of no device, beside the control facts, since TPR at 1 % needs many non-members
 

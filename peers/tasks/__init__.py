@@ -5,7 +5,8 @@ from peers.tasks import jsonl as _jsonl
 from peers.tasks.base import Example, Task, TaskFactory, shard_index, tasks
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, pad_id
-from peers.tasks.score import Score, evaluate
+from peers.tasks.loss import losses, mean_loss, predictions
+from peers.tasks.score import Score, evaluate, logits_width, score_examples
 
 del _facts, _jsonl  # their import registers the tasks
 
@@ -18,8 +19,13 @@ __all__ = [
     "batch_generator",
     "encode",
     "evaluate",
+    "logits_width",
+    "losses",
+    "mean_loss",
     "pad_id",
+    "predictions",
     "sample_batch",
+    "score_examples",
     "shard_index",
     "tasks",
 ]
