@@ -27,7 +27,7 @@ from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import guard, redirect_output
 from peers.storage.snapshots import SnapshotModel
-from peers.tasks import Encoded, Example, encode, score_examples, tasks
+from peers.tasks import Encoded, Example, encode, make_task, score_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,7 +148,7 @@ class ExampleSet:
 
 def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, ExampleSet]:
     """The training examples of all shards; and these with the other wording and the control examples."""
-    task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
+    task = make_task(scenario.device_config())
     parts: list[tuple[str, str, int, int]] = []
     examples: list[Example] = []
 

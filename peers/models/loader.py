@@ -149,8 +149,8 @@ def load_pretrained(name: str) -> Pretrained:
 
 def _checked(name: str, source: str, offline: bool) -> Pretrained:
     try:
-        config = _config(name, source, offline)
-        with _no_progress_bar():
+        with _quiet():
+            config = _config(name, source, offline)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=torch.float32,
@@ -230,13 +230,18 @@ def _allowed_names() -> str:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bar of transformers: many devices would fill the terminal."""
-    enabled = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Hide the progress bar and the warnings of transformers: many devices would fill the terminal.
+
+    This project says itself what is wrong with a model.
+    """
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 

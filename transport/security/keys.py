@@ -179,9 +179,9 @@ def load(folder: Path, device: str) -> NetworkKeys:
     try:
         if not path.exists():
             return keys
-        allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read(path))).items()}
+        allowed = {str(name): str(key).encode() for name, key in dict(json.loads(_read_text(path))).items()}
         path = folder / _device_file(device)
-        return replace(keys, device=CurvePair.of_secret(_read(path).strip()), allowed=allowed)
+        return replace(keys, device=CurvePair.of_secret(_read_text(path).strip().encode()), allowed=allowed)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError) as error:
@@ -190,7 +190,7 @@ def load(folder: Path, device: str) -> NetworkKeys:
 
 def _network(path: Path) -> NetworkKeys:
     try:
-        return NetworkKeys(tuple(bytes.fromhex(line) for line in _read(path).decode().split()))
+        return NetworkKeys(tuple(bytes.fromhex(line) for line in _read_text(path).split()))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -264,6 +264,11 @@ def _read(path: Path) -> bytes:
     if path.stat().st_mode & 0o077:
         log.warning("other users may read %s; run chmod 600", path)
     return path.read_bytes()
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file. An editor may have put a byte order mark before it."""
+    return _read(path).decode("utf-8-sig")
 
 
 def _write_private(path: Path, content: bytes) -> None:
