@@ -6,6 +6,7 @@ import json
 import logging
 from codecs import BOM_UTF8
 from collections.abc import Sequence
+from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -138,8 +139,13 @@ class Jsonl:
         names = (f"{prefix}{i}" for i in count())
         found = tuple(takewhile(lambda name: (self._folder / f"{name}.jsonl").exists(), names))
         if found and (unused := self.unused(found)):
-            log.warning("data.path: files of no device: %s; not trained on", ", ".join(unused))
+            _warn_once(f"data.path: files of no device: {', '.join(unused)}; not trained on")
         return found
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 @tasks.add("jsonl")
