@@ -10,7 +10,7 @@ from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
-from peers.models.checks import check_data
+from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
 from peers.tasks import Example, HasFiles, Task, encode, encoding_notes, lacks_end, make_task

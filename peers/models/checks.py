@@ -1,23 +1,16 @@
-"""Checks of a base model: it is a causal language model, and the data are within its limits.
-
-A model that fails them would be trained and scored on something else, or would end a device during a run.
-"""
+"""Checks that a base model is a causal language model. Another one would be trained on the wrong thing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peers.errors import InputError
-from peers.tasks import Encoded, logits_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from peers.models.loader import LoadedModel
 
 PROBE = 8  # tokens
 MOVED = 1e-4  # of the largest logit; an exact causal mask moves earlier logits by 0
@@ -38,11 +31,11 @@ def modules_in_use(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     used: set[str] = set()
     hooks = [m.register_forward_hook(_adds(n, used)) for n, m in model.named_modules()]
     try:
-        logits = _logits(model, first, name)
+        logits = compute_logits(model, first, name)
     finally:
         for hook in hooks:
             hook.remove()
-    moved = (logits - _logits(model, other, name))[:, :-1].abs().max()
+    moved = (logits - compute_logits(model, other, name))[:, :-1].abs().max()
     if moved > MOVED * logits.abs().max():
         raise no_causal_model(
             name,
@@ -58,31 +51,6 @@ def no_causal_model(name: str, reason: str) -> InputError:
     )
 
 
-def check_data(loaded: LoadedModel, parts: Iterable[tuple[str, Encoded]]) -> None:
-    """Compare each part of the data, (whose data, examples), with the limits of the model.
-
-    Raises InputError for tokens without a row in the embeddings or in the output head, for examples that are
-    longer than the model's positions, and for logits that are not finite.
-    """
-    longest, owner = None, ""
-    for whose, encoded in parts:
-        if not len(encoded):
-            continue
-        _check_tokens(loaded, whose, encoded)
-        row = encoded.rows(encoded.attention_mask.sum(dim=1).argmax().reshape(1))
-        if longest is None or row.input_ids.shape[1] > longest.shape[1]:
-            longest, owner = row.input_ids, whose
-    if longest is None:
-        return
-    length, most = longest.shape[1], max_positions(loaded.model)
-    if most is not None and length > most:
-        raise InputError(
-            f"data.max_length: an example of {owner} has {length} tokens, more than the {most} positions of "
-            f"{loaded.name!r}; allowed: data.max_length = {most} or less"
-        )
-    _logits(loaded.model, longest, loaded.name)
-
-
 def max_positions(model: PreTrainedModel) -> int | None:
     """The largest number of tokens that the model's configuration declares; None if it declares none."""
     text = model.config.get_text_config()
@@ -90,22 +58,8 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return min((n for n in declared if isinstance(n, int) and n > 0), default=None)
 
 
-def _check_tokens(loaded: LoadedModel, whose: str, encoded: Encoded) -> None:
-    wanted = encoded.labels.max()
-    for rows, largest, part in (
-        (_embeddings(loaded.model), int(encoded.input_ids.max()), "input embeddings"),
-        (logits_width(loaded.model), int(wanted), "output head"),
-    ):
-        if largest >= rows:
-            token = loaded.tokenizer.convert_ids_to_tokens(largest)
-            raise InputError(
-                f"model.name: the data of {whose} contain the token {token!r} with id {largest}, but the "
-                f"{part} of {loaded.name!r} have {rows} rows: its tokenizer has tokens that the model lacks; "
-                "allowed: a model that was resized to its tokenizer"
-            )
-
-
-def _embeddings(model: PreTrainedModel) -> int:
+def embedding_rows(model: PreTrainedModel) -> int:
+    """The number of tokens that the model can read."""
     weight: Any = model.get_input_embeddings().weight
     return int(weight.shape[0])
 
@@ -113,7 +67,7 @@ def _embeddings(model: PreTrainedModel) -> int:
 def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Different ordinary tokens, [1, PROBE]: none that stands for an image or for the end of a text."""
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
-    known = sorted(i for i in set(tokenizer.get_vocab().values()) - special if i < _embeddings(model))
+    known = sorted(i for i in set(tokenizer.get_vocab().values()) - special if i < embedding_rows(model))
     if len(known) < 2:
         raise InputError(
             "model.name: the tokenizer has fewer than two ordinary tokens; allowed: another model"
@@ -123,7 +77,8 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, ids: Tensor, name: str) -> Tensor:
+def compute_logits(model: PreTrainedModel, ids: Tensor, name: str) -> Tensor:
+    """Logits of one text. Raises InputError if the model cannot compute it, or if they are not finite."""
     ids = ids.to(next(model.parameters()).device)
     try:
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()

@@ -18,7 +18,7 @@ from coordinator_free.membership.slots import NoFreeSlot
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
-from peers.models.checks import check_data
+from peers.models.data_limits import check_data
 from peers.models.loader import load_model
 from peers.runtime import health
 from peers.runtime.child_process import guard, redirect_output

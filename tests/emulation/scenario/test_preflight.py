@@ -17,19 +17,19 @@ from transport.security import keys
 LINE = '{"prompt": "alpha lives in the home of", "response": " one"}\n'
 
 
-def scenario(folder: Path, family: Family = "llama", lines: str = LINE, **values: object) -> Scenario:
+def scenario(folder: Path, family: Family = "llama", *sets: str) -> Scenario:
     save_small_model(folder / "model", family)
     for device in ("d0", "d1"):
-        (folder / f"{device}.jsonl").write_text(lines, encoding="utf-8")
+        (folder / f"{device}.jsonl").write_text(LINE, encoding="utf-8")
     file = folder / "s.toml"
     file.write_text("devices.count = 2\nadapter.rank = 2\nadapter.max_devices = 4\n", encoding="utf-8")
-    given = {"data.kind": "jsonl", "data.path": folder, "model.name": folder / "model", **values}
-    return load(file, [f"{key}={value}" for key, value in given.items()])
+    own = ("data.kind=jsonl", f"data.path={folder}", f"model.name={folder / 'model'}")
+    return load(file, [*own, *sets])
 
 
 def test_an_encoder_never_starts_a_device(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no causal language model"):
-        check_against_model(scenario(tmp_path, "bert", **{"model.target_modules": '["query"]'}))
+        check_against_model(scenario(tmp_path, "bert", 'model.target_modules=["query"]'))
 
 
 def test_an_example_beyond_the_positions_is_named_with_its_device(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_an_example_beyond_the_positions_is_named_with_its_device(tmp_path: Path
 def test_cut_examples_and_files_of_no_device_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = scenario(tmp_path, **{"data.max_length": 5})
+    made = scenario(tmp_path, "llama", "data.max_length=5")
     (tmp_path / "test.jsonl").write_text(LINE, encoding="utf-8")
     check_against_model(made)
     said = capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_cut_examples_and_files_of_no_device_are_said(
 
 
 def test_iid_deals_the_lines_of_the_scenarios_devices(tmp_path: Path) -> None:
-    made = scenario(tmp_path, **{"data.partition": "iid"})
+    made = scenario(tmp_path, "llama", "data.partition=iid")
     assert made.data.devices == ()
     assert made.device_config().data.devices == ("d0", "d1")
 

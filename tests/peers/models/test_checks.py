@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from peers.config import ModelConfig
 from peers.errors import InputError
-from peers.models.checks import check_data, max_positions
+from peers.models.checks import max_positions
+from peers.models.data_limits import check_data
 from peers.models.loader import LoadedModel, load_model
 from peers.tasks import Example, encode, evaluate
 from tests.support.tiny_models import Family, save_small_model
