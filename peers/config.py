@@ -40,6 +40,8 @@ class DataConfig(Section):
     max_length: Annotated[int, Field(ge=4)] = 128  # tokens kept of prompt + response
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of examples that all devices hold (method 4)
     partition: Annotated[str, Field(pattern=r"^(own|iid|by-label|dirichlet:\d+(\.\d+)?)$")] = "own"
+    # iid: the devices whose files are pooled and dealt to them; (): all devices of the scenario
+    devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...] = ()
 
 
 class AdapterConfig(Section):

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional
 
 from emulation.analysis import records
 from emulation.analysis.consensus_error import ConsensusErrors
@@ -30,15 +28,12 @@ from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.storage.snapshots import SnapshotModel
-from peers.tasks import Encoded, Example, encode, tasks
-from peers.tasks.encode import IGNORED
-from peers.tasks.score import LOGITS_CEILING
+from peers.tasks import Encoded, Example, encode, make_task, score_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POLL_S = 0.2
-MAX_BATCH = 256
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
@@ -152,7 +147,7 @@ class ExampleSet:
 
 def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, ExampleSet]:
     """The training examples of all shards; and these with the other wording and the control examples."""
-    task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
+    task = make_task(scenario.device_config())
     parts: list[tuple[str, str, int, int]] = []
     examples: list[Example] = []
 
@@ -170,28 +165,3 @@ def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, 
     encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
     rows = torch.arange(parts[trained - 1][3])
     return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))
-
-
-@torch.no_grad()
-def score_examples(model: PreTrainedModel, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    """Three tensors [n], by example: known, summed loss in nats, number of response tokens.
-
-    An example is known if each of its response tokens is the most likely one, as in `peers.tasks.score`.
-    """
-    per_example = encoded.input_ids.shape[1] * int(model.config.vocab_size)
-    rows = max(1, min(MAX_BATCH, LOGITS_CEILING // per_example))
-    parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
-    known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
-    return known, loss, tokens
-
-
-def _score_batch(model: PreTrainedModel, batch: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    batch = batch.to(next(model.parameters()).device)
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    logits, labels = output.logits[:, :-1].float(), batch.labels[:, 1:]
-    counts = labels != IGNORED
-    known = ((logits.argmax(dim=-1) == labels) | ~counts).all(dim=1)
-    loss = functional.cross_entropy(
-        logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    ).sum(dim=1)
-    return known.cpu(), loss.cpu(), counts.sum(dim=1).cpu()

@@ -14,12 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from emulation.analysis.evaluator import score_examples
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
 from peers.storage.snapshots import SnapshotModel, write_snapshot
-from peers.tasks import Example, encode, tasks
+from peers.tasks import Example, encode, make_task, score_examples
 
 FRESH_SHARDS = 5  # shards of no device, beside the control facts, since TPR at 1 % needs many non-members
 
@@ -46,7 +45,7 @@ class MeanModelEvaluator:
     def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
         loaded = load_model(scenario.model)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        task = tasks.get(scenario.data.kind)(scenario.data, scenario.seed)
+        task = make_task(scenario.device_config())
         first = scenario.adapter.max_devices
         unused = [f"d{first + i}" for i in range(FRESH_SHARDS)]
         examples: dict[str, list[Example]] = {

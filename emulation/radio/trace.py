@@ -70,11 +70,10 @@ def read_rows(path: str, devices: Sequence[str]) -> list[Row]:
 
 
 def _rows(path: str, lines: Iterator[list[str]]) -> Iterator[Row]:
-    header = _header(path, next(lines, []))
+    numbered = ((n, line) for n, line in enumerate(lines, start=1) if any(cell.strip() for cell in line))
+    header = _header(path, next(numbered, (1, []))[1])
     seen: dict[tuple[int, str, str], int] = {}
-    for number, line in enumerate(lines, start=2):
-        if not line:
-            continue
+    for number, line in numbered:
         where = f"{path}: line {number}"
         if len(line) != len(header):
             raise InputError(f"{where}: {len(line)} values; allowed: {len(header)}, {', '.join(header)}")

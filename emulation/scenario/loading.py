@@ -72,7 +72,7 @@ def dump(scenario: Scenario) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The table of a TOML file. Raises InputError if the file cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

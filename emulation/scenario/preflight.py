@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from functools import cache
+
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
+from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
-from peers.tasks import encode, tasks
+from peers.tasks import Example, HasFiles, Task, encode, encoding_notes, lacks_end, make_task
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.messages import Envelope, Hello, Manifest, Message
@@ -20,25 +25,47 @@ ADDRESS_BYTES = 64  # of an endpoint, for planning
 def check_against_model(scenario: Scenario) -> None:
     """Load the model, encode the data of each device and build one learner, as every device will do.
 
-    Raises InputError for an unknown model or task, for a rank that is too large for the narrowest module
-    (method 2), and for data that cannot be read or encoded.
+    Prints a line on stderr if examples are cut, if no end is learnt, or if files belong to no device. Raises
+    InputError for an unknown model or task, for a rank that is too large for the narrowest module (method 2),
+    for a model that is no causal language model, and for data that cannot be read or encoded or that exceed
+    the model's limits.
     """
     plugins.load(scenario.plugins)
     config = scenario.device_config()
     pick_device(config.model.device)
     # On the CPU: the devices need the memory of the GPU.
     loaded = load_model(config.model.model_copy(update={"device": "cpu"}))
-    task = tasks.get(config.data.kind)(config.data, config.seed)
-    shards = [
-        encode(task.train_examples(device), loaded.tokenizer, config.data.max_length)
-        for device in scenario.all_devices
-    ]
-    for device, shard in zip(scenario.all_devices, shards, strict=True):
-        if not len(shard):
+    task = make_task(config)
+    examples = _examples(task, scenario.all_devices)
+    parts = {
+        whose: encode(some, loaded.tokenizer, config.data.max_length) for whose, some in examples.items()
+    }
+    for device in scenario.all_devices:
+        if not len(parts[device]):
             raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
-    learner = Learner(loaded, config, shards[0], scenario.all_devices[0])
+    check_data(loaded, parts.items())
+    no_end = any(lacks_end(some, loaded.tokenizer) for some in examples.values())
+    for note in encoding_notes(parts, no_end, config.data.max_length):
+        _say(note)
+    if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
+        _say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
+    first = scenario.all_devices[0]
+    learner = Learner(loaded, config, parts[first], first)
     _check_budget(scenario, learner)
     _check_control(scenario, learner)
+
+
+def _examples(task: Task, devices: Sequence[str]) -> dict[str, list[Example]]:
+    """All examples of a run, those of the evaluator too, by whose they are."""
+    found = {device: task.train_examples(device) for device in devices}
+    found |= {f"{device} in other words": task.other_wording(device) for device in devices}
+    return found | {"nobody (control)": task.control_examples()}
+
+
+@cache
+def _say(note: str) -> None:
+    """Print a line once in a process: an experiment checks many scenarios."""
+    print(f"unweft: note: {note}", file=sys.stderr)
 
 
 def _check_budget(scenario: Scenario, learner: Learner) -> None:

@@ -67,5 +67,8 @@ class Scenario(DeviceConfig):
         return [event for event in pending if not late or event in self.event]
 
     def device_config(self) -> DeviceConfig:
-        """The settings that every device receives."""
-        return DeviceConfig(**{name: getattr(self, name) for name in DeviceConfig.model_fields})
+        """The settings that every device receives. Pooled data are dealt to all devices of the scenario."""
+        config = DeviceConfig(**{name: getattr(self, name) for name in DeviceConfig.model_fields})
+        if self.data.partition == "own" or self.data.devices:
+            return config
+        return config.model_copy(update={"data": self.data.model_copy(update={"devices": self.all_devices})})

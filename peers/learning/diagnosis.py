@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from coordinator_free.correction.residuals import Observables, report_bytes
 from coordinator_free.identifiers import BlockKey
@@ -29,6 +28,7 @@ from peers.lora.activations import Tap, taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.loss import mean_loss, predictions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,11 +105,9 @@ def diagnose(
         raise ValueError("a device without blocks has nothing to diagnose")
     batch = batch.to(next(model.parameters()).device)
     with taps(model, layout) as seen:
-        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        logits = output.logits[:, :-1].float()
-        labels = batch.labels[:, 1:]
-        loss = _mean_loss(logits, labels)
-        drawn = _mean_loss(logits, _sampled(logits, labels, draw)) if options.labels == "model" else None
+        logits, wanted = predictions(model, batch)
+        loss = mean_loss(logits, wanted)
+        drawn = mean_loss(logits, _sampled(logits, wanted, draw)) if options.labels == "model" else None
         gradients = _backward(loss, seen, keep=drawn is not None)
         fisher = gradients if drawn is None else _backward(drawn, seen, keep=False)
     totals = {group: _Total() for group in layout.groups}
@@ -139,9 +137,7 @@ class Pass(NamedTuple):
 def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
     """Input and output gradient of each module, from one forward and one backward pass of the loss."""
     with taps(model, layout) as seen:
-        output: Any = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        loss = _mean_loss(output.logits[:, :-1].float(), batch.labels[:, 1:])
-        return _backward(loss, seen, keep=False)
+        return _backward(mean_loss(*predictions(model, batch)), seen, keep=False)
 
 
 def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pass]:
@@ -149,19 +145,14 @@ def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pa
     return {name: Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
 
 
-def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean nats per response token, the loss of local steps. logits: [n, T, V]; labels: [n, T]."""
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-
-
 @torch.no_grad()
-def _sampled(logits: Tensor, labels: Tensor, draw: np.random.Generator) -> Tensor:
-    """`labels` with each response token replaced by a draw from the model's prediction."""
-    wanted = labels != IGNORED
-    cumulated = logits[wanted].double().softmax(dim=-1).cumsum(dim=-1)
+def _sampled(logits: Tensor, wanted: Tensor, draw: np.random.Generator) -> Tensor:
+    """`wanted` with each response token replaced by a draw from the model's prediction."""
+    counts = wanted != IGNORED
+    cumulated = logits[counts].double().softmax(dim=-1).cumsum(dim=-1)
     u = torch.from_numpy(draw.random(len(cumulated))).to(cumulated.device) * cumulated[:, -1]
-    sampled = labels.clone()
-    sampled[wanted] = (cumulated < u[:, None]).sum(dim=-1).clamp_(max=logits.shape[-1] - 1)
+    sampled = wanted.clone()
+    sampled[counts] = (cumulated < u[:, None]).sum(dim=-1).clamp_(max=logits.shape[-1] - 1)
     return sampled
 
 

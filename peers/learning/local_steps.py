@@ -129,13 +129,13 @@ class LocalSteps:
         )
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
-        output = self._adapter.forward(batch)
-        loss = float(output.loss.detach())
+        mean = self._adapter.loss(batch)
+        loss = float(mean.detach())
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
             )
-        output.loss.backward()
+        mean.backward()  # type: ignore[no-untyped-call]
         self._set_gradients({g: a for g, a in settings.items() if g in self._adapter.gradients}, step)
         self._move_own()
         for key in leaking:

@@ -109,4 +109,4 @@ class Measurement:
 
     @torch.no_grad()
     def _loss(self, batch: Encoded) -> float:
-        return float(self._adapter.forward(batch).loss)
+        return float(self._adapter.loss(batch))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from peers.lora.blocks import Block, overwrite
 from peers.lora.layout import ModelLayout, ModuleShape
+from peers.tasks.loss import mean_loss, predictions
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -86,9 +87,9 @@ class Adapter:
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
 
-    def forward(self, batch: Encoded) -> Any:
-        """The model's output for a batch on `device`: `loss`, mean nats per response token, and `logits`."""
-        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+    def loss(self, batch: Encoded) -> Tensor:
+        """The model's loss on a batch on `device`: mean nats per response token."""
+        return mean_loss(*predictions(self.model, batch))
 
     def attach(self, own: Block | None) -> None:
         """Make `own` the block that trains. None: no block trains, and no value of an earlier one stays."""

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import ssl
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 
 import torch
+import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from peers.config import ModelConfig
 from peers.errors import InputError
+from peers.models.checks import modules_in_use, no_causal_model
 from peers.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,6 +57,7 @@ class Pretrained:
 class LoadedModel:
     """A base model, ready to be adapted: float32, eval mode, no parameter requires a gradient.
 
+    name: as in the scenario; a local folder with its whole path.
     sha256: over names, shapes and bytes of the weights; peers compare it. target_modules: names as in PEFT:
     a module's full name, or its end after a dot.
     """
@@ -103,9 +114,17 @@ def _load(config: ModelConfig) -> LoadedModel:
     make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name)
     made = make(config)
     model = made.model.float().eval().requires_grad_(False)
-    model.config.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
-    targets = _target_modules(model, config, made.target_modules)
-    return LoadedModel(model, made.tokenizer, config.name, weights_sha256(model), targets)
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
+    used = modules_in_use(model, made.tokenizer, config.name)
+    targets = _target_modules(model, config, made.target_modules, used)
+    return LoadedModel(model, made.tokenizer, _absolute(config.name), weights_sha256(model), targets)
+
+
+def _absolute(name: str) -> str:
+    """A folder with its whole path, so that an adapter finds it from anywhere; other names as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name not in models and folder.is_dir() else name
 
 
 def load_pretrained(name: str) -> Pretrained:
@@ -130,15 +149,24 @@ def load_pretrained(name: str) -> Pretrained:
 
 def _checked(name: str, source: str, offline: bool) -> Pretrained:
     try:
-        with _no_progress_bar():
+        with _quiet():
+            config = _config(name, source, offline)
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, local_files_only=offline, output_loading_info=True
+                source,
+                dtype=torch.float32,
+                local_files_only=offline,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-            tokenizer = _tokenizer(source, offline)
+            tokenizer = _tokenizer(name, source, offline)
+    except InputError:
+        raise
     # Damaged files raise errors of many libraries (JSON, safetensors, tokenizers).
     except Exception as error:
         reason = _first_line(error)
         raise InputError(f"model.name: cannot load {name!r} ({reason}); {_allowed_names()}") from error
+    if config.is_encoder_decoder:  # the class of its decoder alone would load
+        raise no_causal_model(name, "it is an encoder-decoder model")
     if info["missing_keys"]:
         # transformers fills them with random numbers, which differ between devices.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -146,12 +174,39 @@ def _checked(name: str, source: str, offline: bool) -> Pretrained:
     return Pretrained(model, tokenizer)
 
 
-def _tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
+def _config(name: str, source: str, offline: bool) -> Any:
+    """The configuration of a model. Raises InputError, and runs no code, if the model brings its own code."""
+    found = PreTrainedConfig.get_config_dict(source, local_files_only=offline)[0]
+    own = {"AutoConfig": CONFIG_MAPPING_NAMES, "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    for auto, known in own.items():
+        _refuse_code(name, found.get("auto_map"), auto, (known.get(found.get("model_type")),))
+    return AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+
+
+def _tokenizer(name: str, source: str, offline: bool) -> PreTrainedTokenizerBase:
     """The tokenizer as saved. AutoTokenizer would rebuild some generic ones by model type (qwen2)."""
-    declared = get_tokenizer_config(source, local_files_only=offline).get("tokenizer_class")
+    found = get_tokenizer_config(source, local_files_only=offline)
+    declared = found.get("tokenizer_class")
+    auto_map = found.get("auto_map")
+    named = {"AutoTokenizer": auto_map} if isinstance(auto_map, list) else auto_map  # of transformers 4.0
+    _refuse_code(name, named, "AutoTokenizer", (declared,) if hasattr(transformers, str(declared)) else ())
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     loader = PreTrainedTokenizerFast if generic else AutoTokenizer
-    return loader.from_pretrained(source, local_files_only=offline)
+    return loader.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+
+
+def _refuse_code(name: str, auto_map: object, auto: str, known: Collection[str | None]) -> None:
+    """Raises InputError if `auto_map` names another class than transformers has (`known`).
+
+    Many models of the hub still name the code from which transformers took its class of the same name.
+    """
+    named = auto_map.get(auto) if isinstance(auto_map, dict) else None
+    for reference in named if isinstance(named, list) else [named]:
+        if reference is not None and str(reference).rpartition(".")[2] not in known:
+            raise InputError(
+                f"model.name: {name!r} brings code of its own ({auto}: {reference}), which is not run; "
+                "allowed: a plugin that loads it (docs/extending.md)"
+            )
 
 
 def _hub_obstacle() -> str | None:
@@ -175,13 +230,18 @@ def _allowed_names() -> str:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bar of transformers: many devices would fill the terminal."""
-    enabled = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Hide the progress bar and the warnings of transformers: many devices would fill the terminal.
+
+    This project says itself what is wrong with a model.
+    """
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 
@@ -200,10 +260,14 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _target_modules(
-    model: PreTrainedModel, config: ModelConfig, default: tuple[str, ...] | None
+    model: PreTrainedModel, config: ModelConfig, default: tuple[str, ...] | None, used: Container[str]
 ) -> tuple[str, ...]:
-    """The scenario's choice, else the model's default, else PEFT's for the type. Raises InputError."""
-    adaptable = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
+    """The scenario's choice, else the model's default, else PEFT's for the type. Raises InputError.
+
+    used: the modules that compute something for a text. Others are no target: their blocks would stay 0.
+    """
+    every = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
+    adaptable = [name for name in every if name in used]
     chosen = config.target_modules or default or _peft_default(model, adaptable)
     allowed = f"allowed: {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}"
     if not chosen:
@@ -211,9 +275,17 @@ def _target_modules(
             f"model.target_modules: PEFT has no default for {model.config.model_type!r}: name them; {allowed}"
         )
     for target in chosen:
-        if not any(name == target or name.endswith(f".{target}") for name in adaptable):
-            raise InputError(f"model.target_modules: {config.name!r} has no module {target!r}; {allowed}")
-    return tuple(chosen)
+        if not any(_is_target(name, (target,)) for name in adaptable):
+            unused = any(_is_target(name, (target,)) for name in every)
+            lacks = f"uses no module {target!r} for text" if unused else f"has no module {target!r}"
+            raise InputError(f"model.target_modules: {config.name!r} {lacks}; {allowed}")
+    if all(name in used for name in every if _is_target(name, chosen)):
+        return tuple(chosen)
+    return tuple(name for name in adaptable if _is_target(name, chosen))
+
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _peft_default(model: PreTrainedModel, adaptable: list[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peers.models.loader import TINY_FOLDER, weights_sha256
-from peers.tasks import Encoded, Example, encode
+from peers.tasks import Encoded, Example, encode, mean_loss, predictions
 from peers.tasks.facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, words
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def _lr_factor(step: int, steps: int) -> float:
 
 def _train_step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, batch: Encoded) -> float:
     optimiser.zero_grad()
-    loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
-    loss.backward()
+    loss = mean_loss(*predictions(model, batch))
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     return float(loss.detach())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from peers import plugins
 from peers.errors import InputError, describe
 from peers.learning.learner import Learner
+from peers.models.data_limits import check_data
 from peers.models.loader import load_model
 from peers.runtime import health, partition
 from peers.runtime.child_process import end_process, guard, redirect_output
@@ -25,13 +27,15 @@ from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
 from peers.runtime.wiring import count_drop, make_driver
-from peers.tasks import encode, tasks
+from peers.tasks import encode, encoding_notes, lacks_end, make_task
 from transport.clocks.real import RealClock
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_dealer import Limits
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity
 from transport.shaping.accounting import Accounts
+
+log = logging.getLogger("unweft")
 
 
 def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
@@ -104,6 +108,9 @@ def build_learner(spec: DeviceSpec) -> Learner:
     """Load the model, the data and the bases of one device."""
     torch.set_num_threads(spec.config.model.threads)
     loaded = load_model(spec.config.model)
-    task = tasks.get(spec.config.data.kind)(spec.config.data, spec.config.seed)
-    examples = encode(task.train_examples(spec.id), loaded.tokenizer, spec.config.data.max_length)
-    return Learner(loaded, spec.config, examples, spec.id)
+    examples, most = make_task(spec.config).train_examples(spec.id), spec.config.data.max_length
+    encoded = encode(examples, loaded.tokenizer, most)
+    for note in encoding_notes({spec.id: encoded}, lacks_end(examples, loaded.tokenizer), most):
+        log.warning(note)
+    check_data(loaded, [(spec.id, encoded)])
+    return Learner(loaded, spec.config, encoded, spec.id)

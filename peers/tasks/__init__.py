@@ -2,24 +2,35 @@
 
 from peers.tasks import facts as _facts
 from peers.tasks import jsonl as _jsonl
-from peers.tasks.base import Example, Task, TaskFactory, shard_index, tasks
+from peers.tasks.base import Example, HasFiles, Task, TaskFactory, make_task, shard_index, tasks
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded, encode, pad_id
-from peers.tasks.score import Score, evaluate
+from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
+from peers.tasks.loss import losses, mean_loss, predictions
+from peers.tasks.score import Score, evaluate, logits_width, score_examples
 
 del _facts, _jsonl  # their import registers the tasks
 
 __all__ = [
     "Encoded",
     "Example",
+    "HasFiles",
     "Score",
     "Task",
     "TaskFactory",
     "batch_generator",
     "encode",
+    "encoding_notes",
+    "end_id",
     "evaluate",
+    "lacks_end",
+    "logits_width",
+    "losses",
+    "make_task",
+    "mean_loss",
     "pad_id",
+    "predictions",
     "sample_batch",
+    "score_examples",
     "shard_index",
     "tasks",
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from peers.config import DataConfig
+from peers.config import DataConfig, DeviceConfig
 from peers.registry import Registry
 
 
@@ -40,9 +40,23 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFiles(Protocol):
+    """A task that reads files, of which some may belong to no device."""
+
+    def unused(self, shards: Sequence[str]) -> list[str]:
+        """The names of files whose examples none of these shards trains on."""
+        ...
+
+
 TaskFactory = Callable[[DataConfig, int], Task]  # (data section, seed)
 
 tasks: Registry[TaskFactory] = Registry("data.kind")
+
+
+def make_task(config: DeviceConfig) -> Task:
+    """The task of a run. Raises InputError for an unknown kind, or settings that do not apply to it."""
+    return tasks.get(config.data.kind)(config.data, config.seed)
 
 
 def shard_index(shard: str, count: int) -> int:

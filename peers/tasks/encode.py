@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,12 +23,13 @@ class Encoded:
     """n examples, right-padded to the longest (L tokens), on the CPU.
 
     input_ids: [n, L] int64. attention_mask: [n, L] int64, 0 on padding. labels: [n, L] int64, the token on
-    response positions (not shifted), else -100.
+    response positions (not shifted), else -100. truncated: how many prompts `encode` has cut; 0 in a part.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    truncated: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -41,7 +42,15 @@ class Encoded:
 
     def to(self, device: torch.device | str) -> Encoded:
         """A copy on another device."""
-        return Encoded(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        moved = (self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        return Encoded(*moved, truncated=self.truncated)
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: list[int]
+    response: list[int]
+    cut: bool
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -52,47 +61,101 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a response: the tokenizer's end of text, else its separator, else None."""
+    for token in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
+        if token is not None:
+            return int(token)
+    return None
+
+
+def encoding_notes(parts: Mapping[str, Encoded], no_end: bool, max_length: int) -> list[str]:
+    """Lines that say what `encode` did to the data beside encoding them. parts: by whose data they are.
+
+    no_end: responses should end, and the tokenizer has no token for that.
+    """
+    cut = [f"{e.truncated} of {len(e)} examples of {whose}" for whose, e in parts.items() if e.truncated]
+    notes = [
+        f"data.max_length: cut to {max_length} tokens, at the left of the prompt: {', '.join(cut)}"
+    ] * bool(cut)
+    if no_end:
+        notes.append("model.name: the tokenizer has no token for the end of a text: no end is learnt")
+    return notes
+
+
+def lacks_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether an example ends, and the tokenizer has no token for that."""
+    return end_id(tokenizer) is None and any(example.ends for example in examples)
+
+
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     """Tokens of prompt and response, at most `max_length` per example: a long prompt is cut from the left.
 
-    If an example `ends`, the tokenizer's end of text (if it has one) becomes part of the response. Raises
-    InputError for a response without tokens, with unknown words, or without room for one token of prompt.
+    The special tokens with which a prompt begins stay. If an example `ends`, `end_id` becomes part of the
+    response. Raises InputError for a response without tokens, with unknown words, or without room for one
+    token of prompt.
     """
-    rows = [_tokens(example, tokenizer, max_length) for example in examples]
-    shape = (len(rows), max((len(prompt) + len(response) for prompt, response in rows), default=0))
+    before = _put_before(examples[0].response, tokenizer) if examples else []
+    rows = [_row(example, before, tokenizer, max_length) for example in examples]
+    shape = (len(rows), max((len(row.prompt) + len(row.response) for row in rows), default=0))
     ids = torch.full(shape, pad_id(tokenizer), dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
-    for i, (prompt, response) in enumerate(rows):
-        length = len(prompt) + len(response)
-        ids[i, :length] = torch.tensor(prompt + response)
+    for i, row in enumerate(rows):
+        length = len(row.prompt) + len(row.response)
+        ids[i, :length] = torch.tensor(row.prompt + row.response)
         mask[i, :length] = 1
-        labels[i, len(prompt) : length] = torch.tensor(response)
-    return Encoded(ids, mask, labels)
+        labels[i, len(row.prompt) : length] = torch.tensor(row.response)
+    return Encoded(ids, mask, labels, truncated=sum(row.cut for row in rows))
 
 
-def _tokens(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[int], list[int]]:
+def _row(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Row:
     response = _response_tokens(example, tokenizer)
+    prompt = _prompt_tokens(example, before, tokenizer)
     room = max_length - len(response)
-    if room < 1:
+    kept = _special_at_the_left(prompt, tokenizer) if len(prompt) > room else 0
+    if room < kept + 1:
         raise InputError(
             f"data.max_length: {max_length} has no room for the {len(response)} tokens of response "
-            f"{example.response[:40]!r} and one of its prompt; allowed: {len(response) + 1} or more"
+            f"{example.response[:40]!r} and {kept + 1} of its prompt; "
+            f"allowed: {len(response) + kept + 1} or more"
         )
-    return _prompt_tokens(example, tokenizer)[-room:], response
+    if len(prompt) <= room:
+        return _Row(prompt, response, cut=False)
+    return _Row(prompt[:kept] + prompt[kept - room :], response, cut=True)
 
 
-def _prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Never empty: the first token of the response is predicted from the token before it."""
-    ids: list[int] = tokenizer.encode(example.prompt)
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]  # some tokenizers end every text, but the response follows
+def _special_at_the_left(prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many special tokens a prompt begins with: the begin of text, the markup of a chat."""
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    special.discard(tokenizer.unk_token_id)  # it stands for a word of the text
+    return next((i for i, token in enumerate(prompt) if token not in special), len(prompt))
+
+
+def _prompt_tokens(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Never empty: the first token of the response is predicted from the token before it.
+
+    The special tokens that the tokenizer puts `before` a text stay. Those that it puts after a text are left
+    out, since the response follows. A special token that is written in the prompt is neither.
+    """
+    ids: list[int] = [*before, *tokenizer.encode(example.prompt, add_special_tokens=False)]
     if ids:
         return ids
     start = tokenizer.bos_token_id
     return [pad_id(tokenizer) if start is None else int(start)]
+
+
+def _put_before(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text, which must not be empty."""
+    alone: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    whole: list[int] = tokenizer.encode(text)
+    for start in range(len(whole) - len(alone) + 1):
+        if whole[start : start + len(alone)] == alone:
+            return whole[:start]
+    raise InputError(
+        f"data: the tokenizer of the model puts special tokens inside {text[:40]!r}; "
+        "allowed: tokenizers that put them before and after a text"
+    )
 
 
 def _response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -105,6 +168,5 @@ def _response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> li
             f"data: response {example.response[:40]!r} has words that the vocabulary of the model lacks; "
             "allowed: known words, or a model whose tokenizer spells any text"
         )
-    if example.ends and tokenizer.eos_token_id is not None:
-        ids = [*ids, int(tokenizer.eos_token_id)]
-    return ids
+    end = end_id(tokenizer)
+    return [*ids, end] if example.ends and end not in (None, ids[-1]) else ids

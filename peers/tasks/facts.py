@@ -112,6 +112,11 @@ class Facts:
                 f"data.partition: {config.partition!r} does not apply to data.kind 'facts', whose shards are "
                 "made disjoint; allowed: 'own' (data.overlap moves it towards iid)"
             )
+        if config.devices:
+            raise InputError(
+                f"data.devices: {', '.join(config.devices)} with data.kind 'facts', which has no files; "
+                "allowed: with data.partition = 'iid'"
+            )
         self._seed = seed
         self._people = _people(seed)
         self._size = config.persons

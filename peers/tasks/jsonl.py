@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 
 from coordinator_free.seeded_random import generator
@@ -10,22 +15,27 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, tasks
 
+log = logging.getLogger("unweft")
 ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string}'
 
 
 def read_examples(path: Path) -> list[Example]:
-    """All examples of one file. Raises InputError with file and line of the first mistake."""
+    """All examples of one file. A byte order mark at its begin and blank lines are skipped.
+
+    Raises InputError with file and line of the first mistake.
+    """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
     except FileNotFoundError:
         raise InputError(
             f"data.path: {path} is missing; expected is one <device>.jsonl for each device"
         ) from None
     except OSError as error:
         raise InputError(f"data.path: {path} cannot be read ({error.strerror})") from None
-    if not lines:
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
         raise InputError(f"data.path: {path} is empty; {ALLOWED_LINE} a line, at least one")
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return [_parse(line, f"{path}:{number}") for number, line in numbered]
 
 
 def _parse(line: bytes, where: str) -> Example:
@@ -57,7 +67,11 @@ def _example(record: dict[str, object], where: str) -> Example:
 
 
 class Jsonl:
-    """`own`: each device has its file. `iid`: the examples of all files are distributed in a seeded order."""
+    """`own`: each device has its file. `iid`: the examples of all devices are dealt in a seeded order.
+
+    The devices are those of `data.devices`. If it names none, as in a call without a scenario, they are
+    numbered from 0 as far as there are files: d0, d1, … Other files belong to no device and are not read.
+    """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         if config.path is None:
@@ -73,6 +87,12 @@ class Jsonl:
             )
         self._folder = Path(config.path).expanduser()
         self._pooled = config.partition == "iid"
+        if config.devices and not self._pooled:
+            raise InputError(
+                f"data.devices: {', '.join(config.devices)} with data.partition {config.partition!r}; "
+                "allowed: with 'iid'"
+            )
+        self._devices = config.devices
         self._seed = seed
         if not self._folder.is_dir():
             raise InputError(
@@ -84,7 +104,7 @@ class Jsonl:
         own = self._folder / f"{shard}.jsonl"
         if own.parent != self._folder:
             raise InputError(f"device {shard!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
-        return self._share(own) if self._pooled else read_examples(own)
+        return self._share(shard, own) if self._pooled else read_examples(own)
 
     def other_wording(self, shard: str) -> list[Example]:
         """None: the files have one wording."""
@@ -94,13 +114,38 @@ class Jsonl:
         """None: every example belongs to a device."""
         return []
 
-    def _share(self, own: Path) -> list[Example]:
-        files = sorted(self._folder.glob("*.jsonl"))
-        if own not in files:
-            read_examples(own)  # raises the error of the file
+    def unused(self, shards: Sequence[str]) -> list[str]:
+        """As `HasFiles.unused`."""
+        used = set(self._devices or shards)
+        return sorted(path.name for path in self._folder.glob("*.jsonl") if path.stem not in used)
+
+    def _share(self, shard: str, own: Path) -> list[Example]:
+        devices = self._devices or self._numbered(shard)
+        if shard not in devices:
+            if not own.exists():
+                read_examples(own)  # raises the error of the file
+            raise InputError(
+                f"device {shard!r}: data.partition 'iid' deals the examples to "
+                f"{', '.join(devices) or 'nobody'}; allowed: devices of the scenario, or of data.devices"
+            )
+        files = sorted(self._folder / f"{device}.jsonl" for device in devices)
         pool = [example for path in files for example in read_examples(path)]
         order = generator(self._seed, "iid").permutation(len(pool))
         return [pool[i] for i in order[files.index(own) :: len(files)]]
+
+    def _numbered(self, shard: str) -> tuple[str, ...]:
+        """The devices d0, d1, … that have files, for a shard d1."""
+        prefix = shard.rstrip("0123456789")
+        names = (f"{prefix}{i}" for i in count())
+        found = tuple(takewhile(lambda name: (self._folder / f"{name}.jsonl").exists(), names))
+        if found and (unused := self.unused(found)):
+            _warn_once(f"data.path: files of no device: {', '.join(unused)}; not trained on")
+        return found
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 @tasks.add("jsonl")

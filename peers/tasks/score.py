@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.loss import losses, predictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_CEILING = 1 << 26  # logits at once (256 MiB in float32): a large vocabulary gets smaller batches
+MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -26,37 +27,44 @@ class Score:
     n: int
 
 
-def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = 256) -> Score:
-    """Score by teacher forcing. An example is known if each of its response tokens is the most likely one.
-
-    Computes on the device of the model's first parameter, without dropout. The model keeps its mode.
-    """
+def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = MAX_BATCH) -> Score:
+    """Score by teacher forcing. The model keeps its mode."""
     n = len(encoded)
     if n == 0:
         return Score(float("nan"), float("nan"), 0)
-    per_example = encoded.input_ids.shape[1] * int(model.config.vocab_size)
-    rows = max(1, min(batch, LOGITS_CEILING // per_example))
     was_training = model.training
     model.eval()
     try:
-        parts = [_score(model, encoded.rows(indices)) for indices in torch.split(torch.arange(n), rows)]
+        known, loss, tokens = score_examples(model, encoded, batch)
     finally:
         model.train(was_training)
-    known, loss, tokens = (sum(column) for column in zip(*parts, strict=True))
-    return Score(known / n, loss / tokens, n)
+    return Score(float(known.float().mean()), float(loss.sum() / tokens.sum()), n)
 
 
 @torch.no_grad()
-def _score(model: PreTrainedModel, part: Encoded) -> tuple[int, float, int]:
-    """Known examples, sum of the loss over response tokens, and number of response tokens."""
-    part = part.to(next(model.parameters()).device)
-    logits: Tensor = (
-        model(input_ids=part.input_ids, attention_mask=part.attention_mask).logits[:, :-1].float()
-    )
-    labels = part.labels[:, 1:]
-    counts = labels != IGNORED
-    known = ((logits.argmax(dim=-1) == labels) | ~counts).all(dim=1).sum()
-    loss = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return int(known), float(loss), int(counts.sum())
+def score_examples(
+    model: PreTrainedModel, encoded: Encoded, batch: int = MAX_BATCH
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors [n], by example: known, summed loss in nats, number of response tokens.
+
+    An example is known if each of its response tokens is the most likely one. Computes on the device of the
+    model's first parameter.
+    """
+    per_example = encoded.input_ids.shape[1] * logits_width(model)
+    rows = max(1, min(batch, LOGITS_CEILING // per_example))
+    parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
+    known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
+    return known, loss, tokens
+
+
+def logits_width(model: PreTrainedModel) -> int:
+    """The number of tokens that the output head scores. Configurations have it in different places."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return int(model.config.get_text_config().vocab_size if head is None else head.shape[0])
+
+
+def _score_batch(model: PreTrainedModel, batch: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+    logits, wanted = predictions(model, batch.to(next(model.parameters()).device))
+    counts = wanted != IGNORED
+    known = ((logits.argmax(dim=-1) == wanted) | ~counts).all(dim=1)
+    return known.cpu(), losses(logits, wanted).cpu(), counts.sum(dim=1).cpu()

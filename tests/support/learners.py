@@ -18,6 +18,9 @@ TARGETS: dict[Family, tuple[str, ...]] = {
     "llama": ("q_proj", "o_proj", "down_proj"),
     "qwen2": ("q_proj", "v_proj", "up_proj"),
     "gpt2": ("c_attn", "c_proj", "lm_head"),  # Conv1D and Linear
+    "bart": ("self_attn.q_proj", "self_attn.v_proj"),
+    "bert": ("query", "value"),
+    "gemma3-vision": ("q_proj", "v_proj"),
 }
 torch.set_num_threads(1)  # more threads only wait for each other on small matrices
 

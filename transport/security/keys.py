@@ -201,11 +201,13 @@ def load(folder: Path, device: str) -> NetworkKeys:
     try:
         if not path.exists():
             return keys
-        words = {str(name): str(listed).split() for name, listed in dict(json.loads(_read(path))).items()}
+        words = {
+            str(name): str(listed).split() for name, listed in dict(json.loads(_read_text(path))).items()
+        }
         allowed = {name: listed[0].encode() for name, listed in words.items()}
         signers = {name: bytes.fromhex(listed[1]) for name, listed in words.items() if len(listed) > 1}
         path = folder / _device_file(device)
-        pair = CurvePair.of_secret(_read(path).strip())
+        pair = CurvePair.of_secret(_read_text(path).strip().encode())
         return replace(keys, device=pair, allowed=allowed, signers=signers)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
@@ -215,7 +217,7 @@ def load(folder: Path, device: str) -> NetworkKeys:
 
 def _network(path: Path) -> NetworkKeys:
     try:
-        return NetworkKeys(tuple(bytes.fromhex(line) for line in _read(path).decode().split()))
+        return NetworkKeys(tuple(bytes.fromhex(line) for line in _read_text(path).split()))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -296,6 +298,11 @@ def _read(path: Path) -> bytes:
     if path.stat().st_mode & 0o077:
         log.warning("other users may read %s; run chmod 600", path)
     return path.read_bytes()
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file. An editor may have put a byte order mark before it."""
+    return _read(path).decode("utf-8-sig")
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from peers.models.loader import LoadedModel, load_model
 from peers.tasks import (
     Encoded,
     Example,
+    HasFiles,
     Task,
     batch_generator,
     encode,
@@ -154,7 +155,6 @@ def test_each_device_has_its_file(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("{", "is not JSON"),
-        ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[1]", "is no JSON object"),
         ('{"prompt": "a"}', "missing key 'response'"),
@@ -177,20 +177,68 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "d0.jsonl").touch()
     with pytest.raises(InputError, match=r"d0\.jsonl is empty"):
         jsonl(tmp_path).train_examples("d0")
+    (tmp_path / "d0.jsonl").write_bytes(b"\xef\xbb\xbf\r\n  \n")
+    with pytest.raises(InputError, match=r"d0\.jsonl is empty"):
+        jsonl(tmp_path).train_examples("d0")
 
 
-def test_iid_distributes_the_examples_of_all_files(tmp_path: Path) -> None:
-    for device, count in (("d0", 1), ("d1", 5), ("d10", 4)):
+def test_a_byte_order_mark_and_blank_lines_are_skipped(tmp_path: Path) -> None:
+    text = f"\n{LINE}\r\n \t\r\n{LINE}\n\n"
+    (tmp_path / "d0.jsonl").write_text(text, encoding="utf-8-sig")
+    assert jsonl(tmp_path).train_examples("d0") == [Example("alpha lives in", " one", ends=True)] * 2
+    (tmp_path / "d0.jsonl").write_text(f"{text}{{\n", encoding="utf-8-sig")
+    with pytest.raises(InputError, match=r"d0\.jsonl:6: is not JSON"):
+        jsonl(tmp_path).train_examples("d0")
+
+
+def write_numbered(folder: Path, **counts: int) -> None:
+    for name, count in counts.items():
+        rows = (f'{{"prompt": "{name} {i}", "response": "x"}}\n' for i in range(count))
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+
+
+def test_iid_deals_the_lines_of_the_named_devices_only(tmp_path: Path) -> None:
+    write_numbered(tmp_path, d0=1, d1=3, d7=20, edge=4, test=4)
+    config = DataConfig(kind="jsonl", path=str(tmp_path), partition="iid", devices=("d0", "edge", "d1"))
+    task = tasks.get("jsonl")(config, 0)
+    shares = {device: task.train_examples(device) for device in config.devices}
+    assert sorted(len(share) for share in shares.values()) == [2, 3, 3]
+    dealt = sorted(e.prompt for share in shares.values() for e in share)
+    assert dealt == ["d0 0", "d1 0", "d1 1", "d1 2", "edge 0", "edge 1", "edge 2", "edge 3"]
+    assert isinstance(task, HasFiles) and task.unused(config.devices) == ["d7.jsonl", "test.jsonl"]
+    with pytest.raises(InputError, match=r"device 'd7'.*deals the examples to d0, edge, d1; allowed"):
+        task.train_examples("d7")
+
+
+def test_iid_without_named_devices_deals_the_files_numbered_from_0(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_numbered(tmp_path, d0=4, d1=4, d7=20, test=4)
+    task = jsonl(tmp_path, partition="iid")
+    dealt = [task.train_examples(device) for device in ("d0", "d1")]
+    assert [len(share) for share in dealt] == [4, 4]
+    assert {e.prompt[:2] for share in dealt for e in share} == {"d0", "d1"}
+    assert "files of no device: d7.jsonl, test.jsonl" in caplog.text
+
+
+def test_own_names_the_files_of_no_device(tmp_path: Path) -> None:
+    write_numbered(tmp_path, d0=1, d7=1)
+    task = jsonl(tmp_path)
+    assert isinstance(task, HasFiles) and task.unused(["d0", "d1"]) == ["d7.jsonl"]
+
+
+def test_iid_distributes_the_examples_of_all_devices(tmp_path: Path) -> None:
+    for device, count in (("d0", 1), ("d1", 5), ("d2", 4)):
         rows = (f'{{"prompt": "{device} {i}", "response": "x"}}\n' for i in range(count))
         (tmp_path / f"{device}.jsonl").write_text("".join(rows), encoding="utf-8")
-    shares = [jsonl(tmp_path, partition="iid").train_examples(d) for d in ("d0", "d1", "d10")]
-    own = [e for d in ("d0", "d1", "d10") for e in jsonl(tmp_path).train_examples(d)]
+    shares = [jsonl(tmp_path, partition="iid").train_examples(d) for d in ("d0", "d1", "d2")]
+    own = [e for d in ("d0", "d1", "d2") for e in jsonl(tmp_path).train_examples(d)]
     assert sorted(len(share) for share in shares) == [3, 3, 4]
     assert {e for share in shares for e in share} == set(own)
     assert jsonl(tmp_path, partition="iid").train_examples("d1") == shares[1]
     assert jsonl(tmp_path, seed=1, partition="iid").train_examples("d1") != shares[1]
-    with pytest.raises(InputError, match=r"d2\.jsonl is missing"):
-        jsonl(tmp_path, partition="iid").train_examples("d2")
+    with pytest.raises(InputError, match=r"d3\.jsonl is missing"):
+        jsonl(tmp_path, partition="iid").train_examples("d3")
 
 
 @pytest.mark.parametrize(
