@@ -57,5 +57,3 @@ def test_a_plugin_that_uses_a_name_gets_one_clear_line(project: Path, tmp_path: 
     assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
     assert "plugins: 'ours' cannot be imported" in done.stdout
     assert "the name 'transport' is a package of unweft" in done.stdout
-
-
