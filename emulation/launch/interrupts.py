@@ -41,12 +41,12 @@ _state = _State()
 
 
 def install() -> None:
-    """Take the signals from now on, in mode `exit`. A signal that is ignored stays ignored (nohup)."""
+    """Take the signals from now on, in mode `exit`. A SIGHUP that is ignored stays ignored (nohup)."""
     global _state
     _state = _State()
     _state.mode = "exit"
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             with suppress(ValueError):  # not the main thread
                 signal.signal(number, _on_signal)
 

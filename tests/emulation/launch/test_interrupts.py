@@ -27,6 +27,12 @@ RANDOM = random.Random(15)
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
+def take_signals() -> None:
+    """As in a terminal; nohup ignores SIGHUP, and a shell's background job SIGINT."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
     """`unweft run`, with temporary files in a folder of its own."""
     temporary = out.with_name(f"{out.name}-tmp")
@@ -38,6 +44,7 @@ def start(out: Path, *options: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
         start_new_session=True,
+        preexec_fn=take_signals,
     )
 
 
@@ -48,7 +55,8 @@ def children(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
 def assert_nothing_left(out: Path, processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
-    assert list(out.with_name(f"{out.name}-tmp").iterdir()) == []
+    temporary = out.with_name(f"{out.name}-tmp")
+    assert [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")] == []
 
 
 def snapshots(out: Path, device: str) -> dict[str, Path]:
