@@ -41,7 +41,7 @@ device = "{leaver}"
 """
 
 
-def run(messages: int = MESSAGES, rounds: int = 400) -> Findings:
+def run(messages: int = MESSAGES, rounds: int = 800) -> Findings:
     """One run without the attack, for its memory, and one with it."""
     findings = Findings(f"{messages} hostile messages of one member among {DEVICES}", "unweft bench hostile")
     with tempfile.TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ async def _attack(
         if protocol.round < 0:
             await asyncio.sleep(0.1)
             continue
-        for peer in [name for name, known in sorted(protocol.peers.items()) if known.address]:
+        for peer in [name for name, known in sorted(protocol.peers.items()) if known.greeted]:
             source.members, source.epoch = list(protocol.members), protocol.round
             sent += links.send(peer, source.next_frames(time.monotonic_ns(), seq))
         if seq % BATCH == 0:
