@@ -13,56 +13,45 @@ import msgpack
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.processes import crew
+from transport.wire import messages
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_PAYLOAD
-from transport.wire.messages import (
-    Buffer,
-    Bye,
-    Credit,
-    Envelope,
-    Gossip,
-    Hello,
-    Manifest,
-    Message,
-    Ping,
-    Refuse,
-    Request,
-    Update,
-    Window,
-)
 from transport.wire.packing import PREFIX, VERSION, pack, seal, unpack
 
 BATCH, REPETITIONS = 500, 9  # messages in one measurement, and measurements
 RANDOM_MESSAGES = 20_000
-ENVELOPE = Envelope("d1", 0, 77, 10**15, 10**15 + 5)
+ENVELOPE = messages.Envelope("d1", 0, 77, 10**15, 10**15 + 5)
 PART = bytes(1 << 16)
 CODES = {"Hello": 1, "Gossip": 3, "Manifest": 5}
 MOST_MEMORY_MB, MOST_MS = 5.0, 10.0
 
 _RECORD: dict[str, object] = {"device": "d1", "incarnation": 3, "public": b"k" * 32, "signature": b"s" * 64}
 _PARTS = [(f"d{n // 3}", 0, ("early", "mid", "late")[n % 3], 12) for n in range(96)]  # 32 devices, 3 groups
-SAMPLES: tuple[Message, ...] = (
-    Hello("tcp://10.0.0.1:5555", {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}, True, ["int8"], -1),
-    Refuse("another basis"),
-    Gossip([_RECORD] * 32, False, 7),
-    Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 1 << 20, 12345678),
-    Manifest(4, "train", b"v" * 16, [(*part, "sent") for part in _PARTS]),
-    Request(_PARTS, 9),
-    Ping(0, b"v" * 16),
-    Bye("leave", True),
-    Window(3, 1 << 62, -2, 17, True),
-    Credit(1 << 21),
+_RECIPE = {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}
+SAMPLES: tuple[messages.Message, ...] = (
+    messages.Hello(
+        "tcp://10.0.0.1:5555", {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}, True, ["int8"], -1
+    ),
+    messages.Refuse("another basis"),
+    messages.Gossip([_RECORD] * 32, False, 7),
+    messages.Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 1 << 20, 12345678),
+    messages.Manifest(4, "train", b"v" * 16, [(*part, "sent") for part in _PARTS]),
+    messages.Request(_PARTS, 9),
+    messages.Ping(0, b"v" * 16),
+    messages.Bye("leave", True),
+    messages.Window(3, 1 << 62, -2, 17, True),
+    messages.Credit(1 << 21),
 )
 
 _NESTED = b"\x81\xa1k\xdc\x00\x3d" + (b"\xdc\x01\x00" + b"\x80" * 256) * 60  # maps in arrays, 16 KB
 
 
-def _sealed(kind: str, *fields: object) -> list[Buffer]:
+def _sealed(kind: str, *fields: object) -> list[messages.Buffer]:
     prefix = PREFIX.pack(b"uw", VERSION, CODES[kind], 0, 0, 0)
     return [seal(prefix + msgpack.packb(["d1", 0, *fields]))]
 
 
-HOSTILE: dict[str, list[Buffer]] = {
+HOSTILE: dict[str, list[messages.Buffer]] = {
     "1 MB of nested maps": [seal(PREFIX.pack(b"uw", VERSION, 3, 0, 0, 0) + b"\x81\xa0" * (1 << 19))],
     "1 MB of empty maps": [
         seal(PREFIX.pack(b"uw", VERSION, 3, 0, 0, 0) + b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20))
@@ -111,8 +100,8 @@ def run(
     return findings
 
 
-def _measure(findings: Findings, message: Message, batch: int, repetitions: int) -> None:
-    payload = PART if isinstance(message, Update) else None
+def _measure(findings: Findings, message: messages.Message, batch: int, repetitions: int) -> None:
+    payload = PART if isinstance(message, messages.Update) else None
     frames = pack(ENVELOPE, message, payload)
     plain = ["d1", 0, *astuple(message)]
     packed = msgpack.packb(plain)
@@ -157,7 +146,7 @@ def _random(findings: Findings, count: int) -> None:
     for n in range(count):
         noise = draw.randbytes(draw.randrange(120))
         prefix = PREFIX.pack(b"uw", VERSION, draw.randrange(12), 0, 0, 0)
-        frames: list[Buffer] = [seal(prefix + noise) if n % 2 else noise]
+        frames: list[messages.Buffer] = [seal(prefix + noise) if n % 2 else noise]
         try:
             unpack(frames)
             accepted += 1
@@ -174,7 +163,7 @@ def _random(findings: Findings, count: int) -> None:
     ]
 
 
-def _refused(frames: Sequence[Buffer]) -> None:
+def _refused(frames: Sequence[messages.Buffer]) -> None:
     try:
         unpack(frames)
     except WireError:

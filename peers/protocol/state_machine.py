@@ -40,29 +40,13 @@ from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
 from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state import SECOND, DeviceState, Identity, Peer, Phase
-from transport.wire.messages import (
-    Ack,
-    Bye,
-    Deleted,
-    Gossip,
-    Hello,
-    Manifest,
-    Message,
-    Nack,
-    Observed,
-    Ping,
-    PingRequest,
-    Refuse,
-    Request,
-    Stopping,
-    Suspect,
-    Update,
-)
+from transport.wire import messages
 
 __all__ = ["DeviceProtocol", "Identity", "Peer", "Phase"]
 
+Payload = bytes | bytearray | memoryview
 Handler = Callable[[int, str, Any], None]  # now, source, message
-BEFORE_GREETING = (Hello, Refuse)  # messages that are handled from devices which were not greeted
+BEFORE_GREETING = (messages.Hello, messages.Refuse)  # handled from devices that were not greeted
 
 
 class DeviceProtocol:
@@ -111,23 +95,23 @@ class DeviceProtocol:
             "insist": self._departure.on_insist,
         }
 
-    def _handler_table(self) -> dict[type[Message], Handler]:
+    def _handler_table(self) -> dict[type[messages.Message], Handler]:
         """Update has its own entry points, `admit` and `update`. The driver handles Credit and Window."""
         return {
-            Hello: self._connections.on_hello,
-            Refuse: self._connections.on_refuse,
-            Bye: self._connections.on_bye,
-            Ping: self._failure_detection.on_ping,
-            Ack: self._failure_detection.on_ack,
-            PingRequest: self._failure_detection.on_ping_request,
-            Nack: self._failure_detection.on_nack,
-            Suspect: self._failure_detection.on_suspect,
-            Gossip: self._membership.on_gossip,
-            Deleted: self._replicas.on_deleted,
-            Manifest: self._on_manifest,
-            Request: self._rounds.on_request,
-            Observed: self._correction.on_observed,
-            Stopping: self._departure.on_stopping,
+            messages.Hello: self._connections.on_hello,
+            messages.Refuse: self._connections.on_refuse,
+            messages.Bye: self._connections.on_bye,
+            messages.Ping: self._failure_detection.on_ping,
+            messages.Ack: self._failure_detection.on_ack,
+            messages.PingRequest: self._failure_detection.on_ping_request,
+            messages.Nack: self._failure_detection.on_nack,
+            messages.Suspect: self._failure_detection.on_suspect,
+            messages.Gossip: self._membership.on_gossip,
+            messages.Deleted: self._replicas.on_deleted,
+            messages.Manifest: self._on_manifest,
+            messages.Request: self._rounds.on_request,
+            messages.Observed: self._correction.on_observed,
+            messages.Stopping: self._departure.on_stopping,
         }
 
     # -- queries -----------------------------------------------------------------------------------
@@ -218,7 +202,7 @@ class DeviceProtocol:
         return self._done(now)
 
     # -- updates -----------------------------------------------------------------------------------
-    def admit(self, source: str, header: Update) -> str | None:
+    def admit(self, source: str, header: messages.Update) -> str | None:
         """Whether a fragment of an update may be assembled; returns the reason of a refusal, or None.
 
         It looks at the header only, so that a refused update costs no memory. The signature covers the whole
@@ -239,7 +223,12 @@ class DeviceProtocol:
         return None
 
     def update(
-        self, now: int, source: str, header: Update, matrix: object, payload: bytes | bytearray | memoryview
+        self,
+        now: int,
+        source: str,
+        header: messages.Update,
+        matrix: object,
+        payload: bytes | bytearray | memoryview,
     ) -> list[Action]:
         """An admitted update is complete. `matrix`: the decoded payload.
 
@@ -259,14 +248,16 @@ class DeviceProtocol:
         self._state.exchange.on_copy(source, part, header.version, header.round, values)
         return []
 
-    def _is_signed(self, part: Part, header: Update, payload: bytes | bytearray | memoryview) -> bool:
+    def _is_signed(
+        self, part: Part, header: messages.Update, payload: bytes | bytearray | memoryview
+    ) -> bool:
         """Whether the owner of the block has signed this version."""
         record = self._state.members.get(part.block)
         signed = statement(part, header.version, header.codec, payload)
         return record is not None and self._verify(record.public, signed, header.signature or b"")
 
     # -- control messages --------------------------------------------------------------------------
-    def on_message(self, now: int, source: str, message: Message) -> list[Action]:
+    def on_message(self, now: int, source: str, message: messages.Message) -> list[Action]:
         """A control message has arrived."""
         peer, handler = self._state.peers.get(source), self._handlers.get(type(message))
         if not isinstance(message, BEFORE_GREETING):
@@ -278,12 +269,12 @@ class DeviceProtocol:
             handler(now, source, message)
         return self._done(now)
 
-    def _on_stranger(self, now: int, source: str, message: Message) -> None:
+    def _on_stranger(self, now: int, source: str, message: messages.Message) -> None:
         """Drop a message of a device that was not greeted.
 
         If the device is a member, it is greeted, and its ping is answered.
         """
-        if self._connections.recall(now, source) and isinstance(message, Ping):
+        if self._connections.recall(now, source) and isinstance(message, messages.Ping):
             self._failure_detection.on_ping(now, source, message)
         else:
             self._state.act(Drop("stranger"))
@@ -297,7 +288,7 @@ class DeviceProtocol:
         self._replicas.sync(now)
         return self._done(now)
 
-    def _on_manifest(self, now: int, source: str, manifest: Manifest) -> None:
+    def _on_manifest(self, now: int, source: str, manifest: messages.Manifest) -> None:
         if self._rounds.on_manifest(now, source, manifest):
             self._joining.on_manifest(source, manifest)
 

@@ -7,9 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ import torch
 from coordinator_free.averaging.topology import Graph, Shape, topology
 from emulation.bench.harness.learner import BenchLearner
 from emulation.launch.forkserver import PRELOAD
+from emulation.launch.ports import free_ports, loopback
 from peers.config import (
     AdapterConfig,
     CorrectionConfig,
@@ -142,7 +141,7 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns = time.monotonic_ns()
     names = [f"d{n}" for n in range(devices)]
-    addresses = dict(zip(names, free_addresses(devices), strict=True))
+    addresses = dict(zip(names, map(loopback, free_ports(devices)), strict=True))
     settings, channel = config(devices), FixedChannel(LinkQuality(UNSHAPED, 1))
     processes: dict[str, ForkServerProcess] = {}
     try:
@@ -160,18 +159,3 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
             process.join()
         keep.close()
         lifeline.close()
-
-
-def free_addresses(count: int) -> list[str]:
-    """Free loopback addresses, with ports below the range of outgoing connections."""
-    ports = (p for p in random.SystemRandom().sample(range(10_000, 30_000), 4000) if _free(p))
-    return [f"tcp://127.0.0.1:{next(ports)}" for _ in range(count)]
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

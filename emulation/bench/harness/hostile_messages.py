@@ -16,28 +16,8 @@ import msgpack
 
 from coordinator_free.membership.records import Record, Status
 from transport.security.keys import DeviceIdentity
+from transport.wire import messages
 from transport.wire.fields import RECORDS, TREE, WORDS
-from transport.wire.messages import (
-    Ack,
-    Bye,
-    Credit,
-    Deleted,
-    Envelope,
-    Gossip,
-    Hello,
-    Manifest,
-    Message,
-    Nack,
-    Observed,
-    Ping,
-    PingRequest,
-    Refuse,
-    Request,
-    Stopping,
-    Suspect,
-    Update,
-    Window,
-)
 from transport.wire.packing import MAGIC, PREFIX, VERSION, pack, seal
 
 BAD_NAMES = ("x" * 200, "a\nb", "/../../x", "..", "?x", "", "d0@0", "*", "\u202e", "d" * 61)
@@ -76,7 +56,7 @@ class HostileMessages:
         self._me, self._identity, self._groups = me, identity, groups
         self._rounds, self._slots, self._evicts = rounds, slots, evicts
         self._ghosts = {f"ghost{n}": DeviceIdentity.generate() for n in range(INVENTED)} if invents else {}
-        self._makers: list[Callable[[], Message]] = [
+        self._makers: list[Callable[[], messages.Message]] = [
             *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
             *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
             *(self._hello, self._refuse, self._credit, self._window, self._update, self._update),
@@ -89,12 +69,12 @@ class HostileMessages:
         draw = self._draw
         depart = draw.choice((now_ns, 0, now_ns + 10**12, draw.randrange(1 << 62)))
         arrive = draw.choice((now_ns, now_ns, 0, now_ns + draw.randrange(FLIGHT_NS), 1 << 62))
-        envelope = Envelope(self._me, draw.choice((0, 1, 1 << 31)), seq, depart, arrive)
+        envelope = messages.Envelope(self._me, draw.choice((0, 1, 1 << 31)), seq, depart, arrive)
         if draw.random() < 0.2:
             return self._out_of_range(envelope)
         while True:
             message = draw.choice(self._makers)()
-            payload = self._payload(message) if isinstance(message, Update) else None
+            payload = self._payload(message) if isinstance(message, messages.Update) else None
             try:
                 return [bytes(frame) for frame in pack(envelope, message, payload)]
             except ValueError:
@@ -162,81 +142,87 @@ class HostileMessages:
         )
         return replace(made, signature=key.sign(made.signed_data()))
 
-    def _gossip(self) -> Gossip:
+    def _gossip(self) -> messages.Gossip:
         records = [self._record().to_dict() for _ in range(self._draw.choice((1, 1, 3, 30)))]
-        return Gossip(records, self._draw.random() < 0.5, self._round())
+        return messages.Gossip(records, self._draw.random() < 0.5, self._round())
 
     # -- messages ----------------------------------------------------------------------------------------
-    def _manifest(self) -> Manifest:
+    def _manifest(self) -> messages.Manifest:
         statuses = ("sent", "replaces", "unchanged", "withheld")
         items = [(*item, self._draw.choice(statuses)) for item in self._items(40)]
-        return Manifest(self._round(), self._draw.choice(("train", "correction")), self._digest(), items)
+        return messages.Manifest(
+            self._round(), self._draw.choice(("train", "correction")), self._digest(), items
+        )
 
-    def _request(self) -> Request:
-        return Request(self._items(100), self._round())
+    def _request(self) -> messages.Request:
+        return messages.Request(self._items(100), self._round())
 
-    def _ping(self) -> Ping:
-        return Ping(self._number(), self._digest())
+    def _ping(self) -> messages.Ping:
+        return messages.Ping(self._number(), self._digest())
 
-    def _ack(self) -> Ack:
-        return Ack(self._draw.randrange(50), self._digest())
+    def _ack(self) -> messages.Ack:
+        return messages.Ack(self._draw.randrange(50), self._digest())
 
-    def _nack(self) -> Nack:
-        return Nack(self._draw.randrange(50))
+    def _nack(self) -> messages.Nack:
+        return messages.Nack(self._draw.randrange(50))
 
-    def _ping_request(self) -> PingRequest:
-        return PingRequest(self._device(), self._number())
+    def _ping_request(self) -> messages.PingRequest:
+        return messages.PingRequest(self._device(), self._number())
 
-    def _suspect(self) -> Suspect:
+    def _suspect(self) -> messages.Suspect:
         if not self._evicts:
-            return Suspect(self._me, self._incarnation(), self._number(), self._me)
-        return Suspect(self._device(), self._incarnation(), self._number(), self._device())
+            return messages.Suspect(self._me, self._incarnation(), self._number(), self._me)
+        return messages.Suspect(self._device(), self._incarnation(), self._number(), self._device())
 
-    def _deleted(self) -> Deleted:
+    def _deleted(self) -> messages.Deleted:
         some = range(self._draw.choice((1, 100)))
-        return Deleted(
+        return messages.Deleted(
             [(self._device(), self._incarnation(), self._draw.choice((self._device(), "*"))) for _ in some]
         )
 
-    def _bye(self) -> Bye:
-        return Bye(self._draw.choice(("leave", "retire", "finished", "\n" * 100)), self._draw.random() < 0.5)
+    def _bye(self) -> messages.Bye:
+        return messages.Bye(
+            self._draw.choice(("leave", "retire", "finished", "\n" * 100)), self._draw.random() < 0.5
+        )
 
-    def _stopping(self) -> Stopping:
-        return Stopping(self._device(), self._incarnation(), self._draw.randbytes(64))
+    def _stopping(self) -> messages.Stopping:
+        return messages.Stopping(self._device(), self._incarnation(), self._draw.randbytes(64))
 
-    def _observed(self) -> Observed:
+    def _observed(self) -> messages.Observed:
         value = self._draw.choice((0.0, -1.0, 3e38, float("nan"), float("inf")))
         values = struct.pack("<f", value) * self._draw.choice((1, 100, 1000))
-        return Observed(self._me, self._incarnation(), self._number() - 1, values, self._draw.randbytes(64))
+        return messages.Observed(
+            self._me, self._incarnation(), self._number() - 1, values, self._draw.randbytes(64)
+        )
 
-    def _hello(self) -> Hello:
+    def _hello(self) -> messages.Hello:
         address, tree = self._draw.choice(BAD_ADDRESSES), {"base": "x" * 200, "s": 1.5}
-        return Hello(address, tree, self._draw.random() < 0.5, ["codec:fp16"], self._round())
+        return messages.Hello(address, tree, self._draw.random() < 0.5, ["codec:fp16"], self._round())
 
-    def _refuse(self) -> Refuse:
-        return Refuse(self._draw.choice(("no", "\n\x1b[31m" * 40, "x" * 512)))
+    def _refuse(self) -> messages.Refuse:
+        return messages.Refuse(self._draw.choice(("no", "\n\x1b[31m" * 40, "x" * 512)))
 
-    def _credit(self) -> Credit:
-        return Credit(self._draw.choice((0, 1, 1 << 62)))
+    def _credit(self) -> messages.Credit:
+        return messages.Credit(self._draw.choice((0, 1, 1 << 62)))
 
-    def _window(self) -> Window:
-        return Window(
+    def _window(self) -> messages.Window:
+        return messages.Window(
             self._number(), self._number(), self._round(), self._number(), True, self._incarnation()
         )
 
-    def _update(self) -> Update:
+    def _update(self) -> messages.Update:
         total = self._draw.choice((1, 4, 100, 1 << 30))
         rows, rank = self._draw.choice(((1, 1), (64, 2), (1 << 30, 1 << 15)))
         block = (self._device(), self._incarnation(), self._group(), self._number())
         cause = self._draw.choice(("train", "transfer", "correction"))
         codec = self._draw.choice(("fp32", "fp16", "int8", "int4", "none"))
-        return Update(*block, self._round(), cause, codec, rows, rank, 0, total)
+        return messages.Update(*block, self._round(), cause, codec, rows, rank, 0, total)
 
-    def _payload(self, update: Update) -> bytes:
+    def _payload(self, update: messages.Update) -> bytes:
         return bytes(min(update.total, 100))
 
     # -- values out of range -----------------------------------------------------------------------------
-    def _out_of_range(self, envelope: Envelope) -> Frames:
+    def _out_of_range(self, envelope: messages.Envelope) -> Frames:
         draw, name = self._draw, self._draw.choice(BAD_NAMES)
         record: dict[str, Any] = {**self._record().to_dict()}
         field = draw.choice(("device", "incarnation", "lamport", "slot", "since_round", "status", "address"))

@@ -14,7 +14,8 @@ from typing import cast
 import pytest
 import torch
 
-from emulation.bench.harness.fleet import config, free_addresses
+from emulation.bench.harness.fleet import config
+from emulation.launch.ports import free_ports, loopback
 from emulation.bench.harness.learner import BenchLearner
 from peers.config import MixingConfig, RoundConfig
 from peers.learning.learner import Learner
@@ -206,7 +207,7 @@ def adapters(how: str, addresses: list[str], folder: Path) -> list[str]:
 @pytest.mark.timeout(240)  # twice three processes, which take a while to start on a loaded machine
 def test_the_same_seeds_and_rounds_give_the_same_adapters_as_over_zeromq(tmp_path: Path) -> None:
     over_gloo = adapters("gloo", [f"gloo://{rank}" for rank in range(WORLD)], tmp_path)
-    over_zeromq = adapters("zeromq", free_addresses(WORLD), tmp_path)
+    over_zeromq = adapters("zeromq", list(map(loopback, free_ports(WORLD))), tmp_path)
     assert len(over_gloo) == WORLD and len(set(over_gloo)) == WORLD
     assert over_gloo == over_zeromq
 
