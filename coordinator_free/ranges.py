@@ -1,7 +1,7 @@
 """The ranges of values that devices tell each other: one declaration for all messages and records.
 
-`transport/wire/packing.py` and `coordinator_free/membership/records.py` use these checks in both directions.
-So a value that cannot be sent cannot be let in. Every check takes any object and never raises.
+`transport/wire/packing.py` and `membership/signed_records.py` use these checks in both directions. So a value
+that cannot be sent cannot be let in. Every check takes any object and never raises.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ sides. All times here are rounds of the network, as this device knows them.
 from __future__ import annotations
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import PRESENT, Record, Status
+from coordinator_free.membership.signed_records import PRESENT, Record, Status
 
 SETTLED = 2  # rounds from the first training round of an owner until no later claim takes its slot
 MARGIN = 50  # rounds that a partition may take to be noticed, and its end to be told to all

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record
+from coordinator_free.membership.signed_records import Record
 
 EVERYBODY = "*"  # stands for all devices in place of a device id
 

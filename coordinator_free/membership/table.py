@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import slots
-from coordinator_free.membership.records import PRESENT, Record, Status, Verify
+from coordinator_free.membership.signed_records import PRESENT, Record, Status, Verify, is_genuine
 from coordinator_free.membership.slot_owners import SlotOwners
 
 JUMP = 1 << 16  # how far one accepted record moves the Lamport clock of its receiver at most
@@ -154,7 +154,7 @@ class Membership:
             old = self._records.get(record.key)
             if old is not None and _rank(record) <= _rank(old):
                 continue
-            if not self._genuine(record):
+            if not is_genuine(record, self._public.get(record.device), self._verify):
                 self.refused += 1
                 continue
             self._lamport = max(self._lamport, min(record.lamport, self._lamport + JUMP))
@@ -172,14 +172,6 @@ class Membership:
         return [r for r in self._losers(self._held(keep_crashed)) if r.key in living]
 
     # -- inside ----------------------------------------------------------------------------------
-    def _genuine(self, record: Record) -> bool:
-        """Whether the owner signed this record, or the record that this verdict is about."""
-        if self._public.get(record.device, record.public) != record.public:
-            return False  # a known id with another key
-        if record.claimed > record.lamport:
-            return False
-        return self._verify(record.public, record.signed_data(), record.signature)
-
     def _apply(self, record: Record) -> Change:
         self.changes += 1
         old = self._records.get(record.key)

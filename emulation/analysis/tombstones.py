@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record as MembershipRecord
+from coordinator_free.membership.signed_records import Record as MembershipRecord
 from emulation.analysis.records import Record, RunRecords
 from peers.storage import leave_wishes
 

@@ -14,8 +14,9 @@ from emulation.bench.kernel_tbf import Arrival, KernelLink, NotPossible, kernel_
 from transport.clocks.real import RealClock
 from transport.links.zmq_links import ZmqLinks
 from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.round_budget import Quota
 from transport.shaping.shaper import Shaper
-from transport.shaping.token_bucket import Quota, generated_violations
+from transport.shaping.token_bucket import generated_violations
 from transport.wire.limits import FRAME_BYTES
 from transport.wire.packing import PREFIX, wire_bytes
 

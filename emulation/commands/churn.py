@@ -13,7 +13,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from coordinator_free.membership.records import Record
+from coordinator_free.membership.signed_records import Record
 from emulation.analysis.records import read_lines
 from emulation.testbed import churn_log, leave_delivery
 from emulation.testbed.docker import SIGNALS, Container, DockerFailed, Project

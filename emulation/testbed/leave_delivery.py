@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record
+from coordinator_free.membership.signed_records import Record
 from emulation.analysis import records, tombstones
 from peers.errors import InputError
 from peers.storage import leave_wishes

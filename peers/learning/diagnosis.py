@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from coordinator_free.correction.residuals import Observables, report_bytes
 from coordinator_free.identifiers import BlockKey
+from peers.learning.backward_pass import backward
 from peers.learning.count_sketch import Sketcher, Vector
-from peers.lora.activations import Tap, taps
+from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue
+from peers.lora.activations import taps
 from peers.lora.blocks import Block
-from peers.lora.layout import ModelLayout, ModuleShape
+from peers.lora.layout import ModelLayout
 from peers.tasks.encode import IGNORED, Encoded
 from peers.tasks.loss import mean_loss, predictions
 
@@ -108,11 +110,12 @@ def diagnose(
         logits, wanted = predictions(model, batch)
         loss = mean_loss(logits, wanted)
         drawn = mean_loss(logits, _sampled(logits, wanted, draw)) if options.labels == "model" else None
-        gradients = _backward(loss, seen, keep=drawn is not None)
-        fisher = gradients if drawn is None else _backward(drawn, seen, keep=False)
-    totals = {group: _Total() for group in layout.groups}
+        gradients = backward(loss, seen, keep=drawn is not None)
+        fisher = gradients if drawn is None else backward(drawn, seen, keep=False)
+    totals = {group: GroupTotal() for group in layout.groups}
     for shape in layout.modules:
-        _add_module(totals[shape.group], shape, scale, blocks, gradients[shape.name], fisher, options)
+        passed, total = gradients[shape.name], totals[shape.group]
+        add_module(total, shape, scale, blocks, passed, fisher, options.microbatch)
     groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
     flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
@@ -126,25 +129,6 @@ def step_flops(layout: ModelLayout, tokens: int) -> float:
     return 2.0 * tokens * (2 * dense + 3 * own)
 
 
-# -- passes ----------------------------------------------------------------------------------------------
-class Pass(NamedTuple):
-    """x: [n, T, d]; d: dL/dy, [n, T, k]."""
-
-    x: Tensor
-    d: Tensor
-
-
-def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
-    """Input and output gradient of each module, from one forward and one backward pass of the loss."""
-    with taps(model, layout) as seen:
-        return _backward(mean_loss(*predictions(model, batch)), seen, keep=False)
-
-
-def _backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pass]:
-    found = torch.autograd.grad(loss, [tap.y for tap in seen.values()], retain_graph=keep)
-    return {name: Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
-
-
 @torch.no_grad()
 def _sampled(logits: Tensor, wanted: Tensor, draw: np.random.Generator) -> Tensor:
     """`wanted` with each response token replaced by a draw from the model's prediction."""
@@ -156,51 +140,16 @@ def _sampled(logits: Tensor, wanted: Tensor, draw: np.random.Generator) -> Tenso
     return sampled
 
 
-# -- from passes to gradients ----------------------------------------------------------------------------
-@dataclass(slots=True)
-class _Total:
-    """Sums of a group. gram: [m, m], of the micro-batches' loss shares. gradients: g_i, one per module."""
-
-    gram: Tensor | float = 0.0
-    gradients: list[Tensor] = field(default_factory=list)
-
-
-def _add_module(
-    total: _Total,
-    shape: ModuleShape,
-    scale: float,
-    blocks: Mapping[BlockKey, Block],
-    passed: Pass,
-    fisher: Mapping[str, Pass],
-    options: Options,
-) -> None:
-    bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
-    shares = _shares(passed, bases, options.microbatch)
-    total.gradients.append(scale * shares.sum(dim=0))
-    counted = (
-        shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, options.microbatch)
-    )
-    rows = counted.flatten(1)
-    total.gram = total.gram + scale**2 * (rows @ rows.T).double()
-
-
-def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
-    """Each micro-batch's share of the gradient w.r.t. B of all N blocks, divided by s: [m, k, N r]."""
-    count = len(passed.x) // microbatch
-    z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)
-    return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
-
-
 def _measured(
-    layout: ModelLayout, group: str, total: _Total, keys: list[BlockKey], sketcher: Sketcher
+    layout: ModelLayout, group: str, total: GroupTotal, keys: list[BlockKey], sketcher: Sketcher
 ) -> Measured:
-    """m micro-batches with loss shares G_c: grad l_c = m G_c and F = (1/m) sum_c grad l_c grad l_c^T."""
     assert isinstance(total.gram, Tensor)
-    curvature = len(total.gram) * float(torch.linalg.eigvalsh(total.gram)[-1])
     columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
     energies = {key: float(part.double().square().sum()) for key, part in zip(keys, columns, strict=True)}
     sketches = [sketcher.sketch(key, group, part) for key, part in zip(keys, columns, strict=True)]
-    return Measured(sum(energies.values()), max(curvature, 0.0), np.sum(sketches, axis=0), energies)
+    return Measured(
+        sum(energies.values()), largest_eigenvalue(total.gram), np.sum(sketches, axis=0), energies
+    )
 
 
 def _trimmed(batch: Encoded, options: Options) -> Encoded:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.learning.diagnosis import passes
+from peers.learning.backward_pass import passes
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.encode import IGNORED, Encoded

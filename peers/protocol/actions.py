@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction.policy_interface import GroupAction, Settings
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Record
+from coordinator_free.membership.signed_records import Record
 from transport.wire.messages import Manifest, Message
 
 

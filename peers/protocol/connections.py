@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from coordinator_free.membership import overlay
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from peers.protocol.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
+from peers.protocol.phases import Phase
 from peers.protocol.send_allocation import codecs
-from peers.protocol.state import SECOND, DeviceState, Peer, Phase
+from peers.protocol.state import SECOND, DeviceState, Peer
 from transport.wire.codec_names import CODECS
 from transport.wire.messages import Bye, Hello, Refuse
 

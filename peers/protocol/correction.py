@@ -31,7 +31,7 @@ from coordinator_free.correction.policy_interface import (
     View,
 )
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Verify
+from coordinator_free.membership.signed_records import Verify
 from peers.config import DeviceConfig
 from peers.protocol.actions import Diagnose, Drop
 from peers.protocol.connections import Connections

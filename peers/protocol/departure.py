@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Status, Verify
+from coordinator_free.membership.signed_records import Status, Verify
 from peers.errors import LEAVE_UNCONFIRMED
 from peers.protocol.actions import Drop, Exit
 from peers.protocol.membership import MembershipProtocol
+from peers.protocol.phases import Phase
 from peers.protocol.rounds import Rounds
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState
 from transport.wire.messages import Stopping
 
 TELLINGS = 4  # Stopping messages in one grace: a message may be lost on the radio

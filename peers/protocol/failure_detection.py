@@ -10,7 +10,8 @@ from coordinator_free.membership.swim import Swim
 from peers.config import DeviceConfig
 from peers.protocol.connections import Connections
 from peers.protocol.membership import MembershipProtocol
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.phases import Phase
+from peers.protocol.state import SECOND, DeviceState
 from transport.wire.messages import Ack, Nack, Ping, PingRequest, Suspect
 
 

@@ -9,8 +9,9 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.actions import Apply
 from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
+from peers.protocol.phases import Phase
 from peers.protocol.rounds import Rounds
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState
 from transport.wire.limits import MAX_WISHES
 from transport.wire.messages import Manifest, Request
 

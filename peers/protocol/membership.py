@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import PRESENT, Record, Status
+from coordinator_free.membership.signed_records import PRESENT, Record, Status
 from coordinator_free.membership.slots import NoFreeSlot
 from coordinator_free.membership.table import Change
 from peers.protocol.actions import Drop, OwnBlock, SaveLeave
 from peers.protocol.admission import Admission
 from peers.protocol.connections import Connections
 from peers.protocol.exchange import ZERO
+from peers.protocol.phases import Phase
 from peers.protocol.replicas import GONE, Replicas
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.state import SECOND, DeviceState
 from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 

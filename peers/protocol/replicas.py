@@ -8,11 +8,12 @@ the old block copy it to the new one, and use the copy until a newer version arr
 from __future__ import annotations
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.slots import EVERYBODY
 from peers.protocol.actions import AddBlock, DropBlock, Snapshot
 from peers.protocol.exchange import ZERO
-from peers.protocol.state import SECOND, DeviceState, Phase
+from peers.protocol.phases import Phase
+from peers.protocol.state import SECOND, DeviceState
 from transport.wire.limits import MAX_DELETED
 from transport.wire.messages import Deleted
 

@@ -10,7 +10,7 @@ from functools import partial
 from coordinator_free.averaging.mixing import metropolis_row
 from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from peers.protocol.actions import (
     Apply,
     Drop,
@@ -24,8 +24,9 @@ from peers.protocol.actions import (
 from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
 from peers.protocol.exchange import Choose, Plan
+from peers.protocol.phases import Phase
 from peers.protocol.send_allocation import Supply
-from peers.protocol.state import SECOND, DeviceState, Phase, majority
+from peers.protocol.state import SECOND, DeviceState, majority
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round

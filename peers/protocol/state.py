@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Record, Status, Verify
+from coordinator_free.membership.signed_records import Record, Status, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import FIFO, DeviceConfig
 from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
+from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import SendAllocation
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
@@ -27,30 +27,6 @@ SECOND = 1_000_000_000
 FEW_LINES = 64  # the same of `refused`, which anyone can cause
 ALL_LINES = 10_000  # lines of one event in events.jsonl that are all written
 AHEAD = 2  # rounds from the network's round to the first round of a newcomer, at most
-
-
-class Phase(Enum):
-    """The stage of a device's life. The values appear in the health report."""
-
-    SETTLE = "settle"  # it looks for the other devices of the run
-    JOIN = "join"  # it fetches the blocks of a run that has begun
-    TRAIN = "train"  # its local steps of a round are under way
-    WAIT = "wait"  # it has published its data and waits for its neighbours' manifests
-    FINISH = "finish"  # it has closed its last round and says goodbye
-    GONE = "gone"  # it has left, retired or ended
-
-
-TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
-    Phase.SETTLE: frozenset({Phase.JOIN, Phase.TRAIN, Phase.GONE}),
-    # JOIN -> JOIN: a joiner that lost its slot claims another one.
-    Phase.JOIN: frozenset({Phase.JOIN, Phase.TRAIN, Phase.FINISH, Phase.GONE}),
-    Phase.TRAIN: frozenset({Phase.WAIT, Phase.FINISH, Phase.GONE}),
-    Phase.WAIT: frozenset({Phase.TRAIN, Phase.FINISH, Phase.GONE}),
-    # FINISH -> JOIN: a device joined after the last round and lost its slot before it ended.
-    Phase.FINISH: frozenset({Phase.JOIN, Phase.GONE}),
-    # GONE -> GONE: a leave after a retire, and the end of a device that has said that it goes.
-    Phase.GONE: frozenset({Phase.GONE}),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any
 from coordinator_free.averaging.mixing import Arrival
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Record, Verify
+from coordinator_free.membership.signed_records import Record, Verify
 from coordinator_free.membership.table import Membership
 from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Drop
@@ -35,11 +35,12 @@ from peers.protocol.failure_detection import FailureDetection
 from peers.protocol.joining import Joining
 from peers.protocol.membership import MembershipProtocol
 from peers.protocol.overhead_offset import PartBytes
+from peers.protocol.phases import Phase
 from peers.protocol.replicas import Replicas
 from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
 from peers.protocol.signed_versions import SignedCopy, statement
-from peers.protocol.state import SECOND, DeviceState, Identity, Peer, Phase
+from peers.protocol.state import SECOND, DeviceState, Identity, Peer
 from transport.wire import messages
 
 __all__ = ["DeviceProtocol", "Identity", "Peer", "Phase"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transport.shaping.token_bucket import Priority
+from transport.shaping.round_budget import Priority
 from transport.wire.messages import Ack, Gossip, Message, Nack, Observed, Ping, PingRequest, Suspect
 
 LIVENESS = (Ping, Ack, PingRequest, Nack, Suspect)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from peers.protocol.actions import Action
 from peers.runtime import partition
 from peers.runtime.components import Components
+from peers.runtime.drain import Shutdown
 from peers.runtime.event_queue import Kind
 from peers.runtime.external_events import END_SIGNAL, ExternalEvents
 from peers.runtime.performer import ActionPerformer
 from peers.runtime.scripted_events import ScriptedEvents
-from peers.runtime.shutdown import Shutdown
 from peers.storage import leave_wishes
 
 Source = Literal["queue", "sender", "timer"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from peers.learning.learner import TrainResult
 from peers.protocol import actions as do
-from peers.protocol.state import Phase
+from peers.protocol.phases import Phase
 from peers.runtime.components import Components
 from peers.runtime.event_queue import Event, Kind
 from peers.runtime.futures import call_when_done

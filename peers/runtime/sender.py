@@ -24,8 +24,8 @@ from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
 from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.round_budget import Priority, Quota
 from transport.shaping.shaper import Shaper
-from transport.shaping.token_bucket import Priority, Quota
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import (
     CURVE_BYTES,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 
 FILE = "leave.json"
 DELIVERED = "leaves.json"

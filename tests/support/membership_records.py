@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.table import Membership
 from tests.support.signatures import public, sign_as, table
 

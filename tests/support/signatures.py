@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import random
 
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from coordinator_free.membership.table import Membership
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from transport.shaping.outgoing import Outgoing
-from transport.shaping.token_bucket import Priority, Quota
+from transport.shaping.round_budget import Priority, Quota
 
 
 class HeldControl:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from transport.shaping.token_bucket import Priority
+from transport.shaping.round_budget import Priority
 
 Buffer = bytes | memoryview
 

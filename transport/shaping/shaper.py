@@ -27,7 +27,8 @@ from coordinator_free.seeded_random import blake2b_128, generator
 from transport.shaping.channel import cost_bytes
 from transport.shaping.held_control import HeldControl
 from transport.shaping.outgoing import Departure, Outgoing
-from transport.shaping.token_bucket import SECOND_NS, Quota, TokenBucket
+from transport.shaping.round_budget import Quota
+from transport.shaping.token_bucket import SECOND_NS, TokenBucket
 
 Account = tuple[str, str]  # peer, cause
 

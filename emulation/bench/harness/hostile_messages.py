@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from transport.security.keys import DeviceIdentity
 from transport.wire import messages
 from transport.wire.fields import RECORDS, TREE, WORDS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import slots
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from coordinator_free.membership.slots import EVERYBODY, Quarantine
 from tests.support.membership_records import filled, make
 from tests.support.signatures import Cluster, table

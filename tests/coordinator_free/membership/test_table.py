@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.table import Membership
 from tests.support.membership_records import filled, make
 from tests.support.signatures import digest, public, sign_as, table

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from emulation.analysis import forgotten_files, invariants, records, summary, tombstones
 from peers.storage import checkpoint, leave_wishes
 from peers.storage.adapter_folder import WEIGHTS, adapter_sha256

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from emulation.commands import churn
 from emulation.launch import run_loop
 from emulation.launch.run_state import DeviceStatus, RunState

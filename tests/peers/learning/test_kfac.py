@@ -8,7 +8,7 @@ from torch import Tensor
 
 import peers.learning.kfac
 from coordinator_free.correction.policy_interface import GroupAction
-from peers.learning.diagnosis import passes
+from peers.learning.backward_pass import passes
 from peers.learning.kfac import FisherSteps, _factors
 from peers.learning.learner import Learner
 from peers.tasks.encode import IGNORED

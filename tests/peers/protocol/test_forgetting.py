@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from peers.errors import LEAVE_UNCONFIRMED
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from peers.protocol import actions as do
 from peers.protocol.state import AHEAD
 from tests.support.membership_records import make

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.records import Status
+from coordinator_free.membership.signed_records import Status
 from peers.protocol import actions as do
 from tests.support.simulated import GROUPS, MILLI, SECOND, refusal, still
 from tests.support.simulated_checks import agreed, has_gone, rest, started, trains

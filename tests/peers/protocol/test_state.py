@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from coordinator_free.correction.residuals import Size
-from peers.protocol.state import TRANSITIONS, DeviceState, Identity, Phase
+from peers.protocol.phases import TRANSITIONS, Phase
+from peers.protocol.state import DeviceState, Identity
 from tests.support.signatures import public, sign_as, verify
 from tests.support.simulated import GROUPS, address, small_config
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase
 from tests.support.signatures import public, sign_as

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.membership.records import Record
+from coordinator_free.membership.signed_records import Record
 from emulation.bench.harness.hostile_messages import HostileMessages
 from peers.protocol.actions import Snapshot, Tell
 from tests.support.live_devices import ROUNDS, Device, live, send_all, until

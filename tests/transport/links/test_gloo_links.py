@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from emulation.bench.harness.fleet import config
-from emulation.launch.ports import free_ports, loopback
 from emulation.bench.harness.learner import BenchLearner
+from emulation.launch.ports import free_ports, loopback
 from peers.config import MixingConfig, RoundConfig
 from peers.learning.learner import Learner
 from peers.runtime.child_process import guard, redirect_output

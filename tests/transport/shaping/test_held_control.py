@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.round_budget import Priority, Quota
 from transport.shaping.shaper import Shaper
-from transport.shaping.token_bucket import Priority, Quota
 
 BUDGET, SHARE = 20_000, 0.05
 LIVENESS_BYTES = int(BUDGET * SHARE) // 2

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transport.shaping.outgoing import Departure, Outgoing
+from transport.shaping.round_budget import Quota
 from transport.shaping.shaper import Shaper
-from transport.shaping.token_bucket import SECOND_NS, Quota, keeps_invariant
+from transport.shaping.token_bucket import SECOND_NS, keeps_invariant
 
 FRAME = 1000
 

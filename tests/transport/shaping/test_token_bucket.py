@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport.shaping.token_bucket import (
-    SECOND_NS,
-    Quota,
-    TokenBucket,
-    generated_violations,
-    keeps_invariant,
-)
+from transport.shaping.round_budget import Quota
+from transport.shaping.token_bucket import SECOND_NS, TokenBucket, generated_violations, keeps_invariant
 
 RATES = st.integers(1, 10**10)
 TRAFFIC = st.lists(st.tuples(st.integers(0, 10**12), st.integers(1, 5000)), min_size=1, max_size=30)

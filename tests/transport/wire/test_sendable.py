@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator_free import ranges
-from coordinator_free.membership.records import Record, Status
+from coordinator_free.membership.signed_records import Record, Status
 from tests.support.bombs import ENVELOPE, raw
 from transport.wire import limits
 from transport.wire.errors import WireError

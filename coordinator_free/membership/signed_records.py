@@ -83,3 +83,13 @@ class Record:
             if not check(data[name]):
                 raise ValueError(f"{name} of a membership record is out of range")
         return cls(**{**data, "status": Status(data["status"])})
+
+
+def is_genuine(record: Record, known: bytes | None, verify: Verify) -> bool:
+    """Whether the owner signed this record, or the record that this verdict is about.
+
+    known: the key that is bound to the device's id; None: none yet. A forged leave is refused here.
+    """
+    if known not in (None, record.public) or record.claimed > record.lamport:
+        return False
+    return verify(record.public, record.signed_data(), record.signature)

@@ -1,0 +1,56 @@
+"""The curvature lambda_max(F_g) of a layer group, from per-example or micro-batch gradients (method 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from coordinator_free.identifiers import BlockKey
+from peers.learning.backward_pass import Pass
+from peers.lora.blocks import Block
+from peers.lora.layout import ModuleShape
+
+
+@dataclass(slots=True)
+class GroupTotal:
+    """Sums of a group. gram: [m, m], of the micro-batches' loss shares. gradients: g_i, one per module."""
+
+    gram: Tensor | float = 0.0
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+def add_module(
+    total: GroupTotal,
+    shape: ModuleShape,
+    scale: float,
+    blocks: Mapping[BlockKey, Block],
+    passed: Pass,
+    fisher: Mapping[str, Pass],
+    microbatch: int,
+) -> None:
+    """Add one module to the sums of its group. `fisher`: passes with the labels of the Fisher information."""
+    bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
+    shares = _shares(passed, bases, microbatch)
+    total.gradients.append(scale * shares.sum(dim=0))
+    counted = shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, microbatch)
+    rows = counted.flatten(1)
+    total.gram = total.gram + scale**2 * (rows @ rows.T).double()
+
+
+def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
+    """Each micro-batch's share of the gradient w.r.t. B of all N blocks, divided by s: [m, k, N r]."""
+    count = len(passed.x) // microbatch
+    z, d = (passed.x.float() @ bases).flatten(0, 1), passed.d.flatten(0, 1)
+    return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
+
+
+def largest_eigenvalue(gram: Tensor) -> float:
+    """lambda_max(F_g) from the Gram matrix of m micro-batches' loss shares G_c (method 6).
+
+    grad l_c = m G_c and F = (1/m) sum_c grad l_c grad l_c^T. Its eigenvalues are m times those of the Gram
+    matrix.
+    """
+    return max(len(gram) * float(torch.linalg.eigvalsh(gram)[-1]), 0.0)
