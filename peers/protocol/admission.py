@@ -64,13 +64,13 @@ class Admission:
     def _make_room(self, record: Record) -> bool:
         """Remove the least credible record: an earlier incarnation that was withdrawn or crashed.
 
-        Tombstones and the newest record of each device stay. Returns False if there is no such record.
+        Tombstones, the newest record of each device and the own records stay. Returns False without one.
         """
         members = self._state.members
         ended = (Status.WITHDRAWN, Status.CRASHED)
         for old in members:
             newest = members.newest(old.device)
-            earlier = newest is not None and newest.key != old.key
+            earlier = newest is not None and newest.key != old.key and old.device != self._state.me.device
             if earlier and old.status in ended and old.key not in self._state.blocks:
                 members.remove(old.key)
                 self._state.quarantine.forget(old.key)

@@ -227,9 +227,13 @@ class MembershipProtocol:
                 self._replicas.sync(now)
 
     def _note_confirmations(self, records: list[Record]) -> None:
-        """Note that another device has the last records of this device, which must not be lost."""
+        """Note that another device has the last records of this device, which must not be lost.
+
+        Only the record itself, signature included, shows that it has arrived.
+        """
         state = self._state
-        confirmed = [r for r in records if state.unconfirmed.get(r.key) is r.status]
+        own = [r for r in records if state.members.get(r.key) == r]
+        confirmed = [r for r in own if state.unconfirmed.get(r.key) is r.status]
         for record in confirmed:
             del state.unconfirmed[record.key]
         if not state.unconfirmed and any(r.status is Status.LEFT for r in confirmed):
@@ -271,6 +275,9 @@ class MembershipProtocol:
         state, record = self._state, change.record
         if record.device == state.me.device:
             return
+        known = change.before is not None and change.before.status is record.status
+        if known and record.status is not Status.ALIVE:
+            return  # the owner has signed the same departure once more
         if record.status is Status.LEFT:
             self._log_tombstones([record])
         newest = state.members.newest(record.device)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
@@ -27,6 +27,7 @@ from coordinator_free.ranges import path_component
 from peers.lora.bases import Recipe
 from peers.lora.blocks import BlockSet
 from peers.lora.layout import ModelLayout, ModuleShape
+from peers.storage.tensor_file import save_tensors
 
 FORMAT = 1
 WEIGHTS = "adapter_model.safetensors"
@@ -168,7 +169,7 @@ def _nothing(shape: ModuleShape) -> Factors:
 def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = adapter_tensors(recipe.layout, blocks)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
     _peft_config(recipe, ranks).save_pretrained(folder)
     return tensors

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.lora.adapted_model import DenseWeights
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import Block
+from peers.storage.tensor_file import save_tensors
 
 if TYPE_CHECKING:
     from peers.config import DeviceConfig
@@ -27,7 +27,7 @@ def write_snapshot(
     """Write `tensors` (B by "<block>/<group>"). A rename at the end hides the partial file from readers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
-    save_file(dict(tensors), unfinished, metadata={**meta, "slots": json.dumps(dict(slots))})
+    save_tensors(tensors, unfinished, {**meta, "slots": json.dumps(dict(slots))})
     unfinished.replace(path)
 
 

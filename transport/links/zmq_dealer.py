@@ -144,7 +144,11 @@ class Dealer:
             self._set_up(self._socket)
             self._watch = Watch(self._socket.get_monitor_socket(HANDSHAKES), self._on_event)
             self._resolver.resolve(self.address, partial(self._connect, self._socket))
-        except (zmq.ZMQError, TooManyNames) as error:
+        except TooManyNames:
+            self._report("no_name", self.address)
+            self._shut(0)  # the next message tries again
+            return
+        except zmq.ZMQError as error:
             self._shut(0)
             raise ValueError(f"cannot connect to {self.address!r}: {error}") from None
         if self._socket is None:

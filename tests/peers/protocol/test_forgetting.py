@@ -127,6 +127,19 @@ def test_a_record_that_is_refused_is_not_confirmed() -> None:
     assert echoed == []
 
 
+def test_a_forged_confirmation_confirms_nothing() -> None:
+    net = started(3)
+    apart(net, "d1")
+    net.signal("d1", "leave")
+    left = net["d1"].protocol._state.members.get(D1)
+    assert left is not None and left.status is Status.LEFT
+    forged = Record(**{**left.to_dict(), "status": Status.LEFT, "signature": bytes(64)})
+    net["d1"].protocol.on_message(net.now, "d0", net["d0"].protocol._state.gossip([forged]))
+    assert D1 in net["d1"].protocol._state.unconfirmed
+    net["d1"].protocol.on_message(net.now, "d0", net["d0"].protocol._state.gossip([left]))
+    assert D1 not in net["d1"].protocol._state.unconfirmed
+
+
 # -- exports after a leave ---------------------------------------------------------------------------------
 
 

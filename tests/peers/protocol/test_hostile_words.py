@@ -199,3 +199,19 @@ def test_confirmations_of_unknown_blocks_are_ignored() -> None:
     net = started(3)
     say(net, "d2", Deleted([("ghost", n, "*") for n in range(1000)]), "d0")
     assert not net["d0"].protocol._replicas._news
+
+
+def test_a_departure_that_is_signed_again_starts_no_further_correction() -> None:
+    net = started(4, round={"count": 400})
+    net.signal("d3", "leave")
+    net.run(3.0)
+    state = net["d0"].protocol._state
+    left, events = state.members.get(BlockKey("d3", 0)), state.events
+    assert left is not None and left.status is Status.LEFT and events == 1
+    for later in range(1, 4):
+        again = replace(left, lamport=left.lamport + later, signature=b"")
+        signed = replace(again, signature=sign_as("d3", again.signed_data()))
+        say(net, "d1", gossip(signed), "d0")
+    net.run(1.0)
+    assert state.members.get(BlockKey("d3", 0)) != left
+    assert state.events == events and len(net["d0"].logged("peer_gone")) == 1
