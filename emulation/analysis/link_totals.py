@@ -20,7 +20,7 @@ def final_links(metrics: Iterable[Record], events: Iterable[Record]) -> dict[str
     Latency quantiles are those of the last life. Latency counts are summed over the lives that ended
     normally.
     """
-    last: dict[int, LinkCounters] = {int(line["life"]): line["links"] for line in metrics}
+    last: dict[int, LinkCounters] = {int(line.get("life", 0)): line["links"] for line in metrics}
     # A life writes its totals last, whatever the times of its rounds.
     last |= {int(e["life"]): e["links"] for e in events if e["event"] == "finished" and "links" in e}
     total: dict[str, Record] = {}
@@ -36,7 +36,7 @@ def sent_by_round(metrics: Iterable[Record]) -> dict[int, int]:
     """
     sent, before = Counter[int](), Counter[int]()
     for line in metrics:
-        now, life = total_sent(line["links"]), int(line["life"])
+        now, life = total_sent(line["links"]), int(line.get("life", 0))
         sent[int(line["round"])] += now - before[life]
         before[life] = now
     return dict(sent)

@@ -155,7 +155,7 @@ class Departure:
     def _end(self, reason: str) -> None:
         """Say goodbye and exit. A leave that nobody has confirmed has its own exit status."""
         state, self._going = self._state, ""
-        lost = Status.LEFT in state.unconfirmed.values()
+        lost = Status.LEFT in state.unconfirmed.values() and not self._is_last()
         state.timers.pop("insist", None)
         self._rounds.say_farewell(reason, last=True)
         state.enter(Phase.GONE)
@@ -165,6 +165,12 @@ class Departure:
             state.act(Exit(LEAVE_UNCONFIRMED, f"nobody has confirmed the leave of {kept}; it is saved"))
         else:
             state.act(Exit(0, reason))
+
+    def _is_last(self) -> bool:
+        """Whether all other devices have left: then nobody holds a block that could be deleted."""
+        state = self._state
+        newest = map(state.members.newest, {record.device for record in state.members} - {state.me.device})
+        return all(record is not None and record.status is Status.LEFT for record in newest)
 
 
 def _statement(key: BlockKey) -> bytes:

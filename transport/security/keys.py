@@ -73,7 +73,7 @@ class NetworkKeys:
     secrets: tuple[bytes, ...] = field(repr=False)
     device: CurvePair | None = None
     allowed: Mapping[str, bytes] | None = None
-    signers: Mapping[str, bytes] = field(default_factory=dict)
+    signers: Mapping[str, bytes] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.secrets) <= MAX_ACTIVE or len(set(self.secrets)) != len(self.secrets):

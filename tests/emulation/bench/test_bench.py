@@ -222,8 +222,8 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
     [
         (
             ["nonsense"],
-            "allowed: transport, shaper, wire, rounds, accounting, clock, churn, join, load, membership, "
-            "partition",
+            "allowed: transport, shaper, wire, rounds, accounting, clock, churn, hostile, join, load, "
+            "membership, partition",
         ),
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),

@@ -105,6 +105,14 @@ def test_two_devices_that_leave_together_do_not_confirm_each_other() -> None:
     assert {net[d].exit.code for d in ("d1", "d2")} == {LEAVE_UNCONFIRMED}  # type: ignore[union-attr]
 
 
+def test_the_last_devices_that_leave_need_no_confirmation() -> None:
+    net = started(2)
+    net.signal("d0", "leave")
+    net.signal("d1", "leave")
+    net.run(3.0)
+    assert [net[d].exit for d in ("d0", "d1")] == [do.Exit(0, "leave")] * 2
+
+
 def test_a_forged_wish_is_refused() -> None:
     net = started(3)
     (own,) = [r for r in net["d0"].protocol.members if r.device == "d1"]

@@ -41,5 +41,7 @@ def test_the_report_names_the_reason() -> None:
     final = dict.fromkeys(("accuracy_all", "accuracy_min", "loss"))
     budget = dict.fromkeys(("spent_bytes", "granted_bytes", "violations"), 0)
     devices = [{"id": "d0", "failure": None}, {"id": "d1", "failure": "OSError: no space"}]
+    forgotten = {"unconfirmed_leaves": [], "forgotten": {"corrected": [], "holding": []}}
     summary = {"events": [], "devices": devices, "final": final, "budget": budget, "unfinished": True}
+    summary |= forgotten
     assert "d1 failed: OSError: no space" in text.sentences(summary)
