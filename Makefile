@@ -2,8 +2,9 @@
 # versions of constraints.txt. Another interpreter: make demo PYTHONS=/path/to/python
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
-# Python 3.11 measures coverage with a tracer that slows the tests. Tests without coverage: make test COVERAGE=
-COVERAGE ?= --cov --cov-report=term
+# Python 3.11 has no sys.monitoring: coverage then takes a tracer that doubles the time of many tests, so it is off there.
+# With it on any version: make test COVERAGE=--cov
+COVERAGE ?= $(shell .venv/bin/python -c "import sys; print('--cov --cov-report=term' * (sys.version_info >= (3, 12)))")
 # --strict: a warning, such as a broken link, is an error (with --quiet it is not counted, so --quiet is left out). The
 # variable hides a notice about the future of the tools.
 DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
@@ -16,6 +17,7 @@ demo: .venv/.installed
 
 # two files at a time: many tests wait for processes of their own
 test: .venv/.installed-dev
+	@[ -n "$(COVERAGE)" ] || echo "coverage is off on Python 3.11; with it: make test COVERAGE=--cov"
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE)
 
 # container tests; without a Docker engine they are skipped, and say so
