@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
@@ -22,6 +22,7 @@ from peers.lora.blocks import BlockSet
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import folder_of
 from peers.storage.snapshots import write_snapshot
+from peers.storage.tensor_file import load_tensors
 
 FOLDER = "checkpoint"
 MOMENTS = "moments"
@@ -67,9 +68,7 @@ def forget_blocks(path: Path, gone: Collection[BlockKey]) -> None:
     Raises InputError for a damaged file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            meta: dict[str, str] = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, meta = load_tensors(path)
         slots: dict[str, int] = json.loads(meta.pop("slots"))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no checkpoint: {error}") from None
@@ -94,9 +93,7 @@ def load(run: Path, device: str, fingerprint: Fingerprint) -> Checkpoint:
     if not path.exists():
         return Checkpoint()
     try:
-        with safe_open(path, framework="pt") as file:
-            meta: dict[str, str] = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, meta = load_tensors(path)
         there = Fingerprint.from_dict(json.loads(meta["fingerprint"]))
         found = _parse(tensors, json.loads(meta["slots"]))
     except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:

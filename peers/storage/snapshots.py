@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.lora.adapted_model import DenseWeights
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import Block
-from peers.storage.tensor_file import save_tensors
+from peers.storage.tensor_file import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from peers.config import DeviceConfig
@@ -48,9 +47,7 @@ class SnapshotModel:
 
     def load(self, path: Path) -> dict[str, str]:
         """Replace the blocks of the model by those of a snapshot; returns the snapshot's metadata."""
-        with safe_open(path, framework="pt", device=str(self._device)) as file:
-            meta: dict[str, str] = dict(file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, meta = load_tensors(path, str(self._device))
         slots: dict[str, int] = json.loads(meta["slots"])
         self._dense.fold([self._block(key, slots[str(key)], tensors) for key in _keys(tensors)])
         return meta

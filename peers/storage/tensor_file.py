@@ -1,11 +1,11 @@
-"""Writing of tensors to a file."""
+"""Files of tensors with metadata, in the format of safetensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,3 +19,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         save_file(dict(tensors), path, metadata=dict(metadata))
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
+
+
+def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, on `device`, and its metadata. Raises SafetensorError or OSError."""
+    with safe_open(path, framework="pt", device=device) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
