@@ -6,8 +6,10 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
@@ -43,13 +45,18 @@ SIGNALS: dict[SignalKind, signal.Signals] = {
 }
 
 
-def prepare(state: RunState, console: Console) -> LocalBackend:
-    """Write the scenario into the run's folder and choose addresses and keys."""
+def prepare(
+    state: RunState, console: Console, make: Callable[..., LocalBackend] | None = None
+) -> LocalBackend:
+    """Write the scenario into the run's folder and choose addresses and keys.
+
+    `make`: makes the backend of these; default: LocalBackend.
+    """
     scenario = state.scenario
     state.out.mkdir(parents=True, exist_ok=True)
     (state.out / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
     state.epoch_ns = time.monotonic_ns()
-    return LocalBackend(
+    return (make or LocalBackend)(
         state=state,
         addresses=_addresses(scenario),
         channel=wireless.channel(scenario, scenario.all_devices),
@@ -76,6 +83,7 @@ class LocalBackend:
     channel: Channel
     keys: dict[str, DeviceKeys] = field(repr=False)  # by device
     lives: dict[str, list[ForkServerProcess]] = field(default_factory=dict)  # one process for each life
+    process: Callable[[DeviceSpec, Connection], object] = process_main  # what a device's process runs
     poll_s: float = 0.1
 
     def start_initial(self) -> None:
@@ -135,7 +143,7 @@ class LocalBackend:
         spec = self._spec(device, len(lives), cohort)
         if any(event.kind == "crash" for event in spec.script):
             self.state.killed.add((device, spec.life))
-        lives.append(self.forkserver.start(process_main, spec, name=device))
+        lives.append(self.forkserver.start(self.process, spec, name=device))
 
     def _spec(self, device: str, life: int, cohort: int) -> DeviceSpec:
         """`cohort`: the number of initial devices; 0 for a device that joins or returns."""

@@ -36,6 +36,8 @@ from transport.links.interface import Links
 from transport.security.keys import DeviceIdentity, verify
 from transport.shaping.accounting import Accounts
 
+MakeDriver = Callable[[DeviceSpec, Links, Accounts, Learner, Recorder, DeviceIdentity], Driver]
+
 
 def make_driver(
     spec: DeviceSpec,
