@@ -19,6 +19,7 @@ from peers.protocol.send_allocation import Supply
 from peers.runtime.control_priority import priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec
+from transport.clocks.virtual import device_of
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
@@ -100,7 +101,7 @@ class Sender:
         self._live: tuple[str, ...] = (spec.id,)
         self._slowest_Bps = radio.rate_Bps
         self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
-        self._by_address = {address: life.partition("#")[0] for life, address in spec.group.items()}
+        self._by_address = {address: device_of(life) for life, address in spec.group.items()}
         self._cut_off: frozenset[str] = frozenset()
         self.outages: set[str] = set()  # peers to which no data leaves in this round
 

@@ -111,7 +111,8 @@ class HostileBackend(LocalBackend):
     def running(self) -> dict[str, DeviceStatus]:
         statuses = super().running()
         honest = [d for d in statuses if d not in self.plan.devices and statuses[d].running]
-        if self.plan.ends_run and not self._told and self._attack_is_over():
+        started = all(self.state.last_round.get(device, -1) >= 0 for device in honest)
+        if self.plan.ends_run and started and not self._told and self._attack_is_over():
             self._told = True
             for device in honest:
                 self.signal(device, "end")
