@@ -191,7 +191,7 @@ class Accounts:
     def link(self, peer: str) -> LinkAccount:
         """The account of a peer to which this device has a link, or of a member.
 
-        Above `MAX_PEERS` names, the one that was used longest ago gives up its account: OTHERS gets its counts.
+        Above `MAX_PEERS` names, OTHERS gets the counts of the one that was used longest ago.
         """
         account = self._links.pop(peer, None)
         if account is None:

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -40,6 +41,8 @@ from transport.links.interface import Links, Received
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import DeviceIdentity
 from transport.shaping.accounting import Accounts
+from transport.wire.codec_names import CODECS
+from transport.wire.messages import Hello
 from transport.wire.packing import CODES, PREFIX
 
 PROGRAM = "from emulation.bench.harness.hostile_member import main; main()"
@@ -107,12 +110,12 @@ class HostileBackend(LocalBackend):
 
     plan: Plan
     _told: bool = field(default=False, init=False)
+    _started_s: float | None = field(default=None, init=False)  # when all honest devices had closed a round
 
     def running(self) -> dict[str, DeviceStatus]:
         statuses = super().running()
         honest = [d for d in statuses if d not in self.plan.devices and statuses[d].running]
-        started = all(self.state.last_round.get(device, -1) >= 0 for device in honest)
-        if self.plan.ends_run and started and not self._told and self._attack_is_over():
+        if self.plan.ends_run and not self._told and self._attack_is_over(honest):
             self._told = True
             for device in honest:
                 self.signal(device, "end")
@@ -121,9 +124,14 @@ class HostileBackend(LocalBackend):
                 self.signal(device, "crash")
         return {d: self._pardoned(d, status) for d, status in statuses.items()}
 
-    def _attack_is_over(self) -> bool:
-        late = self.state.seconds() > self.plan.most_s
-        return late or delivered(self.state.out) >= self.plan.messages
+    def _attack_is_over(self, honest: Iterable[str]) -> bool:
+        """A device that is told to end before its first round has no handler for the signal."""
+        if any(self.state.last_round.get(device, -1) < 0 for device in honest):
+            return False
+        if self._started_s is None:
+            self._started_s = self.state.seconds()
+        done = not self.state.pending and delivered(self.state.out) >= self.plan.messages
+        return done or self.state.seconds() > self._started_s + self.plan.most_s
 
     def _pardoned(self, device: str, status: DeviceStatus) -> DeviceStatus:
         if device not in self.plan.devices:
@@ -202,6 +210,7 @@ def _make_hostile(
         spec.id,
         identity,
         learner.groups,
+        _hello(spec, learner),
         rounds=spec.config.round.count,
         slots=spec.config.adapter.max_devices,
         evicts=plan.evicts,
@@ -210,6 +219,13 @@ def _make_hostile(
     task = asyncio.get_running_loop().create_task(_attack(plan, driver, spec, source))
     _tasks.add(task)
     return driver
+
+
+def _hello(spec: DeviceSpec, learner: Learner) -> Hello:
+    """The hello of an honest device."""
+    config = spec.config
+    abilities = [f"mixing:{config.mixing.mode}", f"clock:{config.clock}", *(f"codec:{c}" for c in CODECS)]
+    return Hello(spec.advertise, learner.fingerprint.to_dict(), True, abilities, 0)
 
 
 async def _attack(plan: Plan, driver: Driver, spec: DeviceSpec, source: HostileMessages) -> None:

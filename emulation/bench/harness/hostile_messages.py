@@ -32,13 +32,15 @@ INVENTED = 40  # names of members that do not exist
 FLIGHT_NS = 2_000_000_000  # longest time until the arrival that a message names
 EARLY = 0.02  # share of the messages that name a later arrival
 IMPOSSIBLE = 0.02  # share of the messages that name an arrival after the bound
+CLOSING = 0.1  # share of the messages that end a greeting which are sent: strangers' messages are refused
+ENDS_GREETING = (messages.Hello, messages.Bye)
 Frames = list[bytes]
 
 
 class HostileMessages:
     """`me`, `incarnation`: of the hostile member. `groups`: of the adapter.
 
-    `identity` signs its records. `evicts`: whether it also sends crash verdicts about others.
+    `identity` signs its records. `hello`: an honest one, which greets again after a bad one. `evicts`: whether it also sends crash verdicts about others.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class HostileMessages:
         me: str,
         identity: DeviceIdentity,
         groups: Sequence[str],
+        hello: messages.Hello,
         *,
         rounds: int,
         slots: int,
@@ -55,6 +58,7 @@ class HostileMessages:
     ) -> None:
         self._draw = random.Random(repr(seed))
         self._me, self._identity, self._groups = me, identity, groups
+        self._honest_hello = hello
         self._rounds, self._slots, self._evicts = rounds, slots, evicts
         self.ghosts = {f"ghost{n}": DeviceIdentity.generate() for n in range(INVENTED)} if invents else {}
         self._makers: list[Callable[[], messages.Message]] = [
@@ -75,6 +79,8 @@ class HostileMessages:
             return self._out_of_range(envelope)
         while True:
             message = draw.choice(self._makers)()
+            if isinstance(message, ENDS_GREETING) and draw.random() > CLOSING:
+                message = self._honest_hello
             payload = self._payload(message) if isinstance(message, messages.Update) else None
             try:
                 return [bytes(frame) for frame in pack(envelope, message, payload)]
