@@ -143,6 +143,8 @@ def device(
     partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
+    if health_socket is not None:
+        health.check_path(health_socket)
     own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())
     public, signing = _identity(identity, own_name)
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import torch
 
-from emulation.analysis.records import last_line
+from emulation.analysis.records import reason
 from emulation.launch.errors import RunFailed
 from emulation.launch.ports import use_ports
-from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.child_process import failure_recorded, guard, redirect_output
 
 T = TypeVar("T")
 PROGRESS_S = 1.0
@@ -61,7 +61,7 @@ def run_chains(
                 process, file = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode:
-                    raise RunFailed(f"{last_line(file)} (see {file})")
+                    raise RunFailed(f"{reason(file)} (see {file})")
             on_progress()
     finally:
         _kill_all([process for process, _ in running.values()])
@@ -89,5 +89,6 @@ def _work(
     file.unlink(missing_ok=True)
     redirect_output(file)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    for item in chain:
-        work(item)
+    with failure_recorded(file):
+        for item in chain:
+            work(item)

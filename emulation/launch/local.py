@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 
-from emulation.analysis.records import failure, last_line
+from emulation.analysis.records import failure, reason
 from emulation.launch import run_keys
 from emulation.launch.backend import SignalKind
 from emulation.launch.device_scripts import executed_events, not_executed, present_at_start, script_of
@@ -133,7 +133,7 @@ class LocalBackend:
             running=alive,
             exits=exits,
             can_return=not alive,
-            failure=f"{failure(log.parent) or last_line(log)}; its log: {log}" if failed else "",
+            failure=f"{failure(log.parent) or reason(log)}; its log: {log}" if failed else "",
             record={"pid": processes[-1].pid},
         )
 

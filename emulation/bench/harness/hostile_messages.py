@@ -40,7 +40,8 @@ Frames = list[bytes]
 class HostileMessages:
     """`me`, `incarnation`: of the hostile member. `groups`: of the adapter.
 
-    `identity` signs its records. `hello`: an honest one, which greets again after a bad one. `evicts`: whether it also sends crash verdicts about others.
+    `identity` signs its records. `hello`: an honest one, which greets again after a bad one.
+    `evicts`: whether it also sends crash verdicts about others.
     """
 
     def __init__(
