@@ -22,7 +22,7 @@ from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import device_of
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
-from transport.shaping.accounting import Accounts
+from transport.shaping.accounting import MAX_PEERS, Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
 from transport.shaping.outgoing import Departure, Outgoing
 from transport.shaping.round_budget import Priority, Quota
@@ -109,14 +109,27 @@ class Sender:
     def connect(self, peer: str, address: str, now_ns: int) -> None:
         self._links.connect(peer, address, self._on_broken)
         self._address[peer] = address
+        self._forget_oldest_links()
         self._update_link(peer, now_ns)
         self._set_in_flight(peer, 0)
+
+    def _forget_oldest_links(self) -> None:
+        """Links keep their draws when they close. Names can be invented, so only the last ones are kept."""
+        while len(self._shaped) > MAX_PEERS:
+            oldest = next((peer for peer in self._shaped if peer not in self._address), None)
+            if oldest is None:
+                return
+            del self._shaped[oldest]
+            self._in_flight.pop(oldest, None)
+            self._shaper.forget_link(oldest)
 
     def disconnect(self, peer: str) -> None:
         """Give up the link and abandon the messages that are queued for it."""
         self._abandon(lambda item: item.peer == peer, "gone")
         self._links.disconnect(peer)
         self._address.pop(peer, None)
+        if peer in self._shaped:  # the last one is the one that was closed last
+            self._shaped[peer] = self._shaped.pop(peer)
         self.outages.discard(peer)
         self._set_in_flight(peer, 0)
 

@@ -176,6 +176,28 @@ def test_a_disconnect_abandons_the_queue_of_the_link() -> None:
     assert device.link("d1").sent_bytes == 0
 
 
+def test_links_to_invented_names_are_forgotten_and_known_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender, "MAX_PEERS", 4)
+    device = SendingDevice()
+    device.sender.send_control("d1", 0, Nack(1))
+    device.drain()
+    device.sender.disconnect("d1")
+    device.sender.connect("d1", "sim://d1", device.now)
+    for n in range(20):
+        device.sender.connect(f"ghost{n}", f"sim://ghost{n}", device.now)
+        device.sender.send_control(f"ghost{n}", 0, Nack(1))
+        device.drain()
+        device.sender.disconnect(f"ghost{n}")
+    shaper = device.sender._shaper
+    assert set(shaper._links) == {"d1", "d2", "ghost18", "ghost19"} == set(device.sender._shaped)
+    assert {peer for peer, _ in shaper.sent.messages} == {"d1", "ghost18", "ghost19"}
+    device.sender.send_control("d2", 0, Nack(1))
+    device.drain()
+    assert device.links.messages("d2") == [Nack(1)]
+
+
 def test_a_message_that_the_link_refuses_is_not_counted_as_sent() -> None:
     device = SendingDevice()
     device.links.broken = True
