@@ -20,8 +20,8 @@ HONEST = tuple(d for d in (f"d{n}" for n in range(DEVICES)) if d != HOSTILE)
 STAY = tuple(d for d in HONEST if d != LEAVER)
 MOST_BYTES = 200 << 20  # peak memory of an honest device above that of the same run without the attack
 LEAVES, LEAST_ROUNDS, CALM_S = 10, 20, 30.0
-MOST_S = 600.0  # the attack ends then at the latest
-TIMEOUT_S = MOST_S + 300
+MOST_S = 1200.0  # the attack ends then at the latest
+TIMEOUT_S = MOST_S + 600  # with the start of the processes on a loaded machine
 SCENARIO = f"""
 seed = 1
 [devices]

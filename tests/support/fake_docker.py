@@ -1,4 +1,4 @@
-"""A docker command that only records its arguments and changes the states of containers, and a run with it."""
+"""A docker command that records its arguments and changes the states of containers, and a run with it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Plan:
 def hostile_run(scenario: str, out: Path, plan: Plan, timeout_s: float | None = None) -> None:
     """Run a scenario (TOML text) with an attack into the new folder `out`, in a child process.
 
-    Raises RuntimeError if the run fails, and subprocess.TimeoutExpired after `timeout_s`.
+    Raises RuntimeError if the run fails or takes longer than `timeout_s`.
     """
     file = out.with_name(f"{out.name}.toml")
     file.write_text(scenario, encoding="utf-8")

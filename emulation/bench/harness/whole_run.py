@@ -19,7 +19,7 @@ def whole_run(
 ) -> None:
     """Run a scenario (TOML text) into the new folder `out`. within: wraps the command, as a namespace does.
 
-    Raises RuntimeError if the run fails, and subprocess.TimeoutExpired after `timeout_s`.
+    Raises RuntimeError if the run fails or takes longer than `timeout_s`.
     """
     file = out.with_name(f"{out.name}.toml")
     file.write_text(scenario, encoding="utf-8")
@@ -28,7 +28,10 @@ def whole_run(
 
 
 def run_command(*command: str, timeout_s: float | None = None) -> None:
-    """Run the command of a whole run. Raises RuntimeError and subprocess.TimeoutExpired as `whole_run`."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    """Run the command of a whole run. Raises RuntimeError if it fails or takes longer than `timeout_s`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the run took more than {timeout_s:g} s") from None
     if done.returncode:
         raise RuntimeError(f"the run failed: {done.stderr.strip()}")

@@ -7,6 +7,7 @@ import torch
 
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.actions import Farewell, Publish
+from peers.runtime import sender
 from tests.support.sending import (
     MANIFEST,
     OWN,
@@ -17,7 +18,7 @@ from tests.support.sending import (
     blocks_of,
     received_matrices,
 )
-from transport.wire.messages import Bye, Credit, Update
+from transport.wire.messages import Bye, Credit, Nack, Update
 
 
 def test_another_codec_for_one_publish_leaves_no_error_feedback() -> None:
