@@ -38,12 +38,13 @@ class Bounds:
 def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = frozenset()) -> list[Violation]:
     """All violations in the folder of a run; an empty list if every invariant holds.
 
-    `hostile`: devices that are no part of the verdict.
+    `hostile`: devices that are no part of the verdict. They may tell different devices different things, and
+    claim slots that others hold, so the comparisons of the exports leave out their blocks.
     """
     run = records.load(folder)
     run.devices = [device for device in run.devices if device not in hostile]
     run.run["events"] = [event for event in run.injected if event["device"] not in hostile]
-    exports = {d: found for d in run.devices if (found := _export(folder, d)) is not None}
+    exports = {d: found for d in run.devices if (found := _export(folder, d, hostile)) is not None}
     return [
         *_blocks_after_detection(run, exports),
         *_blocks_after_leave(run, exports, bounds.agree_s),
@@ -57,11 +58,13 @@ def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = fro
     ]
 
 
-def _export(folder: Path, device: str) -> Record | None:
-    """The description of the adapter that a device exported."""
+def _export(folder: Path, device: str, hostile: frozenset[str]) -> Record | None:
+    """The description of the adapter that a device exported, without the blocks of hostile devices."""
     file = folder / "adapters" / device / "unweft.json"
-    found: Record | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    return found
+    if not file.exists():
+        return None
+    found: Record = json.loads(file.read_text(encoding="utf-8"))
+    return {**found, "blocks": [block for block in found["blocks"] if block["device"] not in hostile]}
 
 
 def _slots(export: Record) -> dict[str, int]:
