@@ -94,7 +94,7 @@ def test_an_interrupted_run_tells_every_container_to_end_and_waits(
         assert not finished
         docker.states = dict.fromkeys(HOSTS, ("exited", 0))
 
-    monkeypatch.setattr(early_end.time, "sleep", sleep)
+    monkeypatch.setattr("emulation.launch.early_end.time.sleep", sleep)
     evaluator: Any = cast(EvaluatorProcess, Evaluator())
     early_end.end_early(run.state, run.backend, evaluator, Console(quiet=True))
     assert docker.asked == [f"kill --signal SIGUSR2 {host}" for host in HOSTS[:2]]
