@@ -52,7 +52,7 @@ def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = fro
         *_different_blocks(exports, _recently_changed(run, bounds.agree_s)),
         *_slots_held_twice(exports),
         *_long_rounds(run, bounds.round_s),
-        *_unbalanced_links(summarise(run), set(exports)),
+        *_unbalanced_links(summarise(run), _idle_at_end(run, set(exports), hostile)),
         *_temporary_files(folder),
         *_files_with_tombstones(run),
     ]
@@ -190,6 +190,17 @@ def _long_rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
                 yield Violation(
                     "a device stands still", f"{device} for {gap:.1f} s after round {before['round']}"
                 )
+
+
+def _idle_at_end(run: RunRecords, live: set[str], hostile: frozenset[str]) -> set[str]:
+    """The devices whose links were idle at their end.
+
+    Hostile devices say no goodbye. A device that does not wait for it any longer leaves messages unread.
+    """
+    if not hostile:
+        return live
+    last = {d: run.events[d][-1] for d in live if run.events[d]}
+    return {d for d, event in last.items() if event.get("reason") == "finished"}
 
 
 def _unbalanced_links(summary: Record, live: set[str]) -> Iterator[Violation]:

@@ -30,6 +30,7 @@ from peers.protocol.state import SECOND, DeviceState, majority
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
+MINORITY_STEP = 1  # rounds that a device skips at once if few of its neighbours are ahead
 MANIFESTS = 4  # kept of a peer that is ahead
 LATE_NS = SECOND // 10  # pause between checks whether local steps that overran the deadline are done
 
@@ -266,8 +267,9 @@ class Rounds:
         """The next round, or a later one that the neighbours have published. Drops old manifests.
 
         A neighbour only speaks for itself. So a device goes at once to a round that more than half of its
-        two or more neighbours have published. Fewer neighbours move it by its own clock only: an honest one
-        waits for this device until the deadline, so it gains one round a deadline.
+        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds, and only if
+        its own rounds are late: an honest neighbour waits for it until the deadline, and gains no more than
+        one round a deadline.
         """
         state, following = self._state, self._state.round + 1
         linked = [state.peers.get(name) for name in self._later_neighbours()]
@@ -277,8 +279,10 @@ class Rounds:
         if reached:
             agreed = majority(reached) if len(reached) > 1 else -1
             in_time = state.round + self._late_ns // deadline_ns
-            following = max(following, agreed, min(max(reached), in_time))
-        self._late_ns = max(0, self._late_ns - deadline_ns * (following - state.round))
+            skipping = min(max(reached), in_time, following + MINORITY_STEP)
+            following = max(following, agreed, skipping)
+        late_ns = self._late_ns - deadline_ns * (following - state.round)
+        self._late_ns = min(max(0, late_ns), deadline_ns)
         for peer in state.peers.values():
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following

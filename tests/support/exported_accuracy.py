@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def exported_accuracies(run: Path, devices: list[str]) -> dict[str, dict[str, fl
     found = {}
     for device in devices:
         base = load_model(scenario.model).model
-        model: Any = PeftModel.from_pretrained(base, run / "adapters" / device)
+        with warnings.catch_warnings():  # PEFT asks the model for what transformers will remove
+            warnings.simplefilter("ignore", FutureWarning)
+            model: Any = PeftModel.from_pretrained(base, run / "adapters" / device)
         found[device] = examples.evaluate(model.eval())["accuracy"]
     return found
 
