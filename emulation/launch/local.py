@@ -44,7 +44,7 @@ def prepare(state: RunState, console: Console) -> LocalBackend:
     return LocalBackend(
         state=state,
         specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
-        forkserver=Forkserver(state.scenario),
+        forkserver=Forkserver(state.scenario.model),
     )
 
 

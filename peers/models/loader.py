@@ -112,7 +112,7 @@ def load_once(config: ModelConfig) -> None:
     """Load a model once for this process: from now on `load_model` returns a copy of it, which is faster."""
     key = _key(config)
     if key not in _patterns:
-        _patterns[key] = _load(config)
+        _patterns[key] = _kept.pop(key) if key in _kept else _load(config)
 
 
 def _copy(config: ModelConfig) -> LoadedModel | None:

@@ -53,7 +53,7 @@ class MemoryLinks:
             return False
         receiver = self._network.get(address)
         if receiver is not None:
-            own = tuple(frame if isinstance(frame, bytes) else bytearray(frame) for frame in frames)
+            own = tuple(f if isinstance(f, bytes) else memoryview(bytearray(f)) for f in frames)
             receiver._deliver(
                 Received(self.device, own, wire_bytes(own, self._keys is not None), self._user())
             )
