@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class DeviceSpecs:
     addresses: Mapping[str, str]
     channel: Channel
     keys: Mapping[str, DeviceKeys] = field(repr=False)  # by device
+    run: str = field(default_factory=lambda: secrets.token_hex(8))  # its name in signed statements
 
     @classmethod
     def choose(cls, state: RunState, ports: Callable[[int], Sequence[str]]) -> DeviceSpecs:
@@ -62,6 +64,7 @@ class DeviceSpecs:
             channel=self.channel,
             group=self.addresses,
             life=life,
+            run=self.run,
             script=script_of(scenario, device, life) if scenario.clock == "virtual" else (),
         )
 

@@ -48,6 +48,7 @@ def make_driver(
     host: Host = OWN_PROCESS,
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
+    identity = identity.for_run(spec.run)
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
     queue, external = EventQueue(), ExternalEvents(clock)
@@ -145,6 +146,7 @@ def _protocol(
         learner.resumes() if spec.cohort and recorder.is_first else {},
         () if wish.confirmed else wish.records,
         links.signer,
+        spec.run,
     )
     return DeviceProtocol(
         me,
@@ -154,7 +156,7 @@ def _protocol(
         {group: learner.layout.size(group) for group in learner.groups},
         sender.part_wire_bytes,
         identity.sign,
-        verify,
+        partial(verify, run=spec.run),
     )
 
 
