@@ -208,7 +208,7 @@ def _make_hostile(
     source = HostileMessages(
         (spec.config.seed, spec.id),
         spec.id,
-        identity,
+        identity.for_run(spec.run),
         learner.groups,
         _hello(spec, learner),
         rounds=spec.config.round.count,
