@@ -26,7 +26,7 @@ from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
-from peers.runtime.child_process import end_process, guard, redirect_output
+from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
 from peers.storage.snapshots import SnapshotModel
 from peers.tasks import Encoded, Example, encode, make_task, score_examples
 
@@ -34,20 +34,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POLL_S = 0.2
+LOG = "evaluator.log"
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
-    """Entry point of the evaluator process. Its output goes to `evaluator.log`."""
+    """Entry point of the evaluator process. Its output goes to LOG."""
     guard(lifeline)
-    redirect_output(out / "evaluator.log")
+    log = out / LOG
+    redirect_output(log)
     os.nice(5)
     torch.set_num_threads(1)
     code = 0
     try:
-        main(out, scenario)
+        with failure_recorded(log):
+            main(out, scenario)
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1

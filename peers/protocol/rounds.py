@@ -30,8 +30,8 @@ from peers.protocol.state import SECOND, DeviceState, majority
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
-MANIFESTS = 4  # kept of a peer that is ahead
 MINORITY_STEP = 1  # rounds that a device skips at once if few of its neighbours are ahead
+MANIFESTS = 4  # kept of a peer that is ahead
 LATE_NS = SECOND // 10  # pause between checks whether local steps that overran the deadline are done
 
 
@@ -41,6 +41,7 @@ class Rounds:
     def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
         self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
+        self._late_ns = 0  # time of the last rounds beyond one deadline for each round that they advanced
         self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
         self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
         self._left = 0  # bytes of this round's budget
@@ -251,7 +252,7 @@ class Rounds:
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
         self._snapshot()
         self._correction.round_closed(now)
-        following = self._following()
+        following = self._following(now)
         if following < state.config.round.count:
             self._start_round(now, following)
         else:
@@ -262,18 +263,26 @@ class Rounds:
         row = metropolis_row(self._correction.graph(group), self._state.me.device)
         return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
 
-    def _following(self) -> int:
+    def _following(self, now: int) -> int:
         """The next round, or a later one that the neighbours have published. Drops old manifests.
 
         A neighbour only speaks for itself. So a device goes at once to a round that more than half of its
-        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds at most.
+        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds, and only if
+        its own rounds are late: an honest neighbour waits for it until the deadline, and gains no more than
+        one round a deadline.
         """
         state, following = self._state, self._state.round + 1
         linked = [state.peers.get(name) for name in self._later_neighbours()]
         reached = [-1 if peer is None else max(peer.manifests, default=-1) for peer in linked]
+        deadline_ns = max(1, int(state.config.round.deadline_s * SECOND))
+        self._late_ns += now - self._start_ns
         if reached:
             agreed = majority(reached) if len(reached) > 1 else -1
-            following = max(following, agreed, min(max(reached), following + MINORITY_STEP))
+            in_time = state.round + self._late_ns // deadline_ns
+            skipping = min(max(reached), in_time, following + MINORITY_STEP)
+            following = max(following, agreed, skipping)
+        late_ns = self._late_ns - deadline_ns * (following - state.round)
+        self._late_ns = min(max(0, late_ns), deadline_ns)
         for peer in state.peers.values():
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following

@@ -113,12 +113,12 @@ class LearnerThread:
     def on_neighbour_copy(self, peer: str, part: Part, matrix: Tensor) -> None:
         """Keep a neighbour's copy [rows_g, r_g] for the allocator. Without one this does nothing."""
         if self._copies is not None:
-            self.submit(partial(self._copies.note, peer, part, matrix))
+            self.submit(partial(self._copies.store_copy, peer, part, matrix))
 
     def forget_copies_of(self, peer: str) -> None:
         """Forget the copies of a neighbour that is gone or may have started again."""
         if self._copies is not None:
-            self.submit(partial(self._copies.forget, peer))
+            self.submit(partial(self._copies.forget_neighbour, peer))
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
         """Write the adapter for the evaluator, as it was when the last round was closed."""
@@ -243,7 +243,7 @@ class LearnerThread:
         self._changed = {part for part in self._changed if part.block != key}
         overwrite_copies([*action.copies, *self._versions.drop_block(key)])
         if self._copies is not None:
-            self._copies.drop(key)
+            self._copies.drop_block(key)
         if not self._learner.has(key):
             return None
         if action.damping != 1.0:

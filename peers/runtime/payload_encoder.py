@@ -132,7 +132,7 @@ class PayloadEncoder:
             codec = action.codecs.get(part, self._codec)
             payload = payloads[part] = self._find(part, version, codec) or self._make(part, version, codec)
             if self._copies is not None and payload.decoded is not None:
-                self._copies.note(action.peer, part, payload.decoded)
+                self._copies.store_copy(action.peer, part, payload.decoded)
         return payloads
 
     def _make(self, part: Part, version: int, codec: str) -> Payload:

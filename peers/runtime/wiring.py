@@ -32,10 +32,12 @@ from peers.runtime.spec import DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import leave_wishes
 from transport.clocks.real import Clock, RealClock
-from transport.clocks.virtual import VirtualClock
+from transport.clocks.virtual import VirtualClock, device_of
 from transport.links.interface import Links
 from transport.security.keys import DeviceIdentity, verify
 from transport.shaping.accounting import Accounts
+
+MakeDriver = Callable[[DeviceSpec, Links, Accounts, Learner, Recorder, DeviceIdentity], Driver]
 
 
 def make_driver(
@@ -63,7 +65,8 @@ def make_driver(
     protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
-    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
+    devices = frozenset(device_of(life) for life in spec.group)
+    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent, devices)
     receiver = Receiver(
         links,
         protocol,
@@ -97,7 +100,7 @@ def make_driver(
 
 def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
     """The callback with which links count the messages that they drop (`Links.start`)."""
-    return lambda source, reason, size: accounts.link(source).dropped(reason, size)
+    return lambda source, reason, size: accounts.source(source, known=False).dropped(reason, size)
 
 
 def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:

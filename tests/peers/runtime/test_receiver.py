@@ -19,7 +19,7 @@ from tests.support.receivers import make_receiver
 from tests.support.simulated import SECOND, Network
 from tests.support.simulated_checks import started
 from transport.links.interface import Received
-from transport.shaping.accounting import Accounts, LinkAccount
+from transport.shaping.accounting import MAX_PEERS, OTHERS, Accounts, LinkAccount
 from transport.wire.checksum import xxh3
 from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update
 from transport.wire.packing import pack, wire_bytes
@@ -206,7 +206,16 @@ def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> Non
 def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload, src="mallory"), source="mallory")
-    assert refused(door, "stranger", "mallory")
+    assert refused(door, "stranger", OTHERS)
+
+
+def test_invented_senders_use_up_no_accounts(door: ReceivingDevice) -> None:
+    for n in range(MAX_PEERS + 1):
+        door.take(framed(Nack(1), src=f"ghost{n}"), source=f"ghost{n}")
+    door.take(framed(Ack(1, DIGEST), src="d2"), source="d2")
+    books = door.accounts.to_dict()
+    assert set(books) == {OTHERS, "d2"} and books["d2"]["received_messages"] == 1
+    assert books[OTHERS]["dropped_messages"] == {"stranger": MAX_PEERS + 1}
 
 
 def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
