@@ -155,14 +155,16 @@ class Exchange:
         goes: Callable[[str, str], bool] = lambda peer, group: True,
         choose: Choose | None = None,
         outages: Collection[str] = (),
+        least_lag: Callable[[str, Part], int] = lambda peer, part: 1,
     ) -> dict[str, Plan]:
         """Plan the data of a round for each receiver.
 
         `choose` grants transfers and their codecs. Without it, parts are sent in the order of `_first_in`
         until the budget is spent. `goes(peer, group)`: whether a group is exchanged with a peer in this
         round; requested parts always are. `outages`: peers to which nothing is sent; their requests wait.
+        `least_lag(peer, part)`: versions that a peer must be behind before it is owed a part (relaying.py).
         """
-        offers = {peer: self._offers(own, peer) for peer in sorted(receivers)}
+        offers = {peer: self._offers(own, peer, least_lag) for peer in sorted(receivers)}
         wanted = [
             (peer, part)
             for peer, parts in offers.items()
@@ -217,8 +219,8 @@ class Exchange:
                 urgent.add((peer, part))
         return urgent
 
-    def _offers(self, own: BlockKey, peer: str) -> list[Part]:
-        """The parts of which this device holds a newer version than the peer."""
+    def _offers(self, own: BlockKey, peer: str, least_lag: Callable[[str, Part], int]) -> list[Part]:
+        """The parts that a peer is owed: this device holds a newer version and has to send it."""
         copies = self.peer(peer)
         known = [p for p in self.held if p not in self.unknown]
         mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
@@ -226,7 +228,8 @@ class Exchange:
             # The owner alone makes versions, so it needs none of its own block, except one that it requests:
             # a block of an earlier incarnation.
             mine = [p for p in mine if p.block.device != peer or p in copies.wants]
-        return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
+        lags = {p: self.held[p] - copies.has.get(p, ZERO) for p in mine}
+        return [p for p, lag in lags.items() if lag >= (1 if p in copies.wants else least_lag(peer, p))]
 
     def _plan_one(
         self, own: BlockKey, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int

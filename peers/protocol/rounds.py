@@ -25,6 +25,7 @@ from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
 from peers.protocol.exchange import Choose, Plan
 from peers.protocol.phases import Phase
+from peers.protocol.relaying import Relays
 from peers.protocol.send_allocation import Supply
 from peers.protocol.state import SECOND, DeviceState, majority
 from transport.wire.messages import Manifest, Request
@@ -151,8 +152,11 @@ class Rounds:
         """Send this round's data and its manifest, which replaces an earlier manifest of the round."""
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
-        plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
         signed = state.mode.shared_versions  # a relayed payload cannot change its codec
+        lag = {"least_lag": self._relays().least_lag} if signed else {}
+        plans = exchange.plan(
+            state.own.key, to, self._left, state.work, self._goes, choose, self._outages, **lag
+        )
         if self._correction.owes() and choose is None and not signed:
             plans = self._coarser(plans)
         digest = state.members.digest()
@@ -163,6 +167,11 @@ class Rounds:
             self._withheld[peer] = plan.withheld
         self._served |= to & {*self._correction.neighbours()}
         self._answered |= to
+
+    def _relays(self) -> Relays:
+        groups, correction = self._state.exchange.groups, self._correction
+        graphs = {group: correction.graph(group) for group in groups}
+        return Relays(graphs, {group: correction.period(group) for group in groups}, self._state.me.device)
 
     def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
         """Send some parts in a coarser codec, to offset the bytes of reports.
