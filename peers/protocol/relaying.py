@@ -9,12 +9,14 @@ in the same round as if all neighbours relayed it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import networkx as nx
 
 from coordinator_free.averaging.topology import Graph
 from coordinator_free.identifiers import Part
+
+LeastLag = Callable[[str, Part], int]  # the lag in versions of a peer from which on a part is sent to it
 
 
 class Relays:
