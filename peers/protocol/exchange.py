@@ -332,6 +332,9 @@ class Exchange:
         if layers:
             following = Following(own, layers, self._kept, partial(self._reached, round_))
             mixes = tuple(following.add_to(mix, arrived) for mix in mixes)
+            for part in following.missed(self.held, arrived):
+                for copies in self.peers.values():  # send it whole: their estimates are off
+                    copies.has.pop(part, None)
         self._refits.close_round(round_, manifests)
         for mix in mixes:
             if mix.version is not None:

@@ -289,7 +289,10 @@ class Rounds:
         state, correction = self._state, self._correction
         if not applies(state.config.mixing):
             return {}
-        return {g: Layer(correction.graph(g), correction.gamma(g)) for g in state.exchange.groups}
+        return {
+            g: Layer(correction.graph(g), correction.gamma(g), correction.exchanged(g))
+            for g in state.exchange.groups
+        }
 
     def _request_lost(self, heard: Iterable[str]) -> None:
         """Request copies that a neighbour does not send again because it takes them for known here."""

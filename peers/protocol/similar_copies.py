@@ -9,7 +9,7 @@ and Johansson (2012); a shared estimate of each sender: CHOCO-Gossip (Koloskova,
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from coordinator_free.averaging.mixing import MODES, Arrival, Follow, Mix
@@ -36,10 +36,11 @@ def foreign_codec(config: DeviceConfig) -> str | None:
 
 
 class Layer(NamedTuple):
-    """The learning graph of a group in a round, and gamma."""
+    """The learning graph of a group in a round, gamma, and whether the group is exchanged in this round."""
 
     graph: Graph[str]
     gamma: float
+    due: bool = True
 
     def share(self, device: str, owner: str) -> float:
         """gamma w_ij: how far a device moves towards a neighbour's copy; 0 if they are not neighbours."""
@@ -87,6 +88,20 @@ class Following:
         shares = {p: 1.0 if copy.replaces else layer.share(p, owner) for p in near if p != owner}
         mine = 1.0 if copy.replaces else layer.share(self._me, owner)
         return mix._replace(follow=Follow(copy.values, self._of_kept(part, shares), mine, tuple(near)))
+
+    def missed(self, held: Iterable[Part], arrived: Mapping[str, Mapping[Part, Arrival]]) -> list[Part]:
+        """The parts whose owner is a neighbour but whose copy of this round is not here. The other neighbours
+        may have it. They then move their estimates, and the own copy does not move."""
+        return [
+            part
+            for part in held
+            if part.block != self._own and self._is_missed(part, arrived.get(part.block.device, {}))
+        ]
+
+    def _is_missed(self, part: Part, of_owner: Mapping[Part, Arrival]) -> bool:
+        layer, owner = self._layers[part.group], part.block.device
+        linked = self._me in layer.graph and owner in layer.graph[self._me]
+        return layer.due and linked and part not in of_owner
 
     def _moved(self, peer: str, part: Part, layer: Layer) -> float:
         share = self._reached(peer, part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -15,15 +17,15 @@ from transport.wire.messages import Request, Update
 EARLY = Part(BlockKey("d0", 0), "early")
 
 
-def ramp(device: str, round_: int) -> Values:
-    """Local steps as training takes them: mostly one direction, slower and slower."""
+def slowing(device: str, round_: int) -> Values:
+    """Local steps as training takes them: mostly one direction, smaller and smaller."""
     own = 1.0 + sum(map(ord, device)) % 7
-    return np.array([1.0, own, -own]) / (5 + round_) + 0.05 * np.sin([round_, own * round_, 3 * round_])
+    return 0.7**round_ * (np.array([1.0, own, -own]) + 0.1 * np.sin([round_, own * round_, 3 * round_]))
 
 
 def trained(tolerance: float, kind: str, rounds: int, size: int = 6) -> Network:
     net = Network(small_config(mixing={"tolerance": tolerance}, topology={"kind": kind}))
-    net.cohort(size, move=ramp)
+    net.cohort(size, move=slowing)
     net.rounds(rounds)
     return net
 
@@ -42,11 +44,11 @@ def worst(a: Network, b: Network) -> float:
     )
 
 
-@pytest.mark.parametrize(("kind", "most"), [("full", 1 / 4), ("ring-chords", 0.8)])
-def test_copies_stay_within_the_tolerance_for_fewer_transfers(kind: str, most: float) -> None:
-    saving, sending = trained(0.02, kind, 24), trained(0.0, kind, 24)
-    assert transfers(saving) <= most * transfers(sending)
-    assert worst(saving, sending) < 0.04
+@pytest.mark.parametrize(("kind", "rounds", "most"), [("full", 8, 1 / 4), ("ring-chords", 14, 2 / 3)])
+def test_copies_stay_within_the_tolerance_for_fewer_transfers(kind: str, rounds: int, most: float) -> None:
+    saving, sending = trained(0.02, kind, rounds), trained(0.0, kind, rounds)
+    assert transfers(saving, first=rounds - 6) <= most * transfers(sending, first=rounds - 6)
+    assert worst(saving, sending) < 0.03  # each copy is off by 0.02 at most; errors add up
 
 
 def test_the_owner_sends_its_block_in_every_round() -> None:
@@ -73,12 +75,14 @@ def test_a_copy_that_its_receiver_lost_is_requested_and_sent_again() -> None:
 
 
 def test_lost_messages_of_the_owner_leave_no_lasting_difference() -> None:
-    nets = [trained(tolerance, "full", 2, size=4) for tolerance in (0.02, 0.0)]
+    nets = [trained(tolerance, "full", 2, size=3) for tolerance in (0.02, 0.0)]
     for net in nets:
         net.loses = lambda source, target, message: (
-            isinstance(message, Update) and message.round % 3 == 0 and (source, target) == ("d0", "d1")
+            isinstance(message, Update) and (source, target) == ("d0", "d1")
         )
-        net.rounds(REFRESH + 4)
+        net.rounds(3)
+        net.loses = lambda *_: False
+        net.rounds(9)
     assert worst(*nets) < 0.06
 
 
@@ -94,9 +98,7 @@ def test_after_a_leave_no_estimate_of_the_deleted_block_remains() -> None:
 
 def test_every_part_has_its_turn_to_be_sent_in_any_case() -> None:
     turns = [version for version in range(100) if is_refreshed(EARLY, version)]
-    assert len(turns) == 100 // REFRESH and {b - a for a, b in zip(turns, turns[1:], strict=False)} == {
-        REFRESH
-    }
+    assert len(turns) == 100 // REFRESH and {b - a for a, b in pairwise(turns)} == {REFRESH}
 
 
 def test_foreign_copies_take_int8_only_within_the_tolerance_and_only_where_copies_are_averaged() -> None:
