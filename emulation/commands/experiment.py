@@ -19,7 +19,10 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 def experiment(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery, allocation or wireless.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="ablation, regimes, recovery, allocation, wireless or forgetting."
+        ),
     ],
     seeds: Annotated[
         int | None,
@@ -42,7 +45,7 @@ def experiment(
 
     Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
-    from emulation.experiments import allocation, catalogue, wireless
+    from emulation.experiments import allocation, catalogue, forgetting, wireless
 
     size = catalogue.find_scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
@@ -53,7 +56,13 @@ def experiment(
 
     count, console = seeds or size.seeds, Console()
     try:
-        if name == wireless.NAME:
+        if name == forgetting.NAME:
+            runs = seeds or forgetting.DEFAULT_RUNS
+            forgetting.check_runs(runs)
+            attacked = forgetting.Request(size, forgetting.choose_arms(arms), runs, folder, jobs)
+            with _writing(folder):
+                forgetting.run(attacked, console)
+        elif name == wireless.NAME:
             limited = wireless.Request(size, wireless.choose_arms(arms, size), count, folder, jobs)
             with _writing(folder):
                 wireless.run(limited, console)
