@@ -183,7 +183,7 @@ def _key(cell: Cell) -> Record:
 
 
 def snapshots(cell: Cell, kept: Path) -> dict[str, dict[str, Path]]:
-    """The survivors' snapshots right after the last deletion and at the end. Raises InputError if one lacks."""
+    """The survivors' snapshots after the last deletion and at the end. Raises InputError if one lacks."""
     found: dict[str, dict[str, Path]] = {}
     for moment, pattern in ((DELETED, f"*-deleted-{cell.leaver}.*"), (END, "*-round.safetensors")):
         paths = {device: sorted((kept / device).glob(pattern)) for device in cell.survivors}
@@ -236,9 +236,9 @@ def table(summary: Sequence[Record]) -> Table:
         figures = [_show(e["auc"], 3), _show(e["deviation"], 3), _show(e["tpr"], 3), str(e["members"])]
         made.add_row(e["arm"], e["moment"], e["model"], *figures, steps, other)
     made.caption = (
-        "AUC: LiRA, each run against all others; 0.5 is no trace; the worst device is the largest of several; "
-        "TPR at 1 % FPR; relearn: local steps until half of the facts is known, and the accuracy on the other "
-        "half then: facts that the leaver had / had not"
+        "AUC: LiRA, each run against all others; 0.5: no trace; worst device: the largest of several; TPR at "
+        "1 % FPR; relearn: local steps until half of the facts is known, and the accuracy on the other half "
+        "then: facts that the leaver had / had not"
     )
     return made
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from coordinator_free.identifiers import BlockKey
-from emulation.experiments import forgetting
+from emulation.experiments import forgetting, shadow_models
 from emulation.experiments.attacks import assign
 from emulation.experiments.catalogue import SCALES
 from emulation.experiments.forgetting import ARMS, SETTING, ForgettingCell, Request, check_runs, choose_arms
@@ -43,20 +43,25 @@ def test_every_scenario_is_valid_and_ends_with_a_deletion(arm: str, tmp_path: Pa
     assert scenario.round.count - scenario.event[-1].round == SCALES["small"].correct + 1
 
 
-def test_the_leaver_gets_its_half_of_the_pool_and_survivors_the_same_facts_in_all_runs(
-    tmp_path: Path,
-) -> None:
+def test_the_leaver_gets_its_half_and_survivors_the_same_facts_in_all_runs(tmp_path: Path) -> None:
     facts = forgetting.pool(TINY)
     had = assign(6, len(facts), seed=0)
     for number in (0, 1):
         forgetting.write_data(cell(number=number), facts, had[number], tmp_path / str(number))
-    own = [read_examples(tmp_path / str(n) / "d2.jsonl") for n in (0, 1)]
-    assert own[0] == [fact for fact, mine in zip(facts, had[0], strict=True) if mine] != own[1]
-    first, second = (read_examples(tmp_path / str(n) / "d0.jsonl") for n in (0, 1))
-    assert first == second and not {*first} & {*facts}
+    prompts = {
+        (number, device): [e.prompt for e in read_examples(tmp_path / str(number) / f"{device}.jsonl")]
+        for number in (0, 1)
+        for device in ("d0", "d2")
+    }
+    assert prompts[0, "d2"] == [f.prompt for f, mine in zip(facts, had[0], strict=True) if mine]
+    assert prompts[0, "d2"] != prompts[1, "d2"]
+    assert prompts[0, "d0"] == prompts[1, "d0"] and not {*prompts[0, "d0"]} & {f.prompt for f in facts}
 
 
-def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns(tmp_path: Path) -> None:
+def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow_models, "MOST_STEPS", 10)
     scenario = cell().scenario()
     facts = forgetting.pool(replace(TINY, persons=1))[:4]
     loaded = load_model(scenario.model)
@@ -75,7 +80,7 @@ def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns
     assert found[MEAN] == pytest.approx(found["d0"])
     assert found[INT4] == pytest.approx(found["d0"], abs=1.0) and found[INT4] != found["d0"]
     relearned = attacker.relearn(path, range(4))
-    assert relearned["steps"] and 0 <= relearned["other"] <= 1
+    assert relearned["steps"] in (None, 5, 10) and 0 <= relearned["other"] <= 1
 
 
 def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
