@@ -89,7 +89,7 @@ def pooled(ratios: Values, members: NDArray[np.bool_]) -> Membership:
     The deviation is that of the AUC of each example over the square root of the number of examples.
     """
     inside, outside = _split(ratios, members)
-    rate = tpr_at_fpr(-inside, -outside) if len(outside) >= FEWEST_OTHERS else None
+    rate = tpr_at_fpr([*-inside], [*-outside]) if len(outside) >= FEWEST_OTHERS else None
     each = [auc_by_rank(*_split(ratios[:, e], members[:, e])) for e in range(ratios.shape[1])]
     spread = float(np.std([value for value in each if value is not None] or [0.0]))
     deviation = spread / math.sqrt(max(1, ratios.shape[1]))
