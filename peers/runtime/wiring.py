@@ -23,6 +23,7 @@ from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
 from peers.runtime.flow_control import FlowControl
+from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
@@ -46,8 +47,10 @@ def make_driver(
     learner: Learner,
     recorder: Recorder,
     identity: DeviceIdentity,
+    host: Host = OWN_PROCESS,
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
+    identity = identity.for_run(spec.run)
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
     queue, external = EventQueue(), ExternalEvents(clock)
@@ -56,7 +59,14 @@ def make_driver(
     mixing = spec.config.mixing
     assumed = AssumedCopies(mixing.tolerance) if similar_copies.applies(mixing) else None
     learner_thread = LearnerThread(
-        learner, recorder, spec.config, external.on_learner_failure, versions, copies, assumed
+        learner,
+        recorder,
+        spec.config,
+        external.on_learner_failure,
+        versions,
+        copies,
+        assumed,
+        host.worker(),
     )
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
     encoder = PayloadEncoder(spec, learner, signed, copies, assumed)
@@ -91,6 +101,7 @@ def make_driver(
         receiver=receiver,
         recorder=recorder,
         events=events,
+        host=host,
     )
     return Driver(components, scripted, external)
 
@@ -146,6 +157,7 @@ def _protocol(
         learner.resumes() if spec.cohort and recorder.is_first else {},
         () if wish.confirmed else wish.records,
         links.signer,
+        spec.run,
     )
     return DeviceProtocol(
         me,
@@ -155,7 +167,7 @@ def _protocol(
         {group: learner.layout.size(group) for group in learner.groups},
         sender.part_wire_bytes,
         identity.sign,
-        verify,
+        partial(verify, run=spec.run),
     )
 
 
