@@ -20,6 +20,7 @@ from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.similar_copies import foreign_codec
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -96,7 +97,9 @@ class DeviceState:
         # State that has its own class.
         # Membership table; membership.py merges records into it.
         self.members = Membership(verify, sign, me.device, me.public)
-        self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
+        self.exchange = Exchange(  # versions
+            self.mode, sizes, part_bytes, _send_allocation(me, config), foreign_codec(config)
+        )
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
         self.phase = Phase.SETTLE  # changed by `enter`

@@ -11,8 +11,10 @@ from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
 from peers.config import FIFO
+from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
+from peers.protocol import similar_copies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
@@ -56,11 +58,20 @@ def make_driver(
     queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
+    mixing = spec.config.mixing
+    assumed = AssumedCopies(mixing.tolerance) if similar_copies.applies(mixing) else None
     learner_thread = LearnerThread(
-        learner, recorder, spec.config, external.on_learner_failure, versions, copies, host.worker()
+        learner,
+        recorder,
+        spec.config,
+        external.on_learner_failure,
+        versions,
+        copies,
+        assumed,
+        host.worker(),
     )
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
-    encoder = PayloadEncoder(spec, learner, signed, copies)
+    encoder = PayloadEncoder(spec, learner, signed, copies, assumed)
     sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)

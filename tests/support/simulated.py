@@ -24,6 +24,7 @@ from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
+from tests.support.simulated_assumptions import Assumptions
 from transport.security.keys import in_run
 from transport.wire.messages import Bye, Envelope, Message, Update
 from transport.wire.packing import pack, unpack
@@ -45,6 +46,7 @@ def small_config(**sections: Any) -> DeviceConfig:
         "round": {"count": 100_000, "deadline_s": 2.0},
         "correction": {"rounds": 3},
         "membership": {"settle_s": 20.0},
+        "mixing": {"tolerance": 0.0},
     }
     for name, section in sections.items():
         known = defaults.get(name)
@@ -90,6 +92,7 @@ class SimDevice:
         self.values: dict[Part, Values] = {}
         self.slots: dict[BlockKey, int] = {}
         self.changed: set[Part] = set()
+        self.assumed = Assumptions(config.mixing.tolerance)
         self.links: dict[str, str] = {}  # peer or alias: address
         self.told: list[do.Action] = []
         self.dropped: Counter[str] = Counter()
@@ -153,6 +156,7 @@ class SimDevice:
                 values = copy.matrix if isinstance(copy, SignedCopy) else copy
                 if values is not None:
                     mixed = mixed + weight * values
+            self.assumed.follow(mix.part, mix.follow, own)
             if not np.array_equal(mixed, own):
                 self.values[mix.part] = mixed
                 self.changed.add(mix.part)
@@ -166,6 +170,7 @@ class SimDevice:
 
     def drop(self, key: BlockKey) -> None:
         self.slots.pop(key, None)
+        self.assumed.drop(key)
         for group in GROUPS:
             self.values.pop(Part(key, group), None)
             self.changed.discard(Part(key, group))
@@ -320,7 +325,8 @@ class Network:
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:
             changed = device.train(action)
-            return device.protocol.trained(now, changed, device.budget_bytes, outages=device.outages)
+            near, outages = device.assumed.near(device.values), device.outages
+            return device.protocol.trained(now, changed, device.budget_bytes, outages=outages, near=near)
 
         self._handle(device, event)
 
@@ -335,6 +341,7 @@ class Network:
     def _publish(self, source: SimDevice, action: do.Publish) -> None:
         for part, version, cause in action.parts:
             values = source.values[part].copy()
+            source.assumed.note(action.peer, part, values)
             header = update_header(part, version, action.round, cause)
             if source.protocol.signed_versions:  # relays send what the owner has signed
                 signed = statement(part, version, header.codec, values.tobytes())

@@ -76,8 +76,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
+    """The end of a round's data: the status of each part (sent, replaces, unchanged, similar or withheld).
 
+    `similar`: the sender's copy is close to what the receiver makes of the version that it was sent last.
     `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py).
     `digest`: hash of the membership table.
     """

@@ -113,7 +113,7 @@ def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = Fa
 
 
 _SIZE = whole(1, 1 << 34)
-_STATUS = one_of("sent", "replaces", "unchanged", "withheld")
+_STATUS = one_of("sent", "replaces", "unchanged", "similar", "withheld")
 _UPDATE = (
     *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), word),
     *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),

@@ -168,7 +168,7 @@ class HostileMessages:
 
     # -- messages ----------------------------------------------------------------------------------------
     def _manifest(self) -> messages.Manifest:
-        statuses = ("sent", "replaces", "unchanged", "withheld")
+        statuses = ("sent", "replaces", "unchanged", "similar", "withheld")
         items = [(*item, self._draw.choice(statuses)) for item in self._items(40)]
         return messages.Manifest(
             self._round(), self._draw.choice(("train", "correction")), self._digest(), items
