@@ -109,9 +109,9 @@ class Sender:
     def connect(self, peer: str, address: str, now_ns: int) -> None:
         self._links.connect(peer, address, self._on_broken)
         self._address[peer] = address
-        self._forget_oldest_links()
         self._update_link(peer, now_ns)
         self._set_in_flight(peer, 0)
+        self._forget_oldest_links()
 
     def _forget_oldest_links(self) -> None:
         """Links keep their draws when they close. Names can be invented, so only the last ones are kept."""
