@@ -148,6 +148,17 @@ class DeviceState:
         agreed = min(max(rounds), majority(rounds) + 1) if rounds else -1
         self.network_round = self.members.network_round = max(self._own_round, agreed)
 
+    def round_of_neighbours(self) -> int:
+        """One round after the latest that more than half of the training neighbours have reached.
+
+        A neighbour that has not greeted this device has reached none (-1). Otherwise the members that greet
+        first could name any round.
+        """
+        training = {name for name, record in self.members.alive().items() if record.since_round >= 0}
+        around = self.graph(sorted(training | {self.me.device}))[self.me.device]
+        rounds = [self.peers[name].round if name in self.peers else -1 for name in around]
+        return majority(rounds) + 1 if rounds else self.network_round
+
     # -- members -----------------------------------------------------------------------------------
     @property
     def keep_crashed(self) -> bool:

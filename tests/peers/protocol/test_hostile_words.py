@@ -113,6 +113,23 @@ def test_a_joiner_does_not_begin_in_a_round_that_one_member_invents() -> None:
     assert joiner.round <= max(net[name].round for name in ("d0", "d1")) + AHEAD
 
 
+def test_a_joiner_that_only_hostile_members_have_greeted_does_not_begin_in_their_round() -> None:
+    """The honest neighbours are slow: they answer no message for a while."""
+    net = started(5, round={"count": ROUNDS, "deadline_s": 2.0})
+    honest, hostile = ("d0", "d1", "d2"), ("d3", "d4")
+    net.loses = lambda source, target, message: "d5" in (source, target) and bool({source, target} & {*honest})
+    joiner = net.add("d5", *hostile)
+    net.until(lambda: all(n in joiner.protocol.peers and joiner.protocol.peers[n].greeted for n in hostile))
+    for name in hostile:
+        say(net, name, late(), "d5")
+    net.until(lambda: joiner.round >= 0)
+    assert joiner.round <= max(net[name].round for name in honest) + AHEAD
+    net.loses = lambda source, target, message: False
+    net.run(10.0)
+    rounds = [net[name].round for name in (*honest, "d5")]
+    assert max(rounds) - min(rounds) <= 2 and max(rounds) < ROUNDS // 2
+
+
 def test_an_invented_first_round_keeps_nobody_in_correction() -> None:
     net = started(3, round={"count": ROUNDS}, correction={"rounds": 3})
     for since in (1 << 40, ROUNDS - 1):
