@@ -61,6 +61,9 @@ class TrainConfig(Section):
     rehearsal: Annotated[float, Field(ge=0, le=1)] = (
         0.0  # share of steps without one foreign block (method 4)
     )
+    fisher_every: Annotated[int, Field(ge=0)] = (
+        0  # all steps as in correction.fisher, measured so often; 0: no
+    )
 
 
 class IsolationConfig(Section):

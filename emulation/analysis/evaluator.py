@@ -27,6 +27,7 @@ from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
+from peers.storage.adapter_folder import tensors_sha256
 from peers.storage.snapshots import SnapshotModel
 from peers.tasks import Encoded, Example, encode, make_task, score_examples
 
@@ -127,18 +128,22 @@ class Evaluator:
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
         self._trained, self._everything = _example_sets(scenario, loaded)
         self._consensus = ConsensusErrors(scenario.eval.every)
+        self._known: dict[tuple[str, bool], Record] = {}  # scores by adapter and `_everything`
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
         """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
         about = self._snapshot.load(path)
         tag, round_ = about["tag"], int(about["round"])
         # In ordinary rounds only the training examples: the others would double the time.
-        examples = self._trained if tag == "round" else self._everything
-        scores = examples.evaluate(self._snapshot.model)
-        line = {"device": about["device"], "round": round_, "tag": tag, **scores}
+        tensors = load_file(path)
+        known = tensors_sha256(tensors) + about.get("slots", ""), tag != "round"
+        if known not in self._known:  # devices whose copies agree have one model
+            examples = self._everything if tag != "round" else self._trained
+            self._known[known] = examples.evaluate(self._snapshot.model)
+        line = {"device": about["device"], "round": round_, "tag": tag, **self._known[known]}
         if tag != "round":
             return [line]
-        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, load_file(path)))]
+        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, tensors))]
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""

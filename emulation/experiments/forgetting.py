@@ -28,7 +28,7 @@ from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
-from emulation.launch import run_loop
+from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -121,10 +121,12 @@ def choose_arms(names: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in wanted) or tuple(ARMS)
 
 
-def check_runs(runs: int) -> None:
-    """Raises InputError for too few runs."""
-    if runs < FEWEST:
-        raise InputError(f"--seeds: {runs} shadow runs; allowed: at least {FEWEST}")
+def parse_runs(text: str | None) -> int:
+    """The number of shadow runs of `--seeds`. Raises InputError for too few runs, and for named seeds."""
+    runs = str(DEFAULT_RUNS) if text is None else text
+    if not runs.isdecimal() or int(runs) < FEWEST:
+        raise InputError(f"--seeds: {text!r} shadow runs; allowed: a number, at least {FEWEST}")
+    return int(runs)
 
 
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
@@ -157,10 +159,11 @@ class RunAndAttack:
         scenario, out = cell.scenario(), folder / "run"
         files = scenario.data.model_copy(update={"kind": "jsonl", "path": str(folder / "data")})
         scenario = scenario.model_copy(update={"data": files})
+        one_process.load_shared(scenario)
         check_against_model(scenario)
         (out / KEPT_SNAPSHOTS).mkdir(parents=True)
         try:
-            run_loop.run(scenario, out, console)
+            one_process.run(scenario, out, ())  # the attacker reads the snapshots itself
             return {**_key(cell), **self._attack(cell, scenario, out, own)}
         finally:
             for bulky in (KEPT_SNAPSHOTS, "adapters"):  # they may hold blocks that were forgotten

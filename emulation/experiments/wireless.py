@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation.analysis.records import Record, RunRecords, load
-from emulation.experiments import runner, tables
+from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
-from emulation.experiments.catalogue import Scale, Setting
+from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
 from emulation.experiments.statistics import interval
 from peers.config import FIFO
@@ -64,7 +64,7 @@ LIMITS = {
         *(Limit(f"beta-{b}", 0.5, {**_FADING, "radio.beta_Bps": b}) for b in (0, 300_000, 1_000_000)),
     )
 }
-TINY_ARMS = ("budget-25/fifo", "budget-25/residual")
+SMOKE_ARMS = ("budget-25/fifo", "budget-25/residual")
 
 
 def arms(scale: Scale) -> dict[str, Arm]:
@@ -91,7 +91,7 @@ class Request:
 
     scale: Scale
     arms: tuple[str, ...]
-    seeds: int
+    seeds: tuple[int, ...]
     out: Path
     jobs: int = 1
 
@@ -105,7 +105,7 @@ def choose_arms(names: str, scale: Scale) -> tuple[str, ...]:
             allowed = ", ".join((*LIMITS, *ALLOCATORS))
             raise InputError(f"--arms: {name!r} is no arm; allowed: {allowed}, or a limit/allocator")
     if not wanted:
-        return TINY_ARMS if scale.name == "tiny" else every
+        return SMOKE_ARMS if scale.name == SMOKE else every
     limits, allocators = ({*wanted} & {*known} or {*known} for known in (LIMITS, ALLOCATORS))
     named = {*wanted} & {*every}
     broad = {*wanted} - named
@@ -122,17 +122,18 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     known = arms(request.scale)
     wanted = [
         WirelessCell(SETTING, arm, seed, request.scale)
-        for seed in range(request.seeds)
+        for seed in request.seeds
         for arm in (BEFORE, *(known[name] for name in request.arms))
     ]
     found = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
     rows = [row_of(one) for one in found]
     summary = aggregate(rows)
     tables.write_results(request.out, rows, {"summary": summary})
+    console.print(f"{request.scale.name}, {publication.header(found)}", highlight=False)
     console.print(table(summary))
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    if request.scale.name == "tiny":
-        console.print("scale tiny: too short to learn anything; its results have no meaning")
+    if request.scale.name == SMOKE:
+        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -79,6 +80,7 @@ class LearnerThread:
         self._versions, self._copies, self._assumed = versions, copies, assumed
         self._thread = worker or ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
+        self._cpu_s = 0.0  # of all work since the last line of metrics
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
         self._losses: list[tuple[float, ...]] = []  # by round and step, since the correction began
@@ -88,7 +90,7 @@ class LearnerThread:
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work."""
-        future = self._thread.submit(work)
+        future = self._thread.submit(self._timed, work)
         future.add_done_callback(self._report_failure)
         return future
 
@@ -148,10 +150,22 @@ class LearnerThread:
 
     def record_metrics(self, metrics: dict[str, object]) -> Future[None]:
         """Write a line of metrics.jsonl. It has the blocks' norms after all work that was queued before."""
-        return self.submit(lambda: self._recorder.metrics({**metrics, "norms": self._learner.norms()}))
+        return self.submit(partial(self._record_metrics, metrics))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _timed(self, work: Callable[[], Result]) -> Result:
+        """Do work and count the CPU time of this thread. torch's own threads and GPUs are not counted."""
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            self._cpu_s += time.thread_time() - began
+
+    def _record_metrics(self, metrics: dict[str, object]) -> None:
+        cpu_s, self._cpu_s = round(self._cpu_s, 6), 0.0
+        self._recorder.metrics({**metrics, "cpu_s": cpu_s, "norms": self._learner.norms()})
 
     def _report_failure(self, future: Future[Result]) -> None:
         error = None if future.cancelled() else future.exception()

@@ -17,7 +17,7 @@ from coordinator_free.identifiers import BlockKey
 from emulation.experiments import forgetting, shadow_models
 from emulation.experiments.attacks import assign
 from emulation.experiments.catalogue import SCALES
-from emulation.experiments.forgetting import ARMS, SETTING, ForgettingCell, Request, check_runs, choose_arms
+from emulation.experiments.forgetting import ARMS, SETTING, ForgettingCell, Request, choose_arms, parse_runs
 from emulation.experiments.grid import Cell
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.scenario.loading import dump, load
@@ -27,10 +27,10 @@ from peers.models.loader import load_model
 from peers.tasks import encode
 from peers.tasks.jsonl import read_examples
 
-TINY = SCALES["tiny"]
+SMOKE = SCALES["smoke"]
 
 
-def cell(arm: str = "leave", number: int = 0, scale: str = "tiny") -> ForgettingCell:
+def cell(arm: str = "leave", number: int = 0, scale: str = "smoke") -> ForgettingCell:
     return ForgettingCell(SETTING, ARMS[arm], number, SCALES[scale])
 
 
@@ -44,7 +44,7 @@ def test_every_scenario_is_valid_and_ends_with_a_deletion(arm: str, tmp_path: Pa
 
 
 def test_the_leaver_gets_its_half_and_survivors_the_same_facts_in_all_runs(tmp_path: Path) -> None:
-    facts = forgetting.pool(TINY)
+    facts = forgetting.pool(SMOKE)
     had = assign(6, len(facts), seed=0)
     for number in (0, 1):
         forgetting.write_data(cell(number=number), facts, had[number], tmp_path / str(number))
@@ -63,7 +63,7 @@ def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns
 ) -> None:
     monkeypatch.setattr(shadow_models, "MOST_STEPS", 10)
     scenario = cell().scenario()
-    facts = forgetting.pool(replace(TINY, persons=1))[:4]
+    facts = forgetting.pool(replace(SMOKE, persons=1))[:4]
     loaded = load_model(scenario.model)
     data = encode(facts, loaded.tokenizer, scenario.data.max_length)
     learner = Learner(loaded, scenario.device_config(), data, "d0")
@@ -85,7 +85,7 @@ def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns
 
 def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
     """Models that remember the leaver's facts a little: only right after the event, only on d0."""
-    facts = len(forgetting.pool(TINY))
+    facts = len(forgetting.pool(SMOKE))
     had = assign(8, facts, seed=0)[one.seed]
     draw = np.random.default_rng(one.seed)
 
@@ -102,7 +102,7 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
 
 def test_an_experiment_finds_the_device_that_remembers(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
-    forgetting.run(Request(TINY, ("leave",), 8, tmp_path), console, made)
+    forgetting.run(Request(SMOKE, ("leave",), 8, tmp_path), console, made)
     rows = json.loads((tmp_path / "results.json").read_text())["summary"]
     by = {(row["moment"], row["model"]): row for row in rows}
     assert by["deleted", "worst device"]["auc"] > 0.8
@@ -118,4 +118,4 @@ def test_bad_options_are_refused_before_anything_runs() -> None:
     with pytest.raises(InputError, match="allowed: leave, crash, return"):
         choose_arms("stall")
     with pytest.raises(InputError, match="at least 6"):
-        check_runs(5)
+        parse_runs("5")

@@ -20,10 +20,10 @@ from emulation.scenario.loading import dump, load
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
-TINY = SCALES["tiny"]
+SMOKE = SCALES["smoke"]
 
 
-@pytest.mark.parametrize("scale", ["tiny", "compact"])
+@pytest.mark.parametrize("scale", ["smoke", "compact"])
 def test_every_scenario_is_valid_and_limited(scale: str, tmp_path: Path) -> None:
     size, path = SCALES[scale], tmp_path / "cell.toml"
     for arm in arms(size).values():
@@ -34,7 +34,7 @@ def test_every_scenario_is_valid_and_limited(scale: str, tmp_path: Path) -> None
 
 
 def test_all_arms_of_a_seed_resume_one_checkpoint() -> None:
-    cells = [WirelessCell(SETTING, arm, 3, TINY) for arm in arms(TINY).values()]
+    cells = [WirelessCell(SETTING, arm, 3, SMOKE) for arm in arms(SMOKE).values()]
     assert {cell.before.name for cell in cells if cell.before} == {"wireless/before/seed-3"}
     assert len({cell.name for cell in cells}) == len(cells)
     assert all(cell.name.count("/") == 2 for cell in cells)
@@ -47,13 +47,13 @@ def test_arms_are_chosen_by_limit_allocator_or_both() -> None:
     assert len(choose_arms("residual", size)) == len(LIMITS)
     assert choose_arms("tau-25,residual", size) == ("tau-25/residual",)
     assert choose_arms("tau-25/fifo", size) == ("tau-25/fifo",)
-    assert choose_arms("", TINY) == wireless.TINY_ARMS
+    assert choose_arms("", SMOKE) == wireless.SMOKE_ARMS
     with pytest.raises(InputError, match="allowed"):
         choose_arms("oracle", size)
 
 
 def test_a_limit_binds_in_the_rounds_that_withhold() -> None:
-    cell = WirelessCell(SETTING, arms(TINY)["budget-25/fifo"], 0, TINY)
+    cell = WirelessCell(SETTING, arms(SMOKE)["budget-25/fifo"], 0, SMOKE)
     after = cell.event_round + 1
     lines = [{"round": r, "withheld": n} for r, n in ((after - 1, 9), (after, 0), (after + 1, 2))]
     run = RunRecords(Path(), Scenario(), [*cell.survivors], dict.fromkeys(cell.survivors, lines), {}, [], {})
@@ -71,7 +71,7 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
 
 def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
-    wireless.run(Request(TINY, wireless.TINY_ARMS, 2, tmp_path), console, made)
+    wireless.run(Request(SMOKE, wireless.SMOKE_ARMS, (0, 1), tmp_path), console, made)
     rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert [(r["limit"], r["allocator"], r["seed"]) for r in rows] == [
         ("budget-25", a, s) for s in "01" for a in ("fifo", "residual")
