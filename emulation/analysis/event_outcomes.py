@@ -72,6 +72,9 @@ def _outcome(event: InjectedEvent) -> Record:
     leaver = {name: _mean(event, [event.device], choose) for name, choose in choices.items()}
     leaver["end"] = _mean(event, [event.device], _at_end(event))
     survivor = {name: _mean(event, event.survivors, choose) for name, choose in choices.items()}
+    survivor["end"] = _mean(event, event.survivors, _at_end(event))
+    nobody = {name: _mean_control(event, choose) for name, choose in choices.items()}
+    nobody["end"] = _mean_control(event, _at_end(event))
     return {
         "round": event.round,
         "kind": kind,
@@ -83,6 +86,7 @@ def _outcome(event: InjectedEvent) -> Record:
         "rounds_to_recover": rounds,
         "leaver_accuracy": leaver if leaves else dict.fromkeys(leaver),
         "survivor_accuracy": survivor,
+        "control_accuracy": nobody if leaves else dict.fromkeys(nobody),
         "joiner_accuracy": _joiner(event) if joins else {"end_mean": None, "end_min": None},
     }
 
@@ -135,6 +139,13 @@ def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | No
     """Mean over survivors and shards. Missing values are left out: a crashed survivor has no end."""
     chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
     values = [e["accuracy"][shard] for e in chosen for shard in shards if shard in e["accuracy"]]
+    return fmean(values) if values else None
+
+
+def _mean_control(event: InjectedEvent, choose: Choose) -> float | None:
+    """Mean accuracy of the survivors on facts that nobody trained."""
+    chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
+    values = [float(e["control"]) for e in chosen if e.get("control") is not None]
     return fmean(values) if values else None
 
 
