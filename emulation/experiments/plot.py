@@ -60,7 +60,7 @@ def draw_setting(panels: Sequence[Axes], measures: Sequence[Record]) -> None:
     panels[2].axhline(_at_end(oracles.values(), "forget"), color=ORACLE_INK, linewidth=0.8, label="oracle")
     for panel, label in zip(panels, ("nats per token", "accuracy", "accuracy"), strict=True):
         panel.set_xlabel("rounds after the leave")
-        panel.set_ylabel(f"{label}, mean and 95 % interval over seeds")
+        panel.set_ylabel(f"{label} (mean over seeds, 95 % interval)")
         panel.grid(alpha=0.25)
     for panel in panels[1:]:
         panel.set_ylim(-0.04, 1.04)

@@ -13,6 +13,7 @@ from emulation.report.palette import style
 from emulation.report.series import Curve
 from emulation.scenario.events import GONE
 
+BANDS = 8  # with more lines, bands hide each other
 PANELS = 24  # shards at most that have a panel of their own
 RESIDUALS = {"local": "R_loc", "consensus": "R_con", "heterogeneity": "R_het"}  # logged name -> symbol
 SHARE_TOP = 1.06  # of an axis for shares: a line at 100 % is seen whole
@@ -38,10 +39,19 @@ def headline(run: RunRecords) -> Chart:
     """For each shard the mean accuracy over live devices, and a band down to the worst device."""
     gone = {str(e["device"]) for e in run.injected if e["kind"] in GONE}
     lines = []
-    for number_, shard in enumerate(series.shards(run)):
+    shards = series.shards(run)
+    for shard in shards:
         curves = [series.accuracy(run, device, shard) for device in run.devices]
         mean, worst = series.over_devices(curves), series.over_devices(curves, min)
-        lines.append(Line(shard, mean, style(number_), shard in gone, worst))
+        lines.append(
+            Line(
+                shard,
+                mean,
+                style(series.number(run, shard)),
+                shard in gone,
+                worst if len(shards) <= BANDS else (),
+            )
+        )
     title = "Facts of each device that live devices answer correctly"
     return Chart(title, "mean", lines, series.marks(run), percent, SHARE_TOP, small=False)
 
@@ -88,7 +98,13 @@ def training(run: RunRecords, summary: Record) -> list[Chart]:
             marks,
             seconds,
         ),
-        Chart("Spectral ρ = ‖W − J‖₂", "of the weights in a round; 0 mixes best, 1 not at all", rho, marks),
+        Chart(
+            "Spectral ρ = ‖W − J‖₂",
+            "of the weights in a round; 0 mixes best, 1 not at all",
+            rho,
+            marks,
+            top=SHARE_TOP,
+        ),
         Chart("Consensus error", "distance of the copies from their mean, relative", error, marks),
     ]
 

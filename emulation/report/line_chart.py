@@ -22,7 +22,8 @@ STOPS = 160  # values of x at most that the pointer finds
 NAME_GAP = 7.5  # per cent of the height between two names
 NAMES = 12  # a chart with more lines names the highest and the lowest only
 MARKS_NAMED = 16  # with more events, their names are shown by the pointer only
-MARK_GAP = 14.0  # per cent of the width that the name of an event takes
+LETTER_SMALL, LETTER_WIDE = 2.6, 1.4  # per cent of the width that a letter of an event takes
+RIGHT = 70.0  # per cent: events beyond have their names at their left
 Points = Sequence[tuple[float, float]]  # y is nan where a line is interrupted
 
 
@@ -73,12 +74,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Place:
-    """A text and its place in per cent from the left or from the top. `kind`: CSS classes of its swatch."""
+    """A text and its place in per cent from the left or from the top. `kind`: CSS classes of its swatch.
+
+    Names of events: `row` counts from the drawing area upwards, `leftward` names stand left of their line.
+    """
 
     text: str
     at: float
     kind: str = ""
     row: int = 0
+    leftward: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class Axis:
             step = max(1, -(-(last - first + 1) // count))
             return [10.0**power for power in range(first, last + 1, step)]
         found = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
-        return [float(t) for t in found if self.low - 1e-9 <= t <= self.high + 1e-9]
+        return [float(t) for t in found if self.low <= t <= self.high]
 
 
 def draw(chart: Chart) -> Drawn | None:
@@ -147,11 +152,13 @@ def draw(chart: Chart) -> Drawn | None:
     # Interrupted lines last: where lines coincide, the solid one below is seen through the gaps.
     for line in sorted(lines, key=lambda line: line.style.dash):
         drawn.shapes.append(Shape(_kind(line), _path(thin(line.points), x, y)))
-    drawn.marks = place_marks(chart.marks, x)
+    drawn.marks = place_marks(chart.marks, x, LETTER_SMALL if chart.small else LETTER_WIDE)
     drawn.x_ticks = [Place(f"{t:g}", 100 * x.share(t)) for t in x.ticks(4 if chart.small else 7)]
     drawn.y_ticks = [Place(chart.form(t), 100 * (1 - y.share(t))) for t in y.ticks(5)]
     drawn.names = place_names(lines, y)
     drawn.names_rem = 2.6 + 0.45 * max(len(place.text) for place in drawn.names)
+    if len(lines) > NAMES and not chart.small:
+        drawn.legend = [Place(line.name, 0, _kind(line)) for line in lines]
     drawn.stops = _stops(chart, lines, x)
     return drawn
 
@@ -191,15 +198,22 @@ def _apart(wanted: Sequence[float], gap: float) -> list[float]:
     return places
 
 
-def place_marks(marks: Sequence[Mark], x: Axis) -> list[Place]:
-    """The events from left to right. Each name gets the first row in which no other name is in its way."""
-    ends: list[float] = []
+def place_marks(marks: Sequence[Mark], x: Axis, letter: float = LETTER_WIDE) -> list[Place]:
+    """The events from left to right. Each name gets the first row in which no other name is in its way.
+
+    `letter`: per cent of the width that a letter takes. More than `MARKS_NAMED` events have no names.
+    """
+    if len(marks) > MARKS_NAMED:
+        return [Place("", 100 * x.share(mark.x)) for mark in marks]
+    taken: list[tuple[int, float, float]] = []
     found = []
     for mark in sorted(marks, key=lambda m: m.x):
-        at = 100 * x.share(mark.x)
-        row = next((i for i, end in enumerate(ends) if end <= at), len(ends))
-        ends[row : row + 1] = [at + MARK_GAP]
-        found.append(Place(mark.text if len(marks) <= MARKS_NAMED else "", at, row=row))
+        at, width = 100 * x.share(mark.x), letter * (len(mark.text) + 1)
+        first, last = (at - width, at) if at > RIGHT else (at, at + width)
+        full = {row for row, start, end in taken if start < last and first < end}
+        row = next(i for i in range(len(marks)) if i not in full)
+        taken.append((row, first, last))
+        found.append(Place(mark.text, at, row=row, leftward=at > RIGHT))
     return found
 
 

@@ -12,6 +12,7 @@ from emulation.analysis.records import Record, RunRecords, in_order
 from emulation.report.series import name_of
 from emulation.scenario.events import ARRIVALS
 
+Norms = Mapping[str, Mapping[str, float]]  # by block and group
 SHOWN_EVENTS = 6  # events at most that are shown in this way
 
 
@@ -55,7 +56,7 @@ def _after(event: InjectedEvent) -> Moment:
     return Moment(in_order([*event.survivors, *own]), since_s=noticed)
 
 
-def norms(run: RunRecords, moment: Moment) -> dict[str, dict[str, float]]:
+def norms(run: RunRecords, moment: Moment) -> Norms:
     """By block and group, the mean norm over the moment's devices."""
     found: dict[str, dict[str, list[float]]] = {}
     for device in moment.devices:

@@ -34,7 +34,8 @@ def headline(run: RunRecords) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     gone = {str(e["device"]) for e in run.injected if e["kind"] in GONE}
-    for number, shard in enumerate(series.shards(run)):
+    for shard in series.shards(run):
+        number = series.number(run, shard)
         curves = [series.accuracy(run, device, shard) for device in run.devices]
         mean, worst = series.over_devices(curves), series.over_devices(curves, min)
         rounds, shares, ink = [x for x, _ in mean], [y for _, y in mean], colour(number)

@@ -18,7 +18,7 @@ STAGES = {
 }
 WHY = {
     "leave": "left and asked to be forgotten",
-    "crash": "crashed; the scenario deletes the blocks of crashed devices",
+    "crash": "crashed, and the scenario deletes the blocks of crashed devices",
 }
 ATTACK = "mia_"  # metrics of membership inference begin with this
 CLOSE = 0.10  # of 40 answers at chance 1/24, 1 time in 100 this many more are right (method 10)
@@ -61,7 +61,7 @@ def _receipt(event: InjectedEvent, outcome: Record, made: Mapping[str, Record], 
     blocks = sorted({f"{event.device}@{entry['incarnation']}" for entry in made.values()})
     return Receipt(
         title=f"{event.device}, forgotten after round {event.round}",
-        why=f"{event.device} {WHY[event.record['kind']]} at {event.t_s:.1f} s.",
+        why=f"At {event.t_s:.1f} s {event.device} {WHY[event.record['kind']]}.",
         blocks=", ".join(blocks),
         residual=meaning(outcome),
         files=_files(summary, blocks),

@@ -99,26 +99,25 @@ def _event(event: Record) -> tuple[str, ...]:
     )
 
 
-def norms(run: RunRecords) -> Heat | None:
-    """Norms of the blocks by group, around the first events and at the end; None without any."""
-    columns = [(name, moments.norms(run, at)) for name, at in moments.moments(run)]
-    columns = [(name, found) for name, found in columns if found]
-    if not columns:
-        return None
-    blocks = in_order({block for _, found in columns for block in found})[:BLOCKS]
-    groups = list(dict.fromkeys(g for _, found in columns for own in found.values() for g in own))
-    top = max(v for _, found in columns for own in found.values() for v in own.values()) or 1.0
-    rows = [(block, _norms_of(block, [found for _, found in columns], groups, top)) for block in blocks]
-    caption = (
-        "Norm of each block (device@incarnation) by layer group, mean over the devices that hold it. "
-        f"{UNKNOWN}: no device holds it"
-    )
-    return Heat(caption, groups * len(columns), rows, [name for name, _ in columns])
+def norms(run: RunRecords) -> list[Heat]:
+    """Norms of the blocks by group: a table for each of the first events, before and after, and the end."""
+    found = [(name, moments.norms(run, at)) for name, at in moments.moments(run)]
+    top = max((v for _, held in found for own in held.values() for v in own.values()), default=1.0) or 1.0
+    pairs = [found[i : i + 2] for i in range(0, len(found), 2)]
+    return [_norms_table([p for p in pair if p[1]], top) for pair in pairs if any(held for _, held in pair)]
 
 
-def _norms_of(
-    block: str, columns: Sequence[Mapping[str, Mapping[str, float]]], groups: Sequence[str], top: float
-) -> list[Cell]:
+def _norms_table(columns: Sequence[tuple[str, moments.Norms]], top: float) -> Heat:
+    """`columns`: title, and norms by block and group. `top`: the norm with the strongest shade."""
+    held = [found for _, found in columns]
+    blocks = in_order({block for found in held for block in found})[:BLOCKS]
+    groups = list(dict.fromkeys(g for found in held for own in found.values() for g in own))
+    names = [name for name, _ in columns]
+    rows = [(block, _norms_of(block, held, groups, top)) for block in blocks]
+    return Heat("Norms " + ", ".join(names), groups * len(columns), rows, names)
+
+
+def _norms_of(block: str, columns: Sequence[moments.Norms], groups: Sequence[str], top: float) -> list[Cell]:
     values = [found.get(block, {}).get(group) for found in columns for group in groups]
     return [Cell(number(v), None if v is None or not math.isfinite(v) else v / top) for v in values]
 

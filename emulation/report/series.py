@@ -20,6 +20,12 @@ def shards(run: RunRecords) -> list[str]:
     return in_order({shard for e in run.evaluations for shard in e["accuracy"]})
 
 
+def number(run: RunRecords, shard: str) -> int:
+    """The number of the line of a device, the same in all charts. A shard of no device comes after them."""
+    order = [*run.devices, *(s for s in shards(run) if s not in run.devices)]
+    return order.index(shard)
+
+
 def accuracy(run: RunRecords, device: str, shard: str) -> Curve:
     """Accuracy of one device on one shard, with a gap for each absence of the device.
 

@@ -111,7 +111,8 @@ def _was(number: str) -> str:
 
 
 def _event_sentence(event: Record) -> str:
-    head = f"{event['device']} {VERBS[event['kind']]} at round {event['round']}".strip()
+    unnamed = "all devices" if event["kind"] == "partition" else ""
+    head = f"{event['device'] or unnamed} {VERBS[event['kind']]} at round {event['round']}".strip()
     parts = []
     if event["kind"] in ARRIVALS:
         end = event["joiner_accuracy"]

@@ -38,7 +38,7 @@ def test_the_forgetting_panel_tells_naive_from_the_others(panels: list[Any]) -> 
 
 
 def test_every_axis_has_a_label(panels: list[Any]) -> None:
-    labels = [panel.get_ylabel().split(",")[0] for panel in panels]
+    labels = [panel.get_ylabel().split(" (")[0] for panel in panels]
     assert labels == ["nats per token", "accuracy", "accuracy"]
 
 
@@ -47,7 +47,7 @@ def test_lines_that_coincide_can_be_told_apart(panels: list[Any]) -> None:
     assert list(uniform.get_ydata()) == list(naive.get_ydata())
     assert to_hex(uniform.get_color()) != to_hex(naive.get_color())
     assert uniform.get_linestyle() != naive.get_linestyle()
-    assert uniform.get_markevery()[0] % 1 == 0 and uniform.get_marker() != naive.get_marker()
+    assert uniform.get_marker() != naive.get_marker()
 
 
 def test_the_band_is_the_interval_of_the_mean() -> None:

@@ -47,6 +47,17 @@ def test_of_many_lines_the_highest_and_the_lowest_have_names() -> None:
     assert [name.text for name in names] == ["d19", "d0"]
 
 
+def test_a_wide_chart_of_many_lines_has_a_legend() -> None:
+    lines = [line(f"d{i}", [(0, 0.0), (1, float(i))], i) for i in range(20)]
+    found = draw(Chart("t", "u", lines, small=False))
+    assert found is not None and [place.text for place in found.legend] == [f"d{i}" for i in range(20)]
+
+
+def test_the_axis_of_tiny_values_has_no_tick_outside() -> None:
+    found = drawn(line("rho", [(0, 0.0), (1, 9e-17)]))
+    assert all(0 <= tick.at <= 100 for tick in found.y_ticks)
+
+
 def test_lines_that_coincide_are_seen_through_each_other() -> None:
     """The solid line is drawn first. The gaps of the others then show it."""
     shapes = drawn(*(line(f"d{i}", [(0, 0.0), (1, 1.0)], i) for i in (2, 1, 0))).shapes
@@ -60,8 +71,10 @@ def test_the_pointer_finds_all_values_of_a_round() -> None:
 
 
 def test_names_of_close_events_are_in_different_rows() -> None:
-    marks = [Mark(10, "a"), Mark(11, "b"), Mark(60, "c")]
-    assert [place.row for place in place_marks(marks, Axis(0, 100))] == [0, 1, 0]
+    marks = [Mark(10, "d0 leave"), Mark(11, "d1 join"), Mark(60, "d2 leave"), Mark(75, "d3 leave")]
+    places = place_marks(marks, Axis(0, 100))
+    assert [place.row for place in places] == [0, 1, 0, 1]
+    assert [place.leftward for place in places] == [False, False, False, True]
 
 
 def test_many_events_have_no_names() -> None:

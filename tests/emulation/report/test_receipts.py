@@ -37,7 +37,7 @@ def receipt(folder: Path, **changed: Any) -> Receipt:
 def test_it_says_who_when_and_by_whom(folder: Path) -> None:
     found = receipt(folder)
     assert found.title == "d2, forgotten after round 4" and found.blocks == "d2@0"
-    assert "left and asked to be forgotten at 5.5 s" in found.why
+    assert "At 5.5 s d2 left and asked to be forgotten" in found.why
     assert found.hashes.rows == [
         ("d0", "0.50", "5", "d0-before", "d0-after"),
         ("d1", "0.50", "5", "d1-before", "d1-after"),
