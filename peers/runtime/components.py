@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peers.protocol.state_machine import DeviceProtocol
+from peers.runtime.delivery import Delivery
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.host import Host
 from peers.runtime.learner_thread import LearnerThread
@@ -34,6 +35,7 @@ class Components:
     sender: Sender
     protocol: DeviceProtocol
     receiver: Receiver
+    delivery: Delivery
     recorder: Recorder
     events: EventRecorder
     host: Host

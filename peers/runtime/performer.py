@@ -59,7 +59,7 @@ class ActionPerformer:
         """Perform the actions in order. After the last round control belongs to no round's budget.
 
         `source`: the peer whose message led to them. A Tell or Connect that fails then is its fault
-        (receiver.py): the peer is disconnected, and the other actions are performed.
+        (delivery.py): the peer is disconnected, and the other actions are performed.
         """
         if self._c.protocol.phase in (Phase.FINISH, Phase.GONE):
             self._c.sender.quota.end_rounds()
@@ -75,7 +75,7 @@ class ActionPerformer:
         try:
             self._handlers[type(action)](action)
         except Exception as error:  # the barrier: no message ends the device
-            await self.perform(self._c.receiver.on_answer_fault(self._c.clock.now(), source, error))
+            await self.perform(self._c.delivery.on_answer_fault(self._c.clock.now(), source, error))
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:
@@ -88,7 +88,7 @@ class ActionPerformer:
     def _disconnect(self, action: do.Disconnect) -> None:
         self._c.sender.disconnect(action.peer)
         self._c.learner_thread.forget_copies_of(action.peer)
-        self._c.receiver.forget_peer(action.peer)
+        self._c.delivery.forget_peer(action.peer)
 
     def _meet(self, action: do.Meet) -> None:
         self._c.sender.disconnect(action.alias)
@@ -138,7 +138,7 @@ class ActionPerformer:
         c, key = self._c, action.key
         c.sender.purge(key, action.reason)
         c.encoder.purge(key)
-        c.receiver.drop_block(key)
+        c.delivery.drop_block(key)
         if action.refit and c.protocol.own is not None:
             c.encoder.drop_cached(c.protocol.own.key)
         of = {"peer": key.device, "incarnation": key.incarnation}
