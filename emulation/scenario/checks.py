@@ -17,8 +17,8 @@ from emulation.radio.wireless import channel
 from emulation.scenario.events import EventConfig, Population, event_problems, names
 from emulation.scenario.schema import Scenario
 from peers import plugins
-from peers.config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 from peers.errors import InputError
+from peers.radio_config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 
 Problems = Iterator[tuple[str, str]]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
-from peers.config import FIFO
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
+from peers.radio_config import FIFO
 from peers.runtime.components import Components
 from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
