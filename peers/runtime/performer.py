@@ -168,6 +168,7 @@ class ActionPerformer:
                 "spent_bytes": c.sender.quota.spent,
                 "spent_total_bytes": c.sender.quota.spent_total,
                 "links": c.accounts.to_dict(),
+                "arrivals": c.receiver.arrivals.take(c.recorder.seconds),
             }
         )
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.actions import Action, Drop, Tell
 from peers.protocol.state_machine import DeviceProtocol
+from peers.runtime.arrivals import Arrivals
 from peers.runtime.event_queue import EventQueue, Kind
 from peers.runtime.update_assembly import UpdateAssembly
 from transport.clocks.real import Clock
@@ -42,6 +43,7 @@ from transport.wire.messages import (
     Credit,
     Envelope,
     Hello,
+    Manifest,
     Message,
     Nack,
     Ping,
@@ -62,6 +64,7 @@ MESSAGE_BYTES = 512  # added for each control message: a small one takes more me
 HANDLER_ERROR = "handler_error"  # the reason of a message whose handling failed
 OTHERS = ""  # the account that all unknown sources share
 PROBES = (Ping, Ack, PingRequest, Nack, Suspect)  # their order among other messages does not matter
+OF_A_ROUND = (Update.__name__, Manifest.__name__)
 OnArrival = Callable[[Envelope, Message, Received], bool]
 OnCopy = Callable[[str, Part, Tensor], object]
 
@@ -95,6 +98,7 @@ class Receiver:
         self._waiting: Counter[tuple[str, bool]] = Counter()  # queued bytes, by account; True: of data
         self._greeted_ns: dict[str, int] = {}  # departure of the last Hello of each peer
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
+        self.arrivals = Arrivals()
 
     async def run(self) -> None:
         """Receive until the task is cancelled."""
@@ -255,6 +259,8 @@ class Receiver:
             link.dropped(drops[0], received.wire_bytes)
         else:
             link.received(received.wire_bytes, now - envelope.depart_ns, self._longest_ns(now, envelope))
+            if envelope.kind in OF_A_ROUND:
+                self.arrivals.add(received.source, envelope.depart_ns, now, received.wire_bytes)
         return [action for action in actions if not isinstance(action, Drop)]
 
     def _longest_ns(self, now: int, envelope: Envelope) -> int:
