@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from emulation.commands import ask, bench, churn, device, experiment, forget, keys, report, run, schema
+from emulation.commands import (
+    ask,
+    bench,
+    churn,
+    compare,
+    device,
+    experiment,
+    export,
+    forget,
+    keys,
+    report,
+    run,
+    schema,
+)
 from emulation.commands import list as list_command
 
 app = typer.Typer(
@@ -38,6 +51,8 @@ def options(
 app.add_typer(keys.app, name="keys")
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=forget.EXAMPLE)(forget.forget)
 app.command(epilog=ask.EXAMPLE)(ask.ask)
 app.command("list", epilog=list_command.EXAMPLE)(list_command.list_names)

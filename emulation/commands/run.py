@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,6 +60,10 @@ def run(
             help="; ".join(f"{name}: {entry.help}" for name, entry in BACKENDS.items()) + ".",
         ),
     ] = "local",
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Run this many seeds, from the scenario's on, into folders OUT/seed-N."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the scenario and print the plan; start nothing.")
     ] = False,
@@ -83,10 +88,29 @@ def run(
         return
     del learner
     try:
+        if seeds is not None:
+            numbers = range(loaded.seed, loaded.seed + seeds)
+            runs = {number: load(scenario, set_ or (), number, clock) for number in numbers}
+            raise typer.Exit(_run_seeds(runs, folder, on, console))
         raise typer.Exit(execute(loaded, folder, on, console))
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
+
+
+def _run_seeds(runs: Mapping[int, Scenario], folder: Path, on: str, console: Console) -> int:
+    """Run one scenario of each seed, one after the other; returns the highest exit status."""
+    from emulation.experiments import comparison_output, run_comparison
+
+    status = 0
+    for number, (seed, one) in enumerate(runs.items(), start=1):
+        console.print(f"seed {seed}, {number} of {len(runs)}", highlight=False)
+        status = max(status, execute(one, run_comparison.seed_folder(folder, seed), on, console))
+    subject = run_comparison.read(folder)
+    run_comparison.write_seeds(folder, subject)
+    console.print(comparison_output.table([subject]))
+    console.print(f"values by seed: {folder / run_comparison.SEEDS_FILE}", highlight=False, soft_wrap=True)
+    return status
 
 
 def execute(loaded: Scenario, folder: Path, on: str, console: Console) -> int:
