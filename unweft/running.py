@@ -43,25 +43,30 @@ def run(
     *,
     on: str = "local",
     progress: bool = True,
+    track: str | None = None,
     **overrides: object,
 ) -> Run:
     """Run a scenario, write its folder as `unweft run` does, and return the results.
 
     given, overrides: as for `scenario`. out: default runs/<time>-<scenario>. on: "local" or "compose".
-    progress: print what `unweft run` prints. Raises InputError for bad input, and RunFailed. After a
-    KeyboardInterrupt the folder is kept and complete.
+    progress: print what `unweft run` prints. track: as --track. Raises InputError for bad input, and
+    RunFailed. After a KeyboardInterrupt the folder is kept and complete.
     """
     main_guard.refuse_in_child()
     from emulation.commands.output_folder import check_usable
     from emulation.commands.run import execute
+    from emulation.report import trackers
     from emulation.scenario.preflight import check_against_model
 
+    if track is not None:
+        trackers.check(track)
     found = scenario(given, **overrides)
     folder = Path(out) if out is not None else Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{found.name}"
     check_usable(folder)
     check_against_model(found)
     main_guard.check(found)
-    if execute(found, folder, on, Console() if progress else Console(file=io.StringIO())):
+    console = Console() if progress else Console(file=io.StringIO())
+    if execute(found, folder, on, console, track):
         raise RunFailed(f"{folder}: the run ended, but its result is not right; see {folder}/summary.json")
     return load(folder)
 

@@ -60,6 +60,10 @@ def run(
             help="; ".join(f"{name}: {entry.help}" for name, entry in BACKENDS.items()) + ".",
         ),
     ] = "local",
+    track: Annotated[
+        str | None,
+        typer.Option(help="Tell a tracker while the run goes on: wandb, trackio, tensorboard or mlflow."),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(min=2, help="Run this many seeds, from the scenario's on, into folders OUT/seed-N."),
@@ -74,6 +78,10 @@ def run(
 
     if on not in BACKENDS:
         raise InputError(f"--on: {on!r} is no way to launch devices; allowed: {', '.join(BACKENDS)}")
+    if track is not None:
+        from emulation.report import trackers
+
+        trackers.check(track)
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
@@ -91,21 +99,23 @@ def run(
         if seeds is not None:
             numbers = range(loaded.seed, loaded.seed + seeds)
             runs = {number: load(scenario, set_ or (), number, clock) for number in numbers}
-            raise typer.Exit(_run_seeds(runs, folder, on, console))
-        raise typer.Exit(execute(loaded, folder, on, console))
+            raise typer.Exit(_run_seeds(runs, folder, on, console, track))
+        raise typer.Exit(execute(loaded, folder, on, console, track))
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
 
 
-def _run_seeds(runs: Mapping[int, Scenario], folder: Path, on: str, console: Console) -> int:
+def _run_seeds(
+    runs: Mapping[int, Scenario], folder: Path, on: str, console: Console, track: str | None
+) -> int:
     """Run one scenario of each seed, one after the other; returns the highest exit status."""
     from emulation.experiments import comparison_output, run_comparison
 
     status = 0
     for number, (seed, one) in enumerate(runs.items(), start=1):
         console.print(f"seed {seed}, {number} of {len(runs)}", highlight=False)
-        status = max(status, execute(one, run_comparison.seed_folder(folder, seed), on, console))
+        status = max(status, execute(one, run_comparison.seed_folder(folder, seed), on, console, track))
     subject = run_comparison.read(folder)
     run_comparison.write_seeds(folder, subject)
     console.print(comparison_output.table([subject]))
@@ -113,7 +123,7 @@ def _run_seeds(runs: Mapping[int, Scenario], folder: Path, on: str, console: Con
     return status
 
 
-def execute(loaded: Scenario, folder: Path, on: str, console: Console) -> int:
+def execute(loaded: Scenario, folder: Path, on: str, console: Console, track: str | None = None) -> int:
     """Run a checked scenario and report on it; returns the exit status.
 
     Raises RunFailed. After that and after a KeyboardInterrupt the summary is written.
@@ -124,7 +134,7 @@ def execute(loaded: Scenario, folder: Path, on: str, console: Console) -> int:
     interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
     try:
         with claimed(folder):
-            run_loop.run(loaded, folder, console, on)
+            run_loop.run(loaded, folder, console, on, track)
             return write_report(folder, console)
     except RunFailed:
         write_summary(folder)

@@ -108,7 +108,7 @@ def test_a_run_of_many_seeds_is_in_one_folder(monkeypatch: pytest.MonkeyPatch, t
     """The runs themselves are replaced: real ones would start devices three times."""
     started = []
 
-    def execute(scenario: Scenario, folder: Path, on: str, console: Console) -> int:
+    def execute(scenario: Scenario, folder: Path, on: str, console: Console, track: str | None) -> int:
         started.append(scenario.seed)
         changed(folder, 0.5 + scenario.seed / 10, seed=scenario.seed)
         return 0
