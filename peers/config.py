@@ -323,9 +323,17 @@ class CheckpointConfig(Section):
     """Whether a run saves a checkpoint, and the checkpoint that it begins with (storage/checkpoint.py)."""
 
     save: Annotated[bool, about("At the end each device writes its blocks to OUT/checkpoint.")] = False
+    every: Annotated[
+        int, about("Write them every so many rounds too. 0: at the end only.", unit="rounds", ge=0)
+    ] = 0
     resume: Annotated[
-        str | None, about("The folder of a run with save = true: devices begin with its blocks.")
+        str | None, about("The folder of a run with checkpoints: devices begin with its blocks.")
     ] = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the devices of the run write checkpoints."""
+        return self.save or self.every > 0
 
 
 class DeviceConfig(Section):

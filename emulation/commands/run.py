@@ -128,8 +128,11 @@ def execute(loaded: Scenario, folder: Path, on: str, console: Console, track: st
 
     Raises RunFailed. After that and after a KeyboardInterrupt the summary is written.
     """
+    from emulation.analysis import forgotten_files
     from emulation.launch import run_loop
 
+    if loaded.checkpoint.resume is not None:  # a run that was killed could not correct its files
+        forgotten_files.correct(Path(loaded.checkpoint.resume).expanduser())
     interrupts.set_mode("raise")
     interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
     try:

@@ -164,5 +164,5 @@ def _checkpoint_problems(scenario: Scenario) -> Problems:
         yield (
             "checkpoint.resume",
             f"{resume!r} has no checkpoint of a device of this run; allowed: the folder of a run with "
-            "checkpoint.save = true that has ended",
+            "checkpoint.save = true that has ended, or with checkpoint.every",
         )
