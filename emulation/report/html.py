@@ -14,7 +14,7 @@ from emulation.analysis.records import Record, RunRecords
 from emulation.report import plots, text
 from emulation.report.formatting import megabytes, number, percent, plural
 from emulation.scenario.loading import dump
-from peers.config import FIFO, RadioConfig
+from peers.radio_config import FIFO, RadioConfig
 
 
 @dataclass(frozen=True)

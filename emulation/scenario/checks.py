@@ -17,8 +17,8 @@ from emulation.radio.wireless import channel
 from emulation.scenario.events import EventConfig, Population, event_problems, names
 from emulation.scenario.schema import Scenario
 from peers import plugins
-from peers.config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 from peers.errors import InputError
+from peers.radio_config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 
 Problems = Iterator[tuple[str, str]]
 
@@ -164,5 +164,5 @@ def _checkpoint_problems(scenario: Scenario) -> Problems:
         yield (
             "checkpoint.resume",
             f"{resume!r} has no checkpoint of a device of this run; allowed: the folder of a run with "
-            "checkpoint.save = true that has ended",
+            "checkpoint.save = true that has ended, or with checkpoint.every",
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import ValidationError
 
+from emulation.scenario import library
 from emulation.scenario.checks import in_order, scenario_problems
 from emulation.scenario.former_keys import current_keys, former_in_overrides, rename_in_table, warn
 from emulation.scenario.schema import Scenario
@@ -31,7 +32,7 @@ class Override(NamedTuple):
 def load(
     path: Path, overrides: Sequence[str] = (), seed: int | None = None, clock: str | None = None
 ) -> Scenario:
-    """Read a scenario file, apply the overrides, and check the result.
+    """Read a scenario file or a scenario that unweft contains, apply the overrides, and check the result.
 
     overrides: texts "a.b=v", where v is TOML or else plain text. An override replaces the value of the file.
     Former spellings of keys work, with a warning.
@@ -40,10 +41,19 @@ def load(
     given = [_parse_override(text) for text in overrides]
     given += [Override(["seed"], seed, f"--seed {seed}")] if seed is not None else []
     given += [Override(["clock"], clock, f"--clock {clock}")] if clock is not None else []
-    data = read_toml(path)
-    given = _apply_overrides(data, given, str(path))
-    place = Place(str(path), {".".join(o.keys): o.option.split("=")[0] for o in given})
-    data.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem) or "scenario")
+    path = library.find(path)
+    return from_table({"name": name_of(path), **read_toml(path)}, str(path), given)
+
+
+def name_of(path: Path) -> str:
+    """The name that a scenario file gives its scenario."""
+    return re.sub(r"[^\w.-]+", "-", path.stem) or "scenario"
+
+
+def from_table(data: dict[str, Any], file: str, given: Sequence[Override]) -> Scenario:
+    """A checked scenario of a table, with overrides. `file`: the origin of the table, for errors."""
+    given = _apply_overrides(data, given, file)
+    place = Place(file, {".".join(o.keys): o.option.split("=")[0] for o in given})
     scenario = _validated(data, place)
     for where, problem in scenario_problems(scenario):
         raise InputError(f"{place.of(where)}: {where}: {problem}")
@@ -93,7 +103,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML") from error
+        shipped = ", ".join(library.paths())
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML, or one of {shipped}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML ({error}); allowed: a scenario in TOML") from error
 

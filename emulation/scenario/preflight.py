@@ -22,8 +22,10 @@ from transport.wire.packing import pack, wire_bytes
 ADDRESS_BYTES = 64  # of an endpoint, for planning
 
 
-def check_against_model(scenario: Scenario) -> None:
+def check_against_model(scenario: Scenario) -> Learner:
     """Load the model, encode the data of each device and build one learner, as every device will do.
+
+    Returns the learner of the first device, without blocks.
 
     Prints a line on stderr if examples are cut, if no end is learnt, or if files belong to no device. Raises
     InputError for an unknown model or task, for a rank that is too large for the narrowest module (method 2),
@@ -53,6 +55,7 @@ def check_against_model(scenario: Scenario) -> None:
     learner = Learner(loaded, config, parts[first], first)
     _check_budget(scenario, learner)
     _check_control(scenario, learner)
+    return learner
 
 
 def _examples(task: Task, devices: Sequence[str]) -> dict[str, list[Example]]:

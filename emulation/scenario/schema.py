@@ -6,33 +6,36 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import Field
-
 from coordinator_free.ranges import DEVICE_ID
 from emulation.scenario.events import ChurnConfig, EventConfig, Population, draw_churn
-from peers.config import DeviceConfig, Section
+from peers.config import DeviceConfig
+from peers.section import Section, about
 
 
 class DevicesConfig(Section):
     """The devices that start together. Their ids are `prefix` and a number from 0 on."""
 
-    count: Annotated[int, Field(ge=1)] = 6
-    prefix: Annotated[str, Field(pattern=DEVICE_ID)] = "d"
+    count: Annotated[int, about("Devices at the start.", unit="devices", ge=1)] = 6
+    prefix: Annotated[str, about("The beginning of their ids.", pattern=DEVICE_ID)] = "d"
 
 
 class EvalConfig(Section):
     """How often the evaluator measures the devices."""
 
-    every: Annotated[int, Field(ge=0)] = 5  # rounds between two snapshots of a device; 0: no accuracies
+    every: Annotated[
+        int, about("From one snapshot of a device to the next. 0: no accuracies.", unit="rounds", ge=0)
+    ] = 5
 
 
 class Scenario(DeviceConfig):
     """All settings of one run. `emulation.scenario.loading.load` reads a scenario from a file."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "scenario"  # default: the name of the file
+    name: Annotated[
+        str, about("Name of the run. Without it: the name of the file.", pattern=r"^[\w.-]+$")
+    ] = "scenario"
     devices: DevicesConfig = DevicesConfig()
     eval: EvalConfig = EvalConfig()
-    event: tuple[EventConfig, ...] = ()
+    event: Annotated[tuple[EventConfig, ...], about("Events in a list. TOML: [[event]] for each.")] = ()
     churn: ChurnConfig = ChurnConfig()
 
     @property

@@ -210,7 +210,7 @@ class Learner:
         own = self._local.own
         moving = [] if own is None else [own, *(self._foreign() if self._leaks() else ())]
         self._closed.keep(
-            self._blocks, moving, self._local.moments() if self._config.checkpoint.save else None
+            self._blocks, moving, self._local.moments() if self._config.checkpoint.writes else None
         )
 
     def close_round(self) -> None:

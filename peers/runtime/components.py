@@ -11,6 +11,7 @@ from peers.runtime.host import Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
+from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.sender import Sender
 from peers.runtime.spec import DeviceSpec
@@ -36,6 +37,7 @@ class Components:
     protocol: DeviceProtocol
     receiver: Receiver
     delivery: Delivery
+    reception: ReceptionAccounts
     recorder: Recorder
     events: EventRecorder
     host: Host

@@ -148,6 +148,10 @@ class LearnerThread:
     def checkpoint(self, path: Path) -> Future[None]:
         return self.submit(partial(self._learner.checkpoint, path))
 
+    def remove(self, path: Path) -> Future[None]:
+        """Remove a file that earlier work may still write."""
+        return self.submit(partial(path.unlink, missing_ok=True))
+
     def record_metrics(self, metrics: dict[str, object]) -> Future[None]:
         """Write a line of metrics.jsonl. It has the blocks' norms after all work that was queued before."""
         return self.submit(partial(self._record_metrics, metrics))

@@ -19,6 +19,7 @@ from peers.runtime.event_queue import Event, Kind
 from peers.runtime.futures import call_when_done
 from peers.runtime.learner_thread import Diagnosed, Trained
 from peers.runtime.recorder import metrics_of_round
+from peers.runtime.run_checkpoints import RunCheckpoints
 from peers.storage import checkpoint, leave_wishes
 from peers.unlearning.deletion_receipt import DeletionReceipt
 
@@ -33,6 +34,8 @@ class ActionPerformer:
         self.exit: do.Exit | None = None
         self._busy_until_ns = 0  # virtual time at which the queued work of the learner ends
         self._trained = TrainResult((), 0.0)
+        path = checkpoint.path_of(Path(c.spec.out), c.spec.id)
+        self._checkpoints = RunCheckpoints(c.spec.config.checkpoint, path, c.learner_thread)
         self._handlers: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: lambda action: c.sender.connect(action.peer, action.address, c.clock.now()),
             do.Disconnect: self._disconnect,
@@ -49,9 +52,7 @@ class ActionPerformer:
             do.Log: lambda action: c.events.record(c.clock.now(), action.event, **action.fields),
             do.RoundDone: self._round_done,
             do.Export: self._export,
-            do.SaveLeave: lambda action: leave_wishes.write(
-                c.recorder.folder, action.records, action.confirmed
-            ),
+            do.SaveLeave: self._save_leave,
             do.Exit: self._exit,
         }
 
@@ -147,14 +148,18 @@ class ActionPerformer:
             return None if receipt is None else {**of, **asdict(receipt)}
 
         c.events.record_when_done(c.learner_thread.drop_block(action), "deleted", deleted)
+        self._checkpoints.on_block_dropped()
 
     # -- files and records -----------------------------------------------------------------------------
+    def _save_leave(self, action: do.SaveLeave) -> None:
+        leave_wishes.write(self._c.recorder.folder, action.records, action.confirmed)
+        self._checkpoints.on_leave()
+
     def _export(self, action: do.Export) -> None:
         c = self._c
         out = Path(c.spec.out)
         exporting = c.learner_thread.export(out / "adapters" / c.spec.id)
-        if c.spec.config.checkpoint.save and action.run_over:
-            c.learner_thread.checkpoint(checkpoint.path_of(out, c.spec.id))
+        self._checkpoints.on_export(action.run_over)
         c.events.record_when_done(exporting, "exported", lambda sha256: {"adapter_sha256": sha256})
 
     def _round_done(self, action: do.RoundDone) -> None:
@@ -168,8 +173,10 @@ class ActionPerformer:
                 "spent_bytes": c.sender.quota.spent,
                 "spent_total_bytes": c.sender.quota.spent_total,
                 "links": c.accounts.to_dict(),
+                "arrivals": c.reception.arrivals.take(c.recorder.seconds),
             }
         )
+        self._checkpoints.on_round(action.round)
 
     def _exit(self, action: do.Exit) -> None:
         self.exit = self.exit or action

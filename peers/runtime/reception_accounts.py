@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from peers.protocol.actions import Action, Drop, Tell
 from peers.protocol.state_machine import DeviceProtocol
+from peers.runtime.arrivals import Arrivals
 from transport.links.interface import Received
 from transport.security.security_events import count_security_event
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.wire.limits import MAX_PAYLOAD, WINDOW_BYTES
-from transport.wire.messages import Credit, Envelope, Hello, Message, Update
+from transport.wire.messages import Credit, Envelope, Hello, Manifest, Message, Update
 
 CREDIT_BYTES = WINDOW_BYTES // 2  # less than the window, so that a sender never waits for credit in vain
 MAX_FLIGHT_NS = 60_000_000_000  # longest time from now to the arrival time that a message names
@@ -24,6 +25,7 @@ HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing
 HELD_BYTES = WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM  # of data that waits here, for each account
 HELD_CONTROL_BYTES = 4 << 20  # of control messages that wait here, for each account
 MESSAGE_BYTES = 512  # added for each control message: a small one takes more memory than its bytes
+OF_A_ROUND = (Update.__name__, Manifest.__name__)
 OTHERS = ""  # the account of waiting bytes that all unknown sources share
 
 
@@ -45,6 +47,7 @@ class ReceptionAccounts:
         self._greeted_ns: dict[str, int] = {}  # departure of the last Hello of each peer
         self._received_bytes: int | None = None  # of the message counted last; None: it was dropped
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
+        self.arrivals = Arrivals()
 
     def forget_peer(self, peer: str) -> None:
         """Forget the credit and the hello of a peer whose link is closed."""
@@ -100,6 +103,8 @@ class ReceptionAccounts:
             link.dropped(drops[0], received.wire_bytes)
         else:
             link.received(received.wire_bytes, now - envelope.depart_ns, self.longest_ns(now, envelope))
+            if envelope.kind in OF_A_ROUND:
+                self.arrivals.add(received.source, envelope.depart_ns, now, received.wire_bytes)
         return [action for action in actions if not isinstance(action, Drop)]
 
     def longest_ns(self, now: int, envelope: Envelope) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
-from peers.config import FIFO
 from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
@@ -18,6 +17,7 @@ from peers.protocol import similar_copies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
+from peers.radio_config import FIFO
 from peers.runtime.components import Components
 from peers.runtime.delivery import Delivery
 from peers.runtime.driver import Driver
@@ -103,6 +103,7 @@ def make_driver(
         protocol=protocol,
         receiver=receiver,
         delivery=delivery,
+        reception=reception,
         recorder=recorder,
         events=events,
         host=host,
