@@ -132,8 +132,8 @@ class MixingConfig(Section):
     tolerance: Annotated[
         float,
         about(
-            "average: a foreign copy is sent if the receiver's estimate of it is off by more than this share of its"
-            " norm; 0: in every round.",
+            "average: a foreign copy is sent if the receiver's estimate of it is off by more than this share of"
+            " its norm; 0: in every round.",
             source="docs/exchange.md",
             ge=0,
             lt=1,

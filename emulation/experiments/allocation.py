@@ -65,7 +65,7 @@ class AllocationCell(Cell):
             "radio": {"budget_bytes": budget_bytes(scale), **self.arm.changes},
         }
         set_all(data, self.setting.changes)
-        return from_table(data, self.setting.changes)
+        return from_table(data, options=self.setting.changes)
 
 
 def budget_bytes(scale: Scale) -> int:

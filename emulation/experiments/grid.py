@@ -84,7 +84,7 @@ class Cell:
         set_all(data, arm.changes)
         if arm.event:
             data["event"] = [{"round": self.event_round, "kind": arm.event, "device": self.leaver}]
-        return from_table(data, self.setting.changes)
+        return from_table(data, options=self.setting.changes)
 
 
 def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:

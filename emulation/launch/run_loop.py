@@ -31,7 +31,8 @@ def run(
 ) -> int:
     """Run a scenario; returns 0.
 
-    `on`: a name of `BACKENDS`, or what prepares another backend. `track`: a tracker of `TRACKERS` that is told.
+    `on`: a name of `BACKENDS`, or what prepares another backend. `track`: a tracker of `TRACKERS` that is
+    told.
 
     Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
     In each case no device and no evaluator is left when this returns, and run.json is written.

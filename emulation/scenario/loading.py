@@ -50,26 +50,26 @@ def name_of(path: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", path.stem) or "scenario"
 
 
-def from_table(data: dict[str, Any], file: str, given: Sequence[Override]) -> Scenario:
-    """A checked scenario of a table, with overrides. `file`: the origin of the table, for errors."""
-    given = _apply_overrides(data, given, file)
-    place = Place(file, {".".join(o.keys): o.option.split("=")[0] for o in given})
+def from_table(
+    data: dict[str, Any],
+    file: str | None = None,
+    given: Sequence[Override] = (),
+    options: Iterable[str] = (),
+) -> Scenario:
+    """A checked scenario of a table, with overrides. Raises InputError with one line, as `load` does.
+
+    `file`: the origin of the table, for errors; default: its name. `options`: key paths that `--set` may have
+    set in the table already, for errors.
+    """
+    origin = file or str(data.get("name", "scenario"))
+    applied = _apply_overrides(data, given, origin)
+    place = Place(
+        origin, dict.fromkeys(options, "--set") | {".".join(o.keys): o.option.split("=")[0] for o in applied}
+    )
     scenario = _validated(data, place)
     for where, problem in scenario_problems(scenario):
         raise InputError(f"{place.of(where)}: {where}: {problem}")
     return scenario.model_copy(update={"event": tuple(event for _, event in in_order(scenario.event))})
-
-
-def from_table(data: dict[str, Any], options: Iterable[str] = ()) -> Scenario:
-    """Check a scenario that a command makes. `options`: the key paths that `--set` may have set, for errors.
-
-    Raises InputError with one line, as `load` does.
-    """
-    place = Place(str(data.get("name", "scenario")), dict.fromkeys(options, "--set"))
-    scenario = _validated(data, place)
-    for where, problem in scenario_problems(scenario):
-        raise InputError(f"{place.of(where)}: {where}: {problem}")
-    return scenario
 
 
 def assignments(texts: Sequence[str]) -> dict[str, object]:
