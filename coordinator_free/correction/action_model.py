@@ -220,7 +220,7 @@ def _rho(view: View, action: GroupAction) -> float:
 
 def _contraction(g: GroupView, action: GroupAction) -> float:
     """q of a round: damping slows descent."""
-    return contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
+    return contraction(g.rate / (1 + g.eta * action.prox), action.steps)
 
 
 def _accumulated(rho: float) -> float:

@@ -95,6 +95,18 @@ def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
     return max_steps(k, of, limits) if k * EARLY_PART < of else limits.base
 
 
+@schedule("gamma-1")
+def gamma_1(k: int, of: int, limits: Limits) -> GroupAction:
+    """Mixing at full strength, gamma = 1: no more bytes and no more steps than `uniform`."""
+    return replace(limits.base, gamma=1.0)
+
+
+@schedule("max-steps+gamma-1")
+def max_steps_gamma_1(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps and mixing at full strength."""
+    return replace(max_steps(k, of, limits), gamma=1.0)
+
+
 # -- shares by priority --------------------------------------------------------------------------------------
 @policy("proportional")
 def proportional(view: View, limits: Limits, memory: Memory) -> Decision:

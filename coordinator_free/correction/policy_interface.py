@@ -67,13 +67,13 @@ class Limits:
 class GroupView:
     """One group from the network-wide means.
 
-    `priority`: p_g. `mu`, `eta`: estimates of method 6. `bytes`: of a round that exchanges the group over the
-    scenario's graph.
+    `priority`: p_g. `rate`: eta mu of a local step, `eta`: estimates of method 6. `bytes`: of a round that
+    exchanges the group over the scenario's graph.
     """
 
     residuals: Residuals
     priority: float  # p_g
-    mu: float
+    rate: float
     eta: float
     bytes: float
 

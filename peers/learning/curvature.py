@@ -16,9 +16,12 @@ from peers.lora.layout import ModuleShape
 
 @dataclass(slots=True)
 class GroupTotal:
-    """Sums of a group. gram: [m, m], of the micro-batches' loss shares. gradients: g_i, one per module."""
+    """Sums of a group. gram: [m, m], of the micro-batches' shares with the labels of the Fisher information.
+    shares: [m, m], of those with the labels of the data. gradients: g_i, one per module.
+    """
 
     gram: Tensor | float = 0.0
+    shares: Tensor | float = 0.0
     gradients: list[Tensor] = field(default_factory=list)
 
 
@@ -35,9 +38,16 @@ def add_module(
     bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
     shares = _shares(passed, bases, microbatch)
     total.gradients.append(scale * shares.sum(dim=0))
-    counted = shares if fisher[shape.name] is passed else _shares(fisher[shape.name], bases, microbatch)
-    rows = counted.flatten(1)
-    total.gram = total.gram + scale**2 * (rows @ rows.T).double()
+    of_data = _gram(shares, scale)
+    same = fisher[shape.name] is passed
+    total.shares = total.shares + of_data
+    drawn = of_data if same else _gram(_shares(fisher[shape.name], bases, microbatch), scale)
+    total.gram = total.gram + drawn
+
+
+def _gram(shares: Tensor, scale: float) -> Tensor:
+    rows = shares.flatten(1)
+    return scale**2 * (rows @ rows.T).double()
 
 
 def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
@@ -47,10 +57,16 @@ def _shares(passed: Pass, bases: Tensor, microbatch: int) -> Tensor:
     return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
 
 
-def largest_eigenvalue(gram: Tensor) -> float:
+def largest_eigenvalue(gram: Tensor, population: int | None = None) -> float:
     """lambda_max(F_g) from the Gram matrix of m micro-batches' loss shares G_c (method 6).
 
     grad l_c = m G_c and F = (1/m) sum_c grad l_c grad l_c^T. Its eigenvalues are m times those of the Gram
-    matrix.
+    matrix. population: number of micro-batches that the m were drawn from; None: m. A sample inflates the
+    largest eigenvalue by about the mean of the others (Yata and Aoshima, 2012); this is subtracted.
     """
-    return max(len(gram) * float(torch.linalg.eigvalsh(gram)[-1]), 0.0)
+    m = len(gram)
+    largest = max(m * float(torch.linalg.eigvalsh(gram)[-1]), 0.0)
+    if m < 2 or population is None or population <= m:
+        return largest
+    others = max(m * float(gram.trace()) - largest, 0.0)
+    return max(largest - others / (m - 1) * (1 - m / population), 0.0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
@@ -43,10 +44,12 @@ PAPER_LITERAL = "paper-literal"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """losses: one a step, nats per response token. seconds: wall time."""
+    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
+    policy that measures; otherwise empty."""
 
     losses: tuple[float, ...]
     seconds: float
+    gaps: tuple[float, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -251,7 +254,14 @@ class Learner:
             self._place(self._rehearsed(round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
-        return TrainResult(tuple(losses), time.perf_counter() - start)
+        return TrainResult(tuple(losses), time.perf_counter() - start, self._gaps(round, losses))
+
+    def _gaps(self, round: int, losses: Sequence[float]) -> tuple[float, ...]:
+        """The losses of a round's steps above the floors of their batches, if a policy measures."""
+        if self._config.correction.policy in SCHEDULES:
+            return ()
+        floors = (self._measurement.floor.mean(self._local.batch(round, step)) for step in range(len(losses)))
+        return tuple(loss - floor for loss, floor in zip(losses, floors, strict=True))
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""
@@ -262,9 +272,9 @@ class Learner:
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now (`LocalSteps.set_anchor`)."""
-        self._local.set_anchor()
+    def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
+        """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""
+        self._local.set_anchor(consensus or {})
 
     def scale_own_move(self, omega: float) -> None:
         """B <- B_before + omega (B - B_before), B_before from the start of the last `train` (method 5)."""

@@ -64,12 +64,15 @@ class LocalSteps:
         for state in optimizer.state.values() if optimizer is not None else ():
             overwrite(value for value in state.values() if isinstance(value, Tensor))
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now: after a deletion, the consensus without the leaver.
+    def set_anchor(self, consensus: Mapping[str, Tensor]) -> None:
+        """B~ of proximal damping <- the consensus about the own block, [rows_g, r_g] by group; for a group
+        without one, the block as it is now.
 
         The Fisher basis is measured again before the next step that uses it.
         """
-        self._anchor, self.fisher = self._own_copy(), None
+        own = self._own_copy()
+        self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
+        self.fisher = None
 
     def begin_training(self) -> None:
         """Keep the own block's B as `before`."""
@@ -117,16 +120,19 @@ class LocalSteps:
             state[data[group]] = {n: m.to(data[group].device) for n, m in named.items()}
 
     # -- steps -----------------------------------------------------------------------------------------
+    def batch(self, round: int, step: int) -> Encoded:
+        """The batch of (seed, device, round, step)."""
+        draw = batch_generator(self._config.seed, self._device_id, round, step)
+        rows = self._data.rows(sample_batch(self._data, self._config.data.batch, draw))
+        return rows.to(self._adapter.device)
+
     def step(self, round: int, step: int, settings: Settings, leaking: Sequence[BlockKey] = ()) -> float:
         """One step on the batch of (seed, device, round, step); returns its loss in nats per response token.
 
         settings: of a correction policy, by group. leaking: foreign blocks that take a step too. Raises
         RuntimeError if the loss is not finite.
         """
-        draw = batch_generator(self._config.seed, self._device_id, round, step)
-        batch = self._data.rows(sample_batch(self._data, self._config.data.batch, draw)).to(
-            self._adapter.device
-        )
+        batch = self.batch(round, step)
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
         mean = self._adapter.loss(batch)
