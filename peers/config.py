@@ -150,6 +150,7 @@ class CorrectionConfig(Section):
     labels: Literal["data", "model"] = "data"  # empirical Fisher; "model": true Fisher
     refit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit (method 4); 0: no refit
     fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (kfac.py)
+    interference: bool = False  # fisher, relative to the inputs of neighbours (foreign_inputs.py)
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
     prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)

@@ -136,13 +136,18 @@ def unpack(mean: Vector, names: Sequence[str], members: int) -> dict[str, Means]
     Raises ValueError for another length.
     """
     width, rest = divmod(len(mean), len(names))
-    left = width - len(HEADER)
-    sketch = left * COPIES_PART // (COPIES_PART + 1)
-    if rest or left < 2 or group_numbers(sketch) != width:
+    sketch = _sketch_size(width)
+    if rest or sketch is None:
         raise ValueError(f"{len(mean)} numbers cannot be the observables of {len(names)} groups")
     parts = dict(zip(names, np.split(mean, len(names)), strict=True))
     energy = sum(_energy(part) for part in parts.values())
     return {name: _means(part, sketch, members, energy) for name, part in parts.items()}
+
+
+def _sketch_size(width: int) -> int | None:
+    """The inverse of `group_numbers`; None if there is none."""
+    about = (width - len(HEADER)) * COPIES_PART // (COPIES_PART + 1)
+    return next((m for m in (about, about + 1) if m > 0 and group_numbers(m) == width), None)
 
 
 def _header(group: Observables) -> list[float]:

@@ -70,3 +70,16 @@ def largest_eigenvalue(gram: Tensor, population: int | None = None) -> float:
         return largest
     others = max(m * float(gram.trace()) - largest, 0.0)
     return max(largest - others / (m - 1) * (1 - m / population), 0.0)
+
+
+def smoothness(gram: Tensor, population: int | None = None) -> float:
+    """L-hat: lambda_max of the covariance of the m loss gradients, from the same Gram matrix.
+
+    F_g is this covariance plus g g^T. Far from the optimum g is long. lambda_max(F_g) is then no curvature of
+    the loss.
+    """
+    m = len(gram)
+    if m < 2:
+        return largest_eigenvalue(gram)
+    centred = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+    return largest_eigenvalue(centred, population) * m / (m - 1)

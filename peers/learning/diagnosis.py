@@ -25,7 +25,7 @@ from coordinator_free.correction.residuals import Observables, report_bytes, sam
 from coordinator_free.identifiers import BlockKey
 from peers.learning.backward_pass import backward
 from peers.learning.count_sketch import Sketcher, Vector
-from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue
+from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue, smoothness
 from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
@@ -65,21 +65,20 @@ class Cost(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
     """Of a group. energy: ||g_i||^2 of the batch. noise: what the sampling of the batch adds to it.
-    curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block.
+    curvature: lambda_max(F_g). smoothness: L-hat. sketch: of g_i. blocks: energy by block.
     """
 
     energy: float
     noise: float
     curvature: float
+    smoothness: float
     sketch: Vector
     blocks: dict[BlockKey, float]
 
     def observables(self, gap: float, rate: float | None, eta: float, copies: Vector) -> Observables:
-        """Combine with the other observables of the group (residuals.py). L-hat is the curvature."""
-        smooth = self.curvature
-        return Observables(
-            self.energy, self.noise, self.curvature, smooth, gap, rate, eta, self.sketch, copies
-        )
+        """Combine with the other observables of the group (residuals.py)."""
+        own = self.energy, self.noise, self.curvature, self.smoothness
+        return Observables(*own, gap, rate, eta, self.sketch, copies)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +167,7 @@ def _measured(
         energy=sum(energies.values()),
         noise=sampling_noise(shares, len(shares) if population is None else population),
         curvature=largest_eigenvalue(total.gram, population),
+        smoothness=smoothness(total.gram, population),
         sketch=np.sum(sketches, axis=0),
         blocks=energies,
     )

@@ -20,11 +20,12 @@ from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
 from peers.learning.diagnosis import Diagnosis, Options
+from peers.learning.foreign_inputs import Moments, unpack_moments
 from peers.learning.local_steps import LocalSteps
 from peers.learning.measurement import Measurement, Move
 from peers.lora.adapted_model import Adapter
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Block, BlockSet
+from peers.lora.blocks import Block, BlockSet, overwrite
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, load, save
@@ -84,6 +85,8 @@ class Learner:
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
         self._closed = ClosedState()
+        self._foreign_inputs: dict[BlockKey, Moments] = {}  # by the block of the device that sent them
+        self._inputs_changed = False  # since the Fisher basis was made
         self._cut = threading.Event()  # the local steps under way are to end
         self._measurement = Measurement(self._adapter, self.layout, config, encoded_train, device_id)
         # Do foreign blocks train, and which of them are in the model; None: the model has to be made anew.
@@ -163,6 +166,7 @@ class Learner:
         self._closed.delete(key)
         self._local.forget_block(key)
         self._measurement.forget_block(key)
+        overwrite(self._foreign_inputs.pop(key, {}).values())
         if self._literal:
             self._project_out(basis)
         return DeletionReceipt(before, self.sha256())
@@ -271,6 +275,10 @@ class Learner:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
+            self._inputs_changed = True
+        if self._local.fisher is not None and self._inputs_changed:
+            self._local.fisher.know_others([m for _, m in sorted(self._foreign_inputs.items())])
+            self._inputs_changed = False
 
     def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
         """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""
@@ -293,6 +301,23 @@ class Learner:
         self._place(())
         self._adapter.freeze()
         return self._measurement.trials(self._local, self._blocks[own], round, tried)
+
+    def second_moments(self, keys: Sequence[BlockKey], round: int) -> dict[BlockKey, bytes]:
+        """The own inputs' second moments for the owners of held blocks (`Measurement.second_moments`)."""
+        self._place(())
+        blocks = {key: self._blocks[key] for key in keys if key in self._blocks}
+        return self._measurement.second_moments(blocks, round)
+
+    def know_inputs(self, source: BlockKey, packed: bytes) -> bool:
+        """Keep the second moments that the owner of block `source` has sent, for interference-aware steps.
+
+        Returns False, and changes nothing, if they do not fit or the block is not held.
+        """
+        found = unpack_moments(packed, self.layout, self._adapter.device)
+        if found is None or source not in self._blocks:
+            return False
+        self._foreign_inputs[source], self._inputs_changed = found, True
+        return True
 
     def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
         """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`)."""

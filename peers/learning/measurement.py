@@ -15,6 +15,7 @@ from coordinator_free.correction.residuals import copies_size
 from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher, Vector
 from peers.learning.diagnosis import Diagnosis, Options, diagnose
+from peers.learning.foreign_inputs import pack_moments, second_moments
 from peers.learning.kfac import FisherSteps
 from peers.learning.loss_floor import LossFloor
 from peers.tasks.batches import batch_generator, sample_batch
@@ -75,6 +76,12 @@ class Measurement:
         found = diagnose(model, self._layout, scale, blocks, batch, gradients, sampled, draw)
         gap = max(found.loss - self.floor.mean(batch), 0.0)
         return replace(found, gap=gap, copies=_copies(copies, self._layout, blocks))
+
+    def second_moments(self, blocks: Mapping[BlockKey, Block], round: int) -> dict[BlockKey, bytes]:
+        """The packed second moments of the own inputs in the bases of these blocks (foreign_inputs.py)."""
+        batches = self.batches("moments", round)
+        found = second_moments(self._adapter.model, self._layout, blocks, batches)
+        return {key: pack_moments(moments, self._layout) for key, moments in found.items()}
 
     def trials(
         self, local: LocalSteps, own: Block, round: int, tried: Mapping[Move, Settings]

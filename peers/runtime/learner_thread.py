@@ -89,6 +89,14 @@ class LearnerThread:
         """Measure the observables of the residuals (method 6) on the model as it is then."""
         return self.submit(partial(self._diagnose, action))
 
+    def second_moments(self, action: do.MeasureInputs) -> Future[dict[BlockKey, bytes]]:
+        """Second moments of the own inputs for the owners of blocks, packed."""
+        return self.submit(partial(self._learner.second_moments, action.keys, action.round))
+
+    def know_inputs(self, action: do.KeepInputs) -> Future[bool]:
+        """Keep the second moments of a neighbour's inputs. The result is False if they do not fit."""
+        return self.submit(partial(self._learner.know_inputs, action.source, action.values))
+
     def train(self, action: do.Train) -> Future[Trained]:
         return self.submit(partial(self._train, action))
 

@@ -296,6 +296,9 @@ class Network:
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
                 case do.Diagnose() if device.measure is not None:
                     self.at(self.now + 20 * MILLI, partial(self._measured, device, action.round))
+                case do.MeasureInputs():
+                    inputs = {key: bytes(4) for key in action.keys}
+                    self.at(self.now + 20 * MILLI, partial(self._measured_inputs, device, inputs))
                 case do.Apply():
                     device.apply(action)
                 case do.AddBlock():
@@ -313,6 +316,9 @@ class Network:
         assert device.measure is not None
         values = device.measure(device.name, epoch)
         self._handle(device, lambda now: device.protocol.diagnosed(now, epoch, values))
+
+    def _measured_inputs(self, device: SimDevice, inputs: dict[BlockKey, bytes]) -> None:
+        self._handle(device, lambda now: device.protocol.inputs_measured(now, inputs))
 
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:

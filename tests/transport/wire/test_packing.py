@@ -63,6 +63,8 @@ MESSAGES = [
     Bye("finished", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
+    Inputs("d3", 1, bytes(4)),
+    Inputs("d" * 64, 1, bytes(MAX_INPUTS)),
 ]
 
 
