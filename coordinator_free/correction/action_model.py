@@ -10,9 +10,9 @@
 
 rho is that of (1 - gamma) I + gamma W.
 
-Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another. The gradients of a
-device's own loss then cause a bias that only damping changes. Different copies only slow the mean model down
-(`progress`), and the gap of the mean model is the one to close. So R_loc alone remains.
+Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another, so R_het does not
+grow with steps. Different copies slow the mean model down (`progress`) and add R_con to the loss of each
+device's own model.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def remaining(view: View, group: str, residuals: Residuals, action: GroupAction)
     """The remaining error of a group: the sum of its residuals, with R_het weighted by 1 - q^(2K), K =
     `view.rounds`.
 
-    With isolated blocks it is R_loc. R_het sums the differences of the devices' steps over infinitely many
-    rounds. Where little contracts, this limit is reached late. With full weight a group would stop instead of
-    learn.
+    R_het sums the differences of the devices' steps over infinitely many rounds. Where little contracts, this
+    limit is reached late. With full weight a group would stop instead of learn. With isolated blocks steps
+    do not change R_het, and its weight is 1: only damping lowers it.
     """
     if view.isolated:
-        return residuals.local
+        return residuals.total
     g = view.groups[group]
     q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))

@@ -251,13 +251,12 @@ def _undoes(move: Move, view: View, memory: Memory) -> bool:
 def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
     """The decision in one line, such as `late, R_het 0.41 of 0.63 -> prox 1e-3`.
 
-    It names the group that moved first, or else the one with the largest residual (with isolated blocks:
-    R_loc).
+    It names the group that moved first, or else the one with the largest residual.
     """
 
     def most(group: str) -> tuple[float, str]:
         seen = view.groups[group].residuals
-        return (seen.local, "R_loc") if view.isolated else (max(seen), seen.largest)
+        return max(seen), seen.largest
 
     group = next(iter(chosen), "") or max(view.groups, key=most)
     (value, name), seen = most(group), view.groups[group].residuals

@@ -116,6 +116,15 @@ def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
     return _by_priority(view, limits, memory, _steps, _prox, _gamma, _density)
 
 
+@policy("proportional-sync")
+def proportional_sync(view: View, limits: Limits, memory: Memory) -> Decision:
+    """n_g, lambda_g and H_g follow p_g; gamma and the graph are those of the scenario.
+
+    The paper's `full` has H_g and a constant gamma. Its rule for H_g is not stated: `sync` is ours.
+    """
+    return _by_priority(view, limits, memory, _steps, _prox, _period)
+
+
 @policy("local-steps")
 def local_steps(view: View, limits: Limits, memory: Memory) -> Decision:
     """n_g = n_min + (n_max - n_min) p_g; nothing else changes."""

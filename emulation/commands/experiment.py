@@ -18,7 +18,9 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery or allocation.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="ablation, paper, regimes, recovery or allocation.")
+    ],
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="Paired seeds, counted from 0; default: the scale's (10, 3, 3, 1)."),

@@ -11,7 +11,19 @@ from emulation.experiments.arms import ORACLE, POLICIES, SINGLE_ACTIONS, UNIFORM
 from emulation.experiments.statistics import Interval, equivalence_p, interval
 
 MEANS = (
-    *("eg", "eg_0", "eg_share", "worst_gap", "ri_gap", "ri_loss", "norm_comm", "forget", "retain", "test"),
+    *(
+        "eg",
+        "eg_0",
+        "eg_share",
+        "worst_gap",
+        "ri_gap",
+        "ri_loss",
+        "norm_comm",
+        "norm_total",
+        "forget",
+        "retain",
+        "test",
+    ),
     *("fresh", "auc", "tpr", "tow", "d_forget", "d_retain", "d_test", "d_auc", "d_tpr", "d_forget_0"),
     *("d_auc_0", "re_emergence_forget", "re_emergence_auc", "bytes", "steps", "seconds", "recovery_rounds"),
     *("recovery_bytes", "recovery_steps", "recovery_seconds", "recovery_share_rounds"),

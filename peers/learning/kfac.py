@@ -9,9 +9,9 @@ diagonal F, and so divides each direction by its own curvature (E-KFAC: George e
 al., 2024). Otherwise the directions that all prompts share would move most. With these steps a device
 disturbs less of the facts that other devices have learnt.
 
-Interference-aware steps (ours) also know the second moments z of other devices (foreign_inputs.py). The right
-basis V then holds the eigenvectors of the own moments relative to the others': V^T S_others V = I. AdamW moves
-all directions by one length in these coordinates, so less in directions that other devices use more.
+Interference-aware steps (ours) also know the second moments of other devices' inputs (foreign_inputs.py). The
+right basis V then holds the eigenvectors of the own moments relative to the others': V^T S_others V = I.
+AdamW moves all coordinates by one length. So the block moves less in directions that other devices use more.
 """
 
 from __future__ import annotations

@@ -225,6 +225,6 @@ class Drop:
 
 
 Action = (
-    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | MeasureInputs | KeepInputs | Apply | AddBlock
-    | OwnBlock | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
+    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | MeasureInputs | KeepInputs
+    | Apply | AddBlock | OwnBlock | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
 )  # fmt: skip

@@ -61,4 +61,4 @@ class Interference:
         graph = self._state.graph(self._state.training())
         me = self._state.me.device
         near = set(graph[me]) if me in graph else set()
-        return near & {peer for peer in self._state.greeted()}
+        return near & set(self._state.greeted())

@@ -72,9 +72,20 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
     for then in (BASE, after(steps=8), after(steps=2)):
         left = predicted(shown, "late", BASE, then)
         assert left.heterogeneity == 100.0
-        assert remaining(shown, "late", left, then) == left.local
+        assert remaining(shown, "late", left, then) == left.total
+    slow, fast = (
+        remaining(shown, "late", predicted(shown, "late", BASE, a), a) for a in (BASE, after(steps=8))
+    )
+    assert fast < slow
     damped = predicted(shown, "late", BASE, after(prox=1.0))
     assert damped.heterogeneity == pytest.approx(100 * 1.1 ** (-8))
+
+
+def test_with_isolated_blocks_each_residual_counts_where_an_action_lowers_it():
+    shown = replace(view(late=group(1.0, 5.0, 5.0)), isolated=True)
+    staying = remaining(shown, "late", predicted(shown, "late", BASE, BASE), BASE)
+    for better in (after(steps=8), after(rung=LADDER.top), after(prox=1.0)):
+        assert remaining(shown, "late", predicted(shown, "late", BASE, better), better) < staying
 
 
 def alone(steps: int, rung: int = 0, period: int = 1, mu: float = 0.05, **changed) -> float:

@@ -53,7 +53,8 @@ CONSTANT = ("max-steps", "early-steps", "gamma-1", "max-steps+gamma-1")
 
 
 def test_every_row_of_the_table_is_there():
-    table = "uniform proportional dominant local-steps retain-prox topology sync ls+prox random lookahead"
+    table = "uniform proportional proportional-sync dominant local-steps retain-prox topology sync ls+prox"
+    table += " random lookahead"
     assert sorted([*table.split(), *CONSTANT]) == sorted([*NAMES, *SCHEDULES])
 
 
