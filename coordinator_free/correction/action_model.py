@@ -10,9 +10,9 @@
 
 rho is that of (1 - gamma) I + gamma W.
 
-Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another, so R_het does not
-grow with steps. Different copies slow the mean model down (`progress`) and add R_con to the loss of each
-device's own model.
+Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another. The gradients of a
+device's own loss then cause a bias, R_het, that only damping changes, and steps do not. Different copies slow
+the mean model down (`progress`) and add R_con to its loss. So R_loc and R_con remain.
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ def remaining(view: View, group: str, residuals: Residuals, action: GroupAction)
     `view.rounds`.
 
     R_het sums the differences of the devices' steps over infinitely many rounds. Where little contracts, this
-    limit is reached late. With full weight a group would stop instead of learn. With isolated blocks steps
-    do not change R_het, and its weight is 1: only damping lowers it.
+    limit is reached late. With full weight a group would stop instead of learn. With isolated blocks it does
+    not count: a sum that no allowed action changes would only hide the effects of actions on the others.
     """
     if view.isolated:
-        return residuals.total
+        return residuals.local + residuals.consensus
     g = view.groups[group]
     q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from coordinator_free.identifiers import BlockKey
+from coordinator_free.identifiers import BlockKey, Part
 from peers.learning.backward_pass import Pass
-from peers.lora.blocks import Block
+from peers.lora.blocks import Block, BlockSet
 from peers.lora.layout import ModuleShape
+
+LEAST_MOVE = 1e-2  # of the blocks: a shorter displacement would drown in rounding
 
 
 @dataclass(slots=True)
@@ -83,3 +86,26 @@ def smoothness(gram: Tensor, population: int | None = None) -> float:
         return largest_eigenvalue(gram)
     centred = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
     return largest_eigenvalue(centred, population) * m / (m - 1)
+
+
+def curvature_along(
+    blocks: BlockSet, moves: Mapping[Part, Tensor], loss: float, loss_now: Callable[[], float]
+) -> float | None:
+    """L-hat as a secant: d^T H d / ||d||^2 for a displacement d of the blocks, from the loss on both sides.
+
+    moves: d by part, [rows_g, r_g]. loss: at the blocks as they are, which they are again afterwards.
+    loss_now: measures the loss at the blocks as they are then. None without a displacement. lambda_max bounds
+    this curvature, but no displacement of a trained model lies in that direction.
+    """
+    kept = {p: blocks[p.block].data[p.group].detach().clone() for p in moves if p.block in blocks}
+    size2 = sum(float(moves[part].square().sum()) for part in kept)
+    if not size2:
+        return None
+    whole2 = sum(float(values.square().sum()) for values in kept.values())
+    far = max(1.0, LEAST_MOVE * math.sqrt(whole2 / size2))
+    both = 0.0
+    for by in (far, -far, 0.0):
+        for part, values in kept.items():
+            blocks.set(part.block, part.group, values + by * moves[part].to(values))
+        both += loss_now() if by else 0.0
+    return max(both - 2 * loss, 0.0) / (far * far * size2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -93,6 +93,11 @@ class Diagnosis:
     cost: Cost
     gap: float = 0.0
     copies: dict[str, Vector] = field(default_factory=dict)
+
+    def with_smoothness(self, smoothness: float) -> Diagnosis:
+        """With another L-hat, for all groups."""
+        groups = {name: replace(group, smoothness=smoothness) for name, group in self.groups.items()}
+        return replace(self, groups=groups)
 
 
 def diagnose(

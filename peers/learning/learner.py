@@ -5,27 +5,26 @@ Not thread-safe: one thread at a time.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from coordinator_free.correction.policies import SCHEDULES
-from coordinator_free.identifiers import BlockKey
+from coordinator_free.identifiers import BlockKey, Part
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
+from peers.learning.curvature import curvature_along
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.foreign_inputs import Moments, unpack_moments
-from peers.learning.local_steps import LocalSteps
+from peers.learning.foreign_inputs import unpack_moments
+from peers.learning.local_steps import LocalSteps, TrainResult
 from peers.learning.measurement import Measurement, Move
 from peers.lora.adapted_model import Adapter
 from peers.lora.bases import Bases, Recipe
-from peers.lora.blocks import Block, BlockSet, overwrite
+from peers.lora.blocks import Block, BlockSet
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, load, save
@@ -41,25 +40,6 @@ if TYPE_CHECKING:
     from peers.tasks.encode import Encoded
 
 PAPER_LITERAL = "paper-literal"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
-    policy that measures; otherwise empty."""
-
-    losses: tuple[float, ...]
-    seconds: float
-    gaps: tuple[float, ...] = ()
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    @property
-    def loss(self) -> float:
-        """Mean over the steps; nan without steps."""
-        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 class Learner:
@@ -85,8 +65,6 @@ class Learner:
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
         self._closed = ClosedState()
-        self._foreign_inputs: dict[BlockKey, Moments] = {}  # by the block of the device that sent them
-        self._inputs_changed = False  # since the Fisher basis was made
         self._cut = threading.Event()  # the local steps under way are to end
         self._measurement = Measurement(self._adapter, self.layout, config, encoded_train, device_id)
         # Do foreign blocks train, and which of them are in the model; None: the model has to be made anew.
@@ -166,7 +144,6 @@ class Learner:
         self._closed.delete(key)
         self._local.forget_block(key)
         self._measurement.forget_block(key)
-        overwrite(self._foreign_inputs.pop(key, {}).values())
         if self._literal:
             self._project_out(basis)
         return DeletionReceipt(before, self.sha256())
@@ -275,10 +252,7 @@ class Learner:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
-            self._inputs_changed = True
-        if self._local.fisher is not None and self._inputs_changed:
-            self._local.fisher.know_others([m for _, m in sorted(self._foreign_inputs.items())])
-            self._inputs_changed = False
+        self._local.use_inputs()
 
     def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
         """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""
@@ -316,14 +290,27 @@ class Learner:
         found = unpack_moments(packed, self.layout, self._adapter.device)
         if found is None or source not in self._blocks:
             return False
-        self._foreign_inputs[source], self._inputs_changed = found, True
+        self._local.know_inputs(source, found)
         return True
 
-    def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
-        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`)."""
+    def diagnose(
+        self, round: int, sketch: int, options: Options, mixed: Mapping[Part, Tensor] | None = None
+    ) -> Diagnosis:
+        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`).
+
+        mixed: by how much the last mixing moved the copies, [rows_g, r_g]; L-hat is the curvature along it.
+        """
         self._place(())
         blocks = {key: self._blocks[key] for key in self._shown()}
-        return self._measurement.diagnose(blocks, round, sketch, options)
+        found = self._measurement.diagnose(blocks, round, sketch, options)
+        along = curvature_along(self._blocks, mixed or {}, found.loss, lambda: self._loss_now(round))
+        self._outdate()
+        return found if along is None else found.with_smoothness(along)
+
+    def _loss_now(self, round: int) -> float:
+        self._outdate()
+        self._place(())
+        return self._measurement.loss(round)
 
     # -- the model -------------------------------------------------------------------------------------
     def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
 from peers.lora.blocks import overwrite
 from peers.tasks.batches import batch_generator, sample_batch
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
     from peers.lora.adapted_model import Adapter
     from peers.lora.blocks import BlockSet
     from peers.storage.checkpoint import Moments
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
+    policy that measures; otherwise empty."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    gaps: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps; nan without steps."""
+        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 class LocalSteps:
@@ -39,6 +60,9 @@ class LocalSteps:
         self.before: dict[str, Tensor] = {}
         self.fisher: FisherSteps | None = None
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
+        self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
+        self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
+        self._inputs_received = 0
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
 
     # -- state of the own block ------------------------------------------------------------------------
@@ -52,11 +76,25 @@ class LocalSteps:
         self._adapter.attach(block)
 
     def forget_block(self, key: BlockKey) -> None:
-        """Deletion: no moment of the block stays, and no Fisher basis that was measured with it."""
+        """Deletion: no moment of the block stays, no second moments that its owner has sent, and no Fisher
+        basis that was measured with it."""
         self.forget_moments(key)
+        overwrite(self._inputs.pop(key, {}).values())
         self.fisher = None
         if key == self.own:
             self.set_own(None)
+
+    def know_inputs(self, source: BlockKey, moments: InputMoments) -> None:
+        """Keep the second moments of the inputs of the owner of `source`."""
+        self._inputs[source] = moments
+        self._inputs_received += 1
+
+    def use_inputs(self) -> None:
+        """Let the Fisher basis, if there is one, know all second moments that have been received."""
+        known = self.fisher, self._inputs_received
+        if self.fisher is not None and self._inputs and known != self._inputs_known:
+            self.fisher.know_others([moments for _, moments in sorted(self._inputs.items())])
+            self._inputs_known = known
 
     def forget_moments(self, key: BlockKey | None) -> None:
         """Begin the next step of the block without moments."""

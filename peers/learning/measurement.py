@@ -77,6 +77,10 @@ class Measurement:
         gap = max(found.loss - self.floor.mean(batch), 0.0)
         return replace(found, gap=gap, copies=_copies(copies, self._layout, blocks))
 
+    def loss(self, round: int) -> float:
+        """The loss on the batch of a round's diagnosis."""
+        return self._loss(self._batch("diagnosis", round)[0].to(self._adapter.device))
+
     def second_moments(self, blocks: Mapping[BlockKey, Block], round: int) -> dict[BlockKey, bytes]:
         """The packed second moments of the own inputs in the bases of these blocks (foreign_inputs.py)."""
         batches = self.batches("moments", round)

@@ -17,12 +17,14 @@ from torch import Tensor
 from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.mixing import Mix
 from coordinator_free.correction import lookahead
+from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.correction.residuals import effective_eta, pack, rate_from_gaps
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.ranges import path_component
 from peers.config import DeviceConfig
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.learner import Learner, TrainResult
+from peers.learning.learner import Learner
+from peers.learning.local_steps import TrainResult
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.lora.blocks import overwrite
 from peers.protocol import actions as do
@@ -77,6 +79,7 @@ class LearnerThread:
         self._gaps: list[tuple[float, ...]] = []  # losses above their floor, by round, since the last event
         self._max_steps, self._steps = 0, dict[str, int]()  # of the last training: maximum, by group
         self._moves: dict[str, float] = {}
+        self._mixed: dict[Part, Tensor] = {}  # by how much the last mixing moved the copies
         self._consensus: dict[Part, Tensor] = {}  # of the own block: mean of own and neighbours' copies
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -192,6 +195,7 @@ class LearnerThread:
         """own <- (1 - sum w) own + sum w * copy, in the order of `mixes` and of their terms."""
         if closes:
             self._learner.close_round()
+            self._mixed = {}
         for mix in mixes:
             if self._learner.has(mix.part.block):
                 self._mix_part(mix)
@@ -213,6 +217,8 @@ class LearnerThread:
         if not mixed.equal(own):
             self._learner.write(key, group, mixed)
             self._changed.add(mix.part)
+            if self._config.correction.policy not in SCHEDULES:
+                self._mixed[mix.part] = mixed - own
 
     def _add_block(self, action: do.AddBlock) -> None:
         """Add a foreign block. It starts with the copy of `action.carry`, if that is held."""
@@ -226,7 +232,8 @@ class LearnerThread:
     def _diagnose(self, action: do.Diagnose) -> Diagnosed:
         """The packed observables of the device (method 6), followed by the results of trials, if any."""
         correction = self._config.correction
-        found = self._learner.diagnose(action.round, correction.sketch, Options(labels=correction.labels))
+        options = Options(labels=correction.labels)
+        found = self._learner.diagnose(action.round, correction.sketch, options, self._mixed)
         own, rate = self._own, rate_from_gaps(self._gaps, action.members)
         groups = []
         for group, measured in found.groups.items():
@@ -244,6 +251,8 @@ class LearnerThread:
         key, self._gaps = action.key, []
         self._changed = {part for part in self._changed if part.block != key}
         overwrite_copies([*action.copies, *self._versions.drop_block(key)])
+        gone = [self._mixed.pop(part) for part in list(self._mixed) if part.block == key]
+        overwrite(gone)
         if self._copies is not None:
             self._copies.drop(key)
         if not self._learner.has(key):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.learning.learner import TrainResult
+from peers.learning.local_steps import TrainResult
 from peers.protocol import actions as do
 from peers.protocol.phases import Phase
 from peers.runtime.components import Components

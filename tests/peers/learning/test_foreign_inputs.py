@@ -90,5 +90,5 @@ def test_steps_know_the_inputs_of_others_until_their_block_is_deleted():
     learner = joined()
     assert learner.know_inputs(OTHERS[0], learner.second_moments([OWN], 0)[OWN])
     learner.delete_block(OTHERS[0])
-    assert not learner._foreign_inputs
+    assert not learner._local._inputs
     assert not learner.know_inputs(OTHERS[0], learner.second_moments([OWN], 0)[OWN])
