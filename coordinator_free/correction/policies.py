@@ -7,7 +7,7 @@ policy uses measurements of survivors, never the leaver's data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ POLICIES: dict[str, Policy] = {}
 Schedule = Callable[[int, int, Limits], GroupAction]  # round k of K -> the action of all groups
 SCHEDULES: dict[str, Schedule] = {}
 Added = TypeVar("Added")
+AT_FULL_STRENGTH = ("dominant",)  # policies that mix with gamma = 1 before their first decision
 EARLY_PART = 4  # `early-steps` acts in the first K / EARLY_PART rounds
 
 
@@ -58,6 +59,15 @@ def _registrar(
         return rule
 
     return add
+
+
+def before_decision(name: str, groups: Iterable[str], limits: Limits) -> dict[str, GroupAction]:
+    """The settings of a policy between an event and its first decision; empty: the base.
+
+    `dominant` mixes at full strength from the start. This costs no byte and no step, and a diagnosis and the
+    exchange of its results take rounds.
+    """
+    return dict.fromkeys(groups, replace(limits.base, gamma=1.0)) if name in AT_FULL_STRENGTH else {}
 
 
 def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:

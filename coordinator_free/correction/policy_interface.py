@@ -114,9 +114,10 @@ class Memory:
     last: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
 
-    def after_event(self) -> Memory:
-        """The memory for the correction after a new event: corrections stay valid, predictions do not."""
-        return Memory(corrections=self.corrections)
+    def after_event(self, settings: Settings | None = None) -> Memory:
+        """The memory for the correction after a new event, in which `settings` are in force: corrections stay
+        valid, predictions do not."""
+        return Memory(settings=settings or {}, corrections=self.corrections)
 
 
 @dataclass(frozen=True, slots=True)

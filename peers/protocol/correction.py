@@ -20,7 +20,7 @@ from coordinator_free.averaging.topology import Graph
 from coordinator_free.correction import lookahead, residuals
 from coordinator_free.correction.graph_ladder import Bounds, Ladder, edge, ladder
 from coordinator_free.correction.network_mean import Mean, NetworkMean, Report
-from coordinator_free.correction.policies import SCHEDULES, decide
+from coordinator_free.correction.policies import SCHEDULES, before_decision, decide
 from coordinator_free.correction.policy_interface import (
     Decision,
     GroupAction,
@@ -78,6 +78,7 @@ class Correction:
         if self._state.work != "correction":
             return {}
         if self._schedule is None:
+            self._notice_event()
             return dict(self._decision.settings)
         rounds = self._config.rounds
         began = self._state.correct_until - rounds  # the round of the event
@@ -220,8 +221,9 @@ class Correction:
         """After a new event, discard the decision and its predictions; keep what the policy has learnt."""
         if self._state.events != self._events_seen:
             self._events_seen = self._state.events
-            self._memory, self._anchor, self._epochs = self._memory.after_event(), True, []
-            self._decision, self._members = Decision({}, "", self._memory), ()
+            first = before_decision(self._config.policy, self._state.exchange.groups, self._limits)
+            self._memory, self._anchor, self._epochs = self._memory.after_event(first), True, []
+            self._decision, self._members = Decision(first, "", self._memory), ()
             self._measured = None
 
     # -- decisions -------------------------------------------------------------------------------------
