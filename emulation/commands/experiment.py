@@ -19,7 +19,7 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 def experiment(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="ablation, paper, regimes, recovery or allocation.")
+        str, typer.Argument(metavar="NAME", help="ablation, paper, regimes, joins, recovery or allocation.")
     ],
     seeds: Annotated[
         int | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emulation.experiments.arms import ARMS, CONSTANT_ARMS, NONE, ORACLE, RECOVERY, SINGLE_ACTIONS, UNIFORM
 from peers.errors import InputError
@@ -27,11 +27,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Setting:
-    """A workload. changes: key path -> value, on top of the defaults."""
+    """A workload. changes: key path -> value, on top of the defaults. joins: the last device joins at the
+    event, instead of leaving.
+    """
 
     name: str
     description: str
     changes: Mapping[str, object] = field(default_factory=dict)
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ REGIMES = (
     ),
 )
 
+JOINS = tuple(replace(s, name=f"{s.name}-join", description=s.description, joins=True) for s in REGIMES)
+
 # The workload of scenarios/demo.toml.
 DEFAULT = Setting(
     "default",
@@ -168,6 +173,12 @@ EXPERIMENTS = {
             "The best single action in each regime, and the choices of `dominant`",
             REGIMES,
             ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, *CONTROLS, NONE, ORACLE),
+        ),
+        Experiment(
+            "joins",
+            "Corrections after a join; the oracle has the newcomer from the start",
+            JOINS,
+            ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
         Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, ORACLE)),
     )

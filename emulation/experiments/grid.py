@@ -14,7 +14,7 @@ from emulation.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment. The leaver is the last device. Its facts change with the seed."""
+    """One run of an experiment. The last device leaves or joins. Its facts change with the seed."""
 
     setting: Setting
     arm: Arm
@@ -38,7 +38,8 @@ class Cell:
 
     @property
     def devices(self) -> int:
-        return self.scale.devices - (self.arm.name == ORACLE)
+        """At the start: without the leaver in `oracle`; without the newcomer in all arms but `oracle`."""
+        return self.scale.devices - ((self.arm.name == ORACLE) != self.setting.joins)
 
     @property
     def rounds(self) -> int:
@@ -48,11 +49,17 @@ class Cell:
 
     @property
     def leaver(self) -> str:
+        """The device of the event: the leaver, or the newcomer."""
         return f"d{self.scale.devices - 1}"
 
     @property
     def survivors(self) -> tuple[str, ...]:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """The devices whose facts the model has to know after the event."""
+        return (*self.survivors, self.leaver) if self.setting.joins else self.survivors
 
     def scenario(self) -> Scenario:
         """The scenario, with the virtual clock: branching arms are equal up to round E, to the last bit.
@@ -74,7 +81,8 @@ class Cell:
         _set_all(data, self.setting.changes)
         _set_all(data, arm.changes)
         if arm.event:
-            data["event"] = [EventConfig(round=self.event_round, kind=arm.event, device=self.leaver)]  # type: ignore[arg-type]
+            kind = "join" if self.setting.joins else arm.event
+            data["event"] = [EventConfig(round=self.event_round, kind=kind, device=self.leaver)]  # type: ignore[arg-type]
         return Scenario.model_validate(data)
 
 

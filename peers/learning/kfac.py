@@ -94,12 +94,13 @@ class FisherSteps:
 def _right_basis(own: Tensor, others: Sequence[Tensor]) -> Tensor:
     """V, [r, r] float32, with the squared length r in all: eigenvectors of `own` relative to the others."""
     if not others:
-        return torch.linalg.eigh(own)[1].float()
+        eigenvectors: Tensor = torch.linalg.eigh(own)[1]
+        return eigenvectors.float()
     theirs = torch.stack(list(others)).sum(dim=0)
     eye = torch.eye(len(own), dtype=own.dtype, device=own.device)
     values, vectors = torch.linalg.eigh(theirs * (len(own) / theirs.trace()) + RIDGE * eye)
     whitening = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    basis = whitening @ torch.linalg.eigh(whitening @ own @ whitening)[1]
+    basis: Tensor = whitening @ torch.linalg.eigh(whitening @ own @ whitening)[1]
     return (basis * (len(own) / basis.square().sum()).sqrt()).float()
 
 

@@ -130,7 +130,7 @@ class ActionPerformer:
 
     def _keep_inputs(self, action: do.KeepInputs) -> None:
         keeping = self._c.learner_thread.know_inputs(action)
-        of = {"peer": action.source.device}
+        of: dict[str, object] = {"peer": action.source.device}
         self._c.events.record_when_done(keeping, "inputs_refused", lambda kept: None if kept else of)
 
     def _queue_result(self, work: Future[Any], steps: int, event: Event) -> None:

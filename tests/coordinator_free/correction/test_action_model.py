@@ -83,7 +83,7 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
 
 def test_with_isolated_blocks_each_residual_counts_where_an_action_lowers_it():
     def left(action: GroupAction, local: float, consensus: float) -> float:
-        shown = replace(view(late=group(local, consensus, 0.1)), isolated=True)
+        shown = replace(view(late=group(local, consensus, consensus)), isolated=True)
         return remaining(shown, "late", predicted(shown, "late", BASE, action), action)
 
     assert left(after(steps=8), 5.0, 0.0) < left(after(rung=LADDER.top), 5.0, 0.0) < left(BASE, 5.0, 0.0)

@@ -98,6 +98,19 @@ def test_the_oracle_has_no_leaver_and_trains_as_many_rounds() -> None:
     assert cell(ORACLE).rounds == TINY.learn + TINY.correct
 
 
+def test_a_join_has_the_newcomer_after_the_event_and_in_the_oracle_from_the_start() -> None:
+    joins = EXPERIMENTS["joins"].settings[0]
+    uniform, oracle = (Cell(joins, ARMS[arm], 0, TINY) for arm in (UNIFORM, ORACLE))
+    before = uniform.before
+    assert before is not None
+    assert uniform.scenario().initial_devices == before.scenario().initial_devices == ("d0", "d1")
+    assert [(e.kind, e.device) for e in uniform.scenario().event] == [("join", "d2")]
+    assert oracle.scenario().initial_devices == ("d0", "d1", "d2")
+    assert oracle.scenario().event == ()
+    assert uniform.retained == ("d0", "d1", "d2")
+    assert cell(UNIFORM).retained == ("d0", "d1")
+
+
 def test_naive_keeps_the_block() -> None:
     assert [event.kind for event in cell("naive").scenario().event] == ["retire"]
 

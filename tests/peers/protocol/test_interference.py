@@ -46,7 +46,9 @@ def test_without_interference_aware_steps_nothing_is_measured_or_kept():
     net = left(interference=False)
     for device in net:
         assert not device.done(do.MeasureInputs)
-        key = device.protocol.own.key
+        own = device.protocol.own
+        assert own is not None
+        key = own.key
         sender = "d1" if device.name == "d0" else "d0"
         message = Inputs(key.device, key.incarnation, bytes(4))
         assert not device.protocol.on_message(net.now, sender, message)
@@ -61,7 +63,9 @@ def test_moments_about_another_block_are_dropped():
 
 def test_moments_that_no_message_holds_are_not_sent():
     net = left()
-    key = net["d1"].protocol.own.key
+    own = net["d1"].protocol.own
+    assert own is not None
+    key = own.key
     made = net["d0"].protocol.inputs_measured(net.now, {key: bytes(MAX_INPUTS + 4)})
     assert [a.event for a in made if isinstance(a, do.Log)] == ["inputs_too_large"]
     assert not any(isinstance(a, do.Tell) for a in made)
