@@ -142,7 +142,7 @@ class RadioConfig(Section):
 class CorrectionConfig(Section):
     """The correction after each membership event (methods 6 and 7)."""
 
-    policy: str = "uniform"  # name in the registry of coordinator_free/correction/policies.py
+    policy: str = "gamma-1"  # name in the registry of coordinator_free/correction/policies.py
     rounds: Annotated[int, Field(ge=0)] = 20  # K
     period: Annotated[int, Field(ge=1)] = 5  # rounds between two diagnoses, the same rounds on all devices
     delay: Annotated[int, Field(ge=1)] = 2  # rounds from diagnosis to decision; reports travel several hops

@@ -75,7 +75,7 @@ class Cell:
             "data": {"persons": scale.persons, "batch": scale.batch},
             "adapter": {"max_devices": scale.max_devices},
             "round": {"count": self.rounds},
-            "correction": {"rounds": scale.correct, "period": scale.period},
+            "correction": {"policy": UNIFORM, "rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
         _set_all(data, self.setting.changes)
