@@ -75,6 +75,9 @@ class MixingConfig(Section):
     mode: str = "average"  # name in the registry: average | newest | paper-literal
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # average: (1 - gamma) I + gamma W; a policy may set it
     omega: Annotated[float, Field(gt=0, le=1)] | None = None  # newest: damping of the own move; None: 1/M
+    # average: a foreign copy is sent if its receiver's estimate is off by more than this share of its norm;
+    # 0: in every round (docs/exchange.md)
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
 
 class TopologyConfig(Section):

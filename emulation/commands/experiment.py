@@ -19,7 +19,11 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 def experiment(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="ablation, paper, regimes, joins, recovery or allocation.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="ablation, paper, regimes, joins, recovery, allocation, wireless or forgetting.",
+        ),
     ],
     seeds: Annotated[
         int | None,
@@ -34,7 +38,7 @@ def experiment(
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(help="Only these, with commas; uniform and oracle are added, except for allocation."),
+        typer.Option(help="Only these, with commas; uniform and oracle are added where arms correct."),
     ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run at the same time.")] = 1,
 ) -> None:
@@ -42,7 +46,7 @@ def experiment(
 
     Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
-    from emulation.experiments import allocation, catalogue
+    from emulation.experiments import allocation, catalogue, forgetting, wireless
 
     size = catalogue.find_scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
@@ -51,9 +55,19 @@ def experiment(
     from emulation.experiments import run
     from emulation.launch.errors import RunFailed
 
-    of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
+    count, console = seeds or size.seeds, Console()
     try:
-        if of_allocators:
+        if name == forgetting.NAME:
+            runs = seeds or forgetting.DEFAULT_RUNS
+            forgetting.check_runs(runs)
+            attacked = forgetting.Request(size, forgetting.choose_arms(arms), runs, folder, jobs)
+            with _writing(folder):
+                forgetting.run(attacked, console)
+        elif name == wireless.NAME:
+            limited = wireless.Request(size, wireless.choose_arms(arms, size), count, folder, jobs)
+            with _writing(folder):
+                wireless.run(limited, console)
+        elif name == allocation.NAME:
             asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs)
             with _writing(folder):
                 allocation.run(asked, console)

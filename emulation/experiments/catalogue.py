@@ -188,7 +188,9 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation")
+        raise InputError(
+            f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation, wireless"
+        )
     return EXPERIMENTS[name]
 
 
