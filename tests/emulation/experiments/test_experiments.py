@@ -372,7 +372,7 @@ def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, regimes"),
+        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, paper, regimes"),
         (["ablation", "--scale", "huge"], "--scale: 'huge' is not known"),
         (["allocation", "--arms", "best"], "--arms: 'best' is no arm; allowed: fifo, fifo-int8"),
         (["regimes", "--arms", "best"], "--arms: 'best' is no arm"),
