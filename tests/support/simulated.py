@@ -303,11 +303,9 @@ class Network:
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
                 case do.Diagnose() if device.measure is not None:
                     self.at(self.now + 20 * MILLI, partial(self._measured, device, action.round))
-                case do.MeasureInputs():
-                    done = partial(
-                        device.protocol.inputs_measured, values=dict.fromkeys(action.keys, bytes(4))
-                    )
-                    self.at(self.now + 20 * MILLI, partial(self._handle, device, done))
+                case do.MeasureInputs(keys):
+                    told = partial(device.protocol.inputs_measured, values=dict.fromkeys(keys, bytes(4)))
+                    self.at(self.now + 20 * MILLI, partial(self._handle, device, told))
                 case do.Apply():
                     device.apply(action)
                 case do.AddBlock() | do.OwnBlock():
