@@ -132,8 +132,8 @@ class MixingConfig(Section):
     tolerance: Annotated[
         float,
         about(
-            "average: a foreign copy is sent if the receiver's estimate of it is off by more than this share of"
-            " its norm; 0: in every round.",
+            "average: a foreign copy is sent if the receiver's estimate is off by more than this share of its"
+            " norm. 0: it is sent in every round.",
             source="docs/exchange.md",
             ge=0,
             lt=1,
@@ -166,7 +166,7 @@ class CorrectionConfig(Section):
 
     policy: Annotated[
         str, about("Name of a policy or a schedule: `unweft list policies`.", source="method 7")
-    ] = "uniform"
+    ] = "gamma-1"
     rounds: Annotated[
         int, about("K: rounds of correction after an event.", unit="rounds", source="method 6", ge=0)
     ] = 20
@@ -194,6 +194,13 @@ class CorrectionConfig(Section):
         bool,
         about(
             "Own steps in the eigenbasis of the Fisher matrix at the event.", source="peers/learning/kfac.py"
+        ),
+    ] = False
+    interference: Annotated[
+        bool,
+        about(
+            "Fisher steps relative to the inputs of the neighbours.",
+            source="peers/learning/foreign_inputs.py",
         ),
     ] = False
     steps_min: Annotated[

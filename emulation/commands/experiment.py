@@ -21,7 +21,8 @@ def experiment(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="ablation, regimes, recovery, allocation, wireless or forgetting."
+            metavar="NAME",
+            help="ablation, paper, regimes, joins, recovery, allocation, wireless or forgetting.",
         ),
     ],
     seeds: Annotated[

@@ -28,9 +28,9 @@ class Scores:
     """The scores of one model. Accuracies are shares. loss: L_evt on survivors' facts, nats per token."""
 
     loss: float
-    retain: float  # survivors' facts in the trained wording
+    retain: float  # survivors' facts in the trained wording; after a join: also the newcomer's
     test: float  # the same facts in the other wording
-    forget: float  # the leaver's facts
+    forget: float  # the leaver's facts, or the newcomer's
     fresh: float  # facts that no device trains
     auc: float | None  # members: the leaver's facts; non-members: `fresh`
     tpr: float | None  # at 1 % false positives
@@ -40,7 +40,11 @@ class Scores:
 
 
 class MeanModelEvaluator:
-    """The base model of a scenario and the examples to evaluate it on."""
+    """The base model of a scenario and the examples to evaluate it on.
+
+    survivors: the devices whose facts count; after a join with the newcomer, whose facts are then also those
+    of `leaver`.
+    """
 
     def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
         loaded = load_model(scenario.model)
@@ -57,7 +61,7 @@ class MeanModelEvaluator:
         held = set(
             examples["retain"]
         )  # data.overlap: a fact that a survivor has too is not the leaver's alone
-        for name in ("forget", "fresh"):
+        for name in ("fresh",) if leaver in survivors else ("forget", "fresh"):
             examples[name] = [e for e in dict.fromkeys(examples[name]) if e not in held]
         self._names = [name for name, group in examples.items() for _ in group]
         everything = [example for group in examples.values() for example in group]

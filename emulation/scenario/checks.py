@@ -75,6 +75,12 @@ def _mixing_problems(scenario: Scenario) -> Problems:
             f"{leak} with mixing.mode = 'newest', in which a block has one writer; "
             "allowed: 0, or mixing.mode = 'average'",
         )
+    if scenario.correction.interference and not scenario.correction.fisher:
+        yield (
+            "correction.interference",
+            "true without correction.fisher, whose steps it changes; allowed: false, or "
+            "correction.fisher = true",
+        )
     if refit and scenario.mixing.mode == "paper-literal":
         yield (
             "correction.refit",

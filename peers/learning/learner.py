@@ -5,21 +5,22 @@ Not thread-safe: one thread at a time.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from coordinator_free.identifiers import BlockKey
+from coordinator_free.correction.policies import SCHEDULES
+from coordinator_free.identifiers import BlockKey, Part
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
+from peers.learning.curvature import curvature_along
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.local_steps import LocalSteps
+from peers.learning.foreign_inputs import unpack_moments
+from peers.learning.local_steps import LocalSteps, TrainResult
 from peers.learning.measurement import Measurement, Move
 from peers.lora.adapted_model import Adapter
 from peers.lora.bases import Bases, Recipe
@@ -39,23 +40,6 @@ if TYPE_CHECKING:
     from peers.tasks.encode import Encoded
 
 PAPER_LITERAL = "paper-literal"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """losses: one a step, nats per response token. seconds: wall time."""
-
-    losses: tuple[float, ...]
-    seconds: float
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    @property
-    def loss(self) -> float:
-        """Mean over the steps; nan without steps."""
-        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 class Learner:
@@ -251,7 +235,14 @@ class Learner:
             self._place(self._rehearsed(round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
-        return TrainResult(tuple(losses), time.perf_counter() - start)
+        return TrainResult(tuple(losses), time.perf_counter() - start, self._gaps(round, losses))
+
+    def _gaps(self, round: int, losses: Sequence[float]) -> tuple[float, ...]:
+        """The losses of a round's steps above the floors of their batches, if a policy measures."""
+        if self._config.correction.policy in SCHEDULES:
+            return ()
+        floors = (self._measurement.floor.mean(self._local.batch(round, step)) for step in range(len(losses)))
+        return tuple(loss - floor for loss, floor in zip(losses, floors, strict=True))
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""
@@ -265,10 +256,11 @@ class Learner:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
+        self._local.use_inputs()
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now (`LocalSteps.set_anchor`)."""
-        self._local.set_anchor()
+    def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
+        """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""
+        self._local.set_anchor(consensus or {})
 
     def scale_own_move(self, omega: float) -> None:
         """B <- B_before + omega (B - B_before), B_before from the start of the last `train` (method 5)."""
@@ -288,11 +280,41 @@ class Learner:
         self._adapter.freeze()
         return self._measurement.trials(self._local, self._blocks[own], round, tried)
 
-    def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
-        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`)."""
+    def second_moments(self, keys: Sequence[BlockKey], round: int) -> dict[BlockKey, bytes]:
+        """The own inputs' second moments for the owners of held blocks (`Measurement.second_moments`)."""
+        self._place(())
+        blocks = {key: self._blocks[key] for key in keys if key in self._blocks}
+        return self._measurement.second_moments(blocks, round)
+
+    def know_inputs(self, source: BlockKey, packed: bytes) -> bool:
+        """Keep the second moments that the owner of block `source` has sent, for interference-aware steps.
+
+        Returns False, and changes nothing, if they do not fit or the block is not held.
+        """
+        found = unpack_moments(packed, self.layout, self._adapter.device)
+        if found is None or source not in self._blocks:
+            return False
+        self._local.know_inputs(source, found)
+        return True
+
+    def diagnose(
+        self, round: int, sketch: int, options: Options, mixed: Mapping[Part, Tensor] | None = None
+    ) -> Diagnosis:
+        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`).
+
+        mixed: by how much the last mixing moved the copies, [rows_g, r_g]; L-hat is the curvature along it.
+        """
         self._place(())
         blocks = {key: self._blocks[key] for key in self._shown()}
-        return self._measurement.diagnose(blocks, round, sketch, options)
+        found = self._measurement.diagnose(blocks, round, sketch, options)
+        along = curvature_along(self._blocks, mixed or {}, found.loss, lambda: self._loss_now(round))
+        self._outdate()
+        return found if along is None else found.with_smoothness(along)
+
+    def _loss_now(self, round: int) -> float:
+        self._outdate()
+        self._place(())
+        return self._measurement.loss(round)
 
     # -- the model -------------------------------------------------------------------------------------
     def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:

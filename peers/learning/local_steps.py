@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
 from peers.lora.blocks import overwrite
 from peers.tasks.batches import batch_generator, sample_batch
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
     from peers.lora.adapted_model import Adapter
     from peers.lora.blocks import BlockSet
     from peers.storage.checkpoint import Moments
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
+    policy that measures; otherwise empty."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    gaps: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps; nan without steps."""
+        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 class LocalSteps:
@@ -39,6 +60,9 @@ class LocalSteps:
         self.before: dict[str, Tensor] = {}
         self.fisher: FisherSteps | None = None
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
+        self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
+        self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
+        self._inputs_received = 0
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
 
     # -- state of the own block ------------------------------------------------------------------------
@@ -52,11 +76,25 @@ class LocalSteps:
         self._adapter.attach(block)
 
     def forget_block(self, key: BlockKey) -> None:
-        """Deletion: no moment of the block stays, and no Fisher basis that was measured with it."""
+        """Deletion: no moment of the block stays, no second moments that its owner has sent, and no Fisher
+        basis that was measured with it."""
         self.forget_moments(key)
+        overwrite(self._inputs.pop(key, {}).values())
         self.fisher = None
         if key == self.own:
             self.set_own(None)
+
+    def know_inputs(self, source: BlockKey, moments: InputMoments) -> None:
+        """Keep the second moments of the inputs of the owner of `source`."""
+        self._inputs[source] = moments
+        self._inputs_received += 1
+
+    def use_inputs(self) -> None:
+        """Let the Fisher basis, if there is one, know all second moments that have been received."""
+        known = self.fisher, self._inputs_received
+        if self.fisher is not None and self._inputs and known != self._inputs_known:
+            self.fisher.know_others([moments for _, moments in sorted(self._inputs.items())])
+            self._inputs_known = known
 
     def forget_moments(self, key: BlockKey | None) -> None:
         """Begin the next step of the block without moments."""
@@ -64,12 +102,15 @@ class LocalSteps:
         for state in optimizer.state.values() if optimizer is not None else ():
             overwrite(value for value in state.values() if isinstance(value, Tensor))
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now: after a deletion, the consensus without the leaver.
+    def set_anchor(self, consensus: Mapping[str, Tensor]) -> None:
+        """B~ of proximal damping <- the consensus about the own block, [rows_g, r_g] by group; for a group
+        without one, the block as it is now.
 
         The Fisher basis is measured again before the next step that uses it.
         """
-        self._anchor, self.fisher = self._own_copy(), None
+        own = self._own_copy()
+        self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
+        self.fisher = None
 
     def begin_training(self) -> None:
         """Keep the own block's B as `before`."""
@@ -117,16 +158,19 @@ class LocalSteps:
             state[data[group]] = {n: m.to(data[group].device) for n, m in named.items()}
 
     # -- steps -----------------------------------------------------------------------------------------
+    def batch(self, round: int, step: int) -> Encoded:
+        """The batch of (seed, device, round, step)."""
+        draw = batch_generator(self._config.seed, self._device_id, round, step)
+        rows = self._data.rows(sample_batch(self._data, self._config.data.batch, draw))
+        return rows.to(self._adapter.device)
+
     def step(self, round: int, step: int, settings: Settings, leaking: Sequence[BlockKey] = ()) -> float:
         """One step on the batch of (seed, device, round, step); returns its loss in nats per response token.
 
         settings: of a correction policy, by group. leaking: foreign blocks that take a step too. Raises
         RuntimeError if the loss is not finite.
         """
-        draw = batch_generator(self._config.seed, self._device_id, round, step)
-        batch = self._data.rows(sample_batch(self._data, self._config.data.batch, draw)).to(
-            self._adapter.device
-        )
+        batch = self.batch(round, step)
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
         mean = self._adapter.loss(batch)

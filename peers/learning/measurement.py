@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
+from coordinator_free.correction.residuals import copies_size
 from coordinator_free.identifiers import BlockKey
-from peers.learning.count_sketch import Sketcher
+from peers.learning.count_sketch import Sketcher, Vector
 from peers.learning.diagnosis import Diagnosis, Options, diagnose
+from peers.learning.foreign_inputs import pack_moments, second_moments
 from peers.learning.kfac import FisherSteps
+from peers.learning.loss_floor import LossFloor
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from coordinator_free.correction.policy_interface import Settings
     from peers.config import DeviceConfig
     from peers.learning.local_steps import LocalSteps
@@ -40,7 +43,8 @@ class Measurement:
     ) -> None:
         self._adapter, self._layout, self._config = adapter, layout, config
         self._data, self._device_id = data, device_id
-        self._sketcher: Sketcher | None = None
+        self._sketchers: tuple[Sketcher, Sketcher] | None = None  # of gradients, of copies
+        self.floor = LossFloor(adapter.model.base_model.model, data)
 
     def batches(self, purpose: str, round: int, size: int = BATCH) -> Iterator[Encoded]:
         """EXAMPLES of the own data at most, in batches of `size`. `purpose` names their random stream."""
@@ -62,10 +66,26 @@ class Measurement:
         sketch: numbers per group. Raises ValueError as `diagnosis.diagnose` does.
         """
         batch, draw = self._batch("diagnosis", round)
-        if self._sketcher is None or self._sketcher.size != sketch:
-            self._sketcher = Sketcher(self._config.seed, self._layout, sketch)
+        if self._sketchers is None or self._sketchers[0].size != sketch:
+            sizes = sketch, copies_size(sketch)
+            first, second = (Sketcher(self._config.seed, self._layout, size) for size in sizes)
+            self._sketchers = first, second
+        gradients, copies = self._sketchers
         model, scale = self._adapter.model, self._adapter.scale
-        return diagnose(model, self._layout, scale, blocks, batch, self._sketcher, options, draw)
+        sampled = replace(options, population=len(self._data))
+        found = diagnose(model, self._layout, scale, blocks, batch, gradients, sampled, draw)
+        gap = max(found.loss - self.floor.mean(batch), 0.0)
+        return replace(found, gap=gap, copies=_copies(copies, self._layout, blocks))
+
+    def loss(self, round: int) -> float:
+        """The loss on the batch of a round's diagnosis."""
+        return self._loss(self._batch("diagnosis", round)[0].to(self._adapter.device))
+
+    def second_moments(self, blocks: Mapping[BlockKey, Block], round: int) -> dict[BlockKey, bytes]:
+        """The packed second moments of the own inputs in the bases of these blocks (foreign_inputs.py)."""
+        batches = self.batches("moments", round)
+        found = second_moments(self._adapter.model, self._layout, blocks, batches)
+        return {key: pack_moments(moments, self._layout) for key, moments in found.items()}
 
     def trials(
         self, local: LocalSteps, own: Block, round: int, tried: Mapping[Move, Settings]
@@ -95,8 +115,8 @@ class Measurement:
 
     def forget_block(self, key: BlockKey) -> None:
         """Deletion: free the sketch that was drawn for the block."""
-        if self._sketcher is not None:
-            self._sketcher.forget_block(key)
+        for sketcher in self._sketchers or ():
+            sketcher.forget_block(key)
 
     def _stream(self, purpose: str, round: int) -> np.random.Generator:
         return batch_generator(self._config.seed, f"{self._device_id}/{purpose}", round, 0)
@@ -110,3 +130,11 @@ class Measurement:
     @torch.no_grad()
     def _loss(self, batch: Encoded) -> float:
         return float(self._adapter.loss(batch))
+
+
+def _copies(sketcher: Sketcher, layout: ModelLayout, blocks: Mapping[BlockKey, Block]) -> dict[str, Vector]:
+    """One sketch of all copies by group. Differences of sketches are sketches of differences."""
+    return {
+        group: np.sum([sketcher.sketch(key, group, b.data[group]) for key, b in blocks.items()], axis=0)
+        for group in layout.groups
+    }

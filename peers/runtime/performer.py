@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.learning.learner import TrainResult
+from peers.learning.local_steps import TrainResult
 from peers.protocol import actions as do
 from peers.protocol.phases import Phase
 from peers.runtime.components import Components
@@ -44,6 +44,8 @@ class ActionPerformer:
             do.Farewell: lambda action: c.sender.send_bye(action, c.incarnation),
             do.Train: self._train,
             do.Diagnose: self._diagnose,
+            do.MeasureInputs: self._measure_inputs,
+            do.KeepInputs: self._keep_inputs,
             do.Apply: lambda action: c.learner_thread.mix(action.mixes, action.closes),
             do.AddBlock: c.learner_thread.add_block,
             do.OwnBlock: c.learner_thread.own_block,
@@ -117,6 +119,20 @@ class ActionPerformer:
         values, found = measuring.result()
         self._c.events.record(now, "diagnosis", epoch=epoch, loss=found.loss, **found.cost._asdict())
         return self._c.protocol.diagnosed(now, epoch, values)
+
+    def _measure_inputs(self, action: do.MeasureInputs) -> None:
+        """As the measurement of a Fisher basis, this takes no virtual time."""
+        measuring = self._c.learner_thread.second_moments(action)
+
+        def measured(now: int) -> list[do.Action]:
+            return self._c.protocol.inputs_measured(now, measuring.result())
+
+        self._queue_result(measuring, 0, measured)
+
+    def _keep_inputs(self, action: do.KeepInputs) -> None:
+        keeping = self._c.learner_thread.know_inputs(action)
+        of: dict[str, object] = {"peer": action.source.device}
+        self._c.events.record_when_done(keeping, "inputs_refused", lambda kept: None if kept else of)
 
     def _queue_result(self, work: Future[Any], steps: int, event: Event) -> None:
         """Schedule `event` for when the queued work ends.
