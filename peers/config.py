@@ -34,7 +34,8 @@ class DataConfig(Section):
     """The data that each device holds."""
 
     kind: str = "facts"  # name in the registry of tasks
-    path: str | None = None  # jsonl: folder of <device>.jsonl
+    path: str | None = None  # jsonl: folder of <device>.jsonl; images: folder of image files, None: digits
+    images: Annotated[int, Field(ge=1)] = 100  # images: training images per device
     persons: Annotated[int, Field(ge=1)] = 10  # facts: fictitious persons per device (method 4)
     batch: Annotated[int, Field(ge=1)] = 32  # examples per local step
     max_length: Annotated[int, Field(ge=4)] = 128  # tokens kept of prompt + response

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
     from peers.config import DeviceConfig
     from peers.models.loader import LoadedModel
-    from peers.tasks.encode import Encoded
+    from peers.tasks.batch import Batch
 
 PAPER_LITERAL = "paper-literal"
 
@@ -68,7 +68,7 @@ class Learner:
     """
 
     def __init__(
-        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Encoded, device_id: str
+        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Batch, device_id: str
     ) -> None:
         self._config, self._device_id = config, device_id
         self._recipe = Recipe.make(loaded, config)

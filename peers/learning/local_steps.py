@@ -12,8 +12,8 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey
 from peers.learning.kfac import FisherSteps
 from peers.lora.blocks import overwrite
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -31,7 +31,7 @@ class LocalSteps:
     """
 
     def __init__(
-        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Encoded, device_id: str
+        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Batch, device_id: str
     ) -> None:
         self._adapter, self._blocks, self._config = adapter, blocks, config
         self._data, self._device_id = data, device_id

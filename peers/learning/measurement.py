@@ -13,8 +13,8 @@ from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher
 from peers.learning.diagnosis import Diagnosis, Options, diagnose
 from peers.learning.kfac import FisherSteps
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,13 @@ class Measurement:
     """Measures an adapted model on the own data. The caller places the blocks in the model before."""
 
     def __init__(
-        self, adapter: Adapter, layout: ModelLayout, config: DeviceConfig, data: Encoded, device_id: str
+        self, adapter: Adapter, layout: ModelLayout, config: DeviceConfig, data: Batch, device_id: str
     ) -> None:
         self._adapter, self._layout, self._config = adapter, layout, config
         self._data, self._device_id = data, device_id
         self._sketcher: Sketcher | None = None
 
-    def batches(self, purpose: str, round: int, size: int = BATCH) -> Iterator[Encoded]:
+    def batches(self, purpose: str, round: int, size: int = BATCH) -> Iterator[Batch]:
         """EXAMPLES of the own data at most, in batches of `size`. `purpose` names their random stream."""
         draw = self._stream(purpose, round)
         drawn = sample_batch(self._data, min(EXAMPLES, len(self._data)), draw)
@@ -101,12 +101,12 @@ class Measurement:
     def _stream(self, purpose: str, round: int) -> np.random.Generator:
         return batch_generator(self._config.seed, f"{self._device_id}/{purpose}", round, 0)
 
-    def _batch(self, purpose: str, round: int) -> tuple[Encoded, np.random.Generator]:
+    def _batch(self, purpose: str, round: int) -> tuple[Batch, np.random.Generator]:
         """A batch of a round, and the rest of the random stream that drew it."""
         draw = self._stream(purpose, round)
         examples = min(self._config.data.batch, DIAGNOSED)
         return self._data.rows(sample_batch(self._data, examples, draw)), draw
 
     @torch.no_grad()
-    def _loss(self, batch: Encoded) -> float:
+    def _loss(self, batch: Batch) -> float:
         return float(self._adapter.loss(batch))
