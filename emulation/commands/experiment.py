@@ -18,7 +18,9 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery or allocation.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery, allocation or sequence.")
+    ],
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="Paired seeds, counted from 0; default: the scale's (10, 3, 3, 1)."),
@@ -32,7 +34,7 @@ def experiment(
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(help="Only these, with commas; uniform and oracle are added, except for allocation."),
+        typer.Option(help="Only these, with commas, and the references: uniform, mostly oracle too."),
     ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Seeds (or settings) that run at the same time.")] = 1,
 ) -> None:
@@ -40,7 +42,7 @@ def experiment(
 
     Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
-    from emulation.experiments import allocation, catalogue
+    from emulation.experiments import allocation, catalogue, sequence
 
     size = catalogue.find_scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
@@ -49,12 +51,16 @@ def experiment(
     from emulation.experiments import run
     from emulation.launch.errors import RunFailed
 
-    of_allocators, count, console = name == allocation.NAME, seeds or size.seeds, Console()
+    count, console = seeds or size.seeds, Console()
     try:
-        if of_allocators:
+        if name == allocation.NAME:
             asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs)
             with _writing(folder):
                 allocation.run(asked, console)
+        elif name == sequence.NAME:
+            wanted = sequence.Request(size, sequence.choose_arms(arms), count, folder, jobs)
+            with _writing(folder):
+                sequence.run(wanted, console)
         else:
             found = catalogue.find_experiment(name)
             chosen = catalogue.choose_arms(found, arms, size)

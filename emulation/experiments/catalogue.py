@@ -163,7 +163,8 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation")
+        known = ", ".join((*EXPERIMENTS, "allocation", "sequence"))
+        raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]
 
 

@@ -71,14 +71,15 @@ class Cell:
             "correction": {"rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
-        _set_all(data, self.setting.changes)
-        _set_all(data, arm.changes)
+        set_all(data, self.setting.changes)
+        set_all(data, arm.changes)
         if arm.event:
             data["event"] = [EventConfig(round=self.event_round, kind=arm.event, device=self.leaver)]  # type: ignore[arg-type]
         return Scenario.model_validate(data)
 
 
-def _set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+    """Set values in a scenario's data, by key path "section.key"."""
     for path, value in changes.items():
         section, key = path.split(".")
         data.setdefault(section, {})[key] = value
