@@ -150,6 +150,7 @@ class CorrectionConfig(Section):
     sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers in the sketch of a gradient, per group
     labels: Literal["data", "model"] = "data"  # empirical Fisher; "model": true Fisher
     refit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit (method 4); 0: no refit
+    ewc: Annotated[float, Field(ge=0)] = 0.0  # lambda of elastic weight consolidation (a baseline); 0: none
     fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (kfac.py)
     steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
     steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps

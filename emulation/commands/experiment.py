@@ -19,7 +19,10 @@ EXAMPLE = "Example: unweft experiment ablation --scale small --seeds 3 --out abl
 
 def experiment(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="ablation, regimes, recovery, allocation or sequence.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="ablation, regimes, recovery, allocation, baselines or sequence."
+        ),
     ],
     seeds: Annotated[
         int | None,
@@ -42,7 +45,7 @@ def experiment(
 
     Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
-    from emulation.experiments import allocation, catalogue, sequence
+    from emulation.experiments import allocation, baselines, catalogue, sequence
 
     size = catalogue.find_scale(scale)
     folder = out or Path("experiments") / f"{name}-{scale}"
@@ -57,6 +60,10 @@ def experiment(
             asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs)
             with _writing(folder):
                 allocation.run(asked, console)
+        elif name == baselines.NAME:
+            compared = baselines.Request(size, baselines.choose_arms(arms), count, folder, jobs)
+            with _writing(folder):
+                baselines.run(compared, console)
         elif name == sequence.NAME:
             wanted = sequence.Request(size, sequence.choose_arms(arms), count, folder, jobs)
             with _writing(folder):

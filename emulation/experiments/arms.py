@@ -31,6 +31,7 @@ REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
 REHEARSED = {"train.rehearsal": 0.3}
+EWC = 10.0  # lambda, for the mean loss of a batch
 NEWEST = {"mixing.mode": "newest"}
 
 
@@ -54,7 +55,13 @@ ARMS: dict[str, Arm] = {
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
         Arm(
             "naive",
-            "Naive Remove: the block stays and the others continue, without projection",
+            "Naive Fine-tune: the block stays and the others continue, without projection",
+            event="retire",
+        ),
+        Arm(
+            "ewc-leave",
+            "the block stays; the others continue with elastic weight consolidation",
+            {"correction.ewc": EWC},
             event="retire",
         ),
         Arm(

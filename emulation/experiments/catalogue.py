@@ -163,7 +163,7 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        known = ", ".join((*EXPERIMENTS, "allocation", "sequence"))
+        known = ", ".join((*EXPERIMENTS, "allocation", "baselines", "sequence"))
         raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]
 

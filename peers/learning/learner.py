@@ -98,6 +98,10 @@ class Learner:
         """The held blocks, sorted by key."""
         return self._blocks.keys()
 
+    def block(self, key: BlockKey) -> Block:
+        """A held block; its tensors are not copies. Raises KeyError if it is not held."""
+        return self._blocks[key]
+
     def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
         """The differences from another device's fingerprint, as received; None if there is none."""
         try:
@@ -244,6 +248,7 @@ class Learner:
         self._begins_with.clear()
         self._local.begin_training()
         self._use_fisher(own, round, fisher)
+        self._use_ewc(own, round)
         losses = []
         for step in range(steps):
             if self._cut.is_set():
@@ -261,6 +266,14 @@ class Learner:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
+
+    def _use_ewc(self, own: BlockKey, round: int) -> None:
+        """Measure once in a correction. A block that began at the event has nothing to keep."""
+        anchor = self._local.anchor
+        kept = any(bool(values.any()) for values in anchor.values())
+        if self._config.correction.ewc and self._local.ewc is None and kept:
+            self._place(())
+            self._local.ewc = self._measurement.elastic_weights(self._blocks[own], anchor, round)
 
     def set_anchor(self) -> None:
         """B~ of proximal damping <- the own block now (`LocalSteps.set_anchor`)."""

@@ -14,6 +14,7 @@ from peers.learning.kfac import FisherSteps
 from peers.lora.blocks import overwrite
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
+from peers.unlearning.ewc import ElasticWeights
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -27,7 +28,7 @@ class LocalSteps:
     """AdamW on the own block of an adapted model. Foreign blocks train too where their gradients leak.
 
     own: the block that trains. before: its B by group, [rows_g, r_g], when the last training began. fisher:
-    the eigenbasis in which the block moves; None: in its own coordinates.
+    the eigenbasis in which the block moves; None: in its own coordinates. ewc: the penalty of a baseline.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LocalSteps:
         self.own: BlockKey | None = None
         self.before: dict[str, Tensor] = {}
         self.fisher: FisherSteps | None = None
+        self.ewc: ElasticWeights | None = None
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
 
@@ -47,14 +49,14 @@ class LocalSteps:
         self.forget_moments(self.own)
         for derived in (self.before, self._anchor, self._adapter.gradients):
             overwrite(derived.values())
-        self.own, self.before, self._anchor, self.fisher = key, {}, {}, None
+        self.own, self.before, self._anchor, self.fisher, self.ewc = key, {}, {}, None, None
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
 
     def forget_block(self, key: BlockKey) -> None:
         """Deletion: no moment of the block stays, and no Fisher basis that was measured with it."""
         self.forget_moments(key)
-        self.fisher = None
+        self.fisher = self.ewc = None
         if key == self.own:
             self.set_own(None)
 
@@ -67,9 +69,14 @@ class LocalSteps:
     def set_anchor(self) -> None:
         """B~ of proximal damping <- the own block now: after a deletion, the consensus without the leaver.
 
-        The Fisher basis is measured again before the next step that uses it.
+        The Fisher basis and the weights of EWC are measured again before the next step that uses them.
         """
-        self._anchor, self.fisher = self._own_copy(), None
+        self._anchor, self.fisher, self.ewc = self._own_copy(), None, None
+
+    @property
+    def anchor(self) -> dict[str, Tensor]:
+        """B~ by group, [rows_g, r_g]; empty before the first correction."""
+        return self._anchor
 
     def begin_training(self) -> None:
         """Keep the own block's B as `before`."""
@@ -156,6 +163,10 @@ class LocalSteps:
             elif action.prox and group in self._anchor:
                 pull = action.prox * (data[group] - self._anchor[group])
                 data[group].grad = self._adapter.gradients[group] + pull
+        if self.ewc is not None:
+            for group, values in data.items():
+                if values.grad is not None:
+                    values.grad = values.grad + self.ewc.pull(group, values.detach())
 
     def _move_own(self) -> None:
         assert self.own is not None

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from peers.learning.backward_pass import passes
 from peers.learning.count_sketch import Sketcher
 from peers.learning.diagnosis import Diagnosis, Options, diagnose
 from peers.learning.kfac import FisherSteps
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
+from peers.unlearning.ewc import ElasticWeights, squared_shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +56,19 @@ class Measurement:
         train, size = self._config.train, min(BATCH, self._config.data.batch)
         batches = self.batches("fisher", round, size)
         return FisherSteps(self._adapter.model, self._layout, own, batches, train.lr, train.weight_decay)
+
+    def elastic_weights(self, own: Block, anchor: Mapping[str, Tensor], round: int) -> ElasticWeights:
+        """The empirical Fisher information of `own`, its diagonal, on the own data, for EWC."""
+        found = {group: torch.zeros_like(values) for group, values in own.data.items()}
+        count = 0
+        for batch in self.batches("ewc", round):
+            count += len(batch)
+            for name, (x, d) in passes(self._adapter.model, self._layout, batch).items():
+                group = self._layout.by_name[name].group
+                shares = squared_shares(x, d, own.bases[name], self._adapter.scale)
+                found[group][self._layout.slices(group)[name]] += shares
+        importance = {group: values / max(1, count) for group, values in found.items()}
+        return ElasticWeights(importance, dict(anchor), self._config.correction.ewc)
 
     def diagnose(
         self, blocks: Mapping[BlockKey, Block], round: int, sketch: int, options: Options
