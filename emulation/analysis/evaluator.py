@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -70,6 +70,31 @@ def main(out: Path, scenario: Scenario) -> None:
             if not snapshots:
                 time.sleep(POLL_S)
         _write(file.fileno(), evaluator.last_consensus_errors())
+
+
+def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = None) -> None:
+    """Evaluate the snapshots of a run that has ended, in the order of their rounds, in this process.
+
+    `tags`: only snapshots of these tags ("round", "end", ...); None: all.
+    """
+    found = sorted(
+        (out / "devices").glob("*/snapshots/*.safetensors"), key=lambda path: (path.name, str(path))
+    )
+    chosen = [path for path in found if tags is None or _tag(path) in tags]
+    evaluator = Evaluator(scenario) if chosen else None
+    with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        for path in chosen:
+            assert evaluator is not None
+            _write(file.fileno(), evaluator.evaluate_snapshot(path))
+        if evaluator is not None:
+            _write(file.fileno(), evaluator.last_consensus_errors())
+    for path in found:
+        _keep_or_delete(path, out / KEPT_SNAPSHOTS)
+
+
+def _tag(path: Path) -> str:
+    """Of `<round>-<tag>.safetensors`."""
+    return path.name.removesuffix(".safetensors").partition("-")[2]
 
 
 def _keep_or_delete(path: Path, kept: Path) -> None:

@@ -25,7 +25,7 @@ from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell
 from emulation.experiments.statistics import interval
-from emulation.launch import run_loop
+from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.config import FIFO
@@ -114,7 +114,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario of a cell and measure the run."""
     scenario = cell.scenario()
     check_against_model(scenario)
-    run_loop.run(scenario, folder / "run", console)
+    one_process.run(scenario, folder / "run", ("round",))
     return {
         **{"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None},
         **measure(load(folder / "run")),

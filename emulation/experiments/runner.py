@@ -18,7 +18,7 @@ from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key, measure_run
 from emulation.experiments.parallel import chains, run_chains
-from emulation.launch import run_loop
+from emulation.launch import one_process
 from emulation.launch.errors import RunFailed
 from emulation.scenario.loading import dump
 from emulation.scenario.preflight import check_against_model
@@ -27,6 +27,7 @@ from peers.errors import InputError
 from peers.storage import checkpoint
 
 LOGS = "logs"
+EVALUATED = ("end",)  # tags of the devices' snapshots that `measure_run` reads from the evaluations
 DONE = "measures.json"  # written last and atomically: a cell with this file is done
 RunCell = Callable[[Cell, Path, Console], Record]  # runs a cell in a folder and returns its measures
 
@@ -88,7 +89,9 @@ def _run_parallel(
     )
     by_seed = chains(missing, lambda cell: (cell.setting.name, cell.seed))
     work = partial(_run_in_child, out, run_one)
-    run_chains(by_seed, work, lambda cell: cell.name, jobs, out / LOGS, partial(progress.print_done, out))
+    model = missing[0].scenario().model
+    show = partial(progress.print_done, out)
+    run_chains(by_seed, work, lambda cell: cell.name, jobs, out / LOGS, show, model)
 
 
 def _run_in_child(out: Path, run_one: RunCell, cell: Cell) -> None:
@@ -119,7 +122,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     check_against_model(scenario)
     (run / KEPT_SNAPSHOTS).mkdir(parents=True)
     try:
-        run_loop.run(scenario, run, console)
+        one_process.run(scenario, run, EVALUATED)
         if cell.arm != BEFORE:
             return measure_run(cell, run)
         _check_checkpoints(cell, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ def prepare(state: RunState, console: Console) -> ComposeBackend:
         console.print("building the image (the first time it takes minutes) …")
         project.compose("build", "device")
         project = compose_project.with_subnet(project)
-        run_folder.begin(out, scenario)
+        run_folder.begin(out, scenario, secrets.token_hex(8))
         cleanup = stack.pop_all()
     state.epoch_ns = epoch.read(out) or 0
     return ComposeBackend(state=state, project=project, console=console, cleanup=cleanup)

@@ -14,7 +14,7 @@ from typing import Any
 
 from emulation.launch import interrupts
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
-from emulation.scenario.schema import Scenario
+from peers.config import ModelConfig
 
 PRELOAD = [
     "emulation",  # first: it decides from where the project's packages come
@@ -34,9 +34,9 @@ PRELOAD = [
 class Forkserver:
     """Starts child processes. Each child ends when this process ends or calls `close`."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         # The forkserver starts with the first child and takes the environment of that moment.
-        os.environ[BASE_MODEL] = scenario.model.model_dump_json()
+        os.environ[BASE_MODEL] = model.model_dump_json()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._lifeline, self._keep = self._context.Pipe(duplex=False)

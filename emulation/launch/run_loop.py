@@ -56,6 +56,7 @@ def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeed
     evaluator.end()
     try:
         state.devices = backend.end(succeeded)
+        state.withdraw_ineffective()
     finally:
         state.write_record()
         with suppress(InputError, OSError):  # the summary names each file that still holds a forgotten block

@@ -11,7 +11,7 @@ from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.signed_records import Record, Status, Verify
+from coordinator_free.membership.signed_records import Record, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import FIFO, DeviceConfig
@@ -42,6 +42,7 @@ class Identity:
     resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
     wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
     signer_of: Callable[[str], bytes | None] = lambda device: None  # the allow-list (admission.py)
+    run: str = ""  # the name of the run, equal on all its devices; "": it has none
 
 
 @dataclass(slots=True)
@@ -107,9 +108,12 @@ class DeviceState:
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
         self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it
-        # Own last records that no other device has confirmed: block and status; membership.py, departure.py.
-        self.unconfirmed: dict[BlockKey, Status] = {}
-        self.exported = False  # an adapter is saved: a later deletion saves it again; `export`
+        # Own last records that too few devices have confirmed, with the devices that have; membership.py.
+        self.unconfirmed: dict[BlockKey, Record] = {}
+        self.confirmed_by: dict[BlockKey, set[str]] = {}
+        self.exported: set[BlockKey] | None = (
+            None  # blocks of the saved adapter; None: none is saved; `export`
+        )
         self.correct_until = -1  # last round of the correction; `start_correction`
         self.events = 0  # corrections started; `start_correction`
         self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
@@ -219,7 +223,7 @@ class DeviceState:
         if run_over and self.me.snapshot_every:
             self.act(Snapshot(max(self.closed, 0), "end"))
         self.act(Export(run_over))
-        self.exported = True
+        self.exported = set(self.blocks)
 
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:

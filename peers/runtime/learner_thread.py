@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -65,12 +65,13 @@ class LearnerThread:
         on_failure: Callable[[BaseException], None],
         versions: Versions,
         copies: NeighbourCopies | None = None,
+        worker: Executor | None = None,
     ) -> None:
         """`on_failure` gets the exception of any work, in the learner thread. `copies`: None without an
-        allocator."""
+        allocator. `worker` does the work, in order; None: a new thread."""
         self._learner, self._recorder, self._on_failure = learner, recorder, on_failure
         self._versions, self._copies = versions, copies
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._thread = worker or ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()

@@ -88,14 +88,14 @@ async def _run(spec: DeviceSpec, recorder: Recorder) -> int:
         if spec.keys_folder is not None:
             rotate_on_hangup(links, Path(spec.keys_folder), spec.id)
         learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        driver = make_driver(spec, links, accounts, learner, recorder, _identity(spec, recorder))
+        driver = make_driver(spec, links, accounts, learner, recorder, identity_of(spec, recorder))
         async with health.answering(spec.health, driver.status):
             return await driver.run()
     finally:
         await links.close()
 
 
-def _identity(spec: DeviceSpec, recorder: Recorder) -> DeviceIdentity:
+def identity_of(spec: DeviceSpec, recorder: Recorder) -> DeviceIdentity:
     listed = None if spec.keys is None else spec.keys.identity()
     if listed is not None:
         return listed

@@ -75,7 +75,7 @@ class ActionPerformer:
         try:
             self._handlers[type(action)](action)
         except Exception as error:  # the barrier: no message ends the device
-            await self.perform(self._c.receiver.on_fault(self._c.clock.now(), source, error))
+            await self.perform(self._c.receiver.on_answer_fault(self._c.clock.now(), source, error))
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:

@@ -94,6 +94,7 @@ class Receiver:
         self._replays = None if authenticated else ReplayGuard()
         self._waiting: Counter[tuple[str, bool]] = Counter()  # queued bytes, by account; True: of data
         self._greeted_ns: dict[str, int] = {}  # departure of the last Hello of each peer
+        self._received_bytes: int | None = None  # of the message handled last; None: it was dropped
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
 
     async def run(self) -> None:
@@ -216,6 +217,9 @@ class Receiver:
                 actions = self._handle_update(now, message, received)
             else:
                 actions = self._protocol.on_message(now, envelope.src, message)
+                if Drop("forged") in actions:
+                    why = "it holds a statement that its owner has not signed for this run"
+                    self._note_security_event(received, "forged", why)
         except WireError as error:
             self._note_security_event(received, "malformed", str(error))
             actions = [Drop("malformed")]
@@ -231,6 +235,13 @@ class Receiver:
             self._links.security_events, kind, f"a message of {source!r} failed: {describe(error)}"
         )
         return self._protocol.abandon_message(now, source)
+
+    def on_answer_fault(self, now: int, source: str, error: Exception) -> list[Action]:
+        """An answer to the message of `source` that was handled last cannot be sent: it counts as dropped."""
+        if self._received_bytes is not None:
+            self._accounts.link(source).refuse_received(HANDLER_ERROR, self._received_bytes)
+            self._received_bytes = None
+        return self.on_fault(now, source, error)
 
     def _handle_update(self, now: int, header: Update, received: Received) -> list[Action]:
         reason = self._protocol.admit(received.source, header)
@@ -251,6 +262,7 @@ class Receiver:
         """Count a message as received or dropped; returns the actions without the drops."""
         link = self._accounts.link(received.source)
         drops = [action.reason for action in actions if isinstance(action, Drop)]
+        self._received_bytes = None if drops else received.wire_bytes
         if drops:
             link.dropped(drops[0], received.wire_bytes)
         else:

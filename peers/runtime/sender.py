@@ -16,7 +16,7 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.config import FIFO
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
-from peers.runtime.control_priority import priority_of, replaced_by
+from peers.runtime.control_priority import departs, origin_of, priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec
 from transport.clocks.windows import LIFE_BITS
@@ -216,13 +216,12 @@ class Sender:
     def send_control(self, peer: str, incarnation: int, message: Message) -> None:
         """Queue a control message, which does not wait behind data."""
         frames = pack(Envelope(self.device, incarnation), message)
-        self._shaper.queue_control(self._control(peer, frames, priority_of(message), replaced_by(message)))
+        item = self._control(peer, frames, priority_of(message))
+        item.key, item.origin, item.departs = replaced_by(message), origin_of(message), departs(message)
+        self._shaper.queue_control(item)
 
-    def _control(
-        self, peer: str, frames: list[bytes | memoryview], priority: Priority, key: str | None = None
-    ) -> Outgoing:
-        size = wire_bytes(frames, self._curve)
-        return Outgoing(peer, "control", frames, size, key=key, priority=priority)
+    def _control(self, peer: str, frames: list[bytes | memoryview], priority: Priority) -> Outgoing:
+        return Outgoing(peer, "control", frames, wire_bytes(frames, self._curve), priority=priority)
 
     def _count_shed(self, item: Outgoing) -> None:
         self._accounts.link(item.peer).abandoned("shed", item.wire_bytes)

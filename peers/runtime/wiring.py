@@ -21,6 +21,7 @@ from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
 from peers.runtime.flow_control import FlowControl
+from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
@@ -44,15 +45,17 @@ def make_driver(
     learner: Learner,
     recorder: Recorder,
     identity: DeviceIdentity,
+    host: Host = OWN_PROCESS,
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
+    identity = identity.for_run(spec.run)
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
     queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
     learner_thread = LearnerThread(
-        learner, recorder, spec.config, external.on_learner_failure, versions, copies
+        learner, recorder, spec.config, external.on_learner_failure, versions, copies, host.worker()
     )
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
     encoder = PayloadEncoder(spec, learner, signed, copies)
@@ -87,6 +90,7 @@ def make_driver(
         receiver=receiver,
         recorder=recorder,
         events=events,
+        host=host,
     )
     return Driver(components, scripted, external)
 
@@ -142,6 +146,7 @@ def _protocol(
         learner.resumes() if spec.cohort and recorder.is_first else {},
         () if wish.confirmed else wish.records,
         links.signer,
+        spec.run,
     )
     return DeviceProtocol(
         me,
@@ -151,7 +156,7 @@ def _protocol(
         {group: learner.layout.size(group) for group in learner.groups},
         sender.part_wire_bytes,
         identity.sign,
-        verify,
+        partial(verify, run=spec.run),
     )
 
 

@@ -24,6 +24,7 @@ from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
+from transport.security.keys import in_run
 from transport.wire.messages import Bye, Envelope, Message, Update
 from transport.wire.packing import pack, unpack
 
@@ -83,8 +84,8 @@ class SimDevice:
             difference,
             dict.fromkeys(GROUPS, Size(2, 32)),
             lambda group, codec=None: PART_BYTES // 2 if codec == "int8" else PART_BYTES,
-            partial(sign_as, me.device),
-            verify,
+            lambda data: sign_as(me.public.removeprefix(b"public:").decode(), in_run(me.run, data)),
+            lambda public, data, signature: verify(public, in_run(me.run, data), signature),
         )
         self.values: dict[Part, Values] = {}
         self.slots: dict[BlockKey, int] = {}
@@ -195,10 +196,12 @@ class Network:
     # -- devices -----------------------------------------------------------------------------------
     def add(self, device: str, *seeds: str, cohort: int = 0, bases: str = "q", **more: Any) -> SimDevice:
         """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every,
-        wishes."""
+        wishes, public (the key that it says is its own), run (the name of its run)."""
         config, every = more.pop("config", self.config), more.pop("snapshot_every", 0)
         at, wishes = tuple(map(address, seeds)), more.pop("wishes", ())
-        me = Identity(device, address(device), public(device), at, cohort, every, wishes=wishes)
+        key = more.pop("public", public(device))
+        run = more.pop("run", "")
+        me = Identity(device, address(device), key, at, cohort, every, wishes=wishes, run=run)
         started = self.devices[device] = SimDevice(me, config, {"bases": bases})
         self.everyone.append(started)
         for name, value in more.items():

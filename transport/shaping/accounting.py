@@ -143,6 +143,12 @@ class LinkAccount:
         self.dropped_messages[reason] += 1
         self.dropped_bytes[reason] += wire_bytes
 
+    def refuse_received(self, reason: str, wire_bytes: int) -> None:
+        """A message that was counted as received is refused after all: no answer to it can be sent."""
+        self.received_messages -= 1
+        self.received_bytes -= wire_bytes
+        self.dropped(reason, wire_bytes)
+
     def lost(self, wire_bytes: int) -> None:
         """Count a sent message that the emulated channel lost."""
         self.lost_bytes += wire_bytes

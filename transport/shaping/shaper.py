@@ -353,7 +353,9 @@ class Shaper:
         if lost:
             self.lost.count(item)
         what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
-        return Departure(*what, item.queued_round, item.priority, depart, arrive, lost)
+        return Departure(
+            *what, item.queued_round, item.priority, depart_ns=depart, arrive_ns=arrive, lost=lost
+        )
 
     def _take_back(self, selected: Callable[[Outgoing], bool], counts: Counts) -> Purged:
         gone = Purged()

@@ -194,7 +194,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A device was told to stop, and asks whether all devices were.
+    """A device was told to stop, and asks whether all devices were. `stays`: it was not told to stop.
 
     It is signed, and other devices pass it on.
     """
@@ -202,6 +202,7 @@ class Stopping:
     device: str
     incarnation: int
     signature: bytes
+    stays: bool = False
 
 
 Message = (

@@ -137,7 +137,7 @@ _KINDS: dict[int, _Kind] = {
     8: _kind(Bye, 1 << 10, text(128), flag),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
-    11: _kind(Stopping, 512, valid_device_id, _INCARNATION, _SIGNATURE),
+    11: _kind(Stopping, 512, valid_device_id, _INCARNATION, _SIGNATURE, flag),
     12: _kind(Ack, 256, _COUNT, _DIGEST),
     13: _kind(PingRequest, 512, valid_device_id, _COUNT),
     14: _kind(Nack, 256, _COUNT),

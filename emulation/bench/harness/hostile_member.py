@@ -54,7 +54,7 @@ def _make_driver(
         source = HostileMessages(
             (spec.config.seed, spec.id),
             spec.id,
-            identity,
+            identity.for_run(spec.run),
             learner.groups,
             rounds=spec.config.round.count,
             slots=spec.config.adapter.max_devices,

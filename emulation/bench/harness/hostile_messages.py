@@ -55,7 +55,8 @@ class HostileMessages:
         self._draw = random.Random(repr(seed))
         self._me, self._identity, self._groups = me, identity, groups
         self._rounds, self._slots, self._evicts = rounds, slots, evicts
-        self._ghosts = {f"ghost{n}": DeviceIdentity.generate() for n in range(INVENTED)} if invents else {}
+        names = [f"ghost{n}" for n in range(INVENTED)] if invents else []
+        self._ghosts = {name: DeviceIdentity.generate().for_run(identity.run) for name in names}
         self._makers: list[Callable[[], messages.Message]] = [
             *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
             *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
@@ -186,7 +187,8 @@ class HostileMessages:
         )
 
     def _stopping(self) -> messages.Stopping:
-        return messages.Stopping(self._device(), self._incarnation(), self._draw.randbytes(64))
+        stays = self._draw.random() < 0.5
+        return messages.Stopping(self._device(), self._incarnation(), self._draw.randbytes(64), stays)
 
     def _observed(self) -> messages.Observed:
         value = self._draw.choice((0.0, -1.0, 3e38, float("nan"), float("inf")))

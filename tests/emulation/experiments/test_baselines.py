@@ -13,10 +13,11 @@ from emulation.experiments import baselines, unlearners
 from emulation.experiments.arms import BEFORE
 from emulation.experiments.baselines import ARMS, BaselineCell
 from emulation.experiments.catalogue import DEFAULT, SCALES
-from emulation.experiments.network import Network
+from emulation.experiments.network import Moves, Network
 from emulation.experiments.unlearners import Leave
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
+from peers.models.loader import load_model
 from peers.tasks import predictions
 from peers.unlearning.federaser import History
 from peers.unlearning.kd_unlearn import distillation_loss
@@ -39,7 +40,8 @@ def leave(made: Network, histories: Mapping[str, History] | None = None) -> Leav
 
 def test_a_round_moves_all_copies_by_the_share_of_the_owners_move() -> None:
     made = network()
-    seen, before = {}, made.own("d1")
+    seen: dict[str, Moves] = {}
+    before = made.own("d1")
     made.round(2, 2, DEVICES, lambda device, move: seen.setdefault(device, move))
     for group, values in made.own("d1").items():
         assert torch.allclose(values, before[group] + seen["d1"][group] / 3, atol=1e-7)
@@ -93,7 +95,7 @@ def test_distillation_brings_the_leavers_outputs_to_the_base_model(monkeypatch: 
     def kl() -> float:
         with torch.no_grad():
             logits, wanted = predictions(learner.model, data)
-            base = unlearners.load_model(made.scenario.model).model
+            base = load_model(made.scenario.model).model
             return float(distillation_loss(logits, predictions(base, data)[0], wanted))
 
     before = kl()
@@ -105,7 +107,12 @@ def test_distillation_brings_the_leavers_outputs_to_the_base_model(monkeypatch: 
 def test_federaser_repeats_the_stored_rounds_without_the_leaver() -> None:
     made = network()
     histories = {device: History(1) for device in DEVICES}
-    made.round(2, 2, DEVICES, lambda device, move: histories[device].keep(0, move) or move)
+
+    def keep(device: str, move: Moves) -> Moves:
+        histories[device].keep(0, move)
+        return move
+
+    made.round(2, 2, DEVICES, keep)
     found = leave(made, histories)
     unlearners.erase(found)
     assert found.stored_bytes == histories["d0"].stored_bytes > 0

@@ -11,10 +11,12 @@ import pytest
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Record, Status
+from coordinator_free.membership.slots import NoFreeSlot
 from peers.protocol import actions as do
 from peers.protocol.state import AHEAD
+from peers.protocol.state_machine import DeviceProtocol
 from tests.support.membership_records import make
-from tests.support.signatures import sign_as
+from tests.support.signatures import sign_as, verify
 from tests.support.simulated import Network, SimDevice, small_config
 from tests.support.simulated_checks import started
 from transport.wire.messages import Deleted, Gossip, Hello, Manifest, Message, Refuse, Request, Suspect
@@ -215,3 +217,34 @@ def test_a_departure_that_is_signed_again_starts_no_further_correction() -> None
     net.run(1.0)
     assert state.members.get(BlockKey("d3", 0)) != left
     assert state.events == events and len(net["d0"].logged("peer_gone")) == 1
+
+
+def test_a_member_that_begins_to_train_again_and_again_starts_one_correction() -> None:
+    net = started(3, round={"count": 400})
+    events = net["d0"].protocol._state.events
+    for lamport in range(50, 90):
+        since = net["d0"].round if lamport % 2 else -1
+        say(net, "d2", gossip(make("ghost", slot=5, lamport=lamport, since_round=since)), "d0", "d1")
+    assert net["d0"].protocol._state.events == events + 1
+
+
+def test_no_free_slot_is_no_fault_of_the_sender_of_a_table() -> None:
+    """Without patience the device ends with the error of its own timer, not in the handling of a message."""
+    net = Network(small_config(adapter={"max_devices": 2}))
+    impatient = small_config(adapter={"max_devices": 2}, membership={"settle_s": 1e-9})
+    net.cohort(2)
+    net.rounds(1)
+    state = net["d0"].protocol._state
+    joiner = DeviceProtocol(
+        replace(state.me, device="d7", address="sim://d7", public=b"public:d7", seeds=("sim://d0",)),
+        *(impatient, {"bases": "q"}, lambda other: None, state.sizes, lambda group, codec=None: 100),
+        *(partial(sign_as, "d7"), verify),
+    )
+    joiner.start(net.now)
+    state.flush()
+    hello = Hello("sim://d0", {"bases": "q"}, False, net["d0"].protocol._connections._capabilities, 0)
+    joiner.on_message(net.now, "d0", hello)
+    joiner.on_message(net.now, "d0", state.gossip(state.members))
+    with pytest.raises(NoFreeSlot):
+        for _ in range(20):
+            joiner.tick(joiner.next_timer_ns() or 0)

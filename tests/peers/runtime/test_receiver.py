@@ -298,3 +298,15 @@ def test_a_hello_bounds_the_later_latencies_of_its_sender(door: ReceivingDevice)
     assert door.receiver._longest_ns(now, hello) == 60 * SECOND
     assert door.receiver._longest_ns(now + SECOND, Envelope("d1", 0, 2, 0, now, "Nack")) == 61 * SECOND
     door.receiver.forget_peer("d1")
+
+
+def test_a_message_whose_answer_cannot_be_sent_counts_as_dropped_only() -> None:
+    device = ReceivingDevice()
+    frames = pack(Envelope("d1", 0, 99, DEPART_NS), Ping(1, b"v" * 16))
+    device.take(frames)
+    link, size = device.link(), wire_bytes(frames)
+    assert (link.received_messages, link.received_bytes) == (1, size)
+    for _ in range(2):  # its second answer fails too
+        device.receiver.on_answer_fault(2 * SECOND, "d1", ValueError("no address"))
+    assert (link.received_messages, link.received_bytes) == (0, 0)
+    assert (link.dropped_messages["handler_error"], link.dropped_bytes["handler_error"]) == (1, size)

@@ -1,0 +1,34 @@
+"""All devices of a run in one process. test_virtual.py compares such runs with those of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emulation.launch import one_process
+from emulation.launch.errors import RunFailed
+from emulation.scenario.schema import Scenario
+from peers.errors import InputError
+from peers.runtime.spec import DeviceSpec
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.model_validate({"name": "one", "devices": {"count": 2}, "clock": "virtual", **changes})
+
+
+def test_a_real_clock_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="clock: 'real' does not fit"):
+        one_process.run(scenario(clock="real"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_cannot_start_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(spec: DeviceSpec) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(one_process, "build_learner", broken)
+    with pytest.raises(RunFailed, match="d0: RuntimeError: no memory"):
+        one_process.run(scenario(), tmp_path)
+    assert "no memory" in (tmp_path / "devices" / "d0" / "events.jsonl").read_text()
+    assert (tmp_path / "run.json").exists()
