@@ -22,10 +22,11 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The causal language model, and the modules that are adapted."""
+    """The base model (a language model or a classifier of images), and the modules that are adapted."""
 
-    name: str = "tiny"  # "tiny" (shipped), a local folder, or a Hugging Face name
-    target_modules: tuple[str, ...] | None = None  # None: all linear modules of `tiny`, else PEFT's default
+    name: str = "tiny"  # "tiny", "small-resnet" (shipped), a local folder, or a Hugging Face name
+    # None: all linear modules of `tiny`, all modules of a classifier of images, else PEFT's default
+    target_modules: tuple[str, ...] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1  # torch.set_num_threads: 1 is up to 30x faster on shared cores
 
