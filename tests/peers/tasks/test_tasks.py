@@ -257,7 +257,7 @@ def test_settings_that_do_not_apply_to_jsonl(tmp_path: Path, settings: dict[str,
 
 
 def test_an_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"data\.kind: 'fact' is not known; known are: facts, jsonl"):
+    with pytest.raises(InputError, match=r"data\.kind: 'fact' is not known; known are: facts, images, jsonl"):
         tasks.get("fact")
 
 
