@@ -51,7 +51,7 @@ ARMS: dict[str, tuple[Arm, Unlearn, str]] = {
         (
             Arm(RETRAIN, "from scratch without the leaver", branches=False),
             unlearners.keep,
-            "all the time again",
+            "the time of a whole training",
         ),
     )
 }
@@ -109,6 +109,8 @@ def run(request: Request, console: Console) -> None:
     summary = aggregate(rows)
     tables.write_results(request.out, rows, {"summary": summary})
     console.print(table(summary))
+    for entry in summary:
+        console.print(f"• {entry['arm']} needs: {entry['keeps']}", highlight=False)
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
     if request.scale.name == "tiny":
         console.print("scale tiny: too short to learn anything; its results have no meaning")
@@ -223,13 +225,13 @@ def table(summary: Sequence[Record]) -> Table:
     """One row for each arm."""
     made = tables.table("baselines at a leave")
     heads = ("arm", "forget\nk = 0", "retain\nk = 0", "forget\nk = K", "retain\nk = K", "AUC", "RI %")
-    for head in (*heads, "kept\nKB", "sent\nMB", "steps", "must keep or have"):
-        made.add_column(head, justify="left" if head in ("arm", "must keep or have") else "right")
+    for head in (*heads, "kept\nKB", "sent\nMB", "steps"):
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in summary:
         spreads = [tables.spread(e[n]) for n in ("forget_0", "retain_0", "forget", "retain", "auc")]
         scaled = [_scaled(e[name], by) for name, by in zip(COSTS, (1e3, 1e6, 1), strict=True)]
         costs = [tables.number(found, digits) for found, digits in zip(scaled, (1, 1, 0), strict=True)]
-        made.add_row(e["arm"], *spreads, tables.number(e["ri"], 1), *costs, e["keeps"])
+        made.add_row(e["arm"], *spreads, tables.number(e["ri"], 1), *costs)
     made.caption = (
         "kept: by one device for the baseline alone; sent: payloads of all devices from the leave on; steps: "
         "local steps of all devices from the leave on; retrain: from its start on"
