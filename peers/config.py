@@ -15,12 +15,17 @@ from peers.section import Section, about
 
 
 class ModelConfig(Section):
-    """The causal language model, and the modules that are adapted."""
+    """The base model (a language model or a classifier of images), and the modules that are adapted."""
 
-    name: Annotated[str, about('"tiny" (shipped), a local folder, or a Hugging Face name.')] = "tiny"
+    name: Annotated[
+        str, about('"tiny" or "small-resnet" (shipped), a local folder, or a Hugging Face name.')
+    ] = "tiny"
     target_modules: Annotated[
         tuple[str, ...] | None,
-        about("The adapted modules. Without it: all linear modules of `tiny`, else PEFT's default."),
+        about(
+            "The adapted modules. Without it: all linear modules of `tiny`, all modules of a classifier of"
+            " images, else PEFT's default."
+        ),
     ] = None
     device: Annotated[
         str, about("Where the model computes. auto: a GPU if there is one.", pattern=r"^(auto|cpu|cuda:\d+)$")
@@ -37,7 +42,14 @@ class DataConfig(Section):
     """The data that each device holds."""
 
     kind: Annotated[str, about("Name of a task: `unweft list tasks`.")] = "facts"
-    path: Annotated[str | None, about("jsonl: the folder with a file DEVICE.jsonl for each device.")] = None
+    path: Annotated[
+        str | None,
+        about(
+            "jsonl: the folder with a file DEVICE.jsonl for each device. images: the folder of image files;"
+            " without it: scikit-learn's digits."
+        ),
+    ] = None
+    images: Annotated[int, about("images: training images of each device.", unit="images", ge=1)] = 100
     persons: Annotated[
         int, about("facts: fictitious persons of each device.", unit="persons", source="method 4", ge=1)
     ] = 10
@@ -189,6 +201,9 @@ class CorrectionConfig(Section):
     ] = "data"
     refit: Annotated[
         float, about("Share of the handover refit. 0: no refit.", source="method 4", ge=0, le=1)
+    ] = 0.0
+    ewc: Annotated[
+        float, about("lambda of elastic weight consolidation, a baseline. 0: none.", source="method 10", ge=0)
     ] = 0.0
     fisher: Annotated[
         bool,

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,7 +29,7 @@ from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
 from peers.storage.adapter_folder import tensors_sha256
 from peers.storage.snapshots import SnapshotModel
-from peers.tasks import Encoded, Example, encode, make_task, score_examples
+from peers.tasks import AnyExample, Batch, make_task, score_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +159,7 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
 class ExampleSet:
     """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
 
-    encoded: Encoded
+    encoded: Batch
     parts: tuple[tuple[str, str, int, int], ...]
 
     def evaluate(self, model: PreTrainedModel) -> Record:
@@ -182,9 +182,9 @@ def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, 
     """The training examples of all shards; and these with the other wording and the control examples."""
     task = make_task(scenario.device_config())
     parts: list[tuple[str, str, int, int]] = []
-    examples: list[Example] = []
+    examples: list[AnyExample] = []
 
-    def add_part(kind: str, shard: str, added: list[Example]) -> None:
+    def add_part(kind: str, shard: str, added: Sequence[AnyExample]) -> None:
         if added:
             parts.append((kind, shard, len(examples), len(examples) + len(added)))
             examples.extend(added)
@@ -195,6 +195,6 @@ def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, 
     for shard in scenario.all_devices:
         add_part("other_wording", shard, task.other_wording(shard))
     add_part(CONTROL, "", task.control_examples())
-    encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
+    encoded = loaded.encode(examples, scenario.data.max_length)
     rows = torch.arange(parts[trained - 1][3])
     return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))

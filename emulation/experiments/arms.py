@@ -37,6 +37,7 @@ MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with 
 INTERFERENCE = {**FISHER, "correction.interference": True}
 PAPER_FULL = {"correction.policy": "proportional-sync"}
 REHEARSED = {"train.rehearsal": 0.3}
+EWC = 10.0  # lambda, for the mean loss of a batch
 NEWEST = {"mixing.mode": "newest"}
 
 
@@ -72,7 +73,13 @@ ARMS: dict[str, Arm] = {
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
         Arm(
             "naive",
-            "Naive Remove: the block stays and the others continue, without projection",
+            "Naive Fine-tune: the block stays and the others continue, without projection",
+            event="retire",
+        ),
+        Arm(
+            "ewc-leave",
+            "the block stays; the others continue with elastic weight consolidation",
+            {"correction.ewc": EWC},
             event="retire",
         ),
         Arm(

@@ -198,9 +198,9 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        raise InputError(
-            f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation, wireless"
-        )
+        others = ("allocation", "wireless", "forgetting", "baselines", "sequence")
+        known = ", ".join((*EXPERIMENTS, *others))
+        raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]
 
 

@@ -10,10 +10,11 @@ from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
+from peers.lora.layout import ModelLayout
 from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
-from peers.tasks import Example, HasFiles, Task, encode, encoding_notes, lacks_end, make_task
+from peers.tasks import AnyExample, HasFiles, Task, make_task
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.messages import Envelope, Hello, Manifest, Message
@@ -39,28 +40,36 @@ def check_against_model(scenario: Scenario) -> Learner:
     loaded = load_model(config.model.model_copy(update={"device": "cpu"}))
     task = make_task(config)
     examples = _examples(task, scenario.all_devices)
-    parts = {
-        whose: encode(some, loaded.tokenizer, config.data.max_length) for whose, some in examples.items()
-    }
+    parts = {whose: loaded.encode(some, config.data.max_length) for whose, some in examples.items()}
     for device in scenario.all_devices:
         if not len(parts[device]):
             raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
     check_data(loaded, parts.items())
-    no_end = any(lacks_end(some, loaded.tokenizer) for some in examples.values())
-    for note in encoding_notes(parts, no_end, config.data.max_length):
+    pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
+    for note in loaded.notes(pairs, config.data.max_length):
         _say(note)
     if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
         _say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
     first = scenario.all_devices[0]
+    layout = ModelLayout.from_model(loaded.model, loaded.target_modules, config.adapter.rank)
     learner = Learner(loaded, config, parts[first], first)
+    _say_narrow(layout, learner, config.adapter.max_devices)
     _check_budget(scenario, learner)
     _check_control(scenario, learner)
     return learner
 
 
-def _examples(task: Task, devices: Sequence[str]) -> dict[str, list[Example]]:
+def _say_narrow(targets: ModelLayout, learner: Learner, slots: int) -> None:
+    adapted = learner.layout.by_name
+    narrow = [f"{m.name} (d = {m.in_features})" for m in targets.modules if m.name not in adapted]
+    if narrow:
+        names = ", ".join(narrow)
+        _say(f"adapter.rank: too narrow for {slots} slots, these convolutions stay frozen: {names}")
+
+
+def _examples(task: Task, devices: Sequence[str]) -> dict[str, Sequence[AnyExample]]:
     """All examples of a run, those of the evaluator too, by whose they are."""
-    found = {device: task.train_examples(device) for device in devices}
+    found: dict[str, Sequence[AnyExample]] = {device: task.train_examples(device) for device in devices}
     found |= {f"{device} in other words": task.other_wording(device) for device in devices}
     return found | {"nobody (control)": task.control_examples()}
 

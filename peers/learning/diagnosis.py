@@ -23,13 +23,14 @@ from torch import Tensor
 
 from coordinator_free.correction.residuals import Observables, report_bytes, sampling_noise
 from coordinator_free.identifiers import BlockKey
-from peers.learning.backward_pass import backward
+from peers.learning.backward_pass import Pass, backward
 from peers.learning.count_sketch import Sketcher, Vector
 from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue, smoothness
 from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
-from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.batch import Batch
+from peers.tasks.encode import IGNORED
 from peers.tasks.loss import mean_loss, predictions
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def diagnose(
     layout: ModelLayout,
     scale: float,
     blocks: Mapping[BlockKey, Block],
-    batch: Encoded,
+    batch: Batch,
     sketcher: Sketcher,
     options: Options,
     draw: np.random.Generator,
@@ -132,7 +133,7 @@ def diagnose(
         add_module(total, shape, scale, blocks, passed, fisher, options.microbatch)
     population = None if options.population is None else options.population // options.microbatch
     groups = {g: _measured(layout, g, t, list(blocks), sketcher, population) for g, t in totals.items()}
-    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
+    flops = _flops(layout, blocks, gradients, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
     return Diagnosis(float(loss.detach()), groups, cost)
 
@@ -178,7 +179,7 @@ def _measured(
     )
 
 
-def _trimmed(batch: Encoded, options: Options) -> Encoded:
+def _trimmed(batch: Batch, options: Options) -> Batch:
     """The batch, cut to a whole number of micro-batches."""
     count = len(batch) // options.microbatch
     if count < (LEAST_MICROBATCHES if options.microbatch > 1 else 1):
@@ -190,12 +191,16 @@ def _trimmed(batch: Encoded, options: Options) -> Encoded:
 
 
 def _flops(
-    layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int, microbatch: int
+    layout: ModelLayout,
+    blocks: Mapping[BlockKey, Block],
+    gradients: Mapping[str, Pass],
+    passes: int,
+    microbatch: int,
 ) -> float:
     """Operations of forward, backward of activations, shares and Gram matrix of each module."""
-    n, length = batch.input_ids.shape
     flops = 0.0
     for m in layout.modules:
+        n, length = gradients[m.name].x.shape[:2]
         columns = m.rank * len(blocks)
         dense = n * length * m.in_features * m.out_features * passes
         shares = n * length * columns * (m.in_features + m.out_features)

@@ -25,7 +25,8 @@ from torch import Tensor
 from peers.learning.backward_pass import passes
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout, ModuleShape
-from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.batch import Batch
+from peers.tasks.encode import IGNORED
 
 RIDGE = 0.1  # of the moments of others, which have a mean eigenvalue of 1
 WIDEST = 1024  # largest k with an eigenbasis of d, which takes k^3 operations and k^2 numbers
@@ -43,7 +44,7 @@ class FisherSteps:
         model: Any,
         layout: ModelLayout,
         own: Block,
-        batches: Iterable[Encoded],
+        batches: Iterable[Batch],
         lr: float,
         weight_decay: float,
     ) -> None:
@@ -105,15 +106,15 @@ def _right_basis(own: Tensor, others: Sequence[Tensor]) -> Tensor:
 
 
 def _factors(
-    model: Any, layout: ModelLayout, own: Block, batches: Iterable[Encoded]
+    model: Any, layout: ModelLayout, own: Block, batches: Iterable[Batch]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """sum d d^T [k, k] and sum z z^T [r, r] by module, over all tokens but padding; float64."""
     left: dict[str, Tensor] = {}
     right: dict[str, Tensor] = {}
     for batch in batches:
-        tokens = batch.attention_mask.bool()
-        answered = int((batch.labels[:, 1:] != IGNORED).sum())  # the loss of a batch is their mean
+        answered = int((batch.wanted() != IGNORED).sum())  # the loss of a batch is their mean
         for name, (x, d) in passes(model, layout, batch).items():
+            tokens = batch.counted(x.shape[1])
             z = (x[tokens].float() @ own.bases[name]).double()
             right[name] = right.get(name, 0.0) + z.T @ z
             if d.shape[-1] <= WIDEST:

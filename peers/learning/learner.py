@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
     from peers.config import DeviceConfig
     from peers.models.loader import LoadedModel
-    from peers.tasks.encode import Encoded
+    from peers.tasks.batch import Batch
 
 PAPER_LITERAL = "paper-literal"
 
@@ -52,7 +52,7 @@ class Learner:
     """
 
     def __init__(
-        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Encoded, device_id: str
+        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Batch, device_id: str
     ) -> None:
         self._config, self._device_id = config, device_id
         self._recipe = Recipe.make(loaded, config)
@@ -81,6 +81,10 @@ class Learner:
     def held(self) -> list[BlockKey]:
         """The held blocks, sorted by key."""
         return self._blocks.keys()
+
+    def block(self, key: BlockKey) -> Block:
+        """A held block; its tensors are not copies. Raises KeyError if it is not held."""
+        return self._blocks[key]
 
     def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
         """The differences from another device's fingerprint, as received; None if there is none."""
@@ -228,6 +232,7 @@ class Learner:
         self._begins_with.clear()
         self._local.begin_training()
         self._use_fisher(own, round, fisher)
+        self._use_ewc(own, round)
         losses = []
         for step in range(steps):
             if self._cut.is_set():
@@ -257,6 +262,14 @@ class Learner:
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
         self._local.use_inputs()
+
+    def _use_ewc(self, own: BlockKey, round: int) -> None:
+        """Measure once in a correction. A block that began at the event has nothing to keep."""
+        anchor = self._local.anchor
+        kept = any(bool(values.any()) for values in anchor.values())
+        if self._config.correction.ewc and self._local.ewc is None and kept:
+            self._place(())
+            self._local.ewc = self._measurement.elastic_weights(self._blocks[own], anchor, round)
 
     def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
         """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""

@@ -14,8 +14,9 @@ from coordinator_free.identifiers import BlockKey
 from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
 from peers.lora.blocks import overwrite
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded
+from peers.unlearning.ewc import ElasticWeights
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -48,17 +49,18 @@ class LocalSteps:
     """AdamW on the own block of an adapted model. Foreign blocks train too where their gradients leak.
 
     own: the block that trains. before: its B by group, [rows_g, r_g], when the last training began. fisher:
-    the eigenbasis in which the block moves; None: in its own coordinates.
+    the eigenbasis in which the block moves; None: in its own coordinates. ewc: the penalty of a baseline.
     """
 
     def __init__(
-        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Encoded, device_id: str
+        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Batch, device_id: str
     ) -> None:
         self._adapter, self._blocks, self._config = adapter, blocks, config
         self._data, self._device_id = data, device_id
         self.own: BlockKey | None = None
         self.before: dict[str, Tensor] = {}
         self.fisher: FisherSteps | None = None
+        self.ewc: ElasticWeights | None = None
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
         self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
         self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
@@ -71,7 +73,7 @@ class LocalSteps:
         self.forget_moments(self.own)
         for derived in (self.before, self._anchor, self._adapter.gradients):
             overwrite(derived.values())
-        self.own, self.before, self._anchor, self.fisher = key, {}, {}, None
+        self.own, self.before, self._anchor, self.fisher, self.ewc = key, {}, {}, None, None
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
 
@@ -80,7 +82,7 @@ class LocalSteps:
         basis that was measured with it."""
         self.forget_moments(key)
         overwrite(self._inputs.pop(key, {}).values())
-        self.fisher = None
+        self.fisher = self.ewc = None
         if key == self.own:
             self.set_own(None)
 
@@ -106,11 +108,16 @@ class LocalSteps:
         """B~ of proximal damping <- the consensus about the own block, [rows_g, r_g] by group; for a group
         without one, the block as it is now.
 
-        The Fisher basis is measured again before the next step that uses it.
+        The Fisher basis and the weights of EWC are measured again before the next step that uses them.
         """
         own = self._own_copy()
         self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
-        self.fisher = None
+        self.fisher = self.ewc = None
+
+    @property
+    def anchor(self) -> dict[str, Tensor]:
+        """B~ by group, [rows_g, r_g]; empty before the first correction."""
+        return self._anchor
 
     def begin_training(self) -> None:
         """Keep the own block's B as `before`."""
@@ -200,6 +207,10 @@ class LocalSteps:
             elif action.prox and group in self._anchor:
                 pull = action.prox * (data[group] - self._anchor[group])
                 data[group].grad = self._adapter.gradients[group] + pull
+        if self.ewc is not None:
+            for group, values in data.items():
+                if values.grad is not None:
+                    values.grad = values.grad + self.ewc.pull(group, values.detach())
 
     def _move_own(self) -> None:
         assert self.own is not None

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coordinator_free.correction.residuals import copies_size
 from coordinator_free.identifiers import BlockKey
+from peers.learning.backward_pass import passes
 from peers.learning.count_sketch import Sketcher, Vector
 from peers.learning.diagnosis import Diagnosis, Options, diagnose
 from peers.learning.foreign_inputs import pack_moments, second_moments
 from peers.learning.kfac import FisherSteps
 from peers.learning.loss_floor import LossFloor
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded
+from peers.unlearning.ewc import ElasticWeights, squared_shares
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -39,14 +42,14 @@ class Measurement:
     """Measures an adapted model on the own data. The caller places the blocks in the model before."""
 
     def __init__(
-        self, adapter: Adapter, layout: ModelLayout, config: DeviceConfig, data: Encoded, device_id: str
+        self, adapter: Adapter, layout: ModelLayout, config: DeviceConfig, data: Batch, device_id: str
     ) -> None:
         self._adapter, self._layout, self._config = adapter, layout, config
         self._data, self._device_id = data, device_id
         self._sketchers: tuple[Sketcher, Sketcher] | None = None  # of gradients, of copies
         self.floor = LossFloor(adapter.model.base_model.model, data)
 
-    def batches(self, purpose: str, round: int, size: int = BATCH) -> Iterator[Encoded]:
+    def batches(self, purpose: str, round: int, size: int = BATCH) -> Iterator[Batch]:
         """EXAMPLES of the own data at most, in batches of `size`. `purpose` names their random stream."""
         draw = self._stream(purpose, round)
         drawn = sample_batch(self._data, min(EXAMPLES, len(self._data)), draw)
@@ -57,6 +60,19 @@ class Measurement:
         train, size = self._config.train, min(BATCH, self._config.data.batch)
         batches = self.batches("fisher", round, size)
         return FisherSteps(self._adapter.model, self._layout, own, batches, train.lr, train.weight_decay)
+
+    def elastic_weights(self, own: Block, anchor: Mapping[str, Tensor], round: int) -> ElasticWeights:
+        """The empirical Fisher information of `own`, its diagonal, on the own data, for EWC."""
+        found = {group: torch.zeros_like(values) for group, values in own.data.items()}
+        count = 0
+        for batch in self.batches("ewc", round):
+            count += len(batch)
+            for name, (x, d) in passes(self._adapter.model, self._layout, batch).items():
+                group = self._layout.by_name[name].group
+                shares = squared_shares(x, d, own.bases[name], self._adapter.scale)
+                found[group][self._layout.slices(group)[name]] += shares
+        importance = {group: values / max(1, count) for group, values in found.items()}
+        return ElasticWeights(importance, dict(anchor), self._config.correction.ewc)
 
     def diagnose(
         self, blocks: Mapping[BlockKey, Block], round: int, sketch: int, options: Options
@@ -121,14 +137,14 @@ class Measurement:
     def _stream(self, purpose: str, round: int) -> np.random.Generator:
         return batch_generator(self._config.seed, f"{self._device_id}/{purpose}", round, 0)
 
-    def _batch(self, purpose: str, round: int) -> tuple[Encoded, np.random.Generator]:
+    def _batch(self, purpose: str, round: int) -> tuple[Batch, np.random.Generator]:
         """A batch of a round, and the rest of the random stream that drew it."""
         draw = self._stream(purpose, round)
         examples = min(self._config.data.batch, DIAGNOSED)
         return self._data.rows(sample_batch(self._data, examples, draw)), draw
 
     @torch.no_grad()
-    def _loss(self, batch: Encoded) -> float:
+    def _loss(self, batch: Batch) -> float:
         return float(self._adapter.loss(batch))
 
 

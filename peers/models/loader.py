@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ssl
 import urllib.request
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 import torch
@@ -34,24 +34,41 @@ from transformers.utils import logging
 
 from peers.config import ModelConfig
 from peers.errors import InputError
+from peers.models import vision
 from peers.models.checks import modules_in_use, no_causal_model
 from peers.registry import Registry
+from peers.tasks import (
+    AnyExample,
+    Batch,
+    Example,
+    ImageExample,
+    ImageFormat,
+    encode,
+    encode_images,
+    encoding_notes,
+    lacks_end,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny"
+SMALL_RESNET_FOLDER = TINY_FOLDER.with_name("small-resnet")
 TINY_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTABLE = (nn.Linear, nn.Conv2d, Conv1D)
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The result of a registry entry. target_modules: the default; None: PEFT's for the model type."""
+    """The result of a registry entry. target_modules: the default; None: PEFT's for the model type.
+
+    A classifier of images has an image_format in place of a tokenizer. Its default are all its modules.
+    """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     target_modules: tuple[str, ...] | None = None
+    image_format: ImageFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,37 @@ class LoadedModel:
     name: str
     sha256: str
     target_modules: tuple[str, ...]
+    image_format: ImageFormat | None = None
+
+    def encode(self, examples: Sequence[AnyExample], max_length: int) -> Batch:
+        """The examples as tensors that this model reads. max_length: of a text, in tokens.
+
+        Raises InputError for examples of another kind, and as `encode` and `encode_images` do.
+        """
+        if self.image_format is not None:
+            return encode_images(_only(examples, ImageExample, self.name), self.image_format)
+        return encode(_only(examples, Example, self.name), self.tokenizer, max_length)
+
+    def notes(self, parts: Mapping[str, tuple[Sequence[AnyExample], Batch]], max_length: int) -> list[str]:
+        """Lines that say what `encode` did to the data beside encoding them, by whose data they are."""
+        if self.image_format is not None:
+            return []
+        no_end = any(lacks_end(_only(e, Example, self.name), self.tokenizer) for e, _ in parts.values())
+        return encoding_notes({whose: batch for whose, (_, batch) in parts.items()}, no_end, max_length)
+
+
+Kind = TypeVar("Kind", Example, ImageExample)
+
+
+def _only(examples: Sequence[AnyExample], kind: type[Kind], name: str) -> list[Kind]:
+    found = [example for example in examples if isinstance(example, kind)]
+    if len(found) < len(examples):
+        text = kind is Example
+        raise InputError(
+            f"data.kind: the data are {'images' if text else 'text'}, and model.name = {name!r} is "
+            f"a {'language model' if text else 'classifier of images'}; allowed: data and a model of one kind"
+        )
+    return found
 
 
 ModelFactory = Callable[[ModelConfig], Pretrained]
@@ -82,6 +130,12 @@ def load_tiny(config: ModelConfig) -> Pretrained:
     """The shipped model (docs/tiny.md). It needs no download."""
     loaded = load_pretrained(str(TINY_FOLDER))
     return Pretrained(loaded.model, loaded.tokenizer, TINY_TARGETS)
+
+
+@models.add("small-resnet")
+def load_small_resnet(config: ModelConfig) -> Pretrained:
+    """The shipped classifier of images (docs/vision.md). It needs no download."""
+    return load_pretrained(str(SMALL_RESNET_FOLDER))
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -131,9 +185,15 @@ def _load(config: ModelConfig) -> LoadedModel:
     model = made.model.float().eval().requires_grad_(False)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
-    used = modules_in_use(model, made.tokenizer, config.name)
-    targets = _target_modules(model, config, made.target_modules, used)
-    return LoadedModel(model, made.tokenizer, _absolute(config.name), weights_sha256(model), targets)
+    default = made.target_modules
+    if made.image_format is None:
+        used = modules_in_use(model, made.tokenizer, config.name)
+    else:
+        used = vision.modules_in_use(model, made.image_format, config.name)
+        default = default or tuple(vision.adaptable(model, used))
+    targets = _target_modules(model, config, default, used)
+    name, digest = _absolute(config.name), weights_sha256(model)
+    return LoadedModel(model, made.tokenizer, name, digest, targets, made.image_format)
 
 
 def _absolute(name: str) -> str:
@@ -166,6 +226,8 @@ def _checked(name: str, source: str, offline: bool) -> Pretrained:
     try:
         with _quiet():
             config = _config(name, source, offline)
+            if vision.is_classifier(config):
+                return Pretrained(*vision.load_classifier(name, source, offline, config))
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=torch.float32,

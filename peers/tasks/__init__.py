@@ -1,24 +1,43 @@
 """The data that devices hold: tasks by name (`data.kind`), examples as tensors, batches and scores."""
 
 from peers.tasks import facts as _facts
+from peers.tasks import images as _images
 from peers.tasks import jsonl as _jsonl
-from peers.tasks.base import Example, HasFiles, Task, TaskFactory, make_task, shard_index, tasks
+from peers.tasks.base import (
+    AnyExample,
+    Example,
+    HasFiles,
+    ImageExample,
+    Task,
+    TaskFactory,
+    make_task,
+    shard_index,
+    tasks,
+)
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
+from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
 from peers.tasks.loss import losses, mean_loss, predictions
 from peers.tasks.score import Score, evaluate, logits_width, score_examples
 
-del _facts, _jsonl  # their import registers the tasks
+del _facts, _images, _jsonl  # their import registers the tasks
 
 __all__ = [
+    "AnyExample",
+    "Batch",
     "Encoded",
+    "EncodedImages",
     "Example",
     "HasFiles",
+    "ImageExample",
+    "ImageFormat",
     "Score",
     "Task",
     "TaskFactory",
     "batch_generator",
     "encode",
+    "encode_images",
     "encoding_notes",
     "end_id",
     "evaluate",

@@ -24,18 +24,30 @@ class Example:
     ends: bool = False
 
 
+@dataclass(frozen=True)
+class ImageExample:
+    """An image and its class. pixels: bytes of a uint8 array of `shape`, (channels, height, width)."""
+
+    pixels: bytes
+    shape: tuple[int, int, int]
+    label: int
+
+
+AnyExample = Example | ImageExample  # the examples of one task are all of one of these kinds
+
+
 class Task(Protocol):
     """Data by shard. A shard has the id of the device that owns it. Equal calls return equal data."""
 
-    def train_examples(self, shard: str) -> list[Example]:
+    def train_examples(self, shard: str) -> Sequence[AnyExample]:
         """The training examples of a shard; never empty. Raises InputError if the shard has no data."""
         ...
 
-    def other_wording(self, shard: str) -> list[Example]:
-        """The same facts in a wording that no device trains; may be empty."""
+    def other_wording(self, shard: str) -> Sequence[AnyExample]:
+        """The same facts in a wording, or images of the same classes, that no device trains; may be empty."""
         ...
 
-    def control_examples(self) -> list[Example]:
+    def control_examples(self) -> Sequence[AnyExample]:
         """Facts of the same kind that no device trains; may be empty."""
         ...
 

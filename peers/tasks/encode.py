@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from peers.errors import InputError
 from peers.tasks.base import Example
+from peers.tasks.batch import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +47,18 @@ class Encoded:
         moved = (self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
         return Encoded(*moved, truncated=self.truncated)
 
+    def inputs(self) -> dict[str, Tensor]:
+        """As `Batch.inputs`."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    def wanted(self) -> Tensor:
+        """The label of the next position, [n, L]. It is -100 at the last position, which has no next one."""
+        return functional.pad(self.labels[:, 1:], (0, 1), value=IGNORED)
+
+    def counted(self, positions: int) -> Tensor:
+        """As `Batch.counted`: all tokens but padding."""
+        return self.attention_mask.bool()
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -69,7 +83,7 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None
 
 
-def encoding_notes(parts: Mapping[str, Encoded], no_end: bool, max_length: int) -> list[str]:
+def encoding_notes(parts: Mapping[str, Batch], no_end: bool, max_length: int) -> list[str]:
     """Lines that say what `encode` did to the data beside encoding them. parts: by whose data they are.
 
     no_end: responses should end, and the tokenizer has no token for that.

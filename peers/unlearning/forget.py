@@ -152,7 +152,7 @@ def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
         tensors = load_file(path)
         factors = {}
         for shape in recipe.modules:
-            a, b = (tensors[name].float() for name in weight_names(shape.name))
+            a, b = (tensors[name].float().flatten(1) for name in weight_names(shape.name))
             if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
                 raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
             factors[shape.name] = (a, b)

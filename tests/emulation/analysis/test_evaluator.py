@@ -14,7 +14,7 @@ from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.models.loader import LoadedModel, load_model
-from peers.tasks import encode, evaluate, tasks
+from peers.tasks import evaluate, tasks
 
 SCENARIO = """
 [devices]
@@ -93,7 +93,7 @@ def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
-            score = evaluate(loaded.model, encode(examples(shard), loaded.tokenizer, 128))
+            score = evaluate(loaded.model, loaded.encode(examples(shard), 128))
             assert found[kind][shard] == pytest.approx(score.accuracy)
             if kind == "accuracy":
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)

@@ -66,11 +66,11 @@ def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_paddin
     for module, factor in left.items():
         assert torch.allclose(factor, at_once[module], rtol=1e-3, atol=1e-3 * float(factor.abs().max()))
     (x, d) = passes(model, learner.layout, batches[1])[name]
-    answered = int((batches[1].labels[:, 1:] != IGNORED).sum())
+    answered = int((batches[1].wanted() != IGNORED).sum())
     alone, _ = _factors(model, learner.layout, own, batches[1:])
-    rows = answered * d[batches[1].attention_mask.bool()].double()
+    rows = answered * d[batches[1].counted(d.shape[1])].double()
     assert len(x) == 1 and torch.allclose(alone[name], rows.T @ rows)
-    shown = [x[batch.attention_mask.bool()] for x, batch in zip(seen, batches, strict=True)]
+    shown = [x[batch.counted(x.shape[1])] for x, batch in zip(seen, batches, strict=True)]
     z = torch.cat(shown) @ own.bases[name]
     assert torch.allclose(right[name].float(), z.T @ z, rtol=1e-4)
 

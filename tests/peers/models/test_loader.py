@@ -161,13 +161,15 @@ def test_a_default_that_is_a_pattern_becomes_full_names(
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "../no-such-folder"])
 def test_a_folder_that_does_not_exist(name: str) -> None:
-    with pytest.raises(InputError, match=r"model\.name.*does not exist; allowed: tiny, a local folder"):
+    with pytest.raises(
+        InputError, match=r"model\.name.*does not exist; allowed: small-resnet, tiny, a local folder"
+    ):
         load_model(ModelConfig(name=name))
 
 
 def test_a_name_that_is_neither_in_the_cache_nor_in_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_hub_obstacle", lambda: "no network")
-    with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: tiny"):
+    with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: small-resnet, tiny"):
         load_model(ModelConfig(name="tinyy"))
 
 

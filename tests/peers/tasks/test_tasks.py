@@ -203,7 +203,7 @@ def test_iid_deals_the_lines_of_the_named_devices_only(tmp_path: Path) -> None:
     task = tasks.get("jsonl")(config, 0)
     shares = {device: task.train_examples(device) for device in config.devices}
     assert sorted(len(share) for share in shares.values()) == [2, 3, 3]
-    dealt = sorted(e.prompt for share in shares.values() for e in share)
+    dealt = sorted(e.prompt for share in shares.values() for e in share if isinstance(e, Example))
     assert dealt == ["d0 0", "d1 0", "d1 1", "d1 2", "edge 0", "edge 1", "edge 2", "edge 3"]
     assert isinstance(task, HasFiles) and task.unused(config.devices) == ["d7.jsonl", "test.jsonl"]
     with pytest.raises(InputError, match=r"device 'd7'.*deals the examples to d0, edge, d1; allowed"):
@@ -217,7 +217,7 @@ def test_iid_without_named_devices_deals_the_files_numbered_from_0(
     task = jsonl(tmp_path, partition="iid")
     dealt = [task.train_examples(device) for device in ("d0", "d1")]
     assert [len(share) for share in dealt] == [4, 4]
-    assert {e.prompt[:2] for share in dealt for e in share} == {"d0", "d1"}
+    assert {e.prompt[:2] for share in dealt for e in share if isinstance(e, Example)} == {"d0", "d1"}
     assert "files of no device: d7.jsonl, test.jsonl" in caplog.text
 
 
@@ -257,7 +257,7 @@ def test_settings_that_do_not_apply_to_jsonl(tmp_path: Path, settings: dict[str,
 
 
 def test_an_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"data\.kind: 'fact' is not known; known are: facts, jsonl"):
+    with pytest.raises(InputError, match=r"data\.kind: 'fact' is not known; known are: facts, images, jsonl"):
         tasks.get("fact")
 
 
