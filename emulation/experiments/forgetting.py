@@ -85,15 +85,18 @@ class ForgettingCell(Cell):
 
 def pool(scale: Scale) -> list[Example]:
     """Twice the facts of a device: those of two shards that no device has."""
-    task = make_task(ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config())
-    return [e for i in range(2) for e in task.train_examples(f"d{scale.max_devices + i}")]
+    config = ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config()
+    return [e for i in range(2) for e in _facts(config, f"d{scale.max_devices + i}")]
+
+
+def _facts(config: DeviceConfig, device: str) -> list[Example]:
+    return [e for e in make_task(config).train_examples(device) if isinstance(e, Example)]
 
 
 def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], folder: Path) -> None:
     """Write the file of each device. All runs of an experiment have the same survivors' facts."""
     first = ForgettingCell(SETTING, ARMS["leave"], 0, cell.scale).scenario().device_config()
-    task = make_task(first)
-    files = {device: task.train_examples(device) for device in cell.survivors}
+    files = {device: _facts(first, device) for device in cell.survivors}
     files[cell.leaver] = [fact for fact, own in zip(facts, had, strict=True) if own]
     folder.mkdir(parents=True)
     for device, examples in files.items():

@@ -16,24 +16,23 @@ from torch import Tensor
 from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
-from peers.tasks.encode import Encoded
+from peers.tasks.batch import Batch
 
 Moments = dict[str, Tensor]  # by module, [r, r] float64 with trace r
 
 
 @torch.no_grad()
 def second_moments(
-    model: Any, layout: ModelLayout, blocks: Mapping[Any, Block], batches: Iterable[Encoded]
+    model: Any, layout: ModelLayout, blocks: Mapping[Any, Block], batches: Iterable[Batch]
 ) -> dict[Any, Moments]:
     """A_u^T E[x x^T] A_u of each module for each of the blocks, over the tokens of `batches`. Each matrix is
     scaled to the trace r."""
     sums: dict[Any, Moments] = {key: {} for key in blocks}
     for batch in batches:
         with taps(model, layout) as seen:
-            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        tokens = batch.attention_mask.bool()
+            model(**batch.inputs())
         for name, tap in seen.items():
-            x = tap.x[tokens].float()
+            x = tap.x[batch.counted(tap.x.shape[1])].float()
             for key, block in blocks.items():
                 z = (x @ block.bases[name]).double()
                 sums[key][name] = sums[key].get(name, 0.0) + z.T @ z

@@ -165,7 +165,7 @@ class LocalSteps:
             state[data[group]] = {n: m.to(data[group].device) for n, m in named.items()}
 
     # -- steps -----------------------------------------------------------------------------------------
-    def batch(self, round: int, step: int) -> Encoded:
+    def batch(self, round: int, step: int) -> Batch:
         """The batch of (seed, device, round, step)."""
         draw = batch_generator(self._config.seed, self._device_id, round, step)
         rows = self._data.rows(sample_batch(self._data, self._config.data.batch, draw))

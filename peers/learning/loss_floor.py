@@ -16,7 +16,7 @@ from torch.nn import functional
 from peers.tasks.encode import IGNORED
 
 if TYPE_CHECKING:
-    from peers.tasks.encode import Encoded
+    from peers.tasks.batch import Batch
 
 MOST_TOKENS = 256  # tokens whose floor is searched, the most frequent ones; the others get their mean
 MOST_STEPS, CHECK_EVERY = 200, 10
@@ -26,22 +26,23 @@ LITTLE = 1e-4  # nats: the search ends when a tenth of its steps gains less, or 
 
 class LossFloor:
     """Floors of the response tokens of `data`, searched at the first use. `model`: not adapted yet, or with
-    adapters in front of the head only."""
+    adapters in front of the head only. The floor of a model without a language head, such as a classifier of
+    images, is 0."""
 
-    def __init__(self, model: Any, data: Encoded) -> None:
+    def __init__(self, model: Any, data: Batch) -> None:
         self._model, self._data = model, data
         self._floors: Tensor | None = None  # [V]; tokens without a search have the mean
 
-    def mean(self, batch: Encoded) -> float:
+    def mean(self, batch: Batch) -> float:
         """The floor of the mean loss of a batch, in nats per response token."""
         if self._floors is None:
             self._floors = self._searched()
-        wanted = batch.labels[:, 1:]
+        wanted = batch.wanted()
         found = self._floors[wanted[wanted != IGNORED].to(self._floors.device)]
         return float(found.mean()) if len(found) else 0.0
 
     def _searched(self) -> Tensor:
-        wanted = self._data.labels[:, 1:]
+        wanted = self._data.wanted()
         tokens, counts = torch.unique(wanted[wanted != IGNORED], return_counts=True)
         most = counts.argsort(descending=True, stable=True)[:MOST_TOKENS]
         head = self._model.get_output_embeddings()
@@ -56,7 +57,7 @@ class LossFloor:
 
 
 @torch.no_grad()
-def head_input(model: Any, data: Encoded) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def head_input(model: Any, data: Batch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The function from the input of the final norm to the logits, and one such input, [d].
 
     The norm is the last module whose output the head reads. Without one, the function is the head alone.
@@ -71,7 +72,7 @@ def head_input(model: Any, data: Encoded) -> tuple[Callable[[Tensor], Tensor], T
     leaves = [m for m in model.modules() if m is head or not any(True for _ in m.children())]
     hooks = [m.register_forward_hook(record) for m in leaves]
     try:
-        model(input_ids=data.input_ids[:1].to(head.weight.device))
+        model(**data.rows(torch.tensor([0])).to(head.weight.device).inputs())
     finally:
         for hook in hooks:
             hook.remove()

@@ -124,9 +124,9 @@ def test_federaser_repeats_the_stored_rounds_without_the_leaver() -> None:
 
 def test_every_arm_says_what_it_needs_and_runs_from_one_checkpoint() -> None:
     assert all(needs for _, _, needs in ARMS.values())
-    cell = BaselineCell(DEFAULT, ARMS["federaser"][0], 0, SCALES["tiny"])
+    cell = BaselineCell(DEFAULT, ARMS["federaser"][0], 0, SCALES["smoke"])
     assert cell.before is not None and cell.before.arm == BEFORE
-    assert BaselineCell(DEFAULT, ARMS["ewc-leave"][0], 0, SCALES["tiny"]).scenario().correction.ewc > 0
+    assert BaselineCell(DEFAULT, ARMS["ewc-leave"][0], 0, SCALES["smoke"]).scenario().correction.ewc > 0
     with pytest.raises(InputError, match="--arms: 'oracle' is no arm of baselines; allowed: uniform"):
         baselines.choose_arms("oracle")
     assert baselines.choose_arms("federaser") == ("uniform", "federaser", "retrain")

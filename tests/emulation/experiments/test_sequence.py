@@ -20,7 +20,7 @@ from emulation.scenario.loading import dump, load
 from peers.errors import InputError
 
 
-def cell(arm: str = "uniform", scale: str = "tiny", seed: int = 0) -> SequenceCell:
+def cell(arm: str = "uniform", scale: str = "smoke", seed: int = 0) -> SequenceCell:
     return SequenceCell(DEFAULT, ARMS[arm], seed, SCALES[scale])
 
 
@@ -63,7 +63,7 @@ def test_the_experiment_compares_with_uniform(tmp_path: Path) -> None:
         key = {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
         return {**key, **sequence.measure(records(loss))}
 
-    asked = sequence.Request(SCALES["tiny"], ("uniform", "naive"), 2, tmp_path)
+    asked = sequence.Request(SCALES["smoke"], ("uniform", "naive"), (0, 1), tmp_path)
     sequence.run(asked, Console(quiet=True), run_one)
     rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert len(rows) == 8 and {float(r["ri"]) for r in rows if r["arm"] == "naive"} == {25.0}

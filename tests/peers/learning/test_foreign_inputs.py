@@ -29,9 +29,9 @@ def test_the_moments_are_those_of_the_inputs_in_the_basis_of_the_block():
     module = LEARNER.model.base_model.model.get_submodule(name)
     hook = module.register_forward_hook(lambda m, args, y: captured.update(x=args[0]))
     data = LEARNER._local._data
-    LEARNER.model(input_ids=data.input_ids, attention_mask=data.attention_mask)
+    LEARNER.model(**data.inputs())
     hook.remove()
-    z = captured["x"][data.attention_mask.bool()] @ LEARNER._blocks[OWN].bases[name]
+    z = captured["x"][data.counted(captured["x"].shape[1])] @ LEARNER._blocks[OWN].bases[name]
     expected = (z.T @ z).double()
     assert torch.allclose(found[name], expected * len(expected) / expected.trace(), atol=1e-4)
 

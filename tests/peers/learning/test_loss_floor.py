@@ -62,5 +62,5 @@ def test_the_floor_of_tiny_is_about_one_and_a_half_nats():
     """A device alone that trains on its 12 facts reaches a loss of 1.4857 after 150 steps of 2.5e-3."""
     config = DeviceConfig.model_validate({"data": {"persons": 3}})
     loaded = load_model(config.model)
-    facts = encode(make_task(config).train_examples("d0"), loaded.tokenizer, 128)
+    facts = loaded.encode(make_task(config).train_examples("d0"), 128)
     assert LossFloor(loaded.model, facts).mean(facts) == pytest.approx(1.4855, abs=2e-3)
