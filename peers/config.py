@@ -24,23 +24,34 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The causal language model, and the modules that are adapted."""
 
-    name: str = "tiny"  # "tiny" (shipped), a local folder, or a Hugging Face name
-    target_modules: tuple[str, ...] | None = None  # None: all linear modules of `tiny`, else PEFT's default
+    name: str = "tiny"  # "tiny" (shipped), "smollm2", a local folder, a GGUF file, or a Hugging Face name
+    # None: all linear modules of `tiny`, else PEFT's default
+    target_modules: Literal["all-linear"] | tuple[str, ...] | None = None
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the frozen base; blocks are float32 always
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1  # torch.set_num_threads: 1 is up to 30x faster on shared cores
+
+
+Column = Literal["prompt", "response", "messages", "label", "device"]
 
 
 class DataConfig(Section):
     """The data that each device holds."""
 
     kind: str = "facts"  # name in the registry of tasks
-    path: str | None = None  # jsonl: folder of <device>.jsonl
+    path: str | None = None  # jsonl: folder of <device>.jsonl; tofu: folder; dataset: file, folder or name
+    split: str = "train"  # dataset: the split of a named data set
+    columns: dict[Column, str] = {}  # dataset: names of columns, where they are not the names of the fields
+    authors: Annotated[int, Field(ge=1)] = 2  # authors, tofu: authors per device
     persons: Annotated[int, Field(ge=1)] = 10  # facts: fictitious persons per device (method 4)
     batch: Annotated[int, Field(ge=1)] = 32  # examples per local step
     max_length: Annotated[int, Field(ge=4)] = 128  # tokens kept of prompt + response
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of examples that all devices hold (method 4)
     partition: Annotated[str, Field(pattern=r"^(own|iid|by-label|dirichlet:\d+(\.\d+)?)$")] = "own"
-    # iid: the devices whose files are pooled and dealt to them; (): all devices of the scenario
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the examples that no device trains
+    sizes: dict[str, Annotated[int, Field(ge=0)]] = {}  # by device: the most examples that it gets
+    empty: Literal["error", "listen"] = "error"  # a device without examples: refused, or it trains nothing
+    # partitions but `own`: the devices among which the pool is dealt; (): all devices of the scenario
     devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...] = ()
 
 
@@ -61,6 +72,10 @@ class TrainConfig(Section):
     rehearsal: Annotated[float, Field(ge=0, le=1)] = (
         0.0  # share of steps without one foreign block (method 4)
     )
+    micro_batch: Annotated[int, Field(ge=1)] | None = None  # examples in one pass; gradients of a step add up
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of lr over round.count: down to 0
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0  # lr rises from 0 in the first rounds of each own block
 
 
 class IsolationConfig(Section):

@@ -77,7 +77,7 @@ class Learner:
         bases = Bases(self._recipe)
         self.fingerprint = Fingerprint.make(bases)
         self._literal = config.mixing.mode == PAPER_LITERAL
-        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
+        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale, config.train.checkpointing)
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
         self._closed = ClosedState()

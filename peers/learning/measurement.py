@@ -50,9 +50,10 @@ class Measurement:
 
     def fisher_steps(self, own: Block, round: int) -> FisherSteps:
         """Steps of `own` in the eigenbasis of its Fisher information. Raises RuntimeError as FisherSteps."""
-        train, size = self._config.train, min(BATCH, self._config.data.batch)
+        train = self._config.train
+        size = min(BATCH, self._config.data.batch, train.micro_batch or BATCH)
         batches = self.batches("fisher", round, size)
-        return FisherSteps(self._adapter.model, self._layout, own, batches, train.lr, train.weight_decay)
+        return FisherSteps(self._adapter.model, self._layout, own, batches, train.weight_decay)
 
     def diagnose(
         self, blocks: Mapping[BlockKey, Block], round: int, sketch: int, options: Options

@@ -1,19 +1,35 @@
 """The data that devices hold: tasks by name (`data.kind`), examples as tensors, batches and scores."""
 
+from peers.tasks import authors as _authors
+from peers.tasks import dataset as _dataset
 from peers.tasks import facts as _facts
 from peers.tasks import jsonl as _jsonl
-from peers.tasks.base import Example, HasFiles, Task, TaskFactory, make_task, shard_index, tasks
+from peers.tasks import tofu as _tofu
+from peers.tasks.base import (
+    Example,
+    HasFiles,
+    HasUtility,
+    Message,
+    Task,
+    TaskFactory,
+    make_task,
+    question,
+    shard_index,
+    tasks,
+)
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
+from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id, prompt_ids
 from peers.tasks.loss import losses, mean_loss, predictions
 from peers.tasks.score import Score, evaluate, logits_width, score_examples
 
-del _facts, _jsonl  # their import registers the tasks
+del _authors, _dataset, _facts, _jsonl, _tofu  # their import registers the tasks
 
 __all__ = [
     "Encoded",
     "Example",
     "HasFiles",
+    "HasUtility",
+    "Message",
     "Score",
     "Task",
     "TaskFactory",
@@ -29,6 +45,8 @@ __all__ = [
     "mean_loss",
     "pad_id",
     "predictions",
+    "prompt_ids",
+    "question",
     "sample_batch",
     "score_examples",
     "shard_index",

@@ -161,7 +161,9 @@ def test_a_default_that_is_a_pattern_becomes_full_names(
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "../no-such-folder"])
 def test_a_folder_that_does_not_exist(name: str) -> None:
-    with pytest.raises(InputError, match=r"model\.name.*does not exist; allowed: tiny, a local folder"):
+    with pytest.raises(
+        InputError, match=r"model\.name.*does not exist; allowed: smollm2, tiny, a local folder"
+    ):
         load_model(ModelConfig(name=name))
 
 
