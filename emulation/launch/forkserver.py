@@ -14,6 +14,7 @@ from typing import Any
 
 from emulation.launch import interrupts
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
+from emulation.launch.preload_base_model import PLUGINS
 from emulation.scenario.schema import Scenario
 
 PRELOAD = [
@@ -37,6 +38,7 @@ class Forkserver:
     def __init__(self, scenario: Scenario) -> None:
         # The forkserver starts with the first child and takes the environment of that moment.
         os.environ[BASE_MODEL] = scenario.model.model_dump_json()
+        os.environ[PLUGINS] = " ".join(scenario.plugins)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._lifeline, self._keep = self._context.Pipe(duplex=False)

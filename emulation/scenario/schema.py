@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,10 +20,28 @@ class DevicesConfig(Section):
     prefix: Annotated[str, Field(pattern=DEVICE_ID)] = "d"
 
 
+Metric = Literal[
+    "probability",
+    "rouge",
+    "truth_ratio",
+    "forget_quality",
+    "model_utility",
+    "extraction_strength",
+    "exact_memorization",
+    "mia_loss",
+    "mia_min_k",
+    "mia_zlib",
+    "mia_reference",
+]
+
+
 class EvalConfig(Section):
-    """How often the evaluator measures the devices."""
+    """How often the evaluator measures the devices, and what beside accuracy (docs/metrics.md)."""
 
     every: Annotated[int, Field(ge=0)] = 5  # rounds between two snapshots of a device; 0: no accuracies
+    examples: Annotated[int, Field(ge=1)] = 256  # most examples of a shard; a fixed random choice
+    metrics: tuple[Metric, ...] = ()  # of the snapshots before and after events, and at the end
+    samples: Annotated[int, Field(ge=0)] = 0  # generated answers of each shard, of the same snapshots
 
 
 class Scenario(DeviceConfig):

@@ -235,7 +235,7 @@ class Learner:
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
         of steps that move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its
         Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
-        if the loss is not finite.
+        if the loss is not finite. A device without data takes no step.
         """
         own = self._local.own
         if own is None:
@@ -245,7 +245,7 @@ class Learner:
         self._local.begin_training()
         self._use_fisher(own, round, fisher)
         losses = []
-        for step in range(steps):
+        for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():
                 break
             self._place(self._rehearsed(round, step) if rehearse else ())

@@ -43,6 +43,11 @@ class LocalSteps:
         self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the device has examples to train on."""
+        return len(self._data) > 0
+
     # -- state of the own block ------------------------------------------------------------------------
     def set_own(self, key: BlockKey | None) -> None:
         """Train this block from now on, without moments, anchor or Fisher basis. None: train no block."""

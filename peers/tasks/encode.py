@@ -82,8 +82,7 @@ def encoding_notes(parts: Mapping[str, Encoded], no_end: bool, max_length: int) 
     """
     cut = [f"{e.truncated} of {len(e)} examples of {whose}" for whose, e in parts.items() if e.truncated]
     notes = [
-        f"data.max_length: cut to {max_length} tokens, at the left of the prompt's longest text: "
-        + ", ".join(cut)
+        f"data.max_length: cut to {max_length} tokens, at the left of the prompt: " + ", ".join(cut)
     ] * bool(cut)
     if no_end:
         notes.append("model.name: the tokenizer has no token for the end of a text: no end is learnt")
