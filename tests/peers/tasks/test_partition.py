@@ -1,4 +1,4 @@
-"""Partitions of a pool: every example goes to one device; sizes, held-out shares and devices without examples."""
+"""Partitions of a pool, sizes, held-out shares and devices without examples."""
 
 from __future__ import annotations
 

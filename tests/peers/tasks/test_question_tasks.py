@@ -116,7 +116,10 @@ def test_a_folder_of_tables_has_a_file_for_each_device(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({}, r"data\.partition: 'own' with one table"),
-        ({"partition": "iid", "devices": ("d0",)}, r"t\.csv, row 1: column 'prompt' has no text.*q, a, topic"),
+        (
+            {"partition": "iid", "devices": ("d0",)},
+            r"t\.csv, row 1: column 'prompt' has no text.*q, a, topic",
+        ),
         ({"path": None}, r"data\.path: is not set"),
     ],
 )
