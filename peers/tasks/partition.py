@@ -28,7 +28,7 @@ def deal(pool: Sequence[Example], devices: Sequence[str], kind: str, seed: int) 
     A device may get none. Raises InputError for a partition by label of examples without labels.
     """
     if kind == "iid":
-        order = generator(seed, "iid").permutation(len(pool))
+        order: list[int] = generator(seed, "iid").permutation(len(pool)).tolist()
         parts = [order[i :: len(devices)] for i in range(len(devices))]
     else:
         _check_labels(pool, kind)
