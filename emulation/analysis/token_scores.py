@@ -54,7 +54,7 @@ def token_scores(
     rows = max(1, min(MAX_BATCH, LOGITS_CEILING // per_example))
     ends = [example.ends and not lacks_end([example], tokenizer) for example in examples]
     found = []
-    for part in torch.arange(len(encoded)).split(rows):
+    for part in torch.split(torch.arange(len(encoded)), rows):
         for row, (logp, hit) in zip(part.tolist(), _scored(model, encoded.rows(part)), strict=True):
             found.append(TokenScores(logp, hit, ends[row]))
     return found

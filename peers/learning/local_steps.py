@@ -154,7 +154,7 @@ class LocalSteps:
         """Add the gradients of the batch's loss, micro-batch by micro-batch; returns the loss."""
         size = self._config.train.micro_batch or len(batch)
         total, loss = int(batch.response_tokens()), 0.0
-        for rows in torch.arange(len(batch), device=batch.labels.device).split(size):
+        for rows in torch.split(torch.arange(len(batch), device=batch.labels.device), size):
             part = batch if len(rows) == len(batch) else batch.rows(rows)
             mean = self._adapter.loss(part) * (int(part.response_tokens()) / total)
             mean.backward()  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from emulation.analysis.event_metrics import answers as answer_rows
 from emulation.analysis.event_metrics import metrics
 from emulation.analysis.generation import answers
 from emulation.analysis.metric_suite import MetricSuite, Sets
+from emulation.analysis.records import Record
 from emulation.analysis.token_scores import token_scores
 from emulation.scenario import metric_checks
 from emulation.scenario.metric_checks import check_metrics
@@ -110,7 +111,8 @@ def test_metrics_of_an_event_are_means_over_survivors_and_their_data():
 
 
 def test_answers_of_an_event_are_those_of_the_first_survivor():
-    stages = {"before": [{"answers": {"d2": ["yes"]}}, {"answers": {"d2": ["no"]}}], "deleted": [{}]}
+    first, second = {"answers": {"d2": ["yes"]}}, {"answers": {"d2": ["no"]}}
+    stages: dict[str, list[Record]] = {"before": [first, second], "deleted": [{}]}
     asked = {"d2": [{"prompt": "?", "expected": "yes"}], "d0": []}
     assert answer_rows(stages, ["d2", "d0"], asked) == [
         {"shard": "d2", "prompt": "?", "expected": "yes", "answers": {"before": "yes"}}
