@@ -110,6 +110,18 @@ def test_the_launcher_ignores_a_model_that_cannot_be_preloaded(monkeypatch: pyte
         load_model(ModelConfig(name="no/such-folder/anywhere"))
 
 
+def test_the_launcher_preloads_the_model_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ("from peers.models import loader", "loader.models.add('own-tiny')(loader.load_tiny)")
+    (tmp_path / "unweft_test_plugin.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(loader.models, "_known", dict(loader.models._known))
+    config = ModelConfig(name="own-tiny")
+    monkeypatch.setenv(preload_base_model.NAME, config.model_dump_json())
+    monkeypatch.setenv(preload_base_model.PLUGINS, "unweft_test_plugin")
+    importlib.reload(preload_base_model)
+    assert loader._kept.pop(loader._key(config)).name == "own-tiny"
+
+
 @pytest.mark.parametrize("family", DEFAULTS)
 def test_a_local_folder_gets_pefts_default_modules(tmp_path: Path, family: Family) -> None:
     loaded = load_model(ModelConfig(name=str(save_small_model(tmp_path, family))))
