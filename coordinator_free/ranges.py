@@ -22,6 +22,8 @@ MAX_SIGNATURE_BYTES = 128  # Ed25519 has 64
 # An id is a folder name and a part of names such as d5@0. Aliases of seeds ("?0") are no ids.
 DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"
 DEVICE_ID_ALLOWED = "a letter, then at most 59 letters, digits, - and _"
+RUN_NAME_ALLOWED = "1 to 59 letters, digits, - and _"
+_RUN_NAME = re.compile(r"[A-Za-z0-9_-]{1,59}")
 _ID = re.compile(DEVICE_ID.removesuffix("$"))
 _PATH = re.compile(r"[A-Za-z0-9_@:=+%-][A-Za-z0-9_@:=+%.-]{0,199}")
 
@@ -39,6 +41,11 @@ def data(low: int, high: int) -> Check:
 def valid_device_id(v: Any) -> bool:
     """The rule for device ids, wherever they enter: scenario, command line, records, messages, files."""
     return type(v) is str and _ID.fullmatch(v) is not None
+
+
+def valid_run_name(v: Any) -> bool:
+    """The rule for the name of a run. It is a part of a capability of at most 64 characters."""
+    return type(v) is str and _RUN_NAME.fullmatch(v) is not None
 
 
 def address(v: Any) -> bool:

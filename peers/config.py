@@ -76,6 +76,9 @@ class TrainConfig(Section):
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of lr over round.count: down to 0
     warmup_rounds: Annotated[int, Field(ge=0)] = 0  # lr rises from 0 in the first rounds of each own block
+    fisher_every: Annotated[int, Field(ge=0)] = (
+        0  # all steps as in correction.fisher, measured so often; 0: no
+    )
 
 
 class IsolationConfig(Section):
@@ -90,6 +93,9 @@ class MixingConfig(Section):
     mode: str = "average"  # name in the registry: average | newest | paper-literal
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # average: (1 - gamma) I + gamma W; a policy may set it
     omega: Annotated[float, Field(gt=0, le=1)] | None = None  # newest: damping of the own move; None: 1/M
+    # average: a foreign copy is sent if its receiver's estimate is off by more than this share of its norm;
+    # 0: in every round (docs/exchange.md)
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
 
 class TopologyConfig(Section):

@@ -53,21 +53,12 @@ def by_claim(record: Record) -> tuple[int, int, str]:
     return int(record.since_round < 0), record.claimed, record.device
 
 
-def losers(
-    living: Iterable[Record],
-    order: Callable[[Record], Any] = by_claim,
-    keeps: Callable[[Record, Record], bool] = lambda owner, challenger: False,
-) -> list[Record]:
-    """The records whose slot another record holds, in order of device id.
-
-    `keeps(owner, challenger)`: the owner keeps its slot whatever the claim of the challenger says.
-    """
+def losers(living: Iterable[Record], order: Callable[[Record], Any] = by_claim) -> list[Record]:
+    """The records whose slot another record holds by the order of claims, in order of device id."""
     best: dict[int, Record] = {}
     claims = sorted(living, key=order)
     for record in claims:
-        holder = best.get(record.slot)
-        if holder is None or keeps(record, holder):
-            best[record.slot] = record
+        best.setdefault(record.slot, record)
     return sorted((r for r in claims if best[r.slot] is not r), key=lambda r: r.device)
 
 

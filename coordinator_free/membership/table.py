@@ -37,7 +37,6 @@ class Membership:
         self, verify: Verify, sign: Callable[[bytes], bytes], device: str = "", public: bytes = b""
     ) -> None:
         """`device`, `public`: the own id and key. Nobody else can claim this id here."""
-        self._device = device
         self._records: dict[BlockKey, Record] = {}
         self._public: dict[str, bytes] = {device: public} if public else {}
         self._owners = SlotOwners()
@@ -85,14 +84,12 @@ class Membership:
         ones.
 
         A block of a departed device is left out if another claim holds its slot: it cannot move to another
-        slot. So is the block of a device that claims the slot of an owner which keeps it.
+        slot. So is the block of a device that claims the slot of an owner which keeps it (slot_owners.py).
         """
         held = self._held(keep_crashed)
         living = {r.key for r in self.alive().values()}
-        lost = {r.key: r for r in self._losers(held)}
-        holders = {r.slot: r for key, r in held.items() if key not in lost}
-        stay = {k for k, r in lost.items() if k in living and not self._owners.keeps(holders[r.slot], r)}
-        return {key: record for key, record in held.items() if key not in lost or key in stay}
+        gone = {r.key for r in self._losers(held, keep_crashed) if r.key not in living}
+        return {k: r for k, r in held.items() if k not in gone and not self._has_lost(r, keep_crashed)}
 
     def tombstoned(self, key: BlockKey) -> bool:
         """Whether the owner of this block has left."""
@@ -121,7 +118,8 @@ class Membership:
         """
         previous = self.newest(device)
         incarnation = 0 if previous is None else previous.incarnation + 1
-        taken = {r.slot for r in self.blocks(keep_crashed).values()}
+        held = self.blocks(keep_crashed).values()
+        taken = {r.slot for r in held if not self._owners.keeps(device, r)}
         slot = wish if wish is not None and wish not in taken else None
         if slot is None:
             slot = slots.choose(device, taken.union(barred), self._used(), max_slots)
@@ -169,7 +167,7 @@ class Membership:
     def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
         """Living devices that must give up their slot, because another claim holds it."""
         living = {r.key for r in self.alive().values()}
-        return [r for r in self._losers(self._held(keep_crashed)) if r.key in living]
+        return [r for r in self._losers(self._held(keep_crashed), keep_crashed) if r.key in living]
 
     # -- inside ----------------------------------------------------------------------------------
     def _apply(self, record: Record) -> Change:
@@ -177,8 +175,7 @@ class Membership:
         old = self._records.get(record.key)
         self._records[record.key] = record
         self._public.setdefault(record.device, record.public)
-        if record.device != self._device:
-            self._owners.note(record, self.network_round)
+        self._owners.note(record, self.network_round)
         return Change(record, old)
 
     def _own(self, record: Record) -> Record:
@@ -190,8 +187,8 @@ class Membership:
         self._lamport += 1
         return self._lamport
 
-    def _losers(self, held: Mapping[BlockKey, Record]) -> list[Record]:
-        """The held records that lose their slot.
+    def _losers(self, held: Mapping[BlockKey, Record], keep_crashed: bool) -> list[Record]:
+        """The held records that lose their slot, in order of device id.
 
         A device knows its own earlier records, so its claim is later than each of them, whatever it says.
         """
@@ -204,7 +201,12 @@ class Membership:
         def order(record: Record) -> tuple[int, int, str]:
             return slots.by_claim(replace(record, claimed=claimed[record.key]))
 
-        return slots.losers(held.values(), order, self._owners.keeps)
+        lost = [record for record in held.values() if self._has_lost(record, keep_crashed)]
+        standing = [record for record in held.values() if record not in lost]
+        return sorted([*lost, *slots.losers(standing, order)], key=lambda r: r.device)
+
+    def _has_lost(self, record: Record, keep_crashed: bool) -> bool:
+        return self._owners.lost(record, self.network_round, keep_crashed)
 
     def _held(self, keep_crashed: bool) -> dict[BlockKey, Record]:
         kept = {Status.RETIRED, Status.CRASHED} if keep_crashed else {Status.RETIRED}

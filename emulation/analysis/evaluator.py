@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +28,7 @@ from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
-from peers.runtime.child_process import end_process, guard, redirect_output
+from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
 from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
 from peers.tasks import Encoded, Example, HasUtility, encode, make_task, score_examples
 
@@ -36,20 +36,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POLL_S = 0.2
+LOG = "evaluator.log"
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
-    """Entry point of the evaluator process. Its output goes to `evaluator.log`."""
+    """Entry point of the evaluator process. Its output goes to LOG."""
     guard(lifeline)
-    redirect_output(out / "evaluator.log")
+    log = out / LOG
+    redirect_output(log)
     os.nice(5)
     torch.set_num_threads(1)
     code = 0
     try:
-        main(out, scenario)
+        with failure_recorded(log):
+            main(out, scenario)
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
@@ -74,6 +77,31 @@ def main(out: Path, scenario: Scenario) -> None:
             if not snapshots:
                 time.sleep(POLL_S)
         _write(file.fileno(), evaluator.last_consensus_errors())
+
+
+def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = None) -> None:
+    """Evaluate the snapshots of a run that has ended, in the order of their rounds, in this process.
+
+    `tags`: only snapshots of these tags ("round", "end", ...); None: all.
+    """
+    found = sorted(
+        (out / "devices").glob("*/snapshots/*.safetensors"), key=lambda path: (path.name, str(path))
+    )
+    chosen = [path for path in found if tags is None or _tag(path) in tags]
+    evaluator = Evaluator(scenario) if chosen else None
+    with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        for path in chosen:
+            assert evaluator is not None
+            _write(file.fileno(), evaluator.evaluate_snapshot(path))
+        if evaluator is not None:
+            _write(file.fileno(), evaluator.last_consensus_errors())
+    for path in found:
+        _keep_or_delete(path, out / KEPT_SNAPSHOTS)
+
+
+def _tag(path: Path) -> str:
+    """Of `<round>-<tag>.safetensors`."""
+    return path.name.removesuffix(".safetensors").partition("-")[2]
 
 
 def _keep_or_delete(path: Path, kept: Path) -> None:

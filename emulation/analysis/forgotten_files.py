@@ -80,8 +80,9 @@ def correct(folder: Path, keep_snapshots: bool = False) -> None:
 
 # -- the files -------------------------------------------------------------------------------------------
 def _adapters(folder: Path) -> list[Path]:
-    """The saved adapters, with those that a device had not finished to write."""
-    return sorted(path for path in (folder / ADAPTERS).glob("*") if path.is_dir())
+    """The saved adapters, with those that a device had not finished to write: beside them or inside."""
+    found = [*(folder / ADAPTERS).glob("*"), *(folder / ADAPTERS).glob("*/.*")]
+    return sorted(path for path in found if path.is_dir())
 
 
 def _is_unfinished(path: Path) -> bool:
@@ -156,8 +157,15 @@ def _adapter_holds(path: Path, gone: Collection[BlockKey]) -> bool:
             more |= not by_folder[child.name]
             more |= _has_more(child / saved.WEIGHTS, modules, by_folder[child.name])
     except (ValueError, OSError, KeyError, TypeError):
-        return any(path.rglob("*.safetensors"))  # it may hold any block
+        return any(True for _ in _finished_tensors(path))  # it may hold any block
     return more
+
+
+def _finished_tensors(path: Path) -> Iterator[Path]:
+    """The tensor files of an adapter, without those of an unfinished one inside, which is read on its own."""
+    for found in path.rglob("*.safetensors"):
+        if not any(part.startswith(".") for part in found.relative_to(path).parts):
+            yield found
 
 
 def _has_more(path: Path, ranks: dict[str, int], blocks: int) -> bool:
@@ -171,11 +179,15 @@ def _has_more(path: Path, ranks: dict[str, int], blocks: int) -> bool:
 def _correct(path: Path, gone: frozenset[BlockKey]) -> bool:
     """Make a file hold no tombstoned block; returns whether that was done."""
     from peers.storage import checkpoint
+    from peers.storage.adapter_folder import ABOUT
     from peers.unlearning.forget import forget_blocks
 
     try:
         if path.is_dir() and _is_unfinished(path):
             shutil.rmtree(path)
+        elif path.is_dir() and not (path / ABOUT).exists():  # a first export that was killed near its end
+            for child in list(path.iterdir()):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
         elif path.is_dir():
             forget_blocks(path, gone)
         elif path.parent.name == CHECKPOINTS and path.suffix == ".safetensors":

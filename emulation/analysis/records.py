@@ -14,6 +14,7 @@ from emulation.scenario.events import GONE
 from emulation.scenario.loading import read
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
+from peers.runtime.child_process import failure_file
 
 Record = dict[str, Any]
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
@@ -24,10 +25,18 @@ def read_lines(path: Path) -> list[Record]:
     return list(Tail(path).read())
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank."""
+def reason(log: Path) -> str:
+    """Why the process with this log ended: its exception. A process that was killed has none."""
+    file = failure_file(log)
+    if file.exists():
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return no_exception(next((line.strip() for line in reversed(lines) if line.strip()), ""))
+
+
+def no_exception(last_line: str) -> str:
+    """The reason where no exception is recorded. `last_line`: of the output."""
+    return f"no exception was recorded; the last line of its output: {last_line or 'none'}"
 
 
 def failure(folder: Path) -> str | None:

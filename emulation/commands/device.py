@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from coordinator_free.ranges import RUN_NAME_ALLOWED, valid_run_name
 from emulation.commands import keys as keys_cli
 from emulation.testbed import endpoints, epoch, run_folder, start_gate
 from emulation.testbed.id_leases import Claim
@@ -87,6 +88,14 @@ def device(
             help="Folder of its signing key, which a device needs to return; default: --out.",
         ),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            envvar="UNWEFT_RUN",
+            help="Name of the run, the same for all its devices, in every signed statement. Default: that of "
+            "a folder that all share, else the seed. A second run with the same keys needs another name.",
+        ),
+    ] = None,
     snapshots: Annotated[
         bool, typer.Option(envvar="UNWEFT_SNAPSHOTS", help="Write snapshots to --out, for `unweft report`.")
     ] = False,
@@ -136,13 +145,17 @@ def device(
 ) -> None:
     """Run one device in the foreground, as a container does. Every flag is also an UNWEFT_ variable.
 
-    Exit status 3: the device has left, but no other device has confirmed it. The wish is kept in --out, and
+    Exit status 3: the device has left, but too few others have confirmed it. The wish is kept in --out, and
     said when the device starts again.
     """
     signal.signal(signal.SIGTERM, _exit_before_start)
     partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
+    if health_socket is not None:
+        health.check_path(health_socket)
+    if run is not None and not valid_run_name(run):
+        raise InputError(f"--run: {run[:80]!r} is no name of a run; allowed: {RUN_NAME_ALLOWED}")
     own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())
     public, signing = _identity(identity, own_name)
     load = _scenario(scenario, [*shlex.split(variables), *(set_ or ())])
@@ -181,6 +194,7 @@ def device(
             health=health_socket,
             wall_clock=wall_clock,
             life=next_life(out / "devices" / claim.id),
+            run=run or epoch.name(out) or f"seed-{loaded.seed}",
         )
         raise typer.Exit(_run(spec))
     finally:

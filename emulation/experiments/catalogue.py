@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emulation.experiments.arms import ARMS, NONE, ORACLE, RECOVERY, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.arms import ARMS, NONE, ORACLE, ORACLES, RECOVERY, SINGLE_ACTIONS, UNIFORM
 from peers.errors import InputError
 
 
@@ -19,7 +19,7 @@ class Scale:
     learn: int
     correct: int  # K
     every: int  # rounds between two evaluations
-    seeds: int
+    seeds: int  # judging seeds, if none are named
     max_devices: int  # slots: r * max_devices <= 128 in the model `tiny`
     batch: int = 32
     period: int = 5  # rounds between two diagnoses
@@ -44,19 +44,20 @@ class Experiment:
     arms: tuple[str, ...]
 
 
+SMOKE = "smoke"
 SCALES = {
     scale.name: scale
     for scale in (
         Scale("full", devices=6, persons=10, learn=240, correct=60, every=5, seeds=10, max_devices=8),
         # evaluates often enough to count the rounds of a recovery
-        Scale("medium", devices=6, persons=10, learn=120, correct=40, every=2, seeds=3, max_devices=8),
+        Scale("medium", devices=6, persons=10, learn=120, correct=40, every=2, seeds=10, max_devices=8),
         # for two cores: ends before the recovery is complete
         Scale(
-            "compact", devices=6, persons=3, learn=100, correct=20, every=5, seeds=5, max_devices=8, batch=16
+            "compact", devices=6, persons=3, learn=100, correct=20, every=5, seeds=10, max_devices=8, batch=16
         ),
-        Scale("small", devices=4, persons=4, learn=60, correct=20, every=5, seeds=3, max_devices=6),
+        Scale("small", devices=4, persons=4, learn=60, correct=20, every=5, seeds=10, max_devices=6),
         Scale(
-            "tiny",
+            SMOKE,
             devices=3,
             persons=2,
             learn=4,
@@ -69,7 +70,7 @@ SCALES = {
         ),  # too short to learn anything: for a test of the software
     )
 }
-TINY_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
+SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 
 # The setting of the paper (method 10). n in {1, 2}: `uniform` uses n_max in all groups. The learning rate of
 # the paper, 5e-4, is too small for this workload (method 4). That of the demo, 5e-3, is unstable at these
@@ -147,7 +148,7 @@ EXPERIMENTS = {
             "ablation",
             "The paper's Table III: every arm",
             (ABLATION,),
-            tuple(a for a in ARMS if a not in RECOVERY),
+            tuple(a for a in ARMS if a not in (*RECOVERY, *ORACLES[1:])),
         ),
         Experiment(
             "regimes",
@@ -155,7 +156,7 @@ EXPERIMENTS = {
             REGIMES,
             ("dominant", "proportional", UNIFORM, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
-        Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, ORACLE)),
+        Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, *ORACLES)),
     )
 }
 
@@ -163,7 +164,9 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        raise InputError(f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation")
+        raise InputError(
+            f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation, wireless"
+        )
     return EXPERIMENTS[name]
 
 
@@ -175,11 +178,12 @@ def find_scale(name: str) -> Scale:
 
 
 def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, ...]:
-    """The arms of a list with commas, with `oracle` and `uniform`. Raises InputError for an unknown arm."""
+    """The arms of a list with commas, `uniform` and oracles. Raises InputError for an unknown arm."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        return TINY_ARMS if scale.name == "tiny" else experiment.arms
+        return SMOKE_ARMS if scale.name == SMOKE else experiment.arms
     for name in wanted:
         if name not in ARMS:
             raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
-    return tuple(name for name in ARMS if name in {*wanted, UNIFORM, ORACLE})
+    oracles = {ARMS[name].oracle for name in wanted} if set(experiment.arms) >= set(ORACLES) else set()
+    return tuple(name for name in ARMS if name in {*wanted, *oracles, UNIFORM, ORACLE})

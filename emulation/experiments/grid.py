@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulation.experiments.arms import ARMS, BEFORE, ORACLE, UNIFORM, Arm
+from emulation.experiments.arms import ARMS, BEFORE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
 from emulation.experiments.catalogue import Experiment, Scale, Setting
-from emulation.scenario.events import EventConfig
+from emulation.scenario.loading import from_table
 from emulation.scenario.schema import Scenario
+from peers.config import RoundConfig
+
+OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and records
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,19 @@ class Cell:
 
     @property
     def devices(self) -> int:
-        return self.scale.devices - (self.arm.name == ORACLE)
+        return self.scale.devices - (self.arm.name in ORACLES)
 
     @property
     def rounds(self) -> int:
         if self.arm == BEFORE:
             return self.scale.learn - self.scale.every
         return self.event_round + 1 + self.scale.correct
+
+    @property
+    def effort(self) -> int:
+        """Local steps of all devices, by which the remaining time of an experiment is estimated."""
+        steps = self.scenario().round.local_steps
+        return self.rounds * self.devices * (steps + OVERHEAD_STEPS)
 
     @property
     def leaver(self) -> str:
@@ -71,20 +80,27 @@ class Cell:
             "correction": {"rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
-        _set_all(data, self.setting.changes)
-        _set_all(data, arm.changes)
+        set_all(data, self.setting.changes)
+        set_all(data, arm.changes)
         if arm.event:
-            data["event"] = [EventConfig(round=self.event_round, kind=arm.event, device=self.leaver)]  # type: ignore[arg-type]
-        return Scenario.model_validate(data)
+            data["event"] = [{"round": self.event_round, "kind": arm.event, "device": self.leaver}]
+        return from_table(data, self.setting.changes)
 
 
-def _set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+    """Set the values of key paths "section.key"."""
     for path, value in changes.items():
         section, key = path.split(".")
-        data.setdefault(section, {})[key] = value
+        data.setdefault(section, {})[key] = _n_max(data) if value == N_MAX else value
 
 
-def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int) -> list[Cell]:
+def _n_max(data: Mapping[str, Any]) -> int:
+    """correction.steps_max, which is twice round.local_steps if it is not set."""
+    most = data["correction"].get("steps_max")
+    return int(most or 2 * data["round"].get("local_steps", RoundConfig().local_steps))
+
+
+def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: Iterable[int]) -> list[Cell]:
     """The cells that need a run, seed by seed, so that an interrupted experiment has complete seeds.
 
     For each seed and setting, BEFORE comes first, then `oracle` and `uniform`, then the other arms.
@@ -92,7 +108,7 @@ def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int)
     order = sorted((ARMS[name] for name in arms), key=lambda arm: arm.name not in (ORACLE, UNIFORM))
     return [
         Cell(setting, arm, seed, scale)
-        for seed in range(seeds)
+        for seed in seeds
         for setting in experiment.settings
         for arm in (BEFORE, *order)
         if not arm.derived

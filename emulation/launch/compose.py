@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from emulation.analysis.records import failure, read_lines
+from emulation.analysis.records import failure, no_exception, read_lines
 from emulation.launch import compose_project
 from emulation.launch.backend import SignalKind
 from emulation.launch.errors import RunFailed
@@ -50,7 +51,7 @@ def prepare(state: RunState, console: Console) -> ComposeBackend:
         console.print("building the image (the first time it takes minutes) …")
         project.compose("build", "device")
         project = compose_project.with_subnet(project)
-        run_folder.begin(out, scenario)
+        run_folder.begin(out, scenario, secrets.token_hex(8))
         cleanup = stack.pop_all()
     state.epoch_ns = epoch.read(out) or 0
     return ComposeBackend(state=state, project=project, console=console, cleanup=cleanup)
@@ -133,7 +134,7 @@ class ComposeBackend:
 
     def _failure(self, device: str, container: Container) -> str:
         recorded = failure(self.state.out / "devices" / device)
-        return recorded or self.project.docker("logs", "--tail", "1", container.id).strip() or "no output"
+        return recorded or no_exception(self.project.docker("logs", "--tail", "1", container.id).strip())
 
     def _restart_returning_devices(self) -> None:
         """Start the containers of devices that return later. They wait at their gates."""

@@ -5,33 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 
-from emulation.analysis.records import failure, last_line
-from emulation.launch import run_keys
+from emulation.analysis.records import failure, reason
 from emulation.launch.backend import SignalKind
-from emulation.launch.device_scripts import executed_events, not_executed, present_at_start, script_of
+from emulation.launch.device_scripts import executed_events, not_executed, present_at_start
+from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.forkserver import Forkserver, kill_all
 from emulation.launch.ports import free_ports, loopback
-from emulation.launch.run_keys import DeviceKeys
 from emulation.launch.run_state import DeviceStatus, RunState
-from emulation.radio import wireless
 from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import dump
-from emulation.scenario.schema import Scenario
 from peers.runtime import partition
 from peers.runtime.external_events import END_SIGNAL
 from peers.runtime.main import process_main
 from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import life_name
-from transport.shaping.channel import Channel
 
-SEEDS = 8  # addresses of other devices that a device gets
 SIGNALS: dict[SignalKind, signal.Signals] = {
     "leave": signal.SIGTERM,
     "retire": signal.SIGINT,
@@ -43,27 +39,21 @@ SIGNALS: dict[SignalKind, signal.Signals] = {
 }
 
 
-def prepare(state: RunState, console: Console) -> LocalBackend:
-    """Write the scenario into the run's folder and choose addresses and keys."""
-    scenario = state.scenario
+def prepare(
+    state: RunState, console: Console, make: Callable[..., LocalBackend] | None = None
+) -> LocalBackend:
+    """Write the scenario into the run's folder and choose addresses and keys.
+
+    `make`: makes the backend of these; default: LocalBackend.
+    """
     state.out.mkdir(parents=True, exist_ok=True)
-    (state.out / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
+    (state.out / "scenario.toml").write_text(dump(state.scenario), encoding="utf-8")
     state.epoch_ns = time.monotonic_ns()
-    return LocalBackend(
+    return (make or LocalBackend)(
         state=state,
-        addresses=_addresses(scenario),
-        channel=wireless.channel(scenario, scenario.all_devices),
-        keys=run_keys.make(scenario),
-        forkserver=Forkserver(scenario),
+        specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
+        forkserver=Forkserver(state.scenario.model, state.scenario.plugins),
     )
-
-
-def _addresses(scenario: Scenario) -> dict[str, str]:
-    """An endpoint for each life of each device, by `life_name`."""
-    lives = Counter(event.device for event in scenario.events if event.kind in ARRIVALS)
-    lives.update(scenario.initial_devices)
-    names = [life_name(device, life) for device in scenario.all_devices for life in range(lives[device])]
-    return dict(zip(names, map(loopback, free_ports(len(names))), strict=True))
 
 
 @dataclass(kw_only=True)
@@ -72,10 +62,9 @@ class LocalBackend:
 
     state: RunState
     forkserver: Forkserver
-    addresses: dict[str, str]  # by `life_name`
-    channel: Channel
-    keys: dict[str, DeviceKeys] = field(repr=False)  # by device
+    specs: DeviceSpecs
     lives: dict[str, list[ForkServerProcess]] = field(default_factory=dict)  # one process for each life
+    process: Callable[[DeviceSpec, Connection], object] = process_main  # what a device's process runs
     poll_s: float = 0.1
 
     def start_initial(self) -> None:
@@ -125,38 +114,18 @@ class LocalBackend:
             running=alive,
             exits=exits,
             can_return=not alive,
-            failure=f"{failure(log.parent) or last_line(log)}; its log: {log}" if failed else "",
+            failure=f"{failure(log.parent) or reason(log)}; its log: {log}" if failed else "",
             record={"pid": processes[-1].pid},
         )
 
     # -- starting a life ---------------------------------------------------------------------------
     def _start_life(self, device: str, cohort: int) -> None:
         lives = self.lives.setdefault(device, [])
-        spec = self._spec(device, len(lives), cohort)
+        known = self.known_at_start(device, len(lives), cohort)
+        spec = self.specs.spec(device, len(lives), cohort, known)
         if any(event.kind == "crash" for event in spec.script):
             self.state.killed.add((device, spec.life))
-        lives.append(self.forkserver.start(process_main, spec, name=device))
-
-    def _spec(self, device: str, life: int, cohort: int) -> DeviceSpec:
-        """`cohort`: the number of initial devices; 0 for a device that joins or returns."""
-        scenario, address = self.state.scenario, self.addresses[life_name(device, life)]
-        return DeviceSpec(
-            id=device,
-            config=scenario.device_config(),
-            listen=address,
-            advertise=address,
-            seeds=tuple(self.addresses[other] for other in self.known_at_start(device, life, cohort)[:SEEDS]),
-            out=str(self.state.out),
-            cohort=cohort,
-            epoch_ns=self.state.epoch_ns,
-            snapshot_every=scenario.eval.every,
-            keys=self.keys[device].network,
-            signing=self.keys[device].signing,
-            channel=self.channel,
-            group=self.addresses,
-            life=life,
-            script=script_of(scenario, device, life) if self._is_virtual else (),
-        )
+        lives.append(self.forkserver.start(self.process, spec, name=device))
 
     def known_at_start(self, device: str, life: int, cohort: int) -> list[str]:
         """The devices, by `life_name`, whose addresses a new life gets.

@@ -7,23 +7,14 @@ import socket
 
 from emulation.launch.errors import RunFailed
 
-PORTS = ports_range = range(10_000, 30_000)  # below the range from which outgoing connections take theirs
+PORTS = range(10_000, 30_000)  # below the range from which outgoing connections take theirs
 TRIES = 4000
-
-
-def use_ports(number: int, of: int) -> None:
-    """Let this process take only every `of`-th port, from `number` on.
-
-    `of` processes with different numbers then never take the same port.
-    """
-    global ports_range
-    ports_range = PORTS[number::of]
 
 
 def free_ports(count: int) -> list[int]:
     """Random ports to which nothing is bound now. Raises RunFailed if there are fewer than `count`."""
     ports: list[int] = []
-    for port in random.SystemRandom().sample(ports_range, min(TRIES, len(ports_range))):
+    for port in random.SystemRandom().sample(PORTS, TRIES):
         if not _is_free(port):
             continue
         ports.append(port)

@@ -11,7 +11,7 @@ from rich.console import Console
 from emulation.analysis import forgotten_files
 from emulation.launch import backend as backends
 from emulation.launch import interrupts
-from emulation.launch.backend import Backend
+from emulation.launch.backend import Backend, Prepare
 from emulation.launch.device_scripts import subject
 from emulation.launch.early_end import end_early
 from emulation.launch.errors import RunFailed
@@ -25,14 +25,14 @@ from peers.errors import InputError
 from peers.runtime import partition
 
 
-def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> int:
-    """Run a scenario on a backend of `BACKENDS`; returns 0.
+def run(scenario: Scenario, out: Path, console: Console, on: str | Prepare = "local") -> int:
+    """Run a scenario; returns 0. `on`: a name of `BACKENDS`, or what prepares another backend.
 
     Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
     In each case no device and no evaluator is left when this returns, and run.json is written.
     """
     state = RunState(scenario=scenario, out=out, pending=list(scenario.events))
-    backend = backends.prepare(on, state, console)
+    backend = backends.prepare(on, state, console) if isinstance(on, str) else on(state, console)
     evaluator, succeeded = EvaluatorProcess(state), False
     try:
         evaluator.start()
@@ -56,6 +56,7 @@ def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeed
     evaluator.end()
     try:
         state.devices = backend.end(succeeded)
+        state.withdraw_ineffective()
     finally:
         state.write_record()
         with suppress(InputError, OSError):  # the summary names each file that still holds a forgotten block

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emulation.analysis.records import Tail, write_run
+from emulation.analysis.effects import took_effect
+from emulation.analysis.records import Tail, read_lines, write_run
 from emulation.scenario.events import EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
 from peers.errors import LEAVE_UNCONFIRMED
@@ -117,6 +118,17 @@ class RunState:
         last, running = self.scenario.round.count - 1, self.running()
         done = [d for d, closed in self.last_round.items() if closed == last and d not in running]
         return len(done) > len(running)
+
+    def withdraw_ineffective(self) -> None:
+        """List departures that were injected after the last round of a device as not done."""
+        for event in list(self.events):
+            device = str(event["device"])
+            lines = read_lines(self.out / "devices" / device / "events.jsonl") if device else []
+            if not took_effect(event, lines):
+                self.events.remove(event)
+                same = (event["round"], event["kind"], event["device"])
+                listed = [e for e in self.scenario.events if (e.round, e.kind, e.device) == same]
+                self.pending += listed[:1]
 
     def write_record(self) -> None:
         """Write run.json."""

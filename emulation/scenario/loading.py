@@ -50,6 +50,25 @@ def load(
     return scenario.model_copy(update={"event": tuple(event for _, event in in_order(scenario.event))})
 
 
+def from_table(data: dict[str, Any], options: Iterable[str] = ()) -> Scenario:
+    """Check a scenario that a command makes. `options`: the key paths that `--set` may have set, for errors.
+
+    Raises InputError with one line, as `load` does.
+    """
+    place = Place(str(data.get("name", "scenario")), dict.fromkeys(options, "--set"))
+    scenario = _validated(data, place)
+    for where, problem in scenario_problems(scenario):
+        raise InputError(f"{place.of(where)}: {where}: {problem}")
+    return scenario
+
+
+def assignments(texts: Sequence[str]) -> dict[str, object]:
+    """Key path -> value of texts "a.b=v" (`load`), with the current spellings of keys. Raises InputError."""
+    given = [_parse_override(text) for text in texts]
+    former_in_overrides(override.keys for override in given)
+    return {".".join(current_keys(override.keys)): override.value for override in given}
+
+
 def read(path: Path) -> Scenario:
     """Read a scenario that a run wrote. Only types and ranges are checked. Raises InputError."""
     data = read_toml(path)

@@ -1,4 +1,7 @@
-"""The start time of a run whose devices are started one by one. All devices count time from it."""
+"""The start time and the name of a run whose devices are started one by one.
+
+All devices count time from it. The name is in every statement that they sign.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ FILE = "epoch.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def write(run: Path) -> None:
-    """Write the present time as the start of the run."""
-    moment = {"epoch_ns": time.monotonic_ns(), "boot_id": _boot_id(), "unix_ns": time.time_ns()}
+def write(run: Path, name: str = "") -> None:
+    """Write the present time as the start of the run. `name`: of the run, if this folder gives it one."""
+    moment = {"epoch_ns": time.monotonic_ns(), "boot_id": _boot_id(), "unix_ns": time.time_ns(), "run": name}
     (run / FILE).write_text(json.dumps(moment), encoding="utf-8")
 
 
@@ -28,6 +31,14 @@ def read(run: Path, wall: bool = False) -> int | None:
     if wall:
         return int(found["unix_ns"])
     return int(found["epoch_ns"]) if found["boot_id"] == _boot_id() else None
+
+
+def name(run: Path) -> str:
+    """The name of the run in this folder. "": the folder gives it none."""
+    try:
+        return str(json.loads((run / FILE).read_text(encoding="utf-8")).get("run", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _boot_id() -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emulation.analysis import records
+from emulation.analysis.effects import took_effect
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import OF_THE_NETWORK
 from emulation.scenario.loading import dump
@@ -68,8 +69,14 @@ def find_events(run: RunRecords) -> list[Record]:
         for device in run.devices
         for kind, at_s in _events_of_lives(run, _lives(run, device))
     ]
-    found = _merge(recorded, churn_log.read(run.folder, epoch.read(run.folder) or 0))
+    found = _merge(recorded, _logged(run, epoch.read(run.folder) or 0))
     return [{"round": _closed_by_all(run, e["t_s"], e["device"]), **e} for e in found]
+
+
+def _logged(run: RunRecords, epoch_ns: int) -> list[Record]:
+    """The events of `unweft churn` that had an effect."""
+    logged = churn_log.read(run.folder, epoch_ns)
+    return [event for event in logged if took_effect(event, run.events.get(event["device"], []))]
 
 
 def _merge(recorded: list[Record], logged: list[Record]) -> list[Record]:
@@ -87,7 +94,7 @@ def _add_churn_log(run: RunRecords) -> None:
     """Add the events of `unweft churn` to a launcher's run.json, once."""
     if not run.run or run.run.get("churned") or not (run.folder / churn_log.FILE).exists():
         return
-    logged = churn_log.read(run.folder, int(run.run["epoch_ns"]))
+    logged = _logged(run, int(run.run["epoch_ns"]))
     for event in logged:
         event["round"] = _closed_by_all(run, event["t_s"], event["device"])
     record = {**run.run, "events": _merge(run.run["events"], logged), "churned": True}

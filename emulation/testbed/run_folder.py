@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,14 +49,15 @@ def enter(
             keys.generate(keys_folder)
         if not goes_on:
             _move_aside(run)
-            begin(run, scenario)
+            begin(run, scenario, secrets.token_hex(8))
         return scenario, id_leases.claim(run, scenario.devices.prefix, token)
 
 
 def enter_as(run: Path, scenario: Scenario, name: str, token: str) -> Claim:
     """Enter the run in a folder with a given id. The folder may belong to this device alone.
 
-    A run whose devices have all ended goes on. Raises InputError if a live device has the id.
+    A run whose devices have all ended goes on. This gives the run no name, since the folders of other devices
+    would give it others. Raises InputError if a live device has the id.
     """
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run):
@@ -64,13 +66,13 @@ def enter_as(run: Path, scenario: Scenario, name: str, token: str) -> Claim:
         return id_leases.claim_id(run, name, token)
 
 
-def begin(run: Path, scenario: Scenario) -> None:
-    """Write the files of a new run that all its devices read."""
+def begin(run: Path, scenario: Scenario, name: str = "") -> None:
+    """Write the files of a new run that all its devices read. `name`: of the run (epoch.py)."""
     from emulation.scenario.loading import dump
 
     run.mkdir(parents=True, exist_ok=True)
     (run / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
-    epoch.write(run)
+    epoch.write(run, name)
 
 
 def _has_ended(run: Path) -> bool:

@@ -255,9 +255,13 @@ class Learner:
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""
-        if not fisher:
+        every = self._config.train.fisher_every
+        if not fisher and not every:
             self._local.fisher = None
-        elif self._local.fisher is None:
+            return
+        if every and round % every == 0:
+            self._local.fisher = None
+        if self._local.fisher is None:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)

@@ -8,6 +8,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable, Collection, Container, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -83,6 +84,7 @@ ModelFactory = Callable[[ModelConfig], Pretrained]
 
 models: Registry[ModelFactory] = Registry("model.name")
 _kept: dict[str, LoadedModel] = {}
+_patterns: dict[str, LoadedModel] = {}  # of `load_once`
 
 
 @models.add("tiny")
@@ -100,12 +102,13 @@ def load_smollm2(config: ModelConfig) -> Pretrained:
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Load, freeze and hash the model of a scenario, on `config.device`, or use the one of `keep_model`.
+    """Load, freeze and hash the model of a scenario, on `config.device`, or use the one of `keep_model`
+    or a copy of the one of `load_once`.
 
     Raises InputError for a model that cannot be loaded, unknown target modules or a missing device.
     """
     device = pick_device(config.device)
-    loaded = _kept.pop(_key(config), None) or _load(config)
+    loaded = _kept.pop(_key(config), None) or _copy(config) or _load(config)
     return replace(loaded, model=loaded.model.to(device))
 
 
@@ -120,6 +123,18 @@ def keep_model(config: ModelConfig) -> None:
         _kept[_key(config)] = _load(config)
     finally:
         torch.set_num_threads(threads)
+
+
+def load_once(config: ModelConfig) -> None:
+    """Load a model once for this process: from now on `load_model` returns a copy of it, which is faster."""
+    key = _key(config)
+    if key not in _patterns:
+        _patterns[key] = _kept.pop(key) if key in _kept else _load(config)
+
+
+def _copy(config: ModelConfig) -> LoadedModel | None:
+    pattern = _patterns.get(_key(config))
+    return None if pattern is None else replace(pattern, model=deepcopy(pattern.model))
 
 
 def _key(config: ModelConfig) -> str:

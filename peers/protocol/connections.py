@@ -35,6 +35,7 @@ class Connections:
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
             *(f"codec:{codec}" for codec in codecs(config.radio)),
+            *([f"run:{state.me.run}"] if state.me.run else []),
         ]
         self._capabilities = sorted({*self._required, *(f"codec:{codec}" for codec in CODECS)})
 

@@ -125,8 +125,12 @@ class Correction:
 
     def exchanged(self, group: str) -> bool:
         """Whether the group is exchanged in this round, by its period H_g."""
+        return self._state.round % self.period(group) == 0
+
+    def period(self, group: str) -> int:
+        """H_g in this round; 1 outside a correction."""
         action = self.settings().get(group)
-        return action is None or self._state.round % action.period == 0
+        return 1 if action is None else action.period
 
     def gamma(self, group: str) -> float:
         """The mixing strength of a group in this round."""

@@ -2,8 +2,11 @@
 
 To one device, SIGTERM means "leave and be forgotten". `docker compose down` and similar commands send SIGTERM
 to every device. So with `membership.leave_grace_s` a device first tells the others that it was told to stop.
-If all live members say the same, the run is over and nobody asks to be forgotten (method 9). If one member
-does not say so, the device leaves: in case of doubt the request to be forgotten counts.
+A member that was not told so answers, signed, that it stays. The run is over, and nobody asks to be
+forgotten, if all active members were told to stop, or if more than half were and at the end of the grace no
+other one has said that it stays. Otherwise the device leaves. So one silent member does not turn the end of a
+run into leaves, and one member that lies does not turn a leave into an end where another one stays (method
+9).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from peers.protocol.state import SECOND, DeviceState
 from transport.wire.messages import Stopping
 
 TELLINGS = 4  # Stopping messages in one grace: a message may be lost on the radio
+ANSWER_NS = SECOND // 4  # pause between two answers to one peer that this device stays
 INSIST_NS, INSISTS = SECOND // 4, 8  # pause and number of repetitions of a last record without confirmation
 
 
@@ -39,6 +43,8 @@ class Departure:
         self._sign, self._verify = sign, verify
         self._grace_ns = int(state.config.membership.leave_grace_s * SECOND)
         self._stopping: set[BlockKey] = set()  # members that were told to stop
+        self._staying: set[BlockKey] = set()  # members that have said that they stay
+        self._answered_ns: dict[str, int] = {}  # when each peer was last told that this device stays
         self._going = ""  # "leave" or "retire" while this device waits for a confirmation
         self._insists = 0  # repetitions of the last record that are left
         self._grace_until_ns: int | None = None  # end of the leave grace; None: no grace has begun
@@ -71,28 +77,61 @@ class Departure:
             self._depart(now, "leave" if self._grace_until_ns is not None else kind)
 
     def on_stopping(self, now: int, source: str, message: Stopping) -> None:
-        """A member was told to stop. Pass its message on once; each new one extends the own grace."""
+        """A member was told to stop, or says that it stays. Pass a new statement on once.
+
+        Each member that was told to stop extends the own grace. A device that was not told so answers.
+        """
         state, key = self._state, BlockKey(message.device, message.incarnation)
-        if key in self._stopping:
+        said = self._staying if message.stays else self._stopping
+        if key not in said:
+            record = state.members.alive().get(key.device)
+            record = record if record is not None and record.key == key else None
+            statement = _statement(key, message.stays)
+            if record is None or not self._verify(record.public, statement, message.signature):
+                state.act(Drop("unknown" if record is None else "forged"))
+                return
+            said.difference_update({known for known in said if known.device == key.device})
+            said.add(key)
+            state.tell_all(message, but=source)
+            if self._grace_until_ns is not None and not message.stays:
+                self._grace_until_ns = now + self._grace_ns
+        if not message.stays:
+            self._answer(now, source)
+
+    def _answer(self, now: int, source: str) -> None:
+        """Say that this device stays: to all the first time, then to a peer that asks again."""
+        state = self._state
+        stays = self._grace_until_ns is None and state.phase not in (Phase.FINISH, Phase.GONE)
+        if state.own is None or not stays or now < self._answered_ns.get(source, now):
             return
-        record = state.members.get(key)
-        if record is None or not self._verify(record.public, _statement(key), message.signature):
-            state.act(Drop("unknown" if record is None else "forged"))
-            return
-        self._stopping.add(key)
-        state.tell_all(message, but=source)
-        if self._grace_until_ns is not None:
-            self._grace_until_ns = now + self._grace_ns
+        key = state.own.key
+        message = Stopping(key.device, key.incarnation, self._sign(_statement(key, True)), True)
+        for peer in [source] if key in self._staying else state.greeted():
+            state.tell(peer, message)
+            self._answered_ns[peer] = now + ANSWER_NS
+        self._staying.add(key)
 
     def on_last_call(self, now: int) -> None:
-        """Repeat the Stopping message; leave if the grace is over, since some member stays."""
+        """Repeat the Stopping message. At the end of the grace, end with the others or leave."""
         if self._grace_until_ns is not None and now < self._grace_until_ns:
             self._tell_stopping(now)
-        elif self._state.phase not in (Phase.FINISH, Phase.GONE):
+        elif self._state.phase in (Phase.FINISH, Phase.GONE):
+            return
+        elif self._most_stop():
+            self._end_run(now)
+        else:
             self._depart(now, "leave")
 
+    def _most_stop(self) -> bool:
+        """Whether more than half of the active members were told to stop, and no other one says it stays."""
+        active = {record.key for record in self._state.members.active().values()}
+        stopping = active & self._stopping
+        for key in sorted(active - stopping):
+            self._state.log("stays" if key in self._staying else "silent", peer=key.device)
+        return 2 * len(stopping) > len(active) and not self._staying & (active - stopping)
+
     def on_insist(self, now: int) -> None:
-        """Repeat the last records while nobody has confirmed them, at most INSISTS times."""
+        """Repeat the last records while a live neighbour has not confirmed them, at most INSISTS times."""
         state = self._state
         self._insists -= 1
         if self._insists <= 0 or not state.greeted():
@@ -104,7 +143,7 @@ class Departure:
     def try_end(self, now: int) -> None:
         """After every event: end once the departure is confirmed or all live members were told to stop."""
         state = self._state
-        if self._going and not state.unconfirmed:
+        if self._going and self._membership.all_confirm():
             self._end(self._going)
         if self._grace_until_ns is None or state.phase in (Phase.FINISH, Phase.GONE):
             return
@@ -127,7 +166,8 @@ class Departure:
         if state.own is not None:
             key = state.own.key
             self._stopping.add(key)
-            state.tell_all(Stopping(key.device, key.incarnation, self._sign(_statement(key))))
+            signature = self._sign(_statement(key, stays=False))
+            state.tell_all(Stopping(key.device, key.incarnation, signature))
         state.timers["last_call"] = now + self._grace_ns // TELLINGS
 
     def _depart(self, now: int, kind: str) -> None:
@@ -153,16 +193,18 @@ class Departure:
             state.act(Exit(0, "gone"))
 
     def _end(self, reason: str) -> None:
-        """Say goodbye and exit. A leave that nobody has confirmed has its own exit status."""
+        """Say goodbye and exit. A leave that too few have confirmed has its own exit status."""
         state, self._going = self._state, ""
-        lost = Status.LEFT in state.unconfirmed.values() and not self._is_last()
+        self._membership.settle_confirmations()
+        left = sorted(r.key for r in state.unconfirmed.values() if r.status is Status.LEFT)
         state.timers.pop("insist", None)
         self._rounds.say_farewell(reason, last=True)
         state.enter(Phase.GONE)
-        if lost:
-            kept = ", ".join(map(str, sorted(state.unconfirmed)))
-            state.log("unconfirmed_leave", blocks=kept.split(", "))
-            state.act(Exit(LEAVE_UNCONFIRMED, f"nobody has confirmed the leave of {kept}; it is saved"))
+        if left and not self._is_last():
+            kept = list(map(str, left))
+            state.log("unconfirmed_leave", blocks=kept)
+            few = f"too few devices have confirmed the leave of {', '.join(kept)}; it is saved"
+            state.act(Exit(LEAVE_UNCONFIRMED, few))
         else:
             state.act(Exit(0, reason))
 
@@ -173,6 +215,6 @@ class Departure:
         return all(record is not None and record.status is Status.LEFT for record in newest)
 
 
-def _statement(key: BlockKey) -> bytes:
-    """The bytes that a device signs when it was told to stop."""
-    return f"stopping {key}".encode()
+def _statement(key: BlockKey, stays: bool) -> bytes:
+    """The bytes that a device signs when it was told to stop, or when it stays."""
+    return f"{'staying' if stays else 'stopping'} {key}".encode()

@@ -33,16 +33,18 @@ class MembershipProtocol:
     ) -> None:
         self._state, self._connections, self._replicas = state, connections, replicas
         self._admission = admission
+        self._trained: dict[str, int] = {}  # the newest incarnation of each device that began to train
         self._waits = False  # for a slot
         self._had_slot = False
         self._patience_ns: int | None = None  # end of the wait of a newcomer where all slots are taken
 
     # -- the own record ----------------------------------------------------------------------------
-    def claim(self, now: int, carry: BlockKey | None = None) -> None:
+    def claim(self, now: int, carry: BlockKey | None = None, told: bool = False) -> None:
         """Claim a free slot under a new incarnation. `carry`: the own block that goes on with its values.
 
         A device waits while no slot is free. Raises NoFreeSlot after `settle_s` if all slots are taken by
-        blocks and this device never had one.
+        blocks and this device never had one. `told`: a message of a peer led to this. Its sender is not the
+        cause, so the next try of `try_claim` raises.
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
@@ -50,7 +52,7 @@ class MembershipProtocol:
             state.exchange.outdate()
         resumed = None if joins else state.me.resumes.get(state.me.device)
         wish = resumed if carry is None else self._slot_of(carry)
-        record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish)
+        record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish, told)
         self._waits = record is None
         if record is None:
             return
@@ -70,7 +72,7 @@ class MembershipProtocol:
         state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
         state.exchange.add_block(record.key, ZERO if kept is None else max(state.round, 0))
 
-    def _new_record(self, now: int, since: int, wish: int | None) -> Record | None:
+    def _new_record(self, now: int, since: int, wish: int | None, told: bool) -> Record | None:
         state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
         barred = self._replicas.barred(now) if state.round < 0 else set()
         keep = state.keep_crashed
@@ -78,7 +80,7 @@ class MembershipProtocol:
             return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
         except NoFreeSlot:
             full = len({r.slot for r in state.members.blocks(keep).values()}) >= slots
-            if full and not self._had_slot and now >= self._patient_until(now):
+            if full and not self._had_slot and now >= self._patient_until(now) and not told:
                 raise
         if not self._waits:
             state.log("waits_for_slot", quarantined=sorted(barred))
@@ -109,8 +111,9 @@ class MembershipProtocol:
         state, leaves = self._state, status is Status.LEFT
         going = self.own_records() if leaves else [r for r in [state.own] if r is not None]
         signed = [state.members.amend(r, status=status) for r in going if r.status is not Status.LEFT]
-        pending = {key: known for key, known in state.unconfirmed.items() if known is Status.LEFT}
-        state.unconfirmed = pending | dict.fromkeys((r.key for r in signed), status)
+        pending = {k: r for k, r in state.unconfirmed.items() if r.status is Status.LEFT}
+        state.unconfirmed = pending | {record.key: record for record in signed}
+        state.confirmed_by.clear()
         if state.own is not None:
             state.own = state.members.get(state.own.key)
         if leaves:
@@ -119,23 +122,33 @@ class MembershipProtocol:
         self.tell_unconfirmed()
 
     def restore_wishes(self) -> None:
-        """Take in the leaves of this device's earlier lives, before it joins under a new incarnation."""
+        """Take in the leaves of this device's earlier lives, before it joins under a new incarnation.
+
+        A leave under an earlier key cannot enter the own table. It is told to the devices that know this key.
+        """
         state, me = self._state, self._state.me
-        wishes = [r for r in me.wishes if (r.device, r.public) == (me.device, me.public)]
+        wishes = [record for record in me.wishes if record.device == me.device]
         restored = [change.record for change in state.members.merge(wishes)]
-        state.unconfirmed.update(dict.fromkeys((r.key for r in restored), Status.LEFT))
+        earlier = [record for record in wishes if record.public != me.public]
+        state.unconfirmed.update({record.key: record for record in [*earlier, *restored]})
         self._log_tombstones(restored)
 
     def tell_unconfirmed(self) -> None:
-        """Tell all peers the last records of this device that nobody has confirmed."""
+        """Tell all peers the last records of this device that too few have confirmed."""
         state = self._state
-        records = [r for r in map(state.members.get, sorted(state.unconfirmed)) if r is not None]
+        records = [record for _, record in sorted(state.unconfirmed.items())]
         for start in range(0, len(records), MAX_GOSSIP):
             state.tell_all(state.gossip(records[start : start + MAX_GOSSIP]))
 
     def _save_leave(self, confirmed: bool) -> None:
-        left = tuple(r for r in self.own_records() if r.status is Status.LEFT)
-        self._state.act(SaveLeave(left, confirmed))
+        """Save all leaves of this device, with those under an earlier key."""
+        known = [*self.own_records(), *self._state.unconfirmed.values(), *self._wishes_of_earlier_keys()]
+        left = {r.signature: r for r in known if r.status is Status.LEFT}
+        self._state.act(SaveLeave(tuple(left.values()), confirmed))
+
+    def _wishes_of_earlier_keys(self) -> list[Record]:
+        me = self._state.me
+        return [r for r in me.wishes if r.device == me.device and r.public != me.public]
 
     def _log_tombstones(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -177,22 +190,25 @@ class MembershipProtocol:
         if records is None:
             state.act(Drop("malformed"))
             return
+        self._note_confirmations(source, records)
         records, refused = self._admission.admit(records)
         if refused and not records:
             state.act(Drop(refused))
             return
-        self._note_confirmations(records)
         if state.phase is Phase.GONE:
             self.on_leaves(now, records)
             return
         state.saw_round(gossip.round, source)
+        refusals = state.members.refused
         changes = state.members.merge(records)
+        if state.members.refused > refusals:  # for instance a record of an earlier run
+            state.act(Drop("forged"))
         self._confirm_departures(source, records)
         self._act_on(now, changes, source)
         if gossip.reply and source in state.peers and self._may_reply(now, source):
             state.tell_table(now, source)
         if state.own is None and not self._waits:
-            self.claim(now)
+            self.claim(now, told=True)
 
     def _may_reply(self, now: int, source: str) -> bool:
         """Whether a peer may get the whole table again. Each of its requests costs only a few bytes."""
@@ -223,20 +239,46 @@ class MembershipProtocol:
             self._act_on(now, changes, None)
         elif changes:
             self._log_tombstones(change.record for change in changes)
-            if state.exported:
+            if state.exported is not None:
                 self._replicas.sync(now)
 
-    def _note_confirmations(self, records: list[Record]) -> None:
+    def _note_confirmations(self, source: str, records: list[Record]) -> None:
         """Note that another device has the last records of this device, which must not be lost.
 
-        Only the record itself, signature included, shows that it has arrived.
+        Only the record itself, signature included, shows that it has arrived. A device that goes waits for
+        more confirmations than it needs (`all_confirm`).
         """
         state = self._state
-        own = [r for r in records if state.members.get(r.key) == r]
-        confirmed = [r for r in own if state.unconfirmed.get(r.key) is r.status]
-        for record in confirmed:
-            del state.unconfirmed[record.key]
-        if not state.unconfirmed and any(r.status is Status.LEFT for r in confirmed):
+        confirmed = [r.key for r in records if r == state.unconfirmed.get(r.key)]
+        for key in confirmed:
+            state.confirmed_by.setdefault(key, set()).add(source)
+        if confirmed and state.phase is not Phase.GONE:
+            self.settle_confirmations()
+
+    def _voters(self) -> set[str]:
+        """The live neighbours, whose confirmations count."""
+        return {*self._state.greeted()} & self._state.members.alive().keys()
+
+    def all_confirm(self) -> bool:
+        """Whether every live neighbour has confirmed every last record of this device, and at least one."""
+        by, voters = self._state.confirmed_by, self._voters()
+        return all(by.get(key) and by[key] >= voters for key in self._state.unconfirmed)
+
+    def settle_confirmations(self) -> None:
+        """Count the records as told that more than half of the live neighbours have confirmed.
+
+        One neighbour can confirm a leave and not pass it on.
+        """
+        state, voters = self._state, self._voters()
+        settled = [
+            k for k, by in state.confirmed_by.items() if 2 * len(by & voters) > len(voters) or not voters
+        ]
+        told = [state.unconfirmed.pop(key) for key in settled]
+        for key in settled:
+            del state.confirmed_by[key]
+        if any(r.status is Status.LEFT for r in told) and not any(
+            r.status is Status.LEFT for r in state.unconfirmed.values()
+        ):
             self._save_leave(confirmed=True)
 
     def _confirm_departures(self, source: str, records: list[Record]) -> None:
@@ -284,7 +326,7 @@ class MembershipProtocol:
         if record.status is Status.ALIVE and (change.before is None or _trains_now(change)):
             event = "peer_joined" if change.before is None else "peer_trains"
             state.log(event, peer=record.device, incarnation=record.incarnation, slot=record.slot)
-            if record.since_round > 0:
+            if record.since_round >= 0 and self._begins(record) and record.since_round > 0:
                 state.start_correction(record.since_round)
         elif record.status in GONE and newest is not None and newest.key == record.key:
             kind = GONE[record.status]
@@ -293,6 +335,12 @@ class MembershipProtocol:
                 self._connections.part(record.device)
             if record.status in GOING or (kind == "crash" and state.keep_crashed):
                 state.start_correction(state.round)  # other crashes: when the block is dropped
+
+    def _begins(self, record: Record) -> bool:
+        """Whether an incarnation trains for the first time. It may say so again and again."""
+        first = record.incarnation > self._trained.get(record.device, -1)
+        self._trained[record.device] = max(record.incarnation, self._trained.get(record.device, -1))
+        return first
 
 
 def _trains_now(change: Change) -> bool:

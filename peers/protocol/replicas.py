@@ -57,7 +57,8 @@ class Replicas:
             if carried[record.key] is None:
                 self._add_block(record, None)
         state.blocks = {**wanted, **graced}
-        if state.exported and any(map(state.members.tombstoned, dropped)):
+        saved = {key for key in state.exported or () if not self._is_own(key)}
+        if any(map(state.members.tombstoned, saved)):
             state.export()  # the adapter that is saved still has the block
         self._quarantine_departed(now)
         if graced:

@@ -11,7 +11,7 @@ from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.signed_records import Record, Status, Verify
+from coordinator_free.membership.signed_records import Record, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import FIFO, DeviceConfig
@@ -20,6 +20,7 @@ from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.similar_copies import foreign_codec
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -42,6 +43,7 @@ class Identity:
     resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
     wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
     signer_of: Callable[[str], bytes | None] = lambda device: None  # the allow-list (admission.py)
+    run: str = ""  # the name of the run, equal on all its devices; "": it has none
 
 
 @dataclass(slots=True)
@@ -95,7 +97,9 @@ class DeviceState:
         # State that has its own class.
         # Membership table; membership.py merges records into it.
         self.members = Membership(verify, sign, me.device, me.public)
-        self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
+        self.exchange = Exchange(  # versions
+            self.mode, sizes, part_bytes, _send_allocation(me, config), foreign_codec(config)
+        )
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
         self.phase = Phase.SETTLE  # changed by `enter`
@@ -107,9 +111,12 @@ class DeviceState:
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
         self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it
-        # Own last records that no other device has confirmed: block and status; membership.py, departure.py.
-        self.unconfirmed: dict[BlockKey, Status] = {}
-        self.exported = False  # an adapter is saved: a later deletion saves it again; `export`
+        # Own last records that too few devices have confirmed, with the devices that have; membership.py.
+        self.unconfirmed: dict[BlockKey, Record] = {}
+        self.confirmed_by: dict[BlockKey, set[str]] = {}
+        self.exported: set[BlockKey] | None = (
+            None  # blocks of the saved adapter; None: none is saved; `export`
+        )
         self.correct_until = -1  # last round of the correction; `start_correction`
         self.events = 0  # corrections started; `start_correction`
         self.corrected_at: set[int] = set()  # last rounds of corrections, for snapshots; `start_correction`
@@ -140,6 +147,17 @@ class DeviceState:
         rounds = [peer.round for peer in self.peers.values() if peer.greeted and peer.round >= 0]
         agreed = min(max(rounds), majority(rounds) + 1) if rounds else -1
         self.network_round = self.members.network_round = max(self._own_round, agreed)
+
+    def round_of_neighbours(self) -> int:
+        """One round after the latest that more than half of the training neighbours have reached.
+
+        A neighbour that has not greeted this device has reached none (-1). Otherwise the members that greet
+        first could name any round.
+        """
+        training = {name for name, record in self.members.alive().items() if record.since_round >= 0}
+        around = self.graph(sorted(training | {self.me.device}))[self.me.device]
+        rounds = [self.peers[name].round if name in self.peers else -1 for name in around]
+        return majority(rounds) + 1 if rounds else self.network_round
 
     # -- members -----------------------------------------------------------------------------------
     @property
@@ -219,7 +237,7 @@ class DeviceState:
         if run_over and self.me.snapshot_every:
             self.act(Snapshot(max(self.closed, 0), "end"))
         self.act(Export(run_over))
-        self.exported = True
+        self.exported = set(self.blocks)
 
     # -- actions -----------------------------------------------------------------------------------
     def act(self, *actions: Action) -> None:

@@ -8,6 +8,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 - replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
 - joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
+  relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
 
 Membership and failure detection run beside the rounds in every phase (method 5 and 9).
@@ -16,6 +17,7 @@ Membership and failure detection run beside the rounds in every phase (method 5 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from coordinator_free.averaging.mixing import Arrival
@@ -40,6 +42,7 @@ from peers.protocol.replicas import Replicas
 from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
 from peers.protocol.signed_versions import SignedCopy, statement
+from peers.protocol.similar_copies import Near
 from peers.protocol.state import SECOND, DeviceState, Identity, Peer
 from transport.wire import messages
 
@@ -188,13 +191,15 @@ class DeviceProtocol:
         budget_bytes: int,
         supply: Supply | None = None,
         outages: frozenset[str] = frozenset(),
+        near: Near = MappingProxyType({}),
     ) -> list[Action]:
         """The local steps of this round are done. `changed`: parts that the last mixing has changed.
 
         `supply`: the resources of the round, where an allocator decides. `outages`: peers to which no data
-        goes in this round.
+        goes in this round. `near`: by peer and part, whether the peer's assumption of the own copy is within
+        the tolerance.
         """
-        self._rounds.trained(now, changed, budget_bytes, supply, outages)
+        self._rounds.trained(now, changed, budget_bytes, supply, outages, near)
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from peers.protocol.state_machine import DeviceProtocol
 from peers.runtime.event_queue import EventQueue
+from peers.runtime.host import Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
@@ -35,6 +36,7 @@ class Components:
     receiver: Receiver
     recorder: Recorder
     events: EventRecorder
+    host: Host
 
     @property
     def incarnation(self) -> int:

@@ -42,10 +42,8 @@ class Driver:
 
     async def run(self) -> int:
         """Run until the protocol exits; returns the exit status."""
-        self._external.on_signal(signal.SIGTERM, partial(self.protocol.signal, kind="leave"))
-        self._external.on_signal(signal.SIGINT, partial(self.protocol.signal, kind="retire"))
-        self._external.on_signal(END_SIGNAL, partial(self.protocol.signal, kind="end"))
-        self._external.on_signal(partition.SIGNAL, self._read_testbed_files)
+        if self._c.host.signals:
+            self._take_signals()
         self._read_partition(self._clock.now())
         receiving = asyncio.create_task(self._c.receiver.run())
         try:
@@ -68,6 +66,12 @@ class Driver:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
             self._c.learner_thread.close()
+
+    def _take_signals(self) -> None:
+        self._external.on_signal(signal.SIGTERM, partial(self.protocol.signal, kind="leave"))
+        self._external.on_signal(signal.SIGINT, partial(self.protocol.signal, kind="retire"))
+        self._external.on_signal(END_SIGNAL, partial(self.protocol.signal, kind="end"))
+        self._external.on_signal(partition.SIGNAL, self._read_testbed_files)
 
     def status(self) -> dict[str, Any]:
         """The answer to a health check: identity, progress, live members, blocks and traffic so far."""

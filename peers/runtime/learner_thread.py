@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,19 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coordinator_free.averaging.copy_distances import Distances
-from coordinator_free.averaging.mixing import Mix
+from coordinator_free.averaging.mixing import Follow, Mix
 from coordinator_free.correction import lookahead
 from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.correction.residuals import effective_eta, mu_from_losses, pack
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.ranges import path_component
 from peers.config import DeviceConfig
+from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.diagnosis import Diagnosis, Options
 from peers.learning.learner import Learner, TrainResult
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.lora.blocks import overwrite
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, Versions
+from peers.protocol.similar_copies import Near
 from peers.runtime.recorder import Recorder
 from peers.unlearning.deletion_receipt import DeletionReceipt
 
@@ -37,12 +40,14 @@ Diagnosed = tuple[NDArray[np.float64], Diagnosis]  # packed observables
 class Trained(NamedTuple):
     """The result of a round's local steps.
 
-    changed: parts that mixing has moved since the last training. distances: empty without an allocator.
+    changed: parts that mixing has moved since the last training. distances: empty without an allocator. near:
+    by peer and part, whether the peer's assumption of the own copy is within the tolerance; else empty.
     """
 
     result: TrainResult
     changed: set[Part]
     distances: Distances
+    near: Near
 
 
 def overwrite_copies(copies: Iterable[object]) -> None:
@@ -65,13 +70,17 @@ class LearnerThread:
         on_failure: Callable[[BaseException], None],
         versions: Versions,
         copies: NeighbourCopies | None = None,
+        assumed: AssumedCopies | None = None,
+        worker: Executor | None = None,
     ) -> None:
         """`on_failure` gets the exception of any work, in the learner thread. `copies`: None without an
-        allocator."""
+        allocator. `assumed`: None if every copy is sent (similar_copies.py). `worker` does the work, in
+        order; None: a new thread."""
         self._learner, self._recorder, self._on_failure = learner, recorder, on_failure
-        self._versions, self._copies = versions, copies
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._versions, self._copies, self._assumed = versions, copies, assumed
+        self._thread = worker or ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._config = config
+        self._cpu_s = 0.0  # of all work since the last line of metrics
         self._own: BlockKey | None = None
         self._changed: set[Part] = set()
         self._losses: list[tuple[float, ...]] = []  # by round and step, since the correction began
@@ -81,7 +90,7 @@ class LearnerThread:
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue any work."""
-        future = self._thread.submit(work)
+        future = self._thread.submit(self._timed, work)
         future.add_done_callback(self._report_failure)
         return future
 
@@ -112,12 +121,13 @@ class LearnerThread:
     def on_neighbour_copy(self, peer: str, part: Part, matrix: Tensor) -> None:
         """Keep a neighbour's copy [rows_g, r_g] for the allocator. Without one this does nothing."""
         if self._copies is not None:
-            self.submit(partial(self._copies.note, peer, part, matrix))
+            self.submit(partial(self._copies.store_copy, peer, part, matrix))
 
     def forget_copies_of(self, peer: str) -> None:
         """Forget the copies of a neighbour that is gone or may have started again."""
-        if self._copies is not None:
-            self.submit(partial(self._copies.forget, peer))
+        for copies in (self._copies, self._assumed):
+            if copies is not None:
+                self.submit(partial(copies.forget_neighbour, peer))
 
     def snapshot(self, action: do.Snapshot, device: str, incarnation: int) -> Future[None]:
         """Write the adapter for the evaluator, as it was when the last round was closed."""
@@ -140,10 +150,22 @@ class LearnerThread:
 
     def record_metrics(self, metrics: dict[str, object]) -> Future[None]:
         """Write a line of metrics.jsonl. It has the blocks' norms after all work that was queued before."""
-        return self.submit(lambda: self._recorder.metrics({**metrics, "norms": self._learner.norms()}))
+        return self.submit(partial(self._record_metrics, metrics))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _timed(self, work: Callable[[], Result]) -> Result:
+        """Do work and count the CPU time of this thread. torch's own threads and GPUs are not counted."""
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            self._cpu_s += time.thread_time() - began
+
+    def _record_metrics(self, metrics: dict[str, object]) -> None:
+        cpu_s, self._cpu_s = round(self._cpu_s, 6), 0.0
+        self._recorder.metrics({**metrics, "cpu_s": cpu_s, "norms": self._learner.norms()})
 
     def _report_failure(self, future: Future[Result]) -> None:
         error = None if future.cancelled() else future.exception()
@@ -167,7 +189,12 @@ class LearnerThread:
         self._losses.append(result.losses)
         if action.damping != 1.0:
             self._learner.scale_own_move(action.damping)
-        return Trained(result, changed, self._distances())
+        near = {} if self._assumed is None else self._assumed.near(self._read)
+        return Trained(result, changed, self._distances(), near)
+
+    def _read(self, part: Part) -> Tensor | None:
+        held = self._learner.has(part.block)
+        return self._learner.read(part.block, part.group) if held else None
 
     def _distances(self) -> Distances:
         """Distances of the own copies, as they are now, from the neighbours' copies."""
@@ -204,6 +231,16 @@ class LearnerThread:
         if not mixed.equal(own):
             self._learner.write(key, group, mixed)
             self._changed.add(mix.part)
+        if mix.follow is not None:
+            self._follow(mix.part, mix.follow, own)
+
+    def _follow(self, part: Part, follow: Follow, own: Tensor) -> None:
+        """Move kept copies towards the owner's copy. `own`: the own copy before the mixing."""
+        owner = own if follow.owner is None else follow.owner
+        for share, kept in follow.kept:
+            kept.lerp_(owner, share)
+        if self._assumed is not None:
+            self._assumed.follow(part, follow.peers, owner, follow.share)
 
     def _add_block(self, action: do.AddBlock) -> None:
         """Add a foreign block. It starts with the copy of `action.carry`, if that is held."""
@@ -241,8 +278,9 @@ class LearnerThread:
         key = action.key
         self._changed = {part for part in self._changed if part.block != key}
         overwrite_copies([*action.copies, *self._versions.drop_block(key)])
-        if self._copies is not None:
-            self._copies.drop(key)
+        for kept in (self._copies, self._assumed):
+            if kept is not None:
+                kept.drop_block(key)
         if not self._learner.has(key):
             return None
         if action.damping != 1.0:

@@ -75,7 +75,7 @@ class ActionPerformer:
         try:
             self._handlers[type(action)](action)
         except Exception as error:  # the barrier: no message ends the device
-            await self.perform(self._c.receiver.on_fault(self._c.clock.now(), source, error))
+            await self.perform(self._c.receiver.on_answer_fault(self._c.clock.now(), source, error))
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:
@@ -101,10 +101,10 @@ class ActionPerformer:
         self._queue_result(training, action.steps, partial(self._on_trained, training=training))
 
     def _on_trained(self, now: int, training: Future[Trained]) -> list[do.Action]:
-        self._trained, changed, distances = training.result()
+        self._trained, changed, distances, near = training.result()
         sender = self._c.sender
         supply, outages = sender.supply(distances), frozenset(sender.outages)
-        return self._c.protocol.trained(now, changed, sender.data_budget(), supply, outages)
+        return self._c.protocol.trained(now, changed, sender.data_budget(), supply, outages, near)
 
     def _diagnose(self, action: do.Diagnose) -> None:
         measuring = self._c.learner_thread.diagnose(action)

@@ -33,8 +33,7 @@ from transport.clocks.virtual import VirtualClock
 from transport.links.interface import Links, Received
 from transport.security.replay import ReplayGuard
 from transport.security.security_events import count_security_event
-from transport.shaping.accounting import OTHERS as ALL_OTHERS
-from transport.shaping.accounting import Accounts
+from transport.shaping.accounting import Accounts, LinkAccount
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_PAYLOAD, WINDOW_BYTES
 from transport.wire.messages import (
@@ -94,6 +93,7 @@ class Receiver:
         self._replays = None if authenticated else ReplayGuard()
         self._waiting: Counter[tuple[str, bool]] = Counter()  # queued bytes, by account; True: of data
         self._greeted_ns: dict[str, int] = {}  # departure of the last Hello of each peer
+        self._received_bytes: int | None = None  # of the message handled last; None: it was dropped
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
 
     async def run(self) -> None:
@@ -141,7 +141,7 @@ class Receiver:
     def _refuse(self, received: Received, kind: str, why: str) -> None:
         """Drop a message that no honest device sends: count it as a security event and as a drop."""
         self._note_security_event(received, kind, why)
-        self._accounts.link(self._booked(received.source)).dropped(kind, received.wire_bytes)
+        self._account_of(received.source).dropped(kind, received.wire_bytes)
         if len(received.frames) > 1 and received.source in self._protocol.peers:
             self._uncredited[received.source] += received.wire_bytes  # it is no longer in flight
 
@@ -181,10 +181,10 @@ class Receiver:
         """Anybody can invent source names, so all unknown sources share one account."""
         return source if source in self._protocol.peers else OTHERS
 
-    def _booked(self, source: str) -> str:
-        """The account of refused messages. Names that are neither peers nor members share one."""
+    def _account_of(self, source: str) -> LinkAccount:
+        """The account of a message. Names that are neither peers nor members share one."""
         known = source in self._protocol.peers or self._protocol.members.newest(source) is not None
-        return source if known else ALL_OTHERS
+        return self._accounts.source(source, known)
 
     def _on_window(self, envelope: Envelope, window: Window, received: Received) -> None:
         if self._virtual is None:
@@ -216,6 +216,9 @@ class Receiver:
                 actions = self._handle_update(now, message, received)
             else:
                 actions = self._protocol.on_message(now, envelope.src, message)
+                if Drop("forged") in actions:
+                    why = "it holds a statement that its owner has not signed for this run"
+                    self._note_security_event(received, "forged", why)
         except WireError as error:
             self._note_security_event(received, "malformed", str(error))
             actions = [Drop("malformed")]
@@ -231,6 +234,13 @@ class Receiver:
             self._links.security_events, kind, f"a message of {source!r} failed: {describe(error)}"
         )
         return self._protocol.abandon_message(now, source)
+
+    def on_answer_fault(self, now: int, source: str, error: Exception) -> list[Action]:
+        """An answer to the message of `source` that was handled last cannot be sent: it counts as dropped."""
+        if self._received_bytes is not None:
+            self._accounts.link(source).refuse_received(HANDLER_ERROR, self._received_bytes)
+            self._received_bytes = None
+        return self.on_fault(now, source, error)
 
     def _handle_update(self, now: int, header: Update, received: Received) -> list[Action]:
         reason = self._protocol.admit(received.source, header)
@@ -249,8 +259,9 @@ class Receiver:
 
     def _count(self, now: int, envelope: Envelope, received: Received, actions: list[Action]) -> list[Action]:
         """Count a message as received or dropped; returns the actions without the drops."""
-        link = self._accounts.link(received.source)
+        link = self._account_of(received.source)
         drops = [action.reason for action in actions if isinstance(action, Drop)]
+        self._received_bytes = None if drops else received.wire_bytes
         if drops:
             link.dropped(drops[0], received.wire_bytes)
         else:

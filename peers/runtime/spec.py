@@ -48,4 +48,5 @@ class DeviceSpec:
     wall_clock: bool = False  # the devices run on several hosts (transport/clocks/real.py)
     group: Mapping[str, str] = field(default_factory=dict)  # address of every device of the run, if known
     life: int = 0  # number of earlier processes of this id in the run; in every record of this process
+    run: str = ""  # the name of the run, equal on all its devices; every signed statement names it
     script: tuple[ScriptedEvent, ...] = ()  # virtual clock: the scenario's events of this device

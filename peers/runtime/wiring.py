@@ -11,8 +11,10 @@ from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
 from peers.config import FIFO
+from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
+from peers.protocol import similar_copies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
@@ -21,6 +23,7 @@ from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
 from peers.runtime.flow_control import FlowControl
+from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
@@ -31,10 +34,12 @@ from peers.runtime.spec import DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import leave_wishes
 from transport.clocks.real import Clock, RealClock
-from transport.clocks.virtual import VirtualClock
+from transport.clocks.virtual import VirtualClock, device_of
 from transport.links.interface import Links
 from transport.security.keys import DeviceIdentity, verify
 from transport.shaping.accounting import Accounts
+
+MakeDriver = Callable[[DeviceSpec, Links, Accounts, Learner, Recorder, DeviceIdentity], Driver]
 
 
 def make_driver(
@@ -44,23 +49,35 @@ def make_driver(
     learner: Learner,
     recorder: Recorder,
     identity: DeviceIdentity,
+    host: Host = OWN_PROCESS,
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
+    identity = identity.for_run(spec.run)
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
     queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
+    mixing = spec.config.mixing
+    assumed = AssumedCopies(mixing.tolerance) if similar_copies.applies(mixing) else None
     learner_thread = LearnerThread(
-        learner, recorder, spec.config, external.on_learner_failure, versions, copies
+        learner,
+        recorder,
+        spec.config,
+        external.on_learner_failure,
+        versions,
+        copies,
+        assumed,
+        host.worker(),
     )
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
-    encoder = PayloadEncoder(spec, learner, signed, copies)
+    encoder = PayloadEncoder(spec, learner, signed, copies, assumed)
     sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
-    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
+    devices = frozenset(device_of(life) for life in spec.group)
+    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent, devices)
     receiver = Receiver(
         links,
         protocol,
@@ -87,13 +104,14 @@ def make_driver(
         receiver=receiver,
         recorder=recorder,
         events=events,
+        host=host,
     )
     return Driver(components, scripted, external)
 
 
 def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
     """The callback with which links count the messages that they drop (`Links.start`)."""
-    return lambda source, reason, size: accounts.link(source).dropped(reason, size)
+    return lambda source, reason, size: accounts.source(source, known=False).dropped(reason, size)
 
 
 def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:
@@ -142,6 +160,7 @@ def _protocol(
         learner.resumes() if spec.cohort and recorder.is_first else {},
         () if wish.confirmed else wish.records,
         links.signer,
+        spec.run,
     )
     return DeviceProtocol(
         me,
@@ -151,7 +170,7 @@ def _protocol(
         {group: learner.layout.size(group) for group in learner.groups},
         sender.part_wire_bytes,
         identity.sign,
-        verify,
+        partial(verify, run=spec.run),
     )
 
 

@@ -24,6 +24,8 @@ from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
+from tests.support.simulated_assumptions import Assumptions
+from transport.security.keys import in_run
 from transport.wire.messages import Bye, Envelope, Message, Update
 from transport.wire.packing import pack, unpack
 
@@ -44,6 +46,7 @@ def small_config(**sections: Any) -> DeviceConfig:
         "round": {"count": 100_000, "deadline_s": 2.0},
         "correction": {"rounds": 3},
         "membership": {"settle_s": 20.0},
+        "mixing": {"tolerance": 0.0},
     }
     for name, section in sections.items():
         known = defaults.get(name)
@@ -83,12 +86,13 @@ class SimDevice:
             difference,
             dict.fromkeys(GROUPS, Size(2, 32)),
             lambda group, codec=None: PART_BYTES // 2 if codec == "int8" else PART_BYTES,
-            partial(sign_as, me.device),
-            verify,
+            lambda data: sign_as(me.public.removeprefix(b"public:").decode(), in_run(me.run, data)),
+            lambda public, data, signature: verify(public, in_run(me.run, data), signature),
         )
         self.values: dict[Part, Values] = {}
         self.slots: dict[BlockKey, int] = {}
         self.changed: set[Part] = set()
+        self.assumed = Assumptions(config.mixing.tolerance)
         self.links: dict[str, str] = {}  # peer or alias: address
         self.told: list[do.Action] = []
         self.dropped: Counter[str] = Counter()
@@ -152,6 +156,7 @@ class SimDevice:
                 values = copy.matrix if isinstance(copy, SignedCopy) else copy
                 if values is not None:
                     mixed = mixed + weight * values
+            self.assumed.follow(mix.part, mix.follow, own)
             if not np.array_equal(mixed, own):
                 self.values[mix.part] = mixed
                 self.changed.add(mix.part)
@@ -165,6 +170,7 @@ class SimDevice:
 
     def drop(self, key: BlockKey) -> None:
         self.slots.pop(key, None)
+        self.assumed.drop(key)
         for group in GROUPS:
             self.values.pop(Part(key, group), None)
             self.changed.discard(Part(key, group))
@@ -195,10 +201,12 @@ class Network:
     # -- devices -----------------------------------------------------------------------------------
     def add(self, device: str, *seeds: str, cohort: int = 0, bases: str = "q", **more: Any) -> SimDevice:
         """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every,
-        wishes."""
+        wishes, public (the key that it says is its own), run (the name of its run)."""
         config, every = more.pop("config", self.config), more.pop("snapshot_every", 0)
         at, wishes = tuple(map(address, seeds)), more.pop("wishes", ())
-        me = Identity(device, address(device), public(device), at, cohort, every, wishes=wishes)
+        key = more.pop("public", public(device))
+        run = more.pop("run", "")
+        me = Identity(device, address(device), key, at, cohort, every, wishes=wishes, run=run)
         started = self.devices[device] = SimDevice(me, config, {"bases": bases})
         self.everyone.append(started)
         for name, value in more.items():
@@ -317,7 +325,8 @@ class Network:
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:
             changed = device.train(action)
-            return device.protocol.trained(now, changed, device.budget_bytes, outages=device.outages)
+            near, outages = device.assumed.near(device.values), device.outages
+            return device.protocol.trained(now, changed, device.budget_bytes, outages=outages, near=near)
 
         self._handle(device, event)
 
@@ -332,6 +341,7 @@ class Network:
     def _publish(self, source: SimDevice, action: do.Publish) -> None:
         for part, version, cause in action.parts:
             values = source.values[part].copy()
+            source.assumed.note(action.peer, part, values)
             header = update_header(part, version, action.round, cause)
             if source.protocol.signed_versions:  # relays send what the owner has signed
                 signed = statement(part, version, header.codec, values.tobytes())

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emulation.bench.clock import repeatable
-from tests.support.command_line import quick_run
+from emulation.commands.report import write_summary
+from emulation.launch import one_process
+from emulation.scenario.loading import load
+from tests.support.command_line import QUICK, quick_run
 
 EVENTS = (
     '[{round=1, kind="join", device="d3"}, {round=2, kind="crash", device="d2"}, '
@@ -32,4 +35,12 @@ def virtual_run(out: Path, *options: str) -> dict[str, Any]:
     command = quick_run(out, "--clock", "virtual", *options)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    return repeatable(json.loads((out / "summary.json").read_text()))
+
+
+def run_in_one_process(out: Path, *options: str) -> dict[str, Any]:
+    """The run of `virtual_run` with all devices in this process."""
+    sets = [option for option in options if option != "--set"]
+    one_process.run(load(Path(QUICK), sets, None, "virtual"), out)
+    write_summary(out)
     return repeatable(json.loads((out / "summary.json").read_text()))

@@ -229,10 +229,13 @@ def _lines(secrets_: Iterable[bytes]) -> bytes:
 
 
 class DeviceIdentity:
-    """An Ed25519 private key and its public half (32 bytes), with which a device signs its messages."""
+    """An Ed25519 private key and its public half (32 bytes), with which a device signs its messages.
 
-    def __init__(self, private: Ed25519PrivateKey) -> None:
-        self._private = private
+    `run`: the run that every signed statement names (`in_run`).
+    """
+
+    def __init__(self, private: Ed25519PrivateKey, run: str = "") -> None:
+        self._private, self.run = private, run
         self.public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
     @classmethod
@@ -255,9 +258,21 @@ class DeviceIdentity:
         _write_private(path, identity._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
         return identity
 
+    def for_run(self, run: str) -> DeviceIdentity:
+        """The same key, for statements of one run."""
+        return DeviceIdentity(self._private, run)
+
     def sign(self, data: bytes) -> bytes:
         """A signature of 64 bytes."""
-        return self._private.sign(data)
+        return self._private.sign(in_run(self.run, data))
+
+
+def in_run(run: str, data: bytes) -> bytes:
+    """The bytes that are signed for a statement: it names its run, so that no other run accepts it.
+
+    `run`: the name that all devices of a run share (docs/security.md); "": none.
+    """
+    return f"run {run}\n".encode() + data if run else data
 
 
 def identity_of(pair: CurvePair) -> DeviceIdentity:
@@ -266,10 +281,10 @@ def identity_of(pair: CurvePair) -> DeviceIdentity:
     return DeviceIdentity.generate(seed)
 
 
-def verify(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether the holder of `public` signed `data`; False also for malformed keys and signatures."""
+def verify(public: bytes, data: bytes, signature: bytes, run: str = "") -> bool:
+    """Whether the holder of `public` signed `data` for `run`. Malformed keys and signatures: False."""
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, in_run(run, data))
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -15,7 +15,9 @@ class Outgoing:
     """One message as it goes on the wire: a fragment of an update, or control.
 
     `key`, `version`: of the update (equal for all its fragments), to abandon it. `wire_bytes`: with headers
-    and framing; `payload_bytes`: the tensor bytes among them. `priority`: of control.
+    and framing; `payload_bytes`: the tensor bytes among them. Of control: `priority`; `key`: a later message
+    with the same key replaces this one while it waits; `origin`: the device whose statement it passes on, ""
+    for an own one; `departs`: it tells of a departure and goes before other messages that wait.
     """
 
     peer: str
@@ -27,6 +29,8 @@ class Outgoing:
     version: int = 0
     queued_round: int = 0
     priority: Priority = Priority.LIVENESS
+    origin: str = ""
+    departs: bool = False
 
 
 @dataclass(slots=True)

@@ -76,8 +76,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
+    """The end of a round's data: the status of each part (sent, replaces, unchanged, similar or withheld).
 
+    `similar`: the sender's copy is close to what the receiver makes of the version that it was sent last.
     `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py).
     `digest`: hash of the membership table.
     """
@@ -194,7 +195,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A device was told to stop, and asks whether all devices were.
+    """A device was told to stop, and asks whether all devices were. `stays`: it was not told to stop.
 
     It is signed, and other devices pass it on.
     """
@@ -202,6 +203,7 @@ class Stopping:
     device: str
     incarnation: int
     signature: bytes
+    stays: bool = False
 
 
 Message = (

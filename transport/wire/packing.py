@@ -113,7 +113,7 @@ def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = Fa
 
 
 _SIZE = whole(1, 1 << 34)
-_STATUS = one_of("sent", "replaces", "unchanged", "withheld")
+_STATUS = one_of("sent", "replaces", "unchanged", "similar", "withheld")
 _UPDATE = (
     *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), word),
     *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),
@@ -137,7 +137,7 @@ _KINDS: dict[int, _Kind] = {
     8: _kind(Bye, 1 << 10, text(128), flag),
     9: _kind(Window, 256, _COUNT, whole(0, NEVER_NS), whole(-2, 1 << 40), _COUNT, flag, _INCARNATION),
     10: _kind(Credit, 256, _COUNT),
-    11: _kind(Stopping, 512, valid_device_id, _INCARNATION, _SIGNATURE),
+    11: _kind(Stopping, 512, valid_device_id, _INCARNATION, _SIGNATURE, flag),
     12: _kind(Ack, 256, _COUNT, _DIGEST),
     13: _kind(PingRequest, 512, valid_device_id, _COUNT),
     14: _kind(Nack, 256, _COUNT),
@@ -145,8 +145,8 @@ _KINDS: dict[int, _Kind] = {
     16: _kind(Deleted, 192 << 10, rows(MAX_DELETED, valid_device_id, _INCARNATION, device_or_all)),
 }
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
-_CODES = {kind.type: code for code, kind in _KINDS.items()}
-_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its index in the packed array
+CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
+_OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 
 
 def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
@@ -154,7 +154,7 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
 
     Raises ValueError for a message that `unpack` would refuse.
     """
-    kind = _KINDS[_CODES[type(message)]]
+    kind = _KINDS[CODES[type(message)]]
     prefix, body = _packable(envelope, message, kind)
     frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
     if payload is not None:
@@ -172,7 +172,7 @@ def pack_fragments(
     `update`: the header of the first fragment; in the others only `offset` differs. `part_bytes`: the size of
     a fragment. Raises ValueError as `pack`.
     """
-    kind, view = _KINDS[_CODES[Update]], memoryview(payload)
+    kind, view = _KINDS[CODES[Update]], memoryview(payload)
     if len(view) != update.total or update.offset:
         raise ValueError(f"{len(view)} bytes of payload at offset {update.offset} do not make {update.total}")
     prefix, body = _packable(envelope, update, kind)
@@ -200,7 +200,7 @@ def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes,
         raise ValueError(f"{kind.name}.{wrong} is out of range: {getattr(message, wrong)!r:.200}")
     for at, dump in kind.dumps:
         values[at] = dump(values[at])
-    code = _CODES[kind.type]
+    code = CODES[kind.type]
     prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
     return prefix, [envelope.src, envelope.src_incarnation, *values]
 

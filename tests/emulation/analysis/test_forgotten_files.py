@@ -49,6 +49,18 @@ def unfinished_adapter(run: Path) -> Path:
     return adapter(run).rename(run / "adapters" / ".d1-77")
 
 
+def unfinished_first_adapter(run: Path) -> Path:
+    """A first export into a folder that was there and empty, by a process that was killed."""
+    (run / "adapters" / "d3").mkdir()
+    return adapter(run).rename(run / "adapters" / "d3" / ".d3-77")
+
+
+def half_renamed_adapter(run: Path) -> Path:
+    path = adapter(run)
+    (path / "unweft.json").unlink()
+    return path
+
+
 def contribution(run: Path) -> Path:
     """An adapter whose list does not name the block, but whose folder of contributions has it."""
     joined().export(run / "other")
@@ -90,6 +102,8 @@ def saved_checkpoint(run: Path) -> Path:
 PLACES: list[Put] = [
     adapter,
     unfinished_adapter,
+    unfinished_first_adapter,
+    half_renamed_adapter,
     contribution,
     snapshot,
     unfinished_snapshot,

@@ -53,7 +53,7 @@ def started(monkeypatch: Patch) -> list[DeviceSpec]:
     return found
 
 
-def start(monkeypatch: Patch, run: Path, **variables: str) -> int:
+def start(monkeypatch: Patch, run: Path, /, **variables: str) -> int:
     """Run `unweft device` as a container does, with all settings from the environment."""
     folder = run.with_name(f"{run.name}-keys")
     if not folder.exists():
@@ -131,6 +131,21 @@ def test_a_replica_is_the_device_of_its_number(
 ) -> None:
     start(monkeypatch, tmp_path / "run", replica="3")
     assert started[0].id == "d2"
+
+
+def test_the_devices_of_a_run_share_its_name(
+    monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec], capsys: Capture
+) -> None:
+    """From the folder that they share, from the seed where each has a folder, or as the user says."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    start(monkeypatch, shared)
+    start(monkeypatch, shared, id="d1")
+    assert started[0].run == started[1].run and len(started[0].run) == 16
+    start(monkeypatch, own, id="d0")
+    start(monkeypatch, own, id="d0", run="second")
+    assert [spec.run for spec in started[2:]] == [f"seed-{load(Path(QUICK)).seed}", "second"]
+    start(monkeypatch, shared)  # all have ended: a new run begins
+    assert started[4].run not in ("", started[0].run)
 
 
 def test_without_an_id_a_device_claims_one(

@@ -15,6 +15,7 @@ import pytest
 from emulation.experiments.parallel import chains
 from emulation.launch.errors import RunFailed
 from tests.support.chains import run
+from tests.support.command_line import PATIENCE_S
 
 
 def gone(pid: int) -> bool:
@@ -53,7 +54,7 @@ def test_a_killed_parent_leaves_nothing(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     files = [tmp_path / "slow1.pid", tmp_path / "slow2.pid"]
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < until:
         time.sleep(0.05)
     pids = [int(file.read_text()) for file in files]

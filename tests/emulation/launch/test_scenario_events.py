@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from emulation.launch import run_loop
 from emulation.launch.device_scripts import present_at_start, script_of
+from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.forkserver import Forkserver
 from emulation.launch.local import LocalBackend
 from emulation.launch.run_state import RunState
@@ -164,9 +165,8 @@ def test_late_random_events_are_dropped_in_the_last_rounds() -> None:
 def backend_of(made: Scenario, out: Path, **lives: bool) -> LocalBackend:
     """A backend whose devices have one life each. `lives`: whether the process of a device is alive."""
     state = RunState(scenario=made, out=out, epoch_ns=0, pending=list(made.events))
-    backend = LocalBackend(
-        state=state, forkserver=cast(Forkserver, None), addresses={}, channel=NEAR, keys={}
-    )
+    specs = DeviceSpecs(state=state, addresses={}, channel=NEAR, keys={})
+    backend = LocalBackend(state=state, forkserver=cast(Forkserver, None), specs=specs)
     for device, alive in lives.items():
         backend.lives[device] = [process(alive)]
     state.see_devices(backend.running())

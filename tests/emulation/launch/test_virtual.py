@@ -1,4 +1,4 @@
-"""Runs in virtual time: equal whatever the load; scripted events; signals from outside."""
+"""Runs in virtual time: equal under load and in one process; scripted events; signals from outside."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import pytest
 
 from emulation.bench.clock import load
 from tests.support.command_line import pid_in_round, quick_run
-from tests.support.virtual_runs import CHURN, virtual_run
+from tests.support.virtual_runs import CHURN, run_in_one_process, virtual_run
 
 # Each run starts several processes that import torch: a loaded machine needs more than the usual minute.
 pytestmark = pytest.mark.timeout(240)
 
 HEARTBEATS_S = 5.0  # links with a real clock would have sent some in this time ...
 STOPPED_S = 13.0  # ... and would not have waited so long for the next one
+CORRECTED = (  # the survivors refit, measure and choose an action
+    *("--set", "correction.policy=dominant", "--set", "correction.refit=0.25"),
+    *("--set", "correction.period=2", "--set", "correction.rounds=6", "--set", "topology.kind=ring"),
+)
 
 
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
@@ -31,8 +35,9 @@ def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path)
     assert quiet == loaded
 
 
-def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) -> None:
-    first = virtual_run(tmp_path / "first", *CHURN)
+def test_churn_happens_at_the_same_times_in_processes_and_in_one_process(tmp_path: Path) -> None:
+    options = (*CHURN, *CORRECTED)
+    first = virtual_run(tmp_path / "first", *options)
     assert [event["kind"] for event in first["events"]] == [
         "join",
         "crash",
@@ -45,7 +50,7 @@ def test_scripted_crash_join_and_stall_happen_at_the_same_times(tmp_path: Path) 
     assert 1.0 < crash["detected_s"]["max"] < 2.5  # the silence and at most a heartbeat or two
     exits = {device["id"]: device["exit"] for device in first["devices"]}
     assert exits == {"d0": 0, "d1": 0, "d2": 0, "d3": 0}  # of d2's second life
-    assert first == virtual_run(tmp_path / "second", *CHURN)
+    assert first == run_in_one_process(tmp_path / "second", *options)
 
 
 def test_a_whole_run_may_be_stopped_for_longer_than_any_timeout(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_a_second_life_begins_after_the_first_and_all_accounts_balance(tmp_path:
     first = virtual_run(tmp_path / "first", "--set", f"event={LIVES}")
     assert [event["kind"] for event in first["events"]] == ["leave", "join"]
     assert [link for link in first["links"] if link["open_bytes"]] == []
-    assert first == virtual_run(tmp_path / "second", "--set", f"event={LIVES}")
+    assert first == run_in_one_process(tmp_path / "second", "--set", f"event={LIVES}")
 
 
 def test_an_event_that_never_comes_due_is_not_done(tmp_path: Path) -> None:

@@ -146,3 +146,13 @@ def test_steps_by_group_and_damping_apply() -> None:
     free, held = moved(0.0), moved(100.0)
     assert free[first] == held[first] == 0.0
     assert all(0 < held[group] < 0.5 * free[group] for group in others)
+
+
+def test_fisher_every_trains_in_a_basis_that_is_measured_again() -> None:
+    learner = joined(train={"fisher_every": 2})
+    bases = []
+    for round_ in range(4):
+        learner.train(round_, 1, rehearse=False)
+        bases.append(learner._local.fisher)
+    assert bases[0] is not None and bases[0] is bases[1] is not bases[2]
+    assert bases[2] is bases[3]

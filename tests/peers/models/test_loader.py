@@ -181,7 +181,7 @@ def test_a_folder_that_does_not_exist(name: str) -> None:
 
 def test_a_name_that_is_neither_in_the_cache_nor_in_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_hub_obstacle", lambda: "no network")
-    with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: tiny"):
+    with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: smollm2, tiny"):
         load_model(ModelConfig(name="tinyy"))
 
 

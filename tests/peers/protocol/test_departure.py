@@ -265,3 +265,53 @@ def test_a_device_that_retires_saves_no_checkpoint() -> None:
     net.signal("d1", "retire")
     net.run(1.0)
     assert net["d1"].done(do.Export) == [do.Export(run_over=False)]
+
+
+# -- who was told to stop --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_one_silent_member_does_not_turn_an_end_into_leaves(size: int) -> None:
+    net = with_grace(size)
+    net["d0"].protocol._handlers[Stopping] = lambda now, source, message: None
+    net["d0"].protocol._departure.signal = lambda now, kind: None  # type: ignore[method-assign]
+    stop(net, *(device.name for device in net))
+    net.run(1.5 * GRACE_S)
+    for number in range(1, size):
+        device = net[f"d{number}"]
+        assert len(device.logged("ended")) == len(device.done(do.Export)) == 1
+        assert not device.logged("leaving") and device.logged("silent")[0]["peer"] == "d0"
+
+
+def test_one_member_that_says_it_stops_does_not_turn_a_leave_into_an_end() -> None:
+    net = with_grace(3)
+    net["d0"].protocol._departure._tell_stopping(net.now)  # it was not told so
+    net.run(0.1)
+    stop(net, "d2")
+    net.run(1.5 * GRACE_S)
+    assert net["d2"].exit == do.Exit(0, "leave") and has_gone(net, D2)
+    assert [line["peer"] for line in net["d2"].logged("stays")] == ["d1"]
+
+
+def test_a_lost_answer_of_a_member_that_stays_is_asked_for_again() -> None:
+    net = with_grace(4)
+    lost: list[tuple[str, str]] = []
+
+    def loses(source: str, target: str, message: object) -> bool:
+        first = isinstance(message, Stopping) and message.stays and (source, target) not in lost
+        lost.append((source, target)) if first else None
+        return first
+
+    net.loses = loses
+    stop(net, "d1", "d2", "d3")
+    net.run(1.5 * GRACE_S)
+    assert [device.name for device in net] == ["d0"] and lost
+
+
+def test_a_member_that_was_told_to_stop_later_takes_its_word_back() -> None:
+    net = with_grace(3)
+    stop(net, "d1", "d2")
+    net.run(GRACE_S / 4)  # d0 has answered that it stays
+    stop(net, "d0")
+    net.run(GRACE_S / 4)
+    assert not any(device.logged("leaving") for device in net.everyone)

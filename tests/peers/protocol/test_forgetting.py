@@ -9,6 +9,7 @@ from coordinator_free.membership.signed_records import Record, Status
 from peers.errors import LEAVE_UNCONFIRMED
 from peers.protocol import actions as do
 from peers.protocol.state_machine import Phase
+from tests.support.membership_records import make
 from tests.support.simulated import Network, SimDevice, small_config
 from tests.support.simulated_checks import agreed, has_gone, started
 
@@ -143,9 +144,10 @@ def test_a_forged_confirmation_confirms_nothing() -> None:
     assert left is not None and left.status is Status.LEFT
     forged = Record(**{**left.to_dict(), "status": Status.LEFT, "signature": bytes(64)})
     net["d1"].protocol.on_message(net.now, "d0", net["d0"].protocol._state.gossip([forged]))
-    assert D1 in net["d1"].protocol._state.unconfirmed
+    state = net["d1"].protocol._state
+    assert D1 in state.unconfirmed and not state.confirmed_by
     net["d1"].protocol.on_message(net.now, "d0", net["d0"].protocol._state.gossip([left]))
-    assert D1 not in net["d1"].protocol._state.unconfirmed
+    assert state.confirmed_by == {D1: {"d0"}}
 
 
 # -- exports after a leave ---------------------------------------------------------------------------------
@@ -190,3 +192,55 @@ def test_a_deletion_before_the_export_leads_to_one_export() -> None:
     net.signal("d2", "leave")
     net.run(5.0)
     assert [len(net[d].done(do.Export)) for d in ("d0", "d1")] == [1, 1]
+
+
+# -- who has to confirm ------------------------------------------------------------------------------------
+
+
+def test_one_member_that_confirms_and_relays_nothing_is_not_enough() -> None:
+    net = started(4, topology={"kind": "full"})
+    net.loses = lambda source, target, message: "d1" in (source, target) and "d3" not in (source, target)
+    net["d3"].protocol._state.tell_all = lambda message, but=None: None  # type: ignore[method-assign]
+    net.signal("d1", "leave")
+    net.run(2.5)
+    exit = net["d1"].exit
+    assert exit is not None and exit.code == LEAVE_UNCONFIRMED
+    assert [saved.confirmed for saved in net["d1"].done(do.SaveLeave)] == [False]
+
+
+def test_most_live_neighbours_are_enough_and_all_are_waited_for() -> None:
+    net = started(4, topology={"kind": "full"})
+    net.loses = lambda source, target, message: {"d1", "d3"} == {source, target}
+    net.signal("d1", "leave")
+    net.run(1.0)
+    assert net["d1"].live
+    net.run(1.5)
+    assert net["d1"].exit == do.Exit(0, "leave")
+    assert [saved.confirmed for saved in net["d1"].done(do.SaveLeave)] == [False, True]
+
+
+def test_a_leave_under_an_earlier_key_is_told_and_kept() -> None:
+    """The device has lost its key. Those that know the earlier one take in the leave that it signed."""
+    net = started(3)
+    net.crash("d1")
+    left = make("d1", status=Status.LEFT, slot=1, lamport=90)
+    fresh = net.add("d1", "d0", "d2", wishes=(left,), public=b"public:other")
+    net.run(2.0)
+    assert all(net[name].protocol.members.tombstoned(D1) for name in ("d0", "d2"))
+    assert fresh.protocol._state.unconfirmed == {}
+    assert fresh.done(do.SaveLeave) == [do.SaveLeave((left,), True)]
+
+
+def test_an_adapter_that_was_saved_before_a_verdict_follows_a_later_leave() -> None:
+    net = started(4)
+    state = net["d0"].protocol._state
+    state.export()
+    state.flush()
+    owner = state.members.get(D1)
+    assert owner is not None
+    net.crash("d1")
+    net.until(lambda: D1 not in net["d0"].slots)
+    assert not net["d0"].done(do.Export)
+    left = make("d1", status=Status.LEFT, slot=owner.slot, lamport=99, address=owner.address)
+    net._handle(net["d0"], lambda now: net["d0"].protocol.leaves(now, [left]))
+    assert len(net["d0"].done(do.Export)) == 1

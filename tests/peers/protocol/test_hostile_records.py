@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.table import JUMP
 from peers.protocol import actions as do
-from tests.support.membership_records import make
+from tests.support.membership_records import filled, make
 from tests.support.signatures import public, table
 from tests.support.simulated import SECOND, Network, SimDevice, small_config
 from tests.support.simulated_checks import agreed, has_gone, started
@@ -193,3 +194,69 @@ def test_random_orders_losses_and_partitions_end_in_one_result(seed: int) -> Non
     assert all(set(device.slots).isdisjoint(left) for device in net)
     for device in net:
         assert len(set(device.slots.values())) == len(device.slots), device.slots
+
+
+# -- an early claim, and then a crash verdict about the owner ----------------------------------------------
+
+
+def verdict_on(net: Network, device: str) -> Record:
+    return replace(own_record(net, device), status=Status.CRASHED)
+
+
+@pytest.mark.parametrize("order", ["claim first", "verdict first", "in one message"])
+def test_a_claim_and_a_crash_verdict_take_no_slot_of_a_trained_owner(order: str) -> None:
+    net = started(4)
+    hostile = said("d3", own_record(net, "d3"), slot=1, claimed=0, lamport=999)
+    messages = {
+        "claim first": [[hostile], [verdict_on(net, "d1")]],
+        "verdict first": [[verdict_on(net, "d1")], [hostile]],
+        "in one message": [[hostile, verdict_on(net, "d1")]],
+    }[order]
+    net.crash("d3")
+    for records in messages:
+        for device in ("d0", "d1", "d2"):
+            tell(net, "d3", net[device], records)
+    net.run(1.0)
+    assert own_record(net, "d1").slot == 1 and not net["d1"].logged("lost_slot")
+    assert len(net["d1"].logged("came_back")) == 1
+    assert [action.carry for action in net["d1"].done(do.OwnBlock)[1:]] == [BlockKey("d1", 0)]
+    assert all(net[d].slots.get(BlockKey("d1", 1)) == 1 for d in ("d0", "d1", "d2"))
+    assert all(BlockKey("d3", 0) not in net[d].slots for d in ("d0", "d1", "d2"))
+
+
+def test_a_second_verdict_does_not_help_a_claim_that_has_lost() -> None:
+    net = started(4)
+    hostile = said("d3", own_record(net, "d3"), slot=1, claimed=0, lamport=999)
+    net.crash("d3")
+    for _ in range(3):
+        for device in ("d0", "d1", "d2"):
+            tell(net, "d3", net[device], [hostile, verdict_on(net, "d1")])
+        net.run(0.5)
+    assert own_record(net, "d1").slot == 1
+    assert not net["d1"].logged("lost_slot")
+
+
+def test_a_verdict_about_another_device_ends_no_protection() -> None:
+    """d2 is declared dead and returns; owners that are younger than 50 rounds keep their slots."""
+    net = started(4)
+    ghost = invented(7, slot=1)
+    for records in ([verdict_on(net, "d2")], [ghost]):
+        for device in ("d0", "d1", "d2"):
+            tell(net, "d3", net[device], records)
+        net.run(0.3)
+    assert own_record(net, "d2").incarnation == 1
+    assert own_record(net, "d1").key == BlockKey("d1", 0) and not net["d1"].logged("lost_slot")
+    assert all(net[d].slots[BlockKey("d1", 0)] == 1 for d in ("d0", "d1", "d2"))
+
+
+def test_a_lost_claim_is_no_holder_while_the_owner_is_away() -> None:
+    members = filled([make("d1", slot=1), make("d2", slot=2)])
+    members.network_round = 10
+    members.merge([make("d3", slot=1, lamport=9, claimed=0)])
+    owner = members.get(BlockKey("d1", 0))
+    assert owner is not None
+    members.merge([replace(owner, status=Status.CRASHED)])
+    assert {key.device for key in members.blocks(keep_crashed=False)} == {"d2"}
+    members.merge([make("d1", 1, slot=1, lamport=20, since_round=10)])
+    assert {key.device for key in members.blocks(keep_crashed=False)} == {"d1", "d2"}
+    assert [r.device for r in members.slot_losers()] == ["d3"]

@@ -19,7 +19,7 @@ from tests.support.receivers import make_receiver
 from tests.support.simulated import SECOND, Network
 from tests.support.simulated_checks import started
 from transport.links.interface import Received
-from transport.shaping.accounting import Accounts, LinkAccount
+from transport.shaping.accounting import MAX_PEERS, OTHERS, Accounts, LinkAccount
 from transport.wire.checksum import xxh3
 from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update
 from transport.wire.packing import pack, wire_bytes
@@ -206,7 +206,16 @@ def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> Non
 def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload, src="mallory"), source="mallory")
-    assert refused(door, "stranger", "mallory")
+    assert refused(door, "stranger", OTHERS)
+
+
+def test_invented_senders_use_up_no_accounts(door: ReceivingDevice) -> None:
+    for n in range(MAX_PEERS + 1):
+        door.take(framed(Nack(1), src=f"ghost{n}"), source=f"ghost{n}")
+    door.take(framed(Ack(1, DIGEST), src="d2"), source="d2")
+    books = door.accounts.to_dict()
+    assert set(books) == {OTHERS, "d2"} and books["d2"]["received_messages"] == 1
+    assert books[OTHERS]["dropped_messages"] == {"stranger": MAX_PEERS + 1}
 
 
 def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
@@ -298,3 +307,15 @@ def test_a_hello_bounds_the_later_latencies_of_its_sender(door: ReceivingDevice)
     assert door.receiver._longest_ns(now, hello) == 60 * SECOND
     assert door.receiver._longest_ns(now + SECOND, Envelope("d1", 0, 2, 0, now, "Nack")) == 61 * SECOND
     door.receiver.forget_peer("d1")
+
+
+def test_a_message_whose_answer_cannot_be_sent_counts_as_dropped_only() -> None:
+    device = ReceivingDevice()
+    frames = pack(Envelope("d1", 0, 99, DEPART_NS), Ping(1, b"v" * 16))
+    device.take(frames)
+    link, size = device.link(), wire_bytes(frames)
+    assert (link.received_messages, link.received_bytes) == (1, size)
+    for _ in range(2):  # its second answer fails too
+        device.receiver.on_answer_fault(2 * SECOND, "d1", ValueError("no address"))
+    assert (link.received_messages, link.received_bytes) == (0, 0)
+    assert (link.dropped_messages["handler_error"], link.dropped_bytes["handler_error"]) == (1, size)

@@ -7,9 +7,14 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator_free.membership.signed_records import Status
+from peers.runtime.control_priority import departs, origin_of, replaced_by
+from tests.support.membership_records import make
+from transport.shaping.held_control import ORIGIN_BYTES
 from transport.shaping.outgoing import Departure, Outgoing
 from transport.shaping.round_budget import Priority, Quota
 from transport.shaping.shaper import Shaper
+from transport.wire.messages import Gossip, Suspect
 
 BUDGET, SHARE = 20_000, 0.05
 LIVENESS_BYTES = int(BUDGET * SHARE) // 2
@@ -122,3 +127,70 @@ def test_after_the_last_round_goodbyes_leave_and_belong_to_no_round() -> None:
     made.quota.end_rounds()
     assert sizes(made.pop(0)) == [500]
     assert (made.violations, made.spent) == (0, BUDGET + 500)
+
+
+# -- one member that says much -----------------------------------------------------------------------------
+
+
+def statement(size: int, origin: str, key: object = None, departs: bool = False) -> Outgoing:
+    item = control(size, Priority.MEMBERSHIP)
+    item.origin, item.key, item.departs = origin, key, departs
+    return item
+
+
+def queued(made: Shaper, *items: Outgoing) -> list[Outgoing]:
+    """Queue messages in a round without bytes left; returns those that wait."""
+    for item in items:
+        made.queue_control(item)
+    made.pop(0)
+    return list(made.pending())
+
+
+def full(shed: list[Outgoing] | None = None) -> Shaper:
+    made = shaper(shed)
+    made.quota.spend(BUDGET, data=True)
+    return made
+
+
+def test_the_newest_record_of_an_incarnation_replaces_those_that_wait() -> None:
+    shed: list[Outgoing] = []
+    waiting = queued(full(shed), *(statement(300 + n, "d2", key=(("d2", 0),)) for n in range(1000)))
+    assert [item.wire_bytes for item in waiting] == [1299] and len(shed) == 999
+
+
+def test_what_waits_of_one_device_is_bounded_in_bytes_and_others_are_kept() -> None:
+    shed: list[Outgoing] = []
+    many = [statement(300, "d2", key=(("d2", n),)) for n in range(1000)]
+    waiting = queued(full(shed), statement(301, "d1"), *many, statement(302, "d3"))
+    of = Counter[str]()
+    for item in waiting:
+        of[item.origin] += item.wire_bytes
+    assert of["d2"] <= ORIGIN_BYTES and (of["d1"], of["d3"]) == (301, 302)
+    assert len(waiting) + len(shed) == 1002 and {item.origin for item in shed} == {"d2"}
+
+
+def test_a_departure_goes_before_other_messages_that_wait_and_is_never_shed() -> None:
+    made = full()
+    many = [statement(300, "d2", key=(("d2", n),)) for n in range(1000)]
+    queued(made, *many, statement(400, "d2", key=(("d2", 7777),), departs=True), *many)
+    made.quota.start_round()
+    assert sizes(made.pop(1))[0] == 400
+
+
+def test_a_departure_does_not_wait_behind_other_messages_if_it_fits() -> None:
+    made = shaper()
+    large = [control(9000, Priority.MEMBERSHIP) for _ in range(3)]
+    for item in [*large, statement(400, "d1", departs=True)]:
+        made.queue_control(item)
+    assert sizes(made.pop(0)) == [9000, 9000, 400]
+
+
+def test_control_messages_name_their_key_their_origin_and_departures() -> None:
+    live, left = make("d1").to_dict(), make("d1", status=Status.LEFT).to_dict()
+    news, leave = Gossip([live], False, 0), Gossip([left], False, 0)
+    assert replaced_by(news) == replaced_by(leave) == (("d1", 0),)
+    assert replaced_by(Gossip([live], True, 0)) is None
+    assert replaced_by(Gossip([live] * 9, False, 0)) is None
+    assert [departs(message) for message in (news, leave)] == [False, True]
+    assert origin_of(leave) == "d1" and origin_of(Suspect("d1", 0, 1, "d2")) == "d2"
+    assert replaced_by(Suspect("d1", 0, 1, "d2")) == replaced_by(Suspect("d1", 1, 9, "d2")) == ("d1", "d2")
