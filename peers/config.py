@@ -18,15 +18,21 @@ class ModelConfig(Section):
     """The base model (a language model or a classifier of images), and the modules that are adapted."""
 
     name: Annotated[
-        str, about('"tiny" or "small-resnet" (shipped), a local folder, or a Hugging Face name.')
+        str,
+        about(
+            '"tiny" or "small-resnet" (shipped), "smollm2", a folder, a GGUF file, or a Hugging Face name.'
+        ),
     ] = "tiny"
     target_modules: Annotated[
-        tuple[str, ...] | None,
+        Literal["all-linear"] | tuple[str, ...] | None,
         about(
             "The adapted modules. Without it: all linear modules of `tiny`, all modules of a classifier of"
             " images, else PEFT's default."
         ),
     ] = None
+    dtype: Annotated[Literal["fp32", "bf16"], about("Of the frozen base. Blocks are float32 always.")] = (
+        "fp32"
+    )
     device: Annotated[
         str, about("Where the model computes. auto: a GPU if there is one.", pattern=r"^(auto|cpu|cuda:\d+)$")
     ] = "auto"
@@ -38,6 +44,9 @@ class ModelConfig(Section):
     ] = 1
 
 
+Column = Literal["prompt", "response", "messages", "label", "device"]
+
+
 class DataConfig(Section):
     """The data that each device holds."""
 
@@ -45,10 +54,16 @@ class DataConfig(Section):
     path: Annotated[
         str | None,
         about(
-            "jsonl: the folder with a file DEVICE.jsonl for each device. images: the folder of image files;"
-            " without it: scikit-learn's digits."
+            "jsonl: the folder with a file DEVICE.jsonl for each device. tofu: the folder of its files."
+            " dataset: a file, a folder or a name. images: the folder of image files; without it:"
+            " scikit-learn's digits."
         ),
     ] = None
+    split: Annotated[str, about("dataset: the split of a named data set.")] = "train"
+    columns: Annotated[
+        dict[Column, str], about("dataset: names of columns that are not the names of the fields.")
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    authors: Annotated[int, about("authors, tofu: authors of each device.", unit="authors", ge=1)] = 2
     images: Annotated[int, about("images: training images of each device.", unit="images", ge=1)] = 100
     persons: Annotated[
         int, about("facts: fictitious persons of each device.", unit="persons", source="method 4", ge=1)
@@ -66,9 +81,20 @@ class DataConfig(Section):
             pattern=r"^(own|iid|by-label|dirichlet:\d+(\.\d+)?)$",
         ),
     ] = "own"
+    held_out: Annotated[float, about("Share of the examples that no device trains.", ge=0, lt=1)] = 0.0
+    sizes: Annotated[
+        dict[str, Annotated[int, Field(ge=0)]],
+        about("By device: the most examples that it gets.", unit="examples"),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    empty: Annotated[
+        Literal["error", "listen"],
+        about("A device without examples: it is refused, or it listens and trains nothing."),
+    ] = "error"
     devices: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...],
-        about("iid: the devices whose files are pooled and dealt to them. Empty: all devices of the run."),
+        about(
+            "Partitions but own: the devices among which the pool is dealt. Empty: all devices of the run."
+        ),
     ] = ()
 
 
@@ -100,6 +126,19 @@ class TrainConfig(Section):
     rehearsal: Annotated[
         float, about("Share of local steps without one foreign block.", source="method 4", ge=0, le=1)
     ] = 0.0
+    micro_batch: Annotated[
+        int | None,
+        about("Examples in one pass. The gradients of a step add up.", unit="examples", ge=1),
+    ] = None
+    checkpointing: Annotated[
+        bool, about("Compute activations again in the backward pass: less memory, more time.")
+    ] = False
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], about("Of lr over round.count, down to 0.")
+    ] = "constant"
+    warmup_rounds: Annotated[
+        int, about("lr rises from 0 in the first rounds of each own block.", unit="rounds", ge=0)
+    ] = 0
     fisher_every: Annotated[
         int,
         about(

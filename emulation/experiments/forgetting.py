@@ -31,6 +31,7 @@ from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
+from peers.config import DeviceConfig
 from peers.errors import InputError
 from peers.tasks import Example, make_task
 

@@ -16,6 +16,8 @@ from emulation.report.formatting import megabytes, number, percent, plural
 from emulation.scenario.loading import dump
 from peers.radio_config import FIFO, RadioConfig
 
+STAGES = ("before", "deleted", "corrected", "end")  # of an event
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -63,6 +65,7 @@ def render(run: RunRecords, found: Record) -> str:
         pictures=_pictures(run, found),
         scenario=dump(run.scenario),
         base=_main_settings(run),
+        stages=STAGES,
     )
 
 

@@ -93,7 +93,7 @@ def dump(scenario: Scenario) -> str:
         if data[section].get(key):
             data[section][key] = str(Path(data[section][key]).expanduser().absolute())
     model = Path(data["model"]["name"]).expanduser()
-    if model.is_dir() and data["model"]["name"] != "tiny":
+    if model.exists() and data["model"]["name"] not in ("tiny", "smollm2"):
         data["model"]["name"] = str(model.absolute())
     return tomli_w.dumps(data)
 

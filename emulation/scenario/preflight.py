@@ -6,6 +6,9 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
+from coordinator_free.correction.policies import SCHEDULES
+from emulation.scenario.first_round import first_round_notes
+from emulation.scenario.metric_checks import check_metrics
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
@@ -14,12 +17,13 @@ from peers.lora.layout import ModelLayout
 from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
-from peers.tasks import AnyExample, HasFiles, Task, make_task
+from peers.tasks import AnyExample, HasFiles, HasUtility, Task, make_task
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.messages import Envelope, Hello, Manifest, Message
 from transport.wire.packing import pack, wire_bytes
 
+CONTROL = "nobody (control)"
 ADDRESS_BYTES = 64  # of an endpoint, for planning
 
 
@@ -41,21 +45,24 @@ def check_against_model(scenario: Scenario) -> Learner:
     task = make_task(config)
     examples = _examples(task, scenario.all_devices)
     parts = {whose: loaded.encode(some, config.data.max_length) for whose, some in examples.items()}
-    for device in scenario.all_devices:
-        if not len(parts[device]):
-            raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
+    _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])])
     check_data(loaded, parts.items())
+    shards = [examples[device] for device in scenario.all_devices]
+    check_metrics(scenario.eval.metrics, shards, examples[CONTROL])
     pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
     for note in loaded.notes(pairs, config.data.max_length):
         _say(note)
     if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
         _say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
-    first = scenario.all_devices[0]
+    first = next(device for device in scenario.all_devices if len(parts[device]))
     layout = ModelLayout.from_model(loaded.model, loaded.target_modules, config.adapter.rank)
     learner = Learner(loaded, config, parts[first], first)
     _say_narrow(layout, learner, config.adapter.max_devices)
     _check_budget(scenario, learner)
     _check_control(scenario, learner)
+    measure = pick_device(config.model.device).type == "cpu"
+    for note in first_round_notes(scenario, learner, first, measure):
+        _say(note)
     return learner
 
 
@@ -71,7 +78,25 @@ def _examples(task: Task, devices: Sequence[str]) -> dict[str, Sequence[AnyExamp
     """All examples of a run, those of the evaluator too, by whose they are."""
     found: dict[str, Sequence[AnyExample]] = {device: task.train_examples(device) for device in devices}
     found |= {f"{device} in other words": task.other_wording(device) for device in devices}
-    return found | {"nobody (control)": task.control_examples()}
+    if isinstance(task, HasUtility):
+        found |= {f"nobody ({name})": some for name, some in task.utility_examples().items()}
+    return found | {CONTROL: task.control_examples()}
+
+
+def _check_listeners(scenario: Scenario, listeners: Sequence[str]) -> None:
+    """A device without examples trains nothing. It cannot measure gradients for a policy either."""
+    if not listeners:
+        return
+    correction, who = scenario.correction, ", ".join(listeners)
+    if scenario.data.empty == "error" or len(listeners) == len(scenario.all_devices):
+        raise InputError(f"data: {who} has no examples; allowed: one or more for each device")
+    measures = correction.policy not in SCHEDULES or correction.fisher or correction.refit
+    if measures:
+        raise InputError(
+            f"data.empty: 'listen' with {who}, who cannot measure gradients; allowed: a schedule as "
+            "correction.policy, correction.fisher = false and correction.refit = 0"
+        )
+    _say(f"data: {who} has no examples and trains nothing")
 
 
 @cache

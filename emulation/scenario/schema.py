@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from coordinator_free.ranges import DEVICE_ID
 from emulation.scenario.events import ChurnConfig, EventConfig, Population, draw_churn
@@ -19,12 +19,36 @@ class DevicesConfig(Section):
     prefix: Annotated[str, about("The beginning of their ids.", pattern=DEVICE_ID)] = "d"
 
 
+Metric = Literal[
+    "probability",
+    "rouge",
+    "truth_ratio",
+    "forget_quality",
+    "model_utility",
+    "extraction_strength",
+    "exact_memorization",
+    "mia_loss",
+    "mia_min_k",
+    "mia_zlib",
+    "mia_reference",
+]
+
+
 class EvalConfig(Section):
-    """How often the evaluator measures the devices."""
+    """How often the evaluator measures the devices, and what beside accuracy (docs/metrics.md)."""
 
     every: Annotated[
         int, about("From one snapshot of a device to the next. 0: no accuracies.", unit="rounds", ge=0)
     ] = 5
+    examples: Annotated[
+        int, about("The most examples of a shard: a fixed random choice.", unit="examples", ge=1)
+    ] = 256
+    metrics: Annotated[
+        tuple[Metric, ...], about("Measured before and after events, and at the end (docs/metrics.md).")
+    ] = ()
+    samples: Annotated[
+        int, about("Generated answers of each shard, of the same snapshots.", unit="answers", ge=0)
+    ] = 0
 
 
 class Scenario(DeviceConfig):

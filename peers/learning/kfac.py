@@ -45,16 +45,15 @@ class FisherSteps:
         layout: ModelLayout,
         own: Block,
         batches: Iterable[Batch],
-        lr: float,
         weight_decay: float,
     ) -> None:
-        self._layout, self._own, self._decay = layout, own, lr * weight_decay
+        self._layout, self._own, self._decay = layout, own, weight_decay
         left, right = _factors(model, layout, own, batches)
         if not all(factor.isfinite().all() for factor in (*left.values(), *right.values())):
             raise RuntimeError(
                 "the Fisher information is not finite: training diverged; try a lower train.lr"
             )
-        self._lr, self._factors = lr, right
+        self._factors = right
         self._left = {name: torch.linalg.eigh(factor)[1].float() for name, factor in left.items()}  # [k, k]
         self.know_others([])
 
@@ -65,11 +64,13 @@ class FisherSteps:
         own, layout = self._own, self._layout
         # the move of one step, in the bases
         self._moves = {m.name: torch.zeros_like(own.data[m.group][_rows(layout, m)]) for m in layout.modules}
-        self._optimizer = torch.optim.AdamW(list(self._moves.values()), lr=self._lr, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(list(self._moves.values()), weight_decay=0.0)
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
+    def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
         """One step of the block against its gradients, [rows_g, r_g] by group. Other groups do not move."""
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = lr
         for module in self._layout.modules:
             gradient, move = gradients.get(module.group), self._moves[module.name]
             move.zero_()
@@ -77,7 +78,7 @@ class FisherSteps:
             move.grad = None if turned is None else self._turn(module.name, turned)
         self._optimizer.step()
         for group in gradients:
-            self._own.data[group].mul_(1 - self._decay)
+            self._own.data[group].mul_(1 - lr * self._decay)
         for module in self._layout.modules:
             if module.group in gradients:
                 move = self._turn_back(module.name, self._moves[module.name])

@@ -61,7 +61,7 @@ class Learner:
         bases = Bases(self._recipe)
         self.fingerprint = Fingerprint.make(bases)
         self._literal = config.mixing.mode == PAPER_LITERAL
-        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
+        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale, config.train.checkpointing)
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
         self._closed = ClosedState()
@@ -223,7 +223,7 @@ class Learner:
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
         of steps that move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its
         Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
-        if the loss is not finite.
+        if the loss is not finite. A device without data takes no step.
         """
         own = self._local.own
         if own is None:
@@ -234,7 +234,7 @@ class Learner:
         self._use_fisher(own, round, fisher)
         self._use_ewc(own, round)
         losses = []
-        for step in range(steps):
+        for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():
                 break
             self._place(self._rehearsed(round, step) if rehearse else ())

@@ -13,6 +13,7 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey
 from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
+from peers.learning.learning_rate import factor
 from peers.lora.blocks import overwrite
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
@@ -65,7 +66,13 @@ class LocalSteps:
         self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
         self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
         self._inputs_received = 0
+        self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the device has examples to train on."""
+        return len(self._data) > 0
 
     # -- state of the own block ------------------------------------------------------------------------
     def set_own(self, key: BlockKey | None) -> None:
@@ -74,6 +81,7 @@ class LocalSteps:
         for derived in (self.before, self._anchor, self._adapter.gradients):
             overwrite(derived.values())
         self.own, self.before, self._anchor, self.fisher, self.ewc = key, {}, {}, None, None
+        self._began = None
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
 
@@ -180,20 +188,36 @@ class LocalSteps:
         batch = self.batch(round, step)
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
-        mean = self._adapter.loss(batch)
-        loss = float(mean.detach())
+        loss = self._backward(batch)
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
             )
-        mean.backward()  # type: ignore[no-untyped-call]
         self._set_gradients({g: a for g, a in settings.items() if g in self._adapter.gradients}, step)
-        self._move_own()
+        lr = self._config.train.lr * self._lr_factor(round, step)
+        self._move_own(lr)
         for key in leaking:
-            self.optimizer(key).step()
+            self._step_optimizer(key, lr * self._config.isolation.leak)
             for values in self._blocks[key].data.values():
                 values.grad = None
         return loss
+
+    def _backward(self, batch: Batch) -> float:
+        """Add the gradients of the batch's loss, micro-batch by micro-batch; returns the loss."""
+        size = self._config.train.micro_batch or len(batch)
+        total, loss = int(batch.response_tokens()), 0.0
+        for rows in torch.split(torch.arange(len(batch), device=batch.labels.device), size):
+            part = batch if len(rows) == len(batch) else batch.rows(rows)
+            mean = self._adapter.loss(part) * (int(part.response_tokens()) / total)
+            mean.backward()  # type: ignore[no-untyped-call]
+            loss += float(mean.detach())
+        return loss
+
+    def _lr_factor(self, round: int, step: int) -> float:
+        """The share of `train.lr` of this step."""
+        self._began = round if self._began is None else self._began
+        config = self._config
+        return factor(config.train, config.round.count, self._began, round, step, config.round.local_steps)
 
     def _set_gradients(self, settings: Settings, step: int) -> None:
         """Give the own block its gradients, with proximal damping. AdamW skips a group without gradient."""
@@ -212,24 +236,28 @@ class LocalSteps:
                 if values.grad is not None:
                     values.grad = values.grad + self.ewc.pull(group, values.detach())
 
-    def _move_own(self) -> None:
+    def _move_own(self, lr: float) -> None:
         assert self.own is not None
         if self.fisher is None:
-            self.optimizer(self.own).step()
+            self._step_optimizer(self.own, lr)
         else:
             data = self._blocks[self.own].data
-            self.fisher.step({g: b.grad for g, b in data.items() if b.grad is not None})
+            self.fisher.step({g: b.grad for g, b in data.items() if b.grad is not None}, lr)
+
+    def _step_optimizer(self, key: BlockKey, lr: float) -> None:
+        optimizer = self.optimizer(key)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr
+        optimizer.step()
 
     def optimizer(self, key: BlockKey) -> torch.optim.AdamW:
-        """The optimiser of one block; the block's deletion deletes it.
+        """The optimiser of one block; the block's deletion deletes it. Each step sets its learning rate.
 
         AdamW divides a gradient by its own size. A leak therefore scales the step. For plain gradient descent
         this equals a scaled gradient.
         """
         if key not in self._optimizers:
-            train = self._config.train
-            lr = train.lr if key == self.own else train.lr * self._config.isolation.leak
             parameters = list(self._blocks[key].data.values())
-            decay = train.weight_decay if key == self.own else 0.0
-            self._optimizers[key] = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+            decay = self._config.train.weight_decay if key == self.own else 0.0
+            self._optimizers[key] = torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
         return self._optimizers[key]

@@ -57,9 +57,10 @@ class Measurement:
 
     def fisher_steps(self, own: Block, round: int) -> FisherSteps:
         """Steps of `own` in the eigenbasis of its Fisher information. Raises RuntimeError as FisherSteps."""
-        train, size = self._config.train, min(BATCH, self._config.data.batch)
+        train = self._config.train
+        size = min(BATCH, self._config.data.batch, train.micro_batch or BATCH)
         batches = self.batches("fisher", round, size)
-        return FisherSteps(self._adapter.model, self._layout, own, batches, train.lr, train.weight_decay)
+        return FisherSteps(self._adapter.model, self._layout, own, batches, train.weight_decay)
 
     def elastic_weights(self, own: Block, anchor: Mapping[str, Tensor], round: int) -> ElasticWeights:
         """The empirical Fisher information of `own`, its diagonal, on the own data, for EWC."""

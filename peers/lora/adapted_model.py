@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peers.errors import InputError
 from peers.lora.blocks import Block, overwrite
 from peers.lora.convolution import low_rank
 from peers.lora.layout import ModelLayout, ModuleShape
@@ -79,11 +81,16 @@ class Adapter:
     group [rows_g, r_g]. A step on lora_B is therefore a step on the block. scale: s. device: of the model.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: ModelLayout, scale: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layout: ModelLayout, scale: float, checkpointing: bool = False
+    ) -> None:
+        """checkpointing: compute activations again in the backward pass. Raises InputError if it cannot."""
         self._layout, self.scale = layout, scale
         self.device = next(model.parameters()).device
         self._dense = DenseWeights(model, layout, scale)  # before PEFT renames the modules
         self.model: Any = _with_lora(model, layout, scale)
+        if checkpointing:
+            _checkpoint_layers(model)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
         self._hooks: list[RemovableHandle] = []
         self.gradients: dict[str, Tensor] = {}
@@ -147,6 +154,17 @@ class Adapter:
             return output + added.to(output.dtype)
 
         return hook
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """transformers checkpoints layers in training mode. Only the layers get it: dropout stays off."""
+    if not model.supports_gradient_checkpointing:
+        kind = type(model).__name__
+        raise InputError(f"train.checkpointing: true, which {kind} does not support; allowed: false")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any:
