@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,7 +30,7 @@ from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
 from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
-from peers.tasks import AnyExample, Batch, HasUtility, make_task, score_examples
+from peers.tasks import AnyExample, Batch, Example, HasUtility, make_task, score_examples, texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,7 @@ def main(out: Path, scenario: Scenario) -> None:
     plugins.load(scenario.plugins)
     evaluator = Evaluator(scenario)
     if scenario.eval.samples:
-        write_asked(out, choose_examples(scenario).trained, scenario.eval.samples)
+        write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
             last = (out / DONE_MARKER).exists()  # read first: the list then has all snapshots
@@ -210,7 +210,12 @@ class Chosen:
     utility: dict[str, Sequence[AnyExample]]
 
     def sets(self) -> Sets:
-        return Sets(self.trained, self.control, self.utility)
+        """The examples that are texts: metrics and generated answers are for them."""
+        return Sets(_texts(self.trained), texts(self.control), _texts(self.utility))
+
+
+def _texts(parts: Mapping[str, Sequence[AnyExample]]) -> dict[str, list[Example]]:
+    return {name: texts(examples) for name, examples in parts.items()}
 
 
 def choose_examples(scenario: Scenario) -> Chosen:

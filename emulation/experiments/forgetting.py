@@ -33,7 +33,7 @@ from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.errors import InputError
-from peers.tasks import Example, make_task
+from peers.tasks import Example, make_task, texts
 
 NAME = "forgetting"
 SETTING = Setting(NAME, "a complete graph; half of a pool of facts for the leaver")
@@ -91,7 +91,7 @@ def pool(scale: Scale) -> list[Example]:
 
 
 def _facts(config: DeviceConfig, device: str) -> list[Example]:
-    return [e for e in make_task(config).train_examples(device) if isinstance(e, Example)]
+    return texts(make_task(config).train_examples(device))
 
 
 def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], folder: Path) -> None:

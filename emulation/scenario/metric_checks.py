@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 
+from emulation.scenario.schema import EvalConfig
 from peers.errors import InputError
-from peers.tasks import Example
+from peers.tasks import AnyExample, Example, texts
 
 NEEDS = {"rouge": "rouge_score", "model_utility": "rouge_score", "forget_quality": "scipy"}  # packages
 WITH_OPTIONS = ("truth_ratio", "forget_quality")  # need a paraphrased and perturbed answers
@@ -19,14 +20,19 @@ def has_options(examples: Sequence[Example]) -> bool:
 
 
 def check_metrics(
-    metrics: Sequence[str], shards: Iterable[Sequence[Example]], control: Sequence[Example]
+    config: EvalConfig, shards: Sequence[Sequence[AnyExample]], control: Sequence[AnyExample]
 ) -> None:
     """Raises InputError for a metric whose package or whose examples are missing.
 
     shards: the training examples of each device. control: examples that nobody trains.
     """
-    options = any(map(has_options, shards))
-    for name in metrics:
+    for key, wanted in (("metrics", config.metrics), ("samples", config.samples)):
+        if wanted and not any(map(texts, shards)):
+            raise InputError(
+                f"eval.{key}: needs texts, and the data are images; allowed: a data.kind of texts"
+            )
+    options = any(has_options(texts(shard)) for shard in shards)
+    for name in config.metrics:
         package = NEEDS.get(name)
         if package is not None and find_spec(package) is None:
             raise InputError(

@@ -48,7 +48,7 @@ def check_against_model(scenario: Scenario) -> Learner:
     _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])])
     check_data(loaded, parts.items())
     shards = [examples[device] for device in scenario.all_devices]
-    check_metrics(scenario.eval.metrics, shards, examples[CONTROL])
+    check_metrics(scenario.eval, shards, examples[CONTROL])
     pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
     for note in loaded.notes(pairs, config.data.max_length):
         _say(note)

@@ -17,6 +17,7 @@ from peers.learning.learning_rate import factor
 from peers.lora.blocks import overwrite
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
+from peers.tasks.encode import IGNORED
 from peers.unlearning.ewc import ElasticWeights
 
 if TYPE_CHECKING:
@@ -205,10 +206,10 @@ class LocalSteps:
     def _backward(self, batch: Batch) -> float:
         """Add the gradients of the batch's loss, micro-batch by micro-batch; returns the loss."""
         size = self._config.train.micro_batch or len(batch)
-        total, loss = int(batch.response_tokens()), 0.0
-        for rows in torch.split(torch.arange(len(batch), device=batch.labels.device), size):
+        counted, loss = (batch.wanted() != IGNORED).sum(dim=1), 0.0
+        for rows in torch.split(torch.arange(len(batch), device=counted.device), size):
             part = batch if len(rows) == len(batch) else batch.rows(rows)
-            mean = self._adapter.loss(part) * (int(part.response_tokens()) / total)
+            mean = self._adapter.loss(part) * (int(counted[rows].sum()) / int(counted.sum()))
             mean.backward()  # type: ignore[no-untyped-call]
             loss += float(mean.detach())
         return loss

@@ -19,6 +19,7 @@ from peers.tasks.base import (
     question,
     shard_index,
     tasks,
+    texts,
 )
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
@@ -62,4 +63,5 @@ __all__ = [
     "score_examples",
     "shard_index",
     "tasks",
+    "texts",
 ]

@@ -57,6 +57,11 @@ class ImageExample:
 AnyExample = Example | ImageExample  # the examples of one task are all of one of these kinds
 
 
+def texts(examples: Sequence[AnyExample]) -> list[Example]:
+    """Those of the examples that are texts: all or none."""
+    return [example for example in examples if isinstance(example, Example)]
+
+
 class Task(Protocol):
     """Data by shard. A shard has the id of the device that owns it. Equal calls return equal data."""
 

@@ -74,15 +74,15 @@ def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     ],
 )
 def test_a_metric_without_its_examples_is_refused(metric, said):
-    check_metrics(["probability"], [[Example("a", "b")]], [])
+    check_metrics(EvalConfig(metrics=("probability",)), [[Example("a", "b")]], [])
     with pytest.raises(InputError, match=said):
-        check_metrics([metric], [[Example("a", "b")]], [])
+        check_metrics(EvalConfig.model_validate({"metrics": [metric]}), [[Example("a", "b")]], [])
 
 
 def test_a_metric_without_its_package_is_refused(monkeypatch):
     monkeypatch.setattr(metric_checks, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"'rouge' needs the package rouge_score; allowed: pip install"):
-        check_metrics(["rouge"], [[ASKED]], [ASKED])
+        check_metrics(EvalConfig(metrics=("rouge",)), [[ASKED]], [ASKED])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rouge_score") is None, reason="needs unweft[metrics]")

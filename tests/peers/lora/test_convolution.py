@@ -126,9 +126,9 @@ def test_a_diagnosis_a_refit_and_fisher_steps_run_on_convolutions(tmp_path: Path
     own, gone, data = learner._blocks[KEYS[0]], learner._blocks[KEYS[1]], learner._local._data
     moves = handover_refit(learner.model, learner.layout, own, gone, [data])
     assert all(move.norm() > 0 for move in moves.values())
-    steps = FisherSteps(learner.model, learner.layout, own, [data], 1e-3, 0.0)
+    steps = FisherSteps(learner.model, learner.layout, own, [data], 0.0)
     before = {g: b.detach().clone() for g, b in own.data.items()}
-    steps.step({g: torch.ones_like(b) for g, b in before.items()})
+    steps.step({g: torch.ones_like(b) for g, b in before.items()}, 1e-3)
     assert all(not torch.equal(own.data[g], b) for g, b in before.items())
 
 

@@ -23,7 +23,7 @@ from peers.learning.learner import Learner
 from peers.models import gguf_folder, smollm2
 from peers.models.gguf_folder import converted_folder, find_gguf
 from peers.models.loader import load_model
-from peers.tasks import encode, make_task
+from peers.tasks import make_task
 from tests.support.tiny_models import save_small_model
 
 ROOT = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ def test_the_scenario_of_smollm2_takes_a_qwen_folder(tmp_path: Path) -> None:
     learner = Learner(
         loaded,
         made.device_config(),
-        encode(make_task(made).train_examples("d0"), loaded.tokenizer, 160),
+        loaded.encode(make_task(made).train_examples("d0"), 160),
         "d0",
     )
     learner.set_own(BlockKey("d0", 0), 0)

@@ -15,11 +15,11 @@ from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import BlockSet
 from peers.models.loader import load_model
 from peers.storage.adapter_folder import saved_blocks, write_adapter
-from peers.tasks import make_task
+from peers.tasks import make_task, texts
 from peers.unlearning.answers import BASE, Answer, compare
 from tests.support.command_line import unweft
 
-PROMPT = make_task(DeviceConfig()).train_examples("d0")[0].prompt
+PROMPT = texts(make_task(DeviceConfig()).train_examples("d0"))[0].prompt
 TOKENS = 3
 
 
