@@ -11,25 +11,26 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 
+from coordinator_free.seeded_random import generator
 from emulation.analysis import records
 from emulation.analysis.consensus_error import ConsensusErrors
+from emulation.analysis.event_metrics import write_asked
+from emulation.analysis.metric_suite import MetricSuite, Sets
 from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
-from peers.storage.adapter_folder import tensors_sha256
-from peers.storage.snapshots import SnapshotModel
-from peers.tasks import Encoded, Example, encode, make_task, score_examples
+from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
+from peers.tasks import AnyExample, Batch, Example, HasUtility, make_task, score_examples, texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +63,8 @@ def main(out: Path, scenario: Scenario) -> None:
     """Evaluate snapshots as they arrive, until the launcher has written DONE_MARKER and none is left."""
     plugins.load(scenario.plugins)
     evaluator = Evaluator(scenario)
+    if scenario.eval.samples:
+        write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
             last = (out / DONE_MARKER).exists()  # read first: the list then has all snapshots
@@ -121,29 +124,48 @@ def _write(fd: int, lines: Iterable[Record]) -> None:
 
 
 class Evaluator:
-    """Loads snapshots into one model and evaluates it on the examples of all devices."""
+    """Loads snapshots into one model and evaluates it on the examples of all devices.
+
+    Snapshots with the same blocks are evaluated once: in a network that agrees, most are.
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         loaded = load_model(scenario.model)
+        chosen = choose_examples(scenario)
+        self._wants = bool(scenario.eval.metrics or scenario.eval.samples)
+        self._suite = MetricSuite(scenario.eval, chosen.sets(), loaded, scenario.data.max_length)
+        self._samples = scenario.eval.samples
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        self._trained, self._everything = _example_sets(scenario, loaded)
+        self._trained, self._everything = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
-        self._known: dict[tuple[str, bool], Record] = {}  # scores by adapter and `_everything`
+        self._known: dict[tuple[str, bool], Record] = {}
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
         """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
-        about = self._snapshot.load(path)
+        snapshot = read_snapshot(path)
+        about = snapshot.meta
         tag, round_ = about["tag"], int(about["round"])
-        # In ordinary rounds only the training examples: the others would double the time.
-        tensors = load_file(path)
-        known = tensors_sha256(tensors) + about.get("slots", ""), tag != "round"
-        if known not in self._known:  # devices whose copies agree have one model
-            examples = self._everything if tag != "round" else self._trained
-            self._known[known] = examples.evaluate(self._snapshot.model)
-        line = {"device": about["device"], "round": round_, "tag": tag, **self._known[known]}
+        key = (snapshot.sha256(), tag == "round")
+        if key not in self._known:
+            self._known[key] = self._evaluate(snapshot, ordinary=tag == "round")
+        line = {"device": about["device"], "round": round_, "tag": tag, **self._known[key]}
         if tag != "round":
             return [line]
-        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, tensors))]
+        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, snapshot.tensors))]
+
+    def _evaluate(self, snapshot: Snapshot, ordinary: bool) -> Record:
+        """In ordinary rounds only the training examples: the others would multiply the time."""
+        self._snapshot.place(snapshot)
+        model = self._snapshot.model
+        if ordinary:
+            return self._trained.evaluate(model)
+        found = self._everything.evaluate(model)
+        if self._wants:
+            kept = [block.device for block in snapshot.blocks()]
+            found["metrics"] = self._suite.evaluate(model, kept)
+        if self._samples:
+            found["answers"] = self._suite.samples(model)
+        return found
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
@@ -159,7 +181,7 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
 class ExampleSet:
     """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
 
-    encoded: Encoded
+    encoded: Batch
     parts: tuple[tuple[str, str, int, int], ...]
 
     def evaluate(self, model: PreTrainedModel) -> Record:
@@ -178,23 +200,60 @@ class ExampleSet:
         return found
 
 
-def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, ExampleSet]:
-    """The training examples of all shards; and these with the other wording and the control examples."""
-    task = make_task(scenario.device_config())
-    parts: list[tuple[str, str, int, int]] = []
-    examples: list[Example] = []
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of a run that are evaluated: at most `eval.examples` of each part."""
 
-    def add_part(kind: str, shard: str, added: list[Example]) -> None:
+    trained: dict[str, Sequence[AnyExample]]
+    other_wording: dict[str, Sequence[AnyExample]]
+    control: Sequence[AnyExample]
+    utility: dict[str, Sequence[AnyExample]]
+
+    def sets(self) -> Sets:
+        """The examples that are texts: metrics and generated answers are for them."""
+        return Sets(_texts(self.trained), texts(self.control), _texts(self.utility))
+
+
+def _texts(parts: Mapping[str, Sequence[AnyExample]]) -> dict[str, list[Example]]:
+    return {name: texts(examples) for name, examples in parts.items()}
+
+
+def choose_examples(scenario: Scenario) -> Chosen:
+    """Read the task's examples and choose those that are evaluated. The choice is a function of the seed."""
+    task = make_task(scenario.device_config())
+
+    def choose(examples: Sequence[AnyExample], *words: str) -> Sequence[AnyExample]:
+        if len(examples) <= scenario.eval.examples:
+            return examples
+        order = generator(scenario.seed, "evaluated", *words).permutation(len(examples))
+        return [examples[i] for i in sorted(order[: scenario.eval.examples].tolist())]
+
+    shards = scenario.all_devices
+    utility = task.utility_examples() if isinstance(task, HasUtility) else {}
+    return Chosen(
+        {shard: choose(task.train_examples(shard), shard) for shard in shards},
+        {shard: choose(task.other_wording(shard), shard) for shard in shards},
+        choose(task.control_examples(), CONTROL),
+        {name: choose(examples, name) for name, examples in utility.items()},
+    )
+
+
+def _example_sets(chosen: Chosen, loaded: LoadedModel, max_length: int) -> tuple[ExampleSet, ExampleSet]:
+    """The training examples of all shards; and these with the other wording and the control examples."""
+    parts: list[tuple[str, str, int, int]] = []
+    examples: list[AnyExample] = []
+
+    def add_part(kind: str, shard: str, added: Sequence[AnyExample]) -> None:
         if added:
             parts.append((kind, shard, len(examples), len(examples) + len(added)))
             examples.extend(added)
 
-    for shard in scenario.all_devices:
-        add_part("accuracy", shard, task.train_examples(shard))
+    for shard, some in chosen.trained.items():
+        add_part("accuracy", shard, some)
     trained = len(parts)
-    for shard in scenario.all_devices:
-        add_part("other_wording", shard, task.other_wording(shard))
-    add_part(CONTROL, "", task.control_examples())
-    encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
+    for shard, some in chosen.other_wording.items():
+        add_part("other_wording", shard, some)
+    add_part(CONTROL, "", chosen.control)
+    encoded = loaded.encode(examples, max_length)
     rows = torch.arange(parts[trained - 1][3])
     return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from emulation.analysis import event_metrics
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import ARRIVALS, GONE
@@ -71,10 +72,11 @@ def _outcome(event: InjectedEvent) -> Record:
     choices["corrected"] = _corrected(event)
     leaver = {name: _mean(event, [event.device], choose) for name, choose in choices.items()}
     leaver["end"] = _mean(event, [event.device], _at_end(event))
-    survivor = {name: _mean(event, event.survivors, choose) for name, choose in choices.items()}
-    survivor["end"] = _mean(event, event.survivors, _at_end(event))
-    nobody = {name: _mean_control(event, choose) for name, choose in choices.items()}
-    nobody["end"] = _mean_control(event, _at_end(event))
+    every = {**choices, "end": _at_end(event)}
+    survivor = {name: _mean(event, event.survivors, choose) for name, choose in every.items()}
+    stages = {name: _chosen(event, choose) for name, choose in every.items()}
+    nobody = {name: _mean_control(chosen) for name, chosen in stages.items()}
+    shown = [event.device, *event.survivors[:1]]
     return {
         "round": event.round,
         "kind": kind,
@@ -88,6 +90,8 @@ def _outcome(event: InjectedEvent) -> Record:
         "survivor_accuracy": survivor,
         "control_accuracy": nobody if leaves else dict.fromkeys(nobody),
         "joiner_accuracy": _joiner(event) if joins else {"end_mean": None, "end_min": None},
+        "metrics": event_metrics.metrics(stages, event.device, event.survivors),
+        "answers": event_metrics.answers(stages, shown, event_metrics.read_asked(event.run.folder)),
     }
 
 
@@ -137,15 +141,19 @@ def _at_end(event: InjectedEvent) -> Choose:
 
 def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | None:
     """Mean over survivors and shards. Missing values are left out: a crashed survivor has no end."""
-    chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
-    values = [e["accuracy"][shard] for e in chosen for shard in shards if shard in e["accuracy"]]
+    values = [
+        e["accuracy"][shard] for e in _chosen(event, choose) for shard in shards if shard in e["accuracy"]
+    ]
     return fmean(values) if values else None
 
 
-def _mean_control(event: InjectedEvent, choose: Choose) -> float | None:
-    """Mean accuracy of the survivors on facts that nobody trained."""
-    chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
-    values = [float(e["control"]) for e in chosen if e.get("control") is not None]
+def _chosen(event: InjectedEvent, choose: Choose) -> list[Record]:
+    return [evaluation for evaluation in map(choose, event.survivors) if evaluation]
+
+
+def _mean_control(evaluations: Iterable[Record]) -> float | None:
+    """Mean accuracy on facts that nobody trained."""
+    values = [float(e["control"]) for e in evaluations if e.get("control") is not None]
     return fmean(values) if values else None
 
 

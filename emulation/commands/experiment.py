@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,11 @@ from emulation.commands.output_folder import claimed
 from emulation.launch import interrupts
 from peers.errors import InputError
 
+if TYPE_CHECKING:
+    from emulation.experiments.catalogue import Scale
+
+Work = Callable[[Console], object]
+PLAIN = ("forgetting", "wireless", "baselines", "sequence")  # experiments without --set and --publish
 EXAMPLE = "Example: unweft experiment ablation --scale compact --seeds 0-2 --jobs 2 --out ablation"
 
 
@@ -21,7 +27,9 @@ def experiment(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="ablation, regimes, recovery, allocation, wireless or forgetting."
+            metavar="NAME",
+            help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, baselines or "
+            "sequence.",
         ),
     ],
     seeds: Annotated[
@@ -41,7 +49,7 @@ def experiment(
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(help="Only these, with commas; uniform and oracles are added where arms correct."),
+        typer.Option(help="Only these, with commas; uniform is added, and oracles where arms correct."),
     ] = "",
     set_: Annotated[
         list[str] | None,
@@ -59,48 +67,86 @@ def experiment(
 
     Runs that are done are kept. The same command continues after an interrupt, or adds seeds and arms.
     """
-    from emulation.experiments import allocation, catalogue, changes, forgetting, wireless
+    from emulation.experiments import catalogue, changes
     from emulation.experiments import seeds as of_seeds
+    from emulation.launch.errors import RunFailed
 
     size, console = catalogue.find_scale(scale), Console()
     count = of_seeds.parse(seeds or str(size.seeds))
     values = changes.parse(set_ or [])
-    if name in (forgetting.NAME, wireless.NAME) and (values or publish):
+    if name in PLAIN and (values or publish):
         raise InputError(f"--set, --publish: {name} has neither; allowed: the other experiments")
     folder = out or Path("experiments") / f"{name}-{scale}"
     for option, path in (("--out", folder), ("--publish", publish)):
         if path is not None and path.exists() and not path.is_dir():
             raise InputError(f"{option}: {path} is a file; allowed: a folder")
-    from emulation.experiments import run
-    from emulation.launch.errors import RunFailed
-
     try:
-        if name == forgetting.NAME:
-            runs = forgetting.parse_runs(seeds)
-            attacked = forgetting.Request(size, forgetting.choose_arms(arms), runs, folder, jobs)
-            with _writing(folder):
-                forgetting.run(attacked, console)
-        elif name == wireless.NAME:
-            limited = wireless.Request(size, wireless.choose_arms(arms, size), count, folder, jobs)
-            with _writing(folder):
-                wireless.run(limited, console)
-        elif name == allocation.NAME:
-            chosen = allocation.choose_arms(arms)
-            allocators = allocation.Request(size, chosen, count, folder, jobs, values, publish)
-            allocation.check(allocators)
-            with _writing(folder):
-                allocation.run(allocators, console)
+        if name in PLAIN:
+            work = _plain(name, size, arms, count, seeds, folder, jobs)
+        elif name == "allocation":
+            work = _allocation(size, arms, count, folder, jobs, values, publish)
         else:
-            found = changes.changed(catalogue.find_experiment(name), values)
-            asked = run.Request(
-                found, size, catalogue.choose_arms(found, arms, size), count, folder, jobs, publish
-            )
-            run.check(asked)
-            with _writing(folder):
-                run.run(asked, console)
+            work = _arms(name, size, arms, count, folder, jobs, values, publish)
+        with _writing(folder):
+            work(console)
     except RunFailed as error:
         typer.echo(f"unweft: {' '.join(str(error).split())}; the same command goes on from there", err=True)
         raise typer.Exit(1) from None
+
+
+def _plain(
+    name: str, size: Scale, arms: str, count: tuple[int, ...], seeds: str | None, folder: Path, jobs: int
+) -> Work:
+    """An experiment without --set and --publish."""
+    from emulation.experiments import baselines, forgetting, sequence, wireless
+
+    if name == forgetting.NAME:
+        runs = forgetting.parse_runs(seeds)
+        attacked = forgetting.Request(size, forgetting.choose_arms(arms), runs, folder, jobs)
+        return partial(forgetting.run, attacked)
+    if name == wireless.NAME:
+        limited = wireless.Request(size, wireless.choose_arms(arms, size), count, folder, jobs)
+        return partial(wireless.run, limited)
+    if name == baselines.NAME:
+        compared = baselines.Request(size, baselines.choose_arms(arms), count, folder, jobs)
+        return partial(baselines.run, compared)
+    wanted = sequence.Request(size, sequence.choose_arms(arms), count, folder, jobs)
+    return partial(sequence.run, wanted)
+
+
+def _allocation(
+    size: Scale,
+    arms: str,
+    count: tuple[int, ...],
+    folder: Path,
+    jobs: int,
+    values: Mapping[str, object],
+    publish: Path | None,
+) -> Work:
+    from emulation.experiments import allocation
+
+    asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs, values, publish)
+    allocation.check(asked)
+    return partial(allocation.run, asked)
+
+
+def _arms(
+    name: str,
+    size: Scale,
+    arms: str,
+    count: tuple[int, ...],
+    folder: Path,
+    jobs: int,
+    values: Mapping[str, object],
+    publish: Path | None,
+) -> Work:
+    from emulation.experiments import catalogue, changes, run
+
+    found = changes.changed(catalogue.find_experiment(name), values)
+    chosen = catalogue.choose_arms(found, arms, size)
+    asked = run.Request(found, size, chosen, count, folder, jobs, publish)
+    run.check(asked)
+    return partial(run.run, asked)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ MEANS = (
         "ri_gap",
         "ri_loss",
         "norm_comm",
+        "norm_total",
         "forget",
         "retain",
         "test",

@@ -29,8 +29,8 @@ from emulation.launch import one_process
 from emulation.scenario.loading import from_table
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
-from peers.config import FIFO
 from peers.errors import InputError
+from peers.radio_config import FIFO
 
 NAME = "allocation"
 SHARE = 0.1  # of the bytes of a round that sends all blocks to all neighbours in fp16
@@ -65,7 +65,7 @@ class AllocationCell(Cell):
             "radio": {"budget_bytes": budget_bytes(scale), **self.arm.changes},
         }
         set_all(data, self.setting.changes)
-        return from_table(data, self.setting.changes)
+        return from_table(data, options=self.setting.changes)
 
 
 def budget_bytes(scale: Scale) -> int:

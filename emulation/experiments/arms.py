@@ -34,7 +34,10 @@ REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
 MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with early steps
+INTERFERENCE = {**FISHER, "correction.interference": True}
+PAPER_FULL = {"correction.policy": "proportional-sync"}
 REHEARSED = {"train.rehearsal": 0.3}
+EWC = 10.0  # lambda, for the mean loss of a batch
 NEWEST = {"mixing.mode": "newest"}
 
 
@@ -59,10 +62,24 @@ ARMS: dict[str, Arm] = {
         _policy("sync", "exchange periods by priority"),
         _policy("random", "control: any action"),
         _policy("lookahead", "control: the best action in trials of one round"),
+        _policy("gamma-1", "constant: mixing at full strength"),
+        _policy("max-steps+gamma-1", "constant: n_max local steps and mixing at full strength"),
+        Arm(
+            "early-max-steps",
+            "constant: n_max local steps in the first quarter",
+            {"correction.policy": "early-steps"},
+        ),
+        Arm("paper-full", "the paper's full: shares by priority with H_g, gamma constant", PAPER_FULL),
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
         Arm(
             "naive",
-            "Naive Remove: the block stays and the others continue, without projection",
+            "Naive Fine-tune: the block stays and the others continue, without projection",
+            event="retire",
+        ),
+        Arm(
+            "ewc-leave",
+            "the block stays; the others continue with elastic weight consolidation",
+            {"correction.ewc": EWC},
             event="retire",
         ),
         Arm(
@@ -81,6 +98,13 @@ ARMS: dict[str, Arm] = {
             FISHER,
             oracle=MANY_FISHER,
         ),
+        Arm(
+            "interference",
+            "early steps that disturb the neighbours' inputs little",
+            INTERFERENCE,
+            oracle=MANY_FISHER,
+        ),
+        Arm("handover+interference", "both", {**REFIT, **INTERFERENCE}, oracle=MANY_FISHER),
         Arm("handover+fisher", "both", {**REFIT, **FISHER}, oracle=MANY_FISHER),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
         Arm("rehearsed+handover", "both", {**REHEARSED, **REFIT}, branches=False),
@@ -113,8 +137,10 @@ BEFORE = Arm(
 ORACLES = tuple(name for name in ARMS if name == ORACLE or name.startswith(f"{ORACLE}-"))
 RECOVERY = (
     *("max-steps", "early-steps", "handover", "handover+early-steps"),
-    *("fisher", "handover+fisher"),
+    *("fisher", "handover+fisher", "interference", "handover+interference"),
     *("rehearsed", "rehearsed+handover", "rehearsed+fisher", "rehearsed+handover+fisher", "newest"),
 )
 POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")
+# Arms without a measurement. A policy has to beat the best of them at no more cost (constant_arms.py).
+CONSTANT_ARMS = (UNIFORM, "gamma-1", "max-steps", "max-steps+gamma-1", "early-max-steps")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from emulation.experiments.arms import ARMS, NONE, ORACLE, ORACLES, RECOVERY, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.arms import (
+    ARMS,
+    CONSTANT_ARMS,
+    NONE,
+    ORACLE,
+    ORACLES,
+    RECOVERY,
+    SINGLE_ACTIONS,
+    UNIFORM,
+)
 from peers.errors import InputError
 
 
@@ -27,11 +36,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Setting:
-    """A workload. changes: key path -> value, on top of the defaults."""
+    """A workload. changes: key path -> value, on top of the defaults. joins: the last device joins at the
+    event, instead of leaving.
+    """
 
     name: str
     description: str
     changes: Mapping[str, object] = field(default_factory=dict)
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,12 @@ PAPER = {
     "topology.kind": "full",
 }
 ABLATION = Setting("paper", "M = 6, K = 60, r = 4/8/16, n in {1, 2}, gamma = 0.40", PAPER)
+# As the paper states it: `uniform` takes n = 1 step, on a sparse mesh. The paper does not say which mesh.
+PRINTED = Setting(
+    "paper-printed",
+    "as printed: `uniform` takes n = 1 step, on a ring with one chord a device",
+    {**PAPER, "round.local_steps": 1, "topology.kind": "ring-chords"},
+)
 
 # Regimes: each setting makes one cause of a gap large, by the terms of R_loc, R_con and R_het (method 6).
 # regime_check.py verifies it by the residuals of the first diagnosis.
@@ -129,6 +147,8 @@ REGIMES = (
     ),
 )
 
+JOINS = tuple(replace(s, name=f"{s.name}-join", description=s.description, joins=True) for s in REGIMES)
+
 # The workload of scenarios/demo.toml.
 DEFAULT = Setting(
     "default",
@@ -141,6 +161,8 @@ DEFAULT = Setting(
     },
 )
 
+PAPER_ARMS = ("paper-full", "proportional", "ls+prox", "local-steps", "retain-prox", "topology", "sync")
+CONTROLS = ("random", "lookahead")
 EXPERIMENTS = {
     e.name: e
     for e in (
@@ -148,13 +170,25 @@ EXPERIMENTS = {
             "ablation",
             "The paper's Table III: every arm",
             (ABLATION,),
-            tuple(a for a in ARMS if a not in (*RECOVERY, *ORACLES[1:])),
+            (*(a for a in ARMS if a not in (*RECOVERY, *ORACLES[1:])), "max-steps"),
+        ),
+        Experiment(
+            "paper",
+            "The paper's setting as printed beside ours",
+            (PRINTED, ABLATION),
+            (*PAPER_ARMS, *CONSTANT_ARMS, "dominant", NONE, ORACLE),
         ),
         Experiment(
             "regimes",
             "The best single action in each regime, and the choices of `dominant`",
             REGIMES,
-            ("dominant", "proportional", UNIFORM, *SINGLE_ACTIONS, NONE, ORACLE),
+            ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, *CONTROLS, NONE, ORACLE),
+        ),
+        Experiment(
+            "joins",
+            "Corrections after a join; the oracle has the newcomer from the start",
+            JOINS,
+            ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
         Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, *ORACLES)),
     )
@@ -164,9 +198,9 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        raise InputError(
-            f"NAME: {name!r} is no experiment; allowed: {', '.join(EXPERIMENTS)}, allocation, wireless"
-        )
+        others = ("allocation", "wireless", "forgetting", "baselines", "sequence")
+        known = ", ".join((*EXPERIMENTS, *others))
+        raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]
 
 

@@ -31,8 +31,9 @@ from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
+from peers.config import DeviceConfig
 from peers.errors import InputError
-from peers.tasks import Example, make_task
+from peers.tasks import Example, make_task, texts
 
 NAME = "forgetting"
 SETTING = Setting(NAME, "a complete graph; half of a pool of facts for the leaver")
@@ -85,15 +86,18 @@ class ForgettingCell(Cell):
 
 def pool(scale: Scale) -> list[Example]:
     """Twice the facts of a device: those of two shards that no device has."""
-    task = make_task(ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config())
-    return [e for i in range(2) for e in task.train_examples(f"d{scale.max_devices + i}")]
+    config = ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config()
+    return [e for i in range(2) for e in _facts(config, f"d{scale.max_devices + i}")]
+
+
+def _facts(config: DeviceConfig, device: str) -> list[Example]:
+    return texts(make_task(config).train_examples(device))
 
 
 def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], folder: Path) -> None:
     """Write the file of each device. All runs of an experiment have the same survivors' facts."""
     first = ForgettingCell(SETTING, ARMS["leave"], 0, cell.scale).scenario().device_config()
-    task = make_task(first)
-    files = {device: task.train_examples(device) for device in cell.survivors}
+    files = {device: _facts(first, device) for device in cell.survivors}
     files[cell.leaver] = [fact for fact, own in zip(facts, had, strict=True) if own]
     folder.mkdir(parents=True)
     for device, examples in files.items():

@@ -17,7 +17,7 @@ OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and r
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment. The leaver is the last device. Its facts change with the seed."""
+    """One run of an experiment. The last device leaves or joins. Its facts change with the seed."""
 
     setting: Setting
     arm: Arm
@@ -41,7 +41,8 @@ class Cell:
 
     @property
     def devices(self) -> int:
-        return self.scale.devices - (self.arm.name in ORACLES)
+        """At the start: without the leaver in oracles; without the newcomer in all other arms."""
+        return self.scale.devices - ((self.arm.name in ORACLES) != self.setting.joins)
 
     @property
     def rounds(self) -> int:
@@ -57,11 +58,17 @@ class Cell:
 
     @property
     def leaver(self) -> str:
+        """The device of the event: the leaver, or the newcomer."""
         return f"d{self.scale.devices - 1}"
 
     @property
     def survivors(self) -> tuple[str, ...]:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """The devices whose facts the model has to know after the event."""
+        return (*self.survivors, self.leaver) if self.setting.joins else self.survivors
 
     def scenario(self) -> Scenario:
         """The scenario, with the virtual clock: branching arms are equal up to round E, to the last bit.
@@ -77,14 +84,15 @@ class Cell:
             "data": {"persons": scale.persons, "batch": scale.batch},
             "adapter": {"max_devices": scale.max_devices},
             "round": {"count": self.rounds},
-            "correction": {"rounds": scale.correct, "period": scale.period},
+            "correction": {"policy": UNIFORM, "rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
         set_all(data, self.setting.changes)
         set_all(data, arm.changes)
         if arm.event:
-            data["event"] = [{"round": self.event_round, "kind": arm.event, "device": self.leaver}]
-        return from_table(data, self.setting.changes)
+            kind = "join" if self.setting.joins else arm.event
+            data["event"] = [{"round": self.event_round, "kind": kind, "device": self.leaver}]
+        return from_table(data, options=self.setting.changes)
 
 
 def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:

@@ -54,7 +54,7 @@ def prefix_digest(run: RunRecords, last: int) -> str:
 def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
     """For each k: the scores of the mean model, and the costs from the event (or the start) until then."""
     scenario = run.scenario
-    evaluator = MeanModelEvaluator(scenario, cell.survivors, cell.leaver)
+    evaluator = MeanModelEvaluator(scenario, cell.retained, cell.leaver)
     costs = Costs(cell, run, start)
     found = []
     mean = run.folder / "mean.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from emulation.analysis.records import Record
 from emulation.experiments.arms import ARMS, NONE, ORACLE, ORACLES, UNIFORM
@@ -75,6 +76,7 @@ def paired_row(measured: Record, oracle: Record, uniform: Record, own_oracle: Re
         "ri_gap": relative_improvement(eg_uniform, eg),
         "ri_loss": relative_improvement(uniform["curve"][-1]["loss"], last["loss"]),
         "norm_comm": norm_comm(last["bytes"], uniform["curve"][-1]["bytes"]),
+        "norm_total": _norm_total(last, uniform["curve"][-1]),
         **{name: last[name] for name in (*AGAINST_ORACLE, "fresh", *COSTS)},
         **{f"d_{name}": _difference(last[name], best[name]) for name in AGAINST_ORACLE},
         **{f"d_{name}_0": _difference(first[name], best[name]) for name in ("forget", "auc")},
@@ -82,6 +84,13 @@ def paired_row(measured: Record, oracle: Record, uniform: Record, own_oracle: Re
         **{f"re_emergence_{name}": _difference(last[name], first[name]) for name in ("forget", "auc")},
         **recovery_costs(measured, own_oracle),
     }
+
+
+def _norm_total(arm: Mapping[str, float], uniform: Mapping[str, float]) -> float | None:
+    """The mean of bytes and local steps, each over `uniform`'s. The paper's table has 1.17 for `local-steps`,
+    which fits these weights."""
+    shares = [norm_comm(arm[cost], uniform[cost]) for cost in ("bytes", "steps")]
+    return None if None in shares else fmean(share for share in shares if share is not None)
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

@@ -53,7 +53,7 @@ def draw_setting(panels: Sequence[Axes], measures: Sequence[Record]) -> None:
     for number, arm in enumerate(arms):
         own = [m for m in measures if m["arm"] == arm and m["seed"] in oracles]
         for panel, curve in zip(panels, curves, strict=True):
-            _draw_arm(panel, arm, number, [curve(m) for m in own])
+            draw_arm(panel, arm, number, [curve(m) for m in own])
     panels[0].axhline(0, color=ORACLE_INK, linewidth=0.8, label="oracle")
     goal = RECOVERED * _at_end(oracles.values(), "retain")
     panels[1].axhline(goal, color=ORACLE_INK, linewidth=0.8, label="95 % of the oracle's")
@@ -87,7 +87,7 @@ def band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]:
     return found
 
 
-def _draw_arm(panel: Axes, arm: str, number: int, curves: Sequence[Curve]) -> None:
+def draw_arm(panel: Axes, arm: str, number: int, curves: Sequence[Curve]) -> None:
     """A line with markers and a band. Markers of lines that coincide stand at different rounds."""
     points = band(curves)
     if not points:

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation.analysis.records import Record
-from emulation.experiments import grid, plot, publication, runner, tables
-from emulation.experiments.aggregate import aggregate, verdicts
+from emulation.experiments import constant_arms, diagnoses, grid, plot, publication, runner, tables
+from emulation.experiments.aggregate import DOMINANT, aggregate, verdicts
 from emulation.experiments.arms import NONE
 from emulation.experiments.catalogue import SMOKE, Experiment, Scale
 from emulation.experiments.paired import paired_rows
@@ -50,16 +50,24 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     with_none = NONE in request.arms
     rows = paired_rows(measures, with_none)
     summary, conclusions, evidence = aggregate(rows), verdicts(rows), regime_evidence(measures)
-    tables.write_results(
-        request.out, rows, {"summary": summary, "verdicts": conclusions, "evidence": evidence}
-    )
+    against, by_round = constant_arms.against_constants(rows), diagnoses.shares_by_round(measures)
+    results = {"summary": summary, "verdicts": conclusions, "evidence": evidence}
+    results |= {"against_constants": against, "diagnoses": by_round}
+    tables.write_results(request.out, rows, results)
+    diagnoses.write_diagnoses(measures, request.out / "rounds.jsonl")
     plot.write_curves(measures, with_none, request.out / "curves.png")
     console.print(f"{request.scale.name}, {publication.header(measures)}", highlight=False)
     tables.print_tables(console, summary)
     tables.print_conclusions(console, evidence, conclusions)
-    console.print(
-        f"written: {request.out}/rows.csv, results.json, curves.png", highlight=False, soft_wrap=True
-    )
+    console.print(constant_arms.best_of_each(summary, evidence))
+    for found, table in (
+        (by_round, diagnoses.diagnoses_table(by_round, DOMINANT)),
+        (against, constant_arms.constants_table(against)),
+    ):
+        if found:
+            console.print(table)
+    files = "rows.csv, results.json, rounds.jsonl, curves.png"
+    console.print(f"written: {request.out}/{files}", highlight=False, soft_wrap=True)
     _finish(request, measures, console)
 
 

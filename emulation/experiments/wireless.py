@@ -22,8 +22,8 @@ from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
 from emulation.experiments.statistics import interval
-from peers.config import FIFO
 from peers.errors import InputError
+from peers.radio_config import FIFO
 
 NAME = "wireless"
 BLOCK_BYTES = 73_728  # a block of `tiny` at rank 8 in fp16

@@ -48,8 +48,9 @@ def prepare(state: RunState, console: Console) -> ComposeBackend:
     with ExitStack() as stack:
         secret = stack.enter_context(TemporaryDirectory(prefix="unweft-keys-"))
         project = compose_project.make(scenario, out, file, Path(secret))
-        console.print("building the image (the first time it takes minutes) …")
-        project.compose("build", "device")
+        if compose_project.can_build(file):
+            console.print("building the image (the first time it takes minutes) …")
+            project.compose("build", "device")
         project = compose_project.with_subnet(project)
         run_folder.begin(out, scenario, secrets.token_hex(8))
         cleanup = stack.pop_all()

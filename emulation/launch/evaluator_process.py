@@ -17,7 +17,7 @@ class EvaluatorProcess:
 
     def __init__(self, state: RunState) -> None:
         self._state, self._marker = state, state.out / DONE_MARKER
-        self._forkserver = Forkserver(state.scenario.model)
+        self._forkserver = Forkserver(state.scenario.model, state.scenario.plugins)
         self._process: ForkServerProcess | None = None
 
     def start(self) -> None:

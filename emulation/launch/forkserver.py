@@ -13,6 +13,7 @@ from typing import Any
 
 from emulation.launch import interrupts, temporary_folder
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
+from emulation.launch.preload_base_model import PLUGINS
 from peers.config import ModelConfig
 
 PRELOAD = [
@@ -33,9 +34,10 @@ PRELOAD = [
 class Forkserver:
     """Starts child processes. Each child ends when this process ends or calls `close`."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, plugins: Iterable[str] = ()) -> None:
         # The forkserver starts with the first child and takes the environment of that moment.
         os.environ[BASE_MODEL] = model.model_dump_json()
+        os.environ[PLUGINS] = " ".join(plugins)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._lifeline, self._keep = self._context.Pipe(duplex=False)

@@ -52,7 +52,7 @@ def prepare(
     return (make or LocalBackend)(
         state=state,
         specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
-        forkserver=Forkserver(state.scenario.model),
+        forkserver=Forkserver(state.scenario.model, state.scenario.plugins),
     )
 
 

@@ -42,16 +42,9 @@ def headline(run: RunRecords) -> Chart:
     shards = series.shards(run)
     for shard in shards:
         curves = [series.accuracy(run, device, shard) for device in run.devices]
-        mean, worst = series.over_devices(curves), series.over_devices(curves, min)
-        lines.append(
-            Line(
-                shard,
-                mean,
-                style(series.number(run, shard)),
-                shard in gone,
-                worst if len(shards) <= BANDS else (),
-            )
-        )
+        worst = series.over_devices(curves, min) if len(shards) <= BANDS else ()
+        look = style(series.number(run, shard))
+        lines.append(Line(shard, series.over_devices(curves), look, shard in gone, worst))
     title = "Facts of each device that live devices answer correctly"
     return Chart(title, "mean", lines, series.marks(run), percent, SHARE_TOP, small=False)
 

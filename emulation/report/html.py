@@ -25,7 +25,7 @@ from emulation.report import (
 from emulation.report.formatting import megabytes, percent, plural
 from emulation.report.receipts import STAGES, receipts
 from emulation.scenario.loading import dump
-from peers.config import FIFO, RadioConfig
+from peers.radio_config import FIFO, RadioConfig
 
 LOADER = PackageLoader("emulation.report")
 OPEN_LINKS = 12  # with more links, their table is closed at first

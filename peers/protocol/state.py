@@ -14,13 +14,14 @@ from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.signed_records import Record, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
-from peers.config import FIFO, DeviceConfig
+from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import SendAllocation
 from peers.protocol.similar_copies import foreign_codec
+from peers.radio_config import FIFO
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 

@@ -10,6 +10,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
   relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
+  interference.py: second moments of the neighbours' inputs.
 
 Membership and failure detection run beside the rounds in every phase (method 5 and 9).
 """
@@ -34,6 +35,7 @@ from peers.protocol.correction import Correction
 from peers.protocol.departure import Departure
 from peers.protocol.exchange import Exchange
 from peers.protocol.failure_detection import FailureDetection
+from peers.protocol.interference import Interference
 from peers.protocol.joining import Joining
 from peers.protocol.membership import MembershipProtocol
 from peers.protocol.overhead_offset import PartBytes
@@ -75,6 +77,7 @@ class DeviceProtocol:
         self._membership = MembershipProtocol(state, self._connections, self._replicas, admission)
         self._failure_detection = FailureDetection(state, self._connections, self._membership)
         self._correction = Correction(state, self._connections, sign, verify)
+        self._interference = Interference(state)
         self._anti_entropy = AntiEntropy(
             state, self._connections, self._membership, self._replicas, self._correction.neighbours
         )
@@ -115,6 +118,7 @@ class DeviceProtocol:
             messages.Manifest: self._on_manifest,
             messages.Request: self._rounds.on_request,
             messages.Observed: self._correction.on_observed,
+            messages.Inputs: self._interference.on_inputs,
             messages.Stopping: self._departure.on_stopping,
         }
 
@@ -205,6 +209,11 @@ class DeviceProtocol:
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:
         """The measurements after round `epoch` are done (correction/residuals.py)."""
         self._correction.diagnosed(epoch, values)
+        return self._done(now)
+
+    def inputs_measured(self, now: int, values: Mapping[BlockKey, bytes]) -> list[Action]:
+        """The second moments of the own inputs are measured, packed for each owner of a block."""
+        self._interference.measured(values)
         return self._done(now)
 
     # -- updates -----------------------------------------------------------------------------------
@@ -306,6 +315,7 @@ class DeviceProtocol:
     def _done(self, now: int) -> list[Action]:
         """After every event: do what it has made possible, then return all actions."""
         self._joining.try_ask(now)
+        self._interference.notice_event()
         self._rounds.try_begin(now)
         self._rounds.try_publish()
         self._rounds.try_close(now)

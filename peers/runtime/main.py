@@ -27,7 +27,7 @@ from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
 from peers.runtime.wiring import MakeDriver, count_drop, make_driver
-from peers.tasks import encode, encoding_notes, lacks_end, make_task
+from peers.tasks import make_task
 from transport.clocks.real import RealClock
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_dealer import Limits
@@ -114,8 +114,8 @@ def build_learner(spec: DeviceSpec) -> Learner:
     torch.set_num_threads(spec.config.model.threads)
     loaded = load_model(spec.config.model)
     examples, most = make_task(spec.config).train_examples(spec.id), spec.config.data.max_length
-    encoded = encode(examples, loaded.tokenizer, most)
-    for note in encoding_notes({spec.id: encoded}, lacks_end(examples, loaded.tokenizer), most):
+    encoded = loaded.encode(examples, most)
+    for note in loaded.notes({spec.id: (examples, encoded)}, most):
         log.warning(note)
     check_data(loaded, [(spec.id, encoded)])
     return Learner(loaded, spec.config, encoded, spec.id)

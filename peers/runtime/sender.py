@@ -13,9 +13,9 @@ from typing import NamedTuple
 from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
-from peers.config import FIFO
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
+from peers.radio_config import FIFO
 from peers.runtime.control_priority import departs, origin_of, priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec

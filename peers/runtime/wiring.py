@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
-from peers.config import FIFO
 from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
@@ -18,7 +17,9 @@ from peers.protocol import similar_copies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
+from peers.radio_config import FIFO
 from peers.runtime.components import Components
+from peers.runtime.delivery import Delivery
 from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
@@ -27,6 +28,7 @@ from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
+from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.sender import Sender, Shape
@@ -78,18 +80,16 @@ def make_driver(
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
     devices = frozenset(device_of(life) for life in spec.group)
     flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent, devices)
-    receiver = Receiver(
-        links,
+    reception = ReceptionAccounts(protocol, accounts, links.security_events)
+    delivery = Delivery(
         protocol,
         UpdateAssembly(learner),
-        accounts,
-        queue,
-        clock,
-        virtual,
-        authenticated=spec.keys is not None,
+        reception,
         on_arrival=flow_control.on_arrival,
         on_copy=learner_thread.on_neighbour_copy,
     )
+    authenticated = spec.keys is not None
+    receiver = Receiver(links, reception, delivery, queue, clock, virtual, authenticated=authenticated)
     components = Components(
         spec=spec,
         links=links,
@@ -102,6 +102,8 @@ def make_driver(
         sender=sender,
         protocol=protocol,
         receiver=receiver,
+        delivery=delivery,
+        reception=reception,
         recorder=recorder,
         events=events,
         host=host,

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from emulation.analysis import evaluator
 from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
 
 ONE_ANSWER = 1.001  # with the rounding of a float
@@ -23,10 +24,16 @@ def last_evaluations(run: Path) -> dict[str, dict[str, float]]:
     return {line["device"]: line["accuracy"] for line in sorted(rounds, key=lambda line: line["round"])}
 
 
+def example_sets(scenario: Scenario) -> tuple[evaluator.ExampleSet, evaluator.ExampleSet]:
+    """The evaluator's examples of a scenario."""
+    chosen, loaded = evaluator.choose_examples(scenario), load_model(scenario.model)
+    return evaluator._example_sets(chosen, loaded, scenario.data.max_length)
+
+
 def exported_accuracies(run: Path, devices: list[str]) -> dict[str, dict[str, float]]:
     """The same of the exported adapters, as PEFT loads them."""
     scenario = load(run / "scenario.toml")
-    examples, _ = evaluator._example_sets(scenario, load_model(scenario.model))
+    examples, _ = example_sets(scenario)
     found = {}
     for device in devices:
         base = load_model(scenario.model).model
@@ -40,7 +47,7 @@ def exported_accuracies(run: Path, devices: list[str]) -> dict[str, dict[str, fl
 def assert_as_evaluated(run: Path, devices: list[str]) -> None:
     """Every exported adapter answers as the last evaluated round did, but for one answer of a shard."""
     scenario = load(run / "scenario.toml")
-    _, sets = evaluator._example_sets(scenario, load_model(scenario.model))
+    _, sets = example_sets(scenario)
     answers = {shard: end - first for kind, shard, first, end in sets.parts if kind == "accuracy"}
     before, after = last_evaluations(run), exported_accuracies(run, devices)
     for device in devices:

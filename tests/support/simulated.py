@@ -31,8 +31,7 @@ from transport.wire.packing import pack, unpack
 
 Values = NDArray[np.float64]
 Event = Callable[[int], list[do.Action]]
-SECOND = 1_000_000_000
-MILLI = 1_000_000
+SECOND, MILLI = 1_000_000_000, 1_000_000
 WIDTH = 3  # values of a part
 PART_BYTES = 100  # what a part costs of the budget
 GROUPS = ("early", "late")
@@ -304,16 +303,17 @@ class Network:
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
                 case do.Diagnose() if device.measure is not None:
                     self.at(self.now + 20 * MILLI, partial(self._measured, device, action.round))
+                case do.MeasureInputs(keys):
+                    told = partial(device.protocol.inputs_measured, values=dict.fromkeys(keys, bytes(4)))
+                    self.at(self.now + 20 * MILLI, partial(self._handle, device, told))
                 case do.Apply():
                     device.apply(action)
-                case do.AddBlock():
+                case do.AddBlock() | do.OwnBlock():
                     device.add(action.key, action.slot, action.carry)
-                case do.OwnBlock():
-                    device.add(action.key, action.slot, action.carry)
-                case do.DropBlock():
-                    device.drop(action.key)
-                case do.Drop():
-                    device.dropped[action.reason] += 1
+                case do.DropBlock(key):
+                    device.drop(key)
+                case do.Drop(reason):
+                    device.dropped[reason] += 1
                 case do.Exit():
                     device.exit = device.exit or action
 

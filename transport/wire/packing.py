@@ -35,7 +35,15 @@ from transport.wire.fields import (
     unpack_array,
     word,
 )
-from transport.wire.limits import MAX_DELETED, MAX_HASH, MAX_ITEMS, MAX_PAYLOAD, MAX_WISHES, NEVER_NS
+from transport.wire.limits import (
+    MAX_DELETED,
+    MAX_HASH,
+    MAX_INPUTS,
+    MAX_ITEMS,
+    MAX_PAYLOAD,
+    MAX_WISHES,
+    NEVER_NS,
+)
 from transport.wire.messages import (
     Ack,
     Buffer,
@@ -45,6 +53,7 @@ from transport.wire.messages import (
     Envelope,
     Gossip,
     Hello,
+    Inputs,
     Manifest,
     Message,
     Nack,
@@ -145,6 +154,7 @@ _KINDS: dict[int, _Kind] = {
     16: _kind(Deleted, 192 << 10, rows(MAX_DELETED, valid_device_id, _INCARNATION, device_or_all)),
 }
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
+_KINDS[21] = _kind(Inputs, MAX_INPUTS + 512, valid_device_id, _INCARNATION, data(4, MAX_INPUTS))
 CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
 _OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 

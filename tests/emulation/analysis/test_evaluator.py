@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from emulation.analysis import evaluator
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.models.loader import LoadedModel, load_model
-from peers.tasks import encode, evaluate, tasks
+from peers.storage.snapshots import Snapshot, write_snapshot
+from peers.tasks import evaluate, tasks
 
 SCENARIO = """
 [devices]
@@ -38,9 +39,10 @@ class SnapshotModel:
     def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
         self.model = loaded.model
 
-    def load(self, path: Path) -> dict[str, str]:
-        number, tag = path.stem.split("-", 1)
-        return {"device": path.parts[-3], "round": number, "tag": tag.replace("-", ":")}
+    def place(self, snapshot: Snapshot) -> None:
+        self.placed.append(snapshot.meta)
+
+    placed: ClassVar[list[dict[str, str]]] = []
 
 
 @pytest.fixture
@@ -57,7 +59,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         snapshots = folder / "devices" / device / "snapshots"
         snapshots.mkdir(parents=True)
         for name in ("00004-round", "00005-before-d1", "00005-round"):
-            save_file({"d0@0/early": torch.full((2, 2), 1.0 + number)}, snapshots / f"{name}.safetensors")
+            round_, tag = name.split("-", 1)
+            meta = {"device": device, "round": round_, "tag": tag.replace("-", ":")}
+            tensors = {"d0@0/early": torch.full((2, 2), 1.0 + number)}
+            write_snapshot(snapshots / f"{name}.safetensors", tensors, {"d0@0": 0}, meta)
     (folder / "devices" / "d0" / "snapshots" / "00006-round.safetensors.tmp").write_bytes(b"half")
     (folder / evaluator.DONE_MARKER).touch()
     return folder
@@ -74,6 +79,25 @@ def test_all_snapshots_are_evaluated_and_removed(run: Path, scenario: Scenario) 
     assert errors == pytest.approx({4: 0.5 / 1.5, 5: 0.5 / 1.5})
 
 
+def test_snapshots_of_the_same_blocks_are_evaluated_once(run: Path, scenario: Scenario) -> None:
+    SnapshotModel.placed.clear()
+    evaluator.main(run, scenario)
+    # Of each device: rounds 4 and 5 have the same blocks; "before" is measured on more examples.
+    assert len(SnapshotModel.placed) == 4
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    first, second = (x for x in lines if x.get("device") == "d1" and x["tag"] == "round")
+    assert first["accuracy"] == second["accuracy"]
+
+
+def test_no_more_than_the_asked_number_of_examples_is_evaluated(scenario: Scenario) -> None:
+    capped = scenario.model_copy(update={"eval": scenario.eval.model_copy(update={"examples": 3})})
+    every, some = (evaluator.choose_examples(s) for s in (scenario, capped))
+    assert [len(x) for x in every.trained.values()] == [8, 8, 8]
+    assert [len(x) for x in some.trained.values()] == [3, 3, 3] and len(some.control) == 3
+    assert set(some.trained["d0"]) < set(every.trained["d0"])
+    assert some == evaluator.choose_examples(capped)
+
+
 def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario: Scenario) -> None:
     evaluator.main(run, scenario)
     for text in (run / "evaluations.jsonl").read_text().splitlines():
@@ -87,13 +111,14 @@ def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario
 
 def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     loaded = load_model(scenario.model)
-    trained, everything = evaluator._example_sets(scenario, loaded)
+    chosen = evaluator.choose_examples(scenario)
+    trained, everything = evaluator._example_sets(chosen, loaded, scenario.data.max_length)
     task = tasks.get("facts")(scenario.data, scenario.seed)
     found = everything.evaluate(loaded.model)
     assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
-            score = evaluate(loaded.model, encode(examples(shard), loaded.tokenizer, 128))
+            score = evaluate(loaded.model, loaded.encode(examples(shard), 128))
             assert found[kind][shard] == pytest.approx(score.accuracy)
             if kind == "accuracy":
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)

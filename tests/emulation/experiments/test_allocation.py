@@ -22,7 +22,7 @@ from emulation.scenario.loading import dump, load
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
-from peers.tasks import encode, tasks
+from peers.tasks import tasks
 from transport.wire.codec_names import payload_bytes
 
 SMOKE = SCALES["smoke"]
@@ -47,7 +47,7 @@ def test_every_allocator_is_an_arm() -> None:
 def test_the_budget_is_a_tenth_of_everything() -> None:
     config = cell("fifo").scenario().device_config()
     loaded = load_model(config.model)
-    examples = encode(tasks.get("facts")(config.data, 0).train_examples("d0"), loaded.tokenizer, 128)
+    examples = loaded.encode(tasks.get("facts")(config.data, 0).train_examples("d0"), 128)
     layout = Learner(loaded, config, examples, "d0").layout
     whole = sum(payload_bytes("fp16", layout.rows(g), layout.rank(g)) for g in layout.groups)
     assert budget_bytes(SMOKE) == round(0.1 * 3 * 2 * whole)

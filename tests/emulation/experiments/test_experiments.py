@@ -70,7 +70,7 @@ def test_every_scenario_is_valid(experiment: Any, scale: str, tmp_path: Path) ->
 def test_branching_arms_differ_from_uniform_only_after_the_event() -> None:
     def before_event(arm: str) -> dict[str, Any]:
         found = cell(arm).scenario().model_dump(mode="json")
-        for acts_after in ("policy", "refit", "fisher", "steps_max"):
+        for acts_after in ("policy", "refit", "fisher", "interference", "ewc", "steps_max"):
             found["correction"].pop(acts_after)
         return {key: value for key, value in found.items() if key not in ("name", "event")}
 
@@ -96,6 +96,19 @@ def test_the_oracle_has_no_leaver_and_trains_as_many_rounds() -> None:
     assert oracle.event == ()
     assert (oracle.seed, oracle.radio) == (uniform.seed, uniform.radio)
     assert cell(ORACLE).rounds == SMOKE.learn + SMOKE.correct
+
+
+def test_a_join_has_the_newcomer_after_the_event_and_in_the_oracle_from_the_start() -> None:
+    joins = EXPERIMENTS["joins"].settings[0]
+    uniform, oracle = (Cell(joins, ARMS[arm], 0, SMOKE) for arm in (UNIFORM, ORACLE))
+    before = uniform.before
+    assert before is not None
+    assert uniform.scenario().initial_devices == before.scenario().initial_devices == ("d0", "d1")
+    assert [(e.kind, e.device) for e in uniform.scenario().event] == [("join", "d2")]
+    assert oracle.scenario().initial_devices == ("d0", "d1", "d2")
+    assert oracle.scenario().event == ()
+    assert uniform.retained == ("d0", "d1", "d2")
+    assert cell(UNIFORM).retained == ("d0", "d1")
 
 
 def test_naive_keeps_the_block() -> None:
@@ -403,7 +416,7 @@ def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, regimes"),
+        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, paper, regimes"),
         (["ablation", "--scale", "huge"], "--scale: 'huge' is not known"),
         (["allocation", "--arms", "best"], "--arms: 'best' is no arm; allowed: fifo, fifo-int8"),
         (["regimes", "--arms", "best"], "--arms: 'best' is no arm"),

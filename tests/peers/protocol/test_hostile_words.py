@@ -117,7 +117,9 @@ def test_a_joiner_that_only_hostile_members_have_greeted_does_not_begin_in_their
     """The honest neighbours are slow: they answer no message for a while."""
     net = started(5, round={"count": ROUNDS, "deadline_s": 2.0})
     honest, hostile = ("d0", "d1", "d2"), ("d3", "d4")
-    net.loses = lambda source, target, message: "d5" in (source, target) and bool({source, target} & {*honest})
+    net.loses = lambda source, target, message: (
+        "d5" in (source, target) and bool({source, target} & {*honest})
+    )
     joiner = net.add("d5", *hostile)
     net.until(lambda: all(n in joiner.protocol.peers and joiner.protocol.peers[n].greeted for n in hostile))
     for name in hostile:
