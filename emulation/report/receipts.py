@@ -21,7 +21,7 @@ WHY = {
     "crash": "crashed, and the scenario deletes the blocks of crashed devices",
 }
 ATTACK = "mia_"  # metrics of membership inference begin with this
-CLOSE = 0.10  # of 40 answers at chance 1/24, 1 time in 100 this many more are right (method 10)
+CLOSE = 0.10  # of 40 answers at chance 1/24, at most 5 are right in 99 of 100 checks: 8 points above chance
 
 
 @dataclass(frozen=True)
