@@ -16,12 +16,20 @@ from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 Record = dict[str, Any]
+INJECTED = (
+    "injected.jsonl"  # the launcher's events, each written when it happens; run.json has them at the end
+)
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
 
 def read_lines(path: Path) -> list[Record]:
     """All complete records of a file; an empty list if there is no file."""
     return list(Tail(path).read())
+
+
+def read_object(path: Path) -> Record:
+    """The JSON object in a file; an empty one if there is no file or no object in it."""
+    return (_parse(path.read_bytes()) or {}) if path.exists() else {}
 
 
 def last_line(log: Path) -> str:
@@ -117,8 +125,7 @@ def load(folder: Path) -> RunRecords:
         raise InputError(
             f"{folder}: holds no run (no scenario.toml); allowed: a folder that `unweft run` wrote"
         )
-    run_file = folder / "run.json"
-    run = (_parse(run_file.read_bytes()) or {}) if run_file.exists() else {}
+    run = read_object(folder / "run.json")
     found = {path.name for path in (folder / "devices").glob("*") if path.is_dir()}
     records = RunRecords(folder, read(folder / "scenario.toml"), [], run=run)
     for device in in_order({*found, *run.get("devices", {})}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from emulation.commands import bench, churn, device, experiment, forget, keys, report, run
+from emulation.commands import bench, churn, device, experiment, forget, keys, report, run, watch
 
 app = typer.Typer(
     name="unweft",
@@ -22,4 +22,5 @@ app.command(epilog=churn.EXAMPLE)(churn.churn)
 app.command(epilog=bench.EXAMPLE)(bench.bench)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=watch.EXAMPLE)(watch.watch)
 app.command(epilog=forget.EXAMPLE)(forget.forget)

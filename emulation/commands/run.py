@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import typer
@@ -12,6 +15,7 @@ from rich.console import Console
 from emulation.commands.exit_status import FAILED, print_error
 from emulation.commands.output_folder import check_usable, claimed
 from emulation.commands.report import write_report, write_summary
+from emulation.commands.watch import load_serving, print_address
 from emulation.launch import interrupts
 from emulation.launch.backend import BACKENDS
 from emulation.launch.errors import RunFailed
@@ -41,6 +45,7 @@ def run(
             help="; ".join(f"{name}: {entry.help}" for name, entry in BACKENDS.items()) + ".",
         ),
     ] = "local",
+    watch: Annotated[bool, typer.Option("--watch", help="Also serves a page that shows the run.")] = False,
 ) -> None:
     """Run a scenario: start its devices, inject its events, report the result."""
     interrupts.set_mode("exit")  # nothing is written before the folder is claimed
@@ -51,6 +56,7 @@ def run(
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
+    serving = load_serving() if watch else None
     from emulation.scenario.preflight import check_against_model
 
     check_against_model(loaded)
@@ -60,7 +66,7 @@ def run(
     interrupts.set_mode("raise")
     interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
     try:
-        with claimed(folder):
+        with claimed(folder), _watched(serving, folder, console):
             run_loop.run(loaded, folder, console, on)
             status = write_report(folder, console)
     except RunFailed as error:
@@ -74,3 +80,15 @@ def run(
             interrupts.keep("")
         raise
     raise typer.Exit(status)
+
+
+@contextmanager
+def _watched(serving: ModuleType | None, folder: Path, console: Console) -> Iterator[None]:
+    """Serve the page of the run while it goes on, if that is wanted."""
+    if serving is None:
+        yield
+        return
+    with serving.beside(folder) as address:
+        print_address(console, address)
+        yield
+    print_address(console, f"the page has ended; again: unweft watch {folder}")
