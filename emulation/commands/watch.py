@@ -36,7 +36,7 @@ def watch(
     token = serving.new_token(host)
     with serving.bind(host, port) as bound:
         print_address(Console(), serving.url(bound, token))
-        serving.serve(folder, bound, token)
+        serving.make_server(folder, token).run(sockets=[bound])
 
 
 def load_serving() -> ModuleType:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,12 @@ from emulation.watch.live_device import LiveDevice
 from emulation.watch.spans import Span, of_round
 
 BY_DEPARTURE = {"leave": states.LEFT, "retire": states.RETIRED, "crash": states.CRASHED}
+
+
+# A damaged record is left out, since what is shown must never end what is computed.
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
+Take = Callable[[Record], None]
+Timed = tuple[float, Take, Record]  # seconds of the run's clock; what takes the record in
 
 
 class Accuracy(NamedTuple):
@@ -51,7 +58,10 @@ class EvaluatorLag(NamedTuple):
 
 
 class LiveRun:
-    """Follows the folder of a run. Call `read` often; it returns whether there was anything new."""
+    """Follows the folder of a run. Call `read` often; it returns whether there was anything new.
+
+    The new records of all files are taken in by time, so that a late reader sees the same order of events.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,14 +86,40 @@ class LiveRun:
         if not self._find_scenario():
             return False
         before = self.ended
-        new = [self._read_injected()]
-        for device in self._find_devices():
-            new += [self._read_events(device), self._read_rounds(device)]
-        new.append(self._read_evaluations())
+        new = self._timed_records()
+        for _, take, record in sorted(new, key=lambda found: found[0]):
+            _take(take, record)
+        for line in (evaluations := list(self._tail(self.folder / "evaluations.jsonl").read())):
+            _take(self._take_evaluation, line)
         self._read_end()
-        if any(new):
+        if new or evaluations:
             self.read_at = time.time()
-        return any(new) or self.ended != before
+        return bool(new or evaluations) or self.ended != before
+
+    def _timed_records(self) -> list[Timed]:
+        """The new records of all files but the evaluations."""
+        new = [
+            *self._timed(self.folder / INJECTED, _time("t_s"), self._take_injected),
+            *self._timed(self.folder / churn_log.FILE, self._churned_s, self._take_churned),
+        ]
+        for device in self._find_devices():
+            own = self.folder / "devices" / device.id
+            new += self._timed(own / "events.jsonl", _time("t_s"), partial(self._take_event, device))
+            new += self._timed(own / "metrics.jsonl", _time("t1_s"), partial(self._take_round, device))
+        return new
+
+    def _timed(self, path: Path, time_s: Callable[[Record], float], take: Take) -> Iterator[Timed]:
+        for record in self._tail(path).read():
+            with suppress(*DAMAGED):
+                yield time_s(record), take, record
+
+    def _tail(self, path: Path) -> Tail:
+        if path not in self._tails:
+            self._tails[path] = Tail(path)
+        return self._tails[path]
+
+    def _churned_s(self, event: Record) -> float:
+        return (int(event["monotonic_ns"]) - (epoch.read(self.folder) or 0)) / 1e9
 
     def _find_scenario(self) -> bool:
         path = self.folder / "scenario.toml"
@@ -100,25 +136,6 @@ class LiveRun:
                 self.devices[folder.name] = LiveDevice(folder.name, initial=False)
         return list(self.devices.values())
 
-    def _each(self, path: Path, take: Callable[[Record], None]) -> bool:
-        """Take in the new records of a file; returns whether there were any.
-
-        A damaged record is left out, since what is shown must never end what is computed.
-        """
-        if path not in self._tails:
-            self._tails[path] = Tail(path)
-        new = False
-        for record in self._tails[path].read():
-            new = True
-            with suppress(KeyError, TypeError, ValueError, AttributeError):
-                take(record)
-        return new
-
-    def _read_injected(self) -> bool:
-        """The events of the launcher, and of `unweft churn`."""
-        launched = self._each(self.folder / INJECTED, self._take_injected)
-        return self._each(self.folder / churn_log.FILE, self._take_churned) or launched
-
     def _take_injected(self, event: Record) -> None:
         """An event of the launcher. The launcher numbers no lives: each arrival begins the next one."""
         kind, device = str(event["kind"]), str(event["device"])
@@ -130,10 +147,10 @@ class LiveRun:
 
     def _take_churned(self, event: Record) -> None:
         """An event of `unweft churn`. The devices record their arrivals themselves."""
-        start_ns, device = epoch.read(self.folder), self.devices.get(str(event["device"]))
-        if start_ns is not None and event["kind"] not in ARRIVALS:
-            at_s = (int(event["monotonic_ns"]) - start_ns) / 1e9
+        device = self.devices.get(str(event["device"]))
+        if event["kind"] not in ARRIVALS:
             life = device.life if device is not None else 0
+            at_s = self._churned_s(event)
             self._inject(str(event["kind"]), str(event["device"]), self.at_round() or 0, at_s, life)
 
     def _read_end(self) -> None:
@@ -167,10 +184,6 @@ class LiveRun:
         start = self._stalls.pop(device.id, None)
         if start is not None:
             self.spans.append(Span(device.id, "stalled", start[0], t_s, start[1]))
-
-    def _read_events(self, device: LiveDevice) -> bool:
-        path = self.folder / "devices" / device.id / "events.jsonl"
-        return self._each(path, lambda event: self._take_event(device, event))
 
     def _take_event(self, device: LiveDevice, event: Record) -> None:
         name, t_s, round_ = str(event["event"]), float(event["t_s"]), int(event["round"])
@@ -219,19 +232,12 @@ class LiveRun:
             case _:
                 pass
 
-    def _read_rounds(self, device: LiveDevice) -> bool:
-        path = self.folder / "devices" / device.id / "metrics.jsonl"
-        return self._each(path, lambda line: self._take_round(device, line))
-
     def _take_round(self, device: LiveDevice, line: Record) -> None:
         real_time = self.scenario is not None and self.scenario.clock == "real"
         self._see(float(line["t1_s"]))
         device.close_round(line)
         device.see(float(line["t1_s"]))
         self.spans += of_round(device.id, line, real_time)
-
-    def _read_evaluations(self) -> bool:
-        return self._each(self.folder / "evaluations.jsonl", self._take_evaluation)
 
     def _take_evaluation(self, line: Record) -> None:
         if "accuracy" not in line:
@@ -278,3 +284,12 @@ class LiveRun:
         waiting = sum(1 for _ in (self.folder / "devices").glob("*/snapshots/*.safetensors"))
         evaluated = max((found.round for found in self.latest.values()), default=None)
         return EvaluatorLag(evaluated, self.at_round(), 0 if self.ended else waiting)
+
+
+def _time(key: str) -> Callable[[Record], float]:
+    return lambda record: float(record[key])
+
+
+def _take(take: Take, record: Record) -> None:
+    with suppress(*DAMAGED):
+        take(record)

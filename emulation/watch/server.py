@@ -37,24 +37,26 @@ HEADERS = {
 
 
 class Follower:
-    """Reads the run for all open pages together. Without an open page nothing is read."""
+    """Reads the run for all open pages together. Without an open page nothing is read.
 
-    def __init__(self, run: LiveRun) -> None:
-        self.run = run
+    `stopping`: whether the server is about to end. Then all streams end.
+    """
+
+    def __init__(self, run: LiveRun, stopping: Callable[[], bool]) -> None:
+        self.run, self._stopping = run, stopping
         self._read_at = -1.0
 
-    def read(self) -> bool:
-        """Read what is new, at most every POLL_S; returns whether the run has ended."""
+    def read(self) -> None:
+        """Read what is new, at most every POLL_S."""
         now = time.monotonic()
         if now - self._read_at >= POLL_S * 0.9:
             self._read_at = now
             self.run.read()
-        return self.run.ended
 
     async def events(self) -> AsyncIterator[str]:
         """The events of one page: an update when something is new, a comment when nothing is for long."""
         cursor, sent, sent_at = Cursor(), "", 0.0
-        while True:
+        while not self._stopping():
             self.read()
             made = json.dumps(update(self.run, cursor), separators=(",", ":"), allow_nan=False)
             if made != sent:
@@ -84,9 +86,9 @@ class TokenRequired:
             await PlainTextResponse("the token is missing or wrong\n", 403)(scope, receive, send)
 
 
-def make_app(run: LiveRun, token: str = "") -> Starlette:
+def make_app(run: LiveRun, token: str, stopping: Callable[[], bool]) -> Starlette:
     """The application. With a token, every request needs it; without, only loopback names are answered."""
-    follower = Follower(run)
+    follower = Follower(run, stopping)
 
     async def index(request: Request) -> Response:
         response = FileResponse(PAGE / "index.html", headers=HEADERS)

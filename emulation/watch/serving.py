@@ -66,16 +66,18 @@ def url(bound: socket.socket, token: str) -> str:
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
 
 
-def serve(folder: Path, bound: socket.socket, token: str = "", lifeline: bool = False) -> None:
-    """Serve until a signal ends this process; with `lifeline`, also until standard input ends."""
-    app = server.make_app(LiveRun(folder), token)
+def make_server(folder: Path, token: str = "") -> uvicorn.Server:
+    """The server of the page of a run."""
+    running: uvicorn.Server
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GOODBYE_S
+        server.make_app(LiveRun(folder), token, lambda: running.should_exit),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GOODBYE_S,
     )
     running = uvicorn.Server(config)
-    if lifeline:
-        threading.Thread(target=_end_with_input, args=(running,), daemon=True).start()
-    running.run(sockets=[bound])
+    return running
 
 
 def _end_with_input(running: uvicorn.Server) -> None:
@@ -121,7 +123,9 @@ def main() -> int:
     folder, descriptor = sys.argv[1:]
     os.nice(NICE)
     with socket.socket(fileno=int(descriptor)) as bound:
-        serve(Path(folder), bound, lifeline=True)
+        running = make_server(Path(folder))
+        threading.Thread(target=_end_with_input, args=(running,), daemon=True).start()
+        running.run(sockets=[bound])
     return 0
 
 
