@@ -64,7 +64,8 @@ def run(
 
     console = Console()
     interrupts.set_mode("raise")
-    interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
+    kept = "with all records and the adapters that were exported"
+    interrupts.keep(f"{folder} is kept, {kept}; its report: unweft report {folder}")
     try:
         with claimed(folder), _watched(serving, folder, console):
             run_loop.run(loaded, folder, console, on)

@@ -9,6 +9,7 @@ from typing import Any
 from emulation.scenario.events import OF_THE_NETWORK
 
 Record = dict[str, Any]
+MANY = 8  # of more devices than this, an entry names three
 SETTLE_S = 1.0  # an entry of several devices is announced after this time: most records are there then
 
 # By recorded event: the device that the entry is about, and its text. {by}: the devices that recorded it.
@@ -61,8 +62,9 @@ class Entry:
         return "{by}" in self.text
 
     def sentence(self) -> str:
-        """The text with its devices."""
-        return self.text.replace("{by}", ", ".join(self.by))
+        """The text with its devices; of many devices, the first ones."""
+        shown = self.by if len(self.by) <= MANY else [*self.by[:3], f"{len(self.by) - 3} others"]
+        return self.text.replace("{by}", ", ".join(shown))
 
 
 class Feed:

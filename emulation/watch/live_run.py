@@ -61,10 +61,11 @@ class LiveRun:
     """Follows the folder of a run. Call `read` often; it returns whether there was anything new.
 
     The new records of all files are taken in by time, so that a late reader sees the same order of events.
+    `keep_history`: whether `spans` and `evaluations` are kept; they grow with the run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, keep_history: bool = True) -> None:
+        self.folder, self._keep_history = folder, keep_history
         self.scenario: Scenario | None = None
         self.devices: dict[str, LiveDevice] = {}
         self.feed = Feed()
@@ -237,13 +238,15 @@ class LiveRun:
         self._see(float(line["t1_s"]))
         device.close_round(line)
         device.see(float(line["t1_s"]))
-        self.spans += of_round(device.id, line, real_time)
+        if self._keep_history:
+            self.spans += of_round(device.id, line, real_time)
 
     def _take_evaluation(self, line: Record) -> None:
         if "accuracy" not in line:
             return  # a consensus error
         found = Accuracy(str(line["device"]), int(line["round"]), str(line["tag"]), line["accuracy"])
-        self.evaluations.append(found)
+        if self._keep_history:
+            self.evaluations.append(found)
         if found.device not in self.latest or found.round >= self.latest[found.device].round:
             self.latest[found.device] = found
 
