@@ -19,6 +19,7 @@ Record = dict[str, Any]
 INJECTED = (
     "injected.jsonl"  # the launcher's events, each written when it happens; run.json has them at the end
 )
+EVALUATOR_FILE = "evaluator.json"  # by the evaluator at its end: what it has cost
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
 

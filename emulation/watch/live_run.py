@@ -47,10 +47,11 @@ class EvaluatorLag(NamedTuple):
     evaluated: int | None
     devices_at: int | None
     waiting: int  # snapshots that are not evaluated yet
+    usual: int = 0  # as many may wait without being worth a word
 
     def text(self) -> str:
-        """In words; empty if no snapshot waits."""
-        if not self.waiting:
+        """In words; empty if the evaluator keeps up."""
+        if self.waiting <= self.usual:
             return ""
         at = "the first round" if self.evaluated is None else f"round {self.evaluated}"
         waits = "1 snapshot waits" if self.waiting == 1 else f"{self.waiting} snapshots wait"
@@ -283,10 +284,10 @@ class LiveRun:
         return max(waits, default=None)
 
     def evaluator_lag(self) -> EvaluatorLag:
-        """How far the evaluator is behind the devices."""
+        """How far the evaluator is behind the devices. One snapshot of each live device may wait."""
         waiting = sum(1 for _ in (self.folder / "devices").glob("*/snapshots/*.safetensors"))
         evaluated = max((found.round for found in self.latest.values()), default=None)
-        return EvaluatorLag(evaluated, self.at_round(), 0 if self.ended else waiting)
+        return EvaluatorLag(evaluated, self.at_round(), 0 if self.ended else waiting, len(self.live()))
 
 
 def _time(key: str) -> Callable[[Record], float]:

@@ -87,13 +87,52 @@ def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario
 
 def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     loaded = load_model(scenario.model)
-    trained, everything = evaluator._example_sets(scenario, loaded)
+    trained, others = evaluator._example_sets(scenario, loaded)
     task = tasks.get("facts")(scenario.data, scenario.seed)
-    found = everything.evaluate(loaded.model)
-    assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
+    found = {**others.evaluate(loaded.model), **trained.evaluate(loaded.model)}
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
             score = evaluate(loaded.model, encode(examples(shard), loaded.tokenizer, 128))
             assert found[kind][shard] == pytest.approx(score.accuracy)
             if kind == "accuracy":
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)
+
+
+def test_snapshots_of_events_come_first_and_then_the_newest_round(run: Path) -> None:
+    queue = evaluator.SnapshotQueue(run)
+    assert len(queue.find_new()) == 6 and queue.find_new() == []
+    order = []
+    while (path := queue.pop()) is not None:
+        order.append(path.name.removesuffix(".safetensors"))
+    assert order == [*["00005-before-d1"] * 2, *["00005-round"] * 2, *["00004-round"] * 2]
+
+
+def test_snapshots_with_equal_contents_are_evaluated_once(
+    run: Path, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = list[int]()
+
+    def counted(examples: evaluator.ExampleSet, model: object) -> evaluator.Record:
+        scored.append(len(examples.encoded))
+        return evaluate_set(examples, model)  # type: ignore[arg-type]
+
+    evaluate_set = evaluator.ExampleSet.evaluate
+    monkeypatch.setattr(evaluator.ExampleSet, "evaluate", counted)
+    evaluator.main(run, scenario)
+    trained = 3 * 8  # persons with four facts on three devices
+    assert scored.count(trained) == 2  # two contents
+    assert len(scored) == 4  # and the other examples after the event on two devices
+    cost = json.loads((run / "evaluator.json").read_text())
+    assert (cost["snapshots"], cost["reused"]) == (6, 4) and cost["cpu_s"] > 0
+
+
+def test_a_digest_depends_on_the_content_and_not_on_the_file(tmp_path: Path) -> None:
+    def digest(name: str, value: float, key: str = "d0@0/early", slots: str = "{}") -> str:
+        save_file({key: torch.full((2,), value)}, tmp_path / name, {"device": name})
+        return evaluator._digest(tmp_path / name, slots)
+
+    assert digest("a", 1.0) == digest("b", 1.0)
+    assert (
+        len({digest("a", 1.0), digest("b", 2.0), digest("c", 1.0, "d1@0/early"), digest("d", 1.0, slots="x")})
+        == 4
+    )

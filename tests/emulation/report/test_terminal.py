@@ -60,12 +60,13 @@ def test_every_accuracy_has_its_round_and_an_evaluator_that_lags_is_named(tmp_pa
     )
     snapshots = folder / "devices" / "d0" / "snapshots"
     snapshots.mkdir()
-    (snapshots / "00005-round.safetensors").touch()
+    for round_ in range(5, 10):
+        (snapshots / f"{round_:05d}-round.safetensors").touch()
     text = shown(folder, 11.0)
     cells = [cell.strip() for cell in row_of("d0", text).split("│")]
     assert cells[2:9] == ["meeting", "9", "correction", "2.100", "50 %", "31 %", "4"]
     assert "accuracy 31 % after round 4" in text
-    assert text.count("evaluating round 4, devices at 9; 1 snapshot waits") == 2  # the line, the table
+    assert text.count("evaluating round 4, devices at 9; 5 snapshots wait") == 2  # the line, the table
 
 
 def test_events_are_announced_when_they_happen_and_once(tmp_path: Path) -> None:
