@@ -1,7 +1,7 @@
 """The evaluator measures how well each device knows the data of every device, from snapshots of its model.
 
-It is a process beside the devices, at low priority. It takes no emulated time, and no device sees its results
-(method 10).
+It is a process beside the devices. It takes no emulated time, and no device sees its results (method 10). It
+has the priority of a device. At a lower one it starves on a machine that the devices fill.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
     """Entry point of the evaluator process. Its output goes to `evaluator.log`."""
     guard(lifeline)
     redirect_output(out / "evaluator.log")
-    os.nice(5)
     torch.set_num_threads(1)
     code = 0
     try:
@@ -84,8 +83,8 @@ def main(out: Path, scenario: Scenario) -> None:
 class SnapshotQueue:
     """The snapshots that are not evaluated yet, the most urgent first.
 
-    Snapshots of events come first, in the order of their files. Then come those of the newest round, because
-    an evaluator that lags shall still show how the devices are now. The rest follows when there is time.
+    Snapshots of events, the oldest first, and those of rounds, the newest first, take turns: an evaluator
+    that lags shall still show how the devices are now. The rest follows when there is time.
     """
 
     def __init__(self, out: Path) -> None:
@@ -93,6 +92,7 @@ class SnapshotQueue:
         self._known: set[Path] = set()
         self._events: deque[Path] = deque()
         self._rounds: list[Path] = []
+        self._event_is_next = True
 
     def find_new(self) -> list[Path]:
         """Add the new files; returns them, the oldest first."""
@@ -106,8 +106,11 @@ class SnapshotQueue:
 
     def pop(self) -> Path | None:
         """The next snapshot to evaluate; None if there is none."""
-        if self._events:
+        self._event_is_next = bool(self._events) and (self._event_is_next or not self._rounds)
+        if self._event_is_next:
+            self._event_is_next = False
             return self._events.popleft()
+        self._event_is_next = True
         return self._rounds.pop() if self._rounds else None
 
 

@@ -63,8 +63,10 @@ class Entry:
 
     def sentence(self) -> str:
         """The text with its devices; of many devices, the first ones."""
-        shown = self.by if len(self.by) <= MANY else [*self.by[:3], f"{len(self.by) - 3} others"]
-        return self.text.replace("{by}", ", ".join(shown))
+        shown = ", ".join(self.by)
+        if len(self.by) > MANY:
+            shown = f"{', '.join(self.by[:3])} and {len(self.by) - 3} others"
+        return self.text.replace("{by}", shown)
 
 
 class Feed:

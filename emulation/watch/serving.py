@@ -22,7 +22,7 @@ from emulation.watch.live_run import LiveRun
 from peers.errors import InputError
 
 PORT = 8765
-NICE = 5  # the page is less urgent than the devices, as the evaluator is
+NICE = 5  # the page is less urgent than the devices
 GOODBYE_S = 2  # longest wait for open pages when the server ends
 LOG = "watch.log"
 

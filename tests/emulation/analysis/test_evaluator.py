@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,13 +99,14 @@ def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)
 
 
-def test_snapshots_of_events_come_first_and_then_the_newest_round(run: Path) -> None:
+def test_snapshots_of_events_and_of_the_newest_round_take_turns(run: Path) -> None:
     queue = evaluator.SnapshotQueue(run)
     assert len(queue.find_new()) == 6 and queue.find_new() == []
     order = []
     while (path := queue.pop()) is not None:
         order.append(path.name.removesuffix(".safetensors"))
-    assert order == [*["00005-before-d1"] * 2, *["00005-round"] * 2, *["00004-round"] * 2]
+    turns = ["00005-before-d1", "00005-round"]
+    assert order == [*turns, *turns, "00004-round", "00004-round"]
 
 
 def test_snapshots_with_equal_contents_are_evaluated_once(
@@ -112,9 +114,9 @@ def test_snapshots_with_equal_contents_are_evaluated_once(
 ) -> None:
     scored = list[int]()
 
-    def counted(examples: evaluator.ExampleSet, model: object) -> evaluator.Record:
+    def counted(examples: evaluator.ExampleSet, model: Any) -> dict[str, object]:
         scored.append(len(examples.encoded))
-        return evaluate_set(examples, model)  # type: ignore[arg-type]
+        return evaluate_set(examples, model)
 
     evaluate_set = evaluator.ExampleSet.evaluate
     monkeypatch.setattr(evaluator.ExampleSet, "evaluate", counted)
