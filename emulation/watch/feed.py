@@ -91,6 +91,8 @@ class Feed:
         """A record of a device, if it is worth an entry."""
         name, t_s, round_ = str(event["event"]), float(event["t_s"]), int(event["round"])
         peer = str(event.get("peer", ""))
+        if name == "finished" and event.get("reason", name) != name:
+            return  # after a leave or an early end, which has an entry of its own
         if name in SHARED:
             about = {"peer": peer, "by": "{by}"}
             key: tuple[object, ...] = (name, peer, event.get("incarnation"), event.get("epoch"))

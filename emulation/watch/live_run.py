@@ -272,7 +272,7 @@ class LiveRun:
     def left_s(self) -> float | None:
         """An estimate of the seconds until the last round ends, from the pace of the slowest live device.
 
-        None before the second round, and after the end.
+        None before the second round, and after the last one.
         """
         if self.scenario is None or self.ended:
             return None
@@ -281,7 +281,7 @@ class LiveRun:
             for device in self.devices.values()
             if device.alive and device.round is not None and (pace := device.round_s()) is not None
         ]
-        return max(waits, default=None)
+        return max(waits, default=0.0) or None
 
     def evaluator_lag(self) -> EvaluatorLag:
         """How far the evaluator is behind the devices. One snapshot of each live device may wait."""

@@ -102,8 +102,9 @@ function drawNetwork({ devices, links }) {
   const edges = edgesOf(devices, links);
   const most = Math.max(1, ...edges.map((edge) => edge.sent));
   const bins = new Map();
+  const scale = edges.length > 40 ? 0.5 : 1; // thick lines of a dense graph hide each other
   for (const edge of edges) {
-    const width = edge.learning ? WIDTHS[Math.min(2, Math.floor((3 * edge.sent) / most))] : 1;
+    const width = edge.learning ? scale * WIDTHS[Math.min(2, Math.floor((3 * edge.sent) / most))] : 1;
     const opacity = edge.learning ? LATENCIES.find(([limit]) => (edge.latency ?? 0) <= limit)[2] : 0.5;
     const key = `${edge.learning} ${width} ${opacity}`;
     if (!bins.has(key)) bins.set(key, { learning: edge.learning, width, opacity, x: [], y: [] });
@@ -124,7 +125,7 @@ function drawNetwork({ devices, links }) {
     x: devices.map((device) => place.get(device.id)[0]), y: devices.map((device) => place.get(device.id)[1]),
     mode: "markers+text", text: devices.map((device) => device.id), hoverinfo: "text",
     hovertext: devices.map((device) => `${device.id}: ${stateText(device)}, round ${device.round ?? "–"}`),
-    textposition: devices.map((device) => (place.get(device.id)[1] < -0.2 ? "bottom center" : "top center")),
+    textposition: devices.map((device) => outward(place.get(device.id))),
     textfont: { size: 13, color: colour("--ink") },
     marker: {
       size: 20, opacity: 1, symbol: devices.map((device) => LOOKS[look(device)][2]),
@@ -137,6 +138,11 @@ function drawNetwork({ devices, links }) {
   draw("network", [...lines, middles, nodes], layout(isNarrow() ? 300 : 400, {
     xaxis: bare, yaxis: { ...bare, scaleanchor: "x" } }),
     `Graph of ${devices.length} devices; gone: ${gone.join(", ") || "none"}. The tables below have the figures.`);
+}
+
+function outward([x, y]) {
+  if (Math.abs(x) > 0.6) return x > 0 ? "middle right" : "middle left";
+  return y < 0 ? "bottom center" : "top center";
 }
 
 function edgesOf(devices, links) {

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from emulation.testbed import churn_log, epoch
 from emulation.watch.feed import Announcer
 from emulation.watch.live_run import EvaluatorLag, LiveRun
 from emulation.watch.page_state import Cursor, update
+from emulation.watch.spans import of_round
 from tests.support import synthetic_run
 from tests.support.watched import append, event, injected, reopen
 
@@ -185,3 +187,46 @@ def test_bytes_are_summed_over_lives_and_latencies_are_those_of_the_newest(folde
     assert run.devices["d0"].sent_to() == {"d1": 1007, "d2": 500, "d3": 201}
     assert run.devices["d0"].latency_s("d1") == 0.5 and run.devices["d0"].latency_s("d3") == 0.001
     assert run.devices["d0"].spent_bytes == {0: 8000, 1: 8}
+
+
+def test_events_that_the_devices_do_themselves_in_virtual_time_are_shown(folder: Path) -> None:
+    for device, kind in (("d0", "crash"), ("d1", "stall"), ("d1", "partition"), ("d3", "partition")):
+        scripted = event(20.0, "scripted", at_round=5, kind=kind)
+        append(events_of(folder, device), scripted)
+    run = read(folder)
+    assert states(run)["d0"] == "crashed" and states(run)["d1"] == "stalled"
+    said = [entry.kind for entry in run.feed.entries if entry.t_s >= 20]
+    assert sorted(said) == ["crash", "partition", "stall"]
+
+
+def test_events_of_unweft_churn_are_shown(folder: Path) -> None:
+    epoch.write(folder)
+    churn_log.log_event(folder, "crash", ["d0"])
+    for path in (folder / "devices" / "d0").glob("*.jsonl"):
+        path.unlink()
+    assert states(read(folder))["d0"] == "crashed"
+
+
+def test_a_decision_of_the_network_is_one_entry_with_its_residuals(folder: Path) -> None:
+    residuals = {"early": {"local": 0.3, "consensus": 0.1, "heterogeneity": 0.2, "p": 0.9, "S": 1.0}}
+    for device in ("d0", "d1"):
+        made = event(20.0, "decision", epoch=7, digest="ab", reason="early -> steps 2", residuals=residuals)
+        append(events_of(folder, device), made)
+    run = read(folder)
+    assert [e.by for e in run.feed.entries if e.kind == "decision"] == [["d0", "d1"]]
+    (decision,) = update(run, Cursor())["decisions"]
+    assert decision["residuals"] == {"early": {"local": 0.3, "consensus": 0.1, "heterogeneity": 0.2}}
+    assert decision["priority"] == {"early": 0.9} and decision["epoch"] == 7
+
+
+def test_messages_are_spans_of_their_senders(folder: Path) -> None:
+    arrivals = {"d1": {"depart_s": [20.1, 20.2], "arrive_s": [20.2, 20.3], "bytes": 5, "messages": 1}}
+    append(folder / "devices/d0/metrics.jsonl", {**synthetic_run.metric("d0", 9), "arrivals": arrivals})
+    assert [span for span in read(folder).spans if span.kind == "send"] == [("d1", "send", 20.1, 20.2, 9)]
+
+
+def test_the_work_before_the_local_steps_is_mixing_in_real_time_only() -> None:
+    line = {"round": 3, "t0_s": 10.0, "t1_s": 14.0, "train_s": 3.0, "compute_s": 2.0}
+    kinds = [(span.kind, span.start_s, span.end_s) for span in of_round("d0", line, real_time=True)]
+    assert kinds == [("mix", 10.0, 11.0), ("train", 11.0, 13.0), ("wait", 13.0, 14.0)]
+    assert [span.kind for span in of_round("d0", line, real_time=False)] == ["train", "wait"]
