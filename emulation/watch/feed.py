@@ -12,6 +12,8 @@ Record = dict[str, Any]
 MANY = 8  # of more devices than this, an entry names three
 SETTLE_S = 1.0  # an entry of several devices is announced after this time: most records are there then
 
+QUIET = ("suspected", "refuted")  # on a busy machine they are frequent, and nearly all are refuted at once
+
 # By recorded event: the device that the entry is about, and its text. {by}: the devices that recorded it.
 SHARED = {
     "suspected": "{peer} is suspected by {by}",
@@ -122,7 +124,7 @@ class Feed:
 
 
 class Announcer:
-    """Yields each entry once, when it is complete enough to be said."""
+    """Yields each entry once, when it is complete enough to be said. Entries of the kinds QUIET are left out."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -136,7 +138,8 @@ class Announcer:
         """
         new = self._feed.entries[self._read :]
         self._read += len(new)
-        self._waiting += [(entry, now_s + SETTLE_S * entry.shared) for entry in new]
+        said = (entry for entry in new if entry.kind not in QUIET)
+        self._waiting += [(entry, now_s + SETTLE_S * entry.shared) for entry in said]
         due = sorted((e for e, at_s in self._waiting if last or at_s <= now_s), key=lambda e: e.t_s)
         self._waiting = [(entry, at_s) for entry, at_s in self._waiting if not last and at_s > now_s]
         yield from due

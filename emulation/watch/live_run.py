@@ -248,6 +248,8 @@ class LiveRun:
         found = Accuracy(str(line["device"]), int(line["round"]), str(line["tag"]), line["accuracy"])
         if self._keep_history:
             self.evaluations.append(found)
+        if found.tag.startswith("before:"):
+            return  # a state that the deletion has ended
         if found.device not in self.latest or found.round >= self.latest[found.device].round:
             self.latest[found.device] = found
 

@@ -210,7 +210,7 @@ function drawMatrix({ accuracy, devices }) {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   draw("matrix", [{
     type: "heatmap", x: shards, y: rows.map(label), z: values, zmin: 0, zmax: 1, showscale: false, xgap: 2, ygap: 2,
-    colorscale: dark ? [[0, "#22303c"], [1, "#56b4e9"]] : [[0, "#e8f0f7"], [1, "#0063a3"]],
+    colorscale: dark ? [[0, "#22303c"], [1, "#1f78b4"]] : [[0, "#e8f0f7"], [1, "#0063a3"]],
     text: values.map((row) => row.map((share) => (share === null ? "" : String(Math.round(100 * share))))),
     texttemplate: "%{text}", hovertext: values.map((row, at) => row.map((share, column) =>
       `${label(rows[at])}: ${percent(share)} of the facts of ${shards[column]}`)), hoverinfo: "text",

@@ -116,8 +116,12 @@ def test_accuracy_has_the_round_it_belongs_to_and_the_lag_is_said(folder: Path) 
         snapshot = folder / "devices" / "d0" / "snapshots" / f"{round_:05d}-round.safetensors"
         snapshot.parent.mkdir(exist_ok=True)
         snapshot.touch()
+    append(evaluations, synthetic_run.evaluation("d0", 5, "before:d2", 0.9, 0.9, 0.9))
     run = read(folder)
-    assert (run.latest["d0"].round, run.latest["d0"].by_shard["d2"]) == (4, 0.25)
+    assert (run.latest["d0"].round, run.latest["d0"].by_shard["d2"]) == (
+        4,
+        0.25,
+    )  # not the state that is over
     assert run.evaluator_lag().text() == "evaluating round 4, devices at 9; 5 snapshots wait"
     assert EvaluatorLag(4, 9, 3, usual=3).text() == ""
     assert EvaluatorLag(None, None, 1).text() == "evaluating the first round, devices at 0; 1 snapshot waits"
@@ -153,6 +157,7 @@ def test_an_entry_of_several_devices_is_announced_after_the_others_have_recorded
     run = read(folder)
     announcer = Announcer(run.feed)
     list(announcer.due(0.0, last=True))
+    append(events_of(folder, "d3"), event(20.0, "suspected", peer="d1", incarnation=0))
     append(events_of(folder, "d0"), event(20.1, "leaving", kind="leave"))
     append(events_of(folder, "d1"), event(20.3, "deleted", peer="d0", incarnation=0))
     run.read()
