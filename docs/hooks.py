@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("peers", "transport", "coordinator_free", "emulation")
+PACKAGES = ("unweft", "peers", "transport", "coordinator_free", "emulation")
 DOCUMENTS = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",

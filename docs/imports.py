@@ -16,7 +16,7 @@ from pathlib import Path
 import networkx as nx
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("coordinator_free", "transport", "peers", "emulation")
+PACKAGES = ("coordinator_free", "transport", "peers", "emulation", "unweft")
 MOST_ROOMS = 12
 
 # Rooms from the ground up. A room may import itself and rooms of lower layers. Rooms of one layer do not
@@ -27,7 +27,7 @@ LAYERS = (
     ("coordinator_free.averaging", "transport.shaping", "transport.security"),
     ("coordinator_free.correction", "transport.links"),
     ("transport.clocks",),
-    ("peers",),  # config, errors, registry, plugins
+    ("peers",),  # config, section, errors, registry, plugins
     ("peers.tasks",),
     ("peers.models", "peers.protocol"),
     ("peers.lora",),
@@ -45,6 +45,7 @@ LAYERS = (
     ("emulation.bench", "emulation.experiments"),
     ("emulation.commands",),
     ("emulation",),  # cli
+    ("unweft",),  # the Python API
 )
 LAYER = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 

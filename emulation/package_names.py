@@ -1,4 +1,4 @@
-"""The four package names of unweft belong to this installation, whatever else is on the path.
+"""The package names of unweft belong to this installation, whatever else is on the path.
 
 A project on PYTHONPATH may have a package `transport` or `peers` of its own. It comes first on the path.
 """
@@ -11,12 +11,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("coordinator_free", "emulation", "peers", "transport")
+NAMES = ("coordinator_free", "emulation", "peers", "transport", "unweft")
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class OwnPackages:
-    """Finds the four packages beside this one. No other package can have their names."""
+    """Finds the packages of unweft beside this one. No other package can have their names."""
 
     @staticmethod
     def find_spec(

@@ -1,162 +1,288 @@
 """The configuration of one device: the sections of a scenario that devices read.
 
 `emulation/scenario/schema.py` adds the sections of the testbed (number of devices, events, evaluation).
-Units are in the names. The comment of a field gives its formula or source.
+Units are in the names. `unweft schema` prints what `about` says of each key (docs/scenario-keys.md).
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-FIFO = "fifo"  # no allocator: the update that waited longest first, all in radio.codec (docs/exchange.md)
-Codec = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-MIN_LATENCY_S = 1e-6  # virtual time cannot advance without a latency above 0
-
-
-class Section(BaseModel):
-    """A table of a scenario. Unknown keys are errors. Values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from peers.radio_config import RadioConfig
+from peers.section import Section, about
 
 
 class ModelConfig(Section):
-    """The causal language model, and the modules that are adapted."""
+    """The base model (a language model or a classifier of images), and the modules that are adapted."""
 
-    name: str = "tiny"  # "tiny" (shipped), a local folder, or a Hugging Face name
-    target_modules: tuple[str, ...] | None = None  # None: all linear modules of `tiny`, else PEFT's default
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
-    threads: Annotated[int, Field(ge=1)] = 1  # torch.set_num_threads: 1 is up to 30x faster on shared cores
+    name: Annotated[
+        str,
+        about(
+            '"tiny" or "small-resnet" (shipped), "smollm2", a folder, a GGUF file, or a Hugging Face name.'
+        ),
+    ] = "tiny"
+    target_modules: Annotated[
+        Literal["all-linear"] | tuple[str, ...] | None,
+        about(
+            "The adapted modules. Without it: all linear modules of `tiny`, all modules of a classifier of"
+            " images, else PEFT's default."
+        ),
+    ] = None
+    dtype: Annotated[Literal["fp32", "bf16"], about("Of the frozen base. Blocks are float32 always.")] = (
+        "fp32"
+    )
+    device: Annotated[
+        str, about("Where the model computes. auto: a GPU if there is one.", pattern=r"^(auto|cpu|cuda:\d+)$")
+    ] = "auto"
+    threads: Annotated[
+        int,
+        about(
+            "torch.set_num_threads of a device. 1 is up to 30x faster on shared cores.", unit="threads", ge=1
+        ),
+    ] = 1
+
+
+Column = Literal["prompt", "response", "messages", "label", "device"]
 
 
 class DataConfig(Section):
     """The data that each device holds."""
 
-    kind: str = "facts"  # name in the registry of tasks
-    path: str | None = None  # jsonl: folder of <device>.jsonl
-    persons: Annotated[int, Field(ge=1)] = 10  # facts: fictitious persons per device (method 4)
-    batch: Annotated[int, Field(ge=1)] = 32  # examples per local step
-    max_length: Annotated[int, Field(ge=4)] = 128  # tokens kept of prompt + response
-    overlap: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of examples that all devices hold (method 4)
-    partition: Annotated[str, Field(pattern=r"^(own|iid|by-label|dirichlet:\d+(\.\d+)?)$")] = "own"
-    # iid: the devices whose files are pooled and dealt to them; (): all devices of the scenario
-    devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...] = ()
+    kind: Annotated[str, about("Name of a task: `unweft list tasks`.")] = "facts"
+    path: Annotated[
+        str | None,
+        about(
+            "jsonl: the folder with a file DEVICE.jsonl for each device. tofu: the folder of its files."
+            " dataset: a file, a folder or a name. images: the folder of image files; without it:"
+            " scikit-learn's digits."
+        ),
+    ] = None
+    split: Annotated[str, about("dataset: the split of a named data set.")] = "train"
+    columns: Annotated[
+        dict[Column, str], about("dataset: names of columns that are not the names of the fields.")
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    authors: Annotated[int, about("authors, tofu: authors of each device.", unit="authors", ge=1)] = 2
+    images: Annotated[int, about("images: training images of each device.", unit="images", ge=1)] = 100
+    persons: Annotated[
+        int, about("facts: fictitious persons of each device.", unit="persons", source="method 4", ge=1)
+    ] = 10
+    batch: Annotated[int, about("Examples in a local step.", unit="examples", ge=1)] = 32
+    max_length: Annotated[int, about("Tokens kept of prompt and response.", unit="tokens", ge=4)] = 128
+    overlap: Annotated[
+        float, about("Share of examples that all devices hold.", source="method 4", ge=0, le=1)
+    ] = 0.0
+    partition: Annotated[
+        str,
+        about(
+            "How the examples are dealt to the devices. own: each device has its own.",
+            source="method 4",
+            pattern=r"^(own|iid|by-label|dirichlet:\d+(\.\d+)?)$",
+        ),
+    ] = "own"
+    held_out: Annotated[float, about("Share of the examples that no device trains.", ge=0, lt=1)] = 0.0
+    sizes: Annotated[
+        dict[str, Annotated[int, Field(ge=0)]],
+        about("By device: the most examples that it gets.", unit="examples"),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    empty: Annotated[
+        Literal["error", "listen"],
+        about("A device without examples: it is refused, or it listens and trains nothing."),
+    ] = "error"
+    devices: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...],
+        about(
+            "Partitions but own: the devices among which the pool is dealt. Empty: all devices of the run."
+        ),
+    ] = ()
 
 
 class AdapterConfig(Section):
     """The blocks: rank, scale and number of slots."""
 
-    rank: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 8  # r, or r by group
-    scale: Annotated[float, Field(gt=0)] = 4.0  # s in dW = s * sum B A^T (method 1)
-    max_devices: Annotated[int, Field(ge=1)] = 16  # slots per module; d >= max_devices * r must hold
-    bases: Literal["orthogonal", "independent"] = "orthogonal"  # method 2; independent: comparison only
+    rank: Annotated[
+        Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]],
+        about("Rank r of a block, or a table of ranks by layer group.", source="method 2"),
+    ] = 8
+    scale: Annotated[
+        float, about("Scale s of all blocks.", formula="dW = s * sum B A^T", source="method 1", gt=0)
+    ] = 4.0
+    max_devices: Annotated[
+        int,
+        about("Slots in a module of input width d.", unit="slots", formula="d >= max_devices * r", ge=1),
+    ] = 16
+    bases: Annotated[
+        Literal["orthogonal", "independent"],
+        about("How the bases A are drawn. independent: for comparison only.", source="method 2"),
+    ] = "orthogonal"
 
 
 class TrainConfig(Section):
     """Local steps of AdamW. The defaults are the workload of method 4."""
 
-    lr: Annotated[float, Field(gt=0)] = 5e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    rehearsal: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # share of steps without one foreign block (method 4)
-    )
+    lr: Annotated[float, about("Learning rate of AdamW.", source="method 4", gt=0)] = 5e-3
+    weight_decay: Annotated[float, about("Weight decay of AdamW.", ge=0)] = 0.0
+    rehearsal: Annotated[
+        float, about("Share of local steps without one foreign block.", source="method 4", ge=0, le=1)
+    ] = 0.0
+    micro_batch: Annotated[
+        int | None,
+        about("Examples in one pass. The gradients of a step add up.", unit="examples", ge=1),
+    ] = None
+    checkpointing: Annotated[
+        bool, about("Compute activations again in the backward pass: less memory, more time.")
+    ] = False
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], about("Of lr over round.count, down to 0.")
+    ] = "constant"
+    warmup_rounds: Annotated[
+        int, about("lr rises from 0 in the first rounds of each own block.", unit="rounds", ge=0)
+    ] = 0
+    fisher_every: Annotated[
+        int,
+        about(
+            "All steps use the Fisher basis, which is measured again after so many rounds; 0: no step.", ge=0
+        ),
+    ] = 0
 
 
 class IsolationConfig(Section):
-    """How much of the gradient reaches other devices' blocks (method 4)."""
+    """Whether other devices' blocks are trained too (method 4)."""
 
-    leak: Annotated[float, Field(ge=0, le=1)] = 0.0
+    leak: Annotated[
+        float,
+        about("Share of the gradient that reaches other devices' blocks.", source="method 4", ge=0, le=1),
+    ] = 0.0
 
 
 class MixingConfig(Section):
     """How a device mixes the copies of a block (method 5)."""
 
-    mode: str = "average"  # name in the registry: average | newest | paper-literal
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # average: (1 - gamma) I + gamma W; a policy may set it
-    omega: Annotated[float, Field(gt=0, le=1)] | None = None  # newest: damping of the own move; None: 1/M
+    mode: Annotated[str, about("Name of a mixing mode: `unweft list mixing`.", source="method 5")] = "average"
+    gamma: Annotated[
+        float,
+        about(
+            "average: strength of mixing. A correction policy may set it.",
+            formula="(1 - gamma) I + gamma W",
+            source="method 5",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    omega: Annotated[
+        float | None,
+        about(
+            "newest: damping of the own move. Without it: 1/M for M devices.",
+            formula="B <- B_before + omega (B_after - B_before)",
+            source="method 5",
+            gt=0,
+            le=1,
+        ),
+    ] = None
+    tolerance: Annotated[
+        float,
+        about(
+            "average: a foreign copy is sent if the receiver's estimate is off by more than this share of its"
+            " norm. 0: it is sent in every round.",
+            source="docs/exchange.md",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.02
 
 
 class TopologyConfig(Section):
     """The learning graph: a function of the live members and the seed (networkx)."""
 
-    kind: str = "full"  # full | ring | ring-chords | random-geometric
-    chords: Annotated[int, Field(ge=0)] = 1  # ring-chords: extra edges per device
-    radius: Annotated[float, Field(gt=0, le=2)] = 0.5  # random-geometric: of the unit square, side 1
+    kind: Annotated[str, about("Name of a topology: `unweft list topologies`.")] = "full"
+    chords: Annotated[int, about("ring-chords: extra edges of each device.", unit="edges", ge=0)] = 1
+    radius: Annotated[
+        float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
+    ] = 0.5
 
 
 class RoundConfig(Section):
     """One round: local steps, send, mix the updates that arrived by the deadline."""
 
-    count: Annotated[int, Field(ge=1)] = 100  # rounds of the run
-    local_steps: Annotated[int, Field(ge=1)] = 5  # n
-    deadline_s: Annotated[float, Field(gt=0)] = 30.0  # after the start of the round
-
-
-class WirelessConfig(Section):
-    """kind = "wireless": positions of devices and propagation between them (docs/radio.md)."""
-
-    area_m: Annotated[float, Field(ge=1, le=1e6)] = 100.0  # side of the square; path loss holds up to 150 m
-    positions: dict[str, Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]] = {}  # x, y in m
-    carrier_GHz: Annotated[float, Field(ge=0.5, le=100)] = 2.0  # TR 36.843 annex A.2.1: device-to-device
-    exponent: Annotated[float, Field(ge=1, le=10)] = 3.19  # n; TR 38.901 table 7.4.1-1, InH office NLOS
-    shadowing_dB: Annotated[float, Field(ge=0, le=30)] = 8.29  # standard deviation; same line of the table
-    fading: bool = True  # Rayleigh: exponential power gain with mean 1, redrawn each round
-    tx_power_dBm: Annotated[float, Field(ge=-50, le=60)] = 23.0  # TS 36.101 table 6.2.2-1, power class 3
-    noise_figure_dB: Annotated[float, Field(ge=0, le=30)] = 9.0  # TR 36.885 annex A: sidelink receivers
-    bandwidth_Hz: Annotated[float, Field(ge=1e3, le=1e10)] = 10e6  # TS 36.101 table 5.6-1: an LTE channel
-    subchannels: Annotated[int, Field(ge=1)] | None = None  # of the band; None: one for each live receiver
-    max_bps_Hz: Annotated[float, Field(gt=0, le=100)] = 5.5547  # TS 36.213 table 7.2.3-1: best of 64-QAM
-    interference: Annotated[float, Field(ge=0, le=1)] = 1.0  # i: 1: the paper's (7); 0: separate bands
-
-
-class MobilityConfig(Section):
-    """kind = "wireless": how devices move between rounds (docs/radio.md)."""
-
-    kind: Literal["none", "random-waypoint"] = "none"
-    speed_mps: Annotated[float, Field(gt=0, le=50)] = 0.83  # 3 km/h: TR 38.901 table 7.2-2
-    round_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # time that devices move per round
-
-
-class RadioConfig(Section):
-    """The wireless budget and the properties of links (method 8)."""
-
-    budget_bytes: Annotated[int, Field(ge=1)] = 4_000_000  # C_t: per device and round; unused bytes are lost
-    rate_Bps: Annotated[int, Field(ge=1)] = 50_000_000  # rate of the device's radio; the quota applies too
-    control_share: Annotated[float, Field(gt=0, le=0.05)] = 0.05  # of C_t; for membership and manifests
-    codec: Codec = "fp16"  # of every update that `fifo` sends
-    allocator: str = FIFO  # or a name in averaging/rate_allocation.py (docs/exchange.md)
-    codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("fp16", "int8", "int4")  # of the allocator
-    beta_Bps: Annotated[int, Field(ge=0)] = 0  # cost c = b + beta b/R: bytes per second on the air
-    kind: Literal["fixed", "wireless", "trace"] = "fixed"  # fixed: every link at rate_Bps
-    latency_s: Annotated[float, Field(ge=MIN_LATENCY_S, le=3600)] = 0.005  # one way; TR 25.913: LTE's aim
-    jitter_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # added to the latency: uniform in [0, jitter_s]
-    loss: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability per message
-    outage_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 1 << 16  # b in b/R > tau_max: one full frame
-    tau_max_s: Annotated[float, Field(ge=1e-3)] | None = None  # None: round.deadline_s
-    trace: str | None = None  # kind = "trace": CSV of round,src,dst,rate_Bps[,latency_s,loss]
-    wireless: WirelessConfig = WirelessConfig()
-    mobility: MobilityConfig = MobilityConfig()
+    count: Annotated[int, about("Rounds of the run.", unit="rounds", ge=1)] = 100
+    local_steps: Annotated[int, about("Local steps n in a round.", unit="steps", source="method 4", ge=1)] = 5
+    deadline_s: Annotated[
+        float, about("Longest wait for neighbours, from the start of the round.", source="method 5", gt=0)
+    ] = 30.0
 
 
 class CorrectionConfig(Section):
     """The correction after each membership event (methods 6 and 7)."""
 
-    policy: str = "uniform"  # name in the registry of coordinator_free/correction/policies.py
-    rounds: Annotated[int, Field(ge=0)] = 20  # K
-    period: Annotated[int, Field(ge=1)] = 5  # rounds between two diagnoses, the same rounds on all devices
-    delay: Annotated[int, Field(ge=1)] = 2  # rounds from diagnosis to decision; reports travel several hops
-    sketch: Annotated[int, Field(ge=16, le=4096)] = 256  # numbers in the sketch of a gradient, per group
-    labels: Literal["data", "model"] = "data"  # empirical Fisher; "model": true Fisher
-    refit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the handover refit (method 4); 0: no refit
-    fisher: bool = False  # own steps in the eigenbasis of the Fisher information at the event (kfac.py)
-    steps_min: Annotated[int, Field(ge=1)] | None = None  # n_min; None: half of round.local_steps
-    steps_max: Annotated[int, Field(ge=1)] | None = None  # n_max; None: twice round.local_steps
-    prox_max: Annotated[float, Field(gt=0)] = 1e-3  # lambda_max (method 10)
-    c: Annotated[float, Field(gt=0)] = 0.25  # of R_con and R_het; 1/4: exact R_con for equal curvatures
-    gamma_min: Annotated[float, Field(gt=0, le=1)] = 0.4  # (method 10); mixing.gamma if that is smaller
-    period_max: Annotated[int, Field(ge=1)] = 8  # largest H_g
-    offset_overhead: bool = True  # a coarser codec saves the bytes of the reports (overhead_offset.py)
+    policy: Annotated[
+        str, about("Name of a policy or a schedule: `unweft list policies`.", source="method 7")
+    ] = "gamma-1"
+    rounds: Annotated[
+        int, about("K: rounds of correction after an event.", unit="rounds", source="method 6", ge=0)
+    ] = 20
+    period: Annotated[
+        int, about("From one diagnosis to the next, on all devices.", unit="rounds", source="method 6", ge=1)
+    ] = 5
+    delay: Annotated[
+        int,
+        about("From a diagnosis to its decision: reports travel several hops.", unit="rounds", ge=1),
+    ] = 2
+    sketch: Annotated[
+        int,
+        about(
+            "Numbers in the sketch of a group's gradient.", unit="numbers", source="method 6", ge=16, le=4096
+        ),
+    ] = 256
+    labels: Annotated[
+        Literal["data", "model"],
+        about("data: the empirical Fisher matrix. model: the true one.", source="method 6"),
+    ] = "data"
+    refit: Annotated[
+        float, about("Share of the handover refit. 0: no refit.", source="method 4", ge=0, le=1)
+    ] = 0.0
+    ewc: Annotated[
+        float, about("lambda of elastic weight consolidation, a baseline. 0: none.", source="method 10", ge=0)
+    ] = 0.0
+    fisher: Annotated[
+        bool,
+        about(
+            "Own steps in the eigenbasis of the Fisher matrix at the event.", source="peers/learning/kfac.py"
+        ),
+    ] = False
+    interference: Annotated[
+        bool,
+        about(
+            "Fisher steps relative to the inputs of the neighbours.",
+            source="peers/learning/foreign_inputs.py",
+        ),
+    ] = False
+    steps_min: Annotated[
+        int | None,
+        about("n_min. Without it: half of round.local_steps.", unit="steps", source="method 7", ge=1),
+    ] = None
+    steps_max: Annotated[
+        int | None,
+        about("n_max. Without it: twice round.local_steps.", unit="steps", source="method 7", ge=1),
+    ] = None
+    prox_max: Annotated[float, about("lambda_max: largest proximal damping.", source="method 10", gt=0)] = (
+        1e-3
+    )
+    c: Annotated[
+        float,
+        about("c in R_con and R_het; 1/4 is exact for equal curvatures.", source="method 6", gt=0),
+    ] = 0.25
+    gamma_min: Annotated[
+        float,
+        about("Least mixing strength; mixing.gamma if that is smaller.", source="method 10", gt=0, le=1),
+    ] = 0.4
+    period_max: Annotated[
+        int, about("Largest synchronisation period H_g.", unit="rounds", source="method 7", ge=1)
+    ] = 8
+    offset_overhead: Annotated[
+        bool,
+        about("A coarser codec saves the bytes of the reports.", source="peers/protocol/overhead_offset.py"),
+    ] = True
 
 
 class MembershipConfig(Section):
@@ -165,38 +291,96 @@ class MembershipConfig(Section):
     Sources: SWIM (Das et al., 2002), Lifeguard (Dadgar et al., 2018); memberlist and serf implement both.
     """
 
-    settle_s: Annotated[float, Field(gt=0)] = 60.0  # longest wait for the initial cohort
-    probe_s: Annotated[float, Field(gt=0)] = (
-        0.5  # protocol period T'; memberlist: 1 s. Mean time to a suspicion: T' e/(e-1) (SWIM, eq. 1)
+    settle_s: Annotated[float, about("Longest wait for the initial devices.", gt=0)] = 60.0
+    probe_s: Annotated[
+        float,
+        about(
+            "Protocol period T'. memberlist: 1 s.",
+            formula="mean time to a suspicion: T' e/(e-1)",
+            source="SWIM, eq. 1",
+            gt=0,
+        ),
+    ] = 0.5
+    ack_s: Annotated[
+        float | None,
+        about(
+            "Wait for a direct ack. Without it: the formula.",
+            formula="max(probe_s/2, 1.5 RTT), RTT = 2 (latency_s + jitter_s)",
+            source="SWIM",
+            gt=0,
+        ),
+    ] = None
+    helpers: Annotated[
+        int, about("k: members that ping if an ack is missing.", unit="devices", source="memberlist: 3", ge=0)
+    ] = 3
+    suspicion_alpha: Annotated[
+        float,
+        about(
+            "Least wait of a suspicion.",
+            formula="low = alpha max(1, log10 N) probe_s",
+            source="memberlist: 4",
+            gt=0,
+        ),
+    ] = 4.0
+    suspicion_beta: Annotated[
+        float,
+        about(
+            "Longest wait of a suspicion.", formula="high = beta low", source="Lifeguard, memberlist: 6", ge=1
+        ),
+    ] = 6.0
+    confirmations: Annotated[
+        int,
+        about("K: further accusers until the wait is low.", unit="devices", source="Lifeguard: 3", ge=0),
+    ] = 3
+    crash_after_s: Annotated[
+        float | None,
+        about("low. Without it: from suspicion_alpha, 2 s for N <= 10.", source="method 9", gt=0),
+    ] = None
+    health_max: Annotated[int, about("S: timeouts grow up to 1 + S times.", source="Lifeguard: 8", ge=0)] = 8
+    links: Annotated[
+        int,
+        about(
+            "Partners that each device picks beside its neighbours. 2 or more connect all devices.",
+            unit="devices",
+            source="coordinator_free/membership/overlay.py",
+            ge=1,
+        ),
+    ] = 3
+    idle_s: Annotated[float, about("Time until an unused link is closed.", formula="10 probe_s", gt=0)] = 5.0
+    push_pull_s: Annotated[
+        float, about("Period of exchanges of the whole table.", source="memberlist: 30 s", gt=0)
+    ] = 30.0
+    grace_s: Annotated[
+        float,
+        about("Time until the block of a crashed device is dropped.", formula="2 probe_s to refute", ge=0),
+    ] = 1.0
+    reconnect_every_s: Annotated[
+        float, about("Period of the attempts to reach a crashed device.", source="serf: 30 s", gt=0)
+    ] = 5.0
+    reconnect_s: Annotated[
+        float, about("Time from the verdict to the last attempt.", source="serf: 24 h", ge=0)
+    ] = 86_400.0
+    quarantine_s: Annotated[float, about("Longest quarantine of a slot.", formula="2 push_pull_s", ge=0)] = (
+        60.0
     )
-    ack_s: Annotated[float, Field(gt=0)] | None = (
-        None  # wait for a direct ack; None: max(probe_s/2, 1.5 RTT), RTT = 2 (latency_s + jitter_s)
-    )
-    helpers: Annotated[int, Field(ge=0)] = 3  # k: members that ping if an ack is missing; memberlist: 3
-    suspicion_alpha: Annotated[float, Field(gt=0)] = 4.0  # low = alpha max(1, log10 N) probe_s; memberlist: 4
-    suspicion_beta: Annotated[float, Field(ge=1)] = 6.0  # high = beta low; Lifeguard and memberlist: 6
-    confirmations: Annotated[int, Field(ge=0)] = 3  # K: further accusers until the wait is low; Lifeguard: 3
-    crash_after_s: Annotated[float, Field(gt=0)] | None = None  # low; None: from alpha, 2 s for N <= 10
-    health_max: Annotated[int, Field(ge=0)] = 8  # S: timeouts grow up to 1 + S times; Lifeguard: 8
-    links: Annotated[int, Field(ge=1)] = 3  # picked by each beside its neighbours; >= 2 connects (overlay.py)
-    idle_s: Annotated[float, Field(gt=0)] = 5.0  # until an unused link is closed: 10 probe_s
-    push_pull_s: Annotated[float, Field(gt=0)] = 30.0  # period of whole-table exchanges; memberlist: 30 s
-    grace_s: Annotated[float, Field(ge=0)] = 1.0  # until a crashed block is dropped: 2 probe_s to refute
-    reconnect_every_s: Annotated[float, Field(gt=0)] = (
-        5.0  # between attempts to reach a crashed device; serf: 30 s
-    )
-    reconnect_s: Annotated[float, Field(ge=0)] = 86_400.0  # from the verdict to the last attempt; serf: 24 h
-    quarantine_s: Annotated[float, Field(ge=0)] = 60.0  # longest quarantine of a slot: 2 push_pull_s
-    leave_grace_s: Annotated[float, Field(ge=0)] = (
-        0.0  # after SIGTERM: time for a SIGTERM to all (departure.py)
-    )
+    leave_grace_s: Annotated[
+        float,
+        about(
+            "After SIGTERM: the time in which a SIGTERM to all devices ends the run.",
+            source="peers/protocol/departure.py",
+            ge=0,
+        ),
+    ] = 0.0
 
 
 class ComputeConfig(Section):
     """Duration of local steps in virtual time. A real clock measures them instead."""
 
-    step_s: Annotated[float, Field(gt=0)] = 0.05  # emulated seconds of one local step
-    devices: dict[str, Annotated[float, Field(gt=0)]] = {}  # the same by device, for devices that differ
+    step_s: Annotated[float, about("Emulated time of one local step.", gt=0)] = 0.05
+    devices: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]],
+        about("The same by device, for devices that differ.", unit="s"),
+    ] = Field(default_factory=dict)
 
     def step_ns(self, device: str) -> int:
         """Virtual nanoseconds of one local step of `device`."""
@@ -206,24 +390,42 @@ class ComputeConfig(Section):
 class KeysConfig(Section):
     """Encryption and admission (docs/security.md). The keys themselves are never part of a scenario."""
 
-    enabled: bool = True  # CURVE on all links; False: plain text, open to every process that connects
-    allow_list: bool = False  # each device has its own key pair, bound to its id
+    enabled: Annotated[
+        bool, about("CURVE on all links. false: plain text, open to every process that connects.")
+    ] = True
+    allow_list: Annotated[bool, about("Each device has its own key pair, bound to its id.")] = False
 
 
 class CheckpointConfig(Section):
     """Whether a run saves a checkpoint, and the checkpoint that it begins with (storage/checkpoint.py)."""
 
-    save: bool = False  # at the end each device writes its blocks to OUT/checkpoint
-    resume: str | None = None  # folder of a run with save = true: devices begin with its blocks
+    save: Annotated[bool, about("At the end each device writes its blocks to OUT/checkpoint.")] = False
+    every: Annotated[
+        int, about("Write them every so many rounds too. 0: at the end only.", unit="rounds", ge=0)
+    ] = 0
+    resume: Annotated[
+        str | None, about("The folder of a run with checkpoints: devices begin with its blocks.")
+    ] = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the devices of the run write checkpoints."""
+        return self.save or self.every > 0
 
 
 class DeviceConfig(Section):
     """Everything that a device reads. One instance per run, the same on every device."""
 
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    clock: Literal["real", "virtual"] = "real"
-    on_crash: Literal["forget", "keep"] = "forget"
-    plugins: tuple[str, ...] = ()  # modules that every device imports; they add to the registries
+    seed: Annotated[int, about("Seed of everything that is drawn.", ge=0, lt=1 << 63)] = 0
+    clock: Annotated[Literal["real", "virtual"], about("The clock of the run.", source="docs/clocks.md")] = (
+        "real"
+    )
+    on_crash: Annotated[
+        Literal["forget", "keep"], about("What happens to the block of a crashed device.", source="method 9")
+    ] = "forget"
+    plugins: Annotated[
+        tuple[str, ...], about("Modules that every device imports. They add to the registries.")
+    ] = ()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("coordinator_free", "emulation", "peers", "transport")
+PACKAGES = ("coordinator_free", "emulation", "peers", "transport", "unweft")
+FILE_NAMES = ("unweft.json", "unweft.run")  # texts that look like modules
 NAME = rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)*"
 AS_TEXT = (
     re.compile(rf"""-m["',\s]+({NAME})\b"""),  # python -m NAME, ["python", "-m", "NAME"]
@@ -36,7 +37,7 @@ def modules_in_strings(source: str) -> Iterator[str]:
     """String constants that are a dotted name, such as a module to preload."""
     for node in ast.walk(ast.parse(source)):
         text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(text, str) and "." in text and re.fullmatch(NAME, text):
+        if isinstance(text, str) and "." in text and text not in FILE_NAMES and re.fullmatch(NAME, text):
             yield text
 
 

@@ -24,15 +24,30 @@ class Arrival(NamedTuple):
     replaces: bool = False
 
 
+class Follow(NamedTuple):
+    """Kept copies of a part move towards its owner's copy: copy <- copy + share (owner - copy).
+
+    `owner`: None means the own copy before the mixing. `kept`: shares and copies of neighbours. `peers`: they
+    assume that the own copy moves by `share`.
+    """
+
+    owner: Any
+    kept: tuple[tuple[float, Any], ...]
+    share: float
+    peers: tuple[str, ...]
+
+
 class Mix(NamedTuple):
     """own <- (1 - sum of weights) * own + sum of weight * values. One term of weight 1 replaces the copy.
 
-    `version`: the owner's version that the copy has afterwards (mode `newest` only).
+    `version`: the owner's version that the copy has afterwards (mode `newest` only). `follow`: what follows
+    the mixing (`mixing.tolerance` above 0 only).
     """
 
     part: Part
     terms: tuple[tuple[float, Any], ...]
     version: int | None = None
+    follow: Follow | None = None
 
 
 Versions = Mapping[Part, int]

@@ -11,8 +11,8 @@
 rho is that of (1 - gamma) I + gamma W.
 
 Isolated blocks (ours, docs/correction.md): no step of one device undoes a step of another. The gradients of a
-device's own loss then cause a bias that only damping changes. Different copies only slow the mean model down
-(`progress`), and the gap of the mean model is the one to close. So R_loc alone remains.
+device's own loss then cause a bias, R_het, that only damping changes, and steps do not. Different copies slow
+the mean model down (`progress`) and add R_con to its loss. So R_loc and R_con remain.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def remaining(view: View, group: str, residuals: Residuals, action: GroupAction)
     """The remaining error of a group: the sum of its residuals, with R_het weighted by 1 - q^(2K), K =
     `view.rounds`.
 
-    With isolated blocks it is R_loc. R_het sums the differences of the devices' steps over infinitely many
-    rounds. Where little contracts, this limit is reached late. With full weight a group would stop instead of
-    learn.
+    R_het sums the differences of the devices' steps over infinitely many rounds. Where little contracts, this
+    limit is reached late. With full weight a group would stop instead of learn. With isolated blocks it does
+    not count: a sum that no allowed action changes would only hide the effects of actions on the others.
     """
     if view.isolated:
-        return residuals.local
+        return residuals.local + residuals.consensus
     g = view.groups[group]
     q = _contraction(g, action)
     return residuals.local + residuals.consensus + residuals.heterogeneity * (1 - q ** (2 * view.rounds))
@@ -220,7 +220,7 @@ def _rho(view: View, action: GroupAction) -> float:
 
 def _contraction(g: GroupView, action: GroupAction) -> float:
     """q of a round: damping slows descent."""
-    return contraction(g.eta, g.mu / (1 + g.eta * action.prox), action.steps)
+    return contraction(g.rate / (1 + g.eta * action.prox), action.steps)
 
 
 def _accumulated(rho: float) -> float:

@@ -53,15 +53,15 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     DWELL diagnoses. With isolated blocks, moves of steps and mixing that cost nothing are made for any gain.
 
     If the error after a decision exceeds FAILURE_FACTOR times that predicted for staying, its moves have
-    failed: all groups return to the base, and such moves are not made again. A decision that changed the
-    mixing of isolated blocks is not assessed (`_mixing_changed`).
+    failed: all groups return to the base, with their mixing strength, and such moves are not made again. A
+    decision that changed the mixing of isolated blocks is not assessed (`_mixing_changed`).
     """
     comparable = replace(memory, expected={}) if _mixing_changed(view, memory) else memory
     learned, failed = _learn(view, comparable), _failed(view, comparable)
     before = in_force(view, limits, memory.settings)
     if failed:
         learned = replace(learned, failed=learned.failed | {*failed})
-        before = dict.fromkeys(before, limits.base)
+        before = {g: replace(limits.base, gamma=max(limits.base.gamma, a.gamma)) for g, a in before.items()}
     search = _Search(view, limits, learned, before)
     chosen = {} if failed else search.best()
     after = applied(search.before, chosen)
@@ -251,13 +251,12 @@ def _undoes(move: Move, view: View, memory: Memory) -> bool:
 def _reason(view: View, chosen: Mapping[str, Move], failed: list[str]) -> str:
     """The decision in one line, such as `late, R_het 0.41 of 0.63 -> prox 1e-3`.
 
-    It names the group that moved first, or else the one with the largest residual (with isolated blocks:
-    R_loc).
+    It names the group that moved first, or else the one with the largest residual.
     """
 
     def most(group: str) -> tuple[float, str]:
         seen = view.groups[group].residuals
-        return (seen.local, "R_loc") if view.isolated else (max(seen), seen.largest)
+        return max(seen), seen.largest
 
     group = next(iter(chosen), "") or max(view.groups, key=most)
     (value, name), seen = most(group), view.groups[group].residuals

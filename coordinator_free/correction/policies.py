@@ -7,7 +7,7 @@ policy uses measurements of survivors, never the leaver's data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ POLICIES: dict[str, Policy] = {}
 Schedule = Callable[[int, int, Limits], GroupAction]  # round k of K -> the action of all groups
 SCHEDULES: dict[str, Schedule] = {}
 Added = TypeVar("Added")
+AT_FULL_STRENGTH = ("dominant",)  # policies that mix with gamma = 1 before their first decision
 EARLY_PART = 4  # `early-steps` acts in the first K / EARLY_PART rounds
 
 
@@ -58,6 +59,15 @@ def _registrar(
         return rule
 
     return add
+
+
+def before_decision(name: str, groups: Iterable[str], limits: Limits) -> dict[str, GroupAction]:
+    """The settings of a policy between an event and its first decision; empty: the base.
+
+    `dominant` mixes at full strength from the start. This costs no byte and no step, and a diagnosis and the
+    exchange of its results take rounds.
+    """
+    return dict.fromkeys(groups, replace(limits.base, gamma=1.0)) if name in AT_FULL_STRENGTH else {}
 
 
 def decide(name: str, view: View, limits: Limits, memory: Memory) -> Decision:
@@ -95,6 +105,18 @@ def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
     return max_steps(k, of, limits) if k * EARLY_PART < of else limits.base
 
 
+@schedule("gamma-1")
+def gamma_1(k: int, of: int, limits: Limits) -> GroupAction:
+    """Mixing at full strength, gamma = 1: no more bytes and no more steps than `uniform`."""
+    return replace(limits.base, gamma=1.0)
+
+
+@schedule("max-steps+gamma-1")
+def max_steps_gamma_1(k: int, of: int, limits: Limits) -> GroupAction:
+    """n_max local steps and mixing at full strength."""
+    return replace(max_steps(k, of, limits), gamma=1.0)
+
+
 # -- shares by priority --------------------------------------------------------------------------------------
 @policy("proportional")
 def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
@@ -102,6 +124,15 @@ def proportional(view: View, limits: Limits, memory: Memory) -> Decision:
     graph.
     """
     return _by_priority(view, limits, memory, _steps, _prox, _gamma, _density)
+
+
+@policy("proportional-sync")
+def proportional_sync(view: View, limits: Limits, memory: Memory) -> Decision:
+    """n_g, lambda_g and H_g follow p_g; gamma and the graph are those of the scenario.
+
+    The paper's `full` has H_g and a constant gamma. Its rule for H_g is not stated: `sync` is ours.
+    """
+    return _by_priority(view, limits, memory, _steps, _prox, _period)
 
 
 @policy("local-steps")

@@ -67,13 +67,13 @@ class Limits:
 class GroupView:
     """One group from the network-wide means.
 
-    `priority`: p_g. `mu`, `eta`: estimates of method 6. `bytes`: of a round that exchanges the group over the
-    scenario's graph.
+    `priority`: p_g. `rate`: eta mu of a local step, `eta`: estimates of method 6. `bytes`: of a round that
+    exchanges the group over the scenario's graph.
     """
 
     residuals: Residuals
     priority: float  # p_g
-    mu: float
+    rate: float
     eta: float
     bytes: float
 
@@ -114,9 +114,10 @@ class Memory:
     last: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
 
-    def after_event(self) -> Memory:
-        """The memory for the correction after a new event: corrections stay valid, predictions do not."""
-        return Memory(corrections=self.corrections)
+    def after_event(self, settings: Settings | None = None) -> Memory:
+        """The memory for the correction after a new event, in which `settings` are in force: corrections stay
+        valid, predictions do not."""
+        return Memory(settings=settings or {}, corrections=self.corrections)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,44 +12,47 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
-from safetensors.torch import load_file
 
+from coordinator_free.seeded_random import generator
 from emulation.analysis import records
 from emulation.analysis.consensus_error import ConsensusErrors
+from emulation.analysis.event_metrics import write_asked
+from emulation.analysis.metric_suite import MetricSuite, Sets
 from emulation.analysis.records import Record
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
-from peers.runtime.child_process import end_process, guard, redirect_output
-from peers.storage.snapshots import SnapshotModel
-from peers.tasks import Encoded, Example, encode, make_task, score_examples
+from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
+from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
+from peers.tasks import AnyExample, Batch, Example, HasUtility, make_task, score_examples, texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POLL_S = 0.2
-KEPT_SCORES = 64  # contents whose scores are remembered
+LOG = "evaluator.log"
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
 def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = None) -> None:
-    """Entry point of the evaluator process. Its output goes to `evaluator.log`."""
+    """Entry point of the evaluator process. Its output goes to LOG."""
     guard(lifeline)
-    redirect_output(out / "evaluator.log")
+    log = out / LOG
+    redirect_output(log)
     torch.set_num_threads(1)
     code = 0
     try:
-        main(out, scenario)
+        with failure_recorded(log):
+            main(out, scenario)
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
@@ -63,6 +66,8 @@ def main(out: Path, scenario: Scenario) -> None:
     """
     plugins.load(scenario.plugins)
     evaluator, queue = Evaluator(scenario), SnapshotQueue(out)
+    if scenario.eval.samples:
+        write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
             last = (out / DONE_MARKER).exists()  # read first: the queue then has all snapshots
@@ -70,7 +75,7 @@ def main(out: Path, scenario: Scenario) -> None:
                 _write(file.fileno(), evaluator.add_to_consensus(path))
             next_one = queue.pop()
             if next_one is not None:
-                _write(file.fileno(), [evaluator.score(next_one)])
+                _write(file.fileno(), [evaluator.score(read_snapshot(next_one))])
                 _keep_or_delete(next_one, out / KEPT_SNAPSHOTS)
             elif last:
                 break
@@ -139,11 +144,6 @@ def _tag(path: Path) -> str:
     return path.name.removesuffix(".safetensors").partition("-")[2]
 
 
-def _round(path: Path) -> int:
-    """Of `<round>-<tag>.safetensors`."""
-    return int(path.name.partition("-")[0])
-
-
 def _keep_or_delete(path: Path, kept: Path) -> None:
     if not kept.is_dir():
         path.unlink()
@@ -166,63 +166,72 @@ def _write(fd: int, lines: Iterable[Record]) -> None:
 class Evaluator:
     """Loads snapshots into one model and evaluates it on the examples of all devices.
 
-    Snapshots with equal contents are evaluated once, for instance those of a round and of an event after it.
+    Snapshots with the same blocks are evaluated once. Copies that were sent in 16 bits differ from the
+    owner's, so these are mostly snapshots that one device wrote of one state.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         loaded = load_model(scenario.model)
+        chosen = choose_examples(scenario)
+        self._wants = bool(scenario.eval.metrics or scenario.eval.samples)
+        self._suite = MetricSuite(scenario.eval, chosen.sets(), loaded, scenario.data.max_length)
+        self._samples = scenario.eval.samples
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        self._trained, self._others = _example_sets(scenario, loaded)
+        self._trained, self._everything = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
-        self._scores: dict[str, Record] = {}  # on the training examples, by the content of the snapshot
-        self._evaluated = self._reused = 0
+        self._known: dict[tuple[str, bool], Record] = {}
+        self._evaluated = 0  # snapshots
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
         """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
-        return [self.score(path), *self.add_to_consensus(path)]
+        snapshot = read_snapshot(path)
+        return [self.score(snapshot), *self._consensus_of(snapshot)]
 
-    def score(self, path: Path) -> Record:
+    def score(self, snapshot: Snapshot) -> Record:
         """The line of a snapshot with its accuracies."""
-        about = self._snapshot.load(path)
-        tag = about["tag"]
-        scores = self._trained_scores(_digest(path, about.get("slots", "")))
-        if tag != "round":  # in ordinary rounds the other examples would double the time
-            scores = {**self._others.evaluate(self._snapshot.model), **scores}
+        about = snapshot.meta
+        key = (snapshot.sha256(), about["tag"] == "round")
+        if key not in self._known:
+            self._known[key] = self._evaluate(snapshot, ordinary=about["tag"] == "round")
         self._evaluated += 1
-        return {"device": about["device"], "round": int(about["round"]), "tag": tag, **scores}
-
-    def _trained_scores(self, digest: str) -> Record:
-        """The scores of the loaded snapshot on the training examples."""
-        known = self._scores.pop(digest, None)
-        self._reused += known is not None
-        found = self._trained.evaluate(self._snapshot.model) if known is None else known
-        self._scores[digest] = found  # as the newest one
-        if len(self._scores) > KEPT_SCORES:
-            del self._scores[next(iter(self._scores))]
-        return found
+        head = {"device": about["device"], "round": int(about["round"]), "tag": about["tag"]}
+        return {**head, **self._known[key]}
 
     def add_to_consensus(self, path: Path) -> list[Record]:
         """The lines with the consensus errors of the rounds that this snapshot closes."""
-        if _tag(path) != "round":
+        return self._consensus_of(read_snapshot(path)) if _tag(path) == "round" else []
+
+    def _consensus_of(self, snapshot: Snapshot) -> list[Record]:
+        if snapshot.meta["tag"] != "round":
             return []
-        return _consensus_lines(self._consensus.add_snapshot(_round(path), load_file(path)))
+        round_ = int(snapshot.meta["round"])
+        return _consensus_lines(self._consensus.add_snapshot(round_, snapshot.tensors))
+
+    def cost(self) -> Record:
+        """CPU seconds of this process, and how many snapshots it has evaluated, each different one once."""
+        return {
+            "cpu_s": time.process_time(),
+            "snapshots": self._evaluated,
+            "reused": self._evaluated - len(self._known),
+        }
+
+    def _evaluate(self, snapshot: Snapshot, ordinary: bool) -> Record:
+        """In ordinary rounds only the training examples: the others would multiply the time."""
+        self._snapshot.place(snapshot)
+        model = self._snapshot.model
+        if ordinary:
+            return self._trained.evaluate(model)
+        found = self._everything.evaluate(model)
+        if self._wants:
+            kept = [block.device for block in snapshot.blocks()]
+            found["metrics"] = self._suite.evaluate(model, kept)
+        if self._samples:
+            found["answers"] = self._suite.samples(model)
+        return found
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
         return _consensus_lines(self._consensus.close_all())
-
-    def cost(self) -> Record:
-        """CPU seconds of this process, evaluated snapshots, and those of them whose scores were known."""
-        return {"cpu_s": time.process_time(), "snapshots": self._evaluated, "reused": self._reused}
-
-
-def _digest(path: Path, slots: str) -> str:
-    """Equal for snapshots of equal models, whatever device wrote them and in which round."""
-    found = xxhash.xxh3_128(slots.encode())
-    for name, tensor in sorted(load_file(path).items()):
-        found.update(name.encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
 
 
 def _consensus_lines(errors: dict[int, float]) -> list[Record]:
@@ -234,15 +243,13 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
 class ExampleSet:
     """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
 
-    encoded: Encoded
+    encoded: Batch
     parts: tuple[tuple[str, str, int, int], ...]
 
     def evaluate(self, model: PreTrainedModel) -> Record:
         """Accuracy and loss by shard (docs/records.md). A shard without examples is left out."""
-        found: Record = {"accuracy": {}, "loss": {}}
-        if not self.parts:
-            return found
         known, loss, tokens = score_examples(model, self.encoded)
+        found: Record = {"accuracy": {}, "loss": {}}
         for kind, shard, first, end in self.parts:
             accuracy = float(known[first:end].float().mean())
             if kind == CONTROL:
@@ -255,28 +262,60 @@ class ExampleSet:
         return found
 
 
-def _example_sets(scenario: Scenario, loaded: LoadedModel) -> tuple[ExampleSet, ExampleSet]:
-    """The training examples of all shards; and the examples in other wording with the control examples."""
-    task = make_task(scenario.device_config())
-    parts: list[tuple[str, str, int, int]] = []
-    examples: list[Example] = []
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of a run that are evaluated: at most `eval.examples` of each part."""
 
-    def add_part(kind: str, shard: str, added: list[Example]) -> None:
+    trained: dict[str, Sequence[AnyExample]]
+    other_wording: dict[str, Sequence[AnyExample]]
+    control: Sequence[AnyExample]
+    utility: dict[str, Sequence[AnyExample]]
+
+    def sets(self) -> Sets:
+        """The examples that are texts: metrics and generated answers are for them."""
+        return Sets(_texts(self.trained), texts(self.control), _texts(self.utility))
+
+
+def _texts(parts: Mapping[str, Sequence[AnyExample]]) -> dict[str, list[Example]]:
+    return {name: texts(examples) for name, examples in parts.items()}
+
+
+def choose_examples(scenario: Scenario) -> Chosen:
+    """Read the task's examples and choose those that are evaluated. The choice is a function of the seed."""
+    task = make_task(scenario.device_config())
+
+    def choose(examples: Sequence[AnyExample], *words: str) -> Sequence[AnyExample]:
+        if len(examples) <= scenario.eval.examples:
+            return examples
+        order = generator(scenario.seed, "evaluated", *words).permutation(len(examples))
+        return [examples[i] for i in sorted(order[: scenario.eval.examples].tolist())]
+
+    shards = scenario.all_devices
+    utility = task.utility_examples() if isinstance(task, HasUtility) else {}
+    return Chosen(
+        {shard: choose(task.train_examples(shard), shard) for shard in shards},
+        {shard: choose(task.other_wording(shard), shard) for shard in shards},
+        choose(task.control_examples(), CONTROL),
+        {name: choose(examples, name) for name, examples in utility.items()},
+    )
+
+
+def _example_sets(chosen: Chosen, loaded: LoadedModel, max_length: int) -> tuple[ExampleSet, ExampleSet]:
+    """The training examples of all shards; and these with the other wording and the control examples."""
+    parts: list[tuple[str, str, int, int]] = []
+    examples: list[AnyExample] = []
+
+    def add_part(kind: str, shard: str, added: Sequence[AnyExample]) -> None:
         if added:
             parts.append((kind, shard, len(examples), len(examples) + len(added)))
             examples.extend(added)
 
-    for shard in scenario.all_devices:
-        add_part("accuracy", shard, task.train_examples(shard))
+    for shard, some in chosen.trained.items():
+        add_part("accuracy", shard, some)
     trained = len(parts)
-    for shard in scenario.all_devices:
-        add_part("other_wording", shard, task.other_wording(shard))
-    add_part(CONTROL, "", task.control_examples())
-    encoded = encode(examples, loaded.tokenizer, scenario.data.max_length)
-    first = parts[trained - 1][3] if trained else 0
-    others = [(kind, shard, start - first, end - first) for kind, shard, start, end in parts[trained:]]
-    rows = torch.arange(len(examples))
-    return (
-        ExampleSet(encoded.rows(rows[:first]), tuple(parts[:trained])),
-        ExampleSet(encoded.rows(rows[first:]), tuple(others)),
-    )
+    for shard, some in chosen.other_wording.items():
+        add_part("other_wording", shard, some)
+    add_part(CONTROL, "", chosen.control)
+    encoded = loaded.encode(examples, max_length)
+    rows = torch.arange(parts[trained - 1][3])
+    return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from emulation.analysis import event_metrics
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import ARRIVALS, GONE
@@ -72,6 +73,8 @@ def _outcome(event: InjectedEvent) -> Record:
     leaver = {name: _mean(event, [event.device], choose) for name, choose in choices.items()}
     leaver["end"] = _mean(event, [event.device], _at_end(event))
     survivor = {name: _mean(event, event.survivors, choose) for name, choose in choices.items()}
+    stages = {name: _chosen(event, choose) for name, choose in {**choices, "end": _at_end(event)}.items()}
+    shown = [event.device, *event.survivors[:1]]
     return {
         "round": event.round,
         "kind": kind,
@@ -84,6 +87,8 @@ def _outcome(event: InjectedEvent) -> Record:
         "leaver_accuracy": leaver if leaves else dict.fromkeys(leaver),
         "survivor_accuracy": survivor,
         "joiner_accuracy": _joiner(event) if joins else {"end_mean": None, "end_min": None},
+        "metrics": event_metrics.metrics(stages, event.device, event.survivors),
+        "answers": event_metrics.answers(stages, shown, event_metrics.read_asked(event.run.folder)),
     }
 
 
@@ -133,9 +138,14 @@ def _at_end(event: InjectedEvent) -> Choose:
 
 def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | None:
     """Mean over survivors and shards. Missing values are left out: a crashed survivor has no end."""
-    chosen = [evaluation for evaluation in map(choose, event.survivors) if evaluation]
-    values = [e["accuracy"][shard] for e in chosen for shard in shards if shard in e["accuracy"]]
+    values = [
+        e["accuracy"][shard] for e in _chosen(event, choose) for shard in shards if shard in e["accuracy"]
+    ]
     return fmean(values) if values else None
+
+
+def _chosen(event: InjectedEvent, choose: Choose) -> list[Record]:
+    return [evaluation for evaluation in map(choose, event.survivors) if evaluation]
 
 
 def _joiner(event: InjectedEvent) -> Record:

@@ -38,12 +38,13 @@ class Bounds:
 def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = frozenset()) -> list[Violation]:
     """All violations in the folder of a run; an empty list if every invariant holds.
 
-    `hostile`: devices that are no part of the verdict.
+    `hostile`: devices that are no part of the verdict. They may tell different devices different things, and
+    claim slots that others hold, so the comparisons of the exports leave out their blocks.
     """
     run = records.load(folder)
     run.devices = [device for device in run.devices if device not in hostile]
     run.run["events"] = [event for event in run.injected if event["device"] not in hostile]
-    exports = {d: found for d in run.devices if (found := _export(folder, d)) is not None}
+    exports = {d: found for d in run.devices if (found := _export(folder, d, hostile)) is not None}
     return [
         *_blocks_after_detection(run, exports),
         *_blocks_after_leave(run, exports, bounds.agree_s),
@@ -51,17 +52,19 @@ def check(folder: Path, bounds: Bounds = Bounds(), hostile: frozenset[str] = fro
         *_different_blocks(exports, _recently_changed(run, bounds.agree_s)),
         *_slots_held_twice(exports),
         *_long_rounds(run, bounds.round_s),
-        *_unbalanced_links(summarise(run), set(exports)),
+        *_unbalanced_links(summarise(run), _idle_at_end(run, set(exports), hostile)),
         *_temporary_files(folder),
         *_files_with_tombstones(run),
     ]
 
 
-def _export(folder: Path, device: str) -> Record | None:
-    """The description of the adapter that a device exported."""
+def _export(folder: Path, device: str, hostile: frozenset[str]) -> Record | None:
+    """The description of the adapter that a device exported, without the blocks of hostile devices."""
     file = folder / "adapters" / device / "unweft.json"
-    found: Record | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    return found
+    if not file.exists():
+        return None
+    found: Record = json.loads(file.read_text(encoding="utf-8"))
+    return {**found, "blocks": [block for block in found["blocks"] if block["device"] not in hostile]}
 
 
 def _slots(export: Record) -> dict[str, int]:
@@ -187,6 +190,17 @@ def _long_rounds(run: RunRecords, bound_s: float) -> Iterator[Violation]:
                 yield Violation(
                     "a device stands still", f"{device} for {gap:.1f} s after round {before['round']}"
                 )
+
+
+def _idle_at_end(run: RunRecords, live: set[str], hostile: frozenset[str]) -> set[str]:
+    """The devices whose links were idle at their end.
+
+    Hostile devices say no goodbye. A device that does not wait for it any longer leaves messages unread.
+    """
+    if not hostile:
+        return live
+    last = {d: run.events[d][-1] for d in live if run.events[d]}
+    return {d for d, event in last.items() if event.get("reason") == "finished"}
 
 
 def _unbalanced_links(summary: Record, live: set[str]) -> Iterator[Violation]:

@@ -14,11 +14,10 @@ from emulation.scenario.events import GONE
 from emulation.scenario.loading import read
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
+from peers.runtime.child_process import failure_file
 
 Record = dict[str, Any]
-INJECTED = (
-    "injected.jsonl"  # the launcher's events, each written when it happens; run.json has them at the end
-)
+INJECTED = "injected.jsonl"  # events of the launcher, each written when it happens
 EVALUATOR_FILE = "evaluator.json"  # by the evaluator at its end: what it has cost
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
@@ -33,10 +32,18 @@ def read_object(path: Path) -> Record:
     return (_parse(path.read_bytes()) or {}) if path.exists() else {}
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank."""
+def reason(log: Path) -> str:
+    """Why the process with this log ended: its exception. A process that was killed has none."""
+    file = failure_file(log)
+    if file.exists():
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return no_exception(next((line.strip() for line in reversed(lines) if line.strip()), ""))
+
+
+def no_exception(last_line: str) -> str:
+    """The reason where no exception is recorded. `last_line`: of the output."""
+    return f"no exception was recorded; the last line of its output: {last_line or 'none'}"
 
 
 def failure(folder: Path) -> str | None:

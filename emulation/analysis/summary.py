@@ -16,6 +16,7 @@ from coordinator_free.averaging.topology import spectral_rho
 from emulation.analysis import event_outcomes, forgotten_files, latency_histogram, records, tombstones, unmet
 from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
 from emulation.analysis.records import Record, RunRecords
+from emulation.analysis.rounds_alone import rounds_alone
 from transport.shaping.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
@@ -55,6 +56,7 @@ def summarise(run: RunRecords) -> Record:
         "not_done": run.run.get("not_done", []),  # events of the scenario that did not happen
         "unmet": unmet.separate_groups(run),
         "rounds": rounds,
+        "rounds_alone": rounds_alone(run),
         # handshakes before the first round, and what was sent after the last one: sent = rounds + this
         "outside_rounds_bytes": sent - sum(int(entry["bytes"]) for entry in rounds),
         "accuracy": accuracy,

@@ -10,14 +10,14 @@ import psutil
 
 from emulation.analysis import records
 from emulation.analysis.invariants import check
-from emulation.bench.harness import hostile_member
 from emulation.bench.harness.figures import Findings, Measure
-from emulation.bench.harness.whole_run import environment, whole_run
+from emulation.bench.harness.hostile_member import Plan, delivered, hostile_run
+from emulation.bench.harness.whole_run import whole_run
 from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
 from peers.config import KeysConfig
 
-MESSAGES, PER_SECOND = 1 << 40, 20.0  # of each hostile device: until the end of the run
+PER_SECOND = 20.0  # hostile messages of one device to one other: until the end of the run
 TIMEOUT_S = 1800
 MAX_REASON = 300  # characters of the reason of a failed run
 
@@ -29,16 +29,16 @@ def run(scenario: Scenario, seeds: Sequence[int] = (0,), hostile: int = 0) -> Fi
     """
     bad = list(scenario.initial_devices[len(scenario.initial_devices) - hostile :]) if hostile else []
     if bad:  # with an allow-list no member can invent others
-        keys, plugins = KeysConfig(allow_list=True), (*scenario.plugins, hostile_member.MODULE)
-        scenario = scenario.model_copy(update={"keys": keys, "plugins": plugins})
+        scenario = scenario.model_copy(update={"keys": KeysConfig(allow_list=True)})
     findings = Findings(f"Churn: {scenario.name}", "unweft bench churn")
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            plan = hostile_member.attack(bad, MESSAGES, PER_SECOND, evicts=False, invents=False)
-            with environment(hostile_member.VARIABLE, plan):
-                problems, events = _soak(scenario.model_copy(update={"seed": seed}), Path(folder), bad)
+            out = Path(folder) / "soak"
+            problems, events = _soak(scenario.model_copy(update={"seed": seed}), out, bad)
+            messages = delivered(out)
         findings.measures += [
             Measure(f"seed {seed}", "events survived", "events", (float(events),)),
+            *([Measure(f"seed {seed}", "hostile messages", "messages", (float(messages),))] if bad else ()),
             Measure(f"seed {seed}", "violations", "violations", (float(len(problems)),), most=0.0),
         ]
         findings.notes += [f"seed {seed}: violated: {problem}" for problem in problems] or [
@@ -47,11 +47,15 @@ def run(scenario: Scenario, seeds: Sequence[int] = (0,), hostile: int = 0) -> Fi
     return findings
 
 
-def _soak(scenario: Scenario, folder: Path, hostile: Sequence[str]) -> tuple[list[str], int]:
+def _soak(scenario: Scenario, out: Path, hostile: Sequence[str]) -> tuple[list[str], int]:
     """The problems of one run, and the number of its injected events."""
-    out, problems = folder / "soak", []
+    problems = []
     try:
-        whole_run(dump(scenario), out, timeout_s=TIMEOUT_S)
+        if hostile:
+            plan = Plan(tuple(hostile), per_second=PER_SECOND, evicts=False, invents=False)
+            hostile_run(dump(scenario), out, plan, TIMEOUT_S)
+        else:
+            whole_run(dump(scenario), out, timeout_s=TIMEOUT_S)
     except RuntimeError as error:
         problems.append(str(error)[-MAX_REASON:])
     problems += [f"a process is left: {pid}" for pid in _remaining_processes(out)]

@@ -43,6 +43,7 @@ SCENARIOS = {
     "churn": Path("scenarios/soak.toml"),
     "partition": Path("scenarios/partition.toml"),
 }
+WITH_HOSTILE = Path("scenarios/soak-hostile.toml")  # for `churn --hostile`
 
 
 def bench(
@@ -101,17 +102,19 @@ def bench(
 def _run(name: str, given: Mapping[str, Sequence[int] | int | None]) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
-        found: Findings = module.run(*_scenario(name), **_numbers(name, given))
+        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given))
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     return found
 
 
-def _scenario(name: str) -> tuple[Scenario, ...]:
+def _scenario(name: str, given: Mapping[str, object]) -> tuple[Scenario, ...]:
     """The repository's scenario that a benchmark runs, if any. Raises InputError if the file is missing."""
     from emulation.scenario.loading import load
 
+    if name == "churn" and given["hostile"]:
+        return (load(WITH_HOSTILE),)
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 
 

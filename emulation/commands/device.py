@@ -152,6 +152,8 @@ def device(
     partition.ignore()
     named = [seed.strip() for seed in seeds.split(",") if seed.strip()]
     _check(listen, advertise, named)
+    if health_socket is not None:
+        health.check_path(health_socket)
     if run is not None and not valid_run_name(run):
         raise InputError(f"--run: {run[:80]!r} is no name of a run; allowed: {RUN_NAME_ALLOWED}")
     own_name = id_ or (f"replica-{replica}" if replica else socket.gethostname())

@@ -29,7 +29,7 @@ def write_report(folder: Path, console: Console) -> int:
     if no two devices ever met, or if a file of a run that has ended still holds a forgotten block. Raises
     InputError if the folder holds no run.
     """
-    from emulation.analysis import forgotten_files, summary
+    from emulation.analysis import forgotten_files, summary, trace
     from emulation.report import html, text
     from emulation.testbed import reconstruction
 
@@ -41,8 +41,9 @@ def write_report(folder: Path, console: Console) -> int:
     console.print(text.table(found))
     for sentence in text.sentences(found):
         console.print(f"• {sentence}", highlight=False, soft_wrap=True, markup=False)
-    page = html.write(folder)  # last: it takes seconds, and all else is there without it
+    page = html.write(folder)  # it takes seconds, and all else is there without it
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"timeline: {trace.write(folder)}; {trace.OPEN}", highlight=False, soft_wrap=True)
     return _status(found, ended, folder)
 
 

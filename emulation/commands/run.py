@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,13 +19,31 @@ from emulation.commands.watch import load_serving, print_address
 from emulation.launch import interrupts
 from emulation.launch.backend import BACKENDS
 from emulation.launch.errors import RunFailed
+from emulation.scenario import library
 from peers.errors import InputError
+
+if TYPE_CHECKING:
+    from emulation.scenario.schema import Scenario
 
 EXAMPLE = "Example: unweft run scenarios/demo.toml --set round.count=60 --seed 1 --out runs/first"
 
 
+def completed(incomplete: str) -> list[str]:
+    """The scenarios, files and folders that begin with a text."""
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    shown = [f"{path}/" if path.is_dir() else str(path) for path in found]
+    names = [*library.paths(), *(path for path in shown if path.endswith(("/", ".toml")))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def run(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario to run.")],
+    scenario: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCENARIO", help="A file, or a name of `unweft list scenarios`.", autocompletion=completed
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for all files of the run; default: runs/<time>-<scenario>."),
@@ -46,6 +64,17 @@ def run(
         ),
     ] = "local",
     watch: Annotated[bool, typer.Option("--watch", help="Also serves a page that shows the run.")] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(help="Tell a tracker while the run goes on: wandb, trackio, tensorboard or mlflow."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Run this many seeds, from the scenario's on, into folders OUT/seed-N."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the scenario and print the plan; start nothing.")
+    ] = False,
 ) -> None:
     """Run a scenario: start its devices, inject its events, report the result."""
     interrupts.set_mode("exit")  # nothing is written before the folder is claimed
@@ -53,34 +82,93 @@ def run(
 
     if on not in BACKENDS:
         raise InputError(f"--on: {on!r} is no way to launch devices; allowed: {', '.join(BACKENDS)}")
+    if track is not None:
+        from emulation.report import trackers
+
+        trackers.check(track)
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
     serving = load_serving() if watch else None
     from emulation.scenario.preflight import check_against_model
 
-    check_against_model(loaded)
+    learner, console = check_against_model(loaded), Console()
+    if dry_run:
+        from emulation.report.plan_table import table
+        from emulation.scenario import plan
+
+        console.print(table(loaded, plan.make(loaded, learner)))
+        return
+    del learner
+    try:
+        if seeds is not None:
+            numbers = range(loaded.seed, loaded.seed + seeds)
+            runs = {number: load(scenario, set_ or (), number, clock) for number in numbers}
+            raise typer.Exit(_run_seeds(runs, folder, on, console, track, serving))
+        raise typer.Exit(execute(loaded, folder, on, console, track, serving))
+    except RunFailed as error:
+        print_error(str(error))
+        raise typer.Exit(FAILED) from None
+
+
+def _run_seeds(
+    runs: Mapping[int, Scenario],
+    folder: Path,
+    on: str,
+    console: Console,
+    track: str | None,
+    serving: ModuleType | None,
+) -> int:
+    """Run one scenario of each seed, one after the other; returns the highest exit status."""
+    from emulation.experiments import comparison_output, run_comparison
+
+    status = 0
+    for number, (seed, one) in enumerate(runs.items(), start=1):
+        console.print(f"seed {seed}, {number} of {len(runs)}", highlight=False)
+        own = run_comparison.seed_folder(folder, seed)
+        status = max(status, execute(one, own, on, console, track, serving))
+    subject = run_comparison.read(folder)
+    run_comparison.write_seeds(folder, subject)
+    console.print(comparison_output.table([subject]))
+    console.print(f"values by seed: {folder / run_comparison.SEEDS_FILE}", highlight=False, soft_wrap=True)
+    return status
+
+
+def execute(
+    loaded: Scenario,
+    folder: Path,
+    on: str,
+    console: Console,
+    track: str | None = None,
+    serving: ModuleType | None = None,
+) -> int:
+    """Run a checked scenario and report on it; returns the exit status.
+
+    `serving`: the module that serves the page of the run; None: no page.
+
+    Raises RunFailed. After that and after a KeyboardInterrupt the summary is written.
+    """
+    from emulation.analysis import forgotten_files
     from emulation.launch import run_loop
 
-    console = Console()
+    if loaded.checkpoint.resume is not None:  # a run that was killed could not correct its files
+        forgotten_files.correct(Path(loaded.checkpoint.resume).expanduser())
     interrupts.set_mode("raise")
     kept = "with all records and the adapters that were exported"
     interrupts.keep(f"{folder} is kept, {kept}; its report: unweft report {folder}")
     try:
         with claimed(folder), _watched(serving, folder, console):
-            run_loop.run(loaded, folder, console, on)
-            status = write_report(folder, console)
-    except RunFailed as error:
+            run_loop.run(loaded, folder, console, on, track)
+            return write_report(folder, console)
+    except RunFailed:
         write_summary(folder)
-        print_error(str(error))
-        raise typer.Exit(FAILED) from None
+        raise
     except KeyboardInterrupt:
         with interrupts.held():
             write_summary(folder)
         if not (folder / "scenario.toml").exists():
             interrupts.keep("")
         raise
-    raise typer.Exit(status)
 
 
 @contextmanager

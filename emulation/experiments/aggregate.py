@@ -7,24 +7,54 @@ from dataclasses import asdict
 from statistics import fmean
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLE, POLICIES, SINGLE_ACTIONS, UNIFORM
-from emulation.experiments.statistics import Interval, equivalence_p, interval
+from emulation.experiments.arms import ORACLES, POLICIES, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.statistics import Interval, cluster_means, equivalence_p, holm, interval
 
 MEANS = (
-    *("eg", "eg_0", "eg_share", "worst_gap", "ri_gap", "ri_loss", "norm_comm", "forget", "retain", "test"),
+    *(
+        "k",
+        "eg",
+        "eg_0",
+        "eg_share",
+        "worst_gap",
+        "ri_gap",
+        "ri_loss",
+        "norm_comm",
+        "norm_total",
+        "forget",
+        "retain",
+        "test",
+    ),
     *("fresh", "auc", "tpr", "tow", "d_forget", "d_retain", "d_test", "d_auc", "d_tpr", "d_forget_0"),
     *("d_auc_0", "re_emergence_forget", "re_emergence_auc", "bytes", "steps", "seconds", "recovery_rounds"),
     *("recovery_bytes", "recovery_steps", "recovery_seconds", "recovery_share_rounds"),
-    "recovery_share_bytes",
+    *("recovery_share_bytes", "recovery_share_steps", "cpu_s", "recovery_cpu_s"),
 )
-EQUIVALENT = ("d_forget_0", "d_forget", "d_auc_0", "d_auc")
+EQUIVALENT = ("forget", "auc")
+MOST = 0.25  # goal: the largest share of the rounds and of the local steps of the oracle until recovery
 DOMINANT = "dominant"
 
 
 def aggregate(rows: Sequence[Record]) -> list[Record]:
-    """One entry for each setting and arm, in the order of the first rows. It is `summary` of results.json."""
+    """One entry for each setting and arm, in the order of the first rows. It is `summary` of results.json.
+
+    Every p is adjusted over the arms of its setting, which are the claims of one table (Holm).
+    """
     keys = dict.fromkeys((r["setting"], r["arm"]) for r in rows)
-    return [_entry(rows, setting, arm) for setting, arm in keys]
+    found = [_entry(rows, setting, arm) for setting, arm in keys]
+    for setting in dict.fromkeys(entry["setting"] for entry in found):
+        _adjust([entry for entry in found if entry["setting"] == setting])
+    return found
+
+
+def _adjust(entries: Sequence[Record]) -> None:
+    """Holm over the differences from `uniform`, and over all claims of equivalence to the oracle."""
+    gaps = [e["eg_minus_uniform"] for e in entries if e["arm"] != UNIFORM and e["eg_minus_uniform"]]
+    for gap, p in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):
+        gap["p"] = p
+    claims = [(e["equivalence_p"], name) for e in entries for name in e["equivalence_p"]]
+    for (claim, name), p in zip(claims, holm([claim[name] for claim, name in claims]), strict=True):
+        claim[name] = p
 
 
 def rows_of(rows: Iterable[Record], setting: str, arm: str) -> list[Record]:
@@ -41,8 +71,15 @@ def _entry(rows: Sequence[Record], setting: str, arm: str) -> Record:
         # The recovery means are over the seeds that recovered. This is their number.
         "recovered": sum(r["recovery_rounds"] is not None for r in own),
         "eg_minus_uniform": to_record(paired_interval(own, rows_of(rows, setting, UNIFORM), "eg")),
-        "equivalence_p": {} if arm == ORACLE else {n: equivalence_p(_known(own, n)) for n in EQUIVALENT},
+        "equivalence_p": {} if arm in ORACLES else {n: _equivalence_p(own, n) for n in EQUIVALENT},
     }
+
+
+def _equivalence_p(own: Sequence[Record], name: str) -> float | None:
+    """The larger p of k = 0 and k = K: a claim of equivalence is one of both."""
+    both = [equivalence_p(_known(own, f"d_{name}{when}")) for when in ("", "_0")]
+    known = [p for p in both if p is not None]
+    return max(known) if len(known) == len(both) else None
 
 
 def _known(rows: Iterable[Record], name: str) -> list[float]:
@@ -55,15 +92,18 @@ def to_record(found: Interval | None) -> Record | None:
 
 
 def paired_interval(arm: Sequence[Record], other: Sequence[Record], name: str) -> Interval | None:
-    """The interval of arm - other, paired by setting and seed."""
-    return interval(paired_differences(arm, other, name))
+    """The interval of arm - other, paired by setting and seed, and clustered by seed.
+
+    The settings of a seed share its data and count as one value: their mean.
+    """
+    return interval(cluster_means(paired_differences(arm, other, name)))
 
 
-def paired_differences(arm: Sequence[Record], other: Sequence[Record], name: str) -> list[float]:
-    """arm - other for each setting and seed that both have."""
+def paired_differences(arm: Sequence[Record], other: Sequence[Record], name: str) -> list[tuple[int, float]]:
+    """(seed, arm - other) for each setting and seed that both have."""
     pairs = {(r["setting"], r["seed"]): r[name] for r in other}
-    keyed = [(r[name], pairs.get((r["setting"], r["seed"]))) for r in arm]
-    return [a - b for a, b in keyed if a is not None and b is not None]
+    keyed = [(r["seed"], r[name], pairs.get((r["setting"], r["seed"]))) for r in arm]
+    return [(seed, a - b) for seed, a, b in keyed if a is not None and b is not None]
 
 
 # -- verdicts ------------------------------------------------------------------------------------------
@@ -85,6 +125,32 @@ def verdicts(rows: Sequence[Record]) -> list[Record]:
         gap = paired_interval(mine, theirs, "eg")
         if gap is not None:
             found.append({"what": f"{DOMINANT} - {other}", "setting": "all", "eg": to_record(gap)})
+    compared = [v["eg"] for v in found if v["eg"] is not None]
+    for claim, p in zip(compared, holm([c["p"] for c in compared]), strict=True):
+        claim["p"] = p
+    return [*found, *_recovery_verdicts(rows)]
+
+
+def _recovery_verdicts(rows: Sequence[Record]) -> list[Record]:
+    """For each arm with its own oracle: the shares of that oracle's rounds and local steps until recovery.
+
+    `holds`: both means are at most `MOST`, and all seeds recovered.
+    """
+    found = []
+    for setting, arm in dict.fromkeys((r["setting"], r["arm"]) for r in rows):
+        own = rows_of(rows, setting, arm)
+        shares = {n: interval(_known(own, f"recovery_share_{n}")) for n in ("rounds", "steps")}
+        if arm in ORACLES or None in shares.values():
+            continue
+        all_recovered = all(r["recovery_rounds"] is not None for r in own)
+        found.append(
+            {
+                "what": f"recovery of {arm}",
+                "setting": setting,
+                "shares": {name: to_record(share) for name, share in shares.items()},
+                "holds": all_recovered and all(s is not None and s.mean <= MOST for s in shares.values()),
+            }
+        )
     return found
 
 

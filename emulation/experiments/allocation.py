@@ -8,8 +8,8 @@ and `fisher-only` equal `residual` without its share for waiting parts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,17 +19,18 @@ from rich.table import Table
 
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
-from emulation.experiments import runner, tables
+from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import Arm
-from emulation.experiments.catalogue import Scale, Setting
-from emulation.experiments.grid import Cell
+from emulation.experiments.catalogue import SMOKE, Scale, Setting
+from emulation.experiments.grid import Cell, set_all
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
+from emulation.scenario.loading import from_table
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
-from peers.config import FIFO
 from peers.errors import InputError
+from peers.radio_config import FIFO
 
 NAME = "allocation"
 SHARE = 0.1  # of the bytes of a round that sends all blocks to all neighbours in fp16
@@ -63,7 +64,8 @@ class AllocationCell(Cell):
             "eval": {"every": scale.every},
             "radio": {"budget_bytes": budget_bytes(scale), **self.arm.changes},
         }
-        return Scenario.model_validate(data)
+        set_all(data, self.setting.changes)
+        return from_table(data, options=self.setting.changes)
 
 
 def budget_bytes(scale: Scale) -> int:
@@ -77,9 +79,11 @@ class Request:
 
     scale: Scale
     arms: tuple[str, ...]
-    seeds: int
+    seeds: tuple[int, ...]
     out: Path
     jobs: int = 1
+    changes: Mapping[str, object] = field(default_factory=dict)  # key path -> value, for all arms
+    publish: Path | None = None
 
 
 def choose_arms(names: str) -> tuple[str, ...]:
@@ -91,28 +95,44 @@ def choose_arms(names: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in wanted) or DEFAULT
 
 
+def check(request: Request) -> None:
+    """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
+    if request.publish is not None:
+        publication.check_before(request.seeds)
+    check_against_model(_cells(request, request.seeds[:1])[0].scenario())
+
+
+def _cells(request: Request, seeds: Sequence[int]) -> list[AllocationCell]:
+    setting = Setting("tight", "a tenth of the bytes", request.changes)
+    return [
+        AllocationCell(setting, ARMS[name], seed, request.scale) for seed in seeds for name in request.arms
+    ]
+
+
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
     """Run the cells that OUT lacks, write OUT/rows.csv and OUT/results.json, and print the table."""
-    setting = Setting("tight", "a tenth of the bytes")
-    wanted = [
-        AllocationCell(setting, ARMS[name], seed, request.scale)
-        for seed in range(request.seeds)
-        for name in request.arms
-    ]
-    rows = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
+    rows = runner.run_cells(
+        _cells(request, request.seeds), request.out, console, run_one or run_and_measure, request.jobs
+    )
     summary = aggregate(rows)
     tables.write_results(
         request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": summary}
     )
+    console.print(f"{request.scale.name}, {publication.header(rows)}", highlight=False)
     console.print(table(summary))
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    if request.scale.name == "tiny":
-        console.print("scale tiny: too short to learn anything; its results have no meaning")
+    if request.scale.name == SMOKE:
+        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    if request.publish is not None:
+        name = f"{NAME}-{request.scale.name}"
+        copy = publication.publish(rows, request.out / "rows.csv", request.publish, name)
+        console.print(f"published: {copy}", highlight=False, soft_wrap=True)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario of a cell and measure the run."""
     scenario = cell.scenario()
+    one_process.load_shared(scenario)
     check_against_model(scenario)
     one_process.run(scenario, folder / "run", ("round",))
     return {

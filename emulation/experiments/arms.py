@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+N_MAX = "n_max"  # a value of `changes`: correction.steps_max of the setting
 UNIFORM, NONE, ORACLE, PAPER_LITERAL = "uniform", "none", "oracle", "paper-literal"
 
 
@@ -16,6 +17,7 @@ class Arm:
     event: the event of the leaver; None: the run has no leaver.
     branches: whether the run resumes the checkpoint of `BEFORE`.
     derived: whether the measures come from the run of `uniform`, without a run of its own.
+    oracle: the oracle with its number of local steps and its optimiser, against which recovery is judged.
     """
 
     name: str
@@ -24,18 +26,27 @@ class Arm:
     event: str | None = "leave"
     branches: bool = True
     derived: bool = False
+    oracle: str = ORACLE
 
 
 # With a share of 0.4 each, five survivors would take over twice the output of the block (method 4).
 REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
+MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with early steps
+INTERFERENCE = {**FISHER, "correction.interference": True}
+PAPER_FULL = {"correction.policy": "proportional-sync"}
 REHEARSED = {"train.rehearsal": 0.3}
+EWC = 10.0  # lambda, for the mean loss of a batch
 NEWEST = {"mixing.mode": "newest"}
 
 
-def _policy(name: str, description: str) -> Arm:
-    return Arm(name, description, {"correction.policy": name})
+def _policy(name: str, description: str, oracle: str = ORACLE) -> Arm:
+    return Arm(name, description, {"correction.policy": name}, oracle=oracle)
+
+
+def _oracle(name: str, description: str, changes: Mapping[str, object]) -> Arm:
+    return Arm(name, f"`oracle` with {description}", changes, event=None, branches=False, oracle=name)
 
 
 ARMS: dict[str, Arm] = {
@@ -51,10 +62,24 @@ ARMS: dict[str, Arm] = {
         _policy("sync", "exchange periods by priority"),
         _policy("random", "control: any action"),
         _policy("lookahead", "control: the best action in trials of one round"),
+        _policy("gamma-1", "constant: mixing at full strength"),
+        _policy("max-steps+gamma-1", "constant: n_max local steps and mixing at full strength"),
+        Arm(
+            "early-max-steps",
+            "constant: n_max local steps in the first quarter",
+            {"correction.policy": "early-steps"},
+        ),
+        Arm("paper-full", "the paper's full: shares by priority with H_g, gamma constant", PAPER_FULL),
         Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
         Arm(
             "naive",
-            "Naive Remove: the block stays and the others continue, without projection",
+            "Naive Fine-tune: the block stays and the others continue, without projection",
+            event="retire",
+        ),
+        Arm(
+            "ewc-leave",
+            "the block stays; the others continue with elastic weight consolidation",
+            {"correction.ewc": EWC},
             event="retire",
         ),
         Arm(
@@ -63,18 +88,43 @@ ARMS: dict[str, Arm] = {
             {"mixing.mode": PAPER_LITERAL},
             branches=False,
         ),
-        _policy("max-steps", "n_max local steps for all groups"),
-        Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY),
+        _policy("max-steps", "n_max local steps for all groups", "oracle-max-steps"),
+        Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY, oracle=MANY),
         Arm("handover", "the survivors refit their blocks before they delete the leaver's block", REFIT),
-        Arm("handover+early-steps", "both", {**REFIT, **EARLY}),
-        Arm("fisher", "early steps in the eigenbasis of the own block's Fisher information", FISHER),
-        Arm("handover+fisher", "both", {**REFIT, **FISHER}),
+        Arm("handover+early-steps", "both", {**REFIT, **EARLY}, oracle=MANY),
+        Arm(
+            "fisher",
+            "early steps in the eigenbasis of the own block's Fisher information",
+            FISHER,
+            oracle=MANY_FISHER,
+        ),
+        Arm(
+            "interference",
+            "early steps that disturb the neighbours' inputs little",
+            INTERFERENCE,
+            oracle=MANY_FISHER,
+        ),
+        Arm("handover+interference", "both", {**REFIT, **INTERFERENCE}, oracle=MANY_FISHER),
+        Arm("handover+fisher", "both", {**REFIT, **FISHER}, oracle=MANY_FISHER),
         Arm("rehearsed", "departure rehearsal in training", REHEARSED, branches=False),
         Arm("rehearsed+handover", "both", {**REHEARSED, **REFIT}, branches=False),
-        Arm("rehearsed+fisher", "both", {**REHEARSED, **FISHER}, branches=False),
-        Arm("rehearsed+handover+fisher", "all three", {**REHEARSED, **REFIT, **FISHER}, branches=False),
+        Arm("rehearsed+fisher", "both", {**REHEARSED, **FISHER}, branches=False, oracle=MANY_FISHER),
+        Arm(
+            "rehearsed+handover+fisher",
+            "all three",
+            {**REHEARSED, **REFIT, **FISHER},
+            branches=False,
+            oracle=MANY_FISHER,
+        ),
         Arm("newest", "the newest version of each block instead of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
+        _oracle("oracle-max-steps", "n_max local steps in all rounds", {"round.local_steps": N_MAX}),
+        _oracle(MANY, "20 local steps in all rounds", {"round.local_steps": 20}),
+        _oracle(
+            MANY_FISHER,
+            "20 local steps in the Fisher eigenbasis, measured every 10 rounds",
+            {"round.local_steps": 20, "train.fisher_every": 10},
+        ),
     )
 }
 BEFORE = Arm(
@@ -84,10 +134,13 @@ BEFORE = Arm(
     event=None,
     branches=False,
 )
+ORACLES = tuple(name for name in ARMS if name == ORACLE or name.startswith(f"{ORACLE}-"))
 RECOVERY = (
     *("max-steps", "early-steps", "handover", "handover+early-steps"),
-    *("fisher", "handover+fisher"),
+    *("fisher", "handover+fisher", "interference", "handover+interference"),
     *("rehearsed", "rehearsed+handover", "rehearsed+fisher", "rehearsed+handover+fisher", "newest"),
 )
 POLICIES = tuple(name for name, arm in ARMS.items() if arm.changes.keys() == {"correction.policy"})
 SINGLE_ACTIONS = ("local-steps", "retain-prox", "topology", "sync")
+# Arms without a measurement. A policy has to beat the best of them at no more cost (constant_arms.py).
+CONSTANT_ARMS = (UNIFORM, "gamma-1", "max-steps", "max-steps+gamma-1", "early-max-steps")

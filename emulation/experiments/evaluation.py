@@ -18,9 +18,10 @@ from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
 from peers.models.loader import load_model
 from peers.storage.snapshots import SnapshotModel, write_snapshot
-from peers.tasks import Example, encode, make_task, score_examples
+from peers.tasks import AnyExample, Task, make_task, score_examples
 
-FRESH_SHARDS = 5  # shards of no device, beside the control facts, since TPR at 1 % needs many non-members
+FEW = 100  # TPR at 1 % needs as many non-members
+FRESH_SHARDS = 5  # shards of no device, beside fewer control examples than that
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Scores:
     """The scores of one model. Accuracies are shares. loss: L_evt on survivors' facts, nats per token."""
 
     loss: float
-    retain: float  # survivors' facts in the trained wording
+    retain: float  # survivors' facts in the trained wording; after a join: also the newcomer's
     test: float  # the same facts in the other wording
-    forget: float  # the leaver's facts
+    forget: float  # the leaver's facts, or the newcomer's
     fresh: float  # facts that no device trains
     auc: float | None  # members: the leaver's facts; non-members: `fresh`
     tpr: float | None  # at 1 % false positives
@@ -40,28 +41,30 @@ class Scores:
 
 
 class MeanModelEvaluator:
-    """The base model of a scenario and the examples to evaluate it on."""
+    """The base model of a scenario and the examples to evaluate it on.
+
+    survivors: the devices whose facts count; after a join with the newcomer, whose facts are then also those
+    of `leaver`.
+    """
 
     def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
         loaded = load_model(scenario.model)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
         task = make_task(scenario.device_config())
-        first = scenario.adapter.max_devices
-        unused = [f"d{first + i}" for i in range(FRESH_SHARDS)]
-        examples: dict[str, list[Example]] = {
+        examples: dict[str, Sequence[AnyExample]] = {
             "retain": [e for shard in survivors for e in task.train_examples(shard)],
             "test": [e for shard in survivors for e in task.other_wording(shard)],
             "forget": task.train_examples(leaver),
-            "fresh": task.control_examples() + [e for shard in unused for e in task.train_examples(shard)],
+            "fresh": _fresh(task, scenario.adapter.max_devices),
         }
         held = set(
             examples["retain"]
         )  # data.overlap: a fact that a survivor has too is not the leaver's alone
-        for name in ("forget", "fresh"):
+        for name in ("fresh",) if leaver in survivors else ("forget", "fresh"):
             examples[name] = [e for e in dict.fromkeys(examples[name]) if e not in held]
         self._names = [name for name, group in examples.items() for _ in group]
         everything = [example for group in examples.values() for example in group]
-        self._encoded = encode(everything, loaded.tokenizer, scenario.data.max_length)
+        self._encoded = loaded.encode(everything, scenario.data.max_length)
 
     def score_snapshot(self, snapshot: Path) -> Scores:
         """The scores of the model in a snapshot."""
@@ -75,6 +78,13 @@ class MeanModelEvaluator:
 
     def _rows(self, name: str) -> Tensor:
         return torch.tensor([i for i, own in enumerate(self._names) if own == name], dtype=torch.int64)
+
+
+def _fresh(task: Task, first: int) -> list[AnyExample]:
+    """Examples that no device trains: the control examples and, if they are few, shards of no device."""
+    control = task.control_examples()
+    unused = [f"d{first + i}" for i in range(FRESH_SHARDS if len(control) < FEW else 0)]
+    return [*control, *(e for d in unused for e in task.train_examples(d))]
 
 
 def _mean(values: Tensor) -> float:

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulation.experiments.arms import ARMS, BEFORE, ORACLE, UNIFORM, Arm
+from emulation.experiments.arms import ARMS, BEFORE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
 from emulation.experiments.catalogue import Experiment, Scale, Setting
-from emulation.scenario.events import EventConfig
+from emulation.scenario.loading import from_table
 from emulation.scenario.schema import Scenario
+from peers.config import RoundConfig
+
+OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and records
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment. The leaver is the last device. Its facts change with the seed."""
+    """One run of an experiment. The last device leaves or joins. Its facts change with the seed."""
 
     setting: Setting
     arm: Arm
@@ -38,7 +41,8 @@ class Cell:
 
     @property
     def devices(self) -> int:
-        return self.scale.devices - (self.arm.name == ORACLE)
+        """At the start: without the leaver in oracles; without the newcomer in all other arms."""
+        return self.scale.devices - ((self.arm.name in ORACLES) != self.setting.joins)
 
     @property
     def rounds(self) -> int:
@@ -47,12 +51,24 @@ class Cell:
         return self.event_round + 1 + self.scale.correct
 
     @property
+    def effort(self) -> int:
+        """Local steps of all devices, by which the remaining time of an experiment is estimated."""
+        steps = self.scenario().round.local_steps
+        return self.rounds * self.devices * (steps + OVERHEAD_STEPS)
+
+    @property
     def leaver(self) -> str:
+        """The device of the event: the leaver, or the newcomer."""
         return f"d{self.scale.devices - 1}"
 
     @property
     def survivors(self) -> tuple[str, ...]:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """The devices whose facts the model has to know after the event."""
+        return (*self.survivors, self.leaver) if self.setting.joins else self.survivors
 
     def scenario(self) -> Scenario:
         """The scenario, with the virtual clock: branching arms are equal up to round E, to the last bit.
@@ -68,23 +84,31 @@ class Cell:
             "data": {"persons": scale.persons, "batch": scale.batch},
             "adapter": {"max_devices": scale.max_devices},
             "round": {"count": self.rounds},
-            "correction": {"rounds": scale.correct, "period": scale.period},
+            "correction": {"policy": UNIFORM, "rounds": scale.correct, "period": scale.period},
             "eval": {"every": scale.every},
         }
-        _set_all(data, self.setting.changes)
-        _set_all(data, arm.changes)
+        set_all(data, self.setting.changes)
+        set_all(data, arm.changes)
         if arm.event:
-            data["event"] = [EventConfig(round=self.event_round, kind=arm.event, device=self.leaver)]  # type: ignore[arg-type]
-        return Scenario.model_validate(data)
+            kind = "join" if self.setting.joins else arm.event
+            data["event"] = [{"round": self.event_round, "kind": kind, "device": self.leaver}]
+        return from_table(data, options=self.setting.changes)
 
 
-def _set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
+    """Set the values of key paths "section.key"."""
     for path, value in changes.items():
         section, key = path.split(".")
-        data.setdefault(section, {})[key] = value
+        data.setdefault(section, {})[key] = _n_max(data) if value == N_MAX else value
 
 
-def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int) -> list[Cell]:
+def _n_max(data: Mapping[str, Any]) -> int:
+    """correction.steps_max, which is twice round.local_steps if it is not set."""
+    most = data["correction"].get("steps_max")
+    return int(most or 2 * data["round"].get("local_steps", RoundConfig().local_steps))
+
+
+def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: Iterable[int]) -> list[Cell]:
     """The cells that need a run, seed by seed, so that an interrupted experiment has complete seeds.
 
     For each seed and setting, BEFORE comes first, then `oracle` and `uniform`, then the other arms.
@@ -92,7 +116,7 @@ def cells(experiment: Experiment, arms: Iterable[str], scale: Scale, seeds: int)
     order = sorted((ARMS[name] for name in arms), key=lambda arm: arm.name not in (ORACLE, UNIFORM))
     return [
         Cell(setting, arm, seed, scale)
-        for seed in range(seeds)
+        for seed in seeds
         for setting in experiment.settings
         for arm in (BEFORE, *order)
         if not arm.derived

@@ -11,19 +11,19 @@ from statistics import fmean
 from emulation.analysis.evaluator import KEPT_SNAPSHOTS
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
-from emulation.experiments.arms import ORACLE
+from emulation.experiments.arms import ORACLES
 from emulation.experiments.evaluation import MeanModelEvaluator, write_mean
 from emulation.experiments.grid import Cell
 from peers.errors import InputError
 
-REAL_TIME = ("compute_s",)  # keys of metrics.jsonl that depend on the machine
+REAL_TIME = ("compute_s", "cpu_s")  # keys of metrics.jsonl that depend on the machine
 
 
 def measure_run(cell: Cell, folder: Path) -> Record:
     """The measures of a cell, from the folder of its run with the kept snapshots. Raises InputError."""
     run = load(folder)
     # The oracle has no event. Its k counts from its first round.
-    start = -1 if cell.arm.name == ORACLE else cell.event_round
+    start = -1 if cell.arm.name in ORACLES else cell.event_round
     return {
         **cell_key(cell),
         "prefix_sha256": prefix_digest(run, cell.event_round) if cell.arm.branches else None,
@@ -54,7 +54,7 @@ def prefix_digest(run: RunRecords, last: int) -> str:
 def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
     """For each k: the scores of the mean model, and the costs from the event (or the start) until then."""
     scenario = run.scenario
-    evaluator = MeanModelEvaluator(scenario, cell.survivors, cell.leaver)
+    evaluator = MeanModelEvaluator(scenario, cell.retained, cell.leaver)
     costs = Costs(cell, run, start)
     found = []
     mean = run.folder / "mean.safetensors"
@@ -87,7 +87,7 @@ def snapshots_by_k(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, li
 
 
 class Costs:
-    """The costs of the survivors: sent bytes, local steps, seconds of the clock of the run."""
+    """The costs of the survivors: sent bytes, local steps, seconds of the clock, CPU seconds."""
 
     def __init__(self, cell: Cell, run: RunRecords, start: int) -> None:
         self._start = start
@@ -95,7 +95,10 @@ class Costs:
         self._sent = {d: sent_by_round(run.metrics[d]) for d in cell.survivors}
 
     def until(self, last: int) -> Record:
-        """The costs after the start up to `last`. Steps: mean over devices. Seconds: slowest device."""
+        """The costs after the start up to `last`. Steps: mean over devices.
+
+        Seconds: slowest device. Bytes and CPU seconds: sum over devices.
+        """
         rounds = range(self._start + 1, last + 1)
         spent = {d: [line for line in lines if line["round"] in rounds] for d, lines in self._lines.items()}
         seconds = [own[-1]["t1_s"] - own[0]["t0_s"] for own in spent.values() if own]
@@ -103,6 +106,7 @@ class Costs:
             "bytes": sum(sent.get(r, 0) for sent in self._sent.values() for r in rounds),
             "steps": fmean(sum(int(line["steps"]) for line in own) for own in spent.values()),
             "seconds": max(seconds, default=0.0),
+            "cpu_s": sum(line["cpu_s"] for own in spent.values() for line in own),
         }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import NONE, ORACLE, UNIFORM
+from emulation.experiments.arms import ARMS, NONE, ORACLE, ORACLES, UNIFORM
 from emulation.experiments.statistics import norm_comm, recovery, relative_improvement, tow
 
-COSTS = ("bytes", "steps", "seconds")
+COSTS = ("bytes", "steps", "seconds", "cpu_s")
 AGAINST_ORACLE = ("forget", "retain", "test", "auc", "tpr")
 
 
@@ -26,7 +28,8 @@ def paired_rows(measures: Sequence[Record], with_none: bool) -> list[Record]:
         oracle = by_key.get((setting, seed, ORACLE))
         uniform = by_key.get((setting, seed, UNIFORM))
         if oracle is not None and uniform is not None:
-            found.append(paired_row(measured, oracle, uniform))
+            own = by_key.get((setting, seed, oracle_of(measured["arm"])))
+            found.append(paired_row(measured, oracle, uniform, own))
     return found
 
 
@@ -47,14 +50,23 @@ def event_gaps(measured: Record, oracle: Record) -> list[tuple[int, float]]:
     return [(int(point["k"]), float(point["loss"]) - final) for point in measured["curve"]]
 
 
-def paired_row(measured: Record, oracle: Record, uniform: Record) -> Record:
-    """One row of rows.csv. `d_x`: x minus the x of the oracle. `x_0`: x at k = 0. Other values: at K."""
+def oracle_of(arm: str) -> str:
+    """The oracle with the number of local steps and the optimiser of an arm. That of an oracle is itself."""
+    return arm if arm in ORACLES or arm not in ARMS else ARMS[arm].oracle
+
+
+def paired_row(measured: Record, oracle: Record, uniform: Record, own_oracle: Record | None) -> Record:
+    """One row of rows.csv. `d_x`: x minus the x of the oracle. `x_0`: x at k = 0. Other values: at K.
+
+    own_oracle: the oracle of `recovery_costs`; None if it was not run.
+    """
     first, last, best = measured["curve"][0], measured["curve"][-1], oracle["curve"][-1]
     eg, eg_uniform = last["loss"] - best["loss"], uniform["curve"][-1]["loss"] - best["loss"]
     uncorrected = uniform["curve"][0]["loss"] - best["loss"]
     worst = measured["worst_loss"]
     return {
         **{key: measured[key] for key in ("setting", "arm", "seed")},
+        "revision": measured.get("revision"),
         "k": last["k"],
         "loss": last["loss"],
         "eg": eg,
@@ -64,26 +76,36 @@ def paired_row(measured: Record, oracle: Record, uniform: Record) -> Record:
         "ri_gap": relative_improvement(eg_uniform, eg),
         "ri_loss": relative_improvement(uniform["curve"][-1]["loss"], last["loss"]),
         "norm_comm": norm_comm(last["bytes"], uniform["curve"][-1]["bytes"]),
+        "norm_total": _norm_total(last, uniform["curve"][-1]),
         **{name: last[name] for name in (*AGAINST_ORACLE, "fresh", *COSTS)},
         **{f"d_{name}": _difference(last[name], best[name]) for name in AGAINST_ORACLE},
         **{f"d_{name}_0": _difference(first[name], best[name]) for name in ("forget", "auc")},
         "tow": tow([last[name] - best[name] for name in ("forget", "retain", "test")]),
         **{f"re_emergence_{name}": _difference(last[name], first[name]) for name in ("forget", "auc")},
-        **recovery_costs(measured, oracle),
+        **recovery_costs(measured, own_oracle),
     }
+
+
+def _norm_total(arm: Mapping[str, float], uniform: Mapping[str, float]) -> float | None:
+    """The mean of bytes and local steps, each over `uniform`'s. The paper's table has 1.17 for `local-steps`,
+    which fits these weights."""
+    shares = [norm_comm(arm[cost], uniform[cost]) for cost in ("bytes", "steps")]
+    return None if None in shares else fmean(share for share in shares if share is not None)
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def recovery_costs(measured: Record, oracle: Record) -> Record:
+def recovery_costs(measured: Record, oracle: Record | None) -> Record:
     """The costs until 95 % of the oracle's final retain accuracy, and their shares of the oracle's costs.
 
-    None: not reached within K. The costs of the oracle count from its first round.
+    oracle: with the number of local steps and the optimiser of the arm. Its costs count from its first round.
+    None: not reached within K, or no such oracle.
     """
-    goal = float(oracle["curve"][-1]["retain"])
-    own, reference = _reached(measured["curve"], goal), _reached(oracle["curve"], goal)
+    goal = math.inf if oracle is None else float(oracle["curve"][-1]["retain"])
+    own = _reached(measured["curve"], goal)
+    reference = None if oracle is None else _reached(oracle["curve"], goal)
     found: Record = {}
     for name in ("k", *COSTS):
         value = None if own is None else own[name]

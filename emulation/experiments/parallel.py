@@ -8,11 +8,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TypeVar
 
-from emulation.analysis.records import last_line
+from emulation.analysis.records import reason
 from emulation.launch.errors import RunFailed
 from emulation.launch.forkserver import Forkserver, kill_all
 from peers.config import ModelConfig
-from peers.runtime.child_process import guard, redirect_output
+from peers.runtime.child_process import failure_recorded, guard, redirect_output
 
 T = TypeVar("T")
 PROGRESS_S = 1.0
@@ -55,7 +55,7 @@ def run_chains(
                 process, file = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode:
-                    raise RunFailed(f"{last_line(file)} (see {file})")
+                    raise RunFailed(f"{reason(file)} (see {file})")
             on_progress()
     finally:
         kill_all(process for process, _ in running.values())
@@ -71,5 +71,6 @@ def _work(
     guard(lifeline)
     file.unlink(missing_ok=True)
     redirect_output(file)
-    for item in chain:
-        work(item)
+    with failure_recorded(file):
+        for item in chain:
+            work(item)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLE, UNIFORM
+from emulation.experiments.arms import ORACLE, ORACLES, UNIFORM
 from emulation.experiments.paired import event_gaps, without_correction
 from emulation.experiments.statistics import RECOVERED
 from emulation.report.plots import COLOURS, png
@@ -39,7 +39,7 @@ def write_curves(measures: Sequence[Record], with_none: bool, path: Path) -> Non
 
 def _draw(left: Axes, right: Axes, measures: Sequence[Record]) -> None:
     oracles = {m["seed"]: m for m in measures if m["arm"] == ORACLE}
-    arms = list(dict.fromkeys(m["arm"] for m in measures if m["arm"] != ORACLE))
+    arms = list(dict.fromkeys(m["arm"] for m in measures if m["arm"] not in ORACLES))
     for number, arm in enumerate(arms):
         own = [m for m in measures if m["arm"] == arm and m["seed"] in oracles]
         colour, dashes = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS)]

@@ -18,6 +18,7 @@ from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key, measure_run
 from emulation.experiments.parallel import chains, run_chains
+from emulation.experiments.publication import origin
 from emulation.launch import one_process
 from emulation.launch.errors import RunFailed
 from emulation.scenario.loading import dump
@@ -45,7 +46,7 @@ def run_cells(
     progress = Progress(console, missing)
     if jobs == 1:
         for done, cell in enumerate(missing):
-            progress.print_cell(cell.name, cells.index(cell) + 1, len(cells), done)
+            progress.print_cell(cell.name, cells.index(cell) + 1, len(cells), missing[:done])
             run_cell(cell, out, console, run_one or run_and_measure)
     elif missing:
         _run_parallel(missing, out, run_one or run_and_measure, jobs, progress)
@@ -59,25 +60,27 @@ class Progress:
 
     def __init__(self, console: Console, missing: Sequence[Cell]) -> None:
         self.console, self._missing = console, missing
-        self._printed: set[str] = set()
+        self._printed: dict[str, Cell] = {}
         self._began_s = time.monotonic()
 
-    def print_cell(self, name: str, number: int, total: int, done: int) -> None:
-        """`done`: the number of missing cells that are done, for the estimate."""
+    def print_cell(self, name: str, number: int, total: int, done: Sequence[Cell]) -> None:
+        """`done`: the missing cells that are done, for the estimate."""
         self.console.print(f"\\[{number}/{total}] {name}{self._remaining(done)}", highlight=False)
 
     def print_done(self, out: Path) -> None:
         """Print each cell that is done and not yet printed."""
         for cell in self._missing:
             if cell.name not in self._printed and (out / cell.name / DONE).exists():
-                self._printed.add(cell.name)
-                count = len(self._printed)
-                self.print_cell(cell.name, count, len(self._missing), count)
+                self._printed[cell.name] = cell
+                done = list(self._printed.values())
+                self.print_cell(cell.name, len(done), len(self._missing), done)
 
-    def _remaining(self, done: int) -> str:
+    def _remaining(self, done: Sequence[Cell]) -> str:
+        """An estimate by the local steps of the cells."""
         if not done:
             return ""
-        minutes = (time.monotonic() - self._began_s) / done * (len(self._missing) - done) / 60
+        left = sum(cell.effort for cell in self._missing) / sum(cell.effort for cell in done) - 1
+        minutes = (time.monotonic() - self._began_s) * left / 60
         return f", about {minutes:.0f} min left"
 
 
@@ -88,23 +91,29 @@ def _run_parallel(
         f"{len(missing)} runs, {jobs} seeds or settings at a time; logs: {out / LOGS}", highlight=False
     )
     by_seed = chains(missing, lambda cell: (cell.setting.name, cell.seed))
-    work = partial(_run_in_child, out, run_one)
+    work = partial(_run_in_child, out, run_one, origin())
     model = missing[0].scenario().model
     show = partial(progress.print_done, out)
     run_chains(by_seed, work, lambda cell: cell.name, jobs, out / LOGS, show, model)
 
 
-def _run_in_child(out: Path, run_one: RunCell, cell: Cell) -> None:
+def _run_in_child(out: Path, run_one: RunCell, made_by: Record, cell: Cell) -> None:
     """Run a cell in a child process, whose output goes to a log."""
-    run_cell(cell, out, Console(), run_one)
+    run_cell(cell, out, Console(), run_one, made_by)
 
 
-def run_cell(cell: Cell, out: Path, console: Console, run_one: RunCell) -> Record:
-    """Run a cell and write its measures. The remains of an interrupted run are removed first."""
+def run_cell(
+    cell: Cell, out: Path, console: Console, run_one: RunCell, made_by: Record | None = None
+) -> Record:
+    """Run a cell and write its measures. The remains of an interrupted run are removed first.
+
+    made_by: the code that runs it (`publication.origin`); None: look now.
+    """
     folder = out / cell.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    record = {"scenario_sha256": scenario_digest(cell), **run_one(cell, folder, console)}
+    head = {"scenario_sha256": scenario_digest(cell), **(made_by or origin())}
+    record = {**head, **run_one(cell, folder, console)}
     unfinished = folder / f"{DONE}.tmp"
     unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
     unfinished.replace(folder / DONE)
@@ -119,6 +128,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
         _check_checkpoints(cell.before, before)
         resume = CheckpointConfig(resume=str(before))
         scenario = scenario.model_copy(update={"checkpoint": resume})
+    one_process.load_shared(scenario)
     check_against_model(scenario)
     (run / KEPT_SNAPSHOTS).mkdir(parents=True)
     try:

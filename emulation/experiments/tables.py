@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLE
+from emulation.experiments.aggregate import MOST
+from emulation.experiments.arms import ORACLES, UNIFORM
 from emulation.experiments.statistics import MARGIN
-from emulation.report.formatting import megabytes
 
 DASH = "–"
 
@@ -30,11 +30,11 @@ def write_results(out: Path, rows: Sequence[Record], results: Mapping[str, Seque
 
 
 def print_tables(console: Console, summary: Sequence[Record]) -> None:
-    """Print two tables for each setting."""
+    """Print four tables for each setting."""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         entries = [entry for entry in summary if entry["setting"] == setting]
-        console.print(correction_table(setting, entries))
-        console.print(forgetting_table(setting, entries))
+        for make in (correction_table, costs_table, recovery_table, forgetting_table):
+            console.print(make(setting, entries))
 
 
 def print_conclusions(console: Console, evidence: Sequence[Record], verdicts: Sequence[Record]) -> None:
@@ -52,49 +52,83 @@ def regime_line(evidence: Record) -> str:
 
 
 def correction_table(setting: str, entries: Sequence[Record]) -> Table:
-    """Table III of the paper, with intervals and the costs of the recovery."""
-    made = table(f"{setting}: correction")
-    heads = (
-        "arm",
-        "gap",
-        "gap −\nuniform",
-        "RI %",
-        "Norm\nComm",
-        "retain",
-        "recov-\nered",
-        "rounds",
-        "bytes",
-    )
-    for head in heads:
-        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
+    """Table III of the paper, with intervals."""
+    made = _columns(f"{setting}: correction", "arm", "gap", "gap − uniform", "p", "RI %", "retain")
     for e in entries:
-        costs = [number(e["recovery_rounds"], 1), megabytes((e["recovery_bytes"] or {}).get("mean"))]
-        gap = [spread(e["eg"]), spread(e["eg_minus_uniform"]), number(e["ri_gap"], 1)]
-        others = [number(e["norm_comm"], 2), spread(e["retain"]), f"{e['recovered']}/{len(e['seeds'])}"]
-        made.add_row(e["arm"], *gap, *others, *costs)
+        p = None if e["eg_minus_uniform"] is None or e["arm"] == UNIFORM else e["eg_minus_uniform"]["p"]
+        gap = [spread(e["eg"]), spread(e["eg_minus_uniform"]), p_text(p), number(e["ri_gap"], 1)]
+        made.add_row(e["arm"], *gap, spread(e["retain"]))
     made.caption = (
-        "recovered: seeds that reached 95 % of the oracle's retain accuracy; rounds, bytes: their means"
+        "\\[low, high]: 95 % t interval over seeds; p: of gap = uniform's, adjusted over the arms (Holm)"
+    )
+    return made
+
+
+def costs_table(setting: str, entries: Sequence[Record]) -> Table:
+    """The costs from the event to K."""
+    made = _columns(f"{setting}: costs", "arm", "rounds", "steps", "CPU s", "MB", "NormComm")
+    for e in entries:
+        times = [number(e["k"], 0), number(e["steps"], 0), number(e["cpu_s"], 1)]
+        made.add_row(e["arm"], *times, _mb(e["bytes"]), number(e["norm_comm"], 2))
+    made.caption = "from the event to K; steps: of one survivor; CPU s, MB: of all survivors"
+    return made
+
+
+def recovery_table(setting: str, entries: Sequence[Record]) -> Table:
+    """The costs until recovery, beside those of the oracle with the same steps and optimiser."""
+    heads = ("arm", "seeds", "rounds", "steps", "CPU s", "MB", "% of rounds", "% of steps")
+    made = _columns(f"{setting}: recovery", *heads)
+    for e in entries:
+        until = [number(e[f"recovery_{name}"], d) for name, d in (("rounds", 1), ("steps", 0), ("cpu_s", 1))]
+        shares = [_percent(e[f"recovery_share_{name}"]) for name in ("rounds", "steps")]
+        made.add_row(
+            e["arm"], f"{e['recovered']}/{len(e['seeds'])}", *until, _mb(e["recovery_bytes"]), *shares
+        )
+    made.caption = (
+        "seeds that reached 95 % of the retain accuracy of the oracle with the same steps and optimiser, "
+        "their mean costs until then, and shares of that oracle's costs"
     )
     return made
 
 
 def forgetting_table(setting: str, entries: Sequence[Record]) -> Table:
     """Unlearning measures beside the oracle's. `equiv.`: equivalent at k = 0 and at K (TOST, p < 0.05)."""
-    made = table(f"{setting}: forgetting")
-    heads = ("arm", "forget", "Δ at 0", "equiv.", "AUC", "Δ at 0", "equiv.", "TPR", "test", "ToW")
-    for number_, head in enumerate(heads):
-        made.add_column(head, justify="right" if number_ else "left", no_wrap=not number_)
+    heads = ("arm", "forget", "Δ at\n0", "equiv.", "AUC", "Δ at\n0", "equiv.", "ToW")
+    made = _columns(f"{setting}: forgetting", *heads)
     for e in entries:
         cells = []
-        for name in ("forget", "auc"):
-            at_deletion = None if e["arm"] == ORACLE else e[f"d_{name}_0"]
-            cells += [number(e[name], 2), _signed(at_deletion), equivalence(e["equivalence_p"], name)]
-        made.add_row(e["arm"], *cells, *(number(e[name], 2) for name in ("tpr", "test", "tow")))
-    test = f"within ±{MARGIN} of the oracle at k = 0 and at K, p < 0.05"
-    made.caption = (
-        f"Δ at 0: arm − oracle at k = 0; equiv.: {test}; AUC, TPR (at 1 % FPR): membership inference"
-    )
+        for name, shown in (
+            ("forget", number(e["forget"], 2)),
+            ("auc", spread(e["auc"], digits=2).replace(", ", ",\n")),
+        ):
+            at_deletion = None if e["arm"] in ORACLES else e[f"d_{name}_0"]
+            cells += [shown, _signed(at_deletion), equivalence(e["equivalence_p"].get(name))]
+        made.add_row(e["arm"], *cells, number(e["tow"], 2))
+    test = f"within ±{MARGIN} of the oracle at k = 0 and at K, p < 0.05 (Holm)"
+    made.caption = f"Δ at 0: arm − oracle at k = 0; equiv.: {test}; AUC: of membership inference"
     return made
+
+
+def _columns(title: str, *heads: str) -> Table:
+    made = table(title)
+    for head in heads:
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head in ("arm", "equiv."))
+    return made
+
+
+def _mb(found: Record | None) -> str:
+    return DASH if found is None else f"{found['mean'] / 1e6:.1f}"
+
+
+def _percent(found: Record | None) -> str:
+    return DASH if found is None else f"{100 * found['mean']:.0f}"
+
+
+def p_text(p: float | None) -> str:
+    """A p as text: 0.031, or < 0.001."""
+    if p is None:
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def table(title: str) -> Table:
@@ -111,32 +145,41 @@ def _signed(found: Record | None) -> str:
     return DASH if found is None else f"{found['mean']:+.2f}"
 
 
-def spread(found: Record | None, between: str = "\n") -> str:
+def spread(found: Record | None, between: str = "\n", digits: int = 3) -> str:
     """The mean and the interval: 0.390 [0.350, 0.440]."""
     if found is None:
         return DASH
     if found["low"] is None:
-        return f"{found['mean']:.3f}"
-    return f"{found['mean']:.3f}{between}\\[{found['low']:.3f}, {found['high']:.3f}]"
+        return f"{found['mean']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{between}\\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def equivalence(p: Mapping[str, float | None], name: str) -> str:
-    """yes or no: equivalence holds at k = 0 and at K; a dash if there are too few seeds."""
-    values = [p.get(f"d_{name}_0"), p.get(f"d_{name}")]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+def equivalence(p: float | None) -> str:
+    """yes or no; a dash if there are too few seeds."""
+    if p is None:
         return DASH
-    return "yes" if max(known) < 0.05 else "no"
+    return "yes" if p < 0.05 else "no"
 
 
 def verdict_line(verdict: Record) -> str:
     """One verdict as text."""
+    head = f"{verdict['setting']}: {verdict['what']}: "
+    if "shares" in verdict:
+        return head + recovery_text(verdict)
     found = verdict["eg"]
-    text = f"{verdict['setting']}: {verdict['what']}: {spread(found, ' ')}"
+    text = head + spread(found, " ")
     if found is not None and found["low"] is not None:
         excludes = found["low"] > 0 or found["high"] < 0
         text += ", which excludes 0" if excludes else ", which does not exclude 0"
+        text += f"; p {'' if found['p'] < 0.001 else '= '}{p_text(found['p'])}, adjusted (Holm)"
     if "holds" in verdict:
         word = "holds" if verdict["holds"] else "does not hold"
         text += f"; within {verdict['allowed']:.3f} at no more bytes than uniform: {word}"
     return text
+
+
+def recovery_text(verdict: Record) -> str:
+    """rounds 12 %, steps 45 % of its oracle's; goal of 25 % of both, by all seeds: missed."""
+    shares = ", ".join(f"{name} {_percent(share)} %" for name, share in verdict["shares"].items())
+    reached = "reached" if verdict["holds"] else "missed"
+    return f"{shares} of its oracle's; goal of {100 * MOST:.0f} % of both, by all seeds: {reached}"

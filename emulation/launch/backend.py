@@ -6,7 +6,7 @@ A new backend needs one file, and one line in BACKENDS.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from rich.console import Console
@@ -43,6 +43,9 @@ class Backend(Protocol):
         Called once after `prepare`, also after an error or an interrupt.
         `succeeded`: the run came to its end without an error.
         """
+
+
+Prepare = Callable[[RunState, Console], Backend]
 
 
 class BackendEntry(NamedTuple):

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from emulation.analysis.records import failure, read_lines
+from emulation.analysis.records import failure, no_exception, read_lines
 from emulation.launch import compose_project
 from emulation.launch.backend import SignalKind
 from emulation.launch.errors import RunFailed
@@ -48,8 +48,9 @@ def prepare(state: RunState, console: Console) -> ComposeBackend:
     with ExitStack() as stack:
         secret = stack.enter_context(TemporaryDirectory(prefix="unweft-keys-"))
         project = compose_project.make(scenario, out, file, Path(secret))
-        console.print("building the image (the first time it takes minutes) …")
-        project.compose("build", "device")
+        if compose_project.can_build(file):
+            console.print("building the image (the first time it takes minutes) …")
+            project.compose("build", "device")
         project = compose_project.with_subnet(project)
         run_folder.begin(out, scenario, secrets.token_hex(8))
         cleanup = stack.pop_all()
@@ -134,7 +135,7 @@ class ComposeBackend:
 
     def _failure(self, device: str, container: Container) -> str:
         recorded = failure(self.state.out / "devices" / device)
-        return recorded or self.project.docker("logs", "--tail", "1", container.id).strip() or "no output"
+        return recorded or no_exception(self.project.docker("logs", "--tail", "1", container.id).strip())
 
     def _restart_returning_devices(self) -> None:
         """Start the containers of devices that return later. They wait at their gates."""

@@ -9,27 +9,38 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from emulation.scenario import library
 from emulation.scenario.schema import Scenario
 from emulation.testbed import start_gate
 from emulation.testbed.docker import Project, free_subnet
 from peers.errors import InputError
 from transport.security import keys
 
-COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
-FILE_VARIABLE = "UNWEFT_COMPOSE_FILE"
+COMPOSE_FILE = Path(__file__).with_name("docker-compose.yml")  # in the repository a link
+FILE_VARIABLE, IMAGE_VARIABLE = "UNWEFT_COMPOSE_FILE", "UNWEFT_IMAGE"
 
 
 def compose_file() -> Path:
     """The path of docker-compose.yml.
 
-    Raises InputError if the file is missing, as in a package that was installed without its repository.
+    Raises InputError if the file is missing, or if an image can neither be built nor is named.
     """
-    file = Path(os.environ.get(FILE_VARIABLE, COMPOSE_FILE))
+    file = Path(os.environ.get(FILE_VARIABLE, COMPOSE_FILE)).resolve()
     if not file.is_file():
         raise InputError(
             f"{FILE_VARIABLE}: {file} is not there; allowed: the repository's docker-compose.yml"
         )
+    if not (can_build(file) or os.environ.get(IMAGE_VARIABLE)):
+        raise InputError(
+            f"{IMAGE_VARIABLE}: is not set, and {file.parent} has no Dockerfile to build an image from; "
+            f"allowed: an image of unweft, or {FILE_VARIABLE} = the docker-compose.yml of a repository"
+        )
     return file
+
+
+def can_build(file: Path) -> bool:
+    """Whether the image can be built. An installed package has the compose file, but no Dockerfile."""
+    return (file.parent / "Dockerfile").is_file()
 
 
 def make(scenario: Scenario, out: Path, file: Path, secret: Path) -> Project:
@@ -69,6 +80,7 @@ def _variables(scenario: Scenario, out: Path, secret: Path) -> Mapping[str, str]
     return {
         "UNWEFT_DEVICES": str(scenario.devices.count),
         "UNWEFT_SCENARIO": "/results/scenario.toml",
+        "UNWEFT_SCENARIOS": str(library.FOLDER.resolve()),
         "UNWEFT_SET": "",
         "UNWEFT_GATES": f"/results/{start_gate.FOLDER}",
         "UNWEFT_RESULTS": str(out.absolute()),

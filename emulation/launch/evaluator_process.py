@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from multiprocessing.context import ForkServerProcess
 
-from emulation.analysis.evaluator import DONE_MARKER
+from emulation.analysis.evaluator import DONE_MARKER, LOG
 from emulation.analysis.evaluator import process_main as evaluate_run
-from emulation.analysis.records import last_line
+from emulation.analysis.records import reason
 from emulation.launch.errors import RunFailed
 from emulation.launch.forkserver import Forkserver, kill_all
 from emulation.launch.run_state import RunState
@@ -17,7 +17,7 @@ class EvaluatorProcess:
 
     def __init__(self, state: RunState) -> None:
         self._state, self._marker = state, state.out / DONE_MARKER
-        self._forkserver = Forkserver(state.scenario.model)
+        self._forkserver = Forkserver(state.scenario.model, state.scenario.plugins)
         self._process: ForkServerProcess | None = None
 
     def start(self) -> None:
@@ -38,8 +38,8 @@ class EvaluatorProcess:
         """Raises RunFailed if the evaluator ended with an error."""
         code = None if self._process is None else self._process.exitcode
         if code not in (None, 0):
-            log = self._state.out / "evaluator.log"
-            raise RunFailed(f"the evaluator ended with {code}: {last_line(log)}; its log: {log}")
+            log = self._state.out / LOG
+            raise RunFailed(f"the evaluator ended with {code}: {reason(log)}; its log: {log}")
 
     def end(self) -> None:
         """Kill the evaluator if it is still there."""

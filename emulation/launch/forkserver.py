@@ -5,15 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from emulation.launch import interrupts
+from emulation.launch import interrupts, temporary_folder
 from emulation.launch.preload_base_model import NAME as BASE_MODEL
+from emulation.launch.preload_base_model import PLUGINS
 from peers.config import ModelConfig
 
 PRELOAD = [
@@ -34,9 +34,10 @@ PRELOAD = [
 class Forkserver:
     """Starts child processes. Each child ends when this process ends or calls `close`."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, plugins: Iterable[str] = ()) -> None:
         # The forkserver starts with the first child and takes the environment of that moment.
         os.environ[BASE_MODEL] = model.model_dump_json()
+        os.environ[PLUGINS] = " ".join(plugins)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._lifeline, self._keep = self._context.Pipe(duplex=False)
@@ -54,9 +55,6 @@ class Forkserver:
         self._lifeline.close()
 
 
-LONGEST_FOLDER = 60  # in bytes; the path of a socket file has 107, and multiprocessing adds about 30
-
-
 def _start_server() -> None:
     """Start the forkserver if it does not run.
 
@@ -67,22 +65,10 @@ def _start_server() -> None:
     try:
         resource_tracker.ensure_running()  # it unblocks two of the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
-        with _short_temporary_folder():
-            forkserver.ensure_running()
+        temporary_folder.make()
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
-
-
-@contextmanager
-def _short_temporary_folder() -> Iterator[None]:
-    """Let multiprocessing make its socket file in /tmp if the path of TMPDIR is too long for a socket."""
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
-        tempfile.tempdir = "/tmp"
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
 
 
 def stop_server() -> None:

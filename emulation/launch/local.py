@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 
-from emulation.analysis.records import failure, last_line
+from emulation.analysis.records import failure, reason
 from emulation.launch.backend import SignalKind
 from emulation.launch.device_scripts import executed_events, not_executed, present_at_start
 from emulation.launch.device_specs import DeviceSpecs
@@ -23,6 +25,7 @@ from emulation.scenario.loading import dump
 from peers.runtime import partition
 from peers.runtime.external_events import END_SIGNAL
 from peers.runtime.main import process_main
+from peers.runtime.spec import DeviceSpec
 from transport.clocks.virtual import life_name
 
 SIGNALS: dict[SignalKind, signal.Signals] = {
@@ -36,15 +39,20 @@ SIGNALS: dict[SignalKind, signal.Signals] = {
 }
 
 
-def prepare(state: RunState, console: Console) -> LocalBackend:
-    """Write the scenario into the run's folder and choose addresses and keys."""
+def prepare(
+    state: RunState, console: Console, make: Callable[..., LocalBackend] | None = None
+) -> LocalBackend:
+    """Write the scenario into the run's folder and choose addresses and keys.
+
+    `make`: makes the backend of these; default: LocalBackend.
+    """
     state.out.mkdir(parents=True, exist_ok=True)
     (state.out / "scenario.toml").write_text(dump(state.scenario), encoding="utf-8")
     state.epoch_ns = time.monotonic_ns()
-    return LocalBackend(
+    return (make or LocalBackend)(
         state=state,
         specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
-        forkserver=Forkserver(state.scenario.model),
+        forkserver=Forkserver(state.scenario.model, state.scenario.plugins),
     )
 
 
@@ -56,6 +64,7 @@ class LocalBackend:
     forkserver: Forkserver
     specs: DeviceSpecs
     lives: dict[str, list[ForkServerProcess]] = field(default_factory=dict)  # one process for each life
+    process: Callable[[DeviceSpec, Connection], object] = process_main  # what a device's process runs
     poll_s: float = 0.1
 
     def start_initial(self) -> None:
@@ -105,7 +114,7 @@ class LocalBackend:
             running=alive,
             exits=exits,
             can_return=not alive,
-            failure=f"{failure(log.parent) or last_line(log)}; its log: {log}" if failed else "",
+            failure=f"{failure(log.parent) or reason(log)}; its log: {log}" if failed else "",
             record={"pid": processes[-1].pid},
         )
 
@@ -116,7 +125,7 @@ class LocalBackend:
         spec = self.specs.spec(device, len(lives), cohort, known)
         if any(event.kind == "crash" for event in spec.script):
             self.state.killed.add((device, spec.life))
-        lives.append(self.forkserver.start(process_main, spec, name=device))
+        lives.append(self.forkserver.start(self.process, spec, name=device))
 
     def known_at_start(self, device: str, life: int, cohort: int) -> list[str]:
         """The devices, by `life_name`, whose addresses a new life gets.

@@ -18,6 +18,7 @@ import torch
 from emulation.analysis import forgotten_files
 from emulation.analysis.evaluator import evaluate_run
 from emulation.analysis.records import failure
+from emulation.launch import interrupts
 from emulation.launch.device_scripts import executed_events, not_executed, present_at_start
 from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.errors import RunFailed
@@ -37,6 +38,7 @@ from transport.clocks.virtual import life_name
 from transport.links.memory_links import MemoryLinks
 from transport.shaping.accounting import Accounts
 
+LOOK_S = 0.1  # seconds between two looks for an interrupt
 Lives = list[tuple[DeviceSpec, MemoryLinks]]
 
 
@@ -50,14 +52,20 @@ def run(scenario: Scenario, out: Path, tags: Collection[str] | None = None) -> N
     state = RunState(scenario=scenario, out=out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "scenario.toml").write_text(dump(scenario), encoding="utf-8")
-    plugins.load(scenario.plugins)
     torch.set_num_threads(scenario.model.threads)
-    load_once(scenario.model)
+    load_shared(scenario)
     try:
-        state.devices = asyncio.run(_run_devices(state))
+        with interrupts.held():  # raises at its end: within the event loop, asyncio would report it too
+            state.devices = asyncio.run(_run_devices(state))
         evaluate_run(out, scenario, tags)
     finally:
         _end(state)
+
+
+def load_shared(scenario: Scenario) -> None:
+    """Load what all runs in this process share: the plugins and the base model. Later calls do nothing."""
+    plugins.load(scenario.plugins)
+    load_once(scenario.model)
 
 
 def _end(state: RunState) -> None:
@@ -75,15 +83,27 @@ async def _run_devices(state: RunState) -> dict[str, DeviceStatus]:
         await links.start()
     tasks = [asyncio.create_task(_run_device(spec, links)) for spec, links in lives]
     try:
-        codes = await asyncio.gather(*tasks)
+        codes = await _unless_interrupted(tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    if not codes:
+        return {}
     exits: dict[str, tuple[int, ...]] = {}
     for (spec, _), code in zip(lives, codes, strict=True):
         exits[spec.id] = (*exits.get(spec.id, ()), code)
     return {device: _status(state, device, own) for device, own in exits.items()}
+
+
+async def _unless_interrupted(tasks: list[asyncio.Task[int]]) -> list[int]:
+    """The results of all tasks; none if the user interrupts the run now. Raises the first error of a task."""
+    before = interrupts.received()
+    while before or not interrupts.received():
+        done, others = await asyncio.wait(tasks, timeout=LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
+        if not others or any(task.exception() for task in done):
+            return [task.result() for task in tasks if task in done]
+    return []
 
 
 def _status(state: RunState, device: str, exits: tuple[int, ...]) -> DeviceStatus:

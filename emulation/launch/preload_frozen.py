@@ -12,9 +12,10 @@ forkserver, which has them blocked until here (forkserver.py). The launcher ends
 import gc
 import signal
 
-from emulation.launch import interrupts
+from emulation.launch import interrupts, temporary_folder
 from peers.runtime import partition
 
+temporary_folder.remove_at_exit()
 gc.collect()
 gc.freeze()
 partition.ignore()

@@ -11,13 +11,14 @@ from rich.console import Console
 from emulation.analysis import forgotten_files
 from emulation.launch import backend as backends
 from emulation.launch import interrupts
-from emulation.launch.backend import Backend
+from emulation.launch.backend import Backend, Prepare
 from emulation.launch.device_scripts import subject
 from emulation.launch.early_end import end_early
 from emulation.launch.errors import RunFailed
 from emulation.launch.evaluator_process import EvaluatorProcess
 from emulation.launch.run_state import RunState
 from emulation.report.terminal import Progress
+from emulation.report.trackers import Tracking
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
 from emulation.scenario.schema import Scenario
 from emulation.testbed import leave_delivery
@@ -25,19 +26,24 @@ from peers.errors import InputError
 from peers.runtime import partition
 
 
-def run(scenario: Scenario, out: Path, console: Console, on: str = "local") -> int:
-    """Run a scenario on a backend of `BACKENDS`; returns 0.
+def run(
+    scenario: Scenario, out: Path, console: Console, on: str | Prepare = "local", track: str | None = None
+) -> int:
+    """Run a scenario; returns 0.
+
+    `on`: a name of `BACKENDS`, or what prepares another backend. `track`: a tracker of `TRACKERS` that is
+    told.
 
     Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
     In each case no device and no evaluator is left when this returns, and run.json is written.
     """
     state = RunState(scenario=scenario, out=out, pending=list(scenario.events))
-    backend = backends.prepare(on, state, console)
+    backend = backends.prepare(on, state, console) if isinstance(on, str) else on(state, console)
     evaluator, succeeded = EvaluatorProcess(state), False
     try:
         evaluator.start()
         backend.start_initial()
-        _follow(state, backend, evaluator, console)
+        _follow(state, backend, evaluator, console, track)
         succeeded = True
     except KeyboardInterrupt:
         with interrupts.held():
@@ -64,9 +70,14 @@ def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeed
 
 
 # -- the loop ------------------------------------------------------------------------------------------
-def _follow(state: RunState, backend: Backend, evaluator: EvaluatorProcess, console: Console) -> None:
+def _follow(
+    state: RunState, backend: Backend, evaluator: EvaluatorProcess, console: Console, track: str | None
+) -> None:
     """Until all devices and the evaluator have ended."""
-    with Progress(state.scenario, state.out, console) as progress:
+    with (
+        Tracking(track, state.scenario, state.out, console),
+        Progress(state.scenario, state.out, console) as progress,
+    ):
         while not step(state, backend, evaluator):
             interrupts.check()
             progress.update(state.seconds())

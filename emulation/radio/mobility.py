@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from emulation.radio.hashed_random import uniform
-from peers.config import MobilityConfig, WirelessConfig
+from peers.radio_config import MobilityConfig, WirelessConfig
 
 Point = tuple[float, float]  # m, in [0, area_m] x [0, area_m]
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from peers.config import MIN_LATENCY_S, Section
 from peers.errors import InputError
+from peers.radio_config import MIN_LATENCY_S
+from peers.section import Section
 from transport.shaping.channel import LinkQuality
 
 

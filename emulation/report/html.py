@@ -14,7 +14,9 @@ from emulation.analysis.records import Record, RunRecords
 from emulation.report import plots, text
 from emulation.report.formatting import megabytes, number, percent, plural
 from emulation.scenario.loading import dump
-from peers.config import FIFO, RadioConfig
+from peers.radio_config import FIFO, RadioConfig
+
+STAGES = ("before", "deleted", "corrected", "end")  # of an event
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def render(run: RunRecords, found: Record) -> str:
         pictures=_pictures(run, found),
         scenario=dump(run.scenario),
         base=_main_settings(run),
+        stages=STAGES,
     )
 
 

@@ -66,6 +66,7 @@ def table(summary: Record) -> Table:
 def sentences(summary: Record) -> list[str]:
     """Devices that never met, one sentence for each event and failure, then final accuracy and budget."""
     found = _unmet_sentences(summary.get("unmet", []))
+    found += _alone_sentences(summary.get("rounds_alone", {"count": 0}))
     found += [_event_sentence(event) for event in summary["events"]]
     found += [f"{d['id']} failed: {d['failure']}" for d in summary["devices"] if d.get("failure")]
     budget, final = summary["budget"], summary["final"]
@@ -104,6 +105,15 @@ def _unmet_sentences(groups: list[list[str]]) -> list[str]:
     if nobody_met(groups):
         return [f"no two devices ever met: {', '.join(group[0] for group in groups)} each trained alone"]
     return [f"warning: devices never met the others: {' | '.join(map(', '.join, groups))}"] if groups else []
+
+
+def _alone_sentences(alone: Record) -> list[str]:
+    if not alone["count"]:
+        return []
+    return [
+        f"warning: in {alone['count']} of {alone['of']} device-rounds a device mixed with no neighbour; "
+        "are round.deadline_s and radio.budget_bytes large enough?"
+    ]
 
 
 def _was(number: str) -> str:

@@ -17,8 +17,8 @@ from emulation.radio.wireless import channel
 from emulation.scenario.events import EventConfig, Population, event_problems, names
 from emulation.scenario.schema import Scenario
 from peers import plugins
-from peers.config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 from peers.errors import InputError
+from peers.radio_config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
 
 Problems = Iterator[tuple[str, str]]
 
@@ -74,6 +74,12 @@ def _mixing_problems(scenario: Scenario) -> Problems:
             "isolation.leak",
             f"{leak} with mixing.mode = 'newest', in which a block has one writer; "
             "allowed: 0, or mixing.mode = 'average'",
+        )
+    if scenario.correction.interference and not scenario.correction.fisher:
+        yield (
+            "correction.interference",
+            "true without correction.fisher, whose steps it changes; allowed: false, or "
+            "correction.fisher = true",
         )
     if refit and scenario.mixing.mode == "paper-literal":
         yield (
@@ -164,5 +170,5 @@ def _checkpoint_problems(scenario: Scenario) -> Problems:
         yield (
             "checkpoint.resume",
             f"{resume!r} has no checkpoint of a device of this run; allowed: the folder of a run with "
-            "checkpoint.save = true that has ended",
+            "checkpoint.save = true that has ended, or with checkpoint.every",
         )

@@ -9,11 +9,21 @@ import numpy as np
 from pydantic import Field
 
 from coordinator_free.ranges import DEVICE_ID
-from peers.config import Section
+from peers.section import Section, about
 
 GONE = ("leave", "retire", "crash")
 ARRIVALS = ("join", "return")
 OF_THE_NETWORK = ("partition", "heal")
+KINDS = {
+    "leave": "The device leaves and asks to be forgotten (SIGTERM).",
+    "retire": "The device leaves. Its block stays, frozen (SIGINT).",
+    "crash": "The device is killed (SIGKILL).",
+    "stall": "The device stops for duration_s, then continues (SIGSTOP, SIGCONT).",
+    "join": "A device that is not there starts.",
+    "return": "A device that has gone starts again, in a new incarnation.",
+    "partition": "Devices of different groups cannot reach each other.",
+    "heal": "All devices reach each other again.",
+}
 DeviceId = Annotated[str, Field(pattern=DEVICE_ID)]
 Churned = Literal["leave", "retire", "crash", "stall", "join", "return"]
 
@@ -21,23 +31,35 @@ Churned = Literal["leave", "retire", "crash", "stall", "join", "return"]
 class EventConfig(Section):
     """An event of one device, or of the network. It happens when every live device has closed `round`."""
 
-    round: Annotated[int, Field(ge=0)]
-    kind: Literal["leave", "retire", "crash", "stall", "join", "return", "partition", "heal"]
-    device: DeviceId | None = None  # for all kinds except partition and heal
-    duration_s: Annotated[float, Field(gt=0)] | None = None  # stall: seconds until the device continues
-    groups: tuple[tuple[DeviceId, ...], ...] = ()  # partition: unlisted devices form one more group
+    round: Annotated[int, about("The event happens after this round.", unit="rounds", ge=0)]
+    kind: Annotated[
+        Literal["leave", "retire", "crash", "stall", "join", "return", "partition", "heal"],
+        about("What happens: `unweft list events`."),
+    ]
+    device: Annotated[DeviceId | None, about("The device. For all kinds except partition and heal.")] = None
+    duration_s: Annotated[float | None, about("stall: time until the device continues.", gt=0)] = None
+    groups: Annotated[
+        tuple[tuple[DeviceId, ...], ...],
+        about("partition: groups of devices. Devices that are not listed form one more group."),
+    ] = ()
 
 
 class ChurnConfig(Section):
     """Random events: a Poisson process over rounds. Kind and device are drawn uniformly."""
 
-    rate: Annotated[float, Field(ge=0, le=10)] = 0.0  # mean number of events in a round
-    kind: Churned | tuple[Churned, ...] = ("leave", "crash", "join")
-    start: Annotated[int, Field(ge=0)] = 0  # first round
-    stop: Annotated[int, Field(ge=0)] | None = None  # last round; None: ten rounds before the end
-    stall_s: Annotated[float, Field(gt=0)] = 1.0  # duration of a stall
-    least: Annotated[int, Field(ge=1)] = 2  # with this many live devices, no device leaves
-    most: Annotated[int, Field(ge=1)] | None = None  # with this many live devices, no device joins
+    rate: Annotated[float, about("Mean number of events.", unit="events per round", ge=0, le=10)] = 0.0
+    kind: Annotated[
+        Churned | tuple[Churned, ...], about("The kind of every event, or kinds to draw from.")
+    ] = ("leave", "crash", "join")
+    start: Annotated[int, about("First round with events.", unit="rounds", ge=0)] = 0
+    stop: Annotated[
+        int | None, about("Last round. Without it: ten rounds before the end.", unit="rounds", ge=0)
+    ] = None
+    stall_s: Annotated[float, about("Duration of a stall.", gt=0)] = 1.0
+    least: Annotated[int, about("With this many live devices, no device leaves.", unit="devices", ge=1)] = 2
+    most: Annotated[
+        int | None, about("With this many live devices, no device joins.", unit="devices", ge=1)
+    ] = None
 
     @property
     def kinds(self) -> tuple[str, ...]:

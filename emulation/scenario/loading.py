@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import ValidationError
 
+from emulation.scenario import library
 from emulation.scenario.checks import in_order, scenario_problems
 from emulation.scenario.former_keys import current_keys, former_in_overrides, rename_in_table, warn
 from emulation.scenario.schema import Scenario
@@ -31,7 +32,7 @@ class Override(NamedTuple):
 def load(
     path: Path, overrides: Sequence[str] = (), seed: int | None = None, clock: str | None = None
 ) -> Scenario:
-    """Read a scenario file, apply the overrides, and check the result.
+    """Read a scenario file or a scenario that unweft contains, apply the overrides, and check the result.
 
     overrides: texts "a.b=v", where v is TOML or else plain text. An override replaces the value of the file.
     Former spellings of keys work, with a warning.
@@ -40,14 +41,42 @@ def load(
     given = [_parse_override(text) for text in overrides]
     given += [Override(["seed"], seed, f"--seed {seed}")] if seed is not None else []
     given += [Override(["clock"], clock, f"--clock {clock}")] if clock is not None else []
-    data = read_toml(path)
-    given = _apply_overrides(data, given, str(path))
-    place = Place(str(path), {".".join(o.keys): o.option.split("=")[0] for o in given})
-    data.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem) or "scenario")
+    path = library.find(path)
+    return from_table({"name": name_of(path), **read_toml(path)}, str(path), given)
+
+
+def name_of(path: Path) -> str:
+    """The name that a scenario file gives its scenario."""
+    return re.sub(r"[^\w.-]+", "-", path.stem) or "scenario"
+
+
+def from_table(
+    data: dict[str, Any],
+    file: str | None = None,
+    given: Sequence[Override] = (),
+    options: Iterable[str] = (),
+) -> Scenario:
+    """A checked scenario of a table, with overrides. Raises InputError with one line, as `load` does.
+
+    `file`: the origin of the table, for errors; default: its name. `options`: key paths that `--set` may have
+    set in the table already, for errors.
+    """
+    origin = file or str(data.get("name", "scenario"))
+    applied = _apply_overrides(data, given, origin)
+    place = Place(
+        origin, dict.fromkeys(options, "--set") | {".".join(o.keys): o.option.split("=")[0] for o in applied}
+    )
     scenario = _validated(data, place)
     for where, problem in scenario_problems(scenario):
         raise InputError(f"{place.of(where)}: {where}: {problem}")
     return scenario.model_copy(update={"event": tuple(event for _, event in in_order(scenario.event))})
+
+
+def assignments(texts: Sequence[str]) -> dict[str, object]:
+    """Key path -> value of texts "a.b=v" (`load`), with the current spellings of keys. Raises InputError."""
+    given = [_parse_override(text) for text in texts]
+    former_in_overrides(override.keys for override in given)
+    return {".".join(current_keys(override.keys)): override.value for override in given}
 
 
 def read(path: Path) -> Scenario:
@@ -64,7 +93,7 @@ def dump(scenario: Scenario) -> str:
         if data[section].get(key):
             data[section][key] = str(Path(data[section][key]).expanduser().absolute())
     model = Path(data["model"]["name"]).expanduser()
-    if model.is_dir() and data["model"]["name"] != "tiny":
+    if model.exists() and data["model"]["name"] not in ("tiny", "smollm2"):
         data["model"]["name"] = str(model.absolute())
     return tomli_w.dumps(data)
 
@@ -74,7 +103,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML") from error
+        shipped = ", ".join(library.paths())
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); allowed: a scenario in TOML, or one of {shipped}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML ({error}); allowed: a scenario in TOML") from error
 

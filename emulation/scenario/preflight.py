@@ -6,24 +6,31 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
+from coordinator_free.correction.policies import SCHEDULES
+from emulation.scenario.first_round import first_round_notes
+from emulation.scenario.metric_checks import check_metrics
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
+from peers.lora.layout import ModelLayout
 from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
 from peers.protocol.send_allocation import codecs
-from peers.tasks import Example, HasFiles, Task, encode, encoding_notes, lacks_end, make_task
+from peers.tasks import AnyExample, HasFiles, HasUtility, Task, make_task
 from transport.wire.codec_names import payload_bytes
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.messages import Envelope, Hello, Manifest, Message
 from transport.wire.packing import pack, wire_bytes
 
+CONTROL = "nobody (control)"
 ADDRESS_BYTES = 64  # of an endpoint, for planning
 
 
-def check_against_model(scenario: Scenario) -> None:
+def check_against_model(scenario: Scenario) -> Learner:
     """Load the model, encode the data of each device and build one learner, as every device will do.
+
+    Returns the learner of the first device, without blocks.
 
     Prints a line on stderr if examples are cut, if no end is learnt, or if files belong to no device. Raises
     InputError for an unknown model or task, for a rank that is too large for the narrowest module (method 2),
@@ -37,29 +44,59 @@ def check_against_model(scenario: Scenario) -> None:
     loaded = load_model(config.model.model_copy(update={"device": "cpu"}))
     task = make_task(config)
     examples = _examples(task, scenario.all_devices)
-    parts = {
-        whose: encode(some, loaded.tokenizer, config.data.max_length) for whose, some in examples.items()
-    }
-    for device in scenario.all_devices:
-        if not len(parts[device]):
-            raise InputError(f"data: {device} has no examples; allowed: one or more for each device")
+    parts = {whose: loaded.encode(some, config.data.max_length) for whose, some in examples.items()}
+    _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])])
     check_data(loaded, parts.items())
-    no_end = any(lacks_end(some, loaded.tokenizer) for some in examples.values())
-    for note in encoding_notes(parts, no_end, config.data.max_length):
+    shards = [examples[device] for device in scenario.all_devices]
+    check_metrics(scenario.eval, shards, examples[CONTROL])
+    pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
+    for note in loaded.notes(pairs, config.data.max_length):
         _say(note)
     if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
         _say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
-    first = scenario.all_devices[0]
+    first = next(device for device in scenario.all_devices if len(parts[device]))
+    layout = ModelLayout.from_model(loaded.model, loaded.target_modules, config.adapter.rank)
     learner = Learner(loaded, config, parts[first], first)
+    _say_narrow(layout, learner, config.adapter.max_devices)
     _check_budget(scenario, learner)
     _check_control(scenario, learner)
+    measure = pick_device(config.model.device).type == "cpu"
+    for note in first_round_notes(scenario, learner, first, measure):
+        _say(note)
+    return learner
 
 
-def _examples(task: Task, devices: Sequence[str]) -> dict[str, list[Example]]:
+def _say_narrow(targets: ModelLayout, learner: Learner, slots: int) -> None:
+    adapted = learner.layout.by_name
+    narrow = [f"{m.name} (d = {m.in_features})" for m in targets.modules if m.name not in adapted]
+    if narrow:
+        names = ", ".join(narrow)
+        _say(f"adapter.rank: too narrow for {slots} slots, these convolutions stay frozen: {names}")
+
+
+def _examples(task: Task, devices: Sequence[str]) -> dict[str, Sequence[AnyExample]]:
     """All examples of a run, those of the evaluator too, by whose they are."""
-    found = {device: task.train_examples(device) for device in devices}
+    found: dict[str, Sequence[AnyExample]] = {device: task.train_examples(device) for device in devices}
     found |= {f"{device} in other words": task.other_wording(device) for device in devices}
-    return found | {"nobody (control)": task.control_examples()}
+    if isinstance(task, HasUtility):
+        found |= {f"nobody ({name})": some for name, some in task.utility_examples().items()}
+    return found | {CONTROL: task.control_examples()}
+
+
+def _check_listeners(scenario: Scenario, listeners: Sequence[str]) -> None:
+    """A device without examples trains nothing. It cannot measure gradients for a policy either."""
+    if not listeners:
+        return
+    correction, who = scenario.correction, ", ".join(listeners)
+    if scenario.data.empty == "error" or len(listeners) == len(scenario.all_devices):
+        raise InputError(f"data: {who} has no examples; allowed: one or more for each device")
+    measures = correction.policy not in SCHEDULES or correction.fisher or correction.refit
+    if measures:
+        raise InputError(
+            f"data.empty: 'listen' with {who}, who cannot measure gradients; allowed: a schedule as "
+            "correction.policy, correction.fisher = false and correction.refit = 0"
+        )
+    _say(f"data: {who} has no examples and trains nothing")
 
 
 @cache

@@ -4,35 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated
-
-from pydantic import Field
+from typing import Annotated, Literal
 
 from coordinator_free.ranges import DEVICE_ID
 from emulation.scenario.events import ChurnConfig, EventConfig, Population, draw_churn
-from peers.config import DeviceConfig, Section
+from peers.config import DeviceConfig
+from peers.section import Section, about
 
 
 class DevicesConfig(Section):
     """The devices that start together. Their ids are `prefix` and a number from 0 on."""
 
-    count: Annotated[int, Field(ge=1)] = 6
-    prefix: Annotated[str, Field(pattern=DEVICE_ID)] = "d"
+    count: Annotated[int, about("Devices at the start.", unit="devices", ge=1)] = 6
+    prefix: Annotated[str, about("The beginning of their ids.", pattern=DEVICE_ID)] = "d"
+
+
+Metric = Literal[
+    "probability",
+    "rouge",
+    "truth_ratio",
+    "forget_quality",
+    "model_utility",
+    "extraction_strength",
+    "exact_memorization",
+    "mia_loss",
+    "mia_min_k",
+    "mia_zlib",
+    "mia_reference",
+]
 
 
 class EvalConfig(Section):
-    """How often the evaluator measures the devices."""
+    """How often the evaluator measures the devices, and what beside accuracy (docs/metrics.md)."""
 
-    every: Annotated[int, Field(ge=0)] = 5  # rounds between two snapshots of a device; 0: no accuracies
+    every: Annotated[
+        int, about("From one snapshot of a device to the next. 0: no accuracies.", unit="rounds", ge=0)
+    ] = 5
+    examples: Annotated[
+        int, about("The most examples of a shard: a fixed random choice.", unit="examples", ge=1)
+    ] = 256
+    metrics: Annotated[
+        tuple[Metric, ...], about("Measured before and after events, and at the end (docs/metrics.md).")
+    ] = ()
+    samples: Annotated[
+        int, about("Generated answers of each shard, of the same snapshots.", unit="answers", ge=0)
+    ] = 0
 
 
 class Scenario(DeviceConfig):
     """All settings of one run. `emulation.scenario.loading.load` reads a scenario from a file."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "scenario"  # default: the name of the file
+    name: Annotated[
+        str, about("Name of the run. Without it: the name of the file.", pattern=r"^[\w.-]+$")
+    ] = "scenario"
     devices: DevicesConfig = DevicesConfig()
     eval: EvalConfig = EvalConfig()
-    event: tuple[EventConfig, ...] = ()
+    event: Annotated[tuple[EventConfig, ...], about("Events in a list. TOML: [[event]] for each.")] = ()
     churn: ChurnConfig = ChurnConfig()
 
     @property

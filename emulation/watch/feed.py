@@ -124,7 +124,7 @@ class Feed:
 
 
 class Announcer:
-    """Yields each entry once, when it is complete enough to be said. Entries of the kinds QUIET are left out."""
+    """Yields each entry once, when it is complete enough to be said. Kinds of QUIET are left out."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from peers.lora.activations import Tap, taps
+from peers.lora.convolution import outputs_of
 from peers.lora.layout import ModelLayout
-from peers.tasks.encode import Encoded
+from peers.tasks.batch import Batch
 from peers.tasks.loss import mean_loss, predictions
 
 
@@ -21,7 +22,7 @@ class Pass(NamedTuple):
     d: Tensor
 
 
-def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
+def passes(model: Any, layout: ModelLayout, batch: Batch) -> dict[str, Pass]:
     """Input and output gradient of each module, from one forward and one backward pass of the loss."""
     with taps(model, layout) as seen:
         return backward(mean_loss(*predictions(model, batch)), seen, keep=False)
@@ -30,4 +31,5 @@ def passes(model: Any, layout: ModelLayout, batch: Encoded) -> dict[str, Pass]:
 def backward(loss: Tensor, seen: Mapping[str, Tap], keep: bool) -> dict[str, Pass]:
     """The passes of the modules whose inputs and outputs `seen` holds."""
     found = torch.autograd.grad(loss, [tap.y for tap in seen.values()], retain_graph=keep)
-    return {name: Pass(tap.x, d.float()) for (name, tap), d in zip(seen.items(), found, strict=True)}
+    named = zip(seen.items(), found, strict=True)
+    return {name: Pass(tap.x, outputs_of(d.float())) for (name, tap), d in named}

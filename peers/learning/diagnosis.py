@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from coordinator_free.correction.residuals import Observables, report_bytes
+from coordinator_free.correction.residuals import Observables, report_bytes, sampling_noise
 from coordinator_free.identifiers import BlockKey
-from peers.learning.backward_pass import backward
+from peers.learning.backward_pass import Pass, backward
 from peers.learning.count_sketch import Sketcher, Vector
-from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue
+from peers.learning.curvature import GroupTotal, add_module, largest_eigenvalue, smoothness
 from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
-from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.batch import Batch
+from peers.tasks.encode import IGNORED
 from peers.tasks.loss import mean_loss, predictions
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ class Options:
 
     labels: of the Fisher information. "data": the empirical Fisher. "model": drawn from the model's
     prediction, the true Fisher, with a second backward pass. Gradients and sketches always use the data.
+    population: examples that the batch was drawn from; None: the batch is all of them.
     """
 
     microbatch: int = 1
     labels: Literal["data", "model"] = "data"
+    population: int | None = None
 
 
 class Cost(NamedTuple):
@@ -62,28 +65,40 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Of a group. energy: ||g_i||^2. curvature: lambda_max(F_g). sketch: of g_i. blocks: energy by block."""
+    """Of a group. energy: ||g_i||^2 of the batch. noise: what the sampling of the batch adds to it.
+    curvature: lambda_max(F_g). smoothness: L-hat. sketch: of g_i. blocks: energy by block.
+    """
 
     energy: float
+    noise: float
     curvature: float
+    smoothness: float
     sketch: Vector
     blocks: dict[BlockKey, float]
 
-    def observables(
-        self, mu: float, eta: float, disagreement: float, smoothness: float | None = None
-    ) -> Observables:
-        """Combine with the other observables of the group (residuals.py). smoothness None: curvature."""
-        smooth = self.curvature if smoothness is None else smoothness
-        return Observables(self.energy, self.curvature, smooth, mu, eta, disagreement, self.sketch)
+    def observables(self, gap: float, rate: float | None, eta: float, copies: Vector) -> Observables:
+        """Combine with the other observables of the group (residuals.py)."""
+        own = self.energy, self.noise, self.curvature, self.smoothness
+        return Observables(*own, gap, rate, eta, self.sketch, copies)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Diagnosis:
-    """loss: of the batch, mean nats per response token. groups: in the layout's order. cost: of the pass."""
+    """loss: of the batch, mean nats per response token. groups: in the layout's order. cost: of the pass.
+
+    gap: the loss above its floor. copies: count sketch of the copies of all blocks, by group.
+    """
 
     loss: float
     groups: dict[str, Measured]
     cost: Cost
+    gap: float = 0.0
+    copies: dict[str, Vector] = field(default_factory=dict)
+
+    def with_smoothness(self, smoothness: float) -> Diagnosis:
+        """With another L-hat, for all groups."""
+        groups = {name: replace(group, smoothness=smoothness) for name, group in self.groups.items()}
+        return replace(self, groups=groups)
 
 
 def diagnose(
@@ -91,7 +106,7 @@ def diagnose(
     layout: ModelLayout,
     scale: float,
     blocks: Mapping[BlockKey, Block],
-    batch: Encoded,
+    batch: Batch,
     sketcher: Sketcher,
     options: Options,
     draw: np.random.Generator,
@@ -116,8 +131,9 @@ def diagnose(
     for shape in layout.modules:
         passed, total = gradients[shape.name], totals[shape.group]
         add_module(total, shape, scale, blocks, passed, fisher, options.microbatch)
-    groups = {g: _measured(layout, g, total, list(blocks), sketcher) for g, total in totals.items()}
-    flops = _flops(layout, blocks, batch, 2 if drawn is None else 3, options.microbatch)
+    population = None if options.population is None else options.population // options.microbatch
+    groups = {g: _measured(layout, g, t, list(blocks), sketcher, population) for g, t in totals.items()}
+    flops = _flops(layout, blocks, gradients, 2 if drawn is None else 3, options.microbatch)
     cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
     return Diagnosis(float(loss.detach()), groups, cost)
 
@@ -141,18 +157,29 @@ def _sampled(logits: Tensor, wanted: Tensor, draw: np.random.Generator) -> Tenso
 
 
 def _measured(
-    layout: ModelLayout, group: str, total: GroupTotal, keys: list[BlockKey], sketcher: Sketcher
+    layout: ModelLayout,
+    group: str,
+    total: GroupTotal,
+    keys: list[BlockKey],
+    sketcher: Sketcher,
+    population: int | None,
 ) -> Measured:
-    assert isinstance(total.gram, Tensor)
+    assert isinstance(total.gram, Tensor) and isinstance(total.shares, Tensor)
     columns = torch.split(torch.cat(total.gradients), layout.rank(group), dim=1)
     energies = {key: float(part.double().square().sum()) for key, part in zip(keys, columns, strict=True)}
     sketches = [sketcher.sketch(key, group, part) for key, part in zip(keys, columns, strict=True)]
+    shares = total.shares.cpu().numpy()
     return Measured(
-        sum(energies.values()), largest_eigenvalue(total.gram), np.sum(sketches, axis=0), energies
+        energy=sum(energies.values()),
+        noise=sampling_noise(shares, len(shares) if population is None else population),
+        curvature=largest_eigenvalue(total.gram, population),
+        smoothness=smoothness(total.gram, population),
+        sketch=np.sum(sketches, axis=0),
+        blocks=energies,
     )
 
 
-def _trimmed(batch: Encoded, options: Options) -> Encoded:
+def _trimmed(batch: Batch, options: Options) -> Batch:
     """The batch, cut to a whole number of micro-batches."""
     count = len(batch) // options.microbatch
     if count < (LEAST_MICROBATCHES if options.microbatch > 1 else 1):
@@ -164,12 +191,16 @@ def _trimmed(batch: Encoded, options: Options) -> Encoded:
 
 
 def _flops(
-    layout: ModelLayout, blocks: Mapping[BlockKey, Block], batch: Encoded, passes: int, microbatch: int
+    layout: ModelLayout,
+    blocks: Mapping[BlockKey, Block],
+    gradients: Mapping[str, Pass],
+    passes: int,
+    microbatch: int,
 ) -> float:
     """Operations of forward, backward of activations, shares and Gram matrix of each module."""
-    n, length = batch.input_ids.shape
     flops = 0.0
     for m in layout.modules:
+        n, length = gradients[m.name].x.shape[:2]
         columns = m.rank * len(blocks)
         dense = n * length * m.in_features * m.out_features * passes
         shares = n * length * columns * (m.in_features + m.out_features)

@@ -5,21 +5,22 @@ Not thread-safe: one thread at a time.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from coordinator_free.identifiers import BlockKey
+from coordinator_free.correction.policies import SCHEDULES
+from coordinator_free.identifiers import BlockKey, Part
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
+from peers.learning.curvature import curvature_along
 from peers.learning.diagnosis import Diagnosis, Options
-from peers.learning.local_steps import LocalSteps
+from peers.learning.foreign_inputs import unpack_moments
+from peers.learning.local_steps import LocalSteps, TrainResult
 from peers.learning.measurement import Measurement, Move
 from peers.lora.adapted_model import Adapter
 from peers.lora.bases import Bases, Recipe
@@ -36,26 +37,9 @@ if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
     from peers.config import DeviceConfig
     from peers.models.loader import LoadedModel
-    from peers.tasks.encode import Encoded
+    from peers.tasks.batch import Batch
 
 PAPER_LITERAL = "paper-literal"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """losses: one a step, nats per response token. seconds: wall time."""
-
-    losses: tuple[float, ...]
-    seconds: float
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    @property
-    def loss(self) -> float:
-        """Mean over the steps; nan without steps."""
-        return sum(self.losses) / self.steps if self.losses else math.nan
 
 
 class Learner:
@@ -68,7 +52,7 @@ class Learner:
     """
 
     def __init__(
-        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Encoded, device_id: str
+        self, loaded: LoadedModel, config: DeviceConfig, encoded_train: Batch, device_id: str
     ) -> None:
         self._config, self._device_id = config, device_id
         self._recipe = Recipe.make(loaded, config)
@@ -77,7 +61,7 @@ class Learner:
         bases = Bases(self._recipe)
         self.fingerprint = Fingerprint.make(bases)
         self._literal = config.mixing.mode == PAPER_LITERAL
-        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale)
+        self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale, config.train.checkpointing)
         self._blocks = BlockSet(bases, self._adapter.device)
         self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
         self._closed = ClosedState()
@@ -97,6 +81,10 @@ class Learner:
     def held(self) -> list[BlockKey]:
         """The held blocks, sorted by key."""
         return self._blocks.keys()
+
+    def block(self, key: BlockKey) -> Block:
+        """A held block; its tensors are not copies. Raises KeyError if it is not held."""
+        return self._blocks[key]
 
     def difference(self, fingerprint: Mapping[str, Any]) -> str | None:
         """The differences from another device's fingerprint, as received; None if there is none."""
@@ -210,7 +198,7 @@ class Learner:
         own = self._local.own
         moving = [] if own is None else [own, *(self._foreign() if self._leaks() else ())]
         self._closed.keep(
-            self._blocks, moving, self._local.moments() if self._config.checkpoint.save else None
+            self._blocks, moving, self._local.moments() if self._config.checkpoint.writes else None
         )
 
     def close_round(self) -> None:
@@ -235,7 +223,7 @@ class Learner:
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
         of steps that move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its
         Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
-        if the loss is not finite.
+        if the loss is not finite. A device without data takes no step.
         """
         own = self._local.own
         if own is None:
@@ -244,27 +232,48 @@ class Learner:
         self._begins_with.clear()
         self._local.begin_training()
         self._use_fisher(own, round, fisher)
+        self._use_ewc(own, round)
         losses = []
-        for step in range(steps):
+        for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():
                 break
             self._place(self._rehearsed(round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
-        return TrainResult(tuple(losses), time.perf_counter() - start)
+        return TrainResult(tuple(losses), time.perf_counter() - start, self._gaps(round, losses))
+
+    def _gaps(self, round: int, losses: Sequence[float]) -> tuple[float, ...]:
+        """The losses of a round's steps above the floors of their batches, if a policy measures."""
+        if self._config.correction.policy in SCHEDULES:
+            return ()
+        floors = (self._measurement.floor.mean(self._local.batch(round, step)) for step in range(len(losses)))
+        return tuple(loss - floor for loss, floor in zip(losses, floors, strict=True))
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""
-        if not fisher:
+        every = self._config.train.fisher_every
+        if not fisher and not every:
             self._local.fisher = None
-        elif self._local.fisher is None:
+            return
+        if every and round % every == 0:
+            self._local.fisher = None
+        if self._local.fisher is None:
             self._local.forget_moments(own)
             self._place(())
             self._local.fisher = self._measurement.fisher_steps(self._blocks[own], round)
+        self._local.use_inputs()
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now (`LocalSteps.set_anchor`)."""
-        self._local.set_anchor()
+    def _use_ewc(self, own: BlockKey, round: int) -> None:
+        """Measure once in a correction. A block that began at the event has nothing to keep."""
+        anchor = self._local.anchor
+        kept = any(bool(values.any()) for values in anchor.values())
+        if self._config.correction.ewc and self._local.ewc is None and kept:
+            self._place(())
+            self._local.ewc = self._measurement.elastic_weights(self._blocks[own], anchor, round)
+
+    def set_anchor(self, consensus: Mapping[str, Tensor] | None = None) -> None:
+        """B~ of proximal damping <- the consensus, by group (`LocalSteps.set_anchor`)."""
+        self._local.set_anchor(consensus or {})
 
     def scale_own_move(self, omega: float) -> None:
         """B <- B_before + omega (B - B_before), B_before from the start of the last `train` (method 5)."""
@@ -284,11 +293,41 @@ class Learner:
         self._adapter.freeze()
         return self._measurement.trials(self._local, self._blocks[own], round, tried)
 
-    def diagnose(self, round: int, sketch: int, options: Options) -> Diagnosis:
-        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`)."""
+    def second_moments(self, keys: Sequence[BlockKey], round: int) -> dict[BlockKey, bytes]:
+        """The own inputs' second moments for the owners of held blocks (`Measurement.second_moments`)."""
+        self._place(())
+        blocks = {key: self._blocks[key] for key in keys if key in self._blocks}
+        return self._measurement.second_moments(blocks, round)
+
+    def know_inputs(self, source: BlockKey, packed: bytes) -> bool:
+        """Keep the second moments that the owner of block `source` has sent, for interference-aware steps.
+
+        Returns False, and changes nothing, if they do not fit or the block is not held.
+        """
+        found = unpack_moments(packed, self.layout, self._adapter.device)
+        if found is None or source not in self._blocks:
+            return False
+        self._local.know_inputs(source, found)
+        return True
+
+    def diagnose(
+        self, round: int, sketch: int, options: Options, mixed: Mapping[Part, Tensor] | None = None
+    ) -> Diagnosis:
+        """Measure the loss on one batch with all blocks in the model (`Measurement.diagnose`).
+
+        mixed: by how much the last mixing moved the copies, [rows_g, r_g]; L-hat is the curvature along it.
+        """
         self._place(())
         blocks = {key: self._blocks[key] for key in self._shown()}
-        return self._measurement.diagnose(blocks, round, sketch, options)
+        found = self._measurement.diagnose(blocks, round, sketch, options)
+        along = curvature_along(self._blocks, mixed or {}, found.loss, lambda: self._loss_now(round))
+        self._outdate()
+        return found if along is None else found.with_smoothness(along)
+
+    def _loss_now(self, round: int) -> float:
+        self._outdate()
+        self._place(())
+        return self._measurement.loss(round)
 
     # -- the model -------------------------------------------------------------------------------------
     def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
+from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
+from peers.learning.learning_rate import factor
 from peers.lora.blocks import overwrite
+from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded
+from peers.tasks.encode import IGNORED
+from peers.unlearning.ewc import ElasticWeights
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -23,23 +28,52 @@ if TYPE_CHECKING:
     from peers.storage.checkpoint import Moments
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
+    policy that measures; otherwise empty."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    gaps: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps; nan without steps."""
+        return sum(self.losses) / self.steps if self.losses else math.nan
+
+
 class LocalSteps:
     """AdamW on the own block of an adapted model. Foreign blocks train too where their gradients leak.
 
     own: the block that trains. before: its B by group, [rows_g, r_g], when the last training began. fisher:
-    the eigenbasis in which the block moves; None: in its own coordinates.
+    the eigenbasis in which the block moves; None: in its own coordinates. ewc: the penalty of a baseline.
     """
 
     def __init__(
-        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Encoded, device_id: str
+        self, adapter: Adapter, blocks: BlockSet, config: DeviceConfig, data: Batch, device_id: str
     ) -> None:
         self._adapter, self._blocks, self._config = adapter, blocks, config
         self._data, self._device_id = data, device_id
         self.own: BlockKey | None = None
         self.before: dict[str, Tensor] = {}
         self.fisher: FisherSteps | None = None
+        self.ewc: ElasticWeights | None = None
         self._anchor: dict[str, Tensor] = {}  # B~ of proximal damping
+        self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
+        self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
+        self._inputs_received = 0
+        self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the device has examples to train on."""
+        return len(self._data) > 0
 
     # -- state of the own block ------------------------------------------------------------------------
     def set_own(self, key: BlockKey | None) -> None:
@@ -47,16 +81,31 @@ class LocalSteps:
         self.forget_moments(self.own)
         for derived in (self.before, self._anchor, self._adapter.gradients):
             overwrite(derived.values())
-        self.own, self.before, self._anchor, self.fisher = key, {}, {}, None
+        self.own, self.before, self._anchor, self.fisher, self.ewc = key, {}, {}, None, None
+        self._began = None
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
 
     def forget_block(self, key: BlockKey) -> None:
-        """Deletion: no moment of the block stays, and no Fisher basis that was measured with it."""
+        """Deletion: no moment of the block stays, no second moments that its owner has sent, and no Fisher
+        basis that was measured with it."""
         self.forget_moments(key)
-        self.fisher = None
+        overwrite(self._inputs.pop(key, {}).values())
+        self.fisher = self.ewc = None
         if key == self.own:
             self.set_own(None)
+
+    def know_inputs(self, source: BlockKey, moments: InputMoments) -> None:
+        """Keep the second moments of the inputs of the owner of `source`."""
+        self._inputs[source] = moments
+        self._inputs_received += 1
+
+    def use_inputs(self) -> None:
+        """Let the Fisher basis, if there is one, know all second moments that have been received."""
+        known = self.fisher, self._inputs_received
+        if self.fisher is not None and self._inputs and known != self._inputs_known:
+            self.fisher.know_others([moments for _, moments in sorted(self._inputs.items())])
+            self._inputs_known = known
 
     def forget_moments(self, key: BlockKey | None) -> None:
         """Begin the next step of the block without moments."""
@@ -64,12 +113,20 @@ class LocalSteps:
         for state in optimizer.state.values() if optimizer is not None else ():
             overwrite(value for value in state.values() if isinstance(value, Tensor))
 
-    def set_anchor(self) -> None:
-        """B~ of proximal damping <- the own block now: after a deletion, the consensus without the leaver.
+    def set_anchor(self, consensus: Mapping[str, Tensor]) -> None:
+        """B~ of proximal damping <- the consensus about the own block, [rows_g, r_g] by group; for a group
+        without one, the block as it is now.
 
-        The Fisher basis is measured again before the next step that uses it.
+        The Fisher basis and the weights of EWC are measured again before the next step that uses them.
         """
-        self._anchor, self.fisher = self._own_copy(), None
+        own = self._own_copy()
+        self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
+        self.fisher = self.ewc = None
+
+    @property
+    def anchor(self) -> dict[str, Tensor]:
+        """B~ by group, [rows_g, r_g]; empty before the first correction."""
+        return self._anchor
 
     def begin_training(self) -> None:
         """Keep the own block's B as `before`."""
@@ -117,32 +174,51 @@ class LocalSteps:
             state[data[group]] = {n: m.to(data[group].device) for n, m in named.items()}
 
     # -- steps -----------------------------------------------------------------------------------------
+    def batch(self, round: int, step: int) -> Batch:
+        """The batch of (seed, device, round, step)."""
+        draw = batch_generator(self._config.seed, self._device_id, round, step)
+        rows = self._data.rows(sample_batch(self._data, self._config.data.batch, draw))
+        return rows.to(self._adapter.device)
+
     def step(self, round: int, step: int, settings: Settings, leaking: Sequence[BlockKey] = ()) -> float:
         """One step on the batch of (seed, device, round, step); returns its loss in nats per response token.
 
         settings: of a correction policy, by group. leaking: foreign blocks that take a step too. Raises
         RuntimeError if the loss is not finite.
         """
-        draw = batch_generator(self._config.seed, self._device_id, round, step)
-        batch = self._data.rows(sample_batch(self._data, self._config.data.batch, draw)).to(
-            self._adapter.device
-        )
+        batch = self.batch(round, step)
         for gradient in self._adapter.gradients.values():
             gradient.zero_()
-        mean = self._adapter.loss(batch)
-        loss = float(mean.detach())
+        loss = self._backward(batch)
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
             )
-        mean.backward()  # type: ignore[no-untyped-call]
         self._set_gradients({g: a for g, a in settings.items() if g in self._adapter.gradients}, step)
-        self._move_own()
+        lr = self._config.train.lr * self._lr_factor(round, step)
+        self._move_own(lr)
         for key in leaking:
-            self.optimizer(key).step()
+            self._step_optimizer(key, lr * self._config.isolation.leak)
             for values in self._blocks[key].data.values():
                 values.grad = None
         return loss
+
+    def _backward(self, batch: Batch) -> float:
+        """Add the gradients of the batch's loss, micro-batch by micro-batch; returns the loss."""
+        size = self._config.train.micro_batch or len(batch)
+        counted, loss = (batch.wanted() != IGNORED).sum(dim=1), 0.0
+        for rows in torch.split(torch.arange(len(batch), device=counted.device), size):
+            part = batch if len(rows) == len(batch) else batch.rows(rows)
+            mean = self._adapter.loss(part) * (int(counted[rows].sum()) / int(counted.sum()))
+            mean.backward()  # type: ignore[no-untyped-call]
+            loss += float(mean.detach())
+        return loss
+
+    def _lr_factor(self, round: int, step: int) -> float:
+        """The share of `train.lr` of this step."""
+        self._began = round if self._began is None else self._began
+        config = self._config
+        return factor(config.train, config.round.count, self._began, round, step, config.round.local_steps)
 
     def _set_gradients(self, settings: Settings, step: int) -> None:
         """Give the own block its gradients, with proximal damping. AdamW skips a group without gradient."""
@@ -156,25 +232,33 @@ class LocalSteps:
             elif action.prox and group in self._anchor:
                 pull = action.prox * (data[group] - self._anchor[group])
                 data[group].grad = self._adapter.gradients[group] + pull
+        if self.ewc is not None:
+            for group, values in data.items():
+                if values.grad is not None:
+                    values.grad = values.grad + self.ewc.pull(group, values.detach())
 
-    def _move_own(self) -> None:
+    def _move_own(self, lr: float) -> None:
         assert self.own is not None
         if self.fisher is None:
-            self.optimizer(self.own).step()
+            self._step_optimizer(self.own, lr)
         else:
             data = self._blocks[self.own].data
-            self.fisher.step({g: b.grad for g, b in data.items() if b.grad is not None})
+            self.fisher.step({g: b.grad for g, b in data.items() if b.grad is not None}, lr)
+
+    def _step_optimizer(self, key: BlockKey, lr: float) -> None:
+        optimizer = self.optimizer(key)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr
+        optimizer.step()
 
     def optimizer(self, key: BlockKey) -> torch.optim.AdamW:
-        """The optimiser of one block; the block's deletion deletes it.
+        """The optimiser of one block; the block's deletion deletes it. Each step sets its learning rate.
 
         AdamW divides a gradient by its own size. A leak therefore scales the step. For plain gradient descent
         this equals a scaled gradient.
         """
         if key not in self._optimizers:
-            train = self._config.train
-            lr = train.lr if key == self.own else train.lr * self._config.isolation.leak
             parameters = list(self._blocks[key].data.values())
-            decay = train.weight_decay if key == self.own else 0.0
-            self._optimizers[key] = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+            decay = self._config.train.weight_decay if key == self.own else 0.0
+            self._optimizers[key] = torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
         return self._optimizers[key]

@@ -22,17 +22,17 @@ class NeighbourCopies:
     def __init__(self) -> None:
         self._theirs: dict[str, dict[Part, Tensor]] = {}
 
-    def note(self, peer: str, part: Part, matrix: Tensor) -> None:
+    def store_copy(self, peer: str, part: Part, matrix: Tensor) -> None:
         """Store the decoded matrix, [rows_g, r_g], that was sent to a neighbour or received from it."""
         self._theirs.setdefault(peer, {})[part] = matrix
 
-    def drop(self, block: BlockKey) -> None:
+    def drop_block(self, block: BlockKey) -> None:
         """Delete all copies of a block. Their memory is overwritten."""
         for theirs in self._theirs.values():
             parts = [part for part in theirs if part.block == block]
             overwrite(theirs.pop(part) for part in parts)
 
-    def forget(self, peer: str) -> None:
+    def forget_neighbour(self, peer: str) -> None:
         """Delete the copies of a neighbour that is gone or may have restarted."""
         self._theirs.pop(peer, None)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from peers.lora.convolution import inputs_of
 from peers.lora.layout import ModelLayout
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tap:
-    """Input and output of a module: x [n, T, d], detached; y [n, T, k], in the autograd graph."""
+    """Input and output of a module: x [n, T, d], detached; y in the autograd graph, as the module returns it.
+
+    `convolution.outputs_of` makes y, or its gradient, [n, T, k].
+    """
 
     x: Tensor
     y: Tensor
@@ -32,7 +36,7 @@ def taps(model: Any, layout: ModelLayout) -> Iterator[dict[str, Tap]]:
 
     def tap(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            found[name] = Tap(args[0].detach(), y)
+            found[name] = Tap(inputs_of(module, args[0].detach()), y)
 
         return hook
 

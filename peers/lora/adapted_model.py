@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peers.errors import InputError
 from peers.lora.blocks import Block, overwrite
+from peers.lora.convolution import low_rank
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.loss import mean_loss, predictions
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-    from peers.tasks.encode import Encoded
+    from peers.tasks.batch import Batch
 
 OWN = "default"  # PEFT's name for the adapter
 
@@ -47,7 +50,8 @@ class DenseWeights:
             a, b = concatenated(self._layout, blocks, shape)
             left, right = (a, b.T) if shape.conv1d else (b, a.T)
             with torch.no_grad():
-                folded = torch.addmm(base.float(), left, right, alpha=self._scale).to(base.dtype)
+                matrix = base.float().flatten(1)  # of a Conv2d: [k, d]
+                folded = torch.addmm(matrix, left, right, alpha=self._scale).view(base.shape).to(base.dtype)
             # A new parameter: another module may share the base weight.
             self._modules[shape.name].weight = nn.Parameter(folded, requires_grad=False)
         self._folded = True
@@ -77,18 +81,23 @@ class Adapter:
     group [rows_g, r_g]. A step on lora_B is therefore a step on the block. scale: s. device: of the model.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: ModelLayout, scale: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layout: ModelLayout, scale: float, checkpointing: bool = False
+    ) -> None:
+        """checkpointing: compute activations again in the backward pass. Raises InputError if it cannot."""
         self._layout, self.scale = layout, scale
         self.device = next(model.parameters()).device
         self._dense = DenseWeights(model, layout, scale)  # before PEFT renames the modules
         self.model: Any = _with_lora(model, layout, scale)
+        if checkpointing:
+            _checkpoint_layers(model)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
         self._hooks: list[RemovableHandle] = []
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
 
-    def loss(self, batch: Encoded) -> Tensor:
-        """The model's loss on a batch on `device`: mean nats per response token."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The model's loss on a batch on `device`: mean nats per response token or image."""
         return mean_loss(*predictions(self.model, batch))
 
     def attach(self, own: Block | None) -> None:
@@ -104,9 +113,10 @@ class Adapter:
                 rows = self._layout.slices(shape.group)[shape.name]
                 a, b = own.bases[shape.name].T.contiguous(), own.data[shape.group][rows]
                 gradient = self.gradients[shape.group][rows]
-            lora.lora_A[OWN].weight = nn.Parameter(a, requires_grad=False)
-            lora.lora_B[OWN].weight = nn.Parameter(b)
-            lora.lora_B[OWN].weight.grad = gradient
+            down, up = shape.factor_shapes
+            lora.lora_A[OWN].weight = nn.Parameter(a.view(down), requires_grad=False)
+            lora.lora_B[OWN].weight = nn.Parameter(b.view(up))
+            lora.lora_B[OWN].weight.grad = None if gradient is None else gradient.view(up)
         self.freeze()
 
     def freeze(self) -> None:
@@ -140,14 +150,28 @@ class Adapter:
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             a, b = concatenated(self._layout, foreign, shape)
-            added = nn.functional.linear(args[0].to(a.dtype) @ a, b) * self.scale
+            added = low_rank(module, args[0], a, b) * self.scale
             return output + added.to(output.dtype)
 
         return hook
 
 
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """transformers checkpoints layers in training mode. Only the layers get it: dropout stays off."""
+    if not model.supports_gradient_checkpointing:
+        kind = type(model).__name__
+        raise InputError(f"train.checkpointing: true, which {kind} does not support; allowed: false")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
 def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any:
-    """PEFT with alpha = s r everywhere, so that its scaling alpha / r is s. Dropout 0."""
+    """PEFT with alpha = s r everywhere, so that its scaling alpha / r is s. Dropout 0.
+
+    Without a task type, the PEFT model passes every input on to the base model: text or images.
+    """
     config = LoraConfig(
         r=1,
         lora_alpha=scale,
@@ -156,7 +180,6 @@ def _with_lora(model: PreTrainedModel, layout: ModelLayout, scale: float) -> Any
         alpha_pattern={m.name: scale * m.rank for m in layout.modules},
         lora_dropout=0.0,
         fan_in_fan_out=any(m.conv1d for m in layout.modules),
-        task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5 calls deprecated.

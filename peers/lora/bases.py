@@ -32,7 +32,10 @@ MODES = ("orthogonal", "independent")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the bases, and the model they belong to. scale: s in dW = s * sum B A^T."""
+    """Everything that determines the bases, and the model they belong to. scale: s in dW = s * sum B A^T.
+
+    task_type: PEFT's name for the kind of the model, for exports; None: it has no name for images.
+    """
 
     seed: int
     mode: str
@@ -41,12 +44,18 @@ class Recipe:
     model_name: str
     model_sha256: str
     modules: tuple[ModuleShape, ...]
+    task_type: str | None = "CAUSAL_LM"
 
     @classmethod
     def make(cls, loaded: LoadedModel, config: DeviceConfig) -> Recipe:
-        """The recipe of a run. Raises InputError as ModelLayout.from_model does."""
+        """The recipe of a run. Narrow convolutions are left out (`narrow_convolutions`).
+
+        Raises InputError as ModelLayout.from_model does.
+        """
         adapter = config.adapter
         layout = ModelLayout.from_model(loaded.model, loaded.target_modules, adapter.rank)
+        narrow = narrow_convolutions(layout, adapter.max_devices if adapter.bases == "orthogonal" else 1)
+        kept = tuple(module for module in layout.modules if module.name not in narrow)
         return cls(
             config.seed,
             adapter.bases,
@@ -54,7 +63,8 @@ class Recipe:
             adapter.max_devices,
             loaded.name,
             loaded.sha256,
-            layout.modules,
+            kept or layout.modules,
+            None if loaded.image_format else "CAUSAL_LM",
         )
 
     @cached_property
@@ -73,7 +83,7 @@ class Recipe:
         if algorithm != ALGORITHM:
             raise InputError(f"recipe.algorithm: {algorithm!r} is not known; allowed: {ALGORITHM!r}")
         try:
-            modules = tuple(ModuleShape(**module) for module in rest.pop("modules"))
+            modules = tuple(ModuleShape.from_dict(module) for module in rest.pop("modules"))
             recipe = cls(**rest, modules=modules)
         except (TypeError, KeyError) as error:
             raise InputError(f"recipe: is not complete ({error})") from None
@@ -86,10 +96,12 @@ class Recipe:
         whole = [self.seed, self.max_devices]
         whole += [n for m in self.modules for n in (m.in_features, m.out_features, m.rank)]
         text = [self.model_name, self.model_sha256] + [t for m in self.modules for t in (m.name, m.group)]
+        whole += [n for m in self.modules for n in m.kernel or ()]
         if not all(type(n) is int for n in whole) or not all(type(t) is str for t in text):
             raise InputError("recipe: a field has the wrong type")
         in_range = self.scale > 0 and self.mode in MODES and all(m.group in GROUPS for m in self.modules)
-        if not in_range or any(n < 1 for n in whole[1:]):
+        in_range &= self.task_type in (None, "CAUSAL_LM")
+        if not in_range or any(n < 1 for n in whole[1:]) or not all(m.whole_channels for m in self.modules):
             raise InputError("recipe: a field is out of range")
 
 
@@ -143,6 +155,14 @@ def _orthonormal(columns: NDArray[np.float64]) -> NDArray[np.float64]:
     q, r = np.linalg.qr(columns)
     signed: NDArray[np.float64] = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return signed
+
+
+def narrow_convolutions(layout: ModelLayout, slots: int) -> tuple[str, ...]:
+    """The names of convolutions with d < slots * r: the bases of all slots do not fit, so they stay frozen.
+
+    The stem of a model and its 1 x 1 shortcuts are often so narrow. Other modules are refused instead.
+    """
+    return tuple(m.name for m in layout.modules if m.kernel and slots * m.rank > m.in_features)
 
 
 def _check_room(recipe: Recipe) -> None:

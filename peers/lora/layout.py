@@ -6,9 +6,11 @@ modules in the layout's order: [rows_g, r_g], with rows_g the sum of their out_f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from coordinator_free.correction.residuals import Size
 from peers.errors import InputError
+from peers.lora.convolution import check_plain
 
 GROUPS = ("early", "mid", "late")
 Rank = int | Mapping[str, int]
@@ -23,7 +26,11 @@ Rank = int | Mapping[str, int]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One adapted module: W is [k = out_features, d = in_features]; `conv1d` (GPT-2): stored transposed."""
+    """One adapted module: W is [k = out_features, d = in_features].
+
+    conv1d (GPT-2): stored transposed. kernel: height and width of a Conv2d's kernel. Its W is the flattened
+    [k, channels * height * width], and its inputs are the patches of the image.
+    """
 
     name: str
     in_features: int
@@ -31,9 +38,31 @@ class ModuleShape:
     group: str
     rank: int
     conv1d: bool = False
+    kernel: tuple[int, int] | None = None
 
-    def to_dict(self) -> dict[str, str | int | bool]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, object]:
+        """The fields as JSON types. Without a kernel they are those of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if name != "kernel" or value is not None}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModuleShape:
+        """Read the fields. Raises TypeError for other names."""
+        kernel = fields.get("kernel")
+        return cls(**{**fields, "kernel": None if kernel is None else tuple(kernel)})
+
+    @property
+    def whole_channels(self) -> bool:
+        """Whether d is a whole number of kernels, as it is in a layout that was made from a model."""
+        kernel = self.kernel
+        return kernel is None or (len(kernel) == 2 and self.in_features % math.prod(kernel) == 0)
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes that PEFT gives to lora_A and lora_B of any rank; -1 stands for the rank."""
+        if self.kernel is None:
+            return (-1, self.in_features), (self.out_features, -1)
+        channels = self.in_features // math.prod(self.kernel)
+        return (-1, channels, *self.kernel), (self.out_features, -1, 1, 1)
 
 
 class ModelLayout:
@@ -50,8 +79,8 @@ class ModelLayout:
     def from_model(cls, model: nn.Module, target_modules: Sequence[str], rank: Rank) -> ModelLayout:
         """The layout of the modules whose name is a target, or ends in one after a dot, in the model's order.
 
-        Raises InputError if there is no such module, if one is neither Linear nor Conv1D, or if `rank` has an
-        unknown group or lacks one.
+        Raises InputError if there is no such module, if one is neither Linear, Conv1D nor a plain Conv2d, or
+        if `rank` has an unknown group or lacks one.
         """
         found = [(n, m) for n, m in model.named_modules() if _is_target(n, target_modules)]
         if not found:
@@ -103,8 +132,14 @@ def _shape(name: str, module: nn.Module, group: str, rank: int) -> ModuleShape:
     if isinstance(module, Conv1D):
         d, k = module.weight.shape
         return ModuleShape(name, int(d), int(k), group, rank, conv1d=True)
+    if isinstance(module, nn.Conv2d):
+        height, width = check_plain(name, module)
+        d = module.in_channels * height * width
+        return ModuleShape(name, d, module.out_channels, group, rank, kernel=(height, width))
     kind = type(module).__name__
-    raise InputError(f"model.target_modules: {name!r} is a {kind}; allowed: Linear and Conv1D modules")
+    raise InputError(
+        f"model.target_modules: {name!r} is a {kind}; allowed: Linear, Conv1D and Conv2d modules"
+    )
 
 
 def _groups(names: Sequence[str]) -> list[str]:
@@ -127,7 +162,8 @@ def _groups(names: Sequence[str]) -> list[str]:
 
 
 def _layer_index(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    """The first number in the name, but for a number at its end: it is a place in a head or a small stack."""
+    return next((int(part) for part in name.split(".")[:-1] if part.isdecimal()), None)
 
 
 def _rank(rank: Rank, group: str) -> int:

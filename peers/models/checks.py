@@ -25,7 +25,7 @@ def modules_in_use(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise no_causal_model(name, "it is an encoder-decoder model")
-    first = _probe(model, tokenizer)
+    first = _probe(model, tokenizer, name)
     other = first.clone()
     other[0, -1] = first[0, 0]
     used: set[str] = set()
@@ -64,8 +64,11 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return int(weight.shape[0])
 
 
-def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Different ordinary tokens, [1, PROBE]: none that stands for an image or for the end of a text."""
+def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Tensor:
+    """Different ordinary tokens, [1, PROBE]: none that stands for an image or for the end of a text.
+
+    There are fewer if the model has fewer positions. The first and the last one differ.
+    """
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
     known = sorted(i for i in set(tokenizer.get_vocab().values()) - special if i < embedding_rows(model))
     if len(known) < 2:
@@ -73,7 +76,11 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor
             "model.name: the tokenizer has fewer than two ordinary tokens; allowed: another model"
         )
     length = min(PROBE, max_positions(model) or PROBE)
-    return torch.tensor([[known[i * (len(known) - 1) // (PROBE - 1)] for i in range(length)]])
+    if length < 2:
+        raise InputError(
+            f"model.name: {name!r} reads texts of {length} token; allowed: a model of 2 positions or more"
+        )
+    return torch.tensor([[known[i * (len(known) - 1) // (length - 1)] for i in range(length)]])
 
 
 @torch.no_grad()

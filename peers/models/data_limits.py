@@ -9,22 +9,26 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from peers.errors import InputError
+from peers.models import vision
 from peers.models.checks import compute_logits, embedding_rows, max_positions
-from peers.tasks import Encoded, logits_width
+from peers.tasks import Batch, Encoded, EncodedImages, logits_width
 
 if TYPE_CHECKING:
     from peers.models.loader import LoadedModel
 
 
-def check_data(loaded: LoadedModel, parts: Iterable[tuple[str, Encoded]]) -> None:
+def check_data(loaded: LoadedModel, parts: Iterable[tuple[str, Batch]]) -> None:
     """Compare each part of the data, (whose data, examples), with the limits of the model.
 
-    Raises InputError for tokens without a row in the embeddings or in the output head, for examples that are
-    longer than the model's positions, and for logits that are not finite.
+    Raises InputError for labels beyond the head, for images of a size that the model cannot compute, for
+    tokens without a row in the embeddings or in the output head, for examples that are longer than the
+    model's positions, and for logits that are not finite.
     """
     longest, owner = None, ""
     for whose, encoded in parts:
-        if not len(encoded):
+        if isinstance(encoded, EncodedImages):
+            _check_images(loaded, whose, encoded)
+        if not len(encoded) or not isinstance(encoded, Encoded):
             continue
         _check_tokens(loaded, whose, encoded)
         row = encoded.rows(encoded.attention_mask.sum(dim=1).argmax().reshape(1))
@@ -39,6 +43,18 @@ def check_data(loaded: LoadedModel, parts: Iterable[tuple[str, Encoded]]) -> Non
             f"{loaded.name!r}; allowed: data.max_length = {most} or less"
         )
     compute_logits(loaded.model, longest, loaded.name)
+
+
+def _check_images(loaded: LoadedModel, whose: str, encoded: EncodedImages) -> None:
+    if not len(encoded):
+        return
+    largest, classes = int(encoded.labels.max()), logits_width(loaded.model)
+    if largest >= classes:
+        raise InputError(
+            f"model.name: the data of {whose} have the label {largest}, and the head of {loaded.name!r} has "
+            f"{classes} classes; allowed: labels from 0 to {classes - 1}, or a model with more classes"
+        )
+    vision.compute_logits(loaded.model, encoded.pixel_values[:1], loaded.name)
 
 
 def _check_tokens(loaded: LoadedModel, whose: str, encoded: Encoded) -> None:

@@ -1,17 +1,19 @@
-"""Loading of the base model: `tiny`, a local folder or a Hugging Face name; frozen, in float32."""
+"""Loading of the base model: by a registered name, a local folder, a GGUF file or a Hugging Face name;
+frozen.
+"""
 
 from __future__ import annotations
 
 import ssl
 import urllib.request
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 import torch
@@ -30,35 +32,58 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
 
 from peers.config import ModelConfig
 from peers.errors import InputError
+from peers.models import vision
 from peers.models.checks import modules_in_use, no_causal_model
+from peers.models.gguf_folder import converted_folder, find_gguf
+from peers.models.quiet import quiet
+from peers.models.smollm2 import smollm2_folder
 from peers.registry import Registry
+from peers.tasks import (
+    AnyExample,
+    Batch,
+    Example,
+    ImageExample,
+    ImageFormat,
+    encode,
+    encode_images,
+    encoding_notes,
+    lacks_end,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny"
+SMALL_RESNET_FOLDER = TINY_FOLDER.with_name("small-resnet")
 TINY_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTABLE = (nn.Linear, nn.Conv2d, Conv1D)
+ALL_LINEAR = "all-linear"  # as in PEFT: all linear modules but the output head
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The result of a registry entry. target_modules: the default; None: PEFT's for the model type."""
+    """The result of a registry entry. target_modules: the default; None: PEFT's for the model type.
+
+    A classifier of images has an image_format in place of a tokenizer. Its default are all its modules.
+    folder: from which plain transformers loads the same model; None: from the name in the scenario.
+    """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     target_modules: tuple[str, ...] | None = None
+    image_format: ImageFormat | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model, ready to be adapted: float32, eval mode, no parameter requires a gradient.
+    """A base model, ready to be adapted: `model.dtype`, eval mode, no parameter requires a gradient.
 
-    name: as in the scenario; a local folder with its whole path.
+    name: as in the scenario; a local folder with its whole path; the folder of a converted model.
     sha256: over names, shapes and bytes of the weights; peers compare it. target_modules: names as in PEFT:
     a module's full name, or its end after a dot.
     """
@@ -68,6 +93,37 @@ class LoadedModel:
     name: str
     sha256: str
     target_modules: tuple[str, ...]
+    image_format: ImageFormat | None = None
+
+    def encode(self, examples: Sequence[AnyExample], max_length: int) -> Batch:
+        """The examples as tensors that this model reads. max_length: of a text, in tokens.
+
+        Raises InputError for examples of another kind, and as `encode` and `encode_images` do.
+        """
+        if self.image_format is not None:
+            return encode_images(_only(examples, ImageExample, self.name), self.image_format)
+        return encode(_only(examples, Example, self.name), self.tokenizer, max_length)
+
+    def notes(self, parts: Mapping[str, tuple[Sequence[AnyExample], Batch]], max_length: int) -> list[str]:
+        """Lines that say what `encode` did to the data beside encoding them, by whose data they are."""
+        if self.image_format is not None:
+            return []
+        no_end = any(lacks_end(_only(e, Example, self.name), self.tokenizer) for e, _ in parts.values())
+        return encoding_notes({whose: batch for whose, (_, batch) in parts.items()}, no_end, max_length)
+
+
+Kind = TypeVar("Kind", Example, ImageExample)
+
+
+def _only(examples: Sequence[AnyExample], kind: type[Kind], name: str) -> list[Kind]:
+    found = [example for example in examples if isinstance(example, kind)]
+    if len(found) < len(examples):
+        text = kind is Example
+        raise InputError(
+            f"data.kind: the data are {'images' if text else 'text'}, and model.name = {name!r} is "
+            f"a {'language model' if text else 'classifier of images'}; allowed: data and a model of one kind"
+        )
+    return found
 
 
 ModelFactory = Callable[[ModelConfig], Pretrained]
@@ -82,6 +138,19 @@ def load_tiny(config: ModelConfig) -> Pretrained:
     """The shipped model (docs/tiny.md). It needs no download."""
     loaded = load_pretrained(str(TINY_FOLDER))
     return Pretrained(loaded.model, loaded.tokenizer, TINY_TARGETS)
+
+
+@models.add("small-resnet")
+def load_small_resnet(config: ModelConfig) -> Pretrained:
+    """The shipped classifier of images (docs/vision.md). It needs no download."""
+    return load_pretrained(str(SMALL_RESNET_FOLDER), DTYPES[config.dtype])
+
+
+@models.add("smollm2")
+def load_smollm2(config: ModelConfig) -> Pretrained:
+    """SmolLM2-135M-Instruct (smollm2.py)."""
+    folder = str(smollm2_folder())
+    return replace(load_pretrained(folder, DTYPES[config.dtype]), folder=folder)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -126,14 +195,32 @@ def _key(config: ModelConfig) -> str:
 
 def _load(config: ModelConfig) -> LoadedModel:
     """Load, freeze and hash on the CPU."""
-    make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name)
+    dtype = DTYPES[config.dtype]
+    make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name, dtype)
     made = make(config)
-    model = made.model.float().eval().requires_grad_(False)
+    model = _in_dtype(made.model, dtype).eval().requires_grad_(False)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
-    used = modules_in_use(model, made.tokenizer, config.name)
-    targets = _target_modules(model, config, made.target_modules, used)
-    return LoadedModel(model, made.tokenizer, _absolute(config.name), weights_sha256(model), targets)
+    default = made.target_modules
+    if made.image_format is None:
+        used = modules_in_use(model, made.tokenizer, config.name)
+    else:
+        used = vision.modules_in_use(model, made.image_format, config.name)
+        default = default or tuple(vision.adaptable(model, used))
+    targets = _target_modules(model, config, default, used)
+    name, digest = made.folder or _absolute(config.name), weights_sha256(model)
+    return LoadedModel(model, made.tokenizer, name, digest, targets, made.image_format)
+
+
+def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the parameters. Buffers such as the frequencies of positions stay float32, as transformers has
+    it.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
+    return model
 
 
 def _absolute(name: str) -> str:
@@ -142,33 +229,39 @@ def _absolute(name: str) -> str:
     return str(folder.resolve()) if name not in models and folder.is_dir() else name
 
 
-def load_pretrained(name: str) -> Pretrained:
-    """Model and tokenizer of a local folder, or of a name in the hub or its cache. Raises InputError."""
+def load_pretrained(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """Model and tokenizer of a folder, a GGUF file, or a name in the hub or its cache. Raises InputError."""
     folder = Path(name).expanduser()
+    file = find_gguf(folder)
+    if file is not None:
+        source = str(converted_folder(file))
+        return replace(_checked(name, source, dtype, offline=True), folder=source)
     if folder.is_dir():
-        return _checked(name, str(folder), offline=True)
+        return _checked(name, str(folder), dtype, offline=True)
     if not fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
-        raise InputError(f"model.name: folder {name!r} does not exist; {_allowed_names()}")
+        raise InputError(f"model.name: {name!r} does not exist; {_allowed_names()}")
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):  # the cached model needs no network and stays the same
         with suppress(InputError):  # an incomplete download: the hub completes it below
-            return _checked(name, str(Path(cached).parent), offline=True)
+            return _checked(name, str(Path(cached).parent), dtype, offline=True)
     obstacle = _hub_obstacle()
     if obstacle:
         raise InputError(
             f"model.name: {name!r} is no folder, not (whole) in the Hugging Face cache, and the hub is "
             f"out of reach ({obstacle}); {_allowed_names()}"
         )
-    return _checked(name, name, offline=False)
+    return _checked(name, name, dtype, offline=False)
 
 
-def _checked(name: str, source: str, offline: bool) -> Pretrained:
+def _checked(name: str, source: str, dtype: torch.dtype, offline: bool) -> Pretrained:
     try:
-        with _quiet():
+        with quiet():
             config = _config(name, source, offline)
+            if vision.is_classifier(config):
+                return Pretrained(*vision.load_classifier(name, source, offline, config))
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=offline,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -241,24 +334,7 @@ def _hub_obstacle() -> str | None:
 
 
 def _allowed_names() -> str:
-    return f"allowed: {', '.join(models.names())}, a local folder, or a Hugging Face name"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bar and the warnings of transformers: many devices would fill the terminal.
-
-    This project says itself what is wrong with a model.
-    """
-    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if enabled:
-            logging.enable_progress_bar()
+    return f"allowed: {', '.join(models.names())}, a local folder, a GGUF file, or a Hugging Face name"
 
 
 def _first_line(error: Exception) -> str:
@@ -283,6 +359,8 @@ def _target_modules(
     """
     every = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
     adaptable = [name for name in every if name in used]
+    if config.target_modules == ALL_LINEAR:
+        return _all_linear(model, adaptable)
     chosen = config.target_modules or default or _peft_default(model, adaptable)
     allowed = f"allowed: {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}"
     if not chosen:
@@ -297,6 +375,15 @@ def _target_modules(
     if all(name in used for name in every if _is_target(name, chosen)):
         return tuple(chosen)
     return tuple(name for name in adaptable if _is_target(name, chosen))
+
+
+def _all_linear(model: PreTrainedModel, adaptable: list[str]) -> tuple[str, ...]:
+    """The full names of all linear modules but the output head."""
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    return tuple(
+        n for n in adaptable if isinstance(modules[n], nn.Linear | Conv1D) and modules[n] is not head
+    )
 
 
 def _is_target(name: str, targets: Iterable[str]) -> bool:

@@ -90,6 +90,22 @@ class Diagnose:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureInputs:
+    """Measure the second moments of the own inputs for the owners of these blocks (foreign_inputs.py)."""
+
+    keys: tuple[BlockKey, ...]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepInputs:
+    """Keep the second moments that the owner of the block `source` has sent."""
+
+    source: BlockKey
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Mix copies, or replace them. closes: this is the mixing that closes the round."""
 
@@ -209,6 +225,6 @@ class Drop:
 
 
 Action = (
-    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | Apply | AddBlock | OwnBlock
-    | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
+    Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | MeasureInputs | KeepInputs
+    | Apply | AddBlock | OwnBlock | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
 )  # fmt: skip

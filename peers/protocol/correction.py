@@ -10,7 +10,6 @@ the correction ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -21,7 +20,7 @@ from coordinator_free.averaging.topology import Graph
 from coordinator_free.correction import lookahead, residuals
 from coordinator_free.correction.graph_ladder import Bounds, Ladder, edge, ladder
 from coordinator_free.correction.network_mean import Mean, NetworkMean, Report
-from coordinator_free.correction.policies import SCHEDULES, decide
+from coordinator_free.correction.policies import SCHEDULES, before_decision, decide
 from coordinator_free.correction.policy_interface import (
     Decision,
     GroupAction,
@@ -42,7 +41,8 @@ from transport.wire.messages import Observed
 
 REPORT_BYTES = HEADER_BYTES + SIGNATURE_BYTES + CURVE_BYTES  # of a report without its values, at most
 Priorities = Mapping[str, residuals.Priority]
-ESTIMATES = ("mu", "eta", "curvature", "disagreement")  # inputs of the residuals, logged beside them
+# Inputs of the residuals, logged beside them.
+ESTIMATES = ("mu", "rate", "eta", "gap", "curvature", "disagreement")
 
 
 class Correction:
@@ -56,7 +56,7 @@ class Correction:
         self._limits = limits(state.config)
         self._schedule = SCHEDULES.get(self._config.policy)
         self._isolated = state.config.isolation.leak == 0
-        self._observables = len(groups) * (len(residuals.HEADER) + self._config.sketch)
+        self._observables = len(groups) * residuals.group_numbers(self._config.sketch)
         self._measures_trials = self._config.policy == lookahead.NAME
         length = self._observables + (lookahead.trial_count(groups) if self._measures_trials else 0)
         self._network_mean = NetworkMean(length, state.config.adapter.max_devices, self._genuine)
@@ -78,6 +78,7 @@ class Correction:
         if self._state.work != "correction":
             return {}
         if self._schedule is None:
+            self._notice_event()
             return dict(self._decision.settings)
         rounds = self._config.rounds
         began = self._state.correct_until - rounds  # the round of the event
@@ -125,8 +126,12 @@ class Correction:
 
     def exchanged(self, group: str) -> bool:
         """Whether the group is exchanged in this round, by its period H_g."""
+        return self._state.round % self.period(group) == 0
+
+    def period(self, group: str) -> int:
+        """H_g in this round; 1 outside a correction."""
         action = self.settings().get(group)
-        return action is None or self._state.round % action.period == 0
+        return 1 if action is None else action.period
 
     def gamma(self, group: str) -> float:
         """The mixing strength of a group in this round."""
@@ -220,8 +225,9 @@ class Correction:
         """After a new event, discard the decision and its predictions; keep what the policy has learnt."""
         if self._state.events != self._events_seen:
             self._events_seen = self._state.events
-            self._memory, self._anchor, self._epochs = self._memory.after_event(), True, []
-            self._decision, self._members = Decision({}, "", self._memory), ()
+            first = before_decision(self._config.policy, self._state.exchange.groups, self._limits)
+            self._memory, self._anchor, self._epochs = self._memory.after_event(first), True, []
+            self._decision, self._members = Decision(first, "", self._memory), ()
             self._measured = None
 
     # -- decisions -------------------------------------------------------------------------------------
@@ -247,7 +253,7 @@ class Correction:
     def _view(self, mean: Mean, epoch: int) -> tuple[View, dict[str, Any]]:
         """The input of the policy, and the values to log, from the mean of the reports of round `epoch`."""
         state, config, groups = self._state, self._state.config, self._state.exchange.groups
-        means = residuals.unpack(mean.values[: self._observables], groups)
+        means = residuals.unpack(mean.values[: self._observables], groups, len(mean.origins))
         ranked = residuals.all_priorities(means, state.sizes)
         self._measured = _weights(means, ranked["raw"])
         rungs = self._ladder(state.training())
@@ -273,14 +279,13 @@ class Correction:
     ) -> tuple[GroupView, dict[str, float]]:
         """The view of one group, and its values to log. `copies`: matrices sent by all devices in a round."""
         held = self.settings().get(group, self._limits.base)
-        apart = mean.disagreement / held.gamma  # the measured value has the factor gamma_g
-        found = residuals.residuals(replace(mean, disagreement=apart), held.steps, self._config.c)
+        found = residuals.residuals(mean, held.steps, self._config.c)
         raw = ranked["raw"][group]
         size = float(copies * self._state.exchange.part_bytes(group))
         shares = {"p" if name == "raw" else f"p_{name}": of[group].share for name, of in ranked.items()}
         estimates = {name: getattr(mean, name) for name in ESTIMATES}
         logged = {**found._asdict(), "S": raw.score, **shares, **estimates}
-        return GroupView(found, raw.share, mean.mu, mean.eta, size), logged
+        return GroupView(found, raw.share, mean.rate, mean.eta, size), logged
 
     def _ladder(self, members: tuple[str, ...]) -> Ladder:
         links = {edge(a, b): 1.0 for a in members for b in members if a < b}

@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 
 from coordinator_free.averaging.mixing import Arrival, Mix, MixingMode
 from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.overhead_offset import PartBytes
+from peers.protocol.refits import Refits
+from peers.protocol.relaying import LeastLag
 from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.send_order import SendOrder
+from peers.protocol.similar_copies import Following, Layer, Near, is_refreshed
 from transport.wire.messages import Item, Manifest
 
 Choose = Callable[
@@ -31,6 +37,7 @@ class PeerCopies:
     has: dict[Part, int] = field(default_factory=dict)  # versions that were sent to it, or that it told
     wants: set[Part] = field(default_factory=set)  # parts that it has requested
     cache: dict[Part, Arrival] = field(default_factory=dict)  # its last copy of each part
+    lost: set[Part] = field(default_factory=set)  # parts that are not here although it has sent them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +59,18 @@ class Exchange:
         groups: Iterable[str],
         part_bytes: PartBytes,
         allocation: SendAllocation | None = None,
+        foreign_codec: str | None = None,
     ) -> None:
-        self.mode, self.allocation = mode, allocation
+        """`foreign_codec`: of foreign copies that `fifo` sends; None: the scenario's."""
+        self.mode, self.allocation, self.foreign_codec = mode, allocation, foreign_codec
         self.groups = tuple(groups)
         self.part_bytes = part_bytes
         self.held: dict[Part, int] = {}  # version of each part that is held
         self.unknown: set[Part] = set()  # held at B = 0 only because no copy has arrived
         self.zero: set[Part] = set()  # B = 0 for good: the owner went before anyone mixed with it
         self.peers: dict[str, PeerCopies] = {}
-        self._refits: dict[Part, dict[str, int]] = {}  # refitted own parts: round of the send, by peer
-        self._waiting: dict[Transfer, int] = {}  # rounds for which a transfer has been withheld
+        self._refits = Refits()
+        self._order = SendOrder()
         self._arrived: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
     def parts(self, key: BlockKey) -> list[Part]:
@@ -82,15 +91,16 @@ class Exchange:
             self.held.pop(part, None)
             self.unknown.discard(part)
             self.zero.discard(part)
-            self._refits.pop(part, None)
+            self._refits.drop(part)
             for by_part in self._arrived.values():
                 dropped += [arrival.values for arrival in by_part.pop(part, {}).values()]
         for peer in self.peers.values():
             peer.wants -= {p for p in peer.wants if p.block == key}
+            peer.lost -= {p for p in peer.lost if p.block == key}
             for part in parts:
                 peer.has.pop(part, None)
                 peer.cache.pop(part, None)
-        self._waiting = {k: n for k, n in self._waiting.items() if k[1].block != key}
+        self._order.drop_block(key)
         if self.allocation is not None:
             self.allocation.drop_block(key)
         return dropped
@@ -106,11 +116,11 @@ class Exchange:
         In `newest` a newer version replaces older ones in any case.
         """
         if not self.mode.shared_versions:
-            self._refits = {part: {} for part in self.parts(own)}
+            self._refits.start(self.parts(own))
 
     def refitted(self) -> bool:
         """Whether the own block was refitted and no neighbour has been sent it yet."""
-        return any(not sent for sent in self._refits.values())
+        return self._refits.any_unsent()
 
     def is_refitted(self, part: Part) -> bool:
         """Whether some neighbours still have to replace their copy of this own part."""
@@ -121,18 +131,14 @@ class Exchange:
         """Forget everything about a peer."""
         self.peers.pop(peer, None)
         self._arrived.pop(peer, None)
-        self._forget_refits(peer)
+        self._refits.forget_peer(peer)
         if self.allocation is not None:
             self.allocation.forget_peer(peer)
 
     def forget_sent(self, peer: str) -> None:
         """A peer may have started again: it has nothing of what was sent to it."""
         self.peer(peer).has.clear()
-        self._forget_refits(peer)
-
-    def _forget_refits(self, peer: str) -> None:
-        for sent in self._refits.values():
-            sent.pop(peer, None)
+        self._refits.forget_peer(peer)
 
     def peer(self, name: str) -> PeerCopies:
         return self.peers.setdefault(name, PeerCopies())
@@ -155,70 +161,64 @@ class Exchange:
         goes: Callable[[str, str], bool] = lambda peer, group: True,
         choose: Choose | None = None,
         outages: Collection[str] = (),
+        least_lag: LeastLag = lambda peer, part: 1,
+        near: Near = MappingProxyType({}),
     ) -> dict[str, Plan]:
         """Plan the data of a round for each receiver.
 
-        `choose` grants transfers and their codecs. Without it, parts are sent in the order of `_first_in`
+        `choose` grants transfers and their codecs. Without it, parts are sent in the order of send_order.py
         until the budget is spent. `goes(peer, group)`: whether a group is exchanged with a peer in this
         round; requested parts always are. `outages`: peers to which nothing is sent; their requests wait.
+        `least_lag(peer, part)`: versions that a peer must be behind before it is owed a part (relaying.py).
+        `near`: whether peers' assumptions of the own copies are within the tolerance (similar_copies.py).
         """
-        offers = {peer: self._offers(own, peer) for peer in sorted(receivers)}
+        similar = {want for want, close in near.items() if close and self._is_similar(own, *want)}
+        far = {want for want, close in near.items() if not close}
+        offers = {
+            peer: [p for p in self._offers(own, peer, least_lag, far) if (peer, p) not in similar]
+            for peer in sorted(receivers)
+        }
+        asked = {(peer, part) for peer in offers for part in self.peer(peer).wants}
         wanted = [
             (peer, part)
             for peer, parts in offers.items()
             for part in parts
-            if peer not in outages and (goes(peer, part.group) or part in self.peer(peer).wants)
+            if peer not in outages and (goes(peer, part.group) or (peer, part) in asked)
         ]
-        codecs: Mapping[Transfer, str] = {}
         if choose is None:
-            chosen = self._first_in(own, wanted, budget_bytes)
+            codecs = self._coarse(own, wanted, asked)
+            chosen = self._order.first_in(own, wanted, asked, budget_bytes, partial(self._size, codecs))
         else:
-            codecs = choose(wanted, {(peer, part) for peer, part in wanted if part in self.peer(peer).wants})
+            codecs = choose(wanted, asked & {*wanted})
             chosen = {*codecs}
+        silent = {(peer, p) for peer, p in similar if peer not in outages and goes(peer, p.group)}
         lacking = Counter(peer for peer, part in wanted if (peer, part) not in chosen)
         plans = {}
         for peer, parts in offers.items():
-            sent = {part for to, part in chosen if to == peer}
-            made = self._plan_one(own, peer, set(parts), sent, cause, lacking[peer])
-            plans[peer] = replace(made, codecs={p: c for (to, p), c in codecs.items() if to == peer})
+            sent, alike = ({part for to, part in of if to == peer} for of in (chosen, silent))
+            made = self._plan_one(own, peer, set(parts), sent, alike, cause, lacking[peer])
+            plans[peer] = replace(made, codecs={p: codecs[peer, p] for p in sent if (peer, p) in codecs})
         return plans
 
-    def _first_in(self, own: BlockKey, wanted: Iterable[Transfer], budget_bytes: int) -> set[Transfer]:
-        """The transfers that fit the budget: first requested parts, then by waiting time, then own parts.
+    def _coarse(
+        self, own: BlockKey, wanted: Iterable[Transfer], asked: Collection[Transfer]
+    ) -> Mapping[Transfer, str]:
+        """Foreign copies go in a coarser codec where receivers tolerate its error; requested ones do not."""
+        codec = self.foreign_codec
+        of = [] if codec is None else [w for w in wanted if w[1].block != own and w not in asked]
+        return dict.fromkeys(of, codec or "")
 
-        Each peer has an equal share of the budget for its requests. Requests beyond it have no priority.
-        """
-        wanted = list(wanted)
-        urgent = self._urgent(wanted, budget_bytes)
+    def _size(self, codecs: Mapping[Transfer, str], want: Transfer) -> int:
+        return self.part_bytes(want[1].group, codecs.get(want))
 
-        def turn(want: Transfer) -> tuple[bool, int, bool, Part, str]:
-            peer, part = want
-            return want not in urgent, -self._waiting.get(want, 0), part.block != own, part, peer
+    def _is_similar(self, own: BlockKey, peer: str, part: Part) -> bool:
+        """Whether a peer can do with the version that it was sent. Own parts are always sent."""
+        copies = self.peer(peer)
+        known = part.block != own and part in self.held and part in copies.has and part not in copies.wants
+        return known and not is_refreshed(part, self.held[part])
 
-        chosen: set[Transfer] = set()
-        for want in sorted(wanted, key=turn):
-            size = self.part_bytes(want[1].group)
-            if size <= budget_bytes:
-                budget_bytes -= size
-                chosen.add(want)
-                self._waiting.pop(want, None)
-            else:
-                self._waiting[want] = self._waiting.get(want, 0) + 1
-        return chosen
-
-    def _urgent(self, wanted: Sequence[Transfer], budget_bytes: int) -> set[Transfer]:
-        """The requested transfers within the shares of their peers; at least one for each peer."""
-        share = budget_bytes // max(1, len({peer for peer, _ in wanted}))
-        urgent, spent = set[Transfer](), Counter[str]()
-        for peer, part in wanted:
-            size = self.part_bytes(part.group)
-            if part in self.peer(peer).wants and (not spent[peer] or spent[peer] + size <= share):
-                spent[peer] += size
-                urgent.add((peer, part))
-        return urgent
-
-    def _offers(self, own: BlockKey, peer: str) -> list[Part]:
-        """The parts of which this device holds a newer version than the peer."""
+    def _offers(self, own: BlockKey, peer: str, least_lag: LeastLag, far: Collection[Transfer]) -> list[Part]:
+        """The parts of which this device has to send a newer version, or a better copy of the same one."""
         copies = self.peer(peer)
         known = [p for p in self.held if p not in self.unknown]
         mine = [p for p in known if self.mode.relays or p.block == own or p in copies.wants]
@@ -226,10 +226,19 @@ class Exchange:
             # The owner alone makes versions, so it needs none of its own block, except one that it requests:
             # a block of an earlier incarnation.
             mine = [p for p in mine if p.block.device != peer or p in copies.wants]
-        return [p for p in mine if self.held[p] > copies.has.get(p, ZERO)]
+        lags = {p: self.held[p] - copies.has.get(p, ZERO) for p in mine}
+        least = {p: 0 if (peer, p) in far else 1 if p in copies.wants else least_lag(peer, p) for p in mine}
+        return [p for p in mine if lags[p] >= least[p]]
 
     def _plan_one(
-        self, own: BlockKey, peer: str, offered: set[Part], chosen: set[Part], cause: str, withheld: int
+        self,
+        own: BlockKey,
+        peer: str,
+        offered: set[Part],
+        chosen: set[Part],
+        similar: set[Part],
+        cause: str,
+        withheld: int,
     ) -> Plan:
         """The plan for one neighbour; the chosen parts count as sent from now on."""
         parts: list[tuple[Part, int, str]] = []
@@ -238,6 +247,8 @@ class Exchange:
             if part in chosen:
                 parts.append((part, version, "transfer" if part in self.peer(peer).wants else cause))
                 status: str | None = self._mark_sent(peer, part, version)
+            elif part in similar:
+                version, status = self.peer(peer).has[part], "similar"
             else:
                 status = self._status_unsent(own, peer, part, version, part in offered)
             if status is not None:
@@ -247,9 +258,8 @@ class Exchange:
     def _mark_sent(self, peer: str, part: Part, version: int) -> str:
         """Note that a part goes to a peer; returns its status in the manifest."""
         copies, status = self.peer(peer), "sent"
-        if part in self._refits and peer not in self._refits[part]:
+        if self._refits.replaces(part, peer, version):
             status = "replaces"
-            self._refits[part][peer] = version
         copies.has[part] = version
         copies.wants.discard(part)
         return status
@@ -266,7 +276,7 @@ class Exchange:
             return None
         if version == ZERO:
             copies.wants.discard(part)
-        elif self._refits.get(part, {}).get(peer) == version:  # sent earlier in this round
+        elif self._refits.sent_in(part, peer, version):  # sent earlier in this round
             return "replaces"
         return "unchanged"
 
@@ -302,10 +312,12 @@ class Exchange:
         round_: int,
         weights: Mapping[str, Mapping[str, float]],
         manifests: Mapping[str, Manifest],
+        layers: Mapping[str, Layer] = MappingProxyType({}),
     ) -> tuple[Mix, ...]:
         """The mixing operations that end a round. The copies that arrived for it are consumed.
 
-        `weights`: by group, then by neighbour whose manifest has arrived.
+        `weights`: by group, then by neighbour whose manifest has arrived. `layers`: by group, if kept copies
+        follow their owners (similar_copies.py).
         """
         arrived: dict[str, dict[Part, Arrival]] = {}
         for peer in sorted({*self._arrived, *manifests}):
@@ -313,32 +325,39 @@ class Exchange:
             if not self.mode.shared_versions:
                 manifest = manifests.get(peer)
                 arrived[peer] = {} if manifest is None else self._copies(peer, manifest, arrived[peer])
-                self._remove_outdated(peer, round_, arrived[peer])
-        self._close_refits(round_, manifests)
+                self._refits.remove_outdated(peer, round_, arrived[peer])
         mixes = tuple(
             mix for group in self.groups for mix in self._combine(own, group, weights[group], arrived)
         )
+        if layers:
+            following = Following(own, layers, self._kept, partial(self._reached, round_))
+            mixes = tuple(following.add_to(mix, arrived) for mix in mixes)
+            for part in following.missed(self.held, arrived):
+                for copies in self.peers.values():  # send it whole: their estimates are off
+                    copies.has.pop(part, None)
+        self._refits.close_round(round_, manifests)
         for mix in mixes:
             if mix.version is not None:
                 self.held[mix.part] = mix.version
         return mixes
 
-    def _close_refits(self, round_: int, manifests: Collection[str]) -> None:
-        """End a refit once all neighbours have replaced their copies.
+    def _kept(self, peer: str, part: Part) -> Arrival | None:
+        return self.peers[peer].cache.get(part) if peer in self.peers else None
 
-        A peer without a manifest in this round may have lost what was sent, so it is sent again.
-        """
-        for part, sent in list(self._refits.items()):
-            for peer in [p for p, at in sent.items() if at == round_ and p not in manifests]:
-                del sent[peer]
-            if manifests and all(sent.get(peer, round_) < round_ for peer in manifests):
-                del self._refits[part]
+    def _reached(self, round_: int, peer: str, part: Part) -> float | None:
+        """The share by which a peer moves towards an own part in this round; None: as it mixes."""
+        if self._refits.sent_in(part, peer, round_):
+            return 1.0
+        return None if self.peer(peer).has.get(part) == self.held[part] else 0.0
 
-    def _remove_outdated(self, peer: str, round_: int, copies: dict[Part, Arrival]) -> None:
-        """Remove a neighbour's copies of the own block that are older than its refit."""
-        for part, sent in self._refits.items():
-            if sent.get(peer, round_) >= round_:
-                copies.pop(part, None)
+    def take_lost(self, peer: str) -> list[Part]:
+        """The parts that a peer holds for known here, but whose kept copy is missing. They are sent again in
+        both directions, because either end may have lost something."""
+        copies = self.peer(peer)
+        lost, copies.lost = sorted(copies.lost), set()
+        for part in lost:
+            copies.has.pop(part, None)
+        return lost
 
     def _combine(
         self,
@@ -370,4 +389,6 @@ class Exchange:
             elif status != "withheld" and part in cache and cache[part].version == version:
                 whole = status == "replaces" and part in fresh and part.block.device == peer
                 copies[part] = cache[part]._replace(replaces=whole)
+            elif status == "similar" and part in self.held:
+                self.peer(peer).lost.add(part)
         return copies

@@ -110,12 +110,16 @@ class Joining:
         return self._state.phase is Phase.JOIN and self._state.own is not None
 
     def _begin(self, now: int) -> None:
-        """Train from the network's next round. Parts that are still missing count as unknown."""
+        """Train from the network's next round. Parts that are still missing count as unknown.
+
+        A joiner that most neighbours have not greeted begins too early. It then follows them
+        (rounds.py).
+        """
         state = self._state
         assert state.own is not None
         state.timers.pop("ask", None)
         state.exchange.unknown |= set(state.missing())
-        first = state.network_round + 1
+        first = min(state.network_round, state.round_of_neighbours()) + 1
         state.announce(state.members.amend(state.own, since_round=first))
         if first < state.config.round.count:
             self._rounds.begin(now, first)

@@ -23,16 +23,23 @@ from peers.protocol.actions import (
 )
 from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
-from peers.protocol.exchange import Choose, Plan
+from peers.protocol.exchange import ZERO, Choose, Plan
 from peers.protocol.phases import Phase
+from peers.protocol.relaying import Relays
 from peers.protocol.send_allocation import Supply
+from peers.protocol.similar_copies import Layer, Near, applies
 from peers.protocol.state import SECOND, DeviceState, majority
+from transport.wire.limits import MAX_WISHES
 from transport.wire.messages import Manifest, Request
 
 FINISH_GRACE_S = 10.0  # longest wait for the others' Bye after the last round
-MANIFESTS = 4  # kept of a peer that is ahead
 MINORITY_STEP = 1  # rounds that a device skips at once if few of its neighbours are ahead
+MANIFESTS = 4  # kept of a peer that is ahead
 LATE_NS = SECOND // 10  # pause between checks whether local steps that overran the deadline are done
+
+
+def _any_lag(peer: str, part: Part) -> int:
+    return 1
 
 
 class Rounds:
@@ -41,10 +48,12 @@ class Rounds:
     def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
         self._state, self._connections, self._correction = state, connections, correction
         self._start_ns = self._trained_ns = 0
+        self._late_ns = 0  # time of the last rounds beyond one deadline for each round that they advanced
         self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
         self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
         self._left = 0  # bytes of this round's budget
         self._outages: frozenset[str] = frozenset()  # peers to which nothing is sent in this round
+        self._near: Near = {}  # in this round
         self._served: set[str] = set()  # neighbours that have been sent this round's data
         self._answered: set[str] = set()  # peers whose requests of this round are answered
 
@@ -103,11 +112,12 @@ class Rounds:
         budget_bytes: int,
         supply: Supply | None,
         outages: frozenset[str],
+        near: Near,
     ) -> None:
         """The local steps are done: publish. `changed`: parts that the last mixing has changed.
 
         `supply`: the resources of the round, where an allocator decides. `outages`: peers to which no data
-        goes in this round.
+        goes in this round. `near`: whether a peer's assumption of an own copy is within the tolerance.
         """
         state = self._state
         if state.phase is not Phase.TRAIN or state.own is None:
@@ -117,7 +127,7 @@ class Rounds:
         held.update(dict.fromkeys([*moved, *state.exchange.parts(state.own.key)], state.round))
         state.enter(Phase.WAIT)
         self._trained_ns = now
-        self._left, self._outages = budget_bytes, outages
+        self._left, self._outages, self._near = budget_bytes, outages, near
         self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
         receivers = self._receivers()
         wanting = {peer for peer in receivers if state.exchange.peer(peer).wants}
@@ -151,8 +161,11 @@ class Rounds:
         """Send this round's data and its manifest, which replaces an earlier manifest of the round."""
         state, exchange = self._state, self._state.exchange
         assert state.own is not None
-        plans = exchange.plan(state.own.key, to, self._left, state.work, self._goes, choose, self._outages)
         signed = state.mode.shared_versions  # a relayed payload cannot change its codec
+        lag = self._relays().least_lag if signed else _any_lag
+        plans = exchange.plan(
+            *(state.own.key, to, self._left, state.work, self._goes, choose, self._outages, lag, self._near)
+        )
         if self._correction.owes() and choose is None and not signed:
             plans = self._coarser(plans)
         digest = state.members.digest()
@@ -164,6 +177,11 @@ class Rounds:
         self._served |= to & {*self._correction.neighbours()}
         self._answered |= to
 
+    def _relays(self) -> Relays:
+        groups, correction = self._state.exchange.groups, self._correction
+        graphs = {group: correction.graph(group) for group in groups}
+        return Relays(graphs, {group: correction.period(group) for group in groups}, self._state.me.device)
+
     def _coarser(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
         """Send some parts in a coarser codec, to offset the bytes of reports.
 
@@ -173,9 +191,13 @@ class Rounds:
         whole = {
             part for part, cause in sent if cause == "transfer" or self._state.exchange.is_refitted(part)
         }
-        codecs = self._correction.coarser(Counter(part for part, _ in sent if part not in whole))
+        coarse = {part for plan in plans.values() for part in plan.codecs}  # these are coarser already
+        codecs = self._correction.coarser(Counter(part for part, _ in sent if part not in whole | coarse))
         return {
-            peer: replace(plan, codecs={part: codecs[part] for part, _, _ in plan.parts if part in codecs})
+            peer: replace(
+                plan,
+                codecs={**{part: codecs[part] for part, _, _ in plan.parts if part in codecs}, **plan.codecs},
+            )
             for peer, plan in plans.items()
         }
 
@@ -184,7 +206,7 @@ class Rounds:
         for part, _, _ in plan.parts:
             codec = plan.codecs.get(part, self._state.config.radio.codec)
             self._sent.setdefault(part.group, Counter())[codec] += 1
-            self._left -= self._state.exchange.part_bytes(part.group)
+            self._left -= self._state.exchange.part_bytes(part.group, codec)
 
     def _choose(
         self, supply: Supply, wanted: Sequence[Transfer], asked: Collection[Transfer]
@@ -243,15 +265,16 @@ class Rounds:
         heard = {n: p.manifests[state.round] for n, p in state.peers.items() if state.round in p.manifests}
         by_group = {group: self._weights(group, heard) for group in state.exchange.groups}
         weights = next(iter(by_group.values()))
-        mixes = state.exchange.close_round(state.own.key, state.round, by_group, heard)
+        mixes = state.exchange.close_round(state.own.key, state.round, by_group, heard, self._layers())
         state.act(Apply(mixes, closes=True))
+        self._request_lost(heard)
         state.closed = state.round
         times = (self._start_ns, self._trained_ns, now)
         sent, withheld = self._sent, sum(self._withheld.values())
         state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
         self._snapshot()
         self._correction.round_closed(now)
-        following = self._following()
+        following = self._following(now)
         if following < state.config.round.count:
             self._start_round(now, following)
         else:
@@ -262,18 +285,44 @@ class Rounds:
         row = metropolis_row(self._correction.graph(group), self._state.me.device)
         return {n: self._correction.gamma(group) * w for n, w in row.items() if n in heard}
 
-    def _following(self) -> int:
+    def _layers(self) -> dict[str, Layer]:
+        """How the devices mix in this round; empty if kept copies do not follow their owners."""
+        state, correction = self._state, self._correction
+        if not applies(state.config.mixing):
+            return {}
+        return {
+            g: Layer(correction.graph(g), correction.gamma(g), correction.exchanged(g))
+            for g in state.exchange.groups
+        }
+
+    def _request_lost(self, heard: Iterable[str]) -> None:
+        """Request copies that a neighbour does not send again because it takes them for known here."""
+        for peer in sorted(heard):
+            lost = self._state.exchange.take_lost(peer)[:MAX_WISHES]
+            if lost:
+                items = [(*part.block, part.group, ZERO) for part in lost]
+                self._state.tell(peer, Request(items, self._state.round))
+
+    def _following(self, now: int) -> int:
         """The next round, or a later one that the neighbours have published. Drops old manifests.
 
         A neighbour only speaks for itself. So a device goes at once to a round that more than half of its
-        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds at most.
+        two or more neighbours have published. Fewer neighbours make it skip MINORITY_STEP rounds, and only if
+        its own rounds are late: an honest neighbour waits for it until the deadline, and gains no more than
+        one round a deadline.
         """
         state, following = self._state, self._state.round + 1
         linked = [state.peers.get(name) for name in self._later_neighbours()]
         reached = [-1 if peer is None else max(peer.manifests, default=-1) for peer in linked]
+        deadline_ns = max(1, int(state.config.round.deadline_s * SECOND))
+        self._late_ns += now - self._start_ns
         if reached:
             agreed = majority(reached) if len(reached) > 1 else -1
-            following = max(following, agreed, min(max(reached), following + MINORITY_STEP))
+            in_time = state.round + self._late_ns // deadline_ns
+            skipping = min(max(reached), in_time, following + MINORITY_STEP)
+            following = max(following, agreed, skipping)
+        late_ns = self._late_ns - deadline_ns * (following - state.round)
+        self._late_ns = min(max(0, late_ns), deadline_ns)
         for peer in state.peers.values():
             peer.manifests = {r: m for r, m in peer.manifests.items() if r >= following}
         return following

@@ -24,7 +24,7 @@ from coordinator_free.averaging.rate_allocation import (
     choices,
 )
 from coordinator_free.identifiers import BlockKey
-from peers.config import FIFO, RadioConfig
+from peers.radio_config import FIFO, RadioConfig
 
 LEAST_GAIN = 1e-30  # of a requested part that lowers no distance
 

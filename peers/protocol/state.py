@@ -14,12 +14,14 @@ from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.signed_records import Record, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
-from peers.config import FIFO, DeviceConfig
+from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.similar_copies import foreign_codec
+from peers.radio_config import FIFO
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -96,7 +98,9 @@ class DeviceState:
         # State that has its own class.
         # Membership table; membership.py merges records into it.
         self.members = Membership(verify, sign, me.device, me.public)
-        self.exchange = Exchange(self.mode, sizes, part_bytes, _send_allocation(me, config))  # versions
+        self.exchange = Exchange(  # versions
+            self.mode, sizes, part_bytes, _send_allocation(me, config), foreign_codec(config)
+        )
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
         self.phase = Phase.SETTLE  # changed by `enter`
@@ -144,6 +148,17 @@ class DeviceState:
         rounds = [peer.round for peer in self.peers.values() if peer.greeted and peer.round >= 0]
         agreed = min(max(rounds), majority(rounds) + 1) if rounds else -1
         self.network_round = self.members.network_round = max(self._own_round, agreed)
+
+    def round_of_neighbours(self) -> int:
+        """One round after the latest that more than half of the training neighbours have reached.
+
+        A neighbour that has not greeted this device has reached none (-1). Otherwise the members that greet
+        first could name any round.
+        """
+        training = {name for name, record in self.members.alive().items() if record.since_round >= 0}
+        around = self.graph(sorted(training | {self.me.device}))[self.me.device]
+        rounds = [self.peers[name].round if name in self.peers else -1 for name in around]
+        return majority(rounds) + 1 if rounds else self.network_round
 
     # -- members -----------------------------------------------------------------------------------
     @property

@@ -8,7 +8,9 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 - replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
 - joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
+  relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
+  interference.py: second moments of the neighbours' inputs.
 
 Membership and failure detection run beside the rounds in every phase (method 5 and 9).
 """
@@ -16,6 +18,7 @@ Membership and failure detection run beside the rounds in every phase (method 5 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from coordinator_free.averaging.mixing import Arrival
@@ -32,6 +35,7 @@ from peers.protocol.correction import Correction
 from peers.protocol.departure import Departure
 from peers.protocol.exchange import Exchange
 from peers.protocol.failure_detection import FailureDetection
+from peers.protocol.interference import Interference
 from peers.protocol.joining import Joining
 from peers.protocol.membership import MembershipProtocol
 from peers.protocol.overhead_offset import PartBytes
@@ -40,6 +44,7 @@ from peers.protocol.replicas import Replicas
 from peers.protocol.rounds import Rounds
 from peers.protocol.send_allocation import Supply
 from peers.protocol.signed_versions import SignedCopy, statement
+from peers.protocol.similar_copies import Near
 from peers.protocol.state import SECOND, DeviceState, Identity, Peer
 from transport.wire import messages
 
@@ -72,6 +77,7 @@ class DeviceProtocol:
         self._membership = MembershipProtocol(state, self._connections, self._replicas, admission)
         self._failure_detection = FailureDetection(state, self._connections, self._membership)
         self._correction = Correction(state, self._connections, sign, verify)
+        self._interference = Interference(state)
         self._anti_entropy = AntiEntropy(
             state, self._connections, self._membership, self._replicas, self._correction.neighbours
         )
@@ -112,6 +118,7 @@ class DeviceProtocol:
             messages.Manifest: self._on_manifest,
             messages.Request: self._rounds.on_request,
             messages.Observed: self._correction.on_observed,
+            messages.Inputs: self._interference.on_inputs,
             messages.Stopping: self._departure.on_stopping,
         }
 
@@ -188,18 +195,25 @@ class DeviceProtocol:
         budget_bytes: int,
         supply: Supply | None = None,
         outages: frozenset[str] = frozenset(),
+        near: Near = MappingProxyType({}),
     ) -> list[Action]:
         """The local steps of this round are done. `changed`: parts that the last mixing has changed.
 
         `supply`: the resources of the round, where an allocator decides. `outages`: peers to which no data
-        goes in this round.
+        goes in this round. `near`: by peer and part, whether the peer's assumption of the own copy is within
+        the tolerance.
         """
-        self._rounds.trained(now, changed, budget_bytes, supply, outages)
+        self._rounds.trained(now, changed, budget_bytes, supply, outages, near)
         return self._done(now)
 
     def diagnosed(self, now: int, epoch: int, values: Iterable[float]) -> list[Action]:
         """The measurements after round `epoch` are done (correction/residuals.py)."""
         self._correction.diagnosed(epoch, values)
+        return self._done(now)
+
+    def inputs_measured(self, now: int, values: Mapping[BlockKey, bytes]) -> list[Action]:
+        """The second moments of the own inputs are measured, packed for each owner of a block."""
+        self._interference.measured(values)
         return self._done(now)
 
     # -- updates -----------------------------------------------------------------------------------
@@ -301,6 +315,7 @@ class DeviceProtocol:
     def _done(self, now: int) -> list[Action]:
         """After every event: do what it has made possible, then return all actions."""
         self._joining.try_ask(now)
+        self._interference.notice_event()
         self._rounds.try_begin(now)
         self._rounds.try_publish()
         self._rounds.try_close(now)

@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
+from peers.errors import describe
 from peers.runtime import standard_streams
 
 _PR_SET_PDEATHSIG = 1
@@ -46,6 +49,23 @@ def redirect_output(log: Path) -> None:
         os.dup2(fd, stream)
     os.close(fd)
     standard_streams.protect()
+
+
+def failure_file(log: Path) -> Path:
+    """The file beside a log with the exception that ended the process."""
+    return log.with_suffix(".failure.txt")
+
+
+@contextmanager
+def failure_recorded(log: Path) -> Iterator[None]:
+    """Write the exception that ends the work of this process to its `failure_file`."""
+    failure_file(log).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            failure_file(log).write_text(describe(error) + "\n", encoding="utf-8")
+        raise
 
 
 def end_process(code: int) -> NoReturn:

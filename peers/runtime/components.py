@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peers.protocol.state_machine import DeviceProtocol
+from peers.runtime.delivery import Delivery
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.host import Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
+from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.sender import Sender
 from peers.runtime.spec import DeviceSpec
@@ -34,6 +36,8 @@ class Components:
     sender: Sender
     protocol: DeviceProtocol
     receiver: Receiver
+    delivery: Delivery
+    reception: ReceptionAccounts
     recorder: Recorder
     events: EventRecorder
     host: Host

@@ -12,18 +12,27 @@ from transport.wire.messages import Credit, Envelope, Hello, Message
 
 
 class FlowControl:
-    """`absent`: whether the device has yet to join. Until then it drops every message."""
+    """`absent`: whether the device has yet to join. Until then it drops every message.
+
+    `devices`: the names of all devices of the run, as far as they are known before.
+    """
 
     def __init__(
-        self, sender: Sender, learner_thread: LearnerThread, accounts: Accounts, absent: Callable[[], bool]
+        self,
+        sender: Sender,
+        learner_thread: LearnerThread,
+        accounts: Accounts,
+        absent: Callable[[], bool],
+        devices: frozenset[str],
     ) -> None:
         self._sender, self._learner_thread = sender, learner_thread
-        self._accounts, self._absent = accounts, absent
+        self._accounts, self._absent, self._devices = accounts, absent, devices
 
     def on_arrival(self, envelope: Envelope, message: Message, received: Received) -> bool:
         """Apply a message before the protocol gets it. False: the message was dropped and counted."""
         if self._absent():
-            self._accounts.link(envelope.src).dropped("absent", received.wire_bytes)
+            account = self._accounts.source(envelope.src, envelope.src in self._devices)
+            account.dropped("absent", received.wire_bytes)
             return False
         if isinstance(message, Credit):
             self._sender.on_credit(envelope.src, message.bytes)

@@ -12,7 +12,10 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from peers.errors import InputError
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
@@ -20,6 +23,23 @@ if TYPE_CHECKING:
 VARIABLE = "UNWEFT_HEALTH"  # environment variable with the path of the socket file
 TIMEOUT_S = 3.0
 MAX_BYTES = 1 << 20
+LONGEST_PATH = 107  # bytes of the path of a socket file
+
+
+def check_path(path: str) -> None:
+    """Raises InputError if no socket file can be made at this path."""
+    file, size, why = Path(path), len(os.fsencode(path)), ""
+    if not 0 < size <= LONGEST_PATH or "\0" in path:
+        why = f"the path has {size} bytes"
+    elif not file.absolute().parent.is_dir():
+        why = f"there is no folder {file.absolute().parent}"
+    elif not os.access(file.absolute().parent, os.W_OK):
+        why = f"the folder {file.absolute().parent} cannot be written to"
+    elif file.exists() and not file.is_socket():
+        why = "another file is there"
+    if why:
+        allowed = f"a path of 1 to {LONGEST_PATH} bytes, in a folder that can be written to"
+        raise InputError(f"{VARIABLE}: {path!r}: {why}; allowed: {allowed}")
 
 
 def ask(path: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
-from peers.runtime.wiring import count_drop, make_driver
-from peers.tasks import encode, encoding_notes, lacks_end, make_task
+from peers.runtime.wiring import MakeDriver, count_drop, make_driver
+from peers.tasks import make_task
 from transport.clocks.real import RealClock
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_dealer import Limits
@@ -38,13 +38,18 @@ from transport.shaping.accounting import Accounts
 log = logging.getLogger("unweft")
 
 
-def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
-    """Run a device in a process that a launcher started. Ends the process with the device's exit status."""
+def process_main(
+    spec: DeviceSpec, lifeline: Connection | None = None, make: MakeDriver = make_driver
+) -> None:
+    """Run a device in a process that a launcher started. Ends the process with the device's exit status.
+
+    `make`: joins the parts of the device (wiring.py).
+    """
     partition.ignore()
     guard(lifeline)
     redirect_output(Path(spec.out) / "devices" / spec.id / "log.txt")
     try:
-        code = run_device(spec)
+        code = run_device(spec, make)
     except (InputError, NoFreeSlot) as error:
         print(f"{spec.id}: {error}", file=sys.stderr)
         code = 2
@@ -54,7 +59,7 @@ def process_main(spec: DeviceSpec, lifeline: Connection | None = None) -> None:
     end_process(code)
 
 
-def run_device(spec: DeviceSpec) -> int:
+def run_device(spec: DeviceSpec, make: MakeDriver = make_driver) -> int:
     """Run one device until it has finished, left or failed; returns its exit status.
 
     Raises InputError when the configuration does not fit the model or the data.
@@ -68,7 +73,7 @@ def run_device(spec: DeviceSpec) -> int:
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns, spec.life)
     try:
         plugins.load(spec.config.plugins)
-        return asyncio.run(_run(spec, recorder))
+        return asyncio.run(_run(spec, recorder, make))
     except Exception as error:
         with suppress(OSError):  # the disk may be full
             recorder.event(RealClock(spec.wall_clock).now(), -1, "failed", {"reason": describe(error)})
@@ -77,7 +82,7 @@ def run_device(spec: DeviceSpec) -> int:
         recorder.close()
 
 
-async def _run(spec: DeviceSpec, recorder: Recorder) -> int:
+async def _run(spec: DeviceSpec, recorder: Recorder, make: MakeDriver) -> int:
     virtual = spec.config.clock == "virtual"
     # Under the virtual clock no message may be lost, and a device may pause for long in real time.
     timeless = Limits(high_water=1 << 16, linger_ms=10_000, heartbeat_ms=0, handshake_ms=0)
@@ -88,7 +93,7 @@ async def _run(spec: DeviceSpec, recorder: Recorder) -> int:
         if spec.keys_folder is not None:
             rotate_on_hangup(links, Path(spec.keys_folder), spec.id)
         learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        driver = make_driver(spec, links, accounts, learner, recorder, identity_of(spec, recorder))
+        driver = make(spec, links, accounts, learner, recorder, identity_of(spec, recorder))
         async with health.answering(spec.health, driver.status):
             return await driver.run()
     finally:
@@ -109,8 +114,8 @@ def build_learner(spec: DeviceSpec) -> Learner:
     torch.set_num_threads(spec.config.model.threads)
     loaded = load_model(spec.config.model)
     examples, most = make_task(spec.config).train_examples(spec.id), spec.config.data.max_length
-    encoded = encode(examples, loaded.tokenizer, most)
-    for note in encoding_notes({spec.id: encoded}, lacks_end(examples, loaded.tokenizer), most):
+    encoded = loaded.encode(examples, most)
+    for note in loaded.notes({spec.id: (examples, encoded)}, most):
         log.warning(note)
     check_data(loaded, [(spec.id, encoded)])
     return Learner(loaded, spec.config, encoded, spec.id)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.seeded_random import blake2b_128, generator
+from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.lora.blocks import overwrite
@@ -41,7 +42,7 @@ class Payload:
     rank: int
     xxh3: int | None  # None: CURVE authenticates the bytes
     signature: bytes | None
-    decoded: Tensor | None = None  # [rows, rank] as the receiver decodes it; only for an allocator
+    decoded: Tensor | None = None  # [rows, rank] as the receiver decodes it; only where it is kept
     _packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)
 
     def messages(
@@ -86,9 +87,12 @@ class PayloadEncoder:
         learner: Learner,
         versions: Versions | None = None,
         copies: NeighbourCopies | None = None,
+        assumed: AssumedCopies | None = None,
     ) -> None:
-        """`versions`: None in a mode without signed versions. `copies`: None without an allocator."""
+        """`versions`: None in a mode without signed versions. `copies`: None without an allocator. `assumed`:
+        None if every copy is sent (similar_copies.py)."""
         self._learner, self._versions, self._copies = learner, versions, copies
+        self._keepers = [keeper for keeper in (copies, assumed) if keeper is not None]
         self._codec, self._curve = spec.config.radio.codec, spec.keys is not None
         self._seed = (spec.config.seed, spec.id)
         self._cache: dict[Part, tuple[int, dict[str, Payload]]] = {}  # version, payloads by codec
@@ -96,8 +100,8 @@ class PayloadEncoder:
 
     # -- in the event loop -----------------------------------------------------------------------------
     def cached(self, action: Publish) -> dict[Part, Payload] | None:
-        """The result of `encode` if every payload is in the cache; else None. None with an allocator."""
-        if self._copies is not None:  # `encode` must keep what the neighbour decodes
+        """The result of `encode` if every payload is in the cache; else None."""
+        if self._keepers:  # `encode` must keep what the neighbour decodes
             return None
         found = {}
         for part, version, _ in action.parts:
@@ -126,20 +130,21 @@ class PayloadEncoder:
 
     # -- in the learner thread -------------------------------------------------------------------------
     def encode(self, action: Publish) -> dict[Part, Payload]:
-        """The payloads of all parts of an action. With an allocator, keep what the neighbour decodes."""
+        """The payloads of all parts of an action. Keep what the neighbour decodes, if it is needed."""
         payloads = {}
         for part, version, _ in action.parts:
             codec = action.codecs.get(part, self._codec)
             payload = payloads[part] = self._find(part, version, codec) or self._make(part, version, codec)
-            if self._copies is not None and payload.decoded is not None:
-                self._copies.note(action.peer, part, payload.decoded)
+            if payload.decoded is not None:
+                for keeper in self._keepers:
+                    keeper.store_copy(action.peer, part, payload.decoded)
         return payloads
 
     def _make(self, part: Part, version: int, codec: str) -> Payload:
         data, signature = self._signed(part, version, codec)
         checksum = None if self._curve else xxh3(data)
         rows, rank = self._learner.layout.rows(part.group), self._learner.layout.rank(part.group)
-        decoded = None if self._copies is None else decode(data, codec, rows, rank)
+        decoded = decode(data, codec, rows, rank) if self._keepers else None
         payload = Payload(part, version, codec, data, rows, rank, checksum, signature, decoded)
         kept = self._cache.get(part)
         if kept is None or kept[0] != version:

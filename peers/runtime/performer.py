@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.learning.learner import TrainResult
+from peers.learning.local_steps import TrainResult
 from peers.protocol import actions as do
 from peers.protocol.phases import Phase
 from peers.runtime.components import Components
@@ -19,6 +19,7 @@ from peers.runtime.event_queue import Event, Kind
 from peers.runtime.futures import call_when_done
 from peers.runtime.learner_thread import Diagnosed, Trained
 from peers.runtime.recorder import metrics_of_round
+from peers.runtime.run_checkpoints import RunCheckpoints
 from peers.storage import checkpoint, leave_wishes
 from peers.unlearning.deletion_receipt import DeletionReceipt
 
@@ -33,6 +34,8 @@ class ActionPerformer:
         self.exit: do.Exit | None = None
         self._busy_until_ns = 0  # virtual time at which the queued work of the learner ends
         self._trained = TrainResult((), 0.0)
+        path = checkpoint.path_of(Path(c.spec.out), c.spec.id)
+        self._checkpoints = RunCheckpoints(c.spec.config.checkpoint, path, c.learner_thread)
         self._handlers: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: lambda action: c.sender.connect(action.peer, action.address, c.clock.now()),
             do.Disconnect: self._disconnect,
@@ -41,6 +44,8 @@ class ActionPerformer:
             do.Farewell: lambda action: c.sender.send_bye(action, c.incarnation),
             do.Train: self._train,
             do.Diagnose: self._diagnose,
+            do.MeasureInputs: self._measure_inputs,
+            do.KeepInputs: self._keep_inputs,
             do.Apply: lambda action: c.learner_thread.mix(action.mixes, action.closes),
             do.AddBlock: c.learner_thread.add_block,
             do.OwnBlock: c.learner_thread.own_block,
@@ -49,9 +54,7 @@ class ActionPerformer:
             do.Log: lambda action: c.events.record(c.clock.now(), action.event, **action.fields),
             do.RoundDone: self._round_done,
             do.Export: self._export,
-            do.SaveLeave: lambda action: leave_wishes.write(
-                c.recorder.folder, action.records, action.confirmed
-            ),
+            do.SaveLeave: self._save_leave,
             do.Exit: self._exit,
         }
 
@@ -59,7 +62,7 @@ class ActionPerformer:
         """Perform the actions in order. After the last round control belongs to no round's budget.
 
         `source`: the peer whose message led to them. A Tell or Connect that fails then is its fault
-        (receiver.py): the peer is disconnected, and the other actions are performed.
+        (delivery.py): the peer is disconnected, and the other actions are performed.
         """
         if self._c.protocol.phase in (Phase.FINISH, Phase.GONE):
             self._c.sender.quota.end_rounds()
@@ -75,7 +78,7 @@ class ActionPerformer:
         try:
             self._handlers[type(action)](action)
         except Exception as error:  # the barrier: no message ends the device
-            await self.perform(self._c.receiver.on_answer_fault(self._c.clock.now(), source, error))
+            await self.perform(self._c.delivery.on_answer_fault(self._c.clock.now(), source, error))
 
     # -- the network -----------------------------------------------------------------------------------
     async def _publish(self, action: do.Publish) -> None:
@@ -88,7 +91,7 @@ class ActionPerformer:
     def _disconnect(self, action: do.Disconnect) -> None:
         self._c.sender.disconnect(action.peer)
         self._c.learner_thread.forget_copies_of(action.peer)
-        self._c.receiver.forget_peer(action.peer)
+        self._c.delivery.forget_peer(action.peer)
 
     def _meet(self, action: do.Meet) -> None:
         self._c.sender.disconnect(action.alias)
@@ -101,10 +104,10 @@ class ActionPerformer:
         self._queue_result(training, action.steps, partial(self._on_trained, training=training))
 
     def _on_trained(self, now: int, training: Future[Trained]) -> list[do.Action]:
-        self._trained, changed, distances = training.result()
+        self._trained, changed, distances, near = training.result()
         sender = self._c.sender
         supply, outages = sender.supply(distances), frozenset(sender.outages)
-        return self._c.protocol.trained(now, changed, sender.data_budget(), supply, outages)
+        return self._c.protocol.trained(now, changed, sender.data_budget(), supply, outages, near)
 
     def _diagnose(self, action: do.Diagnose) -> None:
         measuring = self._c.learner_thread.diagnose(action)
@@ -116,6 +119,20 @@ class ActionPerformer:
         values, found = measuring.result()
         self._c.events.record(now, "diagnosis", epoch=epoch, loss=found.loss, **found.cost._asdict())
         return self._c.protocol.diagnosed(now, epoch, values)
+
+    def _measure_inputs(self, action: do.MeasureInputs) -> None:
+        """As the measurement of a Fisher basis, this takes no virtual time."""
+        measuring = self._c.learner_thread.second_moments(action)
+
+        def measured(now: int) -> list[do.Action]:
+            return self._c.protocol.inputs_measured(now, measuring.result())
+
+        self._queue_result(measuring, 0, measured)
+
+    def _keep_inputs(self, action: do.KeepInputs) -> None:
+        keeping = self._c.learner_thread.know_inputs(action)
+        of: dict[str, object] = {"peer": action.source.device}
+        self._c.events.record_when_done(keeping, "inputs_refused", lambda kept: None if kept else of)
 
     def _queue_result(self, work: Future[Any], steps: int, event: Event) -> None:
         """Schedule `event` for when the queued work ends.
@@ -138,7 +155,7 @@ class ActionPerformer:
         c, key = self._c, action.key
         c.sender.purge(key, action.reason)
         c.encoder.purge(key)
-        c.receiver.drop_block(key)
+        c.delivery.drop_block(key)
         if action.refit and c.protocol.own is not None:
             c.encoder.drop_cached(c.protocol.own.key)
         of = {"peer": key.device, "incarnation": key.incarnation}
@@ -147,14 +164,18 @@ class ActionPerformer:
             return None if receipt is None else {**of, **asdict(receipt)}
 
         c.events.record_when_done(c.learner_thread.drop_block(action), "deleted", deleted)
+        self._checkpoints.on_block_dropped()
 
     # -- files and records -----------------------------------------------------------------------------
+    def _save_leave(self, action: do.SaveLeave) -> None:
+        leave_wishes.write(self._c.recorder.folder, action.records, action.confirmed)
+        self._checkpoints.on_leave()
+
     def _export(self, action: do.Export) -> None:
         c = self._c
         out = Path(c.spec.out)
         exporting = c.learner_thread.export(out / "adapters" / c.spec.id)
-        if c.spec.config.checkpoint.save and action.run_over:
-            c.learner_thread.checkpoint(checkpoint.path_of(out, c.spec.id))
+        self._checkpoints.on_export(action.run_over)
         c.events.record_when_done(exporting, "exported", lambda sha256: {"adapter_sha256": sha256})
 
     def _round_done(self, action: do.RoundDone) -> None:
@@ -168,8 +189,10 @@ class ActionPerformer:
                 "spent_bytes": c.sender.quota.spent,
                 "spent_total_bytes": c.sender.quota.spent_total,
                 "links": c.accounts.to_dict(),
+                "arrivals": c.reception.arrivals.take(c.recorder.seconds),
             }
         )
+        self._checkpoints.on_round(action.round)
 
     def _exit(self, action: do.Exit) -> None:
         self.exit = self.exit or action

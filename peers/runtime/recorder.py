@@ -13,7 +13,7 @@ from peers.runtime.futures import call_when_done
 from transport.clocks.real import Clock
 
 if TYPE_CHECKING:
-    from peers.learning.learner import TrainResult
+    from peers.learning.local_steps import TrainResult
 
 Result = TypeVar("Result")
 Fields = dict[str, object]

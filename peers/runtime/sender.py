@@ -13,15 +13,16 @@ from typing import NamedTuple
 from coordinator_free.averaging.copy_distances import Distances
 from coordinator_free.averaging.rate_allocation import Budget, Link
 from coordinator_free.identifiers import BlockKey, Part
-from peers.config import FIFO
 from peers.protocol.actions import Farewell, Publish
 from peers.protocol.send_allocation import Supply
+from peers.radio_config import FIFO
 from peers.runtime.control_priority import departs, origin_of, priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec
+from transport.clocks.virtual import device_of
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
-from transport.shaping.accounting import Accounts
+from transport.shaping.accounting import MAX_PEERS, Accounts
 from transport.shaping.channel import LinkQuality, cost_bytes
 from transport.shaping.outgoing import Departure, Outgoing
 from transport.shaping.round_budget import Priority, Quota
@@ -100,7 +101,7 @@ class Sender:
         self._live: tuple[str, ...] = (spec.id,)
         self._slowest_Bps = radio.rate_Bps
         self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
-        self._by_address = {address: life.partition("#")[0] for life, address in spec.group.items()}
+        self._by_address = {address: device_of(life) for life, address in spec.group.items()}
         self._cut_off: frozenset[str] = frozenset()
         self.outages: set[str] = set()  # peers to which no data leaves in this round
 
@@ -110,12 +111,25 @@ class Sender:
         self._address[peer] = address
         self._update_link(peer, now_ns)
         self._set_in_flight(peer, 0)
+        self._forget_oldest_links()
+
+    def _forget_oldest_links(self) -> None:
+        """Links keep their draws when they close. Names can be invented, so only the last ones are kept."""
+        while len(self._shaped) > MAX_PEERS:
+            oldest = next((peer for peer in self._shaped if peer not in self._address), None)
+            if oldest is None:
+                return
+            del self._shaped[oldest]
+            self._in_flight.pop(oldest, None)
+            self._shaper.forget_link(oldest)
 
     def disconnect(self, peer: str) -> None:
         """Give up the link and abandon the messages that are queued for it."""
         self._abandon(lambda item: item.peer == peer, "gone")
         self._links.disconnect(peer)
         self._address.pop(peer, None)
+        if peer in self._shaped:  # the last one is the one that was closed last
+            self._shaped[peer] = self._shaped.pop(peer)
         self.outages.discard(peer)
         self._set_in_flight(peer, 0)
 

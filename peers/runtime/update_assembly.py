@@ -1,6 +1,6 @@
 """The assembly of updates: fragments in, decoded matrices out, within bounded memory.
 
-It is apart from receiver.py because it knows nothing of links, time or peers: only of shapes and bytes.
+It is apart from delivery.py because it knows nothing of links, time or peers: only of shapes and bytes.
 """
 
 from __future__ import annotations

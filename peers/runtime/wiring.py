@@ -10,13 +10,16 @@ from collections.abc import Callable
 from functools import partial
 
 from coordinator_free.averaging.mixing import MODES
-from peers.config import FIFO
+from peers.learning.assumed_copies import AssumedCopies
 from peers.learning.learner import Learner
 from peers.learning.neighbour_copies import NeighbourCopies
+from peers.protocol import similar_copies
 from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
+from peers.radio_config import FIFO
 from peers.runtime.components import Components
+from peers.runtime.delivery import Delivery
 from peers.runtime.driver import Driver
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.external_events import ExternalEvents
@@ -25,6 +28,7 @@ from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.receiver import Receiver
+from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.sender import Sender, Shape
@@ -32,10 +36,12 @@ from peers.runtime.spec import DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import leave_wishes
 from transport.clocks.real import Clock, RealClock
-from transport.clocks.virtual import VirtualClock
+from transport.clocks.virtual import VirtualClock, device_of
 from transport.links.interface import Links
 from transport.security.keys import DeviceIdentity, verify
 from transport.shaping.accounting import Accounts
+
+MakeDriver = Callable[[DeviceSpec, Links, Accounts, Learner, Recorder, DeviceIdentity], Driver]
 
 
 def make_driver(
@@ -54,28 +60,36 @@ def make_driver(
     queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
+    mixing = spec.config.mixing
+    assumed = AssumedCopies(mixing.tolerance) if similar_copies.applies(mixing) else None
     learner_thread = LearnerThread(
-        learner, recorder, spec.config, external.on_learner_failure, versions, copies, host.worker()
+        learner,
+        recorder,
+        spec.config,
+        external.on_learner_failure,
+        versions,
+        copies,
+        assumed,
+        host.worker(),
     )
     signed = versions if MODES[spec.config.mixing.mode]().shared_versions else None
-    encoder = PayloadEncoder(spec, learner, signed, copies)
+    encoder = PayloadEncoder(spec, learner, signed, copies, assumed)
     sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
-    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent)
-    receiver = Receiver(
-        links,
+    devices = frozenset(device_of(life) for life in spec.group)
+    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent, devices)
+    reception = ReceptionAccounts(protocol, accounts, links.security_events)
+    delivery = Delivery(
         protocol,
         UpdateAssembly(learner),
-        accounts,
-        queue,
-        clock,
-        virtual,
-        authenticated=spec.keys is not None,
+        reception,
         on_arrival=flow_control.on_arrival,
         on_copy=learner_thread.on_neighbour_copy,
     )
+    authenticated = spec.keys is not None
+    receiver = Receiver(links, reception, delivery, queue, clock, virtual, authenticated=authenticated)
     components = Components(
         spec=spec,
         links=links,
@@ -88,6 +102,8 @@ def make_driver(
         sender=sender,
         protocol=protocol,
         receiver=receiver,
+        delivery=delivery,
+        reception=reception,
         recorder=recorder,
         events=events,
         host=host,
@@ -97,7 +113,7 @@ def make_driver(
 
 def count_drop(accounts: Accounts) -> Callable[[str, str, int], None]:
     """The callback with which links count the messages that they drop (`Links.start`)."""
-    return lambda source, reason, size: accounts.link(source).dropped(reason, size)
+    return lambda source, reason, size: accounts.source(source, known=False).dropped(reason, size)
 
 
 def _virtual_clock(spec: DeviceSpec, links: Links) -> VirtualClock | None:

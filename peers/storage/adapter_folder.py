@@ -148,13 +148,17 @@ def weight_names(module: str) -> tuple[str, str]:
 
 
 def adapter_tensors(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> dict[str, Tensor]:
-    """The tensors of the file: blocks side by side, sorted by key. Without blocks: zeros of rank 1."""
+    """The tensors of the file: blocks side by side, sorted by key. Without blocks: zeros of rank 1.
+
+    The factors of a Conv2d have PEFT's shapes: lora_A [r, C, h, w] and lora_B [k, r, 1, 1].
+    """
     tensors = {}
     for shape in layout.modules:
         factors = [block.factors[shape.name] for block in _ordered(blocks)] or [_nothing(shape)]
         a_name, b_name = weight_names(shape.name)
-        tensors[a_name] = torch.cat([a for a, _ in factors], dim=0).contiguous()
-        tensors[b_name] = torch.cat([b for _, b in factors], dim=1).contiguous()
+        down, up = shape.factor_shapes
+        tensors[a_name] = torch.cat([a for a, _ in factors], dim=0).reshape(down).contiguous()
+        tensors[b_name] = torch.cat([b for _, b in factors], dim=1).reshape(up).contiguous()
     return tensors
 
 
@@ -187,6 +191,6 @@ def _peft_config(recipe: Recipe, ranks: Mapping[str, int]) -> Any:
         target_modules=sorted(ranks),
         fan_in_fan_out=any(m.conv1d for m in recipe.modules),
         base_model_name_or_path=recipe.model_name,
-        task_type="CAUSAL_LM",
+        task_type=recipe.task_type,
         inference_mode=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from coordinator_free.identifiers import BlockKey
 from peers.lora.adapted_model import DenseWeights
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import Block
+from peers.storage.adapter_folder import tensors_sha256
 from peers.storage.tensor_file import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -28,6 +30,27 @@ def write_snapshot(
     unfinished = path.with_name(f"{path.name}.tmp")
     save_tensors(tensors, unfinished, {**meta, "slots": json.dumps(dict(slots))})
     unfinished.replace(path)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The content of a snapshot. tensors: B by "<block>/<group>", on the CPU."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, str]
+
+    def blocks(self) -> list[BlockKey]:
+        """The blocks of the model, sorted by key."""
+        return sorted({BlockKey.parse(name.rpartition("/")[0]) for name in self.tensors})
+
+    def sha256(self) -> str:
+        """Of the tensors and the slots: snapshots of one hash show the same model."""
+        return tensors_sha256(self.tensors) + self.meta["slots"]
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot."""
+    return Snapshot(*load_tensors(path))
 
 
 class SnapshotModel:
@@ -47,17 +70,18 @@ class SnapshotModel:
 
     def load(self, path: Path) -> dict[str, str]:
         """Replace the blocks of the model by those of a snapshot; returns the snapshot's metadata."""
-        tensors, meta = load_tensors(path, str(self._device))
-        slots: dict[str, int] = json.loads(meta["slots"])
-        self._dense.fold([self._block(key, slots[str(key)], tensors) for key in _keys(tensors)])
-        return meta
+        snapshot = read_snapshot(path)
+        self.place(snapshot)
+        return snapshot.meta
+
+    def place(self, snapshot: Snapshot) -> None:
+        """Replace the blocks of the model by those of a snapshot."""
+        tensors = {name: tensor.to(self._device) for name, tensor in snapshot.tensors.items()}
+        slots: dict[str, int] = json.loads(snapshot.meta["slots"])
+        self._dense.fold([self._block(key, slots[str(key)], tensors) for key in snapshot.blocks()])
 
     def _block(self, key: BlockKey, slot: int, tensors: Mapping[str, Tensor]) -> Block:
         if slot not in self._by_slot:
             self._by_slot[slot] = self._bases.block(slot, self._device)
         groups = self._bases.recipe.layout.groups
         return Block(slot, {g: tensors[f"{key}/{g}"] for g in groups}, self._by_slot[slot])
-
-
-def _keys(tensors: Mapping[str, Tensor]) -> list[BlockKey]:
-    return sorted({BlockKey.parse(name.rpartition("/")[0]) for name in tensors})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coordinator_free.seeded_random import generator
-from peers.tasks.encode import Encoded
+from peers.tasks.batch import Batch
 
 
 def batch_generator(seed: int, shard: str, round_number: int, step: int) -> np.random.Generator:
@@ -15,7 +15,7 @@ def batch_generator(seed: int, shard: str, round_number: int, step: int) -> np.r
     return generator(seed, shard, round_number, step)
 
 
-def sample_batch(encoded: Encoded, size: int, draw: np.random.Generator) -> Tensor:
+def sample_batch(encoded: Batch, size: int, draw: np.random.Generator) -> Tensor:
     """Indices of `size` different examples, [size] int64. If there are no more examples: all, in order."""
     n = len(encoded)
     if n <= size:

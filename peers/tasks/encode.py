@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from peers.errors import InputError
 from peers.tasks.base import Example
+from peers.tasks.batch import Batch
+from peers.tasks.chat import chat_prompt, has_template, turn_end
+from peers.tasks.cut_prompt import cut_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +44,26 @@ class Encoded:
         length = int(mask.sum(dim=1).max()) if len(indices) else 0
         return Encoded(self.input_ids[indices, :length], mask[:, :length], self.labels[indices, :length])
 
+    def response_tokens(self) -> Tensor:
+        """The number of tokens with a loss, int64 []. The first token of a text has none."""
+        return (self.labels[:, 1:] != IGNORED).sum()
+
     def to(self, device: torch.device | str) -> Encoded:
         """A copy on another device."""
         moved = (self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
         return Encoded(*moved, truncated=self.truncated)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """As `Batch.inputs`."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    def wanted(self) -> Tensor:
+        """The label of the next position, [n, L]. It is -100 at the last position, which has no next one."""
+        return functional.pad(self.labels[:, 1:], (0, 1), value=IGNORED)
+
+    def counted(self, positions: int) -> Tensor:
+        """As `Batch.counted`: all tokens but padding."""
+        return self.attention_mask.bool()
 
 
 @dataclass(frozen=True)
@@ -69,14 +89,14 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None
 
 
-def encoding_notes(parts: Mapping[str, Encoded], no_end: bool, max_length: int) -> list[str]:
+def encoding_notes(parts: Mapping[str, Batch], no_end: bool, max_length: int) -> list[str]:
     """Lines that say what `encode` did to the data beside encoding them. parts: by whose data they are.
 
     no_end: responses should end, and the tokenizer has no token for that.
     """
     cut = [f"{e.truncated} of {len(e)} examples of {whose}" for whose, e in parts.items() if e.truncated]
     notes = [
-        f"data.max_length: cut to {max_length} tokens, at the left of the prompt: {', '.join(cut)}"
+        f"data.max_length: cut to {max_length} tokens, at the left of the prompt: " + ", ".join(cut)
     ] * bool(cut)
     if no_end:
         notes.append("model.name: the tokenizer has no token for the end of a text: no end is learnt")
@@ -89,14 +109,13 @@ def lacks_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokens of prompt and response, at most `max_length` per example: a long prompt is cut from the left.
+    """Tokens of prompt and response, at most `max_length` per example: a long prompt is cut (cut_prompt.py).
 
-    The special tokens with which a prompt begins stay. If an example `ends`, `end_id` becomes part of the
-    response. Raises InputError for a response without tokens, with unknown words, or without room for one
-    token of prompt.
+    If an example `ends`, the end of a turn or `end_id` becomes part of the response. Raises InputError for a
+    response without tokens, with unknown words, or without room for one token of prompt.
     """
-    before = _put_before(examples[0].response, tokenizer) if examples else []
-    rows = [_row(example, before, tokenizer, max_length) for example in examples]
+    form = _Form.of(examples, tokenizer)
+    rows = [_row(example, form, tokenizer, max_length) for example in examples]
     shape = (len(rows), max((len(row.prompt) + len(row.response) for row in rows), default=0))
     ids = torch.full(shape, pad_id(tokenizer), dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
@@ -109,36 +128,58 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     return Encoded(ids, mask, labels, truncated=sum(row.cut for row in rows))
 
 
-def _row(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Row:
-    response = _response_tokens(example, tokenizer)
-    prompt = _prompt_tokens(example, before, tokenizer)
+@dataclass(frozen=True)
+class _Form:
+    """What a tokenizer adds: tokens `before` a text, and the end of a chat's turn (None: `end_id`)."""
+
+    before: list[int]
+    turn_end: int | None
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> _Form:
+        before = _put_before(examples[0].response, tokenizer) if examples else []
+        chats = any(example.messages for example in examples)
+        return cls(before, turn_end(tokenizer) if chats else None)
+
+
+def _row(example: Example, form: _Form, tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Row:
+    response = _response_tokens(example, form, tokenizer)
+    prompt = _prompt_tokens(example, form.before, tokenizer)
     room = max_length - len(response)
-    kept = _special_at_the_left(prompt, tokenizer) if len(prompt) > room else 0
-    if room < kept + 1:
-        raise InputError(
-            f"data.max_length: {max_length} has no room for the {len(response)} tokens of response "
-            f"{example.response[:40]!r} and {kept + 1} of its prompt; "
-            f"allowed: {len(response) + kept + 1} or more"
-        )
     if len(prompt) <= room:
         return _Row(prompt, response, cut=False)
-    return _Row(prompt[:kept] + prompt[kept - room :], response, cut=True)
-
-
-def _special_at_the_left(prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens a prompt begins with: the begin of text, the markup of a chat."""
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
     special.discard(tokenizer.unk_token_id)  # it stands for a word of the text
-    return next((i for i, token in enumerate(prompt) if token not in special), len(prompt))
+    newlines = {token for token in set(prompt) - special if "\n" in tokenizer.decode([token])}
+    kept, least = cut_prompt(prompt, room, special, newlines)
+    if kept is None:
+        raise InputError(
+            f"data.max_length: {max_length} has no room for the {len(response)} tokens of response "
+            f"{example.response[:40]!r} and {least} of its prompt; "
+            f"allowed: {len(response) + least} or more"
+        )
+    return _Row(kept, response, cut=True)
+
+
+def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """The tokens of an example's prompt, as `encode` has them, for a model that continues it."""
+    row = _row(example, _Form.of([example], tokenizer), tokenizer, max_length)
+    return row.prompt
 
 
 def _prompt_tokens(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Never empty: the first token of the response is predicted from the token before it.
 
-    The special tokens that the tokenizer puts `before` a text stay. Those that it puts after a text are left
-    out, since the response follows. A special token that is written in the prompt is neither.
+    The special tokens that the tokenizer puts `before` a text stay; a chat template writes them itself. Those
+    that it puts after a text are left out, since the response follows. A special token that is written in the
+    prompt is neither.
     """
-    ids: list[int] = [*before, *tokenizer.encode(example.prompt, add_special_tokens=False)]
+    if example.messages:
+        text = chat_prompt(example.messages, tokenizer)
+        before = [] if has_template(tokenizer) else before
+    else:
+        text = example.prompt
+    ids: list[int] = [*before, *tokenizer.encode(text, add_special_tokens=False)]
     if ids:
         return ids
     start = tokenizer.bos_token_id
@@ -158,8 +199,10 @@ def _put_before(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     )
 
 
-def _response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer.encode(example.response, add_special_tokens=False)
+def _response_tokens(example: Example, form: _Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # In the plain form of a chat the response follows "Answer:", so that a space belongs to it.
+    space = " " * bool(example.messages and not has_template(tokenizer))
+    ids: list[int] = tokenizer.encode(space + example.response, add_special_tokens=False)
     if not ids:
         raise InputError(f"data: response {example.response!r} has no tokens in the model's vocabulary")
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
@@ -168,5 +211,5 @@ def _response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> li
             f"data: response {example.response[:40]!r} has words that the vocabulary of the model lacks; "
             "allowed: known words, or a model whose tokenizer spells any text"
         )
-    end = end_id(tokenizer)
+    end = form.turn_end if example.messages and form.turn_end is not None else end_id(tokenizer)
     return [*ids, end] if example.ends and end not in (None, ids[-1]) else ids

@@ -1,22 +1,28 @@
-"""The task `jsonl`: a folder of `<device>.jsonl` with lines {"prompt": "…", "response": "…"}."""
+"""The task `jsonl`: a folder of `<device>.jsonl`, with a prompt and a response or a chat in each line.
+
+A line is {"prompt": "…", "response": "…"} or {"messages": [{"role": "user", "content": "…"}, …]}. The last
+message is the assistant's: the response. Each may have a "label", for partitions by label.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 
-from coordinator_free.seeded_random import generator
 from peers.config import DataConfig
 from peers.errors import InputError
-from peers.tasks.base import Example, tasks
+from peers.tasks.base import Example, Message, tasks
+from peers.tasks.shards import OWN, Shards
 
 log = logging.getLogger("unweft")
-ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string}'
+ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string} or {"messages": [...]}'
+ROLES = ("system", "user", "assistant")
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -53,6 +59,16 @@ def _parse(line: bytes, where: str) -> Example:
 
 
 def _example(record: dict[str, object], where: str) -> Example:
+    label = record.pop("label", "")
+    if not isinstance(label, str | int):
+        raise InputError(f"{where}: 'label' is {type(label).__name__}; allowed: a string or a whole number")
+    made = chat_example(record, where) if "messages" in record else _pair(record, where)
+    if not made.response.strip():
+        raise InputError(f"{where}: 'response' is empty: it has nothing to learn; {ALLOWED_LINE}")
+    return replace(made, label=str(label))
+
+
+def _pair(record: dict[str, object], where: str) -> Example:
     wrong = sorted(record.keys() ^ {"prompt", "response"})
     if wrong:
         kind = "unknown key" if wrong[0] in record else "missing key"
@@ -61,13 +77,32 @@ def _example(record: dict[str, object], where: str) -> Example:
     if not isinstance(prompt, str) or not isinstance(response, str):
         key = "response" if isinstance(prompt, str) else "prompt"
         raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not a string; {ALLOWED_LINE}")
-    if not response.strip():
-        raise InputError(f"{where}: 'response' is empty: it has nothing to learn; {ALLOWED_LINE}")
     return Example(prompt, response, ends=True)
 
 
+def chat_example(record: Mapping[str, object], where: str) -> Example:
+    """A chat as an example: its last message is the response. Raises InputError with `where`."""
+    turns = record["messages"]
+    messages = [_message(turn, where) for turn in turns] if isinstance(turns, list) else []
+    if len(record) > 1 or len(messages) < 2 or messages[-1].role != "assistant":
+        raise InputError(
+            f'{where}: is no chat with an answer; allowed: {{"messages": [...]}} with two messages or more, '
+            "of which the last has the role assistant"
+        )
+    *before, answer = messages
+    return Example(before[-1].content, answer.content, ends=True, messages=tuple(before))
+
+
+def _message(turn: object, where: str) -> Message:
+    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    if role not in ROLES or not isinstance(content, str):
+        allowed = f'{{"role": one of {", ".join(ROLES)}, "content": string}}'
+        raise InputError(f"{where}: a message is not of the expected form; allowed: {allowed}")
+    return Message(role, content)
+
+
 class Jsonl:
-    """`own`: each device has its file. `iid`: the examples of all devices are dealt in a seeded order.
+    """`own`: each device has its file. Other partitions deal the examples of all devices (partition.py).
 
     The devices are those of `data.devices`. If it names none, as in a call without a scenario, they are
     numbered from 0 as far as there are files: d0, d1, … Other files belong to no device and are not read.
@@ -76,24 +111,13 @@ class Jsonl:
     def __init__(self, config: DataConfig, seed: int) -> None:
         if config.path is None:
             raise InputError("data.path: is not set; data.kind 'jsonl' needs a folder of <device>.jsonl")
-        if config.partition not in ("own", "iid"):
-            raise InputError(
-                f"data.partition: {config.partition!r} needs labelled data, which data.kind 'jsonl' is "
-                "not; allowed: own, iid"
-            )
         if config.overlap:
             raise InputError(
                 "data.overlap: does not apply to data.kind 'jsonl': put shared lines in the files"
             )
         self._folder = Path(config.path).expanduser()
-        self._pooled = config.partition == "iid"
-        if config.devices and not self._pooled:
-            raise InputError(
-                f"data.devices: {', '.join(config.devices)} with data.partition {config.partition!r}; "
-                "allowed: with 'iid'"
-            )
-        self._devices = config.devices
-        self._seed = seed
+        self._devices, self._pooled = config.devices, config.partition != OWN
+        self._shards = Shards(config, seed, self._own)
         if not self._folder.is_dir():
             raise InputError(
                 f"data.path: {config.path} is not a folder; expected is a folder of <device>.jsonl"
@@ -101,37 +125,32 @@ class Jsonl:
 
     def train_examples(self, shard: str) -> list[Example]:
         """Examples of the device's file, or its share of all. Raises InputError as `read_examples` does."""
-        own = self._folder / f"{shard}.jsonl"
-        if own.parent != self._folder:
-            raise InputError(f"device {shard!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
-        return self._share(shard, own) if self._pooled else read_examples(own)
+        devices = (self._devices or self._numbered(shard)) if self._pooled else ()
+        if self._pooled and shard not in devices and not self._file(shard).exists():
+            self._own(shard)  # raises the error of the file
+        return self._shards.train(shard, devices)
 
     def other_wording(self, shard: str) -> list[Example]:
         """None: the files have one wording."""
         return []
 
     def control_examples(self) -> list[Example]:
-        """None: every example belongs to a device."""
-        return []
+        """The examples that `data.held_out` keeps from all devices that have files."""
+        found = self._devices or sorted(path.stem for path in self._folder.glob("*.jsonl"))
+        return self._shards.held_out(found)
 
     def unused(self, shards: Sequence[str]) -> list[str]:
         """As `HasFiles.unused`."""
         used = set(self._devices or shards)
         return sorted(path.name for path in self._folder.glob("*.jsonl") if path.stem not in used)
 
-    def _share(self, shard: str, own: Path) -> list[Example]:
-        devices = self._devices or self._numbered(shard)
-        if shard not in devices:
-            if not own.exists():
-                read_examples(own)  # raises the error of the file
-            raise InputError(
-                f"device {shard!r}: data.partition 'iid' deals the examples to "
-                f"{', '.join(devices) or 'nobody'}; allowed: devices of the scenario, or of data.devices"
-            )
-        files = sorted(self._folder / f"{device}.jsonl" for device in devices)
-        pool = [example for path in files for example in read_examples(path)]
-        order = generator(self._seed, "iid").permutation(len(pool))
-        return [pool[i] for i in order[files.index(own) :: len(files)]]
+    def _file(self, device: str) -> Path:
+        return self._folder / f"{device}.jsonl"
+
+    def _own(self, device: str) -> list[Example]:
+        if self._file(device).parent != self._folder:
+            raise InputError(f"device {device!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
+        return read_examples(self._file(device))
 
     def _numbered(self, shard: str) -> tuple[str, ...]:
         """The devices d0, d1, … that have files, for a shard d1."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.batch import Batch
+from peers.tasks.encode import IGNORED
 from peers.tasks.loss import losses, predictions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Score:
     n: int
 
 
-def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = MAX_BATCH) -> Score:
+def evaluate(model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH) -> Score:
     """Score by teacher forcing. The model keeps its mode."""
     n = len(encoded)
     if n == 0:
@@ -43,14 +44,14 @@ def evaluate(model: PreTrainedModel, encoded: Encoded, batch: int = MAX_BATCH) -
 
 @torch.no_grad()
 def score_examples(
-    model: PreTrainedModel, encoded: Encoded, batch: int = MAX_BATCH
+    model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Three tensors [n], by example: known, summed loss in nats, number of response tokens.
+    """Three tensors [n], by example: known, summed loss in nats, number of response tokens (1 for an image).
 
     An example is known if each of its response tokens is the most likely one. Computes on the device of the
     model's first parameter.
     """
-    per_example = encoded.input_ids.shape[1] * logits_width(model)
+    per_example = encoded.wanted().shape[1] * logits_width(model)
     rows = max(1, min(batch, LOGITS_CEILING // per_example))
     parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
     known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -58,12 +59,15 @@ def score_examples(
 
 
 def logits_width(model: PreTrainedModel) -> int:
-    """The number of tokens that the output head scores. Configurations have it in different places."""
+    """The number of tokens or classes that the output head scores. Models have it in different places."""
     head = getattr(model.get_output_embeddings(), "weight", None)
-    return int(model.config.get_text_config().vocab_size if head is None else head.shape[0])
+    if head is not None:
+        return int(head.shape[0])
+    config = model.config.get_text_config()
+    return int(getattr(config, "vocab_size", config.num_labels))
 
 
-def _score_batch(model: PreTrainedModel, batch: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+def _score_batch(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     logits, wanted = predictions(model, batch.to(next(model.parameters()).device))
     counts = wanted != IGNORED
     known = ((logits.argmax(dim=-1) == wanted) | ~counts).all(dim=1)

@@ -64,7 +64,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     N r > d.
     """
     _check_free(out)
-    recipe, placed = _read_about(adapter)
+    recipe, placed = read_about(adapter)
     if device not in {key.device for key, _ in placed}:
         known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
         raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {known}")
@@ -81,7 +81,7 @@ def forget_blocks(adapter: Path, gone: Collection[BlockKey]) -> None:
 
     Files in blocks/ of owners that the adapter does not list are deleted too. Raises InputError as `forget`.
     """
-    recipe, placed = _read_about(adapter)
+    recipe, placed = read_about(adapter)
     _check_scaling(adapter / CONFIG)
     _, blocks, _ = _take_apart(adapter, recipe, placed)
     write_adapter(adapter, recipe, [block for block in blocks if block.key not in gone])
@@ -119,7 +119,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_about(adapter: Path) -> tuple[Recipe, Placed]:
+def read_about(adapter: Path) -> tuple[Recipe, Placed]:
+    """The recipe of an adapter, and its blocks. Raises InputError if unweft did not write the adapter."""
     path = adapter / ABOUT
     about = _read_json(path)
     if about.get("format") != FORMAT:
@@ -151,7 +152,7 @@ def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
         tensors = load_file(path)
         factors = {}
         for shape in recipe.modules:
-            a, b = (tensors[name].float() for name in weight_names(shape.name))
+            a, b = (tensors[name].float().flatten(1) for name in weight_names(shape.name))
             if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
                 raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
             factors[shape.name] = (a, b)

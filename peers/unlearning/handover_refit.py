@@ -18,14 +18,14 @@ from torch import Tensor
 from peers.lora.activations import taps
 from peers.lora.blocks import Block
 from peers.lora.layout import ModelLayout
-from peers.tasks.encode import Encoded
+from peers.tasks.batch import Batch
 
 RIDGE = 1e-2
 
 
 @torch.no_grad()
 def handover_refit(
-    model: Any, layout: ModelLayout, own: Block, gone: Block, batches: Iterable[Encoded]
+    model: Any, layout: ModelLayout, own: Block, gone: Block, batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
     """dB by group, float32 [rows_g, r_g]: with B + dB, `own` replaces the output of `gone` on these batches.
 
@@ -35,10 +35,9 @@ def handover_refit(
     crosses: dict[str, Tensor] = {}  # A_u^T S A_i by module, times the number of tokens
     for batch in batches:
         with taps(model, layout) as seen:
-            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        tokens = batch.attention_mask.bool()
+            model(**batch.inputs())
         for name, tap in seen.items():
-            x = tap.x[tokens].double()
+            x = tap.x[batch.counted(tap.x.shape[1])].double()
             mine, other = x @ own.bases[name].double(), x @ gone.bases[name].double()
             grams[name] = grams.get(name, 0.0) + mine.T @ mine
             crosses[name] = crosses.get(name, 0.0) + other.T @ mine

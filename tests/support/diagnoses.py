@@ -26,7 +26,7 @@ LADDER = ring_ladder()
 
 
 def group(local=0.01, consensus=0.01, heterogeneity=0.01, priority=1 / 3, mu=0.05, eta=0.1, bytes=1000.0):
-    return GroupView(Residuals(local, consensus, heterogeneity), priority, mu, eta, bytes)
+    return GroupView(Residuals(local, consensus, heterogeneity), priority, mu * eta, eta, bytes)
 
 
 def view(index=0, rounds=5, seed=0, trials=None, **groups: GroupView) -> View:

@@ -18,7 +18,8 @@ from typing import Any
 
 from coordinator_free.correction.policy_interface import Settings
 from peers.config import DeviceConfig
-from peers.learning.learner import Learner, TrainResult
+from peers.learning.learner import Learner
+from peers.learning.local_steps import TrainResult
 from peers.protocol.state_machine import Phase
 from peers.runtime.driver import Driver
 from peers.runtime.recorder import Recorder

@@ -24,14 +24,14 @@ from peers.protocol import actions as do
 from peers.protocol.signed_versions import SignedCopy, statement
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from tests.support.signatures import public, sign_as, verify
+from tests.support.simulated_assumptions import Assumptions
 from transport.security.keys import in_run
 from transport.wire.messages import Bye, Envelope, Message, Update
 from transport.wire.packing import pack, unpack
 
 Values = NDArray[np.float64]
 Event = Callable[[int], list[do.Action]]
-SECOND = 1_000_000_000
-MILLI = 1_000_000
+SECOND, MILLI = 1_000_000_000, 1_000_000
 WIDTH = 3  # values of a part
 PART_BYTES = 100  # what a part costs of the budget
 GROUPS = ("early", "late")
@@ -45,6 +45,7 @@ def small_config(**sections: Any) -> DeviceConfig:
         "round": {"count": 100_000, "deadline_s": 2.0},
         "correction": {"rounds": 3},
         "membership": {"settle_s": 20.0},
+        "mixing": {"tolerance": 0.0},
     }
     for name, section in sections.items():
         known = defaults.get(name)
@@ -90,6 +91,7 @@ class SimDevice:
         self.values: dict[Part, Values] = {}
         self.slots: dict[BlockKey, int] = {}
         self.changed: set[Part] = set()
+        self.assumed = Assumptions(config.mixing.tolerance)
         self.links: dict[str, str] = {}  # peer or alias: address
         self.told: list[do.Action] = []
         self.dropped: Counter[str] = Counter()
@@ -153,6 +155,7 @@ class SimDevice:
                 values = copy.matrix if isinstance(copy, SignedCopy) else copy
                 if values is not None:
                     mixed = mixed + weight * values
+            self.assumed.follow(mix.part, mix.follow, own)
             if not np.array_equal(mixed, own):
                 self.values[mix.part] = mixed
                 self.changed.add(mix.part)
@@ -166,6 +169,7 @@ class SimDevice:
 
     def drop(self, key: BlockKey) -> None:
         self.slots.pop(key, None)
+        self.assumed.drop(key)
         for group in GROUPS:
             self.values.pop(Part(key, group), None)
             self.changed.discard(Part(key, group))
@@ -299,16 +303,17 @@ class Network:
                     self.at(self.now + device.train_ns, partial(self._trained, device, action))
                 case do.Diagnose() if device.measure is not None:
                     self.at(self.now + 20 * MILLI, partial(self._measured, device, action.round))
+                case do.MeasureInputs(keys):
+                    told = partial(device.protocol.inputs_measured, values=dict.fromkeys(keys, bytes(4)))
+                    self.at(self.now + 20 * MILLI, partial(self._handle, device, told))
                 case do.Apply():
                     device.apply(action)
-                case do.AddBlock():
+                case do.AddBlock() | do.OwnBlock():
                     device.add(action.key, action.slot, action.carry)
-                case do.OwnBlock():
-                    device.add(action.key, action.slot, action.carry)
-                case do.DropBlock():
-                    device.drop(action.key)
-                case do.Drop():
-                    device.dropped[action.reason] += 1
+                case do.DropBlock(key):
+                    device.drop(key)
+                case do.Drop(reason):
+                    device.dropped[reason] += 1
                 case do.Exit():
                     device.exit = device.exit or action
 
@@ -320,7 +325,8 @@ class Network:
     def _trained(self, device: SimDevice, action: do.Train) -> None:
         def event(now: int) -> list[do.Action]:
             changed = device.train(action)
-            return device.protocol.trained(now, changed, device.budget_bytes, outages=device.outages)
+            near, outages = device.assumed.near(device.values), device.outages
+            return device.protocol.trained(now, changed, device.budget_bytes, outages=outages, near=near)
 
         self._handle(device, event)
 
@@ -335,6 +341,7 @@ class Network:
     def _publish(self, source: SimDevice, action: do.Publish) -> None:
         for part, version, cause in action.parts:
             values = source.values[part].copy()
+            source.assumed.note(action.peer, part, values)
             header = update_header(part, version, action.round, cause)
             if source.protocol.signed_versions:  # relays send what the owner has signed
                 signed = statement(part, version, header.codec, values.tobytes())

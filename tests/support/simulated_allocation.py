@@ -45,9 +45,9 @@ class AllocatingNetwork(Network):
     def _perform(self, device: SimDevice, actions: list[do.Action]) -> None:
         for action in actions:
             if isinstance(action, do.DropBlock):
-                self.copies[device.name].drop(action.key)
+                self.copies[device.name].drop_block(action.key)
             elif isinstance(action, do.Disconnect):
-                self.copies[device.name].forget(action.peer)
+                self.copies[device.name].forget_neighbour(action.peer)
             super()._perform(device, [action])
 
     def _trained(self, device: SimDevice, action: do.Train) -> None:
@@ -68,7 +68,7 @@ class AllocatingNetwork(Network):
             self.spent[source.name, action.round] += SIZES[codec]
             draw = generator(repr((source.name, part, version, codec)), digest=blake2b_128)
             sent = decode(encode(as_matrix(source.values[part]), codec, draw), codec, WIDTH, 1)
-            self.copies[source.name].note(action.peer, part, sent)
+            self.copies[source.name].store_copy(action.peer, part, sent)
             header = Update(
                 *(part.block.device, part.block.incarnation, part.group, version, action.round, cause),
                 *(codec, WIDTH, 1, 0, payload_bytes(codec, WIDTH, 1)),
@@ -80,7 +80,7 @@ class AllocatingNetwork(Network):
         def take(device: SimDevice, now: int) -> list[do.Action]:
             part = Part(BlockKey(header.block, header.block_incarnation), header.group)
             if device.protocol.admit(source, header) is None:
-                self.copies[device.name].note(source, part, sent)
+                self.copies[device.name].store_copy(source, part, sent)
                 self.codecs[header.codec] += 1
             values = sent.flatten().double().numpy()
             return partial(_take, source, header, values)(device, now)

@@ -105,6 +105,15 @@ def metric(device: str, round_: int) -> dict[str, Any]:
         "members": list(members(round_)),
         "norms": {f"{d}@0": {"early": 1.0, "mid": 2.0, "late": 0.5} for d in members(round_)},
         "links": links(device, round_),
+        "arrivals": {peer: arrival(round_) for peer in peers},
+    }
+
+
+def arrival(round_: int) -> dict[str, Any]:
+    """The data of one neighbour: sent from half of the round on, and there shortly before its end."""
+    return {"depart_s": [round_ + 0.5, round_ + 0.7], "arrive_s": [round_ + 0.6, round_ + 0.9]} | {
+        "bytes": 90,
+        "messages": 2,
     }
 
 

@@ -21,7 +21,14 @@ from coordinator_free.correction.policy_interface import (
     Settings,
     View,
 )
-from coordinator_free.correction.residuals import Observables, pack, priorities, residuals, unpack
+from coordinator_free.correction.residuals import (
+    COPIES_PART,
+    Observables,
+    pack,
+    priorities,
+    residuals,
+    unpack,
+)
 from tests.support.diagnoses import GROUPS, LADDER, MEMBERS
 
 M, D, PERIOD, ROUNDS = len(MEMBERS), 8, 5, 60
@@ -95,22 +102,35 @@ class World:
                 self.bytes += LADDER.at(action.rung).cost
 
     def view(self, index: int, settings: Settings) -> View:
-        told = [pack([self.observed(i, g, settings[g].rung) for g in GROUPS]) for i in range(M)]
-        means = unpack(np.mean(told, axis=0), GROUPS)
+        told = [pack([self.observed(i, g) for g in GROUPS]) for i in range(M)]
+        means = unpack(np.mean(told, axis=0), GROUPS, M)
         shares = priorities(means)
         shown = {
             g: GroupView(
-                residuals(means[g], settings[g].steps, c=0.25), shares[g].share, means[g].mu, self.eta, 1.0
+                residuals(means[g], settings[g].steps, c=0.25), shares[g].share, means[g].rate, self.eta, 1.0
             )
             for g in GROUPS
         }
         return View(index, PERIOD, shown, LADDER, 0)
 
-    def observed(self, i: int, g: str, rung: int) -> Observables:
+    def observed(self, i: int, g: str) -> Observables:
         gradient = self.h[g][i] * (self.x[g][i] - self.a[g][i])
-        apart = float(weights(rung)[i] @ ((self.x[g] - self.x[g][i]) ** 2).sum(axis=1))
         high, low = float(self.h[g].mean(0).max()), float(self.h[g].mean(0).min())
-        return Observables(float(gradient @ gradient), high, high, low, self.eta, apart, gradient)
+        return Observables(
+            energy=float(gradient @ gradient),
+            noise=0.0,
+            curvature=high,
+            smoothness=high,
+            gap=self.own_gap(i),
+            rate=self.eta * low,
+            eta=self.eta,
+            sketch=np.pad(gradient, (0, (COPIES_PART - 1) * D)),
+            copies=self.x[g][i],
+        )
+
+    def own_gap(self, i: int) -> float:
+        """The loss of one device above its own minimum."""
+        return sum(float(self.h[g][i] @ (self.x[g][i] - self.a[g][i]) ** 2) / 2 for g in GROUPS)
 
 
 def correct(policy: str, regime: str, seed: int) -> tuple[float, float, list[str]]:

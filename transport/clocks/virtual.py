@@ -29,6 +29,11 @@ def life_name(device: str, life: int) -> str:
     return f"{device}#{life}" if life else device
 
 
+def device_of(life: str) -> str:
+    """The device of a process, by its `life_name`."""
+    return life.partition("#")[0]
+
+
 class VirtualClock:
     """The virtual clock of one process. Time starts at 0.
 

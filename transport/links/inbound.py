@@ -7,7 +7,6 @@ down at once; libzmq then closes them.
 
 from __future__ import annotations
 
-import os
 import resource
 import socket
 from contextlib import suppress
@@ -31,11 +30,18 @@ class InboundConnections:
             self._open.add(descriptor)
             return True
         with suppress(OSError):  # closed already
-            copy = socket.socket(fileno=os.dup(descriptor))
-            with copy:
-                copy.shutdown(socket.SHUT_RDWR)
+            _shut_down(descriptor)
         return False
 
     def end(self, descriptor: int) -> None:
         """A connection ended."""
         self._open.discard(descriptor)
+
+
+def _shut_down(descriptor: int) -> None:
+    """Shut a connection down; libzmq closes it. It takes no further descriptor, since there may be none."""
+    connection = socket.socket(fileno=descriptor)
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        connection.detach()

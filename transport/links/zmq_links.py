@@ -15,7 +15,6 @@ which is the only way to learn that libzmq has sent all its messages.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -31,6 +30,7 @@ from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
 from transport.security.security_events import count_security_event
 from transport.security.zap import DOMAIN, ENDPOINT, ZapHandler
+from transport.shaping.accounting import MAX_PEERS, OTHERS
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
 
@@ -44,7 +44,6 @@ DONTWAIT, EVENTS, POLLIN = (
 MONITORED = sum(FAILURES) | sum(CONNECTIONS) | int(zmq.EVENT_DISCONNECTED)
 FAIR = 32  # messages that `recv` returns between two turns of other tasks
 REBIND_S = 2.0  # longest wait for a port; it is usually free within a millisecond of its unbinding
-log = logging.getLogger("unweft")
 
 
 class ZmqLinks:
@@ -73,6 +72,7 @@ class ZmqLinks:
         self._address = ""
         self._inbound, self._resolver = InboundConnections(), Resolver()
         self._handed_on = 0
+        self._unsent_links: Counter[str] = Counter()  # bounds the lines of the log, as of security events
         self._closed = False
 
     @property
@@ -308,13 +308,11 @@ class ZmqLinks:
 
     def _unsent(self, peer: str, lost: int) -> int:
         if lost:
-            self.unsent_bytes[peer] += lost
-            log.warning(
-                "%s: %d bytes for %s were never sent: no handshake, or no room in the socket",
-                self.device,
-                lost,
-                peer,
-            )
+            known = peer in self.unsent_bytes or len(self.unsent_bytes) < MAX_PEERS
+            self.unsent_bytes[peer if known else OTHERS] += lost
+            why = "no handshake, or no room in the socket"
+            text = f"{self.device}: {lost} bytes for {peer} were never sent: {why}"
+            count_security_event(self._unsent_links, "unsent", text)
         return lost
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 CAUSES = ("train", "correction", "transfer", "control")
 _NO_BYTES = dict.fromkeys(CAUSES, 0)
-MAX_PEERS = 1024  # source names are unverified; bounds the number of accounts
-OTHERS = "(others)"  # the account of all further sources
+MAX_PEERS = 1024  # accounts of single names; members come and go, so those used last are kept
+OTHERS = "(others)"  # the account of unknown sources and of the names that were used longest ago
 
 PERCENTS = (50, 95, 99)
 PER_DECADE = 32  # a bucket is 10^(1/32) = 7.5 % wide
@@ -117,16 +117,21 @@ class LinkAccount:
         self.header_bytes = None if unknown else (self.header_bytes or 0) + (header_bytes or 0)
         self.sent_by_cause[cause] += wire_bytes
 
-    def add_sent(self, other: LinkAccount) -> None:
-        """Add the sent and abandoned bytes of another account."""
+    def add(self, other: LinkAccount) -> None:
+        """Add all counts of another account."""
         self.sent_messages += other.sent_messages
         self.sent_bytes += other.sent_bytes
         self.payload_bytes += other.payload_bytes
-        if self.header_bytes is not None and other.header_bytes is not None:
-            self.header_bytes += other.header_bytes
+        unknown = self.header_bytes is None or other.header_bytes is None
+        self.header_bytes = None if unknown else (self.header_bytes or 0) + (other.header_bytes or 0)
         self.sent_by_cause.update(other.sent_by_cause)
         self.abandoned_bytes.update(other.abandoned_bytes)
         self.lost_bytes += other.lost_bytes
+        self.received_messages += other.received_messages
+        self.received_bytes += other.received_bytes
+        self.dropped_messages.update(other.dropped_messages)
+        self.dropped_bytes.update(other.dropped_bytes)
+        self.latency.merge(other.latency)
 
     def received(self, wire_bytes: int, latency_ns: int | None, longest_ns: int | None = None) -> None:
         """Count an accepted message. `latency_ns`: arrival minus departure, None if unknown.
@@ -190,19 +195,35 @@ class Accounts:
         self._links: dict[str, LinkAccount] = {}
 
     def link(self, peer: str) -> LinkAccount:
-        """The account of a peer. After `MAX_PEERS` names, all new names share one account."""
-        account = self._links.get(peer)
+        """The account of a peer to which this device has a link, or of a member.
+
+        Above `MAX_PEERS` names, OTHERS gets the counts of the one that was used longest ago.
+        """
+        account = self._links.pop(peer, None)
         if account is None:
-            if len(self._links) >= MAX_PEERS:
-                peer = OTHERS
-            account = self._links.setdefault(peer, LinkAccount())
+            account = LinkAccount()
+            if peer != OTHERS and len(self._links) - (OTHERS in self._links) >= MAX_PEERS:
+                self._fold_oldest()
+        self._links[peer] = account  # the last one is the one that was used last
         return account
+
+    def source(self, name: str, known: bool) -> LinkAccount:
+        """The account for a message that arrived. `known`: whether the source is a peer or a member.
+
+        Anybody can name any source. So an unknown one without an account counts under OTHERS.
+        """
+        return self.link(name if known or name in self._links else OTHERS)
+
+    def _fold_oldest(self) -> None:
+        oldest = next(name for name in self._links if name != OTHERS)
+        account = self._links.pop(oldest)
+        self.link(OTHERS).add(account)
 
     def rename(self, alias: str, peer: str) -> None:
         """Move what was sent to an address, before its device was known, to the account of that device."""
         early = self._links.pop(alias, None)
         if early is not None:
-            self.link(peer).add_sent(early)
+            self.link(peer).add(early)
 
     def to_dict(self, histograms: bool = False) -> dict[str, dict[str, Any]]:
         """With `histograms`, each account also has `latency_counts` (LatencyHistogram.to_dict)."""

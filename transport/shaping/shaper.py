@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coordinator_free.seeded_random import blake2b_128, generator
+from transport.shaping.accounting import CAUSES
 from transport.shaping.channel import cost_bytes
 from transport.shaping.held_control import HeldControl
 from transport.shaping.outgoing import Departure, Outgoing
@@ -75,6 +76,10 @@ class Counts:
     def count(self, item: Outgoing) -> None:
         self.messages[item.peer, item.cause] += 1
         self.bytes[item.peer, item.cause] += item.wire_bytes
+
+    def forget_peer(self, peer: str) -> None:
+        for cause in CAUSES:
+            del self.messages[peer, cause], self.bytes[peer, cause]
 
 
 class _Line:
@@ -176,6 +181,14 @@ class Shaper:
         self._on_shed = on_shed
         self._links: OrderedDict[str, _Link] = OrderedDict()  # the next turn first
         self._waiting = 0  # number of messages in their queues
+
+    def forget_link(self, peer: str) -> None:
+        """Forget the state and the counts of a link on which nothing waits."""
+        self._links.pop(peer, None)
+        for counts in (self.queued, self.sent, self.lost, self.abandoned, self.purged):
+            counts.forget_peer(peer)
+        for key in [key for key in self.purged_bytes_by_reason if key[0] == peer]:
+            del self.purged_bytes_by_reason[key]
 
     # -- settings --------------------------------------------------------------------------------------
     def set_link(

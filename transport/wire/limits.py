@@ -9,6 +9,7 @@ MAX_PAYLOAD = 4 << 20  # bytes of one fragment of an update
 SMALL_HEADER_BYTES = 4096  # bytes of a header that is unpacked in one call
 MAX_ITEMS = 4096  # entries of a manifest
 MAX_WISHES = 1024  # entries of a Request
+MAX_INPUTS = 512 << 10  # bytes of second moments in one Inputs
 MAX_DELETED = 1024  # entries of a Deleted
 MAX_RECORDS = 1024  # membership records that one Gossip may hold
 MAX_GOSSIP = 256  # membership records that a device puts into one Gossip

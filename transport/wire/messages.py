@@ -76,8 +76,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The end of a round's data: the status of each part (sent, replaces, unchanged or withheld).
+    """The end of a round's data: the status of each part (sent, replaces, unchanged, similar or withheld).
 
+    `similar`: the sender's copy is close to what the receiver makes of the version that it was sent last.
     `replaces` marks a part that its owner has refitted (peers/unlearning/handover_refit.py).
     `digest`: hash of the membership table.
     """
@@ -186,6 +187,18 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """Second moments of the sender's module inputs in the bases of the receiver's block: float32 values.
+
+    `device`, `incarnation`: the receiver's block (peers/learning/foreign_inputs.py).
+    """
+
+    device: str
+    incarnation: int
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """So many more bytes may be in flight to the sender."""
 
@@ -207,5 +220,5 @@ class Stopping:
 
 Message = (
     Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed
-    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted
+    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted | Inputs
 )  # fmt: skip

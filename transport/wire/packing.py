@@ -35,7 +35,15 @@ from transport.wire.fields import (
     unpack_array,
     word,
 )
-from transport.wire.limits import MAX_DELETED, MAX_HASH, MAX_ITEMS, MAX_PAYLOAD, MAX_WISHES, NEVER_NS
+from transport.wire.limits import (
+    MAX_DELETED,
+    MAX_HASH,
+    MAX_INPUTS,
+    MAX_ITEMS,
+    MAX_PAYLOAD,
+    MAX_WISHES,
+    NEVER_NS,
+)
 from transport.wire.messages import (
     Ack,
     Buffer,
@@ -45,6 +53,7 @@ from transport.wire.messages import (
     Envelope,
     Gossip,
     Hello,
+    Inputs,
     Manifest,
     Message,
     Nack,
@@ -113,7 +122,7 @@ def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = Fa
 
 
 _SIZE = whole(1, 1 << 34)
-_STATUS = one_of("sent", "replaces", "unchanged", "withheld")
+_STATUS = one_of("sent", "replaces", "unchanged", "similar", "withheld")
 _UPDATE = (
     *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), word),
     *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),
@@ -145,8 +154,9 @@ _KINDS: dict[int, _Kind] = {
     16: _kind(Deleted, 192 << 10, rows(MAX_DELETED, valid_device_id, _INCARNATION, device_or_all)),
 }
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
-_CODES = {kind.type: code for code, kind in _KINDS.items()}
-_OFFSET = 2 + _KINDS[_CODES[Update]].names.index("offset")  # its index in the packed array
+_KINDS[21] = _kind(Inputs, MAX_INPUTS + 512, valid_device_id, _INCARNATION, data(4, MAX_INPUTS))
+CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
+_OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 
 
 def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
@@ -154,7 +164,7 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
 
     Raises ValueError for a message that `unpack` would refuse.
     """
-    kind = _KINDS[_CODES[type(message)]]
+    kind = _KINDS[CODES[type(message)]]
     prefix, body = _packable(envelope, message, kind)
     frames: list[Buffer] = [seal(prefix + msgpack.packb(body))]
     if payload is not None:
@@ -172,7 +182,7 @@ def pack_fragments(
     `update`: the header of the first fragment; in the others only `offset` differs. `part_bytes`: the size of
     a fragment. Raises ValueError as `pack`.
     """
-    kind, view = _KINDS[_CODES[Update]], memoryview(payload)
+    kind, view = _KINDS[CODES[Update]], memoryview(payload)
     if len(view) != update.total or update.offset:
         raise ValueError(f"{len(view)} bytes of payload at offset {update.offset} do not make {update.total}")
     prefix, body = _packable(envelope, update, kind)
@@ -200,7 +210,7 @@ def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes,
         raise ValueError(f"{kind.name}.{wrong} is out of range: {getattr(message, wrong)!r:.200}")
     for at, dump in kind.dumps:
         values[at] = dump(values[at])
-    code = _CODES[kind.type]
+    code = CODES[kind.type]
     prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
     return prefix, [envelope.src, envelope.src_incarnation, *values]
 

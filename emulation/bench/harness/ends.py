@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from peers.runtime.receiver import CREDIT_BYTES
+from peers.runtime.reception_accounts import CREDIT_BYTES
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_links import ZmqLinks
 from transport.security.keys import NetworkKeys

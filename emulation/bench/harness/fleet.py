@@ -30,11 +30,11 @@ from peers.config import (
     DeviceConfig,
     MembershipConfig,
     MixingConfig,
-    RadioConfig,
     RoundConfig,
     TopologyConfig,
 )
 from peers.learning.learner import Learner
+from peers.radio_config import RadioConfig
 from peers.runtime.child_process import guard, redirect_output
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec

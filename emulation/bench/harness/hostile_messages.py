@@ -18,7 +18,7 @@ from coordinator_free.membership.signed_records import Record, Status
 from transport.security.keys import DeviceIdentity
 from transport.wire import messages
 from transport.wire.fields import RECORDS, TREE, WORDS
-from transport.wire.packing import MAGIC, PREFIX, VERSION, pack, seal
+from transport.wire.packing import CODES, MAGIC, PREFIX, VERSION, pack, seal
 
 BAD_NAMES = ("x" * 200, "a\nb", "/../../x", "..", "?x", "", "d0@0", "*", "\u202e", "d" * 61)
 BAD_ADDRESSES = (
@@ -29,15 +29,19 @@ BAD_ADDRESSES = (
     "t" * 300,
 )
 INVENTED = 40  # names of members that do not exist
-FLIGHT_NS = 30_000_000_000
-CODES = {"Gossip": 3, "Hello": 1, "Suspect": 15, "PingRequest": 13, "Deleted": 16, "Ping": 7}
+FLIGHT_NS = 2_000_000_000  # longest time until the arrival that a message names
+EARLY = 0.02  # share of the messages that name a later arrival
+IMPOSSIBLE = 0.02  # share of the messages that name an arrival after the bound
+CLOSING = 0.1  # share of the messages that end a greeting which are sent: strangers' messages are refused
+ENDS_GREETING = (messages.Hello, messages.Bye)
 Frames = list[bytes]
 
 
 class HostileMessages:
     """`me`, `incarnation`: of the hostile member. `groups`: of the adapter.
 
-    `identity` signs its records. `evicts`: whether it also sends crash verdicts about others.
+    `identity` signs its records. `hello`: an honest one, which greets again after a bad one.
+    `evicts`: whether it also sends crash verdicts about others.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class HostileMessages:
         me: str,
         identity: DeviceIdentity,
         groups: Sequence[str],
+        hello: messages.Hello,
         *,
         rounds: int,
         slots: int,
@@ -54,9 +59,10 @@ class HostileMessages:
     ) -> None:
         self._draw = random.Random(repr(seed))
         self._me, self._identity, self._groups = me, identity, groups
+        self._honest_hello = hello
         self._rounds, self._slots, self._evicts = rounds, slots, evicts
         names = [f"ghost{n}" for n in range(INVENTED)] if invents else []
-        self._ghosts = {name: DeviceIdentity.generate().for_run(identity.run) for name in names}
+        self.ghosts = {name: DeviceIdentity.generate().for_run(identity.run) for name in names}
         self._makers: list[Callable[[], messages.Message]] = [
             *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
             *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
@@ -69,17 +75,28 @@ class HostileMessages:
         """The next message, packed."""
         draw = self._draw
         depart = draw.choice((now_ns, 0, now_ns + 10**12, draw.randrange(1 << 62)))
-        arrive = draw.choice((now_ns, now_ns, 0, now_ns + draw.randrange(FLIGHT_NS), 1 << 62))
+        arrive = self._arrival(now_ns)
         envelope = messages.Envelope(self._me, draw.choice((0, 1, 1 << 31)), seq, depart, arrive)
         if draw.random() < 0.2:
             return self._out_of_range(envelope)
         while True:
             message = draw.choice(self._makers)()
+            if isinstance(message, ENDS_GREETING) and draw.random() > CLOSING:
+                message = self._honest_hello
             payload = self._payload(message) if isinstance(message, messages.Update) else None
             try:
                 return [bytes(frame) for frame in pack(envelope, message, payload)]
             except ValueError:
                 continue  # a name that this encoder refuses
+
+    def _arrival(self, now_ns: int) -> int:
+        """Few messages arrive later: they fill a bound of the receiver, which then refuses all others."""
+        kind = self._draw.random()
+        if kind < IMPOSSIBLE:
+            return 1 << 62
+        if kind < IMPOSSIBLE + EARLY:
+            return now_ns + self._draw.randrange(FLIGHT_NS)
+        return self._draw.choice((now_ns, now_ns, 0))
 
     # -- values ------------------------------------------------------------------------------------------
     def _number(self) -> int:
@@ -98,7 +115,7 @@ class HostileMessages:
 
     def _device(self) -> str:
         known = [record.device for record in self.members] or [self._me]
-        return self._draw.choice((*known, self._me, "nobody", *self._ghosts))
+        return self._draw.choice((*known, self._me, "nobody", *self.ghosts))
 
     def _group(self) -> str:
         return self._draw.choice((*self._groups, "none"))
@@ -126,13 +143,15 @@ class HostileMessages:
             if known.device != self._me and self._evicts and draw.random() < 0.02:
                 return replace(known, status=Status.CRASHED)  # any member may say so
             return replace(known, lamport=known.lamport + 1, status=draw.choice(list(Status)))  # forged
-        name, key = draw.choice([(self._me, self._identity), *self._ghosts.items()])
+        name, key = draw.choice([(self._me, self._identity), *self.ghosts.items()])
         ends = (Status.WITHDRAWN, Status.ALIVE, Status.CRASHED, Status.RETIRED)
         lamport = draw.choice((1, 1, 5, 1 << 20, 1 << 47))
         address, slot = draw.choice(BAD_ADDRESSES[:2]), draw.randrange(self._slots + 1)
+        # A larger own incarnation would leave the honest code of this device no further one.
+        incarnation = draw.randrange(9) if name == self._me else self._incarnation()
         made = Record(
             name,
-            self._incarnation(),
+            incarnation,
             address,
             slot,
             lamport,
@@ -149,7 +168,7 @@ class HostileMessages:
 
     # -- messages ----------------------------------------------------------------------------------------
     def _manifest(self) -> messages.Manifest:
-        statuses = ("sent", "replaces", "unchanged", "withheld")
+        statuses = ("sent", "replaces", "unchanged", "similar", "withheld")
         items = [(*item, self._draw.choice(statuses)) for item in self._items(40)]
         return messages.Manifest(
             self._round(), self._draw.choice(("train", "correction")), self._digest(), items
@@ -232,13 +251,13 @@ class HostileMessages:
         digest = self._digest()
         kind, fields = draw.choice(
             [
-                ("Gossip", (_records([record]), True, 0)),
-                ("Suspect", (name, 0, 1, self._me)),
-                ("PingRequest", (name, 1)),
-                ("Deleted", (b"".join(map(msgpack.packb, (name, 0, name))),)),
-                ("Ping", (-1, digest)),
+                (messages.Gossip, (_records([record]), True, 0)),
+                (messages.Suspect, (name, 0, 1, self._me)),
+                (messages.PingRequest, (name, 1)),
+                (messages.Deleted, (b"".join(map(msgpack.packb, (name, 0, name))),)),
+                (messages.Ping, (-1, digest)),
                 (
-                    "Hello",
+                    messages.Hello,
                     (
                         name,
                         TREE.dump({}) if TREE.dump else b"",

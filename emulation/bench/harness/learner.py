@@ -13,7 +13,7 @@ from torch import Tensor
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey
 from emulation.bench.harness.sgd import RANK, ROWS, SmallStep
-from peers.learning.learner import TrainResult
+from peers.learning.local_steps import TrainResult
 from peers.unlearning.deletion_receipt import DeletionReceipt
 
 GROUP = "early"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 RUN = "from emulation.cli import main; main()"
@@ -21,21 +19,19 @@ def whole_run(
 ) -> None:
     """Run a scenario (TOML text) into the new folder `out`. within: wraps the command, as a namespace does.
 
-    Raises RuntimeError if the run fails, and subprocess.TimeoutExpired after `timeout_s`.
+    Raises RuntimeError if the run fails or takes longer than `timeout_s`.
     """
     file = out.with_name(f"{out.name}.toml")
     file.write_text(scenario, encoding="utf-8")
     command = within(sys.executable, "-c", RUN, "run", str(file), *options, "--out", str(out))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    run_command(*command, timeout_s=timeout_s)
+
+
+def run_command(*command: str, timeout_s: float | None = None) -> None:
+    """Run the command of a whole run. Raises RuntimeError if it fails or takes longer than `timeout_s`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the run took more than {timeout_s:g} s") from None
     if done.returncode:
         raise RuntimeError(f"the run failed: {done.stderr.strip()}")
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable for the processes that are started inside."""
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]

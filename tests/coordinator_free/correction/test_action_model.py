@@ -72,9 +72,22 @@ def test_with_isolated_blocks_more_steps_do_not_pull_devices_apart():
     for then in (BASE, after(steps=8), after(steps=2)):
         left = predicted(shown, "late", BASE, then)
         assert left.heterogeneity == 100.0
-        assert remaining(shown, "late", left, then) == left.local
+        assert remaining(shown, "late", left, then) == left.local + left.consensus
+    slow, fast = (
+        remaining(shown, "late", predicted(shown, "late", BASE, a), a) for a in (BASE, after(steps=8))
+    )
+    assert fast < slow
     damped = predicted(shown, "late", BASE, after(prox=1.0))
     assert damped.heterogeneity == pytest.approx(100 * 1.1 ** (-8))
+
+
+def test_with_isolated_blocks_each_residual_counts_where_an_action_lowers_it():
+    def left(action: GroupAction, local: float, consensus: float) -> float:
+        shown = replace(view(late=group(local, consensus, consensus)), isolated=True)
+        return remaining(shown, "late", predicted(shown, "late", BASE, action), action)
+
+    assert left(after(steps=8), 5.0, 0.0) < left(after(rung=LADDER.top), 5.0, 0.0) < left(BASE, 5.0, 0.0)
+    assert left(after(rung=LADDER.top), 0.5, 5.0) < left(BASE, 0.5, 5.0) < left(after(steps=8), 0.5, 5.0)
 
 
 def alone(steps: int, rung: int = 0, period: int = 1, mu: float = 0.05, **changed) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator_free.correction.residuals import (
+    COPIES_PART,
     HEADER,
+    LEAST_RATE,
     MAX_CONDITION,
     Means,
     Observables,
@@ -20,41 +22,56 @@ from coordinator_free.correction.residuals import (
     all_priorities,
     consensus,
     contraction,
+    copies_size,
     effective_eta,
     heterogeneity,
     local,
-    mu_from_losses,
+    mu_from_gap,
     pack,
     priorities,
+    rate_from_gaps,
+    report_bytes,
     residuals,
+    sampling_noise,
     unpack,
 )
 
 
 def means(**changed: float) -> Means:
-    values = {"energy": 3.0, "curvature": 2.0, "smoothness": 2.0, "mu": 0.5, "eta": 0.1, "disagreement": 0.25}
-    values |= {"mean_gradient2": 1.0, "spread2": 2.0}
+    values = {"energy": 3.0, "curvature": 2.0, "smoothness": 2.0, "gap": 3.0, "mu": 0.5, "rate": 0.05}
+    values |= {"eta": 0.1, "disagreement": 0.25, "mean_gradient2": 1.0, "spread2": 2.0}
     return Means(**{**values, **changed})
 
 
-def observed(gradient: np.ndarray, sketch: np.ndarray | None = None, **changed: float) -> Observables:
-    values = {"curvature": 1.0, "smoothness": 1.0, "mu": 0.5, "eta": 0.1, "disagreement": 0.0, **changed}
+def observed(
+    gradient: np.ndarray,
+    sketch: np.ndarray | None = None,
+    copies: np.ndarray | None = None,
+    rate: float | None = 0.05,
+    **changed: float,
+) -> Observables:
+    """Of a device with mu = 1/2, unless a gap is given. Copies are in full; zeros fill the sketch."""
+    energy = float(gradient @ gradient)
+    values = {"noise": 0.0, "curvature": 1.0, "smoothness": 1.0, "gap": energy, "eta": 0.1, **changed}
     sketch = gradient if sketch is None else sketch
-    return Observables(energy=float(gradient @ gradient), sketch=sketch, **values)
+    if copies is not None:
+        sketch = np.pad(sketch, (0, max(COPIES_PART * len(copies) - len(sketch), 0)))
+    shown = np.zeros(copies_size(len(sketch))) if copies is None else copies
+    return Observables(energy=energy, rate=rate, sketch=sketch, copies=shown, **values)
 
 
 # -- by hand -----------------------------------------------------------------------------------------------
 def test_contraction():
-    assert contraction(0.1, 0.5, 2) == pytest.approx(0.95**2)
-    assert contraction(0.1, 0.5, 0) == 1
-    assert contraction(2.0, 3.0, 1) == 0  # beyond a stable step
+    assert contraction(0.05, 2) == pytest.approx(0.95**2)
+    assert contraction(0.05, 0) == 1
+    assert contraction(6.0, 1) == 0  # beyond a stable step
 
 
 def test_the_three_residuals():
     assert local(1.0, 0.5) == 1.0
     assert consensus(2.0, 0.25) == 0.5
     q2 = 0.95**4
-    assert heterogeneity(2.0, 0.1, 2, 2.0, 0.5) == pytest.approx(2 * 0.04 * 2 / (1 - q2))
+    assert heterogeneity(2.0, 0.1, 2, 2.0, 0.05) == pytest.approx(2 * 0.04 * 2 / (1 - q2))
     assert residuals(means(), 2) == pytest.approx((1.0, 0.5, 0.16 / (1 - q2)))
 
 
@@ -98,7 +115,7 @@ def test_the_means_of_packed_vectors_are_those_of_the_gradients():
     rng = np.random.default_rng(0)
     gradients = rng.standard_normal((5, 2, 40))  # devices, groups, numbers
     vectors = [pack([observed(g) for g in device]) for device in gradients]
-    found = unpack(np.mean(vectors, axis=0), ["early", "late"])
+    found = unpack(np.mean(vectors, axis=0), ["early", "late"], 5)
     for i, name in enumerate(["early", "late"]):
         mean = gradients[:, i].mean(axis=0)
         assert found[name].energy == pytest.approx((gradients[:, i] ** 2).sum() / 5)
@@ -106,10 +123,19 @@ def test_the_means_of_packed_vectors_are_those_of_the_gradients():
         assert found[name].spread2 == pytest.approx(((gradients[:, i] - mean) ** 2).sum() / 5)
 
 
+@pytest.mark.parametrize("size", [16, 17, 18, 19, 256])
+def test_a_sketch_may_have_any_size(size):
+    rng = np.random.default_rng(0)
+    gradient, copies = rng.standard_normal(size), rng.standard_normal(copies_size(size))
+    vector = pack([observed(gradient, copies=copies)])
+    assert unpack(vector, ["all"], 1)["all"].mean_gradient2 == pytest.approx(gradient @ gradient)
+    assert report_bytes(1, size) == 4 * len(vector)
+
+
 def test_a_poor_sketch_leaves_no_spread_where_all_agree():
     gradient = np.arange(9.0)
     vectors = [pack([observed(gradient, sketch=np.array([1.0, -3.0]))])] * 4
-    found = unpack(np.mean(vectors, axis=0), ["all"])["all"]
+    found = unpack(np.mean(vectors, axis=0), ["all"], 4)["all"]
     assert found.energy == gradient @ gradient
     assert found.spread2 == pytest.approx(0, abs=1e-9)
 
@@ -117,21 +143,75 @@ def test_a_poor_sketch_leaves_no_spread_where_all_agree():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=6), st.integers(1, 3))
 def test_the_spread_is_never_negative(numbers, count):
     gradients = np.array(numbers).reshape(2, 3)
-    vectors = [pack([observed(gradient)] * count) for gradient in gradients]
+    vectors = [pack([observed(gradient, noise=2.0)] * count) for gradient in gradients]
     names = [f"g{i}" for i in range(count)]
-    assert all(m.spread2 >= 0 for m in unpack(np.mean(vectors, axis=0), names).values())
+    for found in unpack(np.mean(vectors, axis=0), names, 2).values():
+        assert found.spread2 >= 0
+        assert found.mean_gradient2 >= 0
 
 
 def test_mu_is_bounded_by_the_condition_number():
-    vector = pack([observed(np.ones(3), mu=0.0, smoothness=2.0)])
-    assert unpack(vector, ["all"])["all"].mu == 2.0 / MAX_CONDITION
+    vector = pack([observed(np.ones(3), gap=1e9, smoothness=2.0)])
+    assert unpack(vector, ["all"], 1)["all"].mu == 2.0 / MAX_CONDITION
 
 
-@pytest.mark.parametrize("length", [5, 7, 13])
+def test_all_groups_share_the_gap_of_the_loss():
+    vectors = [pack([observed(np.ones(3), gap=4.0), observed(np.full(3, 2.0), gap=4.0)])] * 2
+    found = unpack(np.mean(vectors, axis=0), ["early", "late"], 2)
+    assert sum(residuals(m, 1).local for m in found.values()) == pytest.approx(4.0)
+    assert residuals(found["late"], 1).local == pytest.approx(3.2)
+
+
+def test_the_noise_of_sampled_examples_is_subtracted():
+    """Of M equal gradients with noise 1.5 each, the mean gradient has a noise of 1.5 / M."""
+    vectors = [pack([observed(np.array([3.0, 4.0, 0.0]), noise=1.5)])] * 3
+    found = unpack(np.mean(vectors, axis=0), ["all"], 3)["all"]
+    assert found.energy == pytest.approx(25 - 1.5)
+    assert found.mean_gradient2 == pytest.approx(23.5)  # 25 - 0.5 is more than E_g
+    assert found.spread2 == pytest.approx(0)
+
+
+def test_a_rate_that_no_device_knows_is_eta_mu_and_others_are_averaged():
+    gradient = np.ones(4)
+    unknown = unpack(pack([observed(gradient, rate=None, eta=0.2)]), ["all"], 1)["all"]
+    assert unknown.rate == pytest.approx(0.2 * unknown.mu)
+    some = [pack([observed(gradient, rate=rate)]) for rate in (None, 0.1, 0.3)]
+    assert unpack(np.mean(some, axis=0), ["all"], 3)["all"].rate == pytest.approx(0.2)
+    flat = unpack(pack([observed(gradient, rate=0.0)]), ["all"], 1)["all"]
+    assert flat.rate == LEAST_RATE
+
+
+def test_the_disagreement_is_the_mean_square_distance_of_two_copies():
+    rng = np.random.default_rng(0)
+    copies = 5.0 + rng.standard_normal((6, 4))
+    vectors = [pack([observed(np.ones(4 * COPIES_PART), copies=own)]) for own in copies]
+    found = unpack(np.mean(vectors, axis=0), ["all"], 6)["all"]
+    pairs = copies[:, None] - copies[None, :]
+    assert found.disagreement == pytest.approx((pairs**2).sum() / 36)
+
+
+@pytest.mark.parametrize("length", [5, 7, 13, 2 * 9])
 def test_a_vector_of_another_length_is_refused(length):
     with pytest.raises(ValueError, match="cannot be the observables of 2 groups"):
-        unpack(np.zeros(length), ["early", "late"])
-    assert len(HEADER) == 6
+        unpack(np.zeros(length), ["early", "late"], 1)
+    assert len(HEADER) == 9
+
+
+def test_the_noise_of_a_sample_is_the_mean_square_error_of_its_mean():
+    """Over all pairs of 6 numbers, drawn without replacement."""
+    numbers = np.random.default_rng(0).standard_normal((6, 3))
+    found, true = [], []
+    for i, j in combinations(range(6), 2):
+        shares = numbers[[i, j]] / 2
+        found.append(sampling_noise(shares @ shares.T, 6))
+        true.append(float(np.square(shares.sum(axis=0) - numbers.mean(axis=0)).sum()))
+    assert np.mean(found) == pytest.approx(np.mean(true))
+
+
+def test_all_examples_and_a_single_one_show_no_noise():
+    shares = np.random.default_rng(0).standard_normal((4, 3))
+    assert sampling_noise(shares @ shares.T, 4) == 0
+    assert sampling_noise(shares[:1] @ shares[:1].T, 9) == 0
 
 
 # -- beside the truth: L_i(x) = 1/2 (x - a_i)^T H (x - a_i) ------------------------------------------------
@@ -163,11 +243,6 @@ class Quadratics:
     def mix(self, gamma: float) -> None:
         self.x = (1 - gamma) * self.x + gamma * self.x.mean(axis=0)
 
-    def disagreement(self) -> float:
-        """(1/M) sum_i sum_j w_ij ||x_i - x_j||^2 with w = 1/M."""
-        pairs = self.x[:, None] - self.x[None, :]
-        return float((pairs**2).sum() / M**2)
-
     def means(self, eta: float) -> Means:
         vectors = [
             pack(
@@ -176,15 +251,16 @@ class Quadratics:
                         g,
                         smoothness=self.h.max(),
                         curvature=self.h.max(),
-                        mu=self.h.min(),
+                        gap=float(g @ g) / (2 * self.h.min()),
+                        rate=eta * self.h.min(),
                         eta=eta,
-                        disagreement=self.disagreement(),
+                        copies=x,
                     )
                 ]
             )
-            for g in self.gradients()
+            for g, x in zip(self.gradients(), self.x, strict=True)
         ]
-        return unpack(np.mean(vectors, axis=0), ["all"])["all"]
+        return unpack(np.mean(vectors, axis=0), ["all"], M)["all"]
 
 
 def test_r_loc_is_the_gap_of_the_mean_where_all_curvatures_are_one():
@@ -258,37 +334,47 @@ def test_r_loc_falls_as_theorem_2_says():
     first = residuals(toy.means(0.1), 2).local
     for _ in range(7):
         toy.descend(0.1, 2)
-    assert residuals(toy.means(0.1), 2).local == pytest.approx(
-        contraction(0.1, 0.5, 2) ** 14 * first, rel=1e-5
-    )
+    assert residuals(toy.means(0.1), 2).local == pytest.approx(contraction(0.05, 2) ** 14 * first, rel=1e-5)
 
 
-def test_mu_is_read_off_the_losses_of_a_descent():
+def test_mu_is_that_of_the_polyak_lojasiewicz_inequality():
     toy = Quadratics(np.full(D, 0.5), spread=0.0)
-    losses = []
+    assert mu_from_gap(float(np.square(toy.gradients()[0]).sum()), toy.gap(toy.x)) == pytest.approx(0.5)
+    assert math.isfinite(mu_from_gap(1.0, 0.0))
+
+
+def test_the_rate_is_read_off_the_losses_of_a_descent():
+    toy = Quadratics(np.full(D, 0.5), spread=0.0)
+    gaps = []
     for _ in range(24):
-        losses.append(toy.gap(toy.x))
+        gaps.append(toy.gap(toy.x))
         toy.descend(0.1, 1)
-    of_three = [losses[k : k + 3] for k in range(0, 24, 3)]
-    assert mu_from_losses(of_three, 0.1) == pytest.approx(0.5, rel=1e-6)
-    assert mu_from_losses([[loss] for loss in losses], 0.1) == pytest.approx(0.5, rel=1e-6)
+    of_three = [gaps[k : k + 3] for k in range(0, 24, 3)]
+    assert rate_from_gaps(of_three) == pytest.approx(0.05, rel=1e-6)
+    assert rate_from_gaps([[gap] for gap in gaps]) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_losses_that_are_not_counted_from_their_floor_hide_the_rate():
+    gaps = [[2.0 * 0.81**k for k in range(4)]]
+    assert rate_from_gaps(gaps) == pytest.approx(0.1)
+    on_the_floor = rate_from_gaps([[1.53 + gap for gap in own] for own in gaps])
+    assert on_the_floor is not None and on_the_floor < 0.06
 
 
 def test_over_rounds_the_mean_is_as_many_times_slower_as_there_are_copies():
     over = [[1.0], [0.81], [0.6561]]
-    assert mu_from_losses(over, 0.1) == pytest.approx(1.0)
-    assert mu_from_losses(over, 0.1, members=5) == pytest.approx(5.0)
-    assert mu_from_losses([[1.0, 0.81]] * 3, 0.1, members=5) == pytest.approx(1.0)
+    assert rate_from_gaps(over) == pytest.approx(0.1)
+    assert rate_from_gaps(over, members=5) == pytest.approx(0.5)
+    assert rate_from_gaps([[1.0, 0.81]] * 3, members=5) == pytest.approx(0.1)
 
 
-def test_the_loss_that_mixing_adds_between_rounds_does_not_lower_mu():
+def test_the_loss_that_mixing_adds_between_rounds_does_not_lower_the_rate():
     again = [[1.0, 0.81, 0.6561]] * 4
-    assert mu_from_losses(again, 0.1) == pytest.approx(1.0)
+    assert rate_from_gaps(again) == pytest.approx(0.1)
 
 
-def test_mu_is_0_where_the_loss_does_not_fall_or_is_not_known():
-    assert mu_from_losses([[1.0, 1.0, 2.0]], 0.1) == 0
-    assert mu_from_losses([[1.0]], 0.1) == 0
-    assert mu_from_losses([[], ()], 0.1) == mu_from_losses([], 0.1) == 0
-    assert mu_from_losses([[1.0, 0.5]], 0.0) == 0
-    assert math.isfinite(mu_from_losses([[1.0, 0.0]], 0.1))
+def test_the_rate_is_0_where_the_loss_does_not_fall_and_none_where_it_is_not_known():
+    assert rate_from_gaps([[1.0, 1.0, 2.0]]) == 0
+    assert rate_from_gaps([[1.0]]) is None
+    assert rate_from_gaps([[], ()]) is rate_from_gaps([]) is None
+    assert rate_from_gaps([[1.0, 0.0]]) is not None  # the least gap bounds the logarithm

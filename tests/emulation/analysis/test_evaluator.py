@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from emulation.analysis import evaluator
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.models.loader import LoadedModel, load_model
-from peers.tasks import encode, evaluate, tasks
+from peers.storage.snapshots import Snapshot, write_snapshot
+from peers.tasks import evaluate, tasks
 
 SCENARIO = """
 [devices]
@@ -39,9 +39,10 @@ class SnapshotModel:
     def __init__(self, loaded: LoadedModel, config: DeviceConfig) -> None:
         self.model = loaded.model
 
-    def load(self, path: Path) -> dict[str, str]:
-        number, tag = path.stem.split("-", 1)
-        return {"device": path.parts[-3], "round": number, "tag": tag.replace("-", ":")}
+    def place(self, snapshot: Snapshot) -> None:
+        self.placed.append(snapshot.meta)
+
+    placed: ClassVar[list[dict[str, str]]] = []
 
 
 @pytest.fixture
@@ -58,7 +59,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         snapshots = folder / "devices" / device / "snapshots"
         snapshots.mkdir(parents=True)
         for name in ("00004-round", "00005-before-d1", "00005-round"):
-            save_file({"d0@0/early": torch.full((2, 2), 1.0 + number)}, snapshots / f"{name}.safetensors")
+            round_, tag = name.split("-", 1)
+            meta = {"device": device, "round": round_, "tag": tag.replace("-", ":")}
+            tensors = {"d0@0/early": torch.full((2, 2), 1.0 + number)}
+            write_snapshot(snapshots / f"{name}.safetensors", tensors, {"d0@0": 0}, meta)
     (folder / "devices" / "d0" / "snapshots" / "00006-round.safetensors.tmp").write_bytes(b"half")
     (folder / evaluator.DONE_MARKER).touch()
     return folder
@@ -75,6 +79,25 @@ def test_all_snapshots_are_evaluated_and_removed(run: Path, scenario: Scenario) 
     assert errors == pytest.approx({4: 0.5 / 1.5, 5: 0.5 / 1.5})
 
 
+def test_snapshots_of_the_same_blocks_are_evaluated_once(run: Path, scenario: Scenario) -> None:
+    SnapshotModel.placed.clear()
+    evaluator.main(run, scenario)
+    # Of each device: rounds 4 and 5 have the same blocks; "before" is measured on more examples.
+    assert len(SnapshotModel.placed) == 4
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    first, second = (x for x in lines if x.get("device") == "d1" and x["tag"] == "round")
+    assert first["accuracy"] == second["accuracy"]
+
+
+def test_no_more_than_the_asked_number_of_examples_is_evaluated(scenario: Scenario) -> None:
+    capped = scenario.model_copy(update={"eval": scenario.eval.model_copy(update={"examples": 3})})
+    every, some = (evaluator.choose_examples(s) for s in (scenario, capped))
+    assert [len(x) for x in every.trained.values()] == [8, 8, 8]
+    assert [len(x) for x in some.trained.values()] == [3, 3, 3] and len(some.control) == 3
+    assert set(some.trained["d0"]) < set(every.trained["d0"])
+    assert some == evaluator.choose_examples(capped)
+
+
 def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario: Scenario) -> None:
     evaluator.main(run, scenario)
     for text in (run / "evaluations.jsonl").read_text().splitlines():
@@ -88,12 +111,14 @@ def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario
 
 def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     loaded = load_model(scenario.model)
-    trained, others = evaluator._example_sets(scenario, loaded)
+    chosen = evaluator.choose_examples(scenario)
+    trained, everything = evaluator._example_sets(chosen, loaded, scenario.data.max_length)
     task = tasks.get("facts")(scenario.data, scenario.seed)
-    found = {**others.evaluate(loaded.model), **trained.evaluate(loaded.model)}
+    found = everything.evaluate(loaded.model)
+    assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
-            score = evaluate(loaded.model, encode(examples(shard), loaded.tokenizer, 128))
+            score = evaluate(loaded.model, loaded.encode(examples(shard), 128))
             assert found[kind][shard] == pytest.approx(score.accuracy)
             if kind == "accuracy":
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)
@@ -109,32 +134,7 @@ def test_snapshots_of_events_and_of_the_newest_round_take_turns(run: Path) -> No
     assert order == [*turns, *turns, "00004-round", "00004-round"]
 
 
-def test_snapshots_with_equal_contents_are_evaluated_once(
-    run: Path, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scored = list[int]()
-
-    def counted(examples: evaluator.ExampleSet, model: Any) -> dict[str, object]:
-        scored.append(len(examples.encoded))
-        return evaluate_set(examples, model)
-
-    evaluate_set = evaluator.ExampleSet.evaluate
-    monkeypatch.setattr(evaluator.ExampleSet, "evaluate", counted)
+def test_the_cost_of_the_evaluator_is_written_at_its_end(run: Path, scenario: Scenario) -> None:
     evaluator.main(run, scenario)
-    trained = 3 * 8  # persons with four facts on three devices
-    assert scored.count(trained) == 2  # two contents
-    assert len(scored) == 4  # and the other examples after the event on two devices
     cost = json.loads((run / "evaluator.json").read_text())
-    assert (cost["snapshots"], cost["reused"]) == (6, 4) and cost["cpu_s"] > 0
-
-
-def test_a_digest_depends_on_the_content_and_not_on_the_file(tmp_path: Path) -> None:
-    def digest(name: str, value: float, key: str = "d0@0/early", slots: str = "{}") -> str:
-        save_file({key: torch.full((2,), value)}, tmp_path / name, {"device": name})
-        return evaluator._digest(tmp_path / name, slots)
-
-    assert digest("a", 1.0) == digest("b", 1.0)
-    assert (
-        len({digest("a", 1.0), digest("b", 2.0), digest("c", 1.0, "d1@0/early"), digest("d", 1.0, slots="x")})
-        == 4
-    )
+    assert cost["snapshots"] == 6 and 0 <= cost["reused"] < 6 and cost["cpu_s"] > 0

@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Status
 from emulation.analysis import forgotten_files, invariants, records, summary, tombstones
+from emulation.launch import run_loop
+from emulation.launch.errors import RunFailed
+from emulation.scenario import preflight
 from peers.storage import checkpoint, leave_wishes
 from peers.storage.adapter_folder import WEIGHTS, adapter_sha256
 from tests.support import synthetic_run
+from tests.support.command_line import QUICK, unweft
 from tests.support.learners import OTHERS, OWN, joined
 from tests.support.membership_records import make
 
@@ -220,3 +224,22 @@ def test_wishes_survive_the_disk(tmp_path: Path) -> None:
     leave_wishes.deliver(tmp_path, records_[:1])
     leave_wishes.deliver(tmp_path, records_[1:])
     assert leave_wishes.delivered(tmp_path) == records_
+
+
+def test_a_killed_run_is_corrected_before_another_run_begins_with_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No launcher corrected the files of the killed run. The devices of the new run read them."""
+    path = saved_checkpoint(run)
+    assert forgotten_files.check(run, [D2]).holding == [path]
+    held: list[list[Path]] = []
+
+    def start(*_: object) -> int:
+        held.append(forgotten_files.check(run, [D2]).holding)
+        raise RunFailed("this test starts no device")
+
+    monkeypatch.setattr(run_loop, "run", start)
+    monkeypatch.setattr(preflight, "check_against_model", lambda scenario: None)  # the saved model is another
+    options = "--set", f"checkpoint.resume={run}", "--out", tmp_path / "next"
+    assert unweft(monkeypatch, "run", QUICK, *options) == 1
+    assert held == [[]]

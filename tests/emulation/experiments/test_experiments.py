@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from emulation.analysis.evaluator import DONE_MARKER, KEPT_SNAPSHOTS
 from emulation.experiments import aggregate, grid, metrics, paired, regime_check, runner, tables
-from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
+from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, ORACLES, UNIFORM
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES, choose_arms
 from emulation.experiments.evaluation import write_mean
 from emulation.experiments.grid import Cell
@@ -27,17 +27,17 @@ from peers.errors import InputError
 from peers.storage.snapshots import write_snapshot
 
 ABLATION, REGIMES = EXPERIMENTS["ablation"], EXPERIMENTS["regimes"]
-TINY = SCALES["tiny"]
+SMOKE = SCALES["smoke"]
 QUIET = Console(quiet=True)
 
 
-def cell(arm: str, seed: int = 0, scale: str = "tiny") -> Cell:
+def cell(arm: str, seed: int = 0, scale: str = "smoke") -> Cell:
     return Cell(ABLATION.settings[0], ARMS[arm], seed, SCALES[scale])
 
 
 def point(k: int, loss: float, **other: float) -> dict[str, float]:
     scores = {"retain": 1 - loss, "test": 0.0, "forget": 0.0, "fresh": 0.0, "auc": 0.5, "tpr": 0.0}
-    return {"k": k, "loss": loss, **scores, "bytes": 100.0 * k, "steps": k, "seconds": k, **other}
+    return {"k": k, "loss": loss, **scores, "bytes": 100.0 * k, "steps": k, "seconds": k, "cpu_s": k, **other}
 
 
 def measured(arm: str, *losses: float, seed: int = 0, setting: str = "paper") -> dict[str, Any]:
@@ -58,7 +58,7 @@ def measured(arm: str, *losses: float, seed: int = 0, setting: str = "paper") ->
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scenario_is_valid(experiment: Any, scale: str, tmp_path: Path) -> None:
-    for one in grid.cells(experiment, experiment.arms, SCALES[scale], 1):
+    for one in grid.cells(experiment, experiment.arms, SCALES[scale], [0]):
         path = tmp_path / "s.toml"
         path.write_text(dump(one.scenario()))
         assert load(path).clock == "virtual"
@@ -70,7 +70,7 @@ def test_every_scenario_is_valid(experiment: Any, scale: str, tmp_path: Path) ->
 def test_branching_arms_differ_from_uniform_only_after_the_event() -> None:
     def before_event(arm: str) -> dict[str, Any]:
         found = cell(arm).scenario().model_dump(mode="json")
-        for acts_after in ("policy", "refit", "fisher", "steps_max"):
+        for acts_after in ("policy", "refit", "fisher", "interference", "ewc", "steps_max"):
             found["correction"].pop(acts_after)
         return {key: value for key, value in found.items() if key not in ("name", "event")}
 
@@ -86,7 +86,7 @@ def test_branching_arms_resume_the_common_checkpoint() -> None:
     learned = before.scenario()
     assert learned.checkpoint.save and learned.events == ()
     assert learned.initial_devices == branch.scenario().initial_devices
-    assert before.rounds + branch.rounds == apart.rounds == TINY.learn + TINY.correct
+    assert before.rounds + branch.rounds == apart.rounds == SMOKE.learn + SMOKE.correct
     assert before.rounds + branch.event_round == apart.event_round
 
 
@@ -95,7 +95,20 @@ def test_the_oracle_has_no_leaver_and_trains_as_many_rounds() -> None:
     assert oracle.initial_devices == cell(UNIFORM).survivors == uniform.initial_devices[:-1]
     assert oracle.event == ()
     assert (oracle.seed, oracle.radio) == (uniform.seed, uniform.radio)
-    assert cell(ORACLE).rounds == TINY.learn + TINY.correct
+    assert cell(ORACLE).rounds == SMOKE.learn + SMOKE.correct
+
+
+def test_a_join_has_the_newcomer_after_the_event_and_in_the_oracle_from_the_start() -> None:
+    joins = EXPERIMENTS["joins"].settings[0]
+    uniform, oracle = (Cell(joins, ARMS[arm], 0, SMOKE) for arm in (UNIFORM, ORACLE))
+    before = uniform.before
+    assert before is not None
+    assert uniform.scenario().initial_devices == before.scenario().initial_devices == ("d0", "d1")
+    assert [(e.kind, e.device) for e in uniform.scenario().event] == [("join", "d2")]
+    assert oracle.scenario().initial_devices == ("d0", "d1", "d2")
+    assert oracle.scenario().event == ()
+    assert uniform.retained == ("d0", "d1", "d2")
+    assert cell(UNIFORM).retained == ("d0", "d1")
 
 
 def test_naive_keeps_the_block() -> None:
@@ -103,7 +116,7 @@ def test_naive_keeps_the_block() -> None:
 
 
 def test_cells_are_ordered_by_seed_and_references_come_first() -> None:
-    found = grid.cells(REGIMES, REGIMES.arms, TINY, 2)
+    found = grid.cells(REGIMES, REGIMES.arms, SMOKE, (0, 1))
     assert [c.seed for c in found] == sorted(c.seed for c in found)
     assert found[0].arm is BEFORE
     assert {found[1].arm.name, found[2].arm.name} == {ORACLE, UNIFORM}
@@ -136,7 +149,7 @@ class Maker:
 
 
 def test_an_interrupted_experiment_continues(tmp_path: Path) -> None:
-    wanted = grid.cells(ABLATION, ("dominant", UNIFORM, ORACLE), TINY, 2)
+    wanted = grid.cells(ABLATION, ("dominant", UNIFORM, ORACLE), SMOKE, (0, 1))
     first, second = Maker(stop_at=wanted[3].name), Maker()
     with pytest.raises(KeyboardInterrupt):
         runner.run_cells(wanted, tmp_path, QUIET, first)
@@ -237,6 +250,37 @@ def test_recovery_costs_are_shares_of_the_oracles_costs() -> None:
     assert shares == {UNIFORM: (2, 1.0), "dominant": (1, 0.5), ORACLE: (2, 1.0)}
 
 
+def test_recovery_is_judged_by_the_oracle_with_the_same_steps_and_optimiser() -> None:
+    early = [measured("early-steps", 1.0, 0.12, 0.1), measured(UNIFORM, 1.0, 0.5, 0.3)]
+    alone = by_arm(paired.paired_rows([*early, MEASURED[2]], with_none=False))["early-steps"]
+    assert alone["recovery_rounds"] is None and alone["recovery_share_steps"] is None
+    own = {**measured("oracle-20", 0.9, 0.5, 0.12, 0.1), "arm": "oracle-20"}
+    rows = paired.paired_rows([*early, MEASURED[2], own], with_none=False)
+    assert by_arm(rows)["early-steps"]["recovery_share_steps"] == pytest.approx(1 / 2)
+    verdict = next(v for v in aggregate.verdicts(rows) if v["what"] == "recovery of early-steps")
+    assert not verdict["holds"]  # 50 % of the steps
+    assert "rounds 50 %, steps 50 % of its oracle's; goal of 25 % of both" in tables.verdict_line(verdict)
+
+
+def test_oracles_train_as_the_arms_that_they_judge() -> None:
+    recovery = EXPERIMENTS["recovery"]
+    scenarios = {c.arm.name: c.scenario() for c in grid.cells(recovery, recovery.arms, SMOKE, [0])}
+    steps = {name: scenarios[name].round.local_steps for name in ORACLES}
+    assert steps == {"oracle": 5, "oracle-max-steps": 10, "oracle-20": 20, "oracle-20-fisher": 20}
+    assert scenarios["oracle-20-fisher"].train.fisher_every == 10
+    assert scenarios["early-steps"].correction.steps_max == 20
+    for name in ORACLES:
+        assert scenarios[name].event == () and scenarios[name].devices.count == SMOKE.devices - 1
+    assert set(choose_arms(recovery, "fisher", SMOKE)) == {"fisher", UNIFORM, ORACLE, "oracle-20-fisher"}
+
+
+def test_settings_of_one_seed_count_as_one_value() -> None:
+    mine = [{"setting": a, "seed": s, "eg": 0.1 * s} for a in "ab" for s in (0, 1, 2)]
+    other = [{"setting": a, "seed": s, "eg": 0.0} for a in "ab" for s in (0, 1, 2)]
+    found = aggregate.paired_interval(mine, other, "eg")
+    assert found is not None and found.n == 3 and found.mean == pytest.approx(0.1)
+
+
 def test_a_cell_without_its_oracle_is_left_out() -> None:
     assert paired.paired_rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], with_none=True) == []
 
@@ -244,7 +288,9 @@ def test_a_cell_without_its_oracle_is_left_out() -> None:
 def test_differences_are_paired_by_setting_and_seed() -> None:
     mine = [{"setting": "a", "seed": s, "eg": 0.1 * s} for s in (0, 1, 2)]
     other = [{"setting": "a", "seed": s, "eg": 1.0 + 0.1 * s} for s in (2, 1)]
-    assert aggregate.paired_differences(mine, other, "eg") == pytest.approx([-1.0, -1.0])
+    found = aggregate.paired_differences(mine, other, "eg")
+    assert [seed for seed, _ in found] == [1, 2]
+    assert [value for _, value in found] == pytest.approx([-1.0, -1.0])
 
 
 def test_verdicts_name_the_best_single_action_and_compare_dominant() -> None:
@@ -255,7 +301,8 @@ def test_verdicts_name_the_best_single_action_and_compare_dominant() -> None:
     found = aggregate.verdicts(
         paired.paired_rows([m for seed in range(3) for m in world(seed)], with_none=False)
     )
-    single, dominant, against = found
+    single, dominant, against, *recoveries = found
+    assert [v["what"] for v in recoveries] == []  # no arm reached the oracle
     assert single["what"] == "best single action topology - runner-up sync"
     assert single["eg"]["high"] == pytest.approx(-0.1)
     assert (dominant["what"], dominant["allowed"], dominant["holds"]) == (
@@ -264,7 +311,7 @@ def test_verdicts_name_the_best_single_action_and_compare_dominant() -> None:
         False,
     )
     assert against["what"] == "dominant - uniform"
-    assert tables.verdict_line(single).endswith("-0.100 \\[-0.100, -0.100], which excludes 0")
+    assert "-0.100 \\[-0.100, -0.100], which excludes 0; p < 0.001, adjusted" in tables.verdict_line(single)
 
 
 def decision(reason: str, local: float, consensus: float, heterogeneity: float) -> dict[str, Any]:
@@ -295,17 +342,20 @@ def test_without_a_diagnosis_a_regime_has_no_evidence() -> None:
 # -- the whole -------------------------------------------------------------------------------------------
 def test_an_experiment_writes_rows_results_and_a_picture(tmp_path: Path) -> None:
     arms = ("dominant", UNIFORM, NONE, ORACLE)
-    console = Console(record=True, width=100, file=(tmp_path / "said").open("w"))
-    run(Request(ABLATION, SCALES["small"], arms, 3, tmp_path), console, Maker())
+    console = Console(record=True, width=80, file=(tmp_path / "said").open("w"))
+    run(Request(ABLATION, SCALES["small"], arms, (0, 1, 2), tmp_path), console, Maker())
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3 * len(arms)
     results = json.loads((tmp_path / "results.json").read_text())
     dominant = next(e for e in results["summary"] if e["arm"] == "dominant")
-    assert dominant["eg_minus_uniform"] == pytest.approx({"mean": -0.1, "low": -0.1, "high": -0.1, "n": 3})
+    assert dominant["eg_minus_uniform"] == pytest.approx(
+        {"mean": -0.1, "low": -0.1, "high": -0.1, "n": 3, "p": 0.0}
+    )
     assert (tmp_path / "curves.png").stat().st_size > 1000
     said = console.export_text()
     assert "…" not in said
-    assert "paper: forgetting" in said
+    assert "paper: forgetting" in said and "paper: costs" in said
+    assert "small, development seeds 0-2; revision " in said
     console.file.close()
 
 
@@ -333,13 +383,20 @@ def test_snapshots_are_kept_if_the_run_has_the_folder(
     ]
 
 
-@pytest.mark.timeout(
-    400
-)  # several runs of several processes that import torch, on a machine that may be loaded
-def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)  # eight runs in two processes that import torch, on a machine that may be loaded
+def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
     main = "from emulation.cli import main; main()"
-    options = ["experiment", "ablation", "--scale", "tiny", "--arms", "dominant,none", "--out", str(tmp_path)]
-    options += ["--seeds", "2", "--jobs", "2"]
+    options = [
+        "experiment",
+        "ablation",
+        "--scale",
+        "smoke",
+        "--arms",
+        "dominant,none",
+        "--out",
+        str(tmp_path),
+    ]
+    options += ["--seeds", "0,1", "--jobs", "2"]
     command = [sys.executable, "-c", main, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr
@@ -359,10 +416,18 @@ def test_tiny_experiment_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, regimes"),
+        (["nothing"], "NAME: 'nothing' is no experiment; allowed: ablation, paper, regimes"),
         (["ablation", "--scale", "huge"], "--scale: 'huge' is not known"),
         (["allocation", "--arms", "best"], "--arms: 'best' is no arm; allowed: fifo, fifo-int8"),
         (["regimes", "--arms", "best"], "--arms: 'best' is no arm"),
+        (["regimes", "--seeds", "three"], "--seeds: 'three' names no seeds; allowed: a number of judging"),
+        (["regimes", "--seeds", "5-3"], "--seeds: '5-3' names 0 seeds"),
+        (["regimes", "--set", "round.count=9"], "--set round.count: the experiment decides it"),
+        (["regimes", "--set", "data.batch=0"], "--set: data.batch: 0 "),
+        (
+            ["regimes", "--seeds", "0-9", "--publish", "d"],
+            "--publish: 10 development seeds; allowed: at least",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

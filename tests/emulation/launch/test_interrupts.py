@@ -18,6 +18,7 @@ from torch import Tensor
 
 from peers.lora.bases import Recipe
 from tests.support.command_line import pid_in_round, quick_run
+from tests.support.exported_accuracy import assert_as_evaluated
 from tests.support.learners import same
 
 pytestmark = pytest.mark.timeout(400)  # processes import torch on a machine that may be loaded
@@ -103,6 +104,7 @@ def test_an_interrupted_run_exports_the_last_closed_round(tmp_path: Path, number
     assert_nothing_left(out, processes)
     for device in ("d0", "d1", "d2"):
         assert_the_last_closed_round_is_exported(out, device)
+    assert_as_evaluated(out, ["d0", "d1", "d2"])
     run = json.loads((out / "run.json").read_text())
     assert {device["exit"] for device in run["devices"].values()} == {0}
     summary = json.loads((out / "summary.json").read_text())

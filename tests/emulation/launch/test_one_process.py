@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 
-from emulation.launch import one_process
+from emulation.launch import interrupts, one_process
 from emulation.launch.errors import RunFailed
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -32,3 +34,21 @@ def test_a_device_that_cannot_start_ends_the_run(tmp_path: Path, monkeypatch: py
         one_process.run(scenario(), tmp_path)
     assert "no memory" in (tmp_path / "devices" / "d0" / "events.jsonl").read_text()
     assert (tmp_path / "run.json").exists()
+
+
+def test_an_interrupt_ends_the_run_without_a_word_of_asyncio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state of interrupts is that of the whole process, so this test has its own."""
+    monkeypatch.setattr(interrupts, "_state", interrupts._State())
+    interrupts.set_mode("raise")
+
+    async def endless(spec: DeviceSpec, links: object) -> int:
+        interrupts._on_signal(signal.SIGINT, None)
+        await asyncio.sleep(60)
+        return 0
+
+    monkeypatch.setattr(one_process, "_run_device", endless)
+    with pytest.raises(interrupts.Interrupted):
+        one_process.run(scenario(), tmp_path)
+    assert (tmp_path / "run.json").exists() and not caplog.records

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from emulation.radio.wireless import channel
-from peers.config import DeviceConfig, RadioConfig
+from peers.config import DeviceConfig
 from peers.errors import InputError
+from peers.radio_config import RadioConfig
 from transport.shaping.channel import Channel
 
 GOOD = """round,src,dst,rate_Bps,latency_s,loss

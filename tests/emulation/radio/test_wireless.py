@@ -25,7 +25,8 @@ from emulation.radio.wireless import (
     rate_table,
     shannon_Bps,
 )
-from peers.config import DeviceConfig, MobilityConfig, RadioConfig, WirelessConfig
+from peers.config import DeviceConfig
+from peers.radio_config import MobilityConfig, RadioConfig, WirelessConfig
 from transport.shaping.channel import FixedChannel
 
 LIVE = [f"d{i}" for i in range(6)]

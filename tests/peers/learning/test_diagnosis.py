@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator_free.correction.residuals import HEADER, pack, report_bytes
+from coordinator_free.correction.residuals import copies_size, group_numbers, pack, report_bytes
 from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher
 from peers.learning.diagnosis import Options, diagnose, step_flops
@@ -258,15 +258,38 @@ def test_a_diagnosis_costs_about_a_local_step():
     step = step_flops(learner.layout, BATCH.input_ids.numel())
     assert 0.5 * step < cost.flops < 2 * step
     assert cost.seconds > 0
-    assert cost.bytes == report_bytes(3, 256) == 4 * 3 * (6 + 256)
+    assert cost.bytes == report_bytes(3, 256) == 4 * 3 * (9 + 256 + 64)
 
 
 def test_the_observables_fit_into_a_report():
     found = measure(joined(), size=64)
-    told = pack([g.observables(mu=0.1, eta=0.01, disagreement=0.5) for g in found.groups.values()])
-    assert told.shape == (3 * (len(HEADER) + 64),)
-    assert found.groups["late"].observables(0.1, 0.01, 0.5).smoothness == found.groups["late"].curvature
-    assert found.groups["late"].observables(0.1, 0.01, 0.5, smoothness=7.0).smoothness == 7.0
+    copies = np.zeros(copies_size(64))
+    told = pack([g.observables(gap=0.5, rate=0.1, eta=0.01, copies=copies) for g in found.groups.values()])
+    assert told.shape == (3 * group_numbers(64),)
+    late = found.groups["late"]
+    assert late.observables(0.5, None, 0.01, copies).smoothness == late.smoothness < late.curvature
+
+
+def test_a_sample_of_the_examples_states_its_noise():
+    """The noise of 10 of 20 examples, averaged over draws, is the mean excess of the measured energy."""
+    learner = joined()
+    texts = [Example(f"{WORDS[i % 9]} {WORDS[i % 7 + 9]} is", WORDS[i % 5], ends=False) for i in range(20)]
+    batch = encode(texts, small_loaded().tokenizer, 16)  # one answered token each, so all count alike
+    exact = {group: found.energy for group, found in measure(learner, batch).groups.items()}
+    drawn = [torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:10] for seed in range(30)]
+    samples = [measure(learner, batch.rows(rows), population=20).groups for rows in drawn]
+    for group, energy in exact.items():
+        noise = np.mean([found[group].noise for found in samples])
+        excess = np.mean([found[group].energy for found in samples]) - energy
+        assert noise == pytest.approx(excess, rel=0.4)
+        assert measure(learner, batch).groups[group].noise == 0
+
+
+def test_a_sample_inflates_the_curvature_and_this_is_subtracted():
+    learner = joined()
+    few = BATCH.rows(torch.arange(5))
+    for group, found in measure(learner, few, population=20).groups.items():
+        assert 0 < found.curvature < measure(learner, few).groups[group].curvature
 
 
 # -- sketches ------------------------------------------------------------------------------------------------

@@ -18,7 +18,14 @@ from coordinator_free.correction.policy_interface import (
     Memory,
     View,
 )
-from coordinator_free.correction.residuals import pack, priorities, report_bytes, residuals, unpack
+from coordinator_free.correction.residuals import (
+    copies_size,
+    pack,
+    priorities,
+    report_bytes,
+    residuals,
+    unpack,
+)
 from coordinator_free.identifiers import BlockKey
 from peers.learning.count_sketch import Sketcher
 from peers.learning.diagnosis import Options, diagnose
@@ -57,16 +64,16 @@ def measured(learner: Learner, own: int) -> np.ndarray:
         Options(),
         np.random.default_rng(0),
     )
-    return pack([g.observables(mu=0.01, eta=0.01, disagreement=0.1) for g in found.groups.values()])
+    return pack([g.observables(1.0, 0.01, 0.01, np.zeros(copies_size(SIZE))) for g in found.groups.values()])
 
 
 def decided(node: NetworkMean, groups: tuple[str, ...]) -> Decision:
     mean = node.mean(KEYS)
     assert mean is not None
-    means = unpack(mean.values, groups)
+    means = unpack(mean.values, groups, 3)
     shares = priorities(means)
     shown = {
-        g: GroupView(residuals(m, LIMITS.base.steps), shares[g].share, m.mu, m.eta, 1000.0)
+        g: GroupView(residuals(m, LIMITS.base.steps), shares[g].share, m.rate, m.eta, 1000.0)
         for g, m in means.items()
     }
     links = {edge(a, b): 1.0 for a, b in itertools.combinations(DEVICES, 2)}
@@ -87,5 +94,5 @@ def test_all_devices_make_the_same_decision():
     found = [mean for node in nodes.values() if (mean := node.mean(KEYS))]
     assert len(found) == len(nodes) and len({mean.digest for mean in found}) == 1
     assert made[0].reason.startswith("dominant: ")
-    means = unpack(found[0].values, learners[0].groups)
+    means = unpack(found[0].values, learners[0].groups, 3)
     assert all(0 < m.spread2 < m.energy for m in means.values())  # they share blocks and differ in data

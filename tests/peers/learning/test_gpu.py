@@ -97,7 +97,9 @@ def test_a_run_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
 def test_a_diagnosis_agrees_with_the_cpu() -> None:
     found = [one.diagnose(3, 32, Options()) for one in (learner(torch.device("cpu")), learner())]
     for group, on_cpu in found[0].groups.items():
-        seen: list[Observables] = [f.groups[group].observables(1.0, 0.01, 0.1) for f in found]
+        seen: list[Observables] = [
+            f.groups[group].observables(f.gap, 0.1, 0.01, f.copies[group]) for f in found
+        ]
         for field in fields(Observables):
             a, b = (getattr(one, field.name) for one in seen)
             assert b == pytest.approx(a, rel=2e-3, abs=1e-5), (group, field.name)

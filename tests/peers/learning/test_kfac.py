@@ -21,7 +21,7 @@ def steps(learner: Learner, weight_decay: float = 0.0) -> FisherSteps:
     learner._place(())
     learner._adapter.freeze()
     model, own = learner._adapter.model, learner._blocks[OWN]
-    return FisherSteps(model, learner.layout, own, [learner._local._data], LR, weight_decay)
+    return FisherSteps(model, learner.layout, own, [learner._local._data], weight_decay)
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def test_the_first_step_is_the_sign_of_the_gradient_in_both_eigenbases(
     left, right = _factors(
         learner._adapter.model, learner.layout, learner._blocks[OWN], [learner._local._data]
     )
-    made.step(down)
+    made.step(down, LR)
     after = block(learner, OWN)
     for m in learner.layout.modules:
         rows = learner.layout.slices(m.group)[m.name]
@@ -66,11 +66,11 @@ def test_the_factors_are_sums_over_the_tokens_of_every_batch_and_not_over_paddin
     for module, factor in left.items():
         assert torch.allclose(factor, at_once[module], rtol=1e-3, atol=1e-3 * float(factor.abs().max()))
     (x, d) = passes(model, learner.layout, batches[1])[name]
-    answered = int((batches[1].labels[:, 1:] != IGNORED).sum())
+    answered = int((batches[1].wanted() != IGNORED).sum())
     alone, _ = _factors(model, learner.layout, own, batches[1:])
-    rows = answered * d[batches[1].attention_mask.bool()].double()
+    rows = answered * d[batches[1].counted(d.shape[1])].double()
     assert len(x) == 1 and torch.allclose(alone[name], rows.T @ rows)
-    shown = [x[batch.attention_mask.bool()] for x, batch in zip(seen, batches, strict=True)]
+    shown = [x[batch.counted(x.shape[1])] for x, batch in zip(seen, batches, strict=True)]
     z = torch.cat(shown) @ own.bases[name]
     assert torch.allclose(right[name].float(), z.T @ z, rtol=1e-4)
 
@@ -79,7 +79,7 @@ def test_only_groups_with_a_gradient_decay() -> None:
     learner = joined()
     made, before = steps(learner, weight_decay=0.5), block(learner, OWN)
     group, *others = learner.groups
-    made.step({group: torch.zeros_like(before[group])})
+    made.step({group: torch.zeros_like(before[group])}, LR)
     after = block(learner, OWN)
     assert torch.allclose(after[group], before[group] * (1 - LR * 0.5))
     assert all(torch.equal(after[other], before[other]) for other in others)
@@ -146,3 +146,13 @@ def test_steps_by_group_and_damping_apply() -> None:
     free, held = moved(0.0), moved(100.0)
     assert free[first] == held[first] == 0.0
     assert all(0 < held[group] < 0.5 * free[group] for group in others)
+
+
+def test_fisher_every_trains_in_a_basis_that_is_measured_again() -> None:
+    learner = joined(train={"fisher_every": 2})
+    bases = []
+    for round_ in range(4):
+        learner.train(round_, 1, rehearse=False)
+        bases.append(learner._local.fisher)
+    assert bases[0] is not None and bases[0] is bases[1] is not bases[2]
+    assert bases[2] is bases[3]

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from coordinator_free.correction.policy_interface import GroupAction
-from coordinator_free.identifiers import BlockKey
+from coordinator_free.identifiers import BlockKey, Part
 from peers.errors import InputError
+from peers.learning.diagnosis import Options
 from peers.learning.measurement import TRIED_WORST
 from peers.storage.snapshots import SnapshotModel
 from tests.support.learners import (
@@ -338,3 +339,27 @@ def test_paper_literal_removes_the_overlap_of_independent_bases():
 def test_a_configuration_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"d = 32.*8 slots of r = 5"):
         small_learner(adapter={"rank": 5})
+
+
+def test_the_curvature_along_a_displacement_is_the_second_difference_of_the_loss() -> None:
+    learner = joined()
+    kept = {key: block(learner, key) for key in [OWN, *OTHERS]}
+    draw = torch.Generator().manual_seed(0)
+    moves = {
+        Part(key, group): torch.randn(values.shape, generator=draw)
+        for key, groups in kept.items()
+        for group, values in groups.items()
+    }
+
+    def loss(by: float) -> float:
+        for part, move in moves.items():
+            learner.write(part.block, part.group, kept[part.block][part.group] + by * move)
+        return learner.diagnose(0, 16, Options()).loss
+
+    size2 = sum(float(move.square().sum()) for move in moves.values())
+    expected = max(loss(1.0) + loss(-1.0) - 2 * loss(0.0), 0.0) / size2
+    found = learner.diagnose(0, 16, Options(), moves)
+    assert expected > 0
+    assert [m.smoothness for m in found.groups.values()] == pytest.approx([expected] * 3, rel=1e-3)
+    assert all(same(kept[key], block(learner, key)) for key in kept)
+    assert learner.diagnose(0, 16, Options()).loss == found.loss

@@ -35,23 +35,23 @@ def test_an_unknown_neighbour_has_no_distance() -> None:
 
 def test_the_last_matrix_sent_or_received_is_the_copy() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
-    copies.note("d1", PART, matrix(1))
+    copies.store_copy("d1", PART, matrix(1))
     assert apart2(copies, mine) == pytest.approx(norm2(mine - matrix(1)))
-    copies.note("d1", PART, mine)
+    copies.store_copy("d1", PART, mine)
     assert apart2(copies, mine) == 0.0
 
 
 def test_the_error_of_a_coarse_codec_remains_as_distance() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
     there = decode(encode(mine, "int4"), "int4", 64, 4)
-    copies.note("d1", PART, there)
+    copies.store_copy("d1", PART, there)
     assert apart2(copies, mine) == pytest.approx(norm2(mine - there)) and norm2(mine - there) > 0
 
 
 def test_each_neighbour_has_copies_of_its_own() -> None:
     copies, mine = NeighbourCopies(), matrix(0)
-    copies.note("d1", PART, mine)
-    copies.note("d2", PART, matrix(1))
+    copies.store_copy("d1", PART, mine)
+    copies.store_copy("d2", PART, matrix(1))
     assert apart2(copies, mine, "d1") == 0.0 < apart2(copies, mine, "d2")
 
 
@@ -59,20 +59,20 @@ def test_a_deletion_deletes_all_copies_of_the_block() -> None:
     copies = NeighbourCopies()
     for peer in ("d1", "d2"):
         for part in (PART, OTHER):
-            copies.note(peer, part, matrix(0))
-    copies.drop(PART.block)
+            copies.store_copy(peer, part, matrix(0))
+    copies.drop_block(PART.block)
     assert {part for held in copies._theirs.values() for part in held} == {OTHER}
 
 
 def test_copies_of_a_departed_neighbour_are_deleted() -> None:
     copies = NeighbourCopies()
-    copies.note("d1", PART, matrix(0))
-    copies.note("d2", PART, matrix(0))
-    copies.forget("d1")
+    copies.store_copy("d1", PART, matrix(0))
+    copies.store_copy("d2", PART, matrix(0))
+    copies.forget_neighbour("d1")
     assert set(copies.distances({PART: matrix(0)}).apart2) == {("d2", PART)}
 
 
 def test_a_block_that_is_not_held_is_not_measured() -> None:
     copies = NeighbourCopies()
-    copies.note("d1", OTHER, matrix(0))
+    copies.store_copy("d1", OTHER, matrix(0))
     assert not copies.distances({PART: matrix(0)}).apart2

@@ -63,9 +63,9 @@ def test_the_own_block_with_its_moments_and_copies() -> None:
 def test_copies_of_neighbours() -> None:
     copies = NeighbourCopies()
     doomed, kept = torch.ones(2, 2), torch.ones(2, 2)
-    copies.note("d1", Part(GONE, "early"), doomed)
-    copies.note("d1", Part(STAYS, "early"), kept)
-    copies.drop(GONE)
+    copies.store_copy("d1", Part(GONE, "early"), doomed)
+    copies.store_copy("d1", Part(STAYS, "early"), kept)
+    copies.drop_block(GONE)
     assert gone([doomed]) and kept.all()
 
 

@@ -80,7 +80,7 @@ def test_ranks_by_group_are_checked(rank, said):
 
 
 def test_modules_that_cannot_be_adapted_are_refused():
-    with pytest.raises(InputError, match="is a Embedding; allowed: Linear and Conv1D"):
+    with pytest.raises(InputError, match="is a Embedding; allowed: Linear, Conv1D and Conv2d"):
         ModelLayout.from_model(small_loaded().model, ["embed_tokens"], 1)
     with pytest.raises(InputError, match="no module is named nothing"):
         ModelLayout.from_model(small_loaded().model, ["nothing"], 1)

@@ -40,6 +40,26 @@ def test_an_encoder_is_refused_and_its_decoder_is_not(tmp_path: Path) -> None:
     assert load_model(config).target_modules == ("query",)
 
 
+def test_a_model_of_two_positions_is_probed_and_one_of_one_position_is_refused(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path, "bert")
+    config = ModelConfig(name=str(folder), target_modules=("query",))
+    change(folder / "config.json", max_position_embeddings=2)
+    shorten(folder / "model.safetensors", "position_embeddings", 2)
+    with pytest.raises(InputError, match="is no causal language model: a later token"):
+        load_model(config)
+    change(folder / "config.json", max_position_embeddings=1, is_decoder=True)
+    shorten(folder / "model.safetensors", "position_embeddings", 1)
+    with pytest.raises(InputError, match=r"reads texts of 1 token; allowed: a model of 2 positions"):
+        load_model(config)
+
+
+def shorten(file: Path, name: str, rows: int) -> None:
+    """Keep the first rows of the weight whose name contains `name`."""
+    weights = load_file(file)
+    changed = {key: w[:rows].clone() if name in key else w for key, w in weights.items()}
+    save_file(changed, file, metadata={"format": "pt"})
+
+
 def test_an_encoder_decoder_model_is_refused(tmp_path: Path) -> None:
     folder = save_small_model(tmp_path, "bart")
     change(folder / "config.json", is_encoder_decoder=True)

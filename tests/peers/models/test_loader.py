@@ -110,6 +110,18 @@ def test_the_launcher_ignores_a_model_that_cannot_be_preloaded(monkeypatch: pyte
         load_model(ModelConfig(name="no/such-folder/anywhere"))
 
 
+def test_the_launcher_preloads_the_model_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ("from peers.models import loader", "loader.models.add('own-tiny')(loader.load_tiny)")
+    (tmp_path / "unweft_test_plugin.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(loader.models, "_known", dict(loader.models._known))
+    config = ModelConfig(name="own-tiny")
+    monkeypatch.setenv(preload_base_model.NAME, config.model_dump_json())
+    monkeypatch.setenv(preload_base_model.PLUGINS, "unweft_test_plugin")
+    importlib.reload(preload_base_model)
+    assert loader._kept.pop(loader._key(config)).name == "own-tiny"
+
+
 @pytest.mark.parametrize("family", DEFAULTS)
 def test_a_local_folder_gets_pefts_default_modules(tmp_path: Path, family: Family) -> None:
     loaded = load_model(ModelConfig(name=str(save_small_model(tmp_path, family))))
@@ -161,13 +173,17 @@ def test_a_default_that_is_a_pattern_becomes_full_names(
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "../no-such-folder"])
 def test_a_folder_that_does_not_exist(name: str) -> None:
-    with pytest.raises(InputError, match=r"model\.name.*does not exist; allowed: tiny, a local folder"):
+    with pytest.raises(
+        InputError, match=r"model\.name.*does not exist; allowed: small-resnet, smollm2, tiny, a local folder"
+    ):
         load_model(ModelConfig(name=name))
 
 
 def test_a_name_that_is_neither_in_the_cache_nor_in_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_hub_obstacle", lambda: "no network")
-    with pytest.raises(InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: tiny"):
+    with pytest.raises(
+        InputError, match=r"model\.name: 'tinyy'.*no network.*allowed: small-resnet, smollm2, tiny"
+    ):
         load_model(ModelConfig(name="tinyy"))
 
 

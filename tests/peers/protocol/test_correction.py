@@ -10,7 +10,7 @@ import pytest
 
 from coordinator_free.correction import lookahead
 from coordinator_free.correction.policy_interface import STAY, GroupAction, Limits
-from coordinator_free.correction.residuals import HEADER, Observables, pack
+from coordinator_free.correction.residuals import Observables, copies_size, group_numbers, pack
 from peers.protocol import actions as do
 from peers.protocol.correction import limits
 from tests.support.simulated import GROUPS, Network, small_config
@@ -27,13 +27,15 @@ def observed(device: str, epoch: int, **of: dict[str, float]) -> list[float]:
         sketch = np.random.default_rng(seed).standard_normal(SKETCH)
         known = {
             "energy": 1.0,
+            "noise": 0.0,
             "curvature": 1.0,
             "smoothness": 1.0,
-            "mu": 0.1,
+            "gap": 10.0,
+            "rate": 0.01,
             "eta": 0.1,
-            "disagreement": 0.0,
         }
-        groups.append(Observables(**{**known, **of.get(group, {})}, sketch=sketch))
+        copies = np.zeros(copies_size(SKETCH))
+        groups.append(Observables(**{**known, **of.get(group, {})}, sketch=sketch, copies=copies))
     return [float(value) for value in pack(groups)]
 
 
@@ -85,7 +87,7 @@ def test_residuals_and_priorities_are_recorded() -> None:
     assert told["p"] == pytest.approx(0.9)  # S = 9 x 1 of 10 in all
     assert set(told) == {
         *("local", "consensus", "heterogeneity", "S", "p", "p_per_rank", "p_per_parameter"),
-        *("mu", "eta", "curvature", "disagreement"),
+        *("mu", "rate", "eta", "gap", "curvature", "disagreement"),
     }
 
 
@@ -200,7 +202,7 @@ def test_the_first_training_of_a_correction_sets_the_anchor_once() -> None:
 
 def test_a_report_without_the_signature_of_its_origin_is_refused() -> None:
     net = corrected("dominant")
-    values = np.zeros(len(GROUPS) * (len(HEADER) + SKETCH), dtype="<f4").tobytes()
+    values = np.zeros(len(GROUPS) * group_numbers(SKETCH), dtype="<f4").tobytes()
     forged = Observed("d1", 0, 1000, values, b"x" * 64)
     assert net["d0"].protocol.on_message(net.now, "d1", forged) == [do.Drop("forged")]
     short = Observed("d1", 0, 1000, values[:-4], b"x" * 64)

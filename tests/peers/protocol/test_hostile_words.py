@@ -17,7 +17,7 @@ from peers.protocol.state import AHEAD
 from peers.protocol.state_machine import DeviceProtocol
 from tests.support.membership_records import make
 from tests.support.signatures import sign_as, verify
-from tests.support.simulated import Network, SimDevice, small_config
+from tests.support.simulated import SECOND, Network, SimDevice, small_config
 from tests.support.simulated_checks import started
 from transport.wire.messages import Deleted, Gossip, Hello, Manifest, Message, Refuse, Request, Suspect
 
@@ -50,8 +50,48 @@ def test_an_empty_manifest_of_a_late_round_ends_no_run(size: int, kind: str) -> 
         net.rounds(1)
     closed = [done.round for done in net[honest[0]].done(do.RoundDone)]
     steps = [b - a for a, b in pairwise(closed)]
-    assert max(steps) <= 2 and all(net[name].live for name in honest)
+    assert set(steps) == {1} and all(net[name].live for name in honest)
     assert all(net[name].round <= before[name] + 60 for name in honest)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_silent_neighbour_moves_a_device_by_one_round_a_deadline(size: int) -> None:
+    """It names a late round, and lets the others wait for their rounds until the deadline."""
+    net = started(size, round={"count": ROUNDS, "deadline_s": 2.0})
+    liar, *honest = [device.name for device in net][::-1]
+    net.loses = lambda source, target, message: source == liar and isinstance(message, Manifest)
+    first, start = {name: net[name].round for name in honest}, net.now
+    while net.now < start + 60 * SECOND:
+        net.run(1.9)
+        say(net, liar, late(net[honest[0]].round + 1), *honest)
+        say(net, liar, late(), *honest)
+        for name in honest:
+            net[name].protocol.peers[liar].manifests.clear()
+    for name in honest:
+        assert 5 < net[name].round - first[name] <= 60 / 1.9 + 2
+
+
+def test_a_minority_makes_even_a_very_slow_device_skip_one_round_at_a_time() -> None:
+    net = started(3, round={"count": ROUNDS, "deadline_s": 2.0})
+    for name in ("d0", "d1"):
+        net[name].train_ns = 60 * SECOND
+    for _ in range(5):
+        net.run(60.0)
+        say(net, "d2", late(), "d0", "d1")
+    closed = [done.round for done in net["d0"].done(do.RoundDone)]
+    assert max(b - a for a, b in pairwise(closed)) <= 2
+
+
+@pytest.mark.parametrize("slow", [("d1",), ("d0", "d1")])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_slow_device_follows_the_others(size: int, slow: tuple[str, ...]) -> None:
+    """Its steps take almost two deadlines. On the ring, one of its two neighbours may be as slow."""
+    net = started(size, topology={"kind": "ring"}, round={"count": ROUNDS, "deadline_s": 2.0})
+    for name in slow:
+        net[name].train_ns = 35 * SECOND // 10
+    net.run(120.0)
+    rounds = [device.round for device in net]
+    assert max(rounds) - min(rounds) <= 4 and min(rounds) > 20
 
 
 def test_a_device_still_follows_most_of_its_neighbours() -> None:
@@ -71,6 +111,25 @@ def test_a_joiner_does_not_begin_in_a_round_that_one_member_invents() -> None:
     say(net, "d2", late(), "d5")
     net.until(lambda: joiner.round >= 0)
     assert joiner.round <= max(net[name].round for name in ("d0", "d1")) + AHEAD
+
+
+def test_a_joiner_that_only_hostile_members_have_greeted_does_not_begin_in_their_round() -> None:
+    """The honest neighbours are slow: they answer no message for a while."""
+    net = started(5, round={"count": ROUNDS, "deadline_s": 2.0})
+    honest, hostile = ("d0", "d1", "d2"), ("d3", "d4")
+    net.loses = lambda source, target, message: (
+        "d5" in (source, target) and bool({source, target} & {*honest})
+    )
+    joiner = net.add("d5", *hostile)
+    net.until(lambda: all(n in joiner.protocol.peers and joiner.protocol.peers[n].greeted for n in hostile))
+    for name in hostile:
+        say(net, name, late(), "d5")
+    net.until(lambda: joiner.round >= 0)
+    assert joiner.round <= max(net[name].round for name in honest) + AHEAD
+    net.loses = lambda source, target, message: False
+    net.run(10.0)
+    rounds = [net[name].round for name in (*honest, "d5")]
+    assert max(rounds) - min(rounds) <= 2 and max(rounds) < ROUNDS // 2
 
 
 def test_an_invented_first_round_keeps_nobody_in_correction() -> None:

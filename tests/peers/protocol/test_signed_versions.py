@@ -18,10 +18,10 @@ from peers.protocol.signed_versions import SignedCopy, Versions, statement
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec
-from tests.support.receivers import make_receiver
+from tests.support.receivers import ReceivingSide
 from tests.support.signatures import public, sign_as, verify
 from tests.support.simulated_checks import started
-from transport.links.interface import Links, Received
+from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.checksum import xxh3
@@ -50,7 +50,7 @@ class ReceivingDevice:
         self.net = started(3, "newest")
         protocol = self.net["d0"].protocol
         self.events = Counter[str]()
-        self.receiver = make_receiver(protocol, Accounts(), self.events, (ROWS, RANK), authenticated=True)
+        self.side = ReceivingSide(protocol, Accounts(), self.events, (ROWS, RANK), authenticated=True)
         self.copies: list[Any] = []
 
         def on_copy(peer: str, part: Part, version: int, round_: int, values: object) -> None:
@@ -60,10 +60,7 @@ class ReceivingDevice:
 
     def take(self, header: Update, payload: Buffer = PAYLOAD, source: str = "d2") -> None:
         frames = pack(Envelope(source, 0), header, payload)
-        received = Received(source, tuple(frames), wire_bytes(frames))
-        opened = self.receiver.open(received)
-        assert opened is not None
-        self.receiver.handle(self.net.now, *opened, received)
+        self.side.take(self.net.now, source, frames)
 
 
 HEADER = Update(*("d1", 0, "early", 7, 3, "train", "fp32", ROWS, RANK, 0, len(PAYLOAD)), signature=signed())

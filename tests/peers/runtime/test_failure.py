@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from emulation.analysis import records
+from emulation.analysis import evaluator, records
+from emulation.launch.errors import RunFailed
+from emulation.launch.evaluator_process import EvaluatorProcess
+from emulation.launch.run_state import RunState
 from emulation.report import text
+from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
 from peers.runtime import main
+from peers.runtime.child_process import failure_recorded
 from peers.runtime.spec import DeviceSpec
 
 
@@ -35,6 +42,35 @@ def test_the_reason_is_the_exception_and_not_the_last_line_of_the_log(
 
 def test_a_device_without_a_record_has_no_reason(tmp_path: Path) -> None:
     assert records.failure(tmp_path) is None
+
+
+def test_the_reason_of_any_process_is_its_exception(tmp_path: Path) -> None:
+    log = tmp_path / "evaluator.log"
+    with pytest.raises(ZeroDivisionError), failure_recorded(log):
+        raise ZeroDivisionError("no\nexamples")
+    log.write_text("Traceback …\n[W] a warning of a library at exit\n")
+    assert records.reason(log) == "ZeroDivisionError: no examples"
+    with failure_recorded(log):  # the next process with this log does not fail
+        pass
+    assert records.reason(log).endswith("the last line of its output: [W] a warning of a library at exit")
+    assert records.reason(tmp_path / "none.log").endswith("output: none")
+
+
+def test_the_evaluator_fails_with_its_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(out: Path, scenario: object) -> None:
+        raise OSError("a snapshot cannot be read")
+
+    ended: list[int] = []
+    monkeypatch.setattr(evaluator, "main", main)
+    for name in ("guard", "redirect_output"):
+        monkeypatch.setattr(evaluator, name, lambda _: None)
+    monkeypatch.setattr(evaluator, "end_process", ended.append)
+    evaluator.process_main(tmp_path, cast(Scenario, None))
+    (tmp_path / evaluator.LOG).write_text("a later line\n")
+    process = EvaluatorProcess(RunState(scenario=Scenario(), out=tmp_path))
+    process._process = cast(ForkServerProcess, SimpleNamespace(exitcode=ended[0]))
+    with pytest.raises(RunFailed, match="ended with 1: OSError: a snapshot cannot be read; its log: "):
+        process.check()
 
 
 def test_the_report_names_the_reason() -> None:

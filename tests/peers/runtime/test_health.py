@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from peers.errors import InputError
 from peers.runtime import health
 
 STATUS = {"id": "d0", "phase": "train", "round": 7}
@@ -76,6 +77,34 @@ def test_a_device_that_starts_again_takes_the_socket_over(socket: Path) -> None:
     for _ in range(2):
         with device(socket):
             assert health.ask(str(socket)) == STATUS
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("x" * 200, "the path has 200 bytes"),
+        ("é" * 54, "the path has 108 bytes"),
+        ("", "the path has 0 bytes"),
+        ("/no-such-folder/health", "there is no folder /no-such-folder"),
+        ("a-file", "another file is there"),
+    ],
+)
+def test_a_path_that_cannot_be_a_socket_is_one_clear_error(
+    path: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+    with pytest.raises(InputError, match=rf"^UNWEFT_HEALTH: '.*': {why}; allowed: a path of 1 to 107 bytes"):
+        health.check_path(path)
+
+
+def test_a_path_of_the_longest_length_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("x" * health.LONGEST_PATH)
+    health.check_path(str(path))
+    with device(path):
+        health.check_path(str(path))  # a device that starts again
+        assert health.ask(str(path)) == STATUS
 
 
 @pytest.mark.parametrize("there", [True, False])

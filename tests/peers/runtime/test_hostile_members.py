@@ -56,8 +56,10 @@ def test_two_thousand_hostile_messages_of_a_member(tmp_path: Path, caplog: pytes
     async def attack(devices: Mapping[str, Device]) -> None:
         victim, identity = devices["d0"], DeviceIdentity.generate()
         protocol = victim.driver.protocol
-        source = HostileMessages(3, "d2", identity, ("early", "mid", "late"), rounds=ROUNDS, slots=8)
         async with device("d2") as evil:
+            hello = replace(protocol._connections._hello(reply=True), address=evil.address)
+            groups = ("early", "mid", "late")
+            source = HostileMessages(3, "d2", identity, groups, hello, rounds=ROUNDS, slots=8)
             await join(evil, victim, identity, 2)
             for seq in range(3, MESSAGES + 3):
                 source.members, source.epoch = list(protocol.members), protocol.round

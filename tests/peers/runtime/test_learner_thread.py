@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from peers.config import DeviceConfig
 from peers.learning.learner import Learner
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
+from peers.runtime.host import Inline
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.recorder import Recorder
 
@@ -86,3 +88,37 @@ def test_disagreement_belongs_to_the_last_exchange_of_a_group(
     action = do.Diagnose(7)
     learner_thread.diagnose(action).result()
     assert learner.reported == [1.0, 4.0]
+
+
+def test_the_metrics_of_a_round_have_the_cpu_time_of_its_work() -> None:
+    written: list[dict[str, float]] = []
+    recorder = cast(Recorder, SimpleNamespace(metrics=written.append))
+    learner = cast(Learner, SimpleNamespace(norms=dict))
+    made = LearnerThread(
+        learner,
+        recorder,
+        DeviceConfig(),
+        lambda error: None,
+        Versions("d0", lambda data: b""),
+        worker=Inline(),
+    )
+
+    def work() -> None:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+
+    made.submit(work)
+    made.record_metrics({"round": 0})
+    made.record_metrics({"round": 1})
+    made.close()
+    assert [line["round"] for line in written] == [0, 1]
+    assert 0.02 <= written[0]["cpu_s"] < 0.1 and written[1]["cpu_s"] < 0.01
+
+
+def test_a_failure_of_work_that_is_done_at_once_is_reported() -> None:
+    raised: list[BaseException] = []
+    none = cast(Any, None)
+    made = LearnerThread(none, none, DeviceConfig(), raised.append, none, worker=Inline())
+    made.submit(lambda: 1 // 0)
+    assert [type(error) for error in raised] == [ZeroDivisionError]

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
 from peers.protocol import actions as do
-from tests.support.receivers import make_receiver
+from tests.support.receivers import ReceivingSide
 from tests.support.simulated import SECOND, Network
 from tests.support.simulated_checks import started
-from transport.links.interface import Received
-from transport.shaping.accounting import Accounts, LinkAccount
+from transport.shaping.accounting import MAX_PEERS, OTHERS, Accounts, LinkAccount
 from transport.wire.checksum import xxh3
 from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update
 from transport.wire.packing import pack, wire_bytes
@@ -38,7 +37,7 @@ class ReceivingDevice:
         self.device = self.net["d0"]
         self.accounts, self.events = Accounts(), Counter[str]()
         protocol = self.device.protocol
-        self.receiver = make_receiver(protocol, self.accounts, self.events, (ROWS, RANK), authenticated=False)
+        self.side = ReceivingSide(protocol, self.accounts, self.events, (ROWS, RANK), authenticated=False)
         self.matrices: list[Tensor] = []
         take_in = protocol.update
 
@@ -50,9 +49,7 @@ class ReceivingDevice:
         protocol.update = update  # type: ignore[method-assign]
 
     def take(self, frames: Sequence[Buffer], source: str = "d1") -> list[do.Action]:
-        received = Received(source, tuple(frames), wire_bytes(frames))
-        opened = self.receiver.open(received)
-        return [] if opened is None else self.receiver.handle(2 * SECOND, *opened, received)
+        return self.side.take(2 * SECOND, source, frames)
 
     def link(self, peer: str = "d1") -> LinkAccount:
         return self.accounts.link(peer)
@@ -71,7 +68,7 @@ def _door() -> ReceivingDevice:
 @pytest.fixture
 def door(_door: ReceivingDevice) -> ReceivingDevice:
     """The network is shared, so tests must not change it. The counters are new for each test."""
-    _door.accounts = _door.receiver._accounts = Accounts()
+    _door.accounts = _door.side.accounts._accounts = Accounts()
     _door.events.clear()
     _door.matrices.clear()
     return _door
@@ -206,7 +203,16 @@ def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> Non
 def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload, src="mallory"), source="mallory")
-    assert refused(door, "stranger", "mallory")
+    assert refused(door, "stranger", OTHERS)
+
+
+def test_invented_senders_use_up_no_accounts(door: ReceivingDevice) -> None:
+    for n in range(MAX_PEERS + 1):
+        door.take(framed(Nack(1), src=f"ghost{n}"), source=f"ghost{n}")
+    door.take(framed(Ack(1, DIGEST), src="d2"), source="d2")
+    books = door.accounts.to_dict()
+    assert set(books) == {OTHERS, "d2"} and books["d2"]["received_messages"] == 1
+    assert books[OTHERS]["dropped_messages"] == {"stranger": MAX_PEERS + 1}
 
 
 def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
@@ -217,7 +223,7 @@ def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
 def test_a_fragment_that_is_not_admitted_takes_no_memory(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload, block="d9"), payload[:16]))
-    assert refused(door, "unknown") and door.receiver._assembly._fragments.bytes_in_flight == 0
+    assert refused(door, "unknown") and door.side.assembly._fragments.bytes_in_flight == 0
 
 
 def test_a_replayed_message_is_dropped(door: ReceivingDevice) -> None:
@@ -243,7 +249,7 @@ def test_data_of_a_deleted_block_is_dropped() -> None:
 
 @given(st.lists(st.binary(max_size=200), max_size=3))
 def test_arbitrary_bytes_change_only_a_counter(_door: ReceivingDevice, frames: list[bytes]) -> None:
-    _door.accounts = _door.receiver._accounts = Accounts()
+    _door.accounts = _door.side.accounts._accounts = Accounts()
     before = _door.state()
     assert _door.take(frames) == []
     assert _door.link().dropped_messages == {"malformed": 1} and _door.state() == before
@@ -265,7 +271,9 @@ def test_an_altered_byte_lets_no_matrix_through(_door: ReceivingDevice, data: st
 def test_after_a_drop_an_unfinished_matrix_cannot_be_completed(door: ReceivingDevice, how: str) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
-    door.receiver.drop_block(BlockKey("d1", 0)) if how == "block" else door.receiver.forget_peer("d1")
+    door.side.delivery.drop_block(BlockKey("d1", 0)) if how == "block" else door.side.delivery.forget_peer(
+        "d1"
+    )
     door.take(framed(update(payload, offset=16), payload[16:]))
     assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
 
@@ -273,7 +281,7 @@ def test_after_a_drop_an_unfinished_matrix_cannot_be_completed(door: ReceivingDe
 def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
     door.take(framed(update(payload), payload[:16]))
-    door.receiver.drop_block(BlockKey("d2", 0))
+    door.side.delivery.drop_block(BlockKey("d2", 0))
     door.take(framed(update(payload, offset=16), payload[16:]))
     assert len(door.matrices) == 1
 
@@ -283,7 +291,7 @@ def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
 
 def test_a_departure_before_the_hello_is_no_latency(door: ReceivingDevice) -> None:
     """The sender names the departure. A time before its Hello, or after the arrival, is in no quantile."""
-    door.receiver._greeted_ns["d1"] = DEPART_NS
+    door.side.accounts._greeted_ns["d1"] = DEPART_NS
     for depart_ns in (0, DEPART_NS - 1, 5 * SECOND):
         door.take(pack(Envelope("d1", 0, next(numbers), depart_ns, DEPART_NS), Nack(1)))
     assert door.link().received_messages == 3 and not len(door.link().latency)
@@ -295,9 +303,9 @@ def test_a_departure_before_the_hello_is_no_latency(door: ReceivingDevice) -> No
 def test_a_hello_bounds_the_later_latencies_of_its_sender(door: ReceivingDevice) -> None:
     now = 100 * SECOND
     hello = Envelope("d1", 0, 1, 0, now, "Hello")
-    assert door.receiver._longest_ns(now, hello) == 60 * SECOND
-    assert door.receiver._longest_ns(now + SECOND, Envelope("d1", 0, 2, 0, now, "Nack")) == 61 * SECOND
-    door.receiver.forget_peer("d1")
+    assert door.side.accounts.longest_ns(now, hello) == 60 * SECOND
+    assert door.side.accounts.longest_ns(now + SECOND, Envelope("d1", 0, 2, 0, now, "Nack")) == 61 * SECOND
+    door.side.delivery.forget_peer("d1")
 
 
 def test_a_message_whose_answer_cannot_be_sent_counts_as_dropped_only() -> None:
@@ -307,6 +315,6 @@ def test_a_message_whose_answer_cannot_be_sent_counts_as_dropped_only() -> None:
     link, size = device.link(), wire_bytes(frames)
     assert (link.received_messages, link.received_bytes) == (1, size)
     for _ in range(2):  # its second answer fails too
-        device.receiver.on_answer_fault(2 * SECOND, "d1", ValueError("no address"))
+        device.side.delivery.on_answer_fault(2 * SECOND, "d1", ValueError("no address"))
     assert (link.received_messages, link.received_bytes) == (0, 0)
     assert (link.dropped_messages["handler_error"], link.dropped_bytes["handler_error"]) == (1, size)

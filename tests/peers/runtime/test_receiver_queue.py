@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from peers.runtime.delivery import Delivery
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.receiver import Receiver
+from peers.runtime.reception_accounts import ReceptionAccounts
 from transport.links.interface import Received
 from transport.shaping.accounting import Accounts
 from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
@@ -58,18 +61,11 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
     protocol: Any = SimpleNamespace(peers={"d1"})
     clock: Any = SimpleNamespace(now=lambda: NOW, poke=lambda: None)
     virtual_clock: Any = SimpleNamespace(on_received=lambda src, seq: None) if virtual else None
-    receiver = Receiver(
-        links,
-        protocol,
-        assembly,
-        Accounts(),
-        queue,
-        clock,
-        virtual_clock,
-        authenticated=True,
-        on_arrival=on_arrival,
-        on_copy=lambda peer, part, matrix: None,
+    accounts = ReceptionAccounts(protocol, Accounts(), Counter())
+    delivery = Delivery(
+        protocol, assembly, accounts, on_arrival=on_arrival, on_copy=lambda peer, part, matrix: None
     )
+    receiver = Receiver(links, accounts, delivery, queue, clock, virtual_clock, authenticated=True)
 
     async def receive() -> None:
         task = asyncio.create_task(receiver.run())

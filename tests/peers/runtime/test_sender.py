@@ -7,6 +7,7 @@ import torch
 
 from coordinator_free.identifiers import BlockKey, Part
 from peers.protocol.actions import Farewell, Publish
+from peers.runtime import sender
 from tests.support.sending import (
     MANIFEST,
     OWN,
@@ -17,7 +18,7 @@ from tests.support.sending import (
     blocks_of,
     received_matrices,
 )
-from transport.wire.messages import Bye, Credit, Update
+from transport.wire.messages import Bye, Credit, Nack, Update
 
 
 def test_another_codec_for_one_publish_leaves_no_error_feedback() -> None:
@@ -174,6 +175,28 @@ def test_a_disconnect_abandons_the_queue_of_the_link() -> None:
     assert not device.links.messages("d1") and blocks_of(device.links.messages("d2")) == ["d0"]
     assert device.link("d1").abandoned_bytes["gone"] == device.link("d2").sent_bytes
     assert device.link("d1").sent_bytes == 0
+
+
+def test_links_to_invented_names_are_forgotten_and_known_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender, "MAX_PEERS", 4)
+    device = SendingDevice()
+    device.sender.send_control("d1", 0, Nack(1))
+    device.drain()
+    device.sender.disconnect("d1")
+    device.sender.connect("d1", "sim://d1", device.now)
+    for n in range(20):
+        device.sender.connect(f"ghost{n}", f"sim://ghost{n}", device.now)
+        device.sender.send_control(f"ghost{n}", 0, Nack(1))
+        device.drain()
+        device.sender.disconnect(f"ghost{n}")
+    shaper = device.sender._shaper
+    assert set(shaper._links) == {"d1", "d2", "ghost18", "ghost19"} == set(device.sender._shaped)
+    assert {peer for peer, _ in shaper.sent.messages} == {"d1", "ghost18", "ghost19"}
+    device.sender.send_control("d2", 0, Nack(1))
+    device.drain()
+    assert device.links.messages("d2") == [Nack(1)]
 
 
 def test_a_message_that_the_link_refuses_is_not_counted_as_sent() -> None:

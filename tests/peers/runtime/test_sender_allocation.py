@@ -96,7 +96,7 @@ def test_a_purge_removes_payloads_errors_and_copies_of_a_block() -> None:
     device = AllocatingDevice()
     device.send("int4")
     device.purge(OWN)
-    device.copies.drop(OWN)
+    device.copies.drop_block(OWN)
     device.drain()
     assert not device.encoder._cache and not device.encoder._errors and not codecs_of(device, "d1")
     assert not device.copies._theirs["d1"]

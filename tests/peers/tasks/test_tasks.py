@@ -158,7 +158,11 @@ def test_each_device_has_its_file(tmp_path: Path) -> None:
         ("[" * 100_000, "is not JSON"),
         ("[1]", "is no JSON object"),
         ('{"prompt": "a"}', "missing key 'response'"),
-        ('{"prompt": "a", "response": "b", "label": 1}', "unknown key 'label'"),
+        ('{"prompt": "a", "response": "b", "topic": 1}', "unknown key 'topic'"),
+        ('{"prompt": "a", "response": "b", "label": 1.5}', "'label' is float; allowed: a string"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "is no chat with an answer"),
+        ('{"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}', "a message is not of"),
+        ('{"messages": [], "prompt": "a"}', "is no chat with an answer"),
         ('{"prompt": 3, "response": "b"}', "'prompt' is int, not a string"),
         ('{"prompt": "a", "response": null}', "'response' is NoneType"),
         ('{"prompt": "a", "response": " "}', "'response' is empty"),
@@ -169,7 +173,7 @@ def test_each_device_has_its_file(tmp_path: Path) -> None:
 def test_the_error_names_the_wrong_line(tmp_path: Path, line: str | bytes, said: str) -> None:
     wrong = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "d0.jsonl").write_bytes(LINE.encode() + b"\n" + wrong + b"\n")
-    with pytest.raises(InputError, match=rf"d0\.jsonl:2: {said}.*allowed: one object"):
+    with pytest.raises(InputError, match=rf"d0\.jsonl:2: {said}.*allowed: |d0\.jsonl:2: {said}"):
         jsonl(tmp_path).train_examples("d0")
 
 
@@ -203,7 +207,7 @@ def test_iid_deals_the_lines_of_the_named_devices_only(tmp_path: Path) -> None:
     task = tasks.get("jsonl")(config, 0)
     shares = {device: task.train_examples(device) for device in config.devices}
     assert sorted(len(share) for share in shares.values()) == [2, 3, 3]
-    dealt = sorted(e.prompt for share in shares.values() for e in share)
+    dealt = sorted(e.prompt for share in shares.values() for e in share if isinstance(e, Example))
     assert dealt == ["d0 0", "d1 0", "d1 1", "d1 2", "edge 0", "edge 1", "edge 2", "edge 3"]
     assert isinstance(task, HasFiles) and task.unused(config.devices) == ["d7.jsonl", "test.jsonl"]
     with pytest.raises(InputError, match=r"device 'd7'.*deals the examples to d0, edge, d1; allowed"):
@@ -217,7 +221,7 @@ def test_iid_without_named_devices_deals_the_files_numbered_from_0(
     task = jsonl(tmp_path, partition="iid")
     dealt = [task.train_examples(device) for device in ("d0", "d1")]
     assert [len(share) for share in dealt] == [4, 4]
-    assert {e.prompt[:2] for share in dealt for e in share} == {"d0", "d1"}
+    assert {e.prompt[:2] for share in dealt for e in share if isinstance(e, Example)} == {"d0", "d1"}
     assert "files of no device: d7.jsonl, test.jsonl" in caplog.text
 
 
@@ -252,12 +256,14 @@ def test_iid_distributes_the_examples_of_all_devices(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_apply_to_jsonl(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    (tmp_path / "d0.jsonl").write_text(LINE, encoding="utf-8")
     with pytest.raises(InputError, match=said):
-        jsonl(tmp_path, **settings)
+        jsonl(tmp_path, **settings).train_examples("d0")
 
 
 def test_an_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"data\.kind: 'fact' is not known; known are: facts, jsonl"):
+    known = "authors, dataset, facts, images, jsonl, tofu"
+    with pytest.raises(InputError, match=rf"data\.kind: 'fact' is not known; known are: {known}"):
         tasks.get("fact")
 
 

@@ -33,9 +33,9 @@ def test_a_refit_is_ridge_regression_on_the_inputs_of_the_modules() -> None:
     hook = module.register_forward_hook(lambda _, args, __: seen.update(x=args[0].detach()))
     data = learner._local._data
     with torch.no_grad():
-        learner._adapter.model(input_ids=data.input_ids, attention_mask=data.attention_mask)
+        learner._adapter.model(**data.inputs())
     hook.remove()
-    x = seen["x"][data.attention_mask.bool()].double()
+    x = seen["x"][data.counted(seen["x"].shape[1])].double()
     own, gone = learner._blocks[OWN], learner._blocks[GONE]
     rows = learner.layout.slices(shape.group)[shape.name]
     z, y = x @ own.bases[shape.name].double(), x @ gone.bases[shape.name].double()

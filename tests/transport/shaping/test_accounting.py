@@ -127,11 +127,41 @@ def test_an_arrival_before_its_departure_is_in_no_quantile() -> None:
 
 def test_invented_names_do_not_add_accounts_without_end() -> None:
     accounts = Accounts()
-    accounts.link("d1").received(1, None)
     for i in range(MAX_PEERS + 100):
         accounts.link(f"invented{i}").dropped("malformed", 10)
+        accounts.link("d1").received(1, None)
+    accounts.link("joiner").sent("train", 7, 5)
     books = accounts.to_dict()
     assert len(books) == MAX_PEERS + 1
-    assert books["d1"]["received_bytes"] == 1
+    assert books["d1"]["received_bytes"] == MAX_PEERS + 100
+    assert books["joiner"]["sent_bytes"] == 7
     assert sum(sum(b["dropped_bytes"].values()) for b in books.values()) == 10 * (MAX_PEERS + 100)
     assert OTHERS in books
+
+
+def test_an_unknown_source_without_an_account_counts_under_others() -> None:
+    accounts = Accounts()
+    accounts.link("d1").sent("control", 3, 0)
+    for name, known in (("d1", False), ("d2", True), ("x", False), ("y", False)):
+        accounts.source(name, known).dropped("stranger", 1)
+    assert {name: book["dropped_bytes"] for name, book in accounts.to_dict().items()} == {
+        OTHERS: {"stranger": 2},
+        "d1": {"stranger": 1},
+        "d2": {"stranger": 1},
+    }
+
+
+def test_an_account_that_is_added_to_another_keeps_every_count() -> None:
+    first, second = LinkAccount(), LinkAccount()
+    for account in (first, second):
+        account.sent("train", 1000, 900, 80)
+        account.received(70, 2_000_000)
+        account.dropped("stale", 30)
+        account.lost(5)
+        account.abandoned("gone", 6)
+    first.add(second)
+    found, one = first.to_dict(), second.to_dict()
+    numbers = [key for key, value in one.items() if isinstance(value, int)]
+    assert {key: found[key] for key in numbers} == {key: 2 * one[key] for key in numbers}
+    assert found["dropped_bytes"] == {"stale": 60} and found["abandoned_bytes"] == {"gone": 12}
+    assert len(first.latency) == 2

@@ -15,7 +15,7 @@ from tests.support.bombs import BOMBS, ENVELOPE, UPDATE, hostile, raw
 from transport.wire.checksum import xxh3
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
-from transport.wire.limits import MAX_ITEMS, MAX_PAYLOAD
+from transport.wire.limits import MAX_INPUTS, MAX_ITEMS, MAX_PAYLOAD
 from transport.wire.messages import (
     Ack,
     Bye,
@@ -23,6 +23,7 @@ from transport.wire.messages import (
     Deleted,
     Gossip,
     Hello,
+    Inputs,
     Manifest,
     Nack,
     Ping,
@@ -63,6 +64,8 @@ MESSAGES = [
     Bye("finished", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
+    Inputs("d3", 1, bytes(4)),
+    Inputs("d" * 60, 1, bytes(MAX_INPUTS)),
 ]
 
 

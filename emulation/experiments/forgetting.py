@@ -1,0 +1,254 @@
+"""`unweft experiment forgetting`: attacks on a forgotten contribution (method 10).
+
+The leaver of each run has a random half of one pool of facts, so that each fact is in half of the runs. Each
+run is attacked with all others of its event as shadow models. A model that has forgotten completely gives an
+AUC of 0.5, whatever a fact's difficulty. Members and non-members of a run are also relearned.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from emulation.analysis.evaluator import KEPT_SNAPSHOTS
+from emulation.analysis.records import Record
+from emulation.experiments import runner, tables
+from emulation.experiments.arms import Arm
+from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
+from emulation.experiments.catalogue import Scale, Setting
+from emulation.experiments.grid import Cell
+from emulation.experiments.shadow_models import INT4, MEAN, Attacker
+from emulation.launch import one_process
+from emulation.scenario.preflight import check_against_model
+from emulation.scenario.schema import Scenario
+from peers.config import DeviceConfig
+from peers.errors import InputError
+from peers.tasks import Example, make_task, texts
+
+NAME = "forgetting"
+SETTING = Setting(NAME, "a complete graph; half of a pool of facts for the leaver")
+FEWEST = 6  # runs: two shadow models of each kind beside the attacked one
+DEFAULT_RUNS = 16
+DELETED, END = "deleted", "end"
+WORST = "worst device"
+KINDS = {
+    "leave": "the leaver asks to be forgotten",
+    "crash": "a crash verdict deletes the block",
+    "return": "the leaver crashes, returns with a new block, and then asks to be forgotten",
+}
+ARMS = {name: Arm(name, text, event=None, branches=False) for name, text in KINDS.items()}
+
+
+class ForgettingCell(Cell):
+    """One run; its seed is its number among the shadow models of the experiment."""
+
+    def scenario(self) -> Scenario:
+        """The scenario without its data, which `write_data` makes."""
+        scale = self.scale
+        data: dict[str, Any] = {
+            "name": self.name.replace("/", "-"),
+            "seed": self.seed,
+            "clock": "virtual",
+            "devices": {"count": scale.devices},
+            "data": {"persons": scale.persons, "batch": scale.batch},
+            "adapter": {"max_devices": scale.max_devices},
+            "round": {"count": self.last_event + 1 + scale.correct},
+            "correction": {"rounds": scale.correct},
+            "eval": {"every": scale.every},
+            "event": [
+                {"round": r, "kind": kind, "device": self.leaver} for r, kind in sorted(self.events.items())
+            ],
+        }
+        return Scenario.model_validate(data)
+
+    @property
+    def events(self) -> dict[int, str]:
+        """The events of the leaver by round."""
+        first, later = self.event_round, self.scale.correct
+        if self.arm.name == "return":
+            return {first: "crash", first + later: "return", first + 2 * later: "leave"}
+        return {first: self.arm.name}
+
+    @property
+    def last_event(self) -> int:
+        return max(self.events)
+
+
+def pool(scale: Scale) -> list[Example]:
+    """Twice the facts of a device: those of two shards that no device has."""
+    config = ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config()
+    return [e for i in range(2) for e in _facts(config, f"d{scale.max_devices + i}")]
+
+
+def _facts(config: DeviceConfig, device: str) -> list[Example]:
+    return texts(make_task(config).train_examples(device))
+
+
+def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], folder: Path) -> None:
+    """Write the file of each device. All runs of an experiment have the same survivors' facts."""
+    first = ForgettingCell(SETTING, ARMS["leave"], 0, cell.scale).scenario().device_config()
+    files = {device: _facts(first, device) for device in cell.survivors}
+    files[cell.leaver] = [fact for fact, own in zip(facts, had, strict=True) if own]
+    folder.mkdir(parents=True)
+    for device, examples in files.items():
+        lines = [json.dumps({"prompt": e.prompt, "response": e.response}) for e in examples]
+        (folder / f"{device}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command. runs: for each arm."""
+
+    scale: Scale
+    arms: tuple[str, ...]
+    runs: int
+    out: Path
+    jobs: int = 1
+
+
+def choose_arms(names: str) -> tuple[str, ...]:
+    """The arms of a list with commas; all for an empty list. Raises InputError."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in ARMS:
+            raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
+    return tuple(name for name in ARMS if name in wanted) or tuple(ARMS)
+
+
+def parse_runs(text: str | None) -> int:
+    """The number of shadow runs of `--seeds`. Raises InputError for too few runs, and for named seeds."""
+    runs = str(DEFAULT_RUNS) if text is None else text
+    if not runs.isdecimal() or int(runs) < FEWEST:
+        raise InputError(f"--seeds: {text!r} shadow runs; allowed: a number, at least {FEWEST}")
+    return int(runs)
+
+
+def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
+    """Run the cells that OUT lacks, attack them, write OUT/rows.csv and OUT/results.json, print the table."""
+    facts = pool(request.scale)
+    had = assign(request.runs, len(facts), seed=0)
+    wanted = [
+        ForgettingCell(SETTING, ARMS[name], number, request.scale)
+        for name in request.arms
+        for number in range(request.runs)
+    ]
+    work = run_one or RunAndAttack(facts, had)
+    found = runner.run_cells(wanted, request.out, console, work, request.jobs)
+    summary = aggregate(found, had)
+    tables.write_results(request.out, summary, {"summary": summary})
+    console.print(table(summary))
+    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class RunAndAttack:
+    """Runs a cell and measures its models. A class, because child processes get it pickled."""
+
+    facts: list[Example]
+    had: NDArray[np.bool_]
+
+    def __call__(self, cell: Cell, folder: Path, console: Console) -> Record:
+        own = self.had[cell.seed]
+        write_data(cell, self.facts, own, folder / "data")
+        scenario, out = cell.scenario(), folder / "run"
+        files = scenario.data.model_copy(update={"kind": "jsonl", "path": str(folder / "data")})
+        scenario = scenario.model_copy(update={"data": files})
+        one_process.load_shared(scenario)
+        check_against_model(scenario)
+        (out / KEPT_SNAPSHOTS).mkdir(parents=True)
+        try:
+            one_process.run(scenario, out, ())  # the attacker reads the snapshots itself
+            return {**_key(cell), **self._attack(cell, scenario, out, own)}
+        finally:
+            for bulky in (KEPT_SNAPSHOTS, "adapters"):  # they may hold blocks that were forgotten
+                shutil.rmtree(out / bulky, ignore_errors=True)
+
+    def _attack(self, cell: Cell, scenario: Scenario, out: Path, own: NDArray[np.bool_]) -> Record:
+        attacker = Attacker(scenario, self.facts)
+        moments = snapshots(cell, out / KEPT_SNAPSHOTS)
+        losses = {moment: attacker.losses(files, out) for moment, files in moments.items()}
+        mean = out / "mean.safetensors"  # of the last moment
+        relearn = {
+            name: attacker.relearn(mean, np.flatnonzero(kind)) for name, kind in (("had", own), ("not", ~own))
+        }
+        mean.unlink()
+        return {"losses": losses, "relearn": relearn}
+
+
+def _key(cell: Cell) -> Record:
+    return {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
+
+
+def snapshots(cell: Cell, kept: Path) -> dict[str, dict[str, Path]]:
+    """The survivors' snapshots after the last deletion and at the end. Raises InputError if one lacks."""
+    found: dict[str, dict[str, Path]] = {}
+    for moment, pattern in ((DELETED, f"*-deleted-{cell.leaver}.*"), (END, "*-round.safetensors")):
+        paths = {device: sorted((kept / device).glob(pattern)) for device in cell.survivors}
+        lacking = [device for device, of in paths.items() if not of]
+        if lacking:
+            raise InputError(f"{kept}: lacks snapshots of {', '.join(lacking)}; allowed: a run that finished")
+        found[moment] = {device: of[-1] for device, of in paths.items()}
+    return found
+
+
+def aggregate(found: Sequence[Record], had: NDArray[np.bool_]) -> list[Record]:
+    """One entry for each arm, moment and model, with the attack over all runs of the arm."""
+    rows: list[Record] = []
+    for arm in dict.fromkeys(one["arm"] for one in found):
+        runs = [one for one in found if one["arm"] == arm]
+        members = had[[one["seed"] for one in runs]]
+        for moment in (DELETED, END):
+            names = runs[0]["losses"][moment]
+            each = {n: _attacked([one["losses"][moment][n] for one in runs], members) for n in names}
+            devices = [each[n] for n in names if n not in (MEAN, INT4)]
+            worst = max(devices, key=lambda result: result["auc"] or 0.0)
+            for model, result in ((MEAN, each[MEAN]), (INT4, each[INT4]), (WORST, worst)):
+                last = moment == END and model == MEAN
+                rows.append({"arm": arm, "moment": moment, "model": model, **result, **_relearn(runs, last)})
+    return rows
+
+
+def _attacked(losses: Sequence[Sequence[float]], members: NDArray[np.bool_]) -> Record:
+    return asdict(pooled(lira(logit_confidence(np.asarray(losses)), members), members))
+
+
+def _relearn(runs: Sequence[Record], measured: bool) -> Record:
+    """Mean steps until half is relearned (None: not by all), and the accuracy on the other half then."""
+    row: Record = {}
+    for name in ("had", "not"):
+        of = [one["relearn"][name] for one in runs] if measured else []
+        steps = [one["steps"] for one in of]
+        row[f"steps_{name}"] = fmean(steps) if steps and None not in steps else None
+        row[f"other_{name}"] = fmean(one["other"] for one in of) if of else None
+    return row
+
+
+def table(summary: Sequence[Record]) -> Table:
+    """One row for each arm, moment and model."""
+    made = tables.table("attacks on the leaver's facts")
+    for head in ("event", "when", "model", "AUC", "± s.e.", "TPR", "members", "relearn\nsteps", "other half"):
+        made.add_column(head, justify="left" if head in ("event", "when", "model") else "right")
+    for e in summary:
+        steps, other = (f"{_show(e[f'{n}_had'])} / {_show(e[f'{n}_not'])}" for n in ("steps", "other"))
+        figures = [_show(e["auc"], 3), _show(e["deviation"], 3), _show(e["tpr"], 3), str(e["members"])]
+        made.add_row(e["arm"], e["moment"], e["model"], *figures, steps, other)
+    made.caption = (
+        "AUC: LiRA, each run against all others; 0.5: no trace; worst device: the largest of several; TPR at "
+        "1 % FPR; relearn: local steps until half of the facts is known, and the accuracy on the other half "
+        "then: facts that the leaver had / had not"
+    )
+    return made
+
+
+def _show(value: float | None, digits: int = 2) -> str:
+    return tables.DASH if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,201 @@
+"""`unweft experiment wireless`: accuracy after a leave where C_t, tau_max or beta limit what devices send.
+
+All arms of a seed resume the checkpoint of one run without limits. An arm is an allocator under one limit, so
+that its figures show what the limit costs after the event. `binds` is the share of rounds in which a device
+withheld something: an arm with `binds` near 0 says nothing about an allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from emulation.analysis.records import Record, RunRecords, load
+from emulation.experiments import publication, runner, tables
+from emulation.experiments.aggregate import to_record
+from emulation.experiments.arms import BEFORE, Arm
+from emulation.experiments.catalogue import SMOKE, Scale, Setting
+from emulation.experiments.grid import Cell
+from emulation.experiments.statistics import interval
+from peers.errors import InputError
+from peers.radio_config import FIFO
+
+NAME = "wireless"
+BLOCK_BYTES = 73_728  # a block of `tiny` at rank 8 in fp16
+RATE_BPS = 1_000_000  # of every radio in the regimes of tau_max
+SETTING = Setting(NAME, "a complete graph; the limits hold after the checkpoint")
+ALLOCATORS = (FIFO, "residual", "equal-share", "random")
+FIGURES = ("retain", "half", "bytes", "binds")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit. share: C_t divided by the bytes of the own block for all neighbours. changes: keys."""
+
+    name: str
+    share: float | None
+    changes: Mapping[str, object] = field(default_factory=dict)
+
+    def keys(self, scale: Scale) -> dict[str, object]:
+        """The keys of the section `radio` at a scale."""
+        own = (scale.devices - 1) * BLOCK_BYTES
+        budget = {} if self.share is None else {"radio.budget_bytes": round(self.share * own)}
+        return {**budget, **self.changes}
+
+
+def _tau(share: float) -> dict[str, object]:
+    """A message of a link must be over in tau_max: the time of a share of a block at the radio's rate."""
+    tau = share * BLOCK_BYTES / RATE_BPS
+    return {"radio.rate_Bps": RATE_BPS, "radio.tau_max_s": round(tau, 4), "radio.outage_bytes": 1024}
+
+
+# With fading, links differ in rate. beta makes the slow ones dear: at R = beta a byte costs two.
+_FADING: dict[str, object] = {"radio.kind": "wireless", "radio.outage_bytes": 1024}
+LIMITS = {
+    limit.name: limit
+    for limit in (
+        *(Limit(f"budget-{round(100 * share)}", share) for share in (1.0, 0.5, 0.25, 0.125)),
+        *(Limit(f"tau-{round(100 * share)}", None, _tau(share)) for share in (0.5, 0.25)),
+        *(Limit(f"beta-{b}", 0.5, {**_FADING, "radio.beta_Bps": b}) for b in (0, 300_000, 1_000_000)),
+    )
+}
+SMOKE_ARMS = ("budget-25/fifo", "budget-25/residual")
+
+
+def arms(scale: Scale) -> dict[str, Arm]:
+    """Each limit with each allocator, by name."""
+    made = (
+        Arm(f"{limit.name}/{allocator}", limit.name, {**limit.keys(scale), "radio.allocator": allocator})
+        for limit in LIMITS.values()
+        for allocator in ALLOCATORS
+    )
+    return {arm.name: arm for arm in made}
+
+
+class WirelessCell(Cell):
+    """One run. The folder of an arm has no slash in its name."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}/{self.arm.name.replace('/', '-')}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command."""
+
+    scale: Scale
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    jobs: int = 1
+
+
+def choose_arms(names: str, scale: Scale) -> tuple[str, ...]:
+    """The arms of a list with commas: whole names, limits or allocators. Raises InputError."""
+    every = tuple(arms(scale))
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in {*every, *LIMITS, *ALLOCATORS}:
+            allowed = ", ".join((*LIMITS, *ALLOCATORS))
+            raise InputError(f"--arms: {name!r} is no arm; allowed: {allowed}, or a limit/allocator")
+    if not wanted:
+        return SMOKE_ARMS if scale.name == SMOKE else every
+    limits, allocators = ({*wanted} & {*known} or {*known} for known in (LIMITS, ALLOCATORS))
+    named = {*wanted} & {*every}
+    broad = {*wanted} - named
+    return tuple(n for n in every if n in named or (broad and _of(n, limits, allocators)))
+
+
+def _of(name: str, limits: set[str], allocators: set[str]) -> bool:
+    limit, _, allocator = name.partition("/")
+    return limit in limits and allocator in allocators
+
+
+def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
+    """Run the cells that OUT lacks, write OUT/rows.csv and OUT/results.json, and print the table."""
+    known = arms(request.scale)
+    wanted = [
+        WirelessCell(SETTING, arm, seed, request.scale)
+        for seed in request.seeds
+        for arm in (BEFORE, *(known[name] for name in request.arms))
+    ]
+    found = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
+    rows = [row_of(one) for one in found]
+    summary = aggregate(rows)
+    tables.write_results(request.out, rows, {"summary": summary})
+    console.print(f"{request.scale.name}, {publication.header(found)}", highlight=False)
+    console.print(table(summary))
+    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
+    if request.scale.name == SMOKE:
+        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+
+
+def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
+    """Run the scenario of a cell and measure the run after the event."""
+    found = runner.run_and_measure(cell, folder, console)
+    if cell.arm == BEFORE:
+        return found
+    return {**found, "binds": binds(load(folder / "run"), cell)}
+
+
+def binds(run: RunRecords, cell: Cell) -> float:
+    """The share of the survivors' rounds after the event in which something was withheld."""
+    return fmean(
+        line["withheld"] > 0
+        for device in cell.survivors
+        for line in run.metrics[device]
+        if line["round"] > cell.event_round
+    )
+
+
+def row_of(found: Record) -> Record:
+    """The figures of one run. half, retain: accuracy on survivors' facts at half of K and at K."""
+    limit, _, allocator = found["arm"].partition("/")
+    last = found["curve"][-1]
+    middle = next(point for point in found["curve"] if 2 * point["k"] >= last["k"])
+    return {
+        **{"limit": limit, "allocator": allocator, "seed": found["seed"]},
+        **{"retain": last["retain"], "half": middle["retain"]},
+        **{"bytes": last["bytes"], "binds": found["binds"]},
+    }
+
+
+def aggregate(rows: Sequence[Record]) -> list[Record]:
+    """One entry for each limit and allocator, with intervals over seeds. `gain`: paired, against `fifo`."""
+    by_cell = {(row["limit"], row["allocator"], row["seed"]): row for row in rows}
+    found = []
+    for limit, allocator in dict.fromkeys((row["limit"], row["allocator"]) for row in rows):
+        own = [row for row in rows if (row["limit"], row["allocator"]) == (limit, allocator)]
+        pairs = [(row, by_cell.get((limit, FIFO, row["seed"]))) for row in own]
+        gains = [row["retain"] - fifo["retain"] for row, fifo in pairs if fifo and allocator != FIFO]
+        means = {name: to_record(interval([row[name] for row in own])) for name in FIGURES}
+        found.append(
+            {"limit": limit, "allocator": allocator, "seeds": len(own), **means}
+            | {"gain": to_record(interval(gains))}
+        )
+    return found
+
+
+def table(summary: Sequence[Record]) -> Table:
+    """One row for each limit and allocator."""
+    made = tables.table("accuracy on survivors' facts after a leave, under limits of the radio")
+    for head in ("limit", "allocator", "at K/2", "at K", "K − fifo", "MB", "binds %"):
+        made.add_column(head, justify="left" if head in ("limit", "allocator") else "right", no_wrap=True)
+    for e in summary:
+        mb, percent = (
+            {"mean": e[name]["mean"] * factor} for name, factor in (("bytes", 1e-6), ("binds", 100))
+        )
+        cells = [tables.spread(e["half"]), tables.spread(e["retain"]), tables.spread(e["gain"])]
+        made.add_row(e["limit"], e["allocator"], *cells, tables.number(mb, 2), tables.number(percent, 0))
+    made.caption = (
+        "budget-p: C_t is p % of the own blocks in fp16; tau-p: tau_max carries p % of a block on a link; "
+        "beta-n: fading links, C_t is 50 %, beta is n bytes/s; MB: all survivors, after the event; binds: "
+        "share of rounds in which a device withheld something"
+    )
+    return made

@@ -1,0 +1,34 @@
+"""The temporary folder of multiprocessing, which holds the forkserver's socket file.
+
+The launcher removes it at its end. If the launcher is killed, the forkserver removes it, which ends after all
+of its children.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from multiprocessing import util
+
+VARIABLE = "UNWEFT_FORKSERVER_FOLDER"  # environment variable of the forkserver: the path of the folder
+LONGEST = 60  # in bytes; the path of a socket file has 107, and multiprocessing adds about 30
+
+
+def make() -> None:
+    """Make the folder, and name it to the forkserver. It is in /tmp if TMPDIR is too long for a socket."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
+        tempfile.tempdir = "/tmp"
+    try:
+        os.environ[VARIABLE] = util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
+def remove_at_exit() -> None:
+    """The forkserver removes the folder when it ends. Its children end without exit handlers."""
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""Warnings at the start: local steps and updates that do not fit into a round."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from coordinator_free.averaging import topology
+from coordinator_free.identifiers import BlockKey
+from emulation.scenario.schema import Scenario
+from peers.learning.learner import Learner
+from transport.wire.codec_names import payload_bytes
+
+
+def first_round_notes(scenario: Scenario, learner: Learner, device: str, measure: bool) -> Iterator[str]:
+    """A line for each limit that an ordinary round exceeds.
+
+    measure: take one local step of `device` to see how long it lasts. Changes the learner.
+    """
+    seconds = _steps_s(scenario, learner, device, measure)
+    if seconds is not None and seconds > scenario.round.deadline_s:
+        yield (
+            f"round.deadline_s: {scenario.round.deadline_s:g} s end before the local steps of a round, about "
+            f"{seconds:.0f} s: devices will mix without neighbours that are late; raise it, or lower "
+            "round.local_steps or data.batch"
+        )
+    needed, neighbours = _own_updates(scenario, learner)
+    room = int(scenario.radio.budget_bytes * (1 - scenario.radio.control_share))
+    if needed * neighbours > room:
+        enough = int(needed * neighbours / (1 - scenario.radio.control_share)) + 1
+        yield (
+            f"radio.budget_bytes: {scenario.radio.budget_bytes} bytes carry the own block, {needed} bytes in "
+            f"{scenario.radio.codec}, to {room // needed} of {neighbours} neighbours in a round: others get "
+            f"older versions; {enough} carry it to all"
+        )
+
+
+def _steps_s(scenario: Scenario, learner: Learner, device: str, measure: bool) -> float | None:
+    """Seconds of a round's local steps if all devices share this machine's cores; None: not measured."""
+    steps = scenario.round.local_steps
+    if scenario.clock == "virtual":
+        times = [scenario.compute.step_s, *scenario.compute.devices.values()]
+        return steps * max(times)
+    if not measure:
+        return None
+    learner.set_own(BlockKey(device, 0), 0)
+    seconds = learner.train(0, 1, rehearse=False).seconds
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return steps * seconds * max(1.0, scenario.devices.count * scenario.model.threads / cores)
+
+
+def _own_updates(scenario: Scenario, learner: Learner) -> tuple[int, int]:
+    """Bytes of the own block, and the most neighbours of a device when the run begins."""
+    layout, codec = learner.layout, scenario.radio.codec
+    needed = sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
+    graph = scenario.topology
+    shape = topology.Shape(graph.kind, graph.chords, graph.radius, scenario.seed)
+    degrees = dict(topology.build(scenario.initial_devices, shape).degree)
+    return needed, max(degrees.values(), default=0)

@@ -1,0 +1,119 @@
+"""The metrics of a scenario on a small model, and the checks before a run."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import get_args
+
+import pytest
+import torch
+
+from emulation.analysis import metric_suite
+from emulation.analysis.event_metrics import answers as answer_rows
+from emulation.analysis.event_metrics import metrics
+from emulation.analysis.generation import answers
+from emulation.analysis.metric_suite import MetricSuite, Sets
+from emulation.analysis.records import Record
+from emulation.analysis.token_scores import token_scores
+from emulation.scenario import metric_checks
+from emulation.scenario.metric_checks import check_metrics
+from emulation.scenario.schema import EvalConfig, Metric
+from peers.errors import InputError
+from peers.tasks import Example, encode, losses, predictions, question
+from tests.support.learners import small_loaded
+
+ASKED = question("alpha lives in", "red", "a red", ("blue", "green"))
+OTHER = question("beta lives in the", "home of green", "green", ("one", "two"))
+
+
+def test_token_scores_are_the_losses_of_the_task():
+    loaded = small_loaded()
+    examples = [ASKED, OTHER, Example("gamma is a", "two three")]
+    found = token_scores(loaded.model, loaded.tokenizer, examples, 32)
+    with torch.no_grad():
+        logits, wanted = predictions(loaded.model, encode(examples, loaded.tokenizer, 32))
+    assert [len(s.logp) for s in found] == [2, 4, 2]  # the first two end
+    assert [s.ends for s in found] == [True, True, False]
+    expected = losses(logits, wanted).tolist()
+    assert [s.loss * len(s.logp) for s in found] == pytest.approx(expected, rel=1e-5)
+    for row, score in enumerate(found):
+        places = wanted[row] >= 0
+        assert score.hit.tolist() == (logits[row].argmax(-1) == wanted[row])[places].tolist()
+
+
+def test_answers_are_generated_in_the_order_of_the_questions():
+    loaded = small_loaded()
+    both = answers(loaded.model, loaded.tokenizer, [OTHER, ASKED], 32)
+    alone = [answers(loaded.model, loaded.tokenizer, [one], 32)[0] for one in (OTHER, ASKED)]
+    assert both == alone and any(both)  # padding at the left changes nothing
+
+
+def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
+    # Without the package rouge-score: the generated words are compared whole.
+    monkeypatch.setattr(metric_suite, "rouge_l_recall", lambda a, b: [0.5] * len(a))
+    names = list(get_args(Metric))
+    config = EvalConfig(metrics=tuple(names), samples=1)
+    loaded = small_loaded()
+    sets = Sets({"d0": [ASKED, OTHER], "d1": []}, [question("delta is a", "blue")], {"world": [OTHER]})
+    suite = MetricSuite(config, sets, loaded, 32)
+    found = suite.evaluate(loaded.model, ["d0"])
+    assert list(found) == names
+    shards = {name: value for name, value in found.items() if name != "model_utility"}
+    assert all(set(value) == {"d0"} and 0 <= value["d0"] <= 1 for value in shards.values())
+    assert 0 < found["model_utility"] < 1
+    assert found["forget_quality"]["d0"] == 1.0  # the model is still the base
+    assert found["mia_reference"]["d0"] == 0.5
+    assert set(suite.samples(loaded.model)) == {"d0"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("truth_ratio", "needs paraphrased and perturbed answers.*allowed: data.kind = 'authors' or 'tofu'"),
+        ("mia_loss", "needs examples that nobody trains; allowed: data.held_out"),
+    ],
+)
+def test_a_metric_without_its_examples_is_refused(metric, said):
+    check_metrics(EvalConfig(metrics=("probability",)), [[Example("a", "b")]], [])
+    with pytest.raises(InputError, match=said):
+        check_metrics(EvalConfig.model_validate({"metrics": [metric]}), [[Example("a", "b")]], [])
+
+
+def test_a_metric_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setattr(metric_checks, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"'rouge' needs the package rouge_score; allowed: pip install"):
+        check_metrics(EvalConfig(metrics=("rouge",)), [[ASKED]], [ASKED])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rouge_score") is None, reason="needs unweft[metrics]")
+def test_rouge_recall_counts_stems_in_order():
+    from emulation.analysis.generation import rouge_l_recall
+
+    assert rouge_l_recall(["the cats sat down", "a b c d"], ["the cat sat", "d c b a"]) == [0.75, 0.25]
+
+
+def test_metrics_of_an_event_are_means_over_survivors_and_their_data():
+    def line(d2: float, own: float, utility: float):
+        return {"metrics": {"rouge": {"d0": own, "d1": own, "d2": d2}, "model_utility": utility}}
+
+    stages = {
+        "before": [line(1.0, 0.8, 0.5), line(0.6, 0.6, 0.7)],
+        "deleted": [line(0.1, 0.5, 0.4)],
+        "end": [],
+    }
+    assert metrics(stages, "d2", ["d0", "d1"]) == {
+        "rouge": {
+            "device": {"before": 0.8, "deleted": 0.1},
+            "survivors": {"before": pytest.approx(0.7), "deleted": 0.5},
+        },
+        "model_utility": {"device": {}, "survivors": {"before": pytest.approx(0.6), "deleted": 0.4}},
+    }
+
+
+def test_answers_of_an_event_are_those_of_the_first_survivor():
+    first, second = {"answers": {"d2": ["yes"]}}, {"answers": {"d2": ["no"]}}
+    stages: dict[str, list[Record]] = {"before": [first, second], "deleted": [{}]}
+    asked = {"d2": [{"prompt": "?", "expected": "yes"}], "d0": []}
+    assert answer_rows(stages, ["d2", "d0"], asked) == [
+        {"shard": "d2", "prompt": "?", "expected": "yes", "answers": {"before": "yes"}}
+    ]

@@ -1,0 +1,129 @@
+"""Policies against constant arms at equal cost, and the diagnoses of all rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from emulation.experiments import diagnoses
+from emulation.experiments.constant_arms import (
+    Mixed,
+    against_constants,
+    best_constant,
+    best_of_each,
+    compared,
+    constants_table,
+)
+
+
+def row(arm: str, seed: int, eg: float, steps: float = 40.0, sent: float = 1e6) -> dict[str, Any]:
+    costs = {"steps": steps, "seconds": steps / 20, "bytes": sent}
+    return {"setting": "ring", "arm": arm, "seed": seed, "eg": eg, **costs}
+
+
+def rows(dominant: list[float], steps: float, sent: float = 1e6) -> list[dict[str, Any]]:
+    found = [row("dominant", seed, eg, steps, sent) for seed, eg in enumerate(dominant)]
+    for seed in range(len(dominant)):
+        found += [row("uniform", seed, 0.5 + 0.01 * seed), row("gamma-1", seed, 0.2 + 0.01 * seed)]
+        found.append(row("max-steps+gamma-1", seed, 0.1 + 0.01 * seed, 80))
+    return found
+
+
+def test_a_policy_with_the_steps_of_uniform_competes_with_constants_of_as_many_steps():
+    found = compared(rows([0.15, 0.16, 0.17], 40), "ring", "dominant")
+    assert found is not None
+    assert found["chosen"] == {"gamma-1": 3}
+    assert found["eg_minus_constant"]["mean"] == pytest.approx(-0.05)
+    assert found["success"]
+    assert found["steps"] == found["bytes"] == 1
+
+
+def test_steps_between_two_constants_are_compared_with_their_mixture():
+    found = compared(rows([0.15, 0.16, 0.17], 60 / 1.005), "ring", "dominant")
+    assert found is not None
+    assert found["eg_minus_constant"]["mean"] == pytest.approx(0.0, abs=1e-9)
+    assert not found["success"]
+    assert found["steps"] == pytest.approx(1, rel=0.01)
+
+
+def test_the_constant_arm_is_chosen_on_the_other_seeds():
+    """On each seed another arm is best, and the policy is as good as the best of each seed."""
+    found = [row("dominant", seed, 0.0) for seed in range(2)]
+    found += [row("uniform", 0, 0.0), row("uniform", 1, 1.0), row("gamma-1", 0, 1.0), row("gamma-1", 1, 0.0)]
+    made = compared(found, "ring", "dominant")
+    assert made is not None
+    assert made["eg_minus_constant"]["mean"] == -1.0
+    assert made["chosen"] == {"gamma-1": 1, "uniform": 1}
+
+
+def test_a_constant_arm_that_sends_more_is_no_choice():
+    found = [row("uniform", seed, 0.5) for seed in range(2)]
+    found += [row("gamma-1", seed, 0.1, sent=2e6) for seed in range(2)]
+    found += [row("dominant", seed, 0.3) for seed in range(2)]
+    made = compared(found, "ring", "dominant")
+    assert made is not None and made["chosen"] == {"uniform": 2}
+
+
+def test_a_policy_that_costs_less_than_all_is_compared_with_the_cheapest():
+    seen = {"uniform": [row("uniform", 0, 0.5)], "max-steps": [row("max-steps", 0, 0.1, 80)]}
+    assert best_constant(seen, [row("sync", 0, 0.4, 20)]) == Mixed("uniform", "uniform", 1.0)
+
+
+def test_one_seed_or_no_constant_arm_gives_no_comparison():
+    assert compared(rows([0.1], 40), "ring", "dominant") is None
+    assert compared([row("dominant", 0, 0.1), row("dominant", 1, 0.1)], "ring", "dominant") is None
+    assert against_constants([row("uniform", 0, 0.1), row("uniform", 1, 0.1)]) == []
+
+
+def text(table: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_tables_show_costs_and_the_verdict():
+    shown = text(constants_table(against_constants(rows([0.15, 0.16, 0.17], 40))))
+    assert "yes" in shown and "gamma-1 (3)" in shown
+    entry = {
+        "setting": "ring",
+        "eg": {"mean": 0.2, "low": 0.1, "high": 0.3},
+        "steps": {"mean": 40},
+        "seconds": {"mean": 2.0},
+        "bytes": {"mean": 3e6},
+    }
+    entries = [{**entry, "arm": arm} for arm in ("uniform", "gamma-1", "topology", "dominant")]
+    evidence = [{"setting": "ring", "shares": {"R_loc": 0.2, "R_con": 0.7, "R_het": 0.1}}]
+    shown = text(best_of_each(entries, evidence))
+    assert "20/70/10" in shown
+    assert "0.200 [0.100, 0.300]" in shown
+
+
+def measured(seed: int, *shares: tuple[float, float, float]) -> dict[str, Any]:
+    decisions = [
+        {
+            "k": 5 * (n + 1),
+            "reason": "dominant: stay",
+            "groups": {},
+            "residuals": {"all": dict(zip(("local", "consensus", "heterogeneity"), share, strict=True))},
+        }
+        for n, share in enumerate(shares)
+    ]
+    return {"setting": "ring", "arm": "dominant", "seed": seed, "decisions": decisions}
+
+
+def test_diagnoses_of_all_rounds_are_reported(tmp_path: Path):
+    seen = [measured(0, (1.0, 3.0, 0.0), (1.0, 0.0, 1.0)), measured(1, (1.0, 1.0, 0.0))]
+    found = diagnoses.shares_by_round(seen)
+    assert [one["k"] for one in found] == [5, 10]
+    assert found[0]["shares"] == {"R_loc": 0.375, "R_con": 0.625, "R_het": 0.0}
+    assert found[0]["total"] == 3.0
+    assert found[0]["largest"] == {"R_loc": 1, "R_con": 1, "R_het": 0}
+    assert "62 %" in text(diagnoses.diagnoses_table(found, "dominant"))
+    diagnoses.write_diagnoses(seen, tmp_path / "rounds.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["k"]) for line in lines] == [(0, 5), (0, 10), (1, 5)]

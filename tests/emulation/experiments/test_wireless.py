@@ -1,0 +1,82 @@
+"""`unweft experiment wireless`: scenarios, arms, measures, output."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from emulation.analysis.records import RunRecords
+from emulation.experiments import wireless
+from emulation.experiments.arms import BEFORE
+from emulation.experiments.catalogue import SCALES
+from emulation.experiments.grid import Cell
+from emulation.experiments.wireless import LIMITS, SETTING, Request, WirelessCell, arms, choose_arms
+from emulation.scenario.loading import dump, load
+from emulation.scenario.schema import Scenario
+from peers.errors import InputError
+
+SMOKE = SCALES["smoke"]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "compact"])
+def test_every_scenario_is_valid_and_limited(scale: str, tmp_path: Path) -> None:
+    size, path = SCALES[scale], tmp_path / "cell.toml"
+    for arm in arms(size).values():
+        path.write_text(dump(WirelessCell(SETTING, arm, 0, size).scenario()))
+        radio = load(path).radio
+        own = (size.devices - 1) * wireless.BLOCK_BYTES
+        assert radio.budget_bytes <= own or radio.tau_max_s is not None
+
+
+def test_all_arms_of_a_seed_resume_one_checkpoint() -> None:
+    cells = [WirelessCell(SETTING, arm, 3, SMOKE) for arm in arms(SMOKE).values()]
+    assert {cell.before.name for cell in cells if cell.before} == {"wireless/before/seed-3"}
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert all(cell.name.count("/") == 2 for cell in cells)
+
+
+def test_arms_are_chosen_by_limit_allocator_or_both() -> None:
+    size = SCALES["compact"]
+    assert len(choose_arms("", size)) == len(LIMITS) * len(wireless.ALLOCATORS)
+    assert len(choose_arms("tau-25", size)) == len(wireless.ALLOCATORS)
+    assert len(choose_arms("residual", size)) == len(LIMITS)
+    assert choose_arms("tau-25,residual", size) == ("tau-25/residual",)
+    assert choose_arms("tau-25/fifo", size) == ("tau-25/fifo",)
+    assert choose_arms("", SMOKE) == wireless.SMOKE_ARMS
+    with pytest.raises(InputError, match="allowed"):
+        choose_arms("oracle", size)
+
+
+def test_a_limit_binds_in_the_rounds_that_withhold() -> None:
+    cell = WirelessCell(SETTING, arms(SMOKE)["budget-25/fifo"], 0, SMOKE)
+    after = cell.event_round + 1
+    lines = [{"round": r, "withheld": n} for r, n in ((after - 1, 9), (after, 0), (after + 1, 2))]
+    run = RunRecords(Path(), Scenario(), [*cell.survivors], dict.fromkeys(cell.survivors, lines), {}, [], {})
+    assert wireless.binds(run, cell) == 0.5
+
+
+def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
+    key = {"setting": "wireless", "arm": one.arm.name, "seed": one.seed, "prefix_sha256": None}
+    if one.arm == BEFORE:
+        return key
+    better = 0.1 * (one.seed + 1) * one.arm.name.endswith("residual")
+    curve = [{"k": k, "retain": 0.1 * k + better, "bytes": 1e6 * k} for k in range(5)]
+    return {**key, "curve": curve, "binds": 0.75}
+
+
+def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
+    console = Console(record=True, width=160)
+    wireless.run(Request(SMOKE, wireless.SMOKE_ARMS, (0, 1), tmp_path), console, made)
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert [(r["limit"], r["allocator"], r["seed"]) for r in rows] == [
+        ("budget-25", a, s) for s in "01" for a in ("fifo", "residual")
+    ]
+    fifo, residual = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert fifo["gain"] is None and residual["gain"]["mean"] == pytest.approx(0.15)
+    assert (fifo["half"]["mean"], fifo["retain"]["mean"]) == pytest.approx((0.2, 0.4))
+    assert "budget-25" in console.export_text()

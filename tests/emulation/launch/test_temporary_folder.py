@@ -1,0 +1,46 @@
+"""The forkserver's temporary folder goes with the launcher, also if the launcher is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+PATIENCE_S = 60
+LAUNCHER = """
+import os, signal, sys
+from pathlib import Path
+from emulation.launch import forkserver
+from emulation.scenario.schema import Scenario
+from peers.runtime.child_process import guard
+forkserver.PRELOAD[:] = ["emulation.launch.preload_frozen"]  # without the heavy modules
+forkserver.Forkserver(Scenario()).start(guard, name="child").join()
+print(*(path.name for path in Path(os.environ["TMPDIR"]).iterdir()), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_no_folder_stays_behind(tmp_path: Path, kill: bool) -> None:
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline().startswith("pymp-")
+        if kill:
+            launcher.send_signal(signal.SIGKILL)
+    until = time.monotonic() + PATIENCE_S
+    while list(tmp_path.iterdir()):
+        assert time.monotonic() < until, list(tmp_path.iterdir())
+        time.sleep(0.05)

@@ -1,0 +1,129 @@
+"""The tasks authors, tofu and dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peers.config import DataConfig
+from peers.errors import InputError
+from peers.tasks import HasUtility, tasks
+from peers.tasks.tofu import PER_AUTHOR
+
+
+def task(kind: str, seed: int = 0, **settings: Any) -> Any:
+    return tasks.get(kind)(DataConfig(kind=kind, **settings), seed)
+
+
+def test_authors_have_questions_paraphrases_and_wrong_answers() -> None:
+    authors = task("authors")
+    shards = [authors.train_examples(d) for d in ("d0", "d1")]
+    assert [len(shard) for shard in shards] == [16, 16] and authors.train_examples("d0") == shards[0]
+    names = [{e.label for e in shard} for shard in shards] + [{e.label for e in authors.control_examples()}]
+    assert not names[0] & names[1] and not (names[0] | names[1]) & names[2]
+    for example, other in zip(shards[0], authors.other_wording("d0"), strict=True):
+        assert other.prompt != example.prompt and other.response == example.response
+        assert example.label in example.prompt and example.paraphrase != example.response
+        assert len({example.paraphrase, *example.perturbed}) == 5
+    assert isinstance(authors, HasUtility) and len(authors.utility_examples()["world_facts"]) == 20
+    assert task("authors", seed=1).train_examples("d0") != shards[0]
+
+
+def test_authors_can_be_dealt_by_label() -> None:
+    authors = task("authors", partition="by-label", devices=("d0", "d1", "d2"))
+    found = [authors.train_examples(d) for d in ("d0", "d1", "d2")]
+    assert [len({e.label for e in some}) for some in found] == [2, 2, 2]
+
+
+def test_too_many_authors_are_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.authors: 600 is too many; allowed: 1 to 512"):
+        task("authors", authors=600)
+    with pytest.raises(InputError, match=r"device 'd2'.*no shard 2.*allowed: ids that end in 0 to 1"):
+        task("authors", authors=341).train_examples("d2")
+
+
+def tofu_folder(folder: Path) -> Path:
+    rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3 * PER_AUTHOR)]
+    (folder / "full.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"paraphrased_question": "Q3", "paraphrased_answer": "A3", "perturbed_answer": ["x", "y"]}
+    (folder / "forget10_perturbed.json").write_text(json.dumps({**rows[3], **more}))
+    (folder / "world_facts_perturbed.json").write_text(
+        json.dumps({"question": "capital?", "answer": "Lima", "perturbed_answer": ["Rome"]})
+    )
+    (folder / "holdout10.json").write_text(json.dumps([{"question": "h", "answer": "b"}]))
+    return folder
+
+
+def test_tofu_reads_the_published_files(tmp_path: Path) -> None:
+    tofu = task("tofu", path=str(tofu_folder(tmp_path)), authors=1)
+    shard = tofu.train_examples("d0")
+    assert [e.prompt for e in shard] == [f"q{i}" for i in range(PER_AUTHOR)]
+    assert (shard[3].paraphrase, shard[3].perturbed) == ("A3", ("x", "y")) and shard[4].perturbed == ()
+    assert [e.prompt for e in tofu.other_wording("d0")] == ["Q3"]
+    assert [e.response for e in tofu.control_examples()] == ["b"]
+    assert tofu.utility_examples()["world_facts"][0].perturbed == ("Rome",)
+    assert tofu.train_examples("d2")[0].prompt == "q40"
+    with pytest.raises(InputError, match=r"device 'd3': .*full.json has 3 shards of 20 questions"):
+        tofu.train_examples("d3")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "is not JSON"), ('{"question": "q"}', "object 1 has no question and answer")]
+)
+def test_tofu_names_the_wrong_file(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "full.json").write_text(text)
+    with pytest.raises(InputError, match=rf"full\.json.*{said}"):
+        task("tofu", path=str(tmp_path))
+    with pytest.raises(InputError, match=r"has no full\.json; allowed"):
+        task("tofu", path=str(tmp_path / "nowhere"))
+
+
+CSV = "q,a,topic,who\nalpha,one,x,d0\nbeta,two,y,d1\ngamma,three,x,d0\ndelta,four,y,d1\n"
+COLUMNS = {"prompt": "q", "response": "a", "label": "topic"}
+
+
+def test_a_csv_is_dealt_by_its_labels(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    made = task(
+        "dataset", path=str(tmp_path / "t.csv"), columns=COLUMNS, partition="by-label", devices=("d0", "d1")
+    )
+    assert [{e.response for e in made.train_examples(d)} for d in ("d0", "d1")] == [
+        {"one", "three"},
+        {"two", "four"},
+    ]
+
+
+def test_a_column_can_name_the_device(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    made = task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"})
+    assert [e.prompt for e in made.train_examples("d1")] == ["beta", "delta"]
+    assert made.train_examples("d1")[0].messages[0].content == "beta"
+
+
+def test_a_folder_of_tables_has_a_file_for_each_device(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "d0.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    made = task("dataset", path=str(tmp_path))
+    assert made.train_examples("d0")[0].response == "yes"
+    with pytest.raises(InputError, match=r"must have one file for d1; allowed: d1\.csv or d1\.jsonl"):
+        made.train_examples("d1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, r"data\.partition: 'own' with one table"),
+        (
+            {"partition": "iid", "devices": ("d0",)},
+            r"t\.csv, row 1: column 'prompt' has no text.*q, a, topic",
+        ),
+        ({"path": None}, r"data\.path: is not set"),
+    ],
+)
+def test_settings_that_do_not_fit_a_table(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    with pytest.raises(InputError, match=said):
+        task("dataset", **{"path": str(tmp_path / "t.csv"), **settings}).train_examples("d0")
