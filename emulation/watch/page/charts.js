@@ -252,14 +252,23 @@ function drawCurves({ evaluations, feed }) {
     `Mean accuracy on the facts of ${[...sums.keys()].join(", ") || "nobody yet"} over rounds`);
 }
 
-// A line's name at its end. Names that would overlap are moved apart.
+// A line's name at its end. Names that would overlap are moved apart, up and then down from the top.
 function endLabels(traces) {
-  let lowest = -Infinity;
-  return [...traces].sort((a, b) => a.y.at(-1) - b.y.at(-1)).map((trace) => {
-    lowest = Math.max(trace.y.at(-1), lowest + 0.055);
-    return { x: trace.x.at(-1), y: lowest, text: trace.name, xanchor: "left", xshift: 8, showarrow: false,
-      font: { color: trace.line.color } };
-  });
+  const apart = 0.055;
+  const labels = [...traces].sort((a, b) => a.y.at(-1) - b.y.at(-1)).map((trace) => ({
+    x: trace.x.at(-1), y: trace.y.at(-1), text: trace.name, xanchor: "left", xshift: 8, showarrow: false,
+    font: { color: trace.line.color } }));
+  let limit = -Infinity;
+  for (const label of labels) {
+    label.y = Math.max(label.y, limit);
+    limit = label.y + apart;
+  }
+  limit = 1.02;
+  for (const label of labels.reverse()) {
+    label.y = Math.min(label.y, limit);
+    limit = label.y - apart;
+  }
+  return labels;
 }
 
 // -- measurements -------------------------------------------------------------------------------------
