@@ -72,8 +72,10 @@ def _outcome(event: InjectedEvent) -> Record:
     choices["corrected"] = _corrected(event)
     leaver = {name: _mean(event, [event.device], choose) for name, choose in choices.items()}
     leaver["end"] = _mean(event, [event.device], _at_end(event))
-    survivor = {name: _mean(event, event.survivors, choose) for name, choose in choices.items()}
-    stages = {name: _chosen(event, choose) for name, choose in {**choices, "end": _at_end(event)}.items()}
+    every = {**choices, "end": _at_end(event)}
+    survivor = {name: _mean(event, event.survivors, choose) for name, choose in every.items()}
+    stages = {name: _chosen(event, choose) for name, choose in every.items()}
+    nobody = {name: _mean_control(chosen) for name, chosen in stages.items()}
     shown = [event.device, *event.survivors[:1]]
     return {
         "round": event.round,
@@ -86,6 +88,7 @@ def _outcome(event: InjectedEvent) -> Record:
         "rounds_to_recover": rounds,
         "leaver_accuracy": leaver if leaves else dict.fromkeys(leaver),
         "survivor_accuracy": survivor,
+        "control_accuracy": nobody if leaves else dict.fromkeys(nobody),
         "joiner_accuracy": _joiner(event) if joins else {"end_mean": None, "end_min": None},
         "metrics": event_metrics.metrics(stages, event.device, event.survivors),
         "answers": event_metrics.answers(stages, shown, event_metrics.read_asked(event.run.folder)),
@@ -146,6 +149,12 @@ def _mean(event: InjectedEvent, shards: list[str], choose: Choose) -> float | No
 
 def _chosen(event: InjectedEvent, choose: Choose) -> list[Record]:
     return [evaluation for evaluation in map(choose, event.survivors) if evaluation]
+
+
+def _mean_control(evaluations: Iterable[Record]) -> float | None:
+    """Mean accuracy on facts that nobody trained."""
+    values = [float(e["control"]) for e in evaluations if e.get("control") is not None]
+    return fmean(values) if values else None
 
 
 def _joiner(event: InjectedEvent) -> Record:

@@ -13,10 +13,10 @@ from rich.table import Table
 from emulation.experiments.run_comparison import Row, Subject, accuracy_curve, rows, scenario_differences
 from emulation.experiments.statistics import Interval
 from emulation.report.formatting import UNKNOWN, megabytes
-from emulation.report.plots import COLOURS, png
+from emulation.report.palette import colour, dashes
+from emulation.report.plots import png
 
 SHARES = ("accuracy", "survivors", "leaver", "joiner")
-STYLES = ("-", "--", ":", "-.")  # beside the colour, for readers who do not see it
 
 
 def table(subjects: Sequence[Subject]) -> Table:
@@ -77,10 +77,7 @@ def plot(subjects: Sequence[Subject], path: Path) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, subject in enumerate(subjects):
-        look: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "linestyle": STYLES[number % len(STYLES)],
-        }
+        look: dict[str, Any] = {"color": colour(number), "linestyle": dashes(number)}
         curves = [dict(accuracy_curve(run)) for run in subject.runs.values()]
         if len(curves) > 1:
             for curve in curves:

@@ -1,66 +1,111 @@
-"""Plots the curves of an experiment: event gap and retain accuracy by k, one line for each arm."""
+"""Plots the curves of an experiment by k, one line for each arm: event gap, retained and forgotten facts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from emulation.analysis.records import Record
 from emulation.experiments.arms import ORACLE, ORACLES, UNIFORM
 from emulation.experiments.paired import event_gaps, without_correction
-from emulation.experiments.statistics import RECOVERED
-from emulation.report.plots import COLOURS, png
+from emulation.experiments.statistics import RECOVERED, interval
+from emulation.report.palette import colour, dashes
+from emulation.report.plots import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = list[tuple[int, float]]
-LINES = ("-", "--", ":")
+MARKERS = "os^Dv<>pPX"
+MARKED = 6  # markers on a line, at most; each arm begins them at another place
+ORACLE_INK = "black"
+LEGEND_SIZE, TITLE_SIZE = 7, 10
 
 
 def write_curves(measures: Sequence[Record], with_none: bool, path: Path) -> None:
-    """Write a PNG of the means over seeds. A horizontal line shows the final value of the oracle."""
+    """Write a PNG: means over seeds with their t intervals, one row of panels for each setting."""
     measures = [*measures, *(without_correction(m) for m in measures if with_none and m["arm"] == UNIFORM)]
     settings = list(dict.fromkeys(m["setting"] for m in measures))
-    figure = Figure(figsize=(11, 3.8 * len(settings)), layout="constrained")
-    panels = figure.subplots(len(settings), 2, squeeze=False)
-    for (left, right), setting in zip(panels, settings, strict=True):
-        _draw(left, right, [m for m in measures if m["setting"] == setting])
-        left.set_title(f"{setting}: loss above the oracle's", fontsize=10)
-        right.set_title(f"{setting}: accuracy on survivors' facts", fontsize=10)
-        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure = Figure(figsize=(15, 4.0 * len(settings)), layout="constrained")
+    rows = figure.subplots(len(settings), 3, squeeze=False)
+    for row, setting in zip(rows, settings, strict=True):
+        draw_setting(list(row), [m for m in measures if m["setting"] == setting])
+        row[0].set_title(f"{setting}: loss above the oracle's", fontsize=TITLE_SIZE)
+        row[1].set_title("survivors' facts: higher is better", fontsize=TITLE_SIZE)
+        row[2].set_title("the leaver's facts: lower is better", fontsize=TITLE_SIZE)
+        row[2].legend(fontsize=LEGEND_SIZE, loc="center left", bbox_to_anchor=(1.0, 0.5))
     png(figure, path)
 
 
-def _draw(left: Axes, right: Axes, measures: Sequence[Record]) -> None:
+def draw_setting(panels: Sequence[Axes], measures: Sequence[Record]) -> None:
+    """Draw the panels of one setting: event gap, accuracy on survivors' facts, accuracy on the leaver's."""
     oracles = {m["seed"]: m for m in measures if m["arm"] == ORACLE}
+    curves: list[Callable[[Record], Curve]] = [
+        lambda m: event_gaps(m, oracles[m["seed"]]),
+        lambda m: curve_of(m, "retain"),
+        lambda m: curve_of(m, "forget"),
+    ]
     arms = list(dict.fromkeys(m["arm"] for m in measures if m["arm"] not in ORACLES))
     for number, arm in enumerate(arms):
         own = [m for m in measures if m["arm"] == arm and m["seed"] in oracles]
-        colour, dashes = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS)]
-        left.plot(
-            *_mean([event_gaps(m, oracles[m["seed"]]) for m in own]),
-            label=arm,
-            color=colour,
-            linestyle=dashes,
-        )
-        known = [[(int(p["k"]), float(p["retain"])) for p in m["curve"]] for m in own]
-        right.plot(*_mean(known), label=arm, color=colour, linestyle=dashes)
-    left.axhline(0, color="black", linewidth=0.8)
-    goal = RECOVERED * fmean(float(m["curve"][-1]["retain"]) for m in oracles.values())
-    right.axhline(goal, color="black", linewidth=0.8, label="95 % of the oracle's")
-    right.set_ylim(-0.02, 1.02)
-    for panel in (left, right):
+        for panel, curve in zip(panels, curves, strict=True):
+            draw_arm(panel, arm, number, [curve(m) for m in own])
+    panels[0].axhline(0, color=ORACLE_INK, linewidth=0.8, label="oracle")
+    goal = RECOVERED * _at_end(oracles.values(), "retain")
+    panels[1].axhline(goal, color=ORACLE_INK, linewidth=0.8, label="95 % of the oracle's")
+    panels[2].axhline(_at_end(oracles.values(), "forget"), color=ORACLE_INK, linewidth=0.8, label="oracle")
+    for panel, label in zip(panels, ("nats per token", "accuracy", "accuracy"), strict=True):
         panel.set_xlabel("rounds after the leave")
+        panel.set_ylabel(f"{label} (mean over seeds, 95 % interval)")
         panel.grid(alpha=0.25)
+    for panel in panels[1:]:
+        panel.set_ylim(-0.04, 1.04)
 
 
-def _mean(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    ks = sorted({k for curve in curves for k, _ in curve})
-    by_k = {k: [value for curve in curves for at, value in curve if at == k] for k in ks}
-    return ks, [float(np.mean(by_k[k])) for k in ks]
+def curve_of(measured: Record, name: str) -> Curve:
+    """Pairs (k, score) of one arm and seed. Points without this score are left out."""
+    return [(int(p["k"]), float(p[name])) for p in measured["curve"] if p.get(name) is not None]
+
+
+def band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]:
+    """(k, mean, low, high) over seeds, by k. With one seed, low and high are the mean."""
+    by_k: dict[int, list[float]] = {}
+    for curve in curves:
+        for k, value in curve:
+            by_k.setdefault(k, []).append(value)
+    found = []
+    for k, values in sorted(by_k.items()):
+        about = interval(values)
+        assert about is not None
+        low = about.mean if about.low is None else about.low
+        high = about.mean if about.high is None else about.high
+        found.append((k, about.mean, low, high))
+    return found
+
+
+def draw_arm(panel: Axes, arm: str, number: int, curves: Sequence[Curve]) -> None:
+    """A line with markers and a band. Markers of lines that coincide stand at different rounds."""
+    points = band(curves)
+    if not points:
+        return
+    ks, means, lows, highs = (list(column) for column in zip(*points, strict=True))
+    every = max(1, len(ks) // MARKED)
+    panel.plot(
+        ks,
+        means,
+        label=arm,
+        color=colour(number),
+        linestyle=dashes(number),
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=4,
+        markevery=(number % every, every),
+    )
+    panel.fill_between(ks, lows, highs, color=colour(number), alpha=0.12, linewidth=0)
+
+
+def _at_end(oracles: Iterable[Record], name: str) -> float:
+    return fmean(float(m["curve"][-1][name]) for m in oracles)

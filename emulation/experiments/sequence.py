@@ -18,14 +18,14 @@ from rich.table import Table
 
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
-from emulation.experiments import runner, tables
+from emulation.experiments import plot, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import ARMS, UNIFORM
 from emulation.experiments.catalogue import DEFAULT, SMOKE, Scale
 from emulation.experiments.grid import Cell, set_all
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
-from emulation.report.plots import COLOURS, png
+from emulation.report.plots import png
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -209,18 +209,20 @@ def table(summary: Sequence[Record], rounds: int) -> Table:
 
 
 def write_curves(rows: Sequence[Record], path: Path) -> None:
-    """Write a PNG with loss, retain and forget by round, means over seeds, one line for each arm."""
+    """Write a PNG with loss, retain and forget by round: means over seeds with intervals, one line an arm."""
     figure = Figure(figsize=(15, 4), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for panel, (name, title) in zip(panels, PANELS, strict=True):
         for number, arm in enumerate(arms):
-            own = [row for row in rows if row["arm"] == arm and row[name] is not None]
-            at = sorted({row["round"] for row in own})
-            means = [fmean(row[name] for row in own if row["round"] == r) for r in at]
-            panel.plot(at, means, label=arm, color=COLOURS[number % len(COLOURS)])
+            curves: dict[int, list[tuple[int, float]]] = {}
+            for row in rows:
+                if row["arm"] == arm and row[name] is not None:
+                    curves.setdefault(row["seed"], []).append((row["round"], row[name]))
+            plot.draw_arm(panel, arm, number, list(curves.values()))
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("round")
+        panel.set_ylabel(f"{name} (mean over seeds, 95 % interval)")
         panel.grid(alpha=0.25)
     panels[0].legend(fontsize=7)
     png(figure, path)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from emulation.analysis import latency_histogram, records, summary
+from emulation.analysis import records, summary
 from emulation.analysis.records import Record, RunRecords
-from emulation.report import plots, text
-from emulation.report.formatting import megabytes, number, percent, plural
+from emulation.report import (
+    charts,
+    graph_picture,
+    moments,
+    palette,
+    plots,
+    report_tables,
+    series,
+    text,
+    timeline,
+)
+from emulation.report.formatting import megabytes, percent, plural
+from emulation.report.receipts import STAGES, receipts
 from emulation.scenario.loading import dump
 from peers.radio_config import FIFO, RadioConfig
 
-STAGES = ("before", "deleted", "corrected", "end")  # of an event
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as a data: URI, with a text for readers who cannot see it."""
-
-    uri: str
-    alt: str
+LOADER = PackageLoader("emulation.report")
+OPEN_LINKS = 12  # with more links, their table is closed at first
 
 
 def write(folder: Path) -> Path:
@@ -43,64 +47,55 @@ def write(folder: Path) -> Path:
 
 
 def render(run: RunRecords, found: Record) -> str:
-    """The page as HTML. Styles and pictures are inside, so the page refers to no other file."""
+    """The page as HTML. Styles, scripts and charts are inside, so the page refers to no other file."""
     environment = Environment(
-        loader=PackageLoader("emulation.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, megabytes=megabytes, number=number, plural=plural)
-    counts = [link.get("latency_counts", {}) for link in found["links"]]
-    bars = latency_histogram.bar_range(counts)
+    environment.filters.update(percent=percent, megabytes=megabytes, plural=plural)
     return environment.get_template("report.html.j2").render(
-        latencies=[latency_histogram.draw_bars(one, bars) for one in counts],
-        latency_s=latency_histogram.bounds_s(bars),
+        **_tables(run, found),
+        charts=charts.all_charts(run, found),
+        timeline=timeline.draw(run),
+        graphs=_graphs(run),
+        receipts=receipts(run, found),
         summary=found,
-        run=run,
-        heads=text.HEADS,
-        rows=text.rows(found),
+        folder=run.folder.name,
         stories=text.sentences(found),
-        pictures=_pictures(run, found),
         scenario=dump(run.scenario),
         base=_main_settings(run),
-        stages=STAGES,
+        open_links=len(found["links"]) <= OPEN_LINKS,
+        style=Markup(palette.css() + _source("report.css")),
+        script=Markup(_source("report.js")),
     )
 
 
-def _pictures(run: RunRecords, found: Record) -> dict[str, Picture | None]:
-    events = "; ".join(f"{e['device']} {e['kind']} at round {e['round']}" for e in run.injected) or "none"
-    has_rounds, final = any(run.metrics.values()), found["final"]
+def _source(name: str) -> str:
+    return LOADER.get_source(Environment(), name)[0]
+
+
+def _tables(run: RunRecords, found: Record) -> dict[str, Any]:
+    around = [
+        f(event, STAGES) for event in found["events"] for f in (report_tables.metrics, report_tables.answers)
+    ]
     return {
-        "headline": _picture(
-            plots.headline(run) if run.evaluations else None,
-            f"Accuracy on each device's facts over rounds, mean over live devices. Events: {events}. "
-            + " ".join(text.sentences(found)),
-        ),
-        "accuracy": _picture(
-            plots.accuracy(run) if run.evaluations else None,
-            f"One panel for each device's facts, one line for each device that answers. Events: {events}.",
-        ),
-        "budget": _picture(
-            plots.budget(run) if has_rounds else None,
-            "Bytes that each device spent in each round, beneath the budget of a round; "
-            f"{plural(found['budget']['violations'], 'violation')}.",
-        ),
-        "contributions": _picture(
-            plots.contributions(run) if has_rounds else None,
-            "Norms of each block by layer group before and after each event; a dash where no block is held.",
-        ),
-        "matrix": _picture(
-            plots.matrix(found),
-            "At the end, each live device on each live device's facts; "
-            f"mean {percent(final['accuracy_all'])}, worst {percent(final['accuracy_min'])}.",
-        ),
+        "result": report_tables.result(found),
+        "matrix": report_tables.accuracy(found),
+        "events": report_tables.events(found),
+        "norms": report_tables.norms(run),
+        "around": [table for table in around if table],
+        "decisions": report_tables.decisions(series.decisions(run)),
+        "links": report_tables.links(found),
+        "devices": report_tables.devices(found),
     }
 
 
-def _picture(figure: Figure | None, alt: str) -> Picture | None:
-    return None if figure is None else Picture(plots.svg(figure), alt)
+def _graphs(run: RunRecords) -> list[graph_picture.Picture]:
+    """The learning graph before and after each of the first events."""
+    return [
+        graph_picture.picture(title, run.devices, moment.devices, moments.graph(run, moment))
+        for title, moment in moments.moments(run)
+        if moments.graph(run, moment)
+    ]
 
 
 def _main_settings(run: RunRecords) -> list[tuple[str, str]]:
@@ -112,11 +107,13 @@ def _main_settings(run: RunRecords) -> list[tuple[str, str]]:
         ("devices", f"{scenario.devices.count} at the start"),
         ("topology", scenario.topology.kind),
         ("mixing", scenario.mixing.mode),
+        ("correction", scenario.correction.policy),
         ("rounds", f"{scenario.round.count} of {scenario.round.local_steps} local steps"),
         (
             "budget",
             f"{megabytes(scenario.radio.budget_bytes)} a round and device, {_sent_as(scenario.radio)}",
         ),
+        ("clock", scenario.clock),
         ("seed", str(scenario.seed)),
         ("took", f"{float(run.run.get('ended_s') or 0):.0f} s"),
     ]

@@ -121,7 +121,8 @@ def _was(number: str) -> str:
 
 
 def _event_sentence(event: Record) -> str:
-    head = f"{event['device']} {VERBS[event['kind']]} at round {event['round']}".strip()
+    unnamed = "all devices" if event["kind"] == "partition" else ""
+    head = f"{event['device'] or unnamed} {VERBS[event['kind']]} at round {event['round']}".strip()
     parts = []
     if event["kind"] in ARRIVALS:
         end = event["joiner_accuracy"]
@@ -132,12 +133,12 @@ def _event_sentence(event: Record) -> str:
     elif event["leaver_accuracy"]["deleted"] is not None:
         leaver = event["leaver_accuracy"]
         parts.append(
-            f"its facts {percent(leaver['before'])} -> {percent(leaver['deleted'])} at once -> "
-            f"{percent(leaver['corrected'])} corrected -> {percent(leaver['end'])} at the end"
+            f"its facts {percent(leaver['before'])} → {percent(leaver['deleted'])} at once → "
+            f"{percent(leaver['corrected'])} corrected → {percent(leaver['end'])} at the end"
         )
     elif event["leaver_accuracy"]["before"] is not None:
         leaver = event["leaver_accuracy"]
-        parts.append(f"its facts {percent(leaver['before'])} -> {percent(leaver['end'])} at the end")
+        parts.append(f"its facts {percent(leaver['before'])} → {percent(leaver['end'])} at the end")
     parts.append(_survivors(event))
     details = "; ".join(part for part in parts if part)
     return f"{head}: {details}" if details else head
@@ -146,7 +147,7 @@ def _event_sentence(event: Record) -> str:
 def _survivors(event: Record) -> str:
     known = event["survivor_accuracy"]
     values = [known["before"], known["deleted"], known["corrected"]]
-    steps = " -> ".join(percent(value) for value in values if value is not None)
+    steps = " → ".join(percent(value) for value in values if value is not None)
     if not steps:
         return ""
     rounds, before = event["rounds_to_recover"], known["before"]

@@ -33,7 +33,8 @@ def test_the_summary_has_all_keys(folder: Path) -> None:
     assert (found["schema"], found["seed"], found["clock"]) == (1, 0, "real")
     event = found["events"][0]
     assert set(event["leaver_accuracy"]) == {"before", "deleted", "corrected", "end"}
-    assert set(event["survivor_accuracy"]) == {"before", "deleted", "corrected"}
+    assert set(event["survivor_accuracy"]) == {"before", "deleted", "corrected", "end"}
+    assert set(event["control_accuracy"]) == {"before", "deleted", "corrected", "end"}
     assert set(event["joiner_accuracy"]) == {"end_mean", "end_min"}
     assert set(found["rounds"][0]) >= {"round", "seconds", "bytes", "consensus_error", "spectral_rho"}
 
@@ -74,7 +75,9 @@ def test_leave(folder: Path) -> None:
     assert event["leaver_accuracy"] == pytest.approx(
         {"before": 0.9, "deleted": 0.04, "corrected": 0.05, "end": 0.05}
     )
-    assert event["survivor_accuracy"] == pytest.approx({"before": 0.98, "deleted": 0.1, "corrected": 1.0})
+    survivors = {"before": 0.98, "deleted": 0.1, "corrected": 1.0, "end": 1.0}
+    assert event["survivor_accuracy"] == pytest.approx(survivors)
+    assert event["control_accuracy"] == pytest.approx(dict.fromkeys(survivors, 0.05))
     assert event["detected_s"] == pytest.approx({"p50": 0.15, "max": 0.2})
     assert event["joiner_accuracy"] == {"end_mean": None, "end_min": None}
 

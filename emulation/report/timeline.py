@@ -1,0 +1,82 @@
+"""The timeline of a run: when each device trained and when it waited, as a chart with one row a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emulation.analysis.records import Record, RunRecords
+from emulation.report.line_chart import SIDE, Axis, Drawn, Mark, Place, Shape, place_marks, strips
+from emulation.report.series import name_of
+
+ROWS = 32  # devices at most
+BUCKETS = 120  # strips that the pointer finds
+FILL = 0.7  # height of a bar relative to its row
+KINDS = {  # CSS class -> text
+    "train": "local steps",
+    "wait": "waits for neighbours",
+}
+
+
+def draw(run: RunRecords) -> Drawn | None:
+    """The chart; None if no round was closed."""
+    devices = [d for d in run.devices if run.metrics[d]][:ROWS]
+    if not devices:
+        return None
+    last_s = max(float(line["t1_s"]) for d in devices for line in run.metrics[d])
+    x, row = Axis(0.0, last_s or 1.0), SIDE / len(devices)
+    drawn = Drawn(
+        "What each device did when",
+        "seconds of the run's clock",
+        "second",
+        f"Timeline of {', '.join(devices)} over {last_s:.0f} s.",
+        max(6.0, 1.7 * len(devices)),
+    )
+    for number, device in enumerate(devices):
+        drawn.y_ticks.append(Place(device, 100 * (number + 0.5) / len(devices)))
+        for kind in KINDS:
+            path = _bars(run.metrics[device], kind, x, row * (number + (1 - FILL) / 2), row * FILL)
+            drawn.shapes.append(Shape(f"bar {kind}", path))
+    drawn.marks = place_marks([Mark(float(e["t_s"]), name_of(e)) for e in run.injected], x)
+    drawn.x_ticks = [Place(f"{t:g}", 100 * x.share(t)) for t in x.ticks(7)]
+    drawn.legend = [Place(text, 0, f"bar-key {kind}") for kind, text in KINDS.items()]
+    drawn.stops = strips(
+        [(_middle(i, last_s), _at(run, devices, _middle(i, last_s))) for i in range(BUCKETS)], x
+    )
+    return drawn
+
+
+def spans(line: Record, kind: str) -> tuple[float, float]:
+    """Start and end, in seconds, of the local steps of a round (`train`) or of the wait after them."""
+    start, end = float(line["t0_s"]), float(line["t1_s"])
+    trained = min(end, start + float(line.get("train_s", 0.0)))
+    return (start, trained) if kind == "train" else (trained, end)
+
+
+def _bars(lines: Sequence[Record], kind: str, x: Axis, top: float, height: float) -> str:
+    """One SVG path of rectangles. Rectangles that touch each other on the screen are one."""
+    parts: list[list[float]] = []
+    for line in lines:
+        start, end = (SIDE * x.share(s) for s in spans(line, kind))
+        if end - start < 0.01:
+            continue
+        if parts and start - parts[-1][1] < 0.05:
+            parts[-1][1] = end
+        else:
+            parts.append([start, end])
+    return "".join(f"M{a:.1f} {top:.1f}H{b:.1f}V{top + height:.1f}H{a:.1f}Z" for a, b in parts)
+
+
+def _middle(bucket: int, last_s: float) -> float:
+    return (bucket + 0.5) * last_s / BUCKETS
+
+
+def _at(run: RunRecords, devices: Sequence[str], second: float) -> str:
+    rows = [f"{second:.2f} s"]
+    for device in devices:
+        line = next((m for m in run.metrics[device] if m["t0_s"] <= second < m["t1_s"]), None)
+        if line is None:
+            rows.append(f"{device}: not in a round")
+        else:
+            done = second < spans(line, "train")[1]
+            rows.append(f"{device}: round {line['round']}, {KINDS['train' if done else 'wait']}")
+    return "\n".join(rows)
