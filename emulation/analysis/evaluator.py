@@ -1,7 +1,7 @@
 """The evaluator measures how well each device knows the data of every device, from snapshots of its model.
 
-It is a process beside the devices, at low priority. It takes no emulated time, and no device sees its results
-(method 10).
+It is a process beside the devices. It takes no emulated time, and no device sees its results (method 10). It
+has the priority of a device. At a lower one it starves on a machine that the devices fill.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -47,7 +48,6 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
     guard(lifeline)
     log = out / LOG
     redirect_output(log)
-    os.nice(5)
     torch.set_num_threads(1)
     code = 0
     try:
@@ -60,23 +60,63 @@ def process_main(out: Path, scenario: Scenario, lifeline: Connection | None = No
 
 
 def main(out: Path, scenario: Scenario) -> None:
-    """Evaluate snapshots as they arrive, until the launcher has written DONE_MARKER and none is left."""
+    """Evaluate snapshots as they arrive, until the launcher has written DONE_MARKER and none is left.
+
+    At the end EVALUATOR_FILE says what that has cost.
+    """
     plugins.load(scenario.plugins)
-    evaluator = Evaluator(scenario)
+    evaluator, queue = Evaluator(scenario), SnapshotQueue(out)
     if scenario.eval.samples:
         write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
     with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         while True:
-            last = (out / DONE_MARKER).exists()  # read first: the list then has all snapshots
-            snapshots = sorted((out / "devices").glob("*/snapshots/*.safetensors"), key=_modified)
-            for path in snapshots:
-                _write(file.fileno(), evaluator.evaluate_snapshot(path))
-                _keep_or_delete(path, out / KEPT_SNAPSHOTS)
-            if last:
+            last = (out / DONE_MARKER).exists()  # read first: the queue then has all snapshots
+            for path in queue.find_new():
+                _write(file.fileno(), evaluator.add_to_consensus(path))
+            next_one = queue.pop()
+            if next_one is not None:
+                _write(file.fileno(), [evaluator.score(read_snapshot(next_one))])
+                _keep_or_delete(next_one, out / KEPT_SNAPSHOTS)
+            elif last:
                 break
-            if not snapshots:
+            else:
                 time.sleep(POLL_S)
         _write(file.fileno(), evaluator.last_consensus_errors())
+    records.write_whole(out / records.EVALUATOR_FILE, json.dumps(evaluator.cost()))
+
+
+class SnapshotQueue:
+    """The snapshots that are not evaluated yet, the most urgent first.
+
+    Snapshots of events, the oldest first, and those of rounds, the newest first, take turns: an evaluator
+    that lags shall still show how the devices are now. The rest follows when there is time.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._devices = out / "devices"
+        self._known: set[Path] = set()
+        self._events: deque[Path] = deque()
+        self._rounds: list[Path] = []
+        self._event_is_next = True
+
+    def find_new(self) -> list[Path]:
+        """Add the new files; returns them, the oldest first."""
+        found = self._devices.glob("*/snapshots/*.safetensors")
+        new = sorted((path for path in found if path not in self._known), key=_modified)
+        self._known.update(new)
+        self._events += [path for path in new if _tag(path) != "round"]
+        self._rounds += [path for path in new if _tag(path) == "round"]
+        self._rounds.sort(key=lambda path: path.name)  # names begin with the round
+        return new
+
+    def pop(self) -> Path | None:
+        """The next snapshot to evaluate; None if there is none."""
+        self._event_is_next = bool(self._events) and (self._event_is_next or not self._rounds)
+        if self._event_is_next:
+            self._event_is_next = False
+            return self._events.popleft()
+        self._event_is_next = True
+        return self._rounds.pop() if self._rounds else None
 
 
 def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = None) -> None:
@@ -126,7 +166,8 @@ def _write(fd: int, lines: Iterable[Record]) -> None:
 class Evaluator:
     """Loads snapshots into one model and evaluates it on the examples of all devices.
 
-    Snapshots with the same blocks are evaluated once: in a network that agrees, most are.
+    Snapshots with the same blocks are evaluated once. Copies that were sent in 16 bits differ from the
+    owner's, so these are mostly snapshots that one device wrote of one state.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -139,19 +180,40 @@ class Evaluator:
         self._trained, self._everything = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
         self._known: dict[tuple[str, bool], Record] = {}
+        self._evaluated = 0  # snapshots
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
         """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
         snapshot = read_snapshot(path)
+        return [self.score(snapshot), *self._consensus_of(snapshot)]
+
+    def score(self, snapshot: Snapshot) -> Record:
+        """The line of a snapshot with its accuracies."""
         about = snapshot.meta
-        tag, round_ = about["tag"], int(about["round"])
-        key = (snapshot.sha256(), tag == "round")
+        key = (snapshot.sha256(), about["tag"] == "round")
         if key not in self._known:
-            self._known[key] = self._evaluate(snapshot, ordinary=tag == "round")
-        line = {"device": about["device"], "round": round_, "tag": tag, **self._known[key]}
-        if tag != "round":
-            return [line]
-        return [line, *_consensus_lines(self._consensus.add_snapshot(round_, snapshot.tensors))]
+            self._known[key] = self._evaluate(snapshot, ordinary=about["tag"] == "round")
+        self._evaluated += 1
+        head = {"device": about["device"], "round": int(about["round"]), "tag": about["tag"]}
+        return {**head, **self._known[key]}
+
+    def add_to_consensus(self, path: Path) -> list[Record]:
+        """The lines with the consensus errors of the rounds that this snapshot closes."""
+        return self._consensus_of(read_snapshot(path)) if _tag(path) == "round" else []
+
+    def _consensus_of(self, snapshot: Snapshot) -> list[Record]:
+        if snapshot.meta["tag"] != "round":
+            return []
+        round_ = int(snapshot.meta["round"])
+        return _consensus_lines(self._consensus.add_snapshot(round_, snapshot.tensors))
+
+    def cost(self) -> Record:
+        """CPU seconds of this process, and how many snapshots it has evaluated, each different one once."""
+        return {
+            "cpu_s": time.process_time(),
+            "snapshots": self._evaluated,
+            "reused": self._evaluated - len(self._known),
+        }
 
     def _evaluate(self, snapshot: Snapshot, ordinary: bool) -> Record:
         """In ordinary rounds only the training examples: the others would multiply the time."""

@@ -17,12 +17,19 @@ from peers.errors import InputError
 from peers.runtime.child_process import failure_file
 
 Record = dict[str, Any]
+INJECTED = "injected.jsonl"  # events of the launcher, each written when it happens
+EVALUATOR_FILE = "evaluator.json"  # by the evaluator at its end: what it has cost
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
 
 def read_lines(path: Path) -> list[Record]:
     """All complete records of a file; an empty list if there is no file."""
     return list(Tail(path).read())
+
+
+def read_object(path: Path) -> Record:
+    """The JSON object in a file; an empty one if there is no file or no object in it."""
+    return (_parse(path.read_bytes()) or {}) if path.exists() else {}
 
 
 def reason(log: Path) -> str:
@@ -126,8 +133,7 @@ def load(folder: Path) -> RunRecords:
         raise InputError(
             f"{folder}: holds no run (no scenario.toml); allowed: a folder that `unweft run` wrote"
         )
-    run_file = folder / "run.json"
-    run = (_parse(run_file.read_bytes()) or {}) if run_file.exists() else {}
+    run = read_object(folder / "run.json")
     found = {path.name for path in (folder / "devices").glob("*") if path.is_dir()}
     records = RunRecords(folder, read(folder / "scenario.toml"), [], run=run)
     for device in in_order({*found, *run.get("devices", {})}):

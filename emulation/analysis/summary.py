@@ -64,6 +64,8 @@ def summarise(run: RunRecords) -> Record:
         "control_accuracy": _end_mean(run, "control"),
         "other_wording_accuracy": _other_wording(run, accuracy["devices"]),
         "budget": _budget(run),
+        # beside the devices, and in no `train_cpu_s`; null if the evaluator has not come to its end
+        "evaluator": records.read_object(run.folder / records.EVALUATOR_FILE) or None,
         "forgotten": forgotten_files.report(run),
         "unconfirmed_leaves": [str(block) for block in tombstones.unconfirmed(run)],
     }

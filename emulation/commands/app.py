@@ -20,6 +20,7 @@ from emulation.commands import (
     report,
     run,
     schema,
+    watch,
 )
 from emulation.commands import list as list_command
 
@@ -51,6 +52,7 @@ def options(
 app.add_typer(keys.app, name="keys")
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=watch.EXAMPLE)(watch.watch)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=forget.EXAMPLE)(forget.forget)

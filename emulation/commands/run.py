@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,6 +15,7 @@ from rich.console import Console
 from emulation.commands.exit_status import FAILED, print_error
 from emulation.commands.output_folder import check_usable, claimed
 from emulation.commands.report import write_report, write_summary
+from emulation.commands.watch import load_serving, print_address
 from emulation.launch import interrupts
 from emulation.launch.backend import BACKENDS
 from emulation.launch.errors import RunFailed
@@ -60,6 +63,7 @@ def run(
             help="; ".join(f"{name}: {entry.help}" for name, entry in BACKENDS.items()) + ".",
         ),
     ] = "local",
+    watch: Annotated[bool, typer.Option("--watch", help="Also serves a page that shows the run.")] = False,
     track: Annotated[
         str | None,
         typer.Option(help="Tell a tracker while the run goes on: wandb, trackio, tensorboard or mlflow."),
@@ -85,6 +89,7 @@ def run(
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
+    serving = load_serving() if watch else None
     from emulation.scenario.preflight import check_against_model
 
     learner, console = check_against_model(loaded), Console()
@@ -99,15 +104,20 @@ def run(
         if seeds is not None:
             numbers = range(loaded.seed, loaded.seed + seeds)
             runs = {number: load(scenario, set_ or (), number, clock) for number in numbers}
-            raise typer.Exit(_run_seeds(runs, folder, on, console, track))
-        raise typer.Exit(execute(loaded, folder, on, console, track))
+            raise typer.Exit(_run_seeds(runs, folder, on, console, track, serving))
+        raise typer.Exit(execute(loaded, folder, on, console, track, serving))
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
 
 
 def _run_seeds(
-    runs: Mapping[int, Scenario], folder: Path, on: str, console: Console, track: str | None
+    runs: Mapping[int, Scenario],
+    folder: Path,
+    on: str,
+    console: Console,
+    track: str | None,
+    serving: ModuleType | None,
 ) -> int:
     """Run one scenario of each seed, one after the other; returns the highest exit status."""
     from emulation.experiments import comparison_output, run_comparison
@@ -115,7 +125,8 @@ def _run_seeds(
     status = 0
     for number, (seed, one) in enumerate(runs.items(), start=1):
         console.print(f"seed {seed}, {number} of {len(runs)}", highlight=False)
-        status = max(status, execute(one, run_comparison.seed_folder(folder, seed), on, console, track))
+        own = run_comparison.seed_folder(folder, seed)
+        status = max(status, execute(one, own, on, console, track, serving))
     subject = run_comparison.read(folder)
     run_comparison.write_seeds(folder, subject)
     console.print(comparison_output.table([subject]))
@@ -123,8 +134,17 @@ def _run_seeds(
     return status
 
 
-def execute(loaded: Scenario, folder: Path, on: str, console: Console, track: str | None = None) -> int:
+def execute(
+    loaded: Scenario,
+    folder: Path,
+    on: str,
+    console: Console,
+    track: str | None = None,
+    serving: ModuleType | None = None,
+) -> int:
     """Run a checked scenario and report on it; returns the exit status.
+
+    `serving`: the module that serves the page of the run; None: no page.
 
     Raises RunFailed. After that and after a KeyboardInterrupt the summary is written.
     """
@@ -134,9 +154,10 @@ def execute(loaded: Scenario, folder: Path, on: str, console: Console, track: st
     if loaded.checkpoint.resume is not None:  # a run that was killed could not correct its files
         forgotten_files.correct(Path(loaded.checkpoint.resume).expanduser())
     interrupts.set_mode("raise")
-    interrupts.keep(f"{folder} is kept; its report: unweft report {folder}")
+    kept = "with all records and the adapters that were exported"
+    interrupts.keep(f"{folder} is kept, {kept}; its report: unweft report {folder}")
     try:
-        with claimed(folder):
+        with claimed(folder), _watched(serving, folder, console):
             run_loop.run(loaded, folder, console, on, track)
             return write_report(folder, console)
     except RunFailed:
@@ -148,3 +169,15 @@ def execute(loaded: Scenario, folder: Path, on: str, console: Console, track: st
         if not (folder / "scenario.toml").exists():
             interrupts.keep("")
         raise
+
+
+@contextmanager
+def _watched(serving: ModuleType | None, folder: Path, console: Console) -> Iterator[None]:
+    """Serve the page of the run while it goes on, if that is wanted."""
+    if serving is None:
+        yield
+        return
+    with serving.beside(folder) as address:
+        print_address(console, address)
+        yield
+    print_address(console, f"the page has ended; again: unweft watch {folder}")

@@ -16,6 +16,10 @@ from emulation.launch.run_state import RunState
 DEVICES_S = 15.0  # longest wait for the devices' exports
 EVALUATOR_S = 30.0  # longest wait for the evaluation of the last snapshots
 LOOK_S = 0.1
+ENDING = (
+    "ending the run: the devices export their last closed round; another interrupt ends it at once, "
+    "without what is not exported yet"
+)
 
 
 def end_early(state: RunState, backend: Backend, evaluator: EvaluatorProcess, console: Console) -> None:
@@ -23,7 +27,7 @@ def end_early(state: RunState, backend: Backend, evaluator: EvaluatorProcess, co
 
     Another interrupt ends the wait. Call it while interrupts are held.
     """
-    console.print("ending the run; another interrupt ends it at once", highlight=False)
+    console.print(ENDING, highlight=False, soft_wrap=True)
     try:
         _tell_devices(state, backend)
         _wait(DEVICES_S, lambda: not _running(state, backend))

@@ -137,6 +137,7 @@ def inject_due(state: RunState, backend: Backend) -> None:
     for device in state.pop_ended_stalls():
         if device in state.running():
             backend.signal(device, "resume")
+            state.record_resume(device)
     while not state.ending() and (event := state.next_due()) is not None:
         state.pending.remove(event)
         if event.device is None or event.kind in ARRIVALS or event.device in state.running():

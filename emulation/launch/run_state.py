@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from emulation.analysis.effects import took_effect
-from emulation.analysis.records import Tail, read_lines, write_run
+from emulation.analysis.records import INJECTED, Tail, read_lines, write_run
 from emulation.scenario.events import EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
 from peers.errors import LEAVE_UNCONFIRMED
@@ -80,6 +82,17 @@ class RunState:
     def record_event(self, round_: int, kind: str, device: str) -> None:
         """Add an event to the records of the run."""
         self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
+        self._show(self.events[-1])
+
+    def record_resume(self, device: str) -> None:
+        """A stall is over. Only those who follow the run need to know."""
+        closed = max(0, self.last_round.get(device, 0))
+        self._show({"round": closed, "kind": "resume", "device": device, "t_s": self.seconds()})
+
+    def _show(self, event: Mapping[str, object]) -> None:
+        """Append an event to INJECTED. A full disk ends no run."""
+        with suppress(OSError), (self.out / INJECTED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
 
     def record_crashes(self) -> None:
         """Record each life that was killed from outside as a crash, once."""

@@ -34,3 +34,10 @@ def plain(value: float) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: `1 round`, `2 rounds`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time as `45 s`, `12 min` or `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,8 +1,8 @@
-"""The progress of a run: a live table in a terminal, or one line every few seconds elsewhere."""
+"""The progress of a run: a live table in a terminal, or lines elsewhere; and each event when it happens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -11,43 +11,36 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from emulation.analysis.link_totals import total_sent
-from emulation.analysis.records import Record, Tail, in_order
-from emulation.report.formatting import UNKNOWN, megabytes, percent
+from emulation.analysis.records import in_order
+from emulation.report.formatting import UNKNOWN, duration, megabytes, percent, plural
 from emulation.scenario.schema import Scenario
+from emulation.watch.feed import Announcer
+from emulation.watch.live_device import LiveDevice
+from emulation.watch.live_run import Accuracy, LiveRun
+from peers.errors import InputError
 
 LINE_EVERY_S = 10.0
-REFRESH_PER_S = 4
-
-
-@dataclass
-class Row:
-    """The last known state of one device."""
-
-    metrics: Tail
-    events: Tail
-    state: str = "starting"
-    last: Record = field(default_factory=dict)
-    accuracy: dict[str, float] = field(default_factory=dict)
-
-
-STATES = {"started": "meeting", "training": "training", "finished": "finished"}  # by recorded event
-LIVE = ("starting", "meeting", "training", "finished")
+REFRESH_S = 0.25
+MANY = 8  # more devices than this are counted, not listed
+HEADS = ("device", "state", "round", "phase", "loss", "own facts", "all live facts", "as of round", "sent")
+LEFT_ALIGNED = ("device", "state", "phase")
 
 
 class Progress:
-    """Reads the records in a run's folder. Use it as a context manager and call `update` often."""
+    """Reads the records in a run's folder. Use it as a context manager and call `update` often.
+
+    A line is never wrapped, so that one entry of piped output is one line. An accuracy is shown with the
+    round after which it was measured.
+    """
 
     def __init__(self, scenario: Scenario, out: Path, console: Console) -> None:
-        self._scenario, self._out, self._console = scenario, out, console
-        self._rows: dict[str, Row] = {}
-        self._evaluations = Tail(out / "evaluations.jsonl")
+        self._scenario, self._console = scenario, console
+        self._run = LiveRun(out, keep_history=False)
+        self._announcer = Announcer(self._run.feed)
         self._seconds = 0.0
-        self._printed_at = 0.0
+        self._shown_at = 0.0  # in seconds since the start of the run
         self._live = (
-            Live(console=console, refresh_per_second=REFRESH_PER_S, get_renderable=self.table, transient=True)
-            if console.is_terminal
-            else None
+            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         )
 
     def __enter__(self) -> Progress:
@@ -58,85 +51,95 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._announce(last=True)
         if self._live is not None:
             self._live.stop()
 
     def update(self, seconds: float) -> None:
         """Read the new records. `seconds`: time since the start of the run."""
         self._seconds = seconds
-        for folder in (self._out / "devices").glob("*"):
-            if folder.name not in self._rows:
-                row = Row(Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl"))
-                self._rows[folder.name] = row
-        for crashed in [peer for row in self._rows.values() for peer in _read_records(row)]:
-            if crashed in self._rows:
-                self._rows[crashed].state = "crashed"
-        for evaluation in self._evaluations.read():
-            if "accuracy" in evaluation and evaluation["device"] in self._rows:
-                self._rows[evaluation["device"]].accuracy = evaluation["accuracy"]
-        if self._live is None and seconds - self._printed_at >= LINE_EVERY_S:
-            self._printed_at = seconds
-            self._console.print(self.line(), highlight=False)
+        with suppress(InputError, OSError):  # what is shown never ends what is computed
+            self._run.read()
+        self._announce()
+        if seconds - self._shown_at < (LINE_EVERY_S if self._live is None else REFRESH_S):
+            return
+        self._shown_at = seconds
+        if self._live is None:
+            self._say(self.line())
+        else:
+            self._live.update(self.table(), refresh=True)
+
+    def _announce(self, last: bool = False) -> None:
+        for entry in self._announcer.due(self._seconds, last):
+            self._say(f"{entry.t_s:5.0f} s · {entry.sentence()}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def table(self) -> Table:
         """A table with one row for each device."""
-        title = f"{self._scenario.name} · {self._seconds:.0f} s"
-        table = Table(title=title, title_justify="left", pad_edge=False)
-        for head in ("device", "state", "round", "phase", "loss", "own facts", "all live facts", "sent"):
-            table.add_column(head, justify="left" if head in ("device", "state", "phase") else "right")
-        for device in in_order(list(self._rows)):
-            row = self._rows[device]
-            shown = _cells(row, device, self._live_devices())
-            table.add_row(device, row.state, *shown, style="dim" if row.state not in LIVE else "")
+        lag = self._run.evaluator_lag().text()
+        table = Table(
+            title=" · ".join([self._scenario.name, f"{self._seconds:.0f} s", *self._rounds()]),
+            title_justify="left",
+            caption=f"the evaluator lags: {lag}" if lag else None,
+            caption_justify="left",
+            pad_edge=False,
+        )
+        for head in HEADS:
+            table.add_column(head, justify="left" if head in LEFT_ALIGNED else "right")
+        live = self._run.live()
+        for device in in_order(list(self._run.devices)):
+            about = self._run.devices[device]
+            shown = _cells(about, self._run.latest.get(device), live)
+            table.add_row(device, about.state, *shown, style="" if about.alive else "dim")
         return table
 
     def line(self) -> str:
         """The whole run in one line."""
-        live = self._live_devices()
-        rounds = [int(self._rows[d].last["round"]) + 1 for d in live if self._rows[d].last]
-        known = [a for d in live for s, a in self._rows[d].accuracy.items() if s in live]
-        losses = [float(self._rows[d].last["loss"]) for d in live if self._rows[d].last]
-        sent = sum(total_sent(row.last.get("links", {})) for row in self._rows.values())
-        parts = [f"{self._seconds:5.0f} s", f"round {min(rounds, default=0)}/{self._scenario.round.count}"]
-        parts += [f"devices {', '.join(live) or 'none'}", f"loss {fmean(losses):.3f}" if losses else "loss –"]
-        parts += [f"accuracy {percent(fmean(known))}" if known else "accuracy –", f"sent {megabytes(sent)}"]
-        return " · ".join(parts)
+        live = [self._run.devices[device] for device in self._run.live()]
+        losses = [device.loss for device in live if device.loss is not None]
+        sent = sum(device.sent_bytes() for device in self._run.devices.values())
+        parts = [f"{self._seconds:5.0f} s", *self._rounds(), _listed([device.id for device in live])]
+        parts += [f"loss {fmean(losses):.3f}" if losses else f"loss {UNKNOWN}", self._accuracy()]
+        lag = self._run.evaluator_lag().text()
+        return " · ".join([*parts, f"sent {megabytes(sent)}", *([lag] if lag else [])])
 
-    def _live_devices(self) -> list[str]:
-        return in_order([device for device, row in self._rows.items() if row.state in LIVE])
+    def _rounds(self) -> list[str]:
+        left_s = self._run.left_s()
+        done = f"{self._run.rounds_done()} of {plural(self._scenario.round.count, 'round')} done"
+        return [done, *([] if left_s is None else [f"about {duration(left_s)} left"])]
 
-
-def _read_records(row: Row) -> list[str]:
-    """Read the new records of a device; returns the peers that it found to have crashed.
-
-    A crashed device cannot record its crash itself.
-    """
-    crashed = []
-    for event in row.events.read():
-        name = event["event"]
-        if name == "peer_gone" and event.get("kind") == "crash":
-            crashed.append(str(event["peer"]))
-        elif name == "leaving":
-            row.state = "left" if event.get("kind") == "leave" else "retired"
-        elif name in STATES and (name == "started" or row.state in LIVE):
-            row.state = STATES[name]
-        if name == "started":
-            row.accuracy = {}
-    for line in row.metrics.read():
-        row.last = line
-        row.state = "training" if row.state == "crashed" else row.state  # it was only unreachable
-    return crashed
+    def _accuracy(self) -> str:
+        """The mean over live devices and their data, with the rounds to which it belongs."""
+        live = self._run.live()
+        found = [self._run.latest[device] for device in live if device in self._run.latest]
+        known = [share for each in found for shard, share in each.by_shard.items() if shard in live]
+        if not known:
+            return f"accuracy {UNKNOWN}"
+        first, last = min(each.round for each in found), max(each.round for each in found)
+        rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
+        return f"accuracy {percent(fmean(known))} after {rounds}"
 
 
-def _cells(row: Row, device: str, live: list[str]) -> list[str]:
-    if not row.last:
-        return [UNKNOWN] * 6
-    known = [a for shard, a in row.accuracy.items() if shard in live]
+def _listed(devices: list[str]) -> str:
+    if len(devices) > MANY:
+        return f"{len(devices)} devices"
+    return f"devices {', '.join(devices) or 'none'}"
+
+
+def _cells(device: LiveDevice, evaluated: Accuracy | None, live: list[str]) -> list[str]:
+    """The cells after the state. `evaluated`: the last evaluation, which may be of an earlier round."""
+    if device.round is None:
+        return [UNKNOWN] * (len(HEADS) - 2)
+    shares = evaluated.by_shard if evaluated is not None else {}
+    known = [share for shard, share in shares.items() if shard in live]
     return [
-        str(row.last["round"]),
-        str(row.last["phase"]),
-        f"{float(row.last['loss']):.3f}",
-        percent(row.accuracy.get(device)),
+        str(device.round),
+        device.phase,
+        UNKNOWN if device.loss is None else f"{device.loss:.3f}",
+        percent(shares.get(device.id)),
         percent(fmean(known) if known else None),
-        megabytes(total_sent(row.last["links"])),
+        UNKNOWN if evaluated is None else str(evaluated.round),
+        megabytes(device.sent_bytes()),
     ]

@@ -9,7 +9,7 @@ from emulation.scenario.schema import EvalConfig
 from peers.errors import InputError
 from peers.tasks import AnyExample, Example, texts
 
-NEEDS = {"rouge": "rouge_score", "model_utility": "rouge_score", "forget_quality": "scipy"}  # packages
+NEEDS = {"rouge": "rouge_score", "model_utility": "rouge_score"}  # packages
 WITH_OPTIONS = ("truth_ratio", "forget_quality")  # need a paraphrased and perturbed answers
 ATTACKS = ("mia_loss", "mia_min_k", "mia_zlib", "mia_reference")  # need examples that nobody trains
 

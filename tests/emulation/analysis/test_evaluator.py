@@ -122,3 +122,19 @@ def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
             assert found[kind][shard] == pytest.approx(score.accuracy)
             if kind == "accuracy":
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)
+
+
+def test_snapshots_of_events_and_of_the_newest_round_take_turns(run: Path) -> None:
+    queue = evaluator.SnapshotQueue(run)
+    assert len(queue.find_new()) == 6 and queue.find_new() == []
+    order = []
+    while (path := queue.pop()) is not None:
+        order.append(path.name.removesuffix(".safetensors"))
+    turns = ["00005-before-d1", "00005-round"]
+    assert order == [*turns, *turns, "00004-round", "00004-round"]
+
+
+def test_the_cost_of_the_evaluator_is_written_at_its_end(run: Path, scenario: Scenario) -> None:
+    evaluator.main(run, scenario)
+    cost = json.loads((run / "evaluator.json").read_text())
+    assert cost["snapshots"] == 6 and 0 <= cost["reused"] < 6 and cost["cpu_s"] > 0

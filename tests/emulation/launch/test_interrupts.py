@@ -99,7 +99,11 @@ def test_an_interrupted_run_exports_the_last_closed_round(tmp_path: Path, number
         launcher.send_signal(number)
         _, error = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == STATUS[number]
-    assert error == f"unweft: interrupted by {number.name}; {out} is kept; its report: unweft report {out}\n"
+    kept = f"{out} is kept, with all records and the adapters that were exported"
+    lines = [
+        line for line in error.splitlines() if not line.startswith("unweft: note: ")
+    ]  # of a slow machine
+    assert lines == [f"unweft: interrupted by {number.name}; {kept}; its report: unweft report {out}"]
     assert_nothing_left(out, processes)
     for device in ("d0", "d1", "d2"):
         assert_the_last_closed_round_is_exported(out, device)

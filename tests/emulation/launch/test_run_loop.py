@@ -134,7 +134,8 @@ def test_an_evaluator_that_failed_fails_the_run(tmp_path: Path) -> None:
     (tmp_path / "evaluator.log").write_text("no memory\n")
     evaluator = EvaluatorProcess(RunState(scenario=Scenario(), out=tmp_path))
     evaluator._process = SimpleNamespace(exitcode=1, is_alive=lambda: False)  # type: ignore[assignment]
-    with pytest.raises(RunFailed, match=r"the evaluator ended with 1: no memory; its log: .*evaluator\.log"):
+    said = r"the evaluator ended with 1: no exception .* output: no memory; its log: .*evaluator\.log"
+    with pytest.raises(RunFailed, match=said):
         evaluator.check()
     evaluator.end()
 

@@ -1,0 +1,1 @@
+"""The state of a run while it goes on, and the page that shows it."""
