@@ -87,7 +87,7 @@ def meaning(outcome: Record) -> str:
     )
     if left <= CLOSE:
         return amount + (
-            "The survivors answer as they answer about unknown facts: guessing alone gives such a difference."
+            "The survivors answer as they answer about unknown facts: guessing can give such a difference."
         )
     return amount + (
         "The survivors know more than guessing gives: facts that other devices hold too, knowledge that "

@@ -213,9 +213,10 @@ def answers(event: Record, stages: Mapping[str, str]) -> Table | None:
     """Answers that a survivor generated before, right after and long after an event; None without any."""
     if not event.get("answers"):
         return None
-    heads = ("facts of", "question", "learnt", *stages.values())
+    shown = {s: text for s, text in stages.items() if any(s in row["answers"] for row in event["answers"])}
+    heads = ("facts of", "question", "learnt", *shown.values())
     rows = [
-        (row["shard"], row["prompt"], row["expected"], *(row["answers"].get(s, UNKNOWN) for s in stages))
+        (row["shard"], row["prompt"], row["expected"], *(row["answers"].get(s, UNKNOWN) for s in shown))
         for row in event["answers"]
     ]
     caption = f"{event['device']} {event['kind']}, round {event['round']}: answers of {event['survivors'][0]}"
@@ -224,11 +225,13 @@ def answers(event: Record, stages: Mapping[str, str]) -> Table | None:
 
 def metrics(event: Record, stages: Mapping[str, str]) -> Table | None:
     """Metrics of unlearning around an event, means over the survivors; None if none was measured."""
-    rows = [
-        (name, event["device"] if whose == "device" else whose, *(number(v.get(s), "{:.3f}") for s in stages))
-        for name, found in event.get("metrics", {}).items()
-        for whose, v in found.items()
-        if v
+    found = [
+        (name, event["device"] if whose == "device" else whose, values)
+        for name, by in event.get("metrics", {}).items()
+        for whose, values in by.items()
+        if values
     ]
+    shown = {s: text for s, text in stages.items() if any(s in values for *_, values in found)}
+    rows = [(name, whose, *(number(v.get(s), "{:.3f}") for s in shown)) for name, whose, v in found]
     caption = f"{event['device']} {event['kind']}, round {event['round']}: metrics of unlearning"
-    return Table(caption, ("metric", "data of", *stages.values()), rows) if rows else None
+    return Table(caption, ("metric", "data of", *shown.values()), rows) if rows else None

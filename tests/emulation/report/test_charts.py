@@ -95,7 +95,8 @@ def test_answers_and_metrics_of_an_event_are_tables() -> None:
     event = {"device": "d2", "kind": "leave", "round": 4, "survivors": ["d0"], "answers": rows}
     stages = {"before": "before", "deleted": "after", "end": "end"}
     found = report_tables.answers(event, stages)
-    assert found is not None and found.rows == [("d2", "Who?", "Ann", "Ann", "–", "Bob")]
+    assert found is not None and found.rows == [("d2", "Who?", "Ann", "Ann", "Bob")]
     event["metrics"] = {"rouge": {"device": {"before": 0.9}, "survivors": {}}}
     measured = report_tables.metrics(event, stages)
-    assert measured is not None and measured.rows == [("rouge", "d2", "0.900", "–", "–")]
+    assert measured is not None and measured.rows == [("rouge", "d2", "0.900")]
+    assert list(measured.heads) == ["metric", "data of", "before"]  # stages without a value have no column

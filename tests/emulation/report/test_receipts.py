@@ -64,7 +64,7 @@ def test_membership_inference_is_shown_if_the_run_measured_it(folder: Path) -> N
 
 def test_a_residual_at_chance_and_one_above_it(folder: Path) -> None:
     event = summary.build(folder)["events"][0]
-    assert meaning(event).startswith("Residual: +0 percentage points") and "guessing alone" in meaning(event)
+    assert meaning(event).startswith("Residual: +0 percentage points") and "guessing can" in meaning(event)
     event["leaver_accuracy"]["end"] = 0.55
     assert meaning(event).startswith(
         "Residual: +50 percentage points relative to facts that nobody trained, +85 "
