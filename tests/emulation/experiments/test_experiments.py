@@ -367,13 +367,20 @@ def test_snapshots_are_kept_if_the_run_has_the_folder(
     class Evaluator:
         def __init__(self, scenario: object) -> None: ...
 
-        def evaluate_snapshot(self, path: Path) -> list[dict[str, Any]]:
+        def score(self, snapshot: object) -> dict[str, Any]:
+            return {}
+
+        def add_to_consensus(self, path: Path) -> list[dict[str, Any]]:
             return []
 
         def last_consensus_errors(self) -> list[dict[str, Any]]:
             return []
 
+        def cost(self) -> dict[str, Any]:
+            return {}
+
     monkeypatch.setattr(evaluator, "Evaluator", Evaluator)
+    monkeypatch.setattr(evaluator, "read_snapshot", lambda path: path)
     snapshots(tmp_path / "devices", {"d0/snapshots": ["00001-round"]})
     (tmp_path / KEPT_SNAPSHOTS).mkdir()
     (tmp_path / DONE_MARKER).touch()
