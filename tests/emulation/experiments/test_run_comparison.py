@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from emulation.analysis import records, tables
 from emulation.commands import run as run_command
@@ -108,7 +107,7 @@ def test_a_run_of_many_seeds_is_in_one_folder(monkeypatch: pytest.MonkeyPatch, t
     """The runs themselves are replaced: real ones would start devices three times."""
     started = []
 
-    def execute(scenario: Scenario, folder: Path, on: str, console: Console, track: str | None) -> int:
+    def execute(scenario: Scenario, folder: Path, *others: object) -> int:
         started.append(scenario.seed)
         changed(folder, 0.5 + scenario.seed / 10, seed=scenario.seed)
         return 0

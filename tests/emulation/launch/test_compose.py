@@ -189,7 +189,7 @@ def outside(monkeypatch: pytest.MonkeyPatch, docker: Docker) -> Docker:
     monkeypatch.setattr(
         compose_project, "Project", lambda name, files, given: Project(name, files, given, execute=docker)
     )
-    monkeypatch.setattr(run_loop, "_follow", lambda state, backend, evaluator, console: None)
+    monkeypatch.setattr(run_loop, "_follow", lambda *given: None)
     monkeypatch.setattr(evaluator_process, "evaluate_run", print)
     monkeypatch.setattr(forkserver, "PRELOAD", [])
     return docker
