@@ -37,6 +37,7 @@ from peers.config import ModelConfig
 from peers.errors import InputError
 from peers.models import vision
 from peers.models.checks import modules_in_use, no_causal_model
+from peers.models.dtypes import DTYPES, in_dtype
 from peers.models.gguf_folder import converted_folder, find_gguf
 from peers.models.quiet import quiet
 from peers.models.smollm2 import smollm2_folder
@@ -61,7 +62,6 @@ SMALL_RESNET_FOLDER = TINY_FOLDER.with_name("small-resnet")
 TINY_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTABLE = (nn.Linear, nn.Conv2d, Conv1D)
 ALL_LINEAR = "all-linear"  # as in PEFT: all linear modules but the output head
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _load(config: ModelConfig) -> LoadedModel:
     dtype = DTYPES[config.dtype]
     make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name, dtype)
     made = make(config)
-    model = _in_dtype(made.model, dtype).eval().requires_grad_(False)
+    model = in_dtype(made.model, dtype).eval().requires_grad_(False)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False  # saves memory: no text is generated, so no keys and values are reused
     default = made.target_modules
@@ -210,17 +210,6 @@ def _load(config: ModelConfig) -> LoadedModel:
     targets = _target_modules(model, config, default, used)
     name, digest = made.folder or _absolute(config.name), weights_sha256(model)
     return LoadedModel(model, made.tokenizer, name, digest, targets, made.image_format)
-
-
-def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast the parameters. Buffers such as the frequencies of positions stay float32, as transformers has
-    it.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
-    return model
 
 
 def _absolute(name: str) -> str:

@@ -26,13 +26,13 @@ from emulation.launch.forkserver import PRELOAD
 from emulation.launch.ports import free_ports, loopback
 from peers.config import (
     AdapterConfig,
-    CorrectionConfig,
     DeviceConfig,
     MembershipConfig,
     MixingConfig,
     RoundConfig,
     TopologyConfig,
 )
+from peers.correction_config import CorrectionConfig
 from peers.learning.learner import Learner
 from peers.radio_config import RadioConfig
 from peers.runtime.child_process import guard, redirect_output
