@@ -15,7 +15,7 @@ from transport.wire.codec_names import payload_bytes
 def first_round_notes(scenario: Scenario, learner: Learner, device: str, measure: bool) -> Iterator[str]:
     """A line for each limit that an ordinary round exceeds.
 
-    measure: take one local step of `device` to see how long it lasts. Changes the learner.
+    measure: take a local step or two of `device` to see how long one lasts. Changes the learner.
     """
     seconds = _steps_s(scenario, learner, device, measure)
     if seconds is not None and seconds > scenario.round.deadline_s:
@@ -44,9 +44,12 @@ def _steps_s(scenario: Scenario, learner: Learner, device: str, measure: bool) -
     if not measure:
         return None
     learner.set_own(BlockKey(device, 0), 0)
-    seconds = learner.train(0, 1, rehearse=False).seconds
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return steps * seconds * max(1.0, scenario.devices.count * scenario.model.threads / cores)
+    shared = steps * max(1.0, scenario.devices.count * scenario.model.threads / cores)
+    seconds = shared * learner.train(0, 1, rehearse=False).seconds
+    if seconds > scenario.round.deadline_s:  # the first step of a process also sets torch up
+        seconds = min(seconds, shared * learner.train(1, 1, rehearse=False).seconds)
+    return seconds
 
 
 def _own_updates(scenario: Scenario, learner: Learner) -> tuple[int, int]:
