@@ -143,7 +143,9 @@ class TrainConfig(Section):
     fisher_every: Annotated[
         int,
         about(
-            "All steps use the Fisher basis, which is measured again after so many rounds; 0: no step.", ge=0
+            "All steps use the Fisher basis, which is measured again after so many rounds; 0: no step.",
+            unit="rounds",
+            ge=0,
         ),
     ] = 0
 
