@@ -9,7 +9,7 @@ COVERAGE ?= $(shell .venv/bin/python -c "import sys; print('--cov --cov-report=t
 # variable hides a notice about the future of the tools.
 DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
-.PHONY: demo test check docs bench clean testbed
+.PHONY: demo test test-slow check docs bench clean testbed
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -18,7 +18,11 @@ demo: .venv/.installed
 # two files at a time: many tests wait for processes of their own
 test: .venv/.installed-dev
 	@[ -n "$(COVERAGE)" ] || echo "coverage is off on Python 3.11; with it: make test COVERAGE=--cov"
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(COVERAGE)
+
+# whole experiments, benchmarks and browser pages
+test-slow: .venv/.installed-dev
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # container tests; without a Docker engine they are skipped, and say so
 testbed: .venv/.installed-dev

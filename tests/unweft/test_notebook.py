@@ -32,6 +32,7 @@ def run_cell(source: str, space: dict[str, Any]) -> Any:
     return None if last is None else eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), space)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     _, rounds, final, table, accuracy, survivors = execute(NOTEBOOK)

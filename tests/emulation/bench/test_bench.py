@@ -154,6 +154,7 @@ def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name(found, "PSS, plain").median > 0 and by_name(found, "PSS, unweft").median > 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
 def test_load() -> None:
     found = full_load.run(devices=(3,), minutes=0.01, rounds=14)
@@ -170,6 +171,7 @@ def test_membership() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
 def test_churn_checks_a_run() -> None:
     quick = load(Path(__file__).parents[3] / "scenarios" / "quick.toml")
@@ -181,6 +183,7 @@ def test_churn_checks_a_run() -> None:
     assert found.notes == ["seed 3: ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
 def test_join() -> None:
     found = join.run(count=2, joins=1, cold=0)  # cold ones are started by test_device_cli.py
@@ -189,6 +192,7 @@ def test_join() -> None:
     assert all(m.samples == () for m in cold)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
 def test_partition(tmp_path: Path) -> None:
     path = tmp_path / "halves.toml"
@@ -198,6 +202,7 @@ def test_partition(tmp_path: Path) -> None:
     assert found["violations"].median == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # two whole runs
 def test_accounting_compares_or_gives_the_reason() -> None:
     found = accounting.run(rounds=3)

@@ -100,6 +100,7 @@ def test_an_arm_that_never_reached_the_target_has_no_rounds() -> None:
     assert aggregate([one])[0]["rounds"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "experiment"

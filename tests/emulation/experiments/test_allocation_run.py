@@ -13,7 +13,7 @@ from emulation.analysis.records import read_lines
 from emulation.bench.clock import repeatable
 from tests.support.command_line import quick_run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 TIGHT = ("--set", "radio.budget_bytes=30000", "--set", "radio.allocator=residual")
 
 

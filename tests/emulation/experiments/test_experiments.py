@@ -390,6 +390,7 @@ def test_snapshots_are_kept_if_the_run_has_the_folder(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # eight runs in two processes that import torch, on a machine that may be loaded
 def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
     main = "from emulation.cli import main; main()"
