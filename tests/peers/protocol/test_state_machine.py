@@ -329,7 +329,7 @@ def test_forged_gossip_changes_nothing() -> None:
     net = started()
     before = state_of(net["d0"])
     left = replace(record("d2", 2), status=Status.LEFT)  # the signature is not of this status
-    assert say(net, "d0", "d1", gossip(left)) == []
+    assert say(net, "d0", "d1", gossip(left)) == [do.Drop("forged")]
     assert state_of(net["d0"]) == before
 
 
