@@ -1,4 +1,4 @@
-"""The learner thread: mixing, and the disagreement that mixing records for the diagnosis."""
+"""The learner thread: mixing, and the moves that mixing records for the diagnosis."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeLearner:
 
     def __init__(self) -> None:
         self.blocks = {group: torch.zeros(2, 1) for group in self.groups}
-        self.reported: list[float] = []
+        self.reported: dict[Part, list[float]] = {}  # the moves of the last mixing
 
     def has(self, key: BlockKey) -> bool:
         return True
@@ -41,13 +41,11 @@ class FakeLearner:
     def write(self, key: BlockKey, group: str, values: torch.Tensor) -> None:
         self.blocks[group] = values.clone()
 
-    def diagnose(self, round_: int, sketch: int, options: object) -> Any:
-        def observables(mu: float, eta: float, disagreement: float) -> list[float]:
-            self.reported.append(disagreement)
-            return []
+    def close_round(self) -> None: ...
 
-        measured = SimpleNamespace(blocks={}, observables=observables)
-        return SimpleNamespace(groups=dict.fromkeys(self.groups, measured))
+    def diagnose(self, round_: int, sketch: int, options: object, mixed: dict[Part, torch.Tensor]) -> Any:
+        self.reported = {part: values.flatten().tolist() for part, values in mixed.items()}
+        return SimpleNamespace(groups={})
 
 
 @pytest.fixture
@@ -78,16 +76,13 @@ def test_a_quarter_of_a_copy_is_mixed_in(learner: FakeLearner, learner_thread: L
     assert learner.blocks["late"].flatten().tolist() == [0.0, 0.0]
 
 
-def test_disagreement_belongs_to_the_last_exchange_of_a_group(
+def test_a_diagnosis_gets_the_moves_of_the_last_mixing(
     learner: FakeLearner, learner_thread: LearnerThread
 ) -> None:
-    """Between the exchanges of a group its disagreement does not fall to zero."""
-    learner_thread.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0))).result()
-    learner_thread.mix((mix(EARLY, 0.5, 2.0),)).result()
-    learner_thread.mix(()).result()
-    action = do.Diagnose(7)
-    learner_thread.diagnose(action).result()
-    assert learner.reported == [1.0, 4.0]
+    learner_thread.mix((mix(EARLY, 2.0, 0.0), mix(LATE, 4.0, 0.0)), True).result()
+    learner_thread.mix((mix(EARLY, 0.5, 2.0),), True).result()
+    learner_thread.diagnose(do.Diagnose(7)).result()
+    assert learner.reported == {EARLY: [0.0, 0.5]}  # 0.75 * 0.5 + 0.25 * 0.5 - 0.5, and 0.25 * 2
 
 
 def test_the_metrics_of_a_round_have_the_cpu_time_of_its_work() -> None:
