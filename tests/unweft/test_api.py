@@ -127,7 +127,7 @@ def test_a_child_that_imports_the_script_ends_at_once(tmp_path: Path) -> None:
 )
 def test_the_user_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
     class Forkserver:
-        def __init__(self, model: object) -> None:
+        def __init__(self, *given: object) -> None:
             pass
 
         def start(self, target: object, name: str) -> SimpleNamespace:
