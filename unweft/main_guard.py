@@ -30,7 +30,7 @@ def check(scenario: Scenario) -> None:
         return
     from emulation.launch.forkserver import Forkserver  # here, since it imports torch
 
-    forkserver = Forkserver(scenario.model)
+    forkserver = Forkserver(scenario.model, scenario.plugins)
     try:
         probe = forkserver.start(_do_nothing, name="probe")
         probe.join()
