@@ -137,6 +137,7 @@ def test_the_user_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, code: int
             pass
 
     monkeypatch.setattr(forkserver, "Forkserver", Forkserver)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)  # workers have none
     with pytest.raises(unweft.InputError, match=words) as caught:
         main_guard.check(unweft.Scenario())
     assert "\n" not in str(caught.value)
