@@ -21,6 +21,7 @@ def main() -> None:
         status = interrupts.exit_status()
         print_error(interrupts.message())
         _stop_children()
+        interrupts.ignore()
     standard_streams.flush(sys.stdout, sys.stderr)
     sys.exit(status)
 

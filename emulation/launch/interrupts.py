@@ -56,6 +56,13 @@ def set_mode(mode: Mode) -> None:
     _state.mode = mode
 
 
+def ignore() -> None:
+    """The command is at its end. The interpreter restores handlers when it ends, but no ignored signal."""
+    for number in SIGNALS:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(number, signal.SIG_IGN)
+
+
 def keep(text: str) -> None:
     """Say what is left if the command is interrupted from now on."""
     _state.kept = text
