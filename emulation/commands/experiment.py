@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -81,12 +81,15 @@ def experiment(
         if path is not None and path.exists() and not path.is_dir():
             raise InputError(f"{option}: {path} is a file; allowed: a folder")
     try:
-        if name in PLAIN:
-            work = _plain(name, size, arms, count, seeds, folder, jobs)
+        given = Options(size, arms, count, folder, jobs, values, publish)
+        if name == "forgetting":
+            work = _forgetting(given, seeds)
+        elif name in PLAIN:
+            work = _plain(name, given)
         elif name == "allocation":
-            work = _allocation(size, arms, count, folder, jobs, values, publish)
+            work = _allocation(given)
         else:
-            work = _arms(name, size, arms, count, folder, jobs, values, publish)
+            work = _arms(name, given)
         with _writing(folder):
             work(console)
     except RunFailed as error:
@@ -94,57 +97,56 @@ def experiment(
         raise typer.Exit(1) from None
 
 
-def _plain(
-    name: str, size: Scale, arms: str, count: tuple[int, ...], seeds: str | None, folder: Path, jobs: int
-) -> Work:
+class Options(NamedTuple):
+    """The options of the command, checked."""
+
+    size: Scale
+    arms: str
+    seeds: tuple[int, ...]
+    folder: Path
+    jobs: int
+    values: Mapping[str, object]
+    publish: Path | None
+
+
+def _forgetting(given: Options, runs: str | None) -> Work:
+    from emulation.experiments import forgetting
+
+    count, chosen = forgetting.parse_runs(runs), forgetting.choose_arms(given.arms)
+    return partial(forgetting.run, forgetting.Request(given.size, chosen, count, given.folder, given.jobs))
+
+
+def _plain(name: str, given: Options) -> Work:
     """An experiment without --set and --publish."""
-    from emulation.experiments import baselines, forgetting, sequence, wireless
+    from emulation.experiments import baselines, sequence, wireless
+    from emulation.experiments.request import Request
 
-    if name == forgetting.NAME:
-        runs = forgetting.parse_runs(seeds)
-        attacked = forgetting.Request(size, forgetting.choose_arms(arms), runs, folder, jobs)
-        return partial(forgetting.run, attacked)
+    work: Callable[..., object]
     if name == wireless.NAME:
-        limited = wireless.Request(size, wireless.choose_arms(arms, size), count, folder, jobs)
-        return partial(wireless.run, limited)
-    if name == baselines.NAME:
-        compared = baselines.Request(size, baselines.choose_arms(arms), count, folder, jobs)
-        return partial(baselines.run, compared)
-    wanted = sequence.Request(size, sequence.choose_arms(arms), count, folder, jobs)
-    return partial(sequence.run, wanted)
+        chosen, work = wireless.choose_arms(given.arms, given.size), wireless.run
+    elif name == baselines.NAME:
+        chosen, work = baselines.choose_arms(given.arms), baselines.run
+    else:
+        chosen, work = sequence.choose_arms(given.arms), sequence.run
+    return partial(work, Request(given.size, chosen, given.seeds, given.folder, given.jobs))
 
 
-def _allocation(
-    size: Scale,
-    arms: str,
-    count: tuple[int, ...],
-    folder: Path,
-    jobs: int,
-    values: Mapping[str, object],
-    publish: Path | None,
-) -> Work:
+def _allocation(given: Options) -> Work:
     from emulation.experiments import allocation
 
-    asked = allocation.Request(size, allocation.choose_arms(arms), count, folder, jobs, values, publish)
+    size, names, seeds, folder, jobs, values, publish = given
+    chosen = allocation.choose_arms(names)
+    asked = allocation.Request(size, chosen, seeds, folder, jobs, values, publish)
     allocation.check(asked)
     return partial(allocation.run, asked)
 
 
-def _arms(
-    name: str,
-    size: Scale,
-    arms: str,
-    count: tuple[int, ...],
-    folder: Path,
-    jobs: int,
-    values: Mapping[str, object],
-    publish: Path | None,
-) -> Work:
+def _arms(name: str, given: Options) -> Work:
     from emulation.experiments import catalogue, changes, run
 
+    size, names, seeds, folder, jobs, values, publish = given
     found = changes.changed(catalogue.find_experiment(name), values)
-    chosen = catalogue.choose_arms(found, arms, size)
-    asked = run.Request(found, size, chosen, count, folder, jobs, publish)
+    asked = run.Request(found, size, catalogue.choose_arms(found, names, size), seeds, folder, jobs, publish)
     run.check(asked)
     return partial(run.run, asked)
 

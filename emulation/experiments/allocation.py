@@ -20,9 +20,10 @@ from rich.table import Table
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import publication, runner, tables
+from emulation.experiments import request as request_module
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import Arm
-from emulation.experiments.catalogue import SMOKE, Scale, Setting
+from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell, set_all
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
@@ -74,24 +75,16 @@ def budget_bytes(scale: Scale) -> int:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(request_module.Request):
     """The options of the command."""
 
-    scale: Scale
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    jobs: int = 1
     changes: Mapping[str, object] = field(default_factory=dict)  # key path -> value, for all arms
     publish: Path | None = None
 
 
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas. An empty list means all arms that differ. Raises InputError."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in ARMS:
-            raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
+    wanted = request_module.arm_names(names, ARMS)
     return tuple(name for name in ARMS if name in wanted) or DEFAULT
 
 
@@ -121,8 +114,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     console.print(f"{request.scale.name}, {publication.header(rows)}", highlight=False)
     console.print(table(summary))
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    if request.scale.name == SMOKE:
-        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    request_module.say_smoke(request.scale, console)
     if request.publish is not None:
         name = f"{NAME}-{request.scale.name}"
         copy = publication.publish(rows, request.out / "rows.csv", request.publish, name)

@@ -7,7 +7,6 @@ leaver's gradient, its steps of distillation, or a history of all moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from emulation.analysis.records import Record
 from emulation.experiments import runner, tables, unlearners
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, EWC, UNIFORM, Arm
-from emulation.experiments.catalogue import DEFAULT, SMOKE, Scale
+from emulation.experiments.catalogue import DEFAULT
 from emulation.experiments.evaluation import MeanModelEvaluator
 from emulation.experiments.grid import Cell, set_all
 from emulation.experiments.network import Change, Moves, Network
+from emulation.experiments.request import Request, arm_names, say_smoke
 from emulation.experiments.statistics import interval
 from emulation.experiments.unlearners import Leave, Unlearn
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
-from peers.errors import InputError
 from peers.unlearning.federaser import History
 
 NAME = "baselines"
@@ -78,23 +77,9 @@ class BaselineCell(Cell):
         return Scenario.model_validate(data)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of the command."""
-
-    scale: Scale
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    jobs: int = 1
-
-
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas, with `uniform` and `retrain`. An empty list: all. Raises InputError."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in ARMS:
-            raise InputError(f"--arms: {name!r} is no arm of {NAME}; allowed: {', '.join(ARMS)}")
+    wanted = arm_names(names, ARMS, NAME)
     return tuple(name for name in ARMS if not wanted or name in {*wanted, UNIFORM, RETRAIN})
 
 
@@ -112,8 +97,7 @@ def run(request: Request, console: Console) -> None:
     for entry in summary:
         console.print(f"• {entry['arm']} needs: {entry['keeps']}", highlight=False)
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    if request.scale.name == SMOKE:
-        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    say_smoke(request.scale, console)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

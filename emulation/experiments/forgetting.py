@@ -27,6 +27,7 @@ from emulation.experiments.arms import Arm
 from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell
+from emulation.experiments.request import arm_names
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
@@ -118,10 +119,7 @@ class Request:
 
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas; all for an empty list. Raises InputError."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in ARMS:
-            raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
+    wanted = arm_names(names, ARMS)
     return tuple(name for name in ARMS if name in wanted) or tuple(ARMS)
 
 

@@ -12,9 +12,10 @@ from emulation.analysis.records import Record
 from emulation.experiments import constant_arms, diagnoses, grid, plot, publication, runner, tables
 from emulation.experiments.aggregate import DOMINANT, aggregate, verdicts
 from emulation.experiments.arms import NONE
-from emulation.experiments.catalogue import SMOKE, Experiment, Scale
+from emulation.experiments.catalogue import Experiment, Scale
 from emulation.experiments.paired import paired_rows
 from emulation.experiments.regime_check import regime_evidence
+from emulation.experiments.request import say_smoke
 from emulation.scenario.preflight import check_against_model
 
 
@@ -72,8 +73,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 
 
 def _finish(request: Request, measures: Sequence[Record], console: Console) -> None:
-    if request.scale.name == SMOKE:
-        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    say_smoke(request.scale, console)
     if request.publish is not None:
         name = f"{request.experiment.name}-{request.scale.name}"
         copy = publication.publish(measures, request.out / "rows.csv", request.publish, name)

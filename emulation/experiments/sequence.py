@@ -7,7 +7,6 @@ scales keep the shape. The correction of the first leave is still under way when
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,8 +20,9 @@ from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import plot, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import ARMS, UNIFORM
-from emulation.experiments.catalogue import DEFAULT, SMOKE, Scale
+from emulation.experiments.catalogue import DEFAULT, SMOKE
 from emulation.experiments.grid import Cell, set_all
+from emulation.experiments.request import Request, arm_names, say_smoke
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
 from emulation.report.plots import png
@@ -83,23 +83,9 @@ class SequenceCell(Cell):
         return self.arm.event or kind if kind == "leave" else kind
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of the command."""
-
-    scale: Scale
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    jobs: int = 1
-
-
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas, with `uniform`. An empty list: USUAL. Raises InputError."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in CHOICES:
-            raise InputError(f"--arms: {name!r} is no arm of {NAME}; allowed: {', '.join(CHOICES)}")
+    wanted = arm_names(names, CHOICES, NAME)
     return tuple(dict.fromkeys((UNIFORM, *(wanted or USUAL))))
 
 
@@ -118,8 +104,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     console.print(table(summary, ROUNDS[request.scale.name]))
     files = "rows.csv, results.json, curves.png"
     console.print(f"written: {request.out}/{files}", highlight=False, soft_wrap=True)
-    if request.scale.name == SMOKE:
-        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    say_smoke(request.scale, console)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

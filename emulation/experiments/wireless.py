@@ -21,6 +21,7 @@ from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
+from emulation.experiments.request import Request, say_smoke
 from emulation.experiments.statistics import interval
 from peers.errors import InputError
 from peers.radio_config import FIFO
@@ -85,17 +86,6 @@ class WirelessCell(Cell):
         return f"{self.setting.name}/{self.arm.name.replace('/', '-')}/seed-{self.seed}"
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of the command."""
-
-    scale: Scale
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    jobs: int = 1
-
-
 def choose_arms(names: str, scale: Scale) -> tuple[str, ...]:
     """The arms of a list with commas: whole names, limits or allocators. Raises InputError."""
     every = tuple(arms(scale))
@@ -132,8 +122,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     console.print(f"{request.scale.name}, {publication.header(found)}", highlight=False)
     console.print(table(summary))
     console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    if request.scale.name == SMOKE:
-        console.print(f"scale {SMOKE}: too short to learn anything; its results have no meaning")
+    say_smoke(request.scale, console)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peers.errors import InputError
 
@@ -28,13 +30,8 @@ def modules_in_use(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     first = _probe(model, tokenizer, name)
     other = first.clone()
     other[0, -1] = first[0, 0]
-    used: set[str] = set()
-    hooks = [m.register_forward_hook(_adds(n, used)) for n, m in model.named_modules()]
-    try:
+    with called_modules(model) as used:
         logits = compute_logits(model, first, name)
-    finally:
-        for hook in hooks:
-            hook.remove()
     moved = (logits - compute_logits(model, other, name))[:, :-1].abs().max()
     if moved > MOVED * logits.abs().max():
         raise no_causal_model(
@@ -87,14 +84,26 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
 def compute_logits(model: PreTrainedModel, ids: Tensor, name: str) -> Tensor:
     """Logits of one text. Raises InputError if the model cannot compute it, or if they are not finite."""
     ids = ids.to(next(model.parameters()).device)
+    return finite_logits(
+        lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits,
+        name,
+        f"a text of {ids.shape[1]} tokens",
+        "causal language models, or a smaller data.max_length",
+    )
+
+
+def finite_logits(compute: Callable[[], Tensor], name: str, what: str, allowed: str) -> Tensor:
+    """The result of `compute` in float32. Raises InputError for an error of the model and for other values.
+
+    what, allowed: for the error, if the model `name` cannot compute `what`.
+    """
     try:
-        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        logits = compute().float()
     # Any error of the model's code: it would end a device at its first step.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"model.name: {name!r} cannot compute a text of {ids.shape[1]} tokens ({reason}); "
-            "allowed: causal language models, or a smaller data.max_length"
+            f"model.name: {name!r} cannot compute {what} ({reason}); allowed: {allowed}"
         ) from error
     if not logits.isfinite().all():
         raise InputError(
@@ -104,8 +113,17 @@ def compute_logits(model: PreTrainedModel, ids: Tensor, name: str) -> Tensor:
     return logits
 
 
-def _adds(name: str, found: set[str]) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        found.add(name)
+@contextmanager
+def called_modules(model: PreTrainedModel) -> Iterator[set[str]]:
+    """The names of the modules that the model calls inside."""
+    called: set[str] = set()
 
-    return hook
+    def record(name: str) -> Callable[..., None]:
+        return lambda module, args, output: called.add(name)
+
+    hooks = [m.register_forward_hook(record(n)) for n, m in model.named_modules()]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()

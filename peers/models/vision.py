@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file
 
 from peers.errors import InputError
+from peers.models.checks import called_modules, finite_logits
 from peers.tasks import ImageFormat
 
 if TYPE_CHECKING:
@@ -96,16 +97,11 @@ def modules_in_use(model: PreTrainedModel, form: ImageFormat, name: str) -> set[
 
     Raises InputError if the model gives no finite [n, classes] logits, or lets one image change another's.
     """
-    used: set[str] = set()
-    hooks = [m.register_forward_hook(_adds(n, used)) for n, m in model.named_modules()]
     draw = torch.Generator().manual_seed(0)
     shape = (2, form.channels, form.height or PROBE_SIDE, form.width or PROBE_SIDE)
     images = torch.rand(shape, generator=draw)
-    try:
+    with called_modules(model) as used:
         logits = compute_logits(model, images, name)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if logits.shape != (2, form.classes):
         raise InputError(
             f"model.name: {name!r} gives logits of the shape {tuple(logits.shape)} for 2 images; "
@@ -117,25 +113,10 @@ def modules_in_use(model: PreTrainedModel, form: ImageFormat, name: str) -> set[
 @torch.no_grad()
 def compute_logits(model: PreTrainedModel, images: torch.Tensor, name: str) -> torch.Tensor:
     """Logits of images, [n, C, H, W]. Raises InputError if the model cannot compute them, or not finitely."""
-    try:
-        logits: torch.Tensor = model(pixel_values=images.to(next(model.parameters()).device)).logits.float()
-    # Any error of the model's code: it would end a device at its first step.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"model.name: {name!r} cannot compute images of {images.shape[1]} x {images.shape[2]} x "
-            f"{images.shape[3]} ({reason}); allowed: a model for images of this size"
-        ) from error
-    if not logits.isfinite().all():
-        raise InputError(
-            f"model.name: the logits of {name!r} are not finite: its weights are damaged; "
-            "allowed: another model"
-        )
-    return logits
-
-
-def _adds(name: str, found: set[str]) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        found.add(name)
-
-    return hook
+    images = images.to(next(model.parameters()).device)
+    return finite_logits(
+        lambda: model(pixel_values=images).logits,
+        name,
+        f"images of {images.shape[1]} x {images.shape[2]} x {images.shape[3]}",
+        "a model for images of this size",
+    )

@@ -15,6 +15,7 @@ from emulation.experiments import sequence
 from emulation.experiments.arms import ARMS
 from emulation.experiments.catalogue import DEFAULT, SCALES
 from emulation.experiments.grid import Cell
+from emulation.experiments.request import Request
 from emulation.experiments.sequence import ROUNDS, SequenceCell
 from emulation.scenario.loading import dump, load
 from peers.errors import InputError
@@ -63,7 +64,7 @@ def test_the_experiment_compares_with_uniform(tmp_path: Path) -> None:
         key = {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
         return {**key, **sequence.measure(records(loss))}
 
-    asked = sequence.Request(SCALES["smoke"], ("uniform", "naive"), (0, 1), tmp_path)
+    asked = Request(SCALES["smoke"], ("uniform", "naive"), (0, 1), tmp_path)
     sequence.run(asked, Console(quiet=True), run_one)
     rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert len(rows) == 8 and {float(r["ri"]) for r in rows if r["arm"] == "naive"} == {25.0}

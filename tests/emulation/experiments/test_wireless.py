@@ -15,7 +15,8 @@ from emulation.experiments import wireless
 from emulation.experiments.arms import BEFORE
 from emulation.experiments.catalogue import SCALES
 from emulation.experiments.grid import Cell
-from emulation.experiments.wireless import LIMITS, SETTING, Request, WirelessCell, arms, choose_arms
+from emulation.experiments.request import Request
+from emulation.experiments.wireless import LIMITS, SETTING, WirelessCell, arms, choose_arms
 from emulation.scenario.loading import dump, load
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
