@@ -65,8 +65,8 @@ def _start_server() -> None:
     try:
         resource_tracker.ensure_running()  # it unblocks two of the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
-        temporary_folder.make()
-        forkserver.ensure_running()
+        with temporary_folder.named():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
 

@@ -10,14 +10,20 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import util
 
 VARIABLE = "UNWEFT_FORKSERVER_FOLDER"  # environment variable of the forkserver: the path of the folder
 LONGEST = 60  # in bytes; the path of a socket file has 107, and multiprocessing adds about 30
 
 
-def make() -> None:
-    """Make the folder, and name it to the forkserver. It is in /tmp if TMPDIR is too long for a socket."""
+@contextmanager
+def named() -> Iterator[None]:
+    """Make the folder, and name it to the forkserver that starts meanwhile, but to no later process.
+
+    The folder is in /tmp if TMPDIR is too long for a socket.
+    """
     before = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
         tempfile.tempdir = "/tmp"
@@ -25,10 +31,14 @@ def make() -> None:
         os.environ[VARIABLE] = util.get_temp_dir()
     finally:
         tempfile.tempdir = before
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
 
 
 def remove_at_exit() -> None:
     """The forkserver removes the folder when it ends. Its children end without exit handlers."""
-    folder = os.environ.get(VARIABLE)
+    folder = os.environ.pop(VARIABLE, None)
     if folder:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -15,13 +15,14 @@ import pytest
 pytestmark = pytest.mark.timeout(120)
 PATIENCE_S = 60
 LAUNCHER = """
-import os, signal, sys
+import os, subprocess, sys
 from pathlib import Path
 from emulation.launch import forkserver
 from peers.config import ModelConfig
 from peers.runtime.child_process import guard
 forkserver.PRELOAD[:] = ["emulation.launch.preload_frozen"]  # without the heavy modules
 forkserver.Forkserver(ModelConfig()).start(guard, name="child").join()
+subprocess.run([sys.executable, "-c", "import emulation.launch.preload_frozen"], check=True)  # removes nothing
 print(*(path.name for path in Path(os.environ["TMPDIR"]).glob("pymp-*")), flush=True)
 sys.stdin.readline()
 """
