@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLE, ORACLES, UNIFORM
-from emulation.experiments.paired import event_gaps, without_correction
+from emulation.experiments.arms import ORACLE, ORACLES
+from emulation.experiments.paired import event_gaps
 from emulation.experiments.statistics import RECOVERED, interval
 from emulation.report.palette import colour, dashes
 from emulation.report.plots import png
@@ -26,9 +26,8 @@ ORACLE_INK = "black"
 LEGEND_SIZE, TITLE_SIZE = 7, 10
 
 
-def write_curves(measures: Sequence[Record], with_none: bool, path: Path) -> None:
+def write_curves(measures: Sequence[Record], path: Path) -> None:
     """Write a PNG: means over seeds with their t intervals, one row of panels for each setting."""
-    measures = [*measures, *(without_correction(m) for m in measures if with_none and m["arm"] == UNIFORM)]
     settings = list(dict.fromkeys(m["setting"] for m in measures))
     figure = Figure(figsize=(15, 4.0 * len(settings)), layout="constrained")
     rows = figure.subplots(len(settings), 3, squeeze=False)

@@ -69,7 +69,7 @@ def costs_table(setting: str, entries: Sequence[Record]) -> Table:
     made = _columns(f"{setting}: costs", "arm", "rounds", "steps", "CPU s", "MB", "NormComm")
     for e in entries:
         times = [number(e["k"], 0), number(e["steps"], 0), number(e["cpu_s"], 1)]
-        made.add_row(e["arm"], *times, _mb(e["bytes"]), number(e["norm_comm"], 2))
+        made.add_row(e["arm"], *times, mb(e["bytes"]), number(e["norm_comm"], 2))
     made.caption = "from the event to K; steps: of one survivor; CPU s, MB: of all survivors"
     return made
 
@@ -82,7 +82,7 @@ def recovery_table(setting: str, entries: Sequence[Record]) -> Table:
         until = [number(e[f"recovery_{name}"], d) for name, d in (("rounds", 1), ("steps", 0), ("cpu_s", 1))]
         shares = [_percent(e[f"recovery_share_{name}"]) for name in ("rounds", "steps")]
         made.add_row(
-            e["arm"], f"{e['recovered']}/{len(e['seeds'])}", *until, _mb(e["recovery_bytes"]), *shares
+            e["arm"], f"{e['recovered']}/{len(e['seeds'])}", *until, mb(e["recovery_bytes"]), *shares
         )
     made.caption = (
         "seeds that reached 95 % of the retain accuracy of the oracle with the same steps and optimiser, "
@@ -116,7 +116,8 @@ def _columns(title: str, *heads: str) -> Table:
     return made
 
 
-def _mb(found: Record | None) -> str:
+def mb(found: Record | None) -> str:
+    """Bytes in MB."""
     return DASH if found is None else f"{found['mean'] / 1e6:.1f}"
 
 

@@ -75,6 +75,11 @@ class Learner:
         )
 
     # -- blocks ----------------------------------------------------------------------------------------
+    @property
+    def own(self) -> BlockKey | None:
+        """The block that trains."""
+        return self._local.own
+
     def has(self, key: BlockKey) -> bool:
         return key in self._blocks
 
@@ -221,7 +226,8 @@ class Learner:
 
         Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
-        of steps that move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its
+        of steps that move the group, and lambda_g. A correction does not rehearse, and ends with the first
+        training that does. fisher: the own block moves in the eigenbasis of its
         Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
         if the loss is not finite. A device without data takes no step.
         """
@@ -231,8 +237,11 @@ class Learner:
         start = time.perf_counter()
         self._begins_with.clear()
         self._local.begin_training()
+        if rehearse:
+            self._local.end_correction()
         self._use_fisher(own, round, fisher)
-        self._use_ewc(own, round)
+        if not rehearse:
+            self._use_ewc(own, round)
         losses = []
         for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():

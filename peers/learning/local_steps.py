@@ -123,6 +123,10 @@ class LocalSteps:
         self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
         self.fisher = self.ewc = None
 
+    def end_correction(self) -> None:
+        """Forget what holds in a correction only: the weights of EWC."""
+        self.ewc = None
+
     @property
     def anchor(self) -> dict[str, Tensor]:
         """B~ by group, [rows_g, r_g]; empty before the first correction."""

@@ -20,7 +20,8 @@ from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, ORACLES, UNIF
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES, choose_arms
 from emulation.experiments.evaluation import write_mean
 from emulation.experiments.grid import Cell
-from emulation.experiments.run import Request, run
+from emulation.experiments.request import Request
+from emulation.experiments.run import run
 from emulation.scenario.loading import dump, load
 from emulation.scenario.preflight import check_against_model
 from peers.errors import InputError
@@ -226,7 +227,7 @@ def by_arm(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_event_gap_is_the_loss_above_the_oracles_last() -> None:
-    found = by_arm(paired.paired_rows(MEASURED, with_none=True))
+    found = by_arm(paired.paired_rows(MEASURED, [NONE]))
     assert {arm: row["eg"] for arm, row in found.items()} == pytest.approx(
         {UNIFORM: 0.2, "dominant": 0.1, ORACLE: 0.0, NONE: 0.9}
     )
@@ -234,17 +235,17 @@ def test_event_gap_is_the_loss_above_the_oracles_last() -> None:
     assert found["dominant"]["ri_gap"] == pytest.approx(50.0)
     assert found["dominant"]["ri_loss"] == pytest.approx(100 / 3)
     assert found["dominant"]["worst_gap"] == pytest.approx(0.2)
-    assert [point["k"] for point in paired.without_correction(MEASURED[0])["curve"]] == [0, 1, 2]
+    assert [point["k"] for point in paired.without_correction(MEASURED[0], NONE)["curve"]] == [0, 1, 2]
 
 
 def test_no_correction_costs_nothing() -> None:
-    found = by_arm(paired.paired_rows(MEASURED, with_none=True))[NONE]
+    found = by_arm(paired.paired_rows(MEASURED, [NONE]))[NONE]
     assert (found["bytes"], found["norm_comm"], found["recovery_rounds"]) == (0, 0.0, None)
 
 
 def test_recovery_costs_are_shares_of_the_oracles_costs() -> None:
     arms = [measured(UNIFORM, 1.0, 0.5, 0.11), measured("dominant", 1.0, 0.12, 0.1), MEASURED[2]]
-    found = by_arm(paired.paired_rows(arms, with_none=False))
+    found = by_arm(paired.paired_rows(arms))
     shares = {arm: (row["recovery_rounds"], row["recovery_share_bytes"]) for arm, row in found.items()}
     # 95 % of 0.9 is 0.855: a loss of 0.145 here.
     assert shares == {UNIFORM: (2, 1.0), "dominant": (1, 0.5), ORACLE: (2, 1.0)}
@@ -252,10 +253,10 @@ def test_recovery_costs_are_shares_of_the_oracles_costs() -> None:
 
 def test_recovery_is_judged_by_the_oracle_with_the_same_steps_and_optimiser() -> None:
     early = [measured("early-steps", 1.0, 0.12, 0.1), measured(UNIFORM, 1.0, 0.5, 0.3)]
-    alone = by_arm(paired.paired_rows([*early, MEASURED[2]], with_none=False))["early-steps"]
+    alone = by_arm(paired.paired_rows([*early, MEASURED[2]]))["early-steps"]
     assert alone["recovery_rounds"] is None and alone["recovery_share_steps"] is None
     own = {**measured("oracle-20", 0.9, 0.5, 0.12, 0.1), "arm": "oracle-20"}
-    rows = paired.paired_rows([*early, MEASURED[2], own], with_none=False)
+    rows = paired.paired_rows([*early, MEASURED[2], own])
     assert by_arm(rows)["early-steps"]["recovery_share_steps"] == pytest.approx(1 / 2)
     verdict = next(v for v in aggregate.verdicts(rows) if v["what"] == "recovery of early-steps")
     assert not verdict["holds"]  # 50 % of the steps
@@ -282,7 +283,7 @@ def test_settings_of_one_seed_count_as_one_value() -> None:
 
 
 def test_a_cell_without_its_oracle_is_left_out() -> None:
-    assert paired.paired_rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], with_none=True) == []
+    assert paired.paired_rows([measured(UNIFORM, 1.0), measured(ORACLE, 1.0, seed=1)], [NONE]) == []
 
 
 def test_differences_are_paired_by_setting_and_seed() -> None:
@@ -298,9 +299,7 @@ def test_verdicts_name_the_best_single_action_and_compare_dominant() -> None:
         losses = {ORACLE: 0.1, UNIFORM: 0.5, "sync": 0.4, "topology": 0.3, "dominant": 0.32 + 0.001 * seed}
         return [measured(arm, 1.0, loss, seed=seed) for arm, loss in losses.items()]
 
-    found = aggregate.verdicts(
-        paired.paired_rows([m for seed in range(3) for m in world(seed)], with_none=False)
-    )
+    found = aggregate.verdicts(paired.paired_rows([m for seed in range(3) for m in world(seed)]))
     single, dominant, against, *recoveries = found
     assert [v["what"] for v in recoveries] == []  # no arm reached the oracle
     assert single["what"] == "best single action topology - runner-up sync"
@@ -343,7 +342,7 @@ def test_without_a_diagnosis_a_regime_has_no_evidence() -> None:
 def test_an_experiment_writes_rows_results_and_a_picture(tmp_path: Path) -> None:
     arms = ("dominant", UNIFORM, NONE, ORACLE)
     console = Console(record=True, width=80, file=(tmp_path / "said").open("w"))
-    run(Request(ABLATION, SCALES["small"], arms, (0, 1, 2), tmp_path), console, Maker())
+    run(ABLATION, Request(SCALES["small"], arms, (0, 1, 2), tmp_path), console, Maker())
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3 * len(arms)
     results = json.loads((tmp_path / "results.json").read_text())
