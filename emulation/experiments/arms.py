@@ -40,6 +40,7 @@ EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
 MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with early steps
 INTERFERENCE = {**FISHER, "correction.interference": True}
+PROJECTION = {**EARLY, "correction.projection": True}
 PAPER_FULL = {"correction.policy": "proportional-sync"}
 REHEARSED = {"train.rehearsal": 0.3}
 EWC = 10.0  # lambda, for the mean loss of a batch
@@ -104,6 +105,12 @@ ARMS: dict[str, Arm] = {
         ),
         _policy("max-steps", "n_max local steps for all groups", "oracle-max-steps"),
         Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY, oracle=MANY),
+        Arm(
+            "projection",
+            "FedOSD-like: early steps without their part that brings the leaver's output back",
+            PROJECTION,
+            oracle=MANY,
+        ),
         Arm("handover", "the survivors refit their blocks before they delete the leaver's block", REFIT),
         Arm("handover+early-steps", "both", {**REFIT, **EARLY}, oracle=MANY),
         Arm(
@@ -150,7 +157,7 @@ BEFORE = Arm(
 )
 ORACLES = tuple(name for name in ARMS if name == ORACLE or name.startswith(f"{ORACLE}-"))
 RECOVERY = (
-    *("max-steps", "early-steps", "handover", "handover+early-steps"),
+    *("max-steps", "early-steps", "projection", "handover", "handover+early-steps"),
     *("fisher", "handover+fisher", "interference", "handover+interference"),
     *("rehearsed", "rehearsed+handover", "rehearsed+fisher", "rehearsed+handover+fisher", "newest"),
 )

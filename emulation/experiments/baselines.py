@@ -65,9 +65,9 @@ def baselines_table(setting: str, summary: Sequence[Record], kept: Sequence[Reco
         stored = of_arm[e["arm"]]["stored_bytes"]["mean"] / 1e3
         made.add_row(e["arm"], *shown, *costs, mb(e["bytes"]), f"{stored:.1f}")
     made.caption = (
-        "retain, forget, test (the other wording), AUC: at the end, with 95 % t intervals over seeds; RI: of the "
-        "loss against uniform; rounds, steps of a device, CPU s, MB: from the leave on (oracle: from its start); "
-        "kept: by one device for the baseline alone"
+        "retain, forget, test (the other wording), AUC: at the end, with t intervals over seeds; RI: of the "
+        "loss against uniform; rounds, steps of a device, CPU s, MB: from the leave on (oracle: from its "
+        "start); kept: by one device for the baseline alone"
     )
     return made
 

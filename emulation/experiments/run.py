@@ -8,7 +8,19 @@ from typing import NamedTuple
 from rich.console import Console
 
 from emulation.analysis.records import Record
-from emulation.experiments import baselines, constant_arms, diagnoses, grid, plot, publication, runner, tables
+from emulation.experiments import (
+    baselines,
+    constant_arms,
+    cost_plane,
+    diagnoses,
+    grid,
+    plot,
+    priorities,
+    publication,
+    re_emergence,
+    runner,
+    tables,
+)
 from emulation.experiments.aggregate import DOMINANT, aggregate, verdicts
 from emulation.experiments.catalogue import BASELINES, Experiment
 from emulation.experiments.paired import paired_rows, with_derived
@@ -16,7 +28,7 @@ from emulation.experiments.regime_check import regime_evidence
 from emulation.experiments.request import Request
 from emulation.scenario.preflight import check_against_model
 
-FILES = "rows.csv, results.json, rounds.jsonl, curves.png"
+FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 
 
 def check(experiment: Experiment, request: Request) -> None:
@@ -54,10 +66,13 @@ class Found(NamedTuple):
     against: list[Record]
     by_round: list[Record]
     kept: list[Record]
+    priorities: list[Record]
+    re_emergence: list[Record]
 
     @classmethod
     def of(cls, experiment: Experiment, request: Request, measures: Sequence[Record]) -> Found:
         rows, kept = paired_rows(measures, request.arms), list[Record]()
+        leaves = [setting.name for setting in experiment.settings if not setting.joins]
         if experiment.name == BASELINES:
             rows = baselines.with_storage(rows, measures)
             kept = baselines.storage(rows)
@@ -69,6 +84,8 @@ class Found(NamedTuple):
             constant_arms.against_constants(rows),
             diagnoses.shares_by_round(measures),
             kept,
+            priorities.priorities(measures),
+            re_emergence.re_emergence([m for m in measures if m["setting"] in leaves]),
         )
 
     def show(self, console: Console) -> None:
@@ -76,6 +93,10 @@ class Found(NamedTuple):
         if self.kept:
             baselines.print_baselines(console, self.summary, self.kept)
         tables.print_tables(console, self.summary)
+        for setting in dict.fromkeys(one["setting"] for one in self.re_emergence):
+            console.print(re_emergence.re_emergence_table(self.re_emergence, setting))
+        for setting in dict.fromkeys(one["setting"] for one in self.priorities):
+            console.print(priorities.priorities_table(self.priorities, setting))
         tables.print_conclusions(console, self.evidence, self.verdicts)
         console.print(constant_arms.best_of_each(self.summary, self.evidence))
         for found, table in (
@@ -89,7 +110,10 @@ class Found(NamedTuple):
         """Write the files of FILES."""
         results = {"summary": self.summary, "verdicts": self.verdicts, "evidence": self.evidence}
         results |= {"against_constants": self.against, "diagnoses": self.by_round}
+        results |= {"priorities": self.priorities, "re_emergence": self.re_emergence}
         results |= {"kept": self.kept} if self.kept else {}
         tables.write_results(request.out, self.rows, results)
         diagnoses.write_diagnoses(measures, request.out / "rounds.jsonl")
-        plot.write_curves(with_derived(measures, request.arms), request.out / "curves.png")
+        everything = with_derived(measures, request.arms)
+        plot.write_curves(everything, request.out / "curves.png")
+        cost_plane.write_plane(self.rows, everything, request.out / "plane.png")

@@ -71,7 +71,7 @@ def test_every_scenario_is_valid(experiment: Any, scale: str, tmp_path: Path) ->
 def test_branching_arms_differ_from_uniform_only_after_the_event() -> None:
     def before_event(arm: str) -> dict[str, Any]:
         found = cell(arm).scenario().model_dump(mode="json")
-        for acts_after in ("policy", "refit", "fisher", "interference", "ewc", "steps_max"):
+        for acts_after in ("policy", "refit", "fisher", "interference", "projection", "ewc", "steps_max"):
             found["correction"].pop(acts_after)
         return {key: value for key, value in found.items() if key not in ("name", "event")}
 
