@@ -57,7 +57,10 @@ def run(
 
 
 class Found(NamedTuple):
-    """The results of an experiment, each as rows of results.json. kept: empty but for `baselines`."""
+    """The results of an experiment, each as rows of results.json. kept: empty but for `baselines`.
+
+    joins: the settings in which the last device joins.
+    """
 
     rows: list[Record]
     summary: list[Record]
@@ -68,11 +71,12 @@ class Found(NamedTuple):
     kept: list[Record]
     priorities: list[Record]
     re_emergence: list[Record]
+    joins: tuple[str, ...]
 
     @classmethod
     def of(cls, experiment: Experiment, request: Request, measures: Sequence[Record]) -> Found:
         rows, kept = paired_rows(measures, request.arms), list[Record]()
-        leaves = [setting.name for setting in experiment.settings if not setting.joins]
+        joins = tuple(setting.name for setting in experiment.settings if setting.joins)
         if experiment.name == BASELINES:
             rows = baselines.with_storage(rows, measures)
             kept = baselines.storage(rows)
@@ -85,14 +89,15 @@ class Found(NamedTuple):
             diagnoses.shares_by_round(measures),
             kept,
             priorities.priorities(measures),
-            re_emergence.re_emergence([m for m in measures if m["setting"] in leaves]),
+            re_emergence.re_emergence([m for m in measures if m["setting"] not in joins]),
+            joins,
         )
 
     def show(self, console: Console) -> None:
         """Print the tables."""
         if self.kept:
             baselines.print_baselines(console, self.summary, self.kept)
-        tables.print_tables(console, self.summary)
+        tables.print_tables(console, self.summary, self.joins)
         for setting in dict.fromkeys(one["setting"] for one in self.re_emergence):
             console.print(re_emergence.re_emergence_table(self.re_emergence, setting))
         for setting in dict.fromkeys(one["setting"] for one in self.priorities):
@@ -115,5 +120,5 @@ class Found(NamedTuple):
         tables.write_results(request.out, self.rows, results)
         diagnoses.write_diagnoses(measures, request.out / "rounds.jsonl")
         everything = with_derived(measures, request.arms)
-        plot.write_curves(everything, request.out / "curves.png")
+        plot.write_curves(everything, request.out / "curves.png", self.joins)
         cost_plane.write_plane(self.rows, everything, request.out / "plane.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -29,11 +29,12 @@ def write_results(out: Path, rows: Sequence[Record], results: Mapping[str, Seque
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
 
 
-def print_tables(console: Console, summary: Sequence[Record]) -> None:
-    """Print four tables for each setting."""
+def print_tables(console: Console, summary: Sequence[Record], joins: Collection[str] = ()) -> None:
+    """Print four tables for each setting. joins: the settings in which the last device joins."""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         entries = [entry for entry in summary if entry["setting"] == setting]
-        for make in (correction_table, costs_table, recovery_table, forgetting_table):
+        last = newcomer_table if setting in joins else forgetting_table
+        for make in (correction_table, costs_table, recovery_table, last):
             console.print(make(setting, entries))
 
 
@@ -106,6 +107,21 @@ def forgetting_table(setting: str, entries: Sequence[Record]) -> Table:
         made.add_row(e["arm"], *cells, number(e["tow"], 2))
     test = f"within ±{MARGIN} of the oracle at k = 0 and at K, p < 0.05 (Holm)"
     made.caption = f"Δ at 0: arm − oracle at k = 0; equiv.: {test}; AUC: of membership inference"
+    return made
+
+
+def newcomer_table(setting: str, entries: Sequence[Record]) -> Table:
+    """The facts of a device that joined. `forget` is the accuracy on them."""
+    heads = ("arm", "newcomer", "− oracle", "− oracle\nat k = 0", "all", "test")
+    made = _columns(f"{setting}: the newcomer's facts", *heads)
+    for e in entries:
+        at_join = None if e["arm"] in ORACLES else e["d_forget_0"]
+        known = [spread(e["forget"]), spread(e["d_forget"]), number(at_join, 2)]
+        made.add_row(e["arm"], *known, spread(e["retain"]), number(e["test"], 2))
+    made.caption = (
+        "newcomer: accuracy on its facts at K; oracle: it had the newcomer from the start; all: on the facts "
+        "of all devices; test: these in the other wording"
+    )
     return made
 
 
