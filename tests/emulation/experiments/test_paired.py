@@ -1,4 +1,4 @@
-"""Experiments: an arm compared with the oracle and `uniform` of its seed, verdicts, and tables after a join."""
+"""An arm compared with the oracle and `uniform` of its seed, verdicts, and tables after a join."""
 
 from __future__ import annotations
 
