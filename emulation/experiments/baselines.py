@@ -55,17 +55,17 @@ def storage(rows: Sequence[Record]) -> list[Record]:
 def baselines_table(setting: str, summary: Sequence[Record], kept: Sequence[Record]) -> Table:
     """One row for each arm."""
     made = table(f"{setting}: baselines at a leave")
-    heads = ("arm", "retain", "forget", "test", "AUC", "RI %", "rounds", "steps", "CPU s", "MB", "kept\nKB")
+    heads = ("arm", "retain", "forget", "test", "RI %", "rounds", "steps", "CPU s", "MB", "kept\nMB")
     for head in heads:
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     of_arm = {one["arm"]: one for one in kept if one["setting"] == setting}
     for e in (e for e in summary if e["setting"] == setting):
-        shown = [spread(e["retain"]), spread(e["forget"]), spread(e["test"]), spread(e["auc"], digits=2)]
+        shown = [spread(e[name], digits=2).replace(", ", ",\n") for name in ("retain", "forget", "test")]
         costs = [number(e["ri_loss"], 1), number(e["k"], 0), number(e["steps"], 0), number(e["cpu_s"], 1)]
-        stored = of_arm[e["arm"]]["stored_bytes"]["mean"] / 1e3
-        made.add_row(e["arm"], *shown, *costs, mb(e["bytes"]), f"{stored:.1f}")
+        stored = of_arm[e["arm"]]["stored_bytes"]["mean"] / 1e6
+        made.add_row(e["arm"], *shown, *costs, mb(e["bytes"]), f"{stored:.2f}")
     made.caption = (
-        "retain, forget, test (the other wording), AUC: at the end, with t intervals over seeds; RI: of the "
+        "retain, forget, test (the other wording): at the end, with t intervals over seeds; RI: of the "
         "loss against uniform; rounds, steps of a device, CPU s, MB: from the leave on (oracle: from its "
         "start); kept: by one device for the baseline alone"
     )

@@ -61,16 +61,17 @@ def re_emergence_table(found: Sequence[Record], setting: str) -> Table:
     entries = [one for one in found if one["setting"] == setting]
     ks = _shown(sorted({point["k"] for one in entries for point in one["by_k"]}))
     made = table(f"{setting}: the leaver's facts by rounds k after the event")
-    for head in ("arm", *(f"k = {k}" for k in ks), "highest", "− oracle", "peak of a seed"):
+    for head in ("arm", *(f"k = {k}" for k in ks), "highest", "− oracle", "peak", "seed", "k"):
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for one in entries:
         at = {point["k"]: {"mean": point["forget"]} for point in one["by_k"]}
+        means = [number(at.get(k), 2) for k in ks]
+        largest = [spread(one[name], digits=2).replace(", ", ",\n") for name in ("highest", "above")]
         peak = one["peak"]
-        text = f"{peak['forget']:.3f}\n(seed {peak['seed']}, k = {peak['k']})"
-        means = [number(at.get(k), 3) for k in ks]
-        made.add_row(one["arm"], *means, spread(one["highest"]), spread(one["above"]), text)
+        made.add_row(one["arm"], *means, *largest, f"{peak['forget']:.3f}", str(peak["seed"]), str(peak["k"]))
     made.caption = (
-        "accuracy on the leaver's facts, means over seeds; highest: over all evaluated k, with its t interval"
+        "accuracy on the leaver's facts, means over seeds; highest: over all evaluated k, with its t interval; "
+        "peak: the largest of all seeds and k"
     )
     return made
 

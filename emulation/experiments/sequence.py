@@ -35,8 +35,8 @@ NAME = "sequence"
 DEVICES = 8  # d0 … d7
 EVENTS = ((0.2, "leave", "d0"), (0.3, "join", "d8"), (0.5, "leave", "d1"), (0.7, "join", "d9"))
 CORRECTION = 0.12  # of all rounds: longer than the time between the first two events
-POINTS = 50  # evaluated rounds of a run
-ROUNDS = {"full": 1000, "medium": 200, "compact": 100, "small": 60, SMOKE: 20}
+ROUNDS = {"full": 1000, "medium": 200, "compact": 80, "small": 60, SMOKE: 20}
+EVERY = {"full": 20, "medium": 4, "compact": 4, "small": 3, SMOKE: 1}  # rounds between two evaluations
 CHOICES = tuple(n for n, arm in ARMS.items() if arm.event and not arm.derived and n not in UNLEARNERS)
 USUAL = (UNIFORM, "dominant", "proportional", "naive")
 COSTS = ("sent_bytes", "steps", "cpu_s", "kept")
@@ -71,7 +71,7 @@ class SequenceCell(Cell):
         rounds = self.rounds
         data = self.common()
         data["correction"] = {"rounds": round(CORRECTION * rounds), "period": self.scale.period}
-        data["eval"] = {"every": max(1, rounds // POINTS)}
+        data["eval"] = {"every": EVERY[self.scale.name]}
         events = [
             {"round": round(share * rounds), "kind": self._kind(kind), "device": device}
             for share, kind, device in EVENTS

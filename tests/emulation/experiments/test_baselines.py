@@ -168,7 +168,7 @@ def measured(arm: str, loss: float, **other: Any) -> dict[str, Any]:
 
 
 def test_the_table_has_costs_beside_accuracies() -> None:
-    costs = {"stored_bytes": 12_300, "leaver_steps": 40}
+    costs = {"stored_bytes": 12_340_000, "leaver_steps": 40}
     found = [measured(UNIFORM, 2.0), measured(NAIVE, 1.0), measured(KD_UNLEARN, 1.5, **costs)]
     rows = baselines.with_storage(paired_rows([*found, measured("oracle", 1.0)], (NAIVE_REMOVE,)), found)
     removed = next(row for row in rows if row["arm"] == NAIVE_REMOVE)
@@ -176,7 +176,7 @@ def test_the_table_has_costs_beside_accuracies() -> None:
     console = Console(width=200, record=True)
     baselines.print_baselines(console, aggregate(rows), baselines.storage(rows))
     said = console.export_text()
-    assert "12.3" in said and "kd-unlearn needs: the leaver, its data and time for 40 steps" in said
+    assert "12.34" in said and "kd-unlearn needs: the leaver, its data and time for 40 steps" in said
     assert "25.0" in next(x for x in said.splitlines() if x.split()[:1] == [KD_UNLEARN])  # RI of the loss
 
 

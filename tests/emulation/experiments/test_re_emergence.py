@@ -44,5 +44,5 @@ def test_the_table_shows_the_first_and_the_last_k() -> None:
     console = Console(width=160, record=True)
     console.print(re_emergence_table(found, "s"))
     said = console.export_text()
-    assert said.count("k = ") == MOST_SHOWN + 1  # and that of the peak
+    assert said.count("k = ") == MOST_SHOWN
     assert "k = 0" in said and "k = 38" in said and "0.190" in said
