@@ -70,8 +70,8 @@ def re_emergence_table(found: Sequence[Record], setting: str) -> Table:
         peak = one["peak"]
         made.add_row(one["arm"], *means, *largest, f"{peak['forget']:.3f}", str(peak["seed"]), str(peak["k"]))
     made.caption = (
-        "accuracy on the leaver's facts, means over seeds; highest: over all evaluated k, with its t interval; "
-        "peak: the largest of all seeds and k"
+        "accuracy on the leaver's facts, means over seeds; highest: over all evaluated k, with its t "
+        "interval; peak: the largest of all seeds and k"
     )
     return made
 
