@@ -96,7 +96,8 @@ def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
     own = {module.NAME: module for module in (allocation, forgetting, sequence, wireless)}.get(name)
     if own is None:
         found = changes.changed(catalogue.find_experiment(name), request.changes)
-        request = replace(request, arms=catalogue.choose_arms(found, arms, request.scale))
+        chosen = catalogue.choose_arms(found, arms, request.scale)
+        request = replace(request, arms=chosen, scale=found.sized(request.scale))
         run.check(found, request)
         return partial(run.run, found, request)
     chosen = wireless.choose_arms(arms, request.scale) if own is wireless else own.choose_arms(arms)

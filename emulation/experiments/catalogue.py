@@ -61,7 +61,8 @@ SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 class Experiment:
     """Each arm runs in each setting with each seed. Arms are compared with `oracle` and `uniform`.
 
-    smoke: the arms of the scale smoke.
+    smoke: the arms of the scale smoke. compact: the rounds before the leave at the scale compact; None: the
+    scale's.
     """
 
     name: str
@@ -69,6 +70,11 @@ class Experiment:
     settings: tuple[Setting, ...]
     arms: tuple[str, ...]
     smoke: tuple[str, ...] = SMOKE_ARMS
+    compact: int | None = None
+
+    def sized(self, scale: Scale) -> Scale:
+        """The scale as this experiment uses it."""
+        return replace(scale, learn=self.compact) if self.compact and scale.name == "compact" else scale
 
 
 SCALES = {
@@ -206,7 +212,9 @@ EXPERIMENTS = {
             ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
         Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, *ORACLES)),
-        Experiment(BASELINES, "The paper's baselines at a leave", (DEFAULT,), OF_BASELINES, OF_BASELINES),
+        Experiment(
+            BASELINES, "The paper's baselines at a leave", (DEFAULT,), OF_BASELINES, OF_BASELINES, compact=60
+        ),
     )
 }
 

@@ -151,6 +151,13 @@ def test_federaser_is_trained_apart_and_has_rounds_to_repeat() -> None:
     assert eraser.scenario().correction.rounds == 2 + SMOKE.correct
 
 
+def test_the_compact_scale_is_shorter_for_the_baselines_alone() -> None:
+    compact = SCALES["compact"]
+    assert EXPERIMENTS[BASELINES].sized(compact).learn == 60 < compact.learn
+    assert EXPERIMENTS[BASELINES].sized(SMOKE) == SMOKE
+    assert EXPERIMENTS["ablation"].sized(compact) == compact
+
+
 def test_chosen_arms_include_those_from_which_others_are_derived() -> None:
     found = choose_arms(EXPERIMENTS[BASELINES], NAIVE_REMOVE, SMOKE)
     assert set(found) == {NAIVE_REMOVE, NAIVE, UNIFORM, "oracle"}
