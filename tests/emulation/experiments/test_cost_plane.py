@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -47,7 +48,7 @@ def test_no_arm_of_the_front_is_beaten_in_both() -> None:
 def test_a_point_has_the_interval_of_its_gap() -> None:
     panel = Figure().subplots()
     cost_plane.draw_plane(panel, ROWS, ["uniform", "sync"], "norm_comm")
-    uniform, sync = (line.get_xydata().tolist()[0] for line in panel.get_lines()[:6:3])  # then two caps
+    uniform, sync = (np.asarray(line.get_xydata())[0] for line in panel.get_lines()[:6:3])  # then two caps
     assert uniform == pytest.approx([1.0, 0.35]) and sync == pytest.approx([0.5, 0.6])
 
 
