@@ -28,7 +28,6 @@ from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, load, save
 from peers.storage.snapshots import write_snapshot
-from peers.tasks.batches import batch_generator
 from peers.unlearning.deletion_receipt import DeletionReceipt
 from peers.unlearning.handover_refit import handover_refit
 from peers.unlearning.leave_projection import project_out
@@ -245,7 +244,7 @@ class Learner:
         for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():
                 break
-            self._place(self._rehearsed(round, step) if rehearse else ())
+            self._place(self._local.left_out(self._foreign(), round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
         gaps = self._measurement.gaps(self._local, round, losses)
@@ -332,15 +331,6 @@ class Learner:
         return self._measurement.loss(round)
 
     # -- the model -------------------------------------------------------------------------------------
-    def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:
-        """Departure rehearsal: a share of the steps leaves out exactly one random foreign block."""
-        foreign, share = self._foreign(), self._config.train.rehearsal
-        if not foreign or not share:
-            return ()
-        # A stream of its own: batches are the same with and without rehearsal.
-        draw = batch_generator(self._config.seed, f"{self._device_id}/rehearsal", round, step)
-        return (foreign[int(draw.integers(len(foreign)))],) if draw.random() < share else ()
-
     def _leaks(self) -> bool:
         return self._config.isolation.leak > 0 and not self._literal
 

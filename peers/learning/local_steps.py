@@ -126,6 +126,15 @@ class LocalSteps:
         self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
         self.fisher = self.ewc = None
 
+    def left_out(self, foreign: Sequence[BlockKey], round: int, step: int) -> tuple[BlockKey, ...]:
+        """Departure rehearsal: a share of the steps leaves out exactly one random foreign block."""
+        share = self._config.train.rehearsal
+        if not foreign or not share:
+            return ()
+        # A stream of its own: batches are the same with and without rehearsal.
+        draw = batch_generator(self._config.seed, f"{self._device_id}/rehearsal", round, step)
+        return (foreign[int(draw.integers(len(foreign)))],) if draw.random() < share else ()
+
     def bar_way_back(self, gone: BlockKey, way: Mapping[str, Tensor]) -> None:
         """Take no step along `way`, [rows_g, r_g] by group, until the correction ends (projection.py)."""
         self._ways_back[gone] = way
