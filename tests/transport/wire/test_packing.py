@@ -84,8 +84,10 @@ def test_large_lists_come_back_too() -> None:
     items = [(f"d{n}", n, "early", n, "unchanged") for n in range(MAX_ITEMS)]
     message = Manifest(1, "train", b"v" * 16, items)
     assert unpack(frames(message))[1] == message
-    with pytest.raises(ValueError, match=r"Manifest.items is out of range"):
+    with pytest.raises(ValueError, match=r"Manifest.items is out of range: 4097 entries"):
         frames(Manifest(1, "train", b"v" * 16, [*items, items[0]]))
+    with pytest.raises(ValueError, match=r"Manifest.items is out of range: \('d9', -3, 'early', 1, 'sent'\)"):
+        frames(Manifest(1, "train", b"v" * 16, [*items[:9], ("d9", -3, "early", 1, "sent")]))
     records = Gossip([{"device": f"d{n}", "incarnation": n} for n in range(1024)], True, 1)
     assert unpack(frames(records))[1] == records
 
