@@ -1,11 +1,11 @@
-"""`unweft churn`: an event for devices that run: as processes, as tasks of Slurm, or as containers."""
+"""`unweft churn`: an event for devices that run: as processes, tasks of Slurm, containers or pods."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from coordinator_free.membership.signed_records import Record
 from emulation.analysis.records import read_lines
 from emulation.testbed import churn_log, leave_delivery, slurm_tasks
 from emulation.testbed.docker import SIGNALS, Container, DockerFailed, Project
+from emulation.testbed.kubernetes import Devices, KubectlFailed, Pod
 from emulation.testbed.slurm import SlurmFailed
 from peers.errors import InputError
 from peers.runtime import partition
@@ -46,12 +47,17 @@ PROCESS_SIGNALS = {
     Kind.STALL: signal.SIGSTOP,
     Kind.RESUME: signal.SIGCONT,
 }
+KUBERNETES = "kubernetes:"
 NOT_LOGGED = (Kind.RESUME, Kind.JOIN, Kind.RETURN)  # the records of devices show these
 
 
 def churn(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="The folder of a run in progress, or a compose project.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="The folder of a run in progress, a compose project, or kubernetes:NAMESPACE.",
+        ),
     ],
     event: Annotated[
         Kind, typer.Argument(metavar="EVENT", help=f"{', '.join(Kind)}. For processes: the first five.")
@@ -68,9 +74,11 @@ def churn(
     try:
         if (Path(target) / "scenario.toml").is_file():
             _run_folder(Path(target), event, devices, seconds)
+        elif target.startswith(KUBERNETES):
+            _pods(Devices(target.removeprefix(KUBERNETES)), event, devices, seconds)
         else:
             _containers(Project(target), event, devices, seconds)
-    except (DockerFailed, SlurmFailed) as error:
+    except (DockerFailed, SlurmFailed, KubectlFailed) as error:
         raise InputError(f"{target}: {error}") from None
 
 
@@ -195,3 +203,38 @@ def _action(project: Project, event: Kind) -> Callable[[Container], None]:
         Kind.PARTITION: project.disconnect,
         Kind.HEAL: project.connect,
     }[event]
+
+
+# -- pods ------------------------------------------------------------------------------------------------
+
+
+def _pods(cluster: Devices, event: Kind, devices: list[str], seconds: float | None) -> None:
+    """An event for pods of a Job. A device of the Job has the number of its index as its id."""
+    if event in (Kind.PARTITION, Kind.HEAL):
+        raise InputError(f"{event}: not to pods; allowed: {', '.join(PROCESS_SIGNALS)}, join, return")
+    if event is Kind.JOIN:
+        cluster.join(devices)
+        return
+    pods = cluster.pods()
+    for device in devices:
+        if device not in pods:
+            raise InputError(f"{device}: not in {cluster.namespace}; allowed: {', '.join(sorted(pods))}")
+    for device in devices:
+        if event is Kind.RETURN:
+            cluster.bring_back(device, pods[device])
+        else:
+            cluster.churn(_pod_for(event, device, pods), event, device)
+    if seconds is not None:
+        time.sleep(seconds)
+        for device in devices:
+            cluster.churn(pods[device], Kind.RESUME, device)
+
+
+def _pod_for(event: Kind, device: str, pods: Mapping[str, Pod]) -> Pod:
+    """The pod in which the event happens: the device's own, or for a leave of one that has ended, another."""
+    if pods[device].runs:
+        return pods[device]
+    running = next((pod for pod in pods.values() if pod.runs), None)
+    if event is not Kind.LEAVE or running is None:
+        raise InputError(f"{device}: its pod {pods[device].name} is {pods[device].phase}; allowed: Running")
+    return running
