@@ -6,6 +6,7 @@ devices by itself (docs/deploy.md).
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import shlex
@@ -180,6 +181,7 @@ def device(
         from peers.runtime.spec import DeviceSpec
 
         if gates is not None:
+            importlib.import_module("peers.runtime.main")  # torch takes seconds: not after the wait
             start_gate.wait(gates, claim.id)
         # Resolve as late as possible: then the service's name has all devices that have started.
         book = _address_book(listen, advertise, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -118,7 +119,7 @@ class Slurm:
         done = self.execute(command, text)
         if done.returncode:
             said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"]
-            raise SlurmFailed(f"{command[0]}: {said[-1]}")
+            raise SlurmFailed(said[-1] if said[-1].startswith(command[0]) else f"{command[0]}: {said[-1]}")
         return done.stdout
 
 
@@ -137,5 +138,6 @@ def _exit(state: str, code: str) -> int | None:
         return 0
     if state != "FAILED":
         return None
-    status, _, number = code.partition(":")
-    return -int(number) if number.isdecimal() and int(number) else int(status or 1)
+    return (
+        os.waitstatus_to_exitcode(int(code)) or 1
+    )  # a failed task without a status: Slurm could not start it

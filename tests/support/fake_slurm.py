@@ -30,7 +30,7 @@ class FakeSlurm:
     """Array tasks by id. A task that is submitted runs at once on its own node."""
 
     def __init__(self) -> None:
-        self.states: dict[str, tuple[str, str]] = {}  # state, exit code as Slurm writes it
+        self.states: dict[str, tuple[str, str]] = {}  # state, exit code: a wait status
         self.asked: list[str] = []  # commands that change something
         self.scripts: list[str] = []
         self.refuses = ""  # a command that fails
@@ -59,7 +59,7 @@ class FakeSlurm:
         self.scripts.append(text)
         last = next(word for word in words if word.startswith("--array=0-")).removeprefix("--array=0-")
         for index in range(int(last) + 1):
-            self.states[f"{self.jobs}_{index}"] = (self.first_state, "0:0")
+            self.states[f"{self.jobs}_{index}"] = (self.first_state, "0")
         return f"{self.jobs}\n"
 
     def _line(self, task: str) -> str:
@@ -68,14 +68,14 @@ class FakeSlurm:
         return f"{job}|{index}|{state}|{code}|Resources|node{index}|\n"
 
     def _cancel(self, words: list[str]) -> None:
-        ended = {"--signal=TERM": ("COMPLETED", "0:0"), "--signal=INT": ("COMPLETED", "0:0")}
-        ended["--signal=KILL"] = ("FAILED", "0:9")
+        ended = {"--signal=TERM": ("COMPLETED", "0"), "--signal=INT": ("COMPLETED", "0")}
+        ended["--signal=KILL"] = ("FAILED", "9")
         after = next((ended[word] for word in words if word in ended), None)
         if words[-1] in self.states:
             self.states[words[-1]] = after or self.states[words[-1]]
         elif "--signal=KILL" in words:
             for task in [task for task, (state, _) in self.states.items() if state == "RUNNING"]:
-                self.states[task] = ("CANCELLED", "0:9")
+                self.states[task] = ("CANCELLED", "9")
 
 
 @dataclass
@@ -111,6 +111,7 @@ def claim_ids(run: Path, *devices: str) -> None:
 def prepared(tmp_path: Path, slurm: FakeSlurm, *events: str) -> Started:
     """A run before its start."""
     file = tmp_path / "scenario.toml"
+    tmp_path.mkdir(exist_ok=True)
     file.write_text(SCENARIO + "".join(f"[[event]]\n{event}\n" for event in events))
     scenario, out = load(file), tmp_path / "run"
     out.mkdir(exist_ok=True)

@@ -170,7 +170,10 @@ def _until(true: Callable[[], object], what: str, folder: Path) -> None:
 
 def _end_all(daemons: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
     """Kill all daemons, and what they have started."""
-    for process in daemons.values():
+    for process in reversed(daemons.values()):
+        process.terminate()  # the controller ends its helper, slurmscriptd
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
         process.kill()
         process.wait()
     _kill(_using(folder))

@@ -110,7 +110,7 @@ def test_a_node_that_fails_is_a_crash_of_its_device_only(
     tmp_path: Path, cluster: FakeSlurm, state: str
 ) -> None:
     run = started(tmp_path, cluster)
-    cluster.states["1_2"] = (state, "0:0")
+    cluster.states["1_2"] = (state, "0")
     run.look()
     for _ in range(2):
         check_devices(run.state)
@@ -131,7 +131,7 @@ def test_a_task_that_slurm_has_forgotten_ended_as_its_records_say(tmp_path: Path
 def test_a_device_that_failed_fails_the_run(tmp_path: Path, cluster: FakeSlurm) -> None:
     run = started(tmp_path, cluster)
     (run.state.out / "devices" / "d1" / "log.txt").write_text("no space\n")
-    cluster.states["1_1"] = ("FAILED", "1:0")
+    cluster.states["1_1"] = ("FAILED", "256")
     run.look()
     with pytest.raises(RunFailed, match=r"d1 ended with exit status 1: .*no space.*its task 1_1: FAILED"):
         check_devices(run.state)
@@ -164,7 +164,7 @@ def test_the_start_waits_for_the_queue_and_says_why(
 
 def test_a_node_that_does_not_see_the_folder_is_bad_input(tmp_path: Path, cluster: FakeSlurm) -> None:
     run = started(tmp_path, cluster)
-    cluster.states["1_1"] = ("FAILED", f"{NOT_SHARED}:0")
+    cluster.states["1_1"] = ("FAILED", str(NOT_SHARED << 8))
     with pytest.raises(InputError, match=r"--out: node node1 does not see .*run; allowed: a folder that"):
         run.look()
 
@@ -275,6 +275,6 @@ def test_churn_signals_the_task_of_a_device(churn: Callable[..., int], cluster: 
 def test_churn_names_a_device_that_does_not_run(
     churn: Callable[..., int], cluster: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.states["1_2"] = ("COMPLETED", "0:0")
+    cluster.states["1_2"] = ("COMPLETED", "0")
     assert churn("crash", "d2") == 2
     assert "d2: does not run in" in capsys.readouterr().err and cluster.asked == []

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from emulation.launch import slurm_script
@@ -49,6 +50,8 @@ def log(run: Path) -> str:
 def task(run: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A task whose device runs until it is killed."""
     process = subprocess.Popen(["sh", "-c", text(run, SLEEPS)], start_new_session=True)
+    while psutil.Process(process.pid).cmdline() != ["sleep", "60"]:
+        time.sleep(0.005)
     yield process
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

@@ -67,6 +67,17 @@ def test_a_clock_that_was_set_is_measured_again() -> None:
     assert d0.clock_of("d1")["difference"] == pytest.approx(0, abs=1e-3)
 
 
+def test_a_false_transit_changes_the_clock_of_its_own_link_only() -> None:
+    d0, d1 = Host(0), Host(AHEAD_NS)
+    exchange(d0, d1, 5, MS, MS)
+    before = d0.clock_of("d1")
+    d0.differences.on_received("d2", 0, MS)
+    d0.differences.on_transit("d2", Transit(1 << 62))
+    d0.differences.on_transit("d3", Transit(5))  # nothing was received from d3
+    assert d0.clock_of("d1") == before
+    assert set(d0.accounts.to_dict()) == {"d1", "d2"}
+
+
 def test_a_transit_goes_with_probes_and_answers_only_and_not_too_often() -> None:
     host = Host(0)
     assert host.differences.told_with(Tell("d1", Ping(1, DIGEST)), 0) is None  # nothing was received yet
