@@ -88,14 +88,15 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """A node fails: its slurmd and all its tasks are killed at once."""
-        tasks = [process for process in self.tasks() if process.environ().get("SLURMD_NODENAME") == name]
+        tasks = [process for process in self.tasks() if f"SLURMD_NODENAME={name}" in _environment(process)]
         stepds = [parent for task in tasks if (parent := task.parent()) and "slurmstepd" in parent.name()]
         _kill([psutil.Process(self._daemons[name].pid), *stepds, *tasks])
         self._daemons[name].wait()
 
     def tasks(self) -> list[psutil.Process]:
         """The processes of all tasks."""
-        return [process for process in _using(self.folder) if "SLURM_JOB_ID" in process.environ()]
+        found = [(process, _environment(process)) for process in _using(self.folder)]
+        return [process for process, words in found if any(w.startswith("SLURM_JOB_ID=") for w in words)]
 
 
 @contextmanager
@@ -181,12 +182,16 @@ def _end_all(daemons: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
 
 def _using(folder: Path) -> list[psutil.Process]:
     """Processes with this cluster's configuration in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("SLURM_CONF") == str(folder / "slurm.conf"):
-                found.append(process)
-    return found
+    wanted = f"SLURM_CONF={folder / 'slurm.conf'}"
+    return [process for process in psutil.process_iter() if wanted in _environment(process)]
+
+
+def _environment(process: psutil.Process) -> list[str]:
+    """The environment of a process. (psutil reads nothing of a process that has changed its title.)"""
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
