@@ -36,7 +36,7 @@ SIGNALS = {
 LOOK_S = 1.0  # seconds between two questions to Slurm
 BEAT_S = 2.0  # seconds between two changes of the heartbeat
 UNREACHABLE_S = 300.0  # so long may Slurm give no answer, as when its controller restarts
-END_S = 60.0  # longest wait for the ends of all tasks
+KILL_S, END_S = 10.0, 60.0  # longest waits for killed tasks, and for the ends of all tasks
 
 
 @contextmanager
@@ -200,7 +200,7 @@ class SlurmBackend:
         if task is None and life.seen is None:
             return  # squeue does not list it yet
         life.seen = task or life.seen
-        if task is None or not (task.waits or task.runs or task.state == "COMPLETING"):
+        if task is None or task.ended:
             life.exit = self._exit(device, number, task)
             if life.exit == NOT_SHARED:
                 raise InputError(
@@ -247,13 +247,15 @@ class SlurmBackend:
                 (self.state.out / HEARTBEAT).write_text(f"{time.time_ns()}\n", encoding="ascii")
 
     def _cancel(self) -> None:
-        """End all tasks, and wait until Slurm lists none of them as running."""
-        self.slurm.cancel()
-        until = time.monotonic() + END_S
-        while time.monotonic() < until:
+        """End all tasks, and wait until Slurm lists them as ended."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + END_S:
             self._asked_s = float("-inf")
             self._look()
             if all(life.exit is not None for lives in self.lives.values() for life in lives):
                 return
+            self.slurm.kill()
+            if time.monotonic() > begun + KILL_S:  # a task that was about to start
+                self.slurm.cancel()
             sleep(self.poll_s)
         self.console.print(f"tasks that have not ended: squeue --name={self.slurm.name}", highlight=False)

@@ -14,7 +14,12 @@ from peers.errors import InputError
 Execute = Callable[[Sequence[str], str], "subprocess.CompletedProcess[str]"]  # command, standard input
 TIMEOUT_S = 60
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "Reason", "NodeList")
-WAITS, RUNS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"), ("RUNNING", "SUSPENDED")
+WAITS = ("PENDING", "CONFIGURING")
+RUNS = ("RUNNING", "STOPPED", "SUSPENDED", "SIGNALING", "RESIZING")  # STOPPED: by SIGSTOP, a stall
+ENDED = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL"),
+    *("LAUNCH_FAILED", "PREEMPTED", "REVOKED"),
+)
 ENDED_ALREADY = re.compile(r"already comp|Invalid job id", re.IGNORECASE)
 
 
@@ -61,6 +66,10 @@ class Task:
     def runs(self) -> bool:
         return self.state in RUNS
 
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
 
 @dataclass(frozen=True)
 class Slurm:
@@ -106,10 +115,16 @@ class Slurm:
         said = self._run("squeue", "--noheader", "--array", "--states=all", *self._mine(), f"--Format={form}")
         return dict(_task(line) for line in said.splitlines() if line.count("|") == len(FIELDS))
 
-    def cancel(self) -> None:
-        """End all tasks. No device gets a signal that it would take for a leave. Raises SlurmFailed."""
+    def kill(self) -> None:
+        """Cancel the tasks that wait, and kill the scripts of the others. Raises SlurmFailed.
+
+        Other ways to cancel a task send it SIGTERM first, which a device would take for its leave.
+        """
         self._run("scancel", *self._mine(), "--state=PENDING")
-        self._run("scancel", *self._mine(), "--signal=KILL")
+        self._run("scancel", *self._mine(), "--full", "--signal=KILL")
+
+    def cancel(self) -> None:
+        """Cancel all tasks, whatever their states. Raises SlurmFailed."""
         self._run("scancel", *self._mine())
 
     def _mine(self) -> tuple[str, str]:

@@ -75,7 +75,7 @@ class FakeSlurm:
             self.states[words[-1]] = after or self.states[words[-1]]
         elif "--signal=KILL" in words:
             for task in [task for task, (state, _) in self.states.items() if state == "RUNNING"]:
-                self.states[task] = ("CANCELLED", "9")
+                self.states[task] = ("FAILED", "9")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +117,14 @@ def test_a_node_that_fails_is_a_crash_of_its_device_only(
     assert run.running() == ["d0", "d1"]
 
 
+def test_a_task_that_is_stopped_or_completing_has_not_ended(tmp_path: Path, cluster: FakeSlurm) -> None:
+    run = started(tmp_path, cluster)
+    cluster.states |= {"1_1": ("STOPPED", "0"), "1_2": ("COMPLETING", "0")}
+    run.look()
+    assert run.running() == ["d0", "d1"]
+    assert {status.exits for status in run.state.devices.values()} == {(None,)}
+
+
 def test_a_task_that_slurm_has_forgotten_ended_as_its_records_say(tmp_path: Path, cluster: FakeSlurm) -> None:
     run = started(tmp_path, cluster)
     finished = json.dumps({"event": "finished", "life": 0})
@@ -184,10 +191,9 @@ def test_the_end_cancels_all_tasks_and_gives_no_device_a_leave(tmp_path: Path, c
     assert (run.state.out / HEARTBEAT).exists()
     statuses = run.backend.end(succeeded=False)
     assert {status.exits for status in statuses.values()} == {(-9,)}
-    assert [asked.split()[-1] for asked in cluster.asked] == [
-        "--state=PENDING",
-        "--signal=KILL",
-        f"--user={getpass.getuser()}",
+    assert [asked.split()[3:] for asked in cluster.asked] == [
+        ["--state=PENDING"],
+        ["--full", "--signal=KILL"],
     ]
     assert not (run.state.out / HEARTBEAT).exists()
 
@@ -222,7 +228,7 @@ def run_whole(tmp_path: Path, *overrides: str) -> Path:
 
 def test_a_run_is_one_array_and_leaves_no_key(tmp_path: Path, outside: FakeSlurm) -> None:
     out = run_whole(tmp_path)
-    assert [asked.split()[0] for asked in outside.asked] == ["sbatch", "sbatch", *["scancel"] * 3]
+    assert [asked.split()[0] for asked in outside.asked] == ["sbatch", "sbatch", *["scancel"] * 2]
     assert "--array=0-2 --no-requeue --signal=B:USR2@60" in outside.asked[1]
     assert not list(tmp_path.glob(".unweft-keys-*")) and not list(tmp_path.rglob("*.keys"))
     assert slurm_tasks.read(out)[1] == {"d0": "1_0", "d1": "1_1", "d2": "1_2"}
