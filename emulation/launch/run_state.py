@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emulation.analysis.effects import took_effect
 from emulation.analysis.records import INJECTED, Tail, read_lines, write_run
-from emulation.scenario.events import EventConfig, cut_off, due
+from emulation.scenario.events import GONE, EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
 from peers.errors import LEAVE_UNCONFIRMED
 from peers.storage import leave_wishes
@@ -120,7 +120,18 @@ class RunState:
     def next_due(self) -> EventConfig | None:
         """The next event that has to happen now."""
         rounds = {device: self.last_round.get(device, -1) for device in self.running()}
-        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, self._can_return)
+        training = sum(last >= 0 for last in rounds.values())
+
+        def too_few(event: EventConfig) -> bool:
+            """Newcomers need time to start, and after a partition many rounds are over at once."""
+            return (
+                event.kind in GONE
+                and event not in self.scenario.event
+                and training <= self.scenario.churn.least
+            )
+
+        pending = self.scenario.without_late_churn(self.pending, rounds)
+        return due(pending, rounds, self._can_return, too_few)
 
     def _can_return(self, device: str) -> bool:
         return device in self.devices and self.devices[device].can_return
