@@ -23,7 +23,7 @@ from peers.errors import InputError, describe
 from peers.learning.learner import Learner
 from peers.models.data_limits import check_data
 from peers.models.loader import LoadedModel, load_model
-from peers.runtime import health, partition
+from peers.runtime import address_book, health, partition
 from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
@@ -95,10 +95,12 @@ async def _run(spec: DeviceSpec, recorder: Recorder, make: MakeDriver) -> int:
     try:
         if spec.keys_folder is not None:
             rotate_on_hangup(links, Path(spec.keys_folder), spec.id)
-        learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        driver = make(spec, links, accounts, learner, recorder, identity_of(spec, recorder))
-        async with health.answering(spec.health, driver.status):
-            return await driver.run()
+        with address_book.listed(spec, links.address) as listed:
+            learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
+            found = address_book.with_seeds(listed)
+            driver = make(found, links, accounts, learner, recorder, identity_of(spec, recorder))
+            async with health.answering(spec.health, driver.status):
+                return await driver.run()
     finally:
         await links.close()
 

@@ -64,6 +64,7 @@ from transport.wire.messages import (
     Request,
     Stopping,
     Suspect,
+    Transit,
     Update,
     Window,
 )
@@ -162,6 +163,7 @@ _KINDS: dict[int, _Kind] = {
 }
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
 _KINDS[21] = _kind(Inputs, MAX_INPUTS + 512, valid_device_id, _INCARNATION, data(4, MAX_INPUTS))
+_KINDS[22] = _kind(Transit, 256, whole(-(1 << 62), 1 << 62))
 CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
 _OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 

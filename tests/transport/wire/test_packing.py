@@ -31,6 +31,7 @@ from transport.wire.messages import (
     Refuse,
     Request,
     Suspect,
+    Transit,
     Update,
     Window,
 )
@@ -64,6 +65,7 @@ MESSAGES = [
     Bye("finished", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
+    Transit(-200_000_000),
     Inputs("d3", 1, bytes(4)),
     Inputs("d" * 60, 1, bytes(MAX_INPUTS)),
 ]
@@ -113,6 +115,7 @@ BAD = [
     Window(0, -1, 0, 0, False),
     Window(0, 0, -3, 0, False),
     Credit(1 << 63),
+    Transit((1 << 62) + 1),
     Bye("x", 1),  # type: ignore[arg-type]
     Hello("a", {"k": "x" * 257}, True, [], 0),
     Hello("a", {"k": [[[[[1]]]]]}, True, [], 0),
