@@ -91,7 +91,9 @@ class ActionPerformer:
     def _tell(self, action: do.Tell) -> None:
         c = self._c
         c.sender.send_control(action.peer, c.incarnation, action.message)
-        with_it = c.clock_differences and c.clock_differences.told_with(action, c.clock.now())
+        if c.clock_differences is None:
+            return
+        with_it = c.clock_differences.told_with(action, c.clock.now())
         if with_it is not None:
             c.sender.send_control(with_it.peer, c.incarnation, with_it.message)
 

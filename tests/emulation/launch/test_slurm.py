@@ -181,7 +181,7 @@ def test_slurm_may_give_no_answer_for_a_while(tmp_path: Path, cluster: FakeSlurm
     cluster.refuses = "squeue"
     run.look()
     assert run.running() == ["d0", "d1", "d2"]
-    run.backend._looked_s = run.state.epoch_ns = -(10**18)  # type: ignore[assignment]
+    run.backend._looked_s = run.state.epoch_ns = -(10**18)
     with pytest.raises(RunFailed, match="squeue: error"):
         run.look()
 

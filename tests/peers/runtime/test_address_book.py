@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -40,14 +41,10 @@ def test_a_device_takes_the_addresses_of_the_others(tmp_path: Path) -> None:
 
 
 def test_a_device_with_a_given_port_is_not_listed(tmp_path: Path) -> None:
-    given = DeviceSpec(**{**_fields(spec(tmp_path, "d1")), "addresses": None})
+    given = replace(spec(tmp_path, "d1"), addresses=None)
     with address_book.listed(given, "tcp://0.0.0.0:1") as same:
         assert address_book.with_seeds(same) is given
     assert not (tmp_path / "addresses").exists()
-
-
-def _fields(given: DeviceSpec) -> dict[str, object]:
-    return {name: getattr(given, name) for name in DeviceSpec.__slots__}
 
 
 @pytest.mark.parametrize("seed", range(5))
