@@ -168,9 +168,12 @@ class SlurmBackend:
 
     def _submit_returning(self) -> None:
         """Submit the next lives of devices that return later. They wait at their gates."""
-        return_later = {event.device for event in self.state.pending if event.kind == "return"}
-        for device in return_later & self.lives.keys():
-            if self.lives[device][-1].exit in (0, LEAVE_UNCONFIRMED, *KILLED):
+        return_later = {
+            event.device for event in self.state.pending if event.kind == "return" and event.device
+        }
+        for device in sorted(return_later & self.lives.keys()):
+            code = self.lives[device][-1].exit
+            if code is not None and code in (0, LEAVE_UNCONFIRMED, *KILLED):
                 self._submit([device])
 
     # -- what Slurm says ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from rich.console import Console
 from emulation.launch import evaluator_process, forkserver, run_loop, slurm
 from emulation.launch.errors import RunFailed
 from emulation.launch.run_loop import check_devices
-from emulation.launch.slurm_script import HEARTBEAT, NOT_SHARED
+from emulation.launch.slurm_script import HEARTBEAT, NOT_SHARED, TaskScript
 from emulation.scenario.loading import load
 from emulation.testbed import slurm as slurm_commands
 from emulation.testbed import slurm_tasks, start_gate
@@ -94,7 +94,7 @@ def test_a_partition_is_emulated_as_among_processes(tmp_path: Path, cluster: Fak
 
 def test_signals_reach_the_processes_of_an_image(tmp_path: Path, cluster: FakeSlurm) -> None:
     run = started(tmp_path, cluster)
-    run.backend.script = slurm.TaskScript(
+    run.backend.script = TaskScript(
         scenario=run.state.scenario, out=run.state.out, secret=tmp_path, prefix=["apptainer", "exec", "u.sif"]
     )
     run.backend.signal("d1", "leave")

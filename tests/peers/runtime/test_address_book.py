@@ -6,6 +6,7 @@ import random
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -53,7 +54,8 @@ def test_all_devices_are_connected_in_whatever_order_they_write_and_read(tmp_pat
     devices = [f"d{number}" for number in range(40)]
     steps = [(draw.random(), device) for device in devices]
     moments = sorted([*steps, *((at + draw.random(), device) for at, device in steps)])
-    graph, listed = nx.Graph(), dict[str, DeviceSpec]()
+    graph: Any = nx.Graph()
+    listed = dict[str, DeviceSpec]()
     graph.add_nodes_from(devices)
     with ExitStack() as stack:
         for _, device in moments:
