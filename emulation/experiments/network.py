@@ -89,7 +89,7 @@ class Network:
         for device, learner in self.learners.items():
             path = checkpoint.path_of(run, device)
             path.parent.mkdir(parents=True, exist_ok=True)
-            learner.checkpoint(path)
+            learner.checkpoint(path, self.scenario.round.count - 1)
 
     def snapshot(self, device: str, path: Path) -> Path:
         """Write the model of a device for `MeanModelEvaluator`. All devices have the same blocks."""
