@@ -1,8 +1,8 @@
 """Goes on with a run that was interrupted: by Ctrl-C, by a crash of the launcher, or of the machine.
 
 `plan` reads the records of the run and decides who starts, in which round, and which events are left.
-`prepare` makes the files fit: no file keeps a forgotten block, and what was measured in rounds that are lost is
-removed. docs/checkpoints.md describes what goes on and what begins anew.
+`prepare` makes the files fit: no file keeps a forgotten block, and what was measured in rounds that are lost
+is removed. docs/checkpoints.md describes what goes on and what begins anew.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def _forget(folder: Path, gone: Sequence[BlockKey]) -> None:
     holding = forgotten_files.check(folder, gone).holding if gone else []
     if holding:
         raise InputError(
-            f"--resume: {holding[0]} holds a forgotten block and cannot be corrected; allowed: to remove the file"
+            f"--resume: {holding[0]} holds a forgotten block and cannot be corrected; "
+            "allowed: to remove the file"
         )
 
 

@@ -30,8 +30,8 @@ class Progress:
     """Reads the records in a run's folder. Use it as a context manager and call `update` often.
 
     A line is never wrapped, so that one entry of piped output is one line. An accuracy is shown with the
-    round after which it was measured. `goes_on`: the folder has records of earlier processes of the launcher; their
-    events are not announced again.
+    round after which it was measured. `goes_on`: the folder has records of earlier processes of the
+    launcher. Their events are not announced again.
     """
 
     def __init__(self, scenario: Scenario, out: Path, console: Console, goes_on: bool = False) -> None:

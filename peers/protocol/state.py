@@ -108,9 +108,8 @@ class DeviceState:
 
         self.phase = Phase.SETTLE  # changed by `enter`
         self.round = -1  # own round; -1: none has begun; rounds.py
-        self.closed = (
-            me.first_round - 1
-        )  # last round that is closed; before the first one: the round before it; rounds.py
+        # Last round that is closed; before the first one: the round before it; rounds.py.
+        self.closed = me.first_round - 1
         self._own_round = -1  # latest round that this device has reached; changed by `saw_round`
         self.network_round = -1  # latest round of the network; changed by `saw_round`
         self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`

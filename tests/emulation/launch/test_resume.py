@@ -1,4 +1,4 @@
-"""How an interrupted run goes on: who starts, in which round, with which events; and which files are removed."""
+"""How an interrupted run goes on: who starts, in which round, with which events; which files are removed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from emulation.launch import resume
 from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.scenario.loading import read
+from emulation.testbed import epoch
 from peers.errors import InputError
 from peers.runtime import partition
 from peers.storage import checkpoint
@@ -120,9 +121,6 @@ def test_a_damaged_checkpoint_is_named(run: Path) -> None:
 
 
 def test_a_run_of_containers_does_not_go_on(run: Path) -> None:
-    (run / "epoch.json").write_text("{}")
-    from emulation.testbed import epoch
-
     (run / epoch.FILE).write_text("{}")
     with pytest.raises(InputError, match="were containers"):
         resume.plan(run)

@@ -22,7 +22,7 @@ from peers.config import ModelConfig
 from peers.runtime.child_process import guard
 forkserver.PRELOAD[:] = ["emulation.launch.preload_frozen"]  # without the heavy modules
 forkserver.Forkserver(ModelConfig()).start(guard, name="child").join()
-subprocess.run([sys.executable, "-c", "import emulation.launch.preload_frozen"], check=True)  # removes nothing
+subprocess.run([sys.executable, "-c", "import emulation.launch.preload_frozen"], check=True)
 print(*(path.name for path in Path(os.environ["TMPDIR"]).glob("pymp-*")), flush=True)
 sys.stdin.readline()
 """

@@ -40,9 +40,7 @@ def test_the_first_round_follows_the_last_checkpoint() -> None:
     net.rounds(2)
     for device in net:
         assert [done.round for done in device.done(do.RoundDone)][:2] == [FIRST, FIRST + 1]
-        assert {done.phase if hasattr(done, "phase") else "" for done in device.done(do.RoundDone)} == {
-            "train"
-        }
+        assert {done.phase for done in device.done(do.RoundDone)} == {"train"}
 
 
 def test_every_block_goes_on_in_its_slot_in_the_next_incarnation() -> None:
@@ -76,7 +74,7 @@ def test_a_correction_goes_on() -> None:
     net = resumed(correct_until=FIRST + 1)
     net.rounds(3)
     for device in net:
-        assert [done.work for done in device.done(do.RoundDone)][:3] == ["correction", "correction", "train"]
+        assert [done.phase for done in device.done(do.RoundDone)][:3] == ["correction", "correction", "train"]
 
 
 def test_a_device_without_a_checkpoint_takes_part_and_takes_the_copies_of_others() -> None:

@@ -1,8 +1,7 @@
-"""Files of records: half a line of a killed process is ended, and a file is held while a process writes it."""
+"""Files of records: half a line of a killed process is ended, and a process holds the file it writes."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -51,4 +50,4 @@ def test_a_file_is_held_until_its_process_is_killed(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_not_held(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "events.jsonl")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
