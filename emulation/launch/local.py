@@ -99,7 +99,8 @@ class LocalBackend:
         kill_all(process for processes in self.lives.values() for process in processes)
         self.forkserver.close()
         if self._is_virtual:
-            self.state.events += executed_events(self.state.out, self.lives)
+            devices = dict.fromkeys([*self.lives, *self.state.start.lives])  # with those from before
+            self.state.events += executed_events(self.state.out, devices)
             self.state.pending = not_executed(self.state.scenario, self.state.events)
         return self.running()
 

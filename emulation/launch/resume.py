@@ -78,6 +78,7 @@ def plan(folder: Path) -> Start:
         ended=tuple(incarnation for found in histories.values() for incarnation in found.incarnations),
         correct_until=correct_until,
         done=tuple(done),
+        facts=run.run.get("devices", {}),
         partition=_partition(run.scenario.events, done),
         resumed=(*resumed, now),
     )

@@ -163,7 +163,8 @@ class RunState:
 
     def write_record(self) -> None:
         """Write run.json."""
-        devices = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
+        now = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
+        devices = {**self.start.facts, **now}
         not_done = [e.model_dump(mode="json", exclude_defaults=True) for e in self.pending]
         resumed = self.start.resumed
         write_run(self.out, devices, self.events, not_done, self.epoch_ns, self.seconds(), resumed)

@@ -17,7 +17,8 @@ class Start:
 
     The other fields are for a run that goes on. lives: earlier processes by device. ended: the incarnations
     from before, with their ends. correct_until: last round of the correction that the interruption cut. done:
-    the events that happened. resumed: one entry for each time that the run went on, this time included.
+    the events that happened. facts: the devices in the run.json from before. resumed: one entry for each time
+    that the run went on, this time included.
     """
 
     devices: tuple[str, ...]
@@ -28,6 +29,7 @@ class Start:
     ended: tuple[Incarnation, ...] = ()
     correct_until: int = -1
     done: tuple[Record, ...] = ()
+    facts: Mapping[str, Record] = field(default_factory=dict)
     partition: tuple[tuple[str, ...], ...] = ()  # groups of the present partition
     resumed: tuple[Record, ...] = ()
 
