@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 
 from emulation.analysis import records
 from emulation.launch import resume
 from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.run_state import DeviceStatus, RunState
-from emulation.scenario.loading import read
+from emulation.scenario.loading import read, read_toml
 from emulation.testbed import epoch
 from peers.errors import InputError
 from peers.runtime import partition
@@ -85,9 +86,9 @@ def test_a_join_without_a_process_starts_with_the_others(run: Path) -> None:
 
 
 def test_a_partition_that_was_not_healed_goes_on(run: Path) -> None:
-    text = (run / "scenario.toml").read_text()
-    cut = '[[event]]\nround = 5\nkind = "partition"\ngroups = [["d0"]]\n'
-    (run / "scenario.toml").write_text(text + cut)
+    data = read_toml(run / "scenario.toml")
+    data["event"].append({"round": 5, "kind": "partition", "groups": [["d0"]]})
+    (run / "scenario.toml").write_text(tomli_w.dumps(data))
     lines(run / records.INJECTED, LEAVE, {"round": 5, "kind": "partition", "device": "d0", "t_s": 6.0})
     found = resume.plan(run)
     assert found.partition == (("d0",),) and [e.kind for e in found.events] == ["join"]

@@ -8,8 +8,8 @@ from typing import Any
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Record, Status
 from peers.protocol import actions as do
-from tests.support.signatures import sign_as
-from tests.support.simulated import Network, public, small_config
+from tests.support.signatures import public, sign_as
+from tests.support.simulated import Network, small_config
 
 FIRST = 6
 
