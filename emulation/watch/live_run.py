@@ -83,6 +83,7 @@ class LiveRun:
         self._arrivals = Counter[str]()  # by device, as the launcher injected them
         self._resumed = Counter[str]()  # by device: how often the run went on with it after an interruption
         self._restarts: set[str] = set()  # devices whose next process goes on with the run
+        self._goes_on: set[str] = set()  # of these, the ones that have not taken their slots again
 
     # -- reading -------------------------------------------------------------------------------------
     def read(self) -> bool:
@@ -201,6 +202,7 @@ class LiveRun:
         self._change_state(device, name, event, t_s)
         if name == "started" and device.id in self._restarts:
             self._restarts.remove(device.id)
+            self._goes_on.add(device.id)
         elif name == "started" and (device.life or not device.initial):
             kind = "return" if device.life else "join"
             self._inject(kind, device.id, round_, t_s, device.life)
@@ -212,7 +214,10 @@ class LiveRun:
         elif name == "decision" and (key := (event.get("epoch"), event.get("digest"))) not in self._decided:
             self._decided.add(key)
             self.decisions.append(event)
-        self.feed.record(device.id, event)
+        if name == "slot" and device.id in self._goes_on:
+            self._goes_on.remove(device.id)  # its block is not new
+        else:
+            self.feed.record(device.id, event)
 
     def _change_state(self, device: LiveDevice, name: str, event: Record, t_s: float) -> None:
         """The consequences of a record for the device that wrote it, and for the device that it is about."""
