@@ -17,8 +17,8 @@ from emulation.analysis import invariants, records
 from peers.storage import checkpoint
 from tests.support.command_line import PATIENCE_S, quick_run
 
-EVENTS = '[{round=4, kind="leave", device="d2"}, {round=34, kind="join", device="d3"}]'
-ROUNDS = 40
+EVENTS = '[{round=4, kind="leave", device="d2"}, {round=45, kind="join", device="d3"}]'
+ROUNDS = 60
 
 
 @pytest.mark.timeout(400)  # two runs, on a machine that may be loaded
