@@ -64,13 +64,18 @@ def check(folder: Path, gone: Collection[BlockKey]) -> Found:
 def correct(folder: Path, keep_snapshots: bool = False, also: Collection[BlockKey] = ()) -> None:
     """Delete tombstoned blocks from the files of a run that is over, and list these files in FILE.
 
-    A file that cannot be corrected stays, and `check` finds it. keep_snapshots: leave the snapshots that were
-    kept for an experiment to the experiment, which measures them and then removes them. also: further blocks
-    to delete.
+    Files that a killed device had not finished to write are removed. A file that cannot be corrected stays,
+    and `check` finds it. keep_snapshots: leave the snapshots that were kept for an experiment to the
+    experiment, which measures them and then removes them. also: further blocks to delete.
     """
     gone = {*tombstones.find(records.load(folder)), *also}
-    if not gone:
-        return
+    if gone:
+        _correct_all(folder, gone, keep_snapshots)
+    for path in _temporary_files(folder, "*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _correct_all(folder: Path, gone: Collection[BlockKey], keep_snapshots: bool) -> None:
     kept = folder / KEPT_SNAPSHOTS if keep_snapshots else None
     holding = [path for path in check(folder, gone).holding if kept is None or kept not in path.parents]
     corrected = [path for path in holding if _correct(path, frozenset(gone))]
@@ -100,10 +105,10 @@ def _tensor_files(folder: Path) -> Iterator[Path]:
         yield from sorted(folder.glob(pattern))
 
 
-def _temporary_files(folder: Path) -> Iterator[Path]:
-    """The files that a killed device had not finished to write."""
+def _temporary_files(folder: Path, pattern: str = "*.safetensors.tmp") -> Iterator[Path]:
+    """The files that a killed device had not finished to write; by default those that can hold a block."""
     for place in ("devices", KEPT_SNAPSHOTS, CHECKPOINTS):
-        yield from sorted((folder / place).rglob("*.safetensors.tmp"))
+        yield from sorted((folder / place).rglob(pattern))
 
 
 def _names(folder: Path, paths: Collection[Path]) -> list[str]:

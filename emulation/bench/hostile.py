@@ -36,6 +36,8 @@ batch = 4
 count = 1000000
 local_steps = 1
 deadline_s = 2.0
+[radio]
+rate_Bps = 800_000 # a round takes about a second: the processors are left to the attack
 [eval]
 every = 0
 [[event]]

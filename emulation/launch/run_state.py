@@ -15,7 +15,7 @@ from pathlib import Path
 from emulation.analysis.effects import took_effect
 from emulation.analysis.records import INJECTED, Tail, read_lines, write_run
 from emulation.launch.start import Start
-from emulation.scenario.events import EventConfig, cut_off, due
+from emulation.scenario.events import GONE, EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
 from peers.errors import LEAVE_UNCONFIRMED
 from peers.storage import leave_wishes
@@ -62,9 +62,10 @@ class RunState:
     _tails: dict[str, Tail] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.continues is not None and self.scenario.clock == "real":  # else the devices record the events
-            self.events += self.continues.done
-        self.partition = self.start.partition
+        if self.continues is not None:
+            self.partition = self.continues.partition
+            if self.scenario.clock == "real":  # in virtual time the devices record the events
+                self.events += self.continues.done
 
     @cached_property
     def start(self) -> Start:
@@ -136,7 +137,18 @@ class RunState:
     def next_due(self) -> EventConfig | None:
         """The next event that has to happen now."""
         rounds = {device: self.last_round.get(device, -1) for device in self.running()}
-        return due(self.scenario.without_late_churn(self.pending, rounds), rounds, self._can_return)
+        training = sum(last >= 0 for last in rounds.values())
+
+        def too_few(event: EventConfig) -> bool:
+            """Newcomers need time to start, and after a partition many rounds are over at once."""
+            return (
+                event.kind in GONE
+                and event not in self.scenario.event
+                and training <= self.scenario.churn.least
+            )
+
+        pending = self.scenario.without_late_churn(self.pending, rounds)
+        return due(pending, rounds, self._can_return, too_few)
 
     def _can_return(self, device: str) -> bool:
         return device in self.devices and self.devices[device].can_return

@@ -155,13 +155,14 @@ def due(
     pending: Iterable[EventConfig],
     rounds: Mapping[str, int],
     can_return: Callable[[str], bool] = lambda device: True,
+    has_to_wait: Callable[[EventConfig], bool] = lambda event: False,
 ) -> EventConfig | None:
     """The first pending event that may happen now, or None.
 
     rounds: the last closed round of each running device; -1: the device has not begun its rounds.
     An event of a device that has not begun waits. An arrival waits until the earlier process of its device
-    has ended, and a return also waits for can_return. A waiting event delays later events of the same device
-    only.
+    has ended, and a return also waits for can_return. Other events wait while has_to_wait. A waiting event
+    delays later events of the same device only.
     """
     slowest = min((last for last in rounds.values() if last >= 0), default=-1)
     waiting: set[str | None] = set()
@@ -171,7 +172,7 @@ def due(
         if event.kind in ARRIVALS:
             ready = event.device not in rounds and (event.kind == "join" or can_return(event.device or ""))
         else:
-            ready = rounds.get(event.device or "") != -1
+            ready = rounds.get(event.device or "") != -1 and not has_to_wait(event)
         if ready:
             return event
         waiting.add(event.device)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.identifiers import BlockKey, Part
 from peers.errors import InputError
 from peers.learning.closed_state import ClosedState
@@ -32,6 +31,7 @@ from peers.storage.snapshots import write_snapshot
 from peers.tasks.batches import batch_generator
 from peers.unlearning.deletion_receipt import DeletionReceipt
 from peers.unlearning.handover_refit import handover_refit
+from peers.unlearning.leave_projection import project_out
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -161,16 +161,10 @@ class Learner:
         self._closed.add(own, taken)
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
-        """Eq. (15) on s B A^T, read out in A again: B <- B (I - G G^T) with G = A^T A_u."""
-        own = self._local.own
-        if own is None:
-            return
-        settled = self._settled()
-        for name, basis in self._blocks[own].bases.items():
-            overlap = basis.T @ gone[name]
+        own, settled = self._local.own, self._settled()
+        if own is not None:
             for blocks in [self._blocks] if settled is self._blocks else [self._blocks, settled]:
-                b = blocks.part(own, name)
-                b -= b @ overlap @ overlap.T
+                project_out(blocks, own, gone)
 
     def read(self, key: BlockKey, group: str) -> Tensor:
         """B_u of a group: a float32 copy on the CPU, [rows_g, r_g]. Raises KeyError if it is not held."""
@@ -240,14 +234,8 @@ class Learner:
             self._place(self._rehearsed(round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
-        return TrainResult(tuple(losses), time.perf_counter() - start, self._gaps(round, losses))
-
-    def _gaps(self, round: int, losses: Sequence[float]) -> tuple[float, ...]:
-        """The losses of a round's steps above the floors of their batches, if a policy measures."""
-        if self._config.correction.policy in SCHEDULES:
-            return ()
-        floors = (self._measurement.floor.mean(self._local.batch(round, step)) for step in range(len(losses)))
-        return tuple(loss - floor for loss, floor in zip(losses, floors, strict=True))
+        gaps = self._measurement.gaps(self._local, round, losses)
+        return TrainResult(tuple(losses), time.perf_counter() - start, gaps)
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""

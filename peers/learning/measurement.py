@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordinator_free.correction.policies import SCHEDULES
 from coordinator_free.correction.residuals import copies_size
 from coordinator_free.identifiers import BlockKey
 from peers.learning.backward_pass import passes
@@ -93,6 +94,13 @@ class Measurement:
         found = diagnose(model, self._layout, scale, blocks, batch, gradients, sampled, draw)
         gap = max(found.loss - self.floor.mean(batch), 0.0)
         return replace(found, gap=gap, copies=_copies(copies, self._layout, blocks))
+
+    def gaps(self, local: LocalSteps, round: int, losses: Sequence[float]) -> tuple[float, ...]:
+        """The losses of a round's steps above the floors of their batches, if a policy measures."""
+        if self._config.correction.policy in SCHEDULES:
+            return ()
+        floors = (self.floor.mean(local.batch(round, step)) for step in range(len(losses)))
+        return tuple(loss - floor for loss, floor in zip(losses, floors, strict=True))
 
     def loss(self, round: int) -> float:
         """The loss on the batch of a round's diagnosis."""

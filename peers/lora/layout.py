@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from coordinator_free.correction.residuals import Size
 from peers.errors import InputError
 from peers.lora.convolution import check_plain
+from peers.models.target_modules import is_target
 
 GROUPS = ("early", "mid", "late")
 Rank = int | Mapping[str, int]
@@ -82,7 +83,7 @@ class ModelLayout:
         Raises InputError if there is no such module, if one is neither Linear, Conv1D nor a plain Conv2d, or
         if `rank` has an unknown group or lacks one.
         """
-        found = [(n, m) for n, m in model.named_modules() if _is_target(n, target_modules)]
+        found = [(n, m) for n, m in model.named_modules() if is_target(n, target_modules)]
         if not found:
             raise InputError(f"model.target_modules: no module is named {', '.join(target_modules)}")
         groups = _groups([name for name, _ in found])
@@ -112,10 +113,6 @@ class ModelLayout:
     def zeros(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """A block at B = 0: float32 [rows_g, r_g] by group."""
         return {g: torch.zeros(self.rows(g), self.rank(g), device=device) for g in self.groups}
-
-
-def _is_target(name: str, targets: Sequence[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _stack(modules: Sequence[ModuleShape]) -> dict[str, slice]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ssl
 import urllib.request
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ from urllib.error import HTTPError, URLError
 import torch
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,7 +30,6 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.pytorch_utils import Conv1D
 
 from peers.config import ModelConfig
 from peers.errors import InputError
@@ -41,6 +39,7 @@ from peers.models.dtypes import DTYPES, in_dtype
 from peers.models.gguf_folder import converted_folder, find_gguf
 from peers.models.quiet import quiet
 from peers.models.smollm2 import smollm2_folder
+from peers.models.target_modules import target_modules
 from peers.registry import Registry
 from peers.tasks import (
     AnyExample,
@@ -60,8 +59,6 @@ if TYPE_CHECKING:
 TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny"
 SMALL_RESNET_FOLDER = TINY_FOLDER.with_name("small-resnet")
 TINY_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ADAPTABLE = (nn.Linear, nn.Conv2d, Conv1D)
-ALL_LINEAR = "all-linear"  # as in PEFT: all linear modules but the output head
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ def _load(config: ModelConfig) -> LoadedModel:
     else:
         used = vision.modules_in_use(model, made.image_format, config.name)
         default = default or tuple(vision.adaptable(model, used))
-    targets = _target_modules(model, config, default, used)
+    targets = target_modules(model, config, default, used)
     name, digest = made.folder or _absolute(config.name), weights_sha256(model)
     return LoadedModel(model, made.tokenizer, name, digest, targets, made.image_format)
 
@@ -337,53 +334,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _target_modules(
-    model: PreTrainedModel, config: ModelConfig, default: tuple[str, ...] | None, used: Container[str]
-) -> tuple[str, ...]:
-    """The scenario's choice, else the model's default, else PEFT's for the type. Raises InputError.
-
-    used: the modules that compute something for a text. Others are no target: their blocks would stay 0.
-    """
-    every = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
-    adaptable = [name for name in every if name in used]
-    if config.target_modules == ALL_LINEAR:
-        return _all_linear(model, adaptable)
-    chosen = config.target_modules or default or _peft_default(model, adaptable)
-    allowed = f"allowed: {', '.join(sorted({name.rpartition('.')[2] for name in adaptable}))}"
-    if not chosen:
-        raise InputError(
-            f"model.target_modules: PEFT has no default for {model.config.model_type!r}: name them; {allowed}"
-        )
-    for target in chosen:
-        if not any(_is_target(name, (target,)) for name in adaptable):
-            unused = any(_is_target(name, (target,)) for name in every)
-            lacks = f"uses no module {target!r} for text" if unused else f"has no module {target!r}"
-            raise InputError(f"model.target_modules: {config.name!r} {lacks}; {allowed}")
-    if all(name in used for name in every if _is_target(name, chosen)):
-        return tuple(chosen)
-    return tuple(name for name in adaptable if _is_target(name, chosen))
-
-
-def _all_linear(model: PreTrainedModel, adaptable: list[str]) -> tuple[str, ...]:
-    """The full names of all linear modules but the output head."""
-    head = model.get_output_embeddings()
-    modules = dict(model.named_modules())
-    return tuple(
-        n for n in adaptable if isinstance(modules[n], nn.Linear | Conv1D) and modules[n] is not head
-    )
-
-
-def _is_target(name: str, targets: Iterable[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def _peft_default(model: PreTrainedModel, adaptable: list[str]) -> tuple[str, ...]:
-    default: list[str] | str = PEFT_DEFAULTS.get(model.config.model_type, [])
-    if isinstance(default, str):  # a pattern on full names
-        return tuple(name for name in adaptable if fullmatch(default, name))
-    return tuple(default)
 
 
 def pick_device(name: str) -> torch.device:

@@ -215,8 +215,17 @@ class MembershipProtocol:
         self._act_on(now, changes, source)
         if gossip.reply and source in state.peers and self._may_reply(now, source):
             state.tell_table(now, source)
-        if state.own is None and not self._waits:
+        if state.own is None and not self._waits and not self._seeks_the_run():
             self.claim(now, told=True)
+
+    def _seeks_the_run(self) -> bool:
+        """Whether a joiner has met only joiners so far. If they began alone, there would be two runs.
+
+        It waits for a device that trains, `settle_s` at most.
+        """
+        state = self._state
+        joins = not state.me.cohort and bool(state.me.seeds)
+        return joins and state.network_round < 0 and "settle" in state.timers
 
     def _may_reply(self, now: int, source: str) -> bool:
         """Whether a peer may get the whole table again. Each of its requests costs only a few bytes."""

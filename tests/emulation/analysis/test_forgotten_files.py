@@ -243,3 +243,14 @@ def test_a_killed_run_is_corrected_before_another_run_begins_with_it(
     options = "--set", f"checkpoint.resume={run}", "--out", tmp_path / "next"
     assert unweft(monkeypatch, "run", QUICK, *options) == 1
     assert held == [[]]
+
+
+@pytest.mark.parametrize(
+    "name", ["d2/leave.json.tmp", "d1/snapshots/00001-round.safetensors.tmp", "d1/.x.json.tmp"]
+)
+def test_files_that_a_killed_device_had_not_finished_are_removed(run: Path, name: str) -> None:
+    path = run / "devices" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"half")
+    forgotten_files.correct(run)
+    assert not path.exists()

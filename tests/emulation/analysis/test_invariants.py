@@ -116,3 +116,21 @@ def test_link_counters_that_do_not_balance(run: Path) -> None:
 def test_a_temporary_file(run: Path) -> None:
     (run / "devices" / "d0" / "x.tmp").touch()
     assert verdicts(run) == ["a temporary file is left: devices/d0/x.tmp"]
+
+
+def test_beside_hostile_members_only_links_of_devices_that_waited_for_all_must_balance(run: Path) -> None:
+    def ends_with(reason: str) -> Callable[[Lines], Lines]:
+        def edit(lines: Lines) -> Lines:
+            lines[-1]["links"]["d0"]["received_bytes"] = lines[-1]["links"]["d0"]["received_bytes"] - 5
+            return [*lines[:-1], {**lines[-1], "reason": reason}]
+
+        return edit
+
+    finished = lambda lines: [*lines[:-1], {**lines[-1], "reason": "finished"}]  # noqa: E731
+    change(run, "d0", "events.jsonl", finished)
+    change(run, "d1", "events.jsonl", ends_with("finished; not all others said goodbye"))
+    bounds = Bounds(agree_s=3.0, round_s=3.0)
+    beside = frozenset({"d3"})
+    assert check(run, bounds, hostile=beside) == []
+    change(run, "d1", "events.jsonl", finished)
+    assert [v.where for v in check(run, bounds, hostile=beside)] == ["d0 -> d1: 5"]

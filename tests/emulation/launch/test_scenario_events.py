@@ -19,7 +19,7 @@ from emulation.launch.device_scripts import present_at_start, script_of
 from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.forkserver import Forkserver
 from emulation.launch.local import LocalBackend
-from emulation.launch.run_state import RunState
+from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.launch.start import Start
 from emulation.scenario.events import (
     ChurnConfig,
@@ -163,6 +163,21 @@ def test_a_waiting_event_holds_up_only_its_device() -> None:
     assert due([returns], {"d1": 2}) is returns
     assert due([returns, other], {"d1": 2}, can_return=lambda device: False) is other
     assert due([returns, event(2, "leave", "d9")], {"d1": 2}, can_return=lambda device: False) is None
+
+
+def test_a_random_departure_waits_for_newcomers_that_start(tmp_path: Path) -> None:
+    """After a partition many rounds are over at once. Then departures would come before all arrivals."""
+    listed = [event(1, "leave", "d0")]
+    made = scenario(*listed, devices={"count": 3}, churn={"rate": 0.5, "least": 2})
+    running = {device: DeviceStatus(running=True) for device in ("d0", "d1", "d2")}
+    drawn = event(2, "leave", "d1")
+    state = RunState(scenario=made, out=tmp_path, pending=[drawn], devices=running)
+    state.last_round = {"d0": 9, "d1": 9, "d2": -1}
+    assert state.next_due() is None
+    state.pending = listed
+    assert state.next_due() is listed[0]
+    state.pending, state.last_round = [drawn], {"d0": 9, "d1": 9, "d2": 9}
+    assert state.next_due() is drawn
 
 
 def test_late_random_events_are_dropped_in_the_last_rounds() -> None:

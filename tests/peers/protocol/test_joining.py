@@ -222,6 +222,19 @@ def test_a_joiner_trains_alone_when_no_helper_is_left() -> None:
     assert net["d1"].slots == {BlockKey("d1", 0): 1}
 
 
+def test_joiners_that_know_only_joiners_wait_for_the_run() -> None:
+    net = started(3)
+    net.rounds(5)
+    net.loses = lambda source, target, message: source in ("d0", "d1", "d2")
+    net.add("d4", "d5", "d0")
+    net.add("d5", "d4", "d0")
+    net.run(2.0)
+    assert not any(trains(net, device) for device in ("d4", "d5"))
+    net.loses = lambda source, target, message: False
+    net.until(lambda: trains(net, "d4") and trains(net, "d5"), 10.0)
+    assert min(net["d4"].round, net["d5"].round) > 5
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_all_devices_resolve_a_slot_conflict_of_two_joiners_alike(mode: str) -> None:
     net = started(3, mode)
