@@ -36,7 +36,7 @@ class History:
 
 
 def find(run: RunRecords, injected: Iterable[Record], forgotten: Collection[BlockKey]) -> dict[str, History]:
-    """The history of each device that has started or was to start.
+    """The history of each device that was there. One whose process waited for its arrival was not.
 
     injected: the events that the launcher has recorded. forgotten: the tombstones of the run.
     """
@@ -46,7 +46,9 @@ def find(run: RunRecords, injected: Iterable[Record], forgotten: Collection[Bloc
     told = defaultdict[BlockKey, set[str]](set, {key: {"leave"} for key in forgotten})
     for key, kind in _told(run):
         told[key].add(kind)
-    devices = dict.fromkeys([*run.scenario.initial_devices, *run.devices, *filter(None, own)])
+    arrived = [device for device, found in own.items() if any(e["kind"] in ARRIVALS for e in found)]
+    arrived += [d for d in run.devices if any(e["event"] == "started" for e in run.events[d])]
+    devices = dict.fromkeys([*run.scenario.initial_devices, *arrived])
     return {device: _history(device, run.events.get(device, []), own[device], told) for device in devices}
 
 

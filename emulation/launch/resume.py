@@ -72,7 +72,7 @@ def plan(folder: Path) -> Start:
     return Start(
         devices=tuple(live),
         events=tuple(not_executed(run.scenario, done)),
-        lives={device: next_life(folder / "devices" / device) for device in histories},
+        lives={path.name: next_life(path) for path in (folder / "devices").iterdir() if path.is_dir()},
         first_round=first,
         elapsed_s=elapsed_s,
         ended=tuple(incarnation for found in histories.values() for incarnation in found.incarnations),

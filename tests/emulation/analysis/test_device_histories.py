@@ -71,6 +71,14 @@ def test_a_device_that_was_to_join_is_there() -> None:
     assert history(launcher=[injected("join", 4.0, "d9")], device="d9") == History((), "")
 
 
+def test_a_device_whose_process_waited_for_its_join_was_not_there() -> None:
+    """In virtual time its process runs from the start, and has records of its end after Ctrl-C."""
+    scenario = Scenario.model_validate({"devices": {"count": 1}})
+    waiting = {"t_s": 3.0, "event": "finished", "life": 0}
+    run = RunRecords(Path(), scenario, ["d0", "d9"], events={"d0": [], "d9": [waiting]})
+    assert list(find(run, (), ())) == ["d0"]
+
+
 def test_an_incarnation_that_its_owner_replaced_has_no_end() -> None:
     found = history(started(0.0), slot(1.0), slot(3.0, 1), launcher=[injected("retire", 5.0)])
     assert [i.end for i in found.incarnations] == ["", "retire"]
