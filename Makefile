@@ -9,7 +9,7 @@ COVERAGE ?= $(shell .venv/bin/python -c "import sys; print('--cov --cov-report=t
 # variable hides a notice about the future of the tools.
 DOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
-.PHONY: demo test test-slow check docs bench clean testbed
+.PHONY: demo test test-slow test-slurm test-hosts check docs bench clean testbed
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -27,6 +27,14 @@ test-slow: .venv/.installed-dev
 # container tests; without a Docker engine they are skipped, and say so
 testbed: .venv/.installed-dev
 	UNWEFT_TESTBED=1 .venv/bin/python -m pytest tests/testbed
+
+# a Slurm cluster on this machine; without Slurm's daemons (Debian: slurm-wlm, munge) they are skipped, and say so
+test-slurm: .venv/.installed-dev
+	UNWEFT_SLURM=1 .venv/bin/python -m pytest tests/slurm
+
+# three hosts as network namespaces; they need root, iproute2 and libfaketime, or are skipped, and say so
+test-hosts: .venv/.installed-dev
+	UNWEFT_HOSTS=1 .venv/bin/python -m pytest tests/hosts
 
 check: .venv/.installed-dev
 	.venv/bin/ruff check .

@@ -52,6 +52,13 @@ class CorrectionConfig(Section):
             source="peers/learning/foreign_inputs.py",
         ),
     ] = False
+    projection: Annotated[
+        bool,
+        about(
+            "Own steps do not bring back the deleted block's output, a baseline.",
+            source="peers/unlearning/projection.py",
+        ),
+    ] = False
     steps_min: Annotated[
         int | None,
         about("n_min. Without it: half of round.local_steps.", unit="steps", source="method 7", ge=1),

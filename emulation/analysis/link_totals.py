@@ -17,8 +17,8 @@ LinkCounters = Mapping[str, Record]  # peer -> counters, as in metrics.jsonl
 def final_links(metrics: Iterable[Record], events: Iterable[Record]) -> dict[str, Record]:
     """Peer -> counters at the end of a device, summed over all its lives.
 
-    Latency quantiles are those of the last life. Latency counts are summed over the lives that ended
-    normally.
+    Latency quantiles and clock differences are those of the last life. Latency counts are summed over the
+    lives that ended normally.
     """
     last: dict[int, LinkCounters] = {int(line.get("life", 0)): line["links"] for line in metrics}
     # A life writes its totals last, whatever the times of its rounds.
@@ -56,6 +56,6 @@ def _sum(a: Record, b: Record) -> Record:
 
 
 def _plus(a: Any, b: Any, key: str) -> Any:
-    if a is None or b is None or key == "latency_s":
+    if a is None or b is None or key in ("latency_s", "clock_s"):
         return a if b is None else b
     return _sum(a, b) if isinstance(a, dict) else a + b

@@ -136,6 +136,7 @@ def _link(src: str, dst: str, out: Record, into: Record) -> Record:
         "bytes_by_cause": dict.fromkeys(CAUSES, 0) | out.get("bytes_by_cause", {}),
         "latency_s": into.get("latency_s") or {"p50": None, "p95": None, "p99": None},
         "latency_counts": into.get("latency_counts", {}),  # by bucket, of processes that ended normally
+        "clock_s": into.get("clock_s"),  # the receiver's clock less the sender's; None: on one host
         "abandoned_bytes": out.get("abandoned_bytes", {}),  # removed from the queue before sending
     }
 

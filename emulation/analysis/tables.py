@@ -28,12 +28,13 @@ def rounds(run: RunRecords, found: Record) -> Rows:
 
 
 def links(run: RunRecords, found: Record) -> Rows:
-    """One row for each direction of a link: bytes, by cause and dropped, and latencies."""
+    """One row for each direction of a link: bytes, by cause and dropped, latencies and clocks."""
     return [
         {name: value for name, value in link.items() if not isinstance(value, Mapping)}
         | {f"{cause}_bytes": count for cause, count in link["bytes_by_cause"].items()}
         | {"dropped_bytes": sum(link["dropped_bytes"].values())}
         | {f"latency_{name}_s": value for name, value in link["latency_s"].items()}
+        | {f"clock_{name}_s": (link.get("clock_s") or {}).get(name) for name in ("difference", "error")}
         for link in found["links"]
     ]
 

@@ -1,12 +1,13 @@
-"""`unweft churn`: an event for devices that run, as processes of a run or as containers."""
+"""`unweft churn`: an event for devices that run: as processes, tasks of Slurm, containers or pods."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,10 @@ import typer
 
 from coordinator_free.membership.signed_records import Record
 from emulation.analysis.records import read_lines
-from emulation.testbed import churn_log, leave_delivery
+from emulation.testbed import churn_log, leave_delivery, slurm_tasks
 from emulation.testbed.docker import SIGNALS, Container, DockerFailed, Project
+from emulation.testbed.kubernetes import Devices, KubectlFailed, Pod
+from emulation.testbed.slurm import SlurmFailed
 from peers.errors import InputError
 from peers.runtime import partition
 
@@ -44,12 +47,17 @@ PROCESS_SIGNALS = {
     Kind.STALL: signal.SIGSTOP,
     Kind.RESUME: signal.SIGCONT,
 }
+KUBERNETES = "kubernetes:"
 NOT_LOGGED = (Kind.RESUME, Kind.JOIN, Kind.RETURN)  # the records of devices show these
 
 
 def churn(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="The folder of a run in progress, or a compose project.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="The folder of a run in progress, a compose project, or kubernetes:NAMESPACE.",
+        ),
     ],
     event: Annotated[
         Kind, typer.Argument(metavar="EVENT", help=f"{', '.join(Kind)}. For processes: the first five.")
@@ -65,52 +73,66 @@ def churn(
         raise InputError(f"--seconds: has no meaning with {event}; allowed: with stall and partition")
     try:
         if (Path(target) / "scenario.toml").is_file():
-            _processes(Path(target), event, devices, seconds)
+            _run_folder(Path(target), event, devices, seconds)
+        elif target.startswith(KUBERNETES):
+            _pods(Devices(target.removeprefix(KUBERNETES)), event, devices, seconds)
         else:
             _containers(Project(target), event, devices, seconds)
-    except DockerFailed as error:
+    except (DockerFailed, SlurmFailed, KubectlFailed) as error:
         raise InputError(f"{target}: {error}") from None
 
 
-# -- processes -------------------------------------------------------------------------------------------
+# -- devices of a run folder --------------------------------------------------------------------------------
 
 
-def _processes(run: Path, event: Kind, devices: list[str], seconds: float | None) -> None:
+Send = Callable[[signal.Signals], None]  # sends a signal to one device
+
+
+def _run_folder(run: Path, event: Kind, devices: list[str], seconds: float | None) -> None:
+    """An event for processes of this machine, or for array tasks of Slurm."""
     if event not in PROCESS_SIGNALS:
         allowed = ", ".join(PROCESS_SIGNALS)
         raise InputError(f"{event}: not to processes of a run; allowed: {allowed}, or containers")
+    find = _finder(run)
     if event is Kind.LEAVE:
-        gone = [device for device in devices if not _runs(run, device)]
-        _deliver_to_processes(run, leave_delivery.required(run, gone))
+        gone = [device for device in devices if _runs(find, device) is None]
+        _deliver(run, find, leave_delivery.required(run, gone))
         devices = [device for device in devices if device not in gone]
-    pids = {device: pid_of(run, device) for device in devices}
+    chosen = [find(device) for device in devices]
     if event not in NOT_LOGGED:
         churn_log.log_event(run, event, devices, **_duration(event, seconds))
-    for pid in pids.values():
-        os.kill(pid, PROCESS_SIGNALS[event])
+    for send in chosen:
+        send(PROCESS_SIGNALS[event])
     if seconds is not None:
         time.sleep(seconds)
-        for pid in pids.values():
-            os.kill(pid, signal.SIGCONT)
+        for send in chosen:
+            send(signal.SIGCONT)
 
 
-def _runs(run: Path, device: str) -> bool:
+def _finder(run: Path) -> Callable[[str], Send]:
+    """Finds a device of a run: it returns how to signal it, or raises InputError if it does not run."""
+    if slurm_tasks.exists(run):
+        return slurm_tasks.finder(run)
+    return lambda device: partial(os.kill, pid_of(run, device))
+
+
+def _runs(find: Callable[[str], Send], device: str) -> Send | None:
     try:
-        return bool(pid_of(run, device))
+        return find(device)
     except InputError:
-        return False
+        return None
 
 
-def _deliver_to_processes(run: Path, wishes: list[Record]) -> None:
+def _deliver(run: Path, find: Callable[[str], Send], wishes: list[Record]) -> None:
     """Deliver leaves that nobody has confirmed to all devices that run. Raises InputError if none runs."""
     if not wishes:
         return
-    pids = {d: pid_of(run, d) for d in _known(run) if _runs(run, d)}
-    if not pids:
+    found = {device: send for device in _known(run) if (send := _runs(find, device)) is not None}
+    if not found:
         raise InputError(f"{run}: no device runs that could hear of a leave")
-    leave_delivery.deliver(run, wishes, pids)
-    for pid in pids.values():
-        os.kill(pid, partition.SIGNAL)
+    leave_delivery.deliver(run, wishes, found)
+    for send in found.values():
+        send(partition.SIGNAL)
 
 
 def _known(run: Path) -> list[str]:
@@ -181,3 +203,38 @@ def _action(project: Project, event: Kind) -> Callable[[Container], None]:
         Kind.PARTITION: project.disconnect,
         Kind.HEAL: project.connect,
     }[event]
+
+
+# -- pods ------------------------------------------------------------------------------------------------
+
+
+def _pods(cluster: Devices, event: Kind, devices: list[str], seconds: float | None) -> None:
+    """An event for pods of a Job. A device of the Job has the number of its index as its id."""
+    if event in (Kind.PARTITION, Kind.HEAL):
+        raise InputError(f"{event}: not to pods; allowed: {', '.join(PROCESS_SIGNALS)}, join, return")
+    if event is Kind.JOIN:
+        cluster.join(devices)
+        return
+    pods = cluster.pods()
+    for device in devices:
+        if device not in pods:
+            raise InputError(f"{device}: not in {cluster.namespace}; allowed: {', '.join(sorted(pods))}")
+    for device in devices:
+        if event is Kind.RETURN:
+            cluster.bring_back(device, pods[device])
+        else:
+            cluster.churn(_pod_for(event, device, pods), event, device)
+    if seconds is not None:
+        time.sleep(seconds)
+        for device in devices:
+            cluster.churn(pods[device], Kind.RESUME, device)
+
+
+def _pod_for(event: Kind, device: str, pods: Mapping[str, Pod]) -> Pod:
+    """The pod in which the event happens: the device's own, or for a leave of one that has ended, another."""
+    if pods[device].runs:
+        return pods[device]
+    running = next((pod for pod in pods.values() if pod.runs), None)
+    if event is not Kind.LEAVE or running is None:
+        raise InputError(f"{device}: its pod {pods[device].name} is {pods[device].phase}; allowed: Running")
+    return running

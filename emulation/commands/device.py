@@ -6,13 +6,14 @@ devices by itself (docs/deploy.md).
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from emulation.commands import keys as keys_cli
 from emulation.testbed import endpoints, epoch, run_folder, start_gate
 from emulation.testbed.id_leases import Claim
 from peers.errors import InputError
-from peers.runtime import health, partition
+from peers.runtime import address_book, health, partition
 from transport.security.keys import DeviceIdentity
 
 if TYPE_CHECKING:
@@ -46,7 +47,14 @@ def _check_health(wanted: bool) -> None:
 
 def device(
     scenario: Annotated[Path, typer.Option(envvar="UNWEFT_SCENARIO", help="The scenario of all devices.")],
-    listen: Annotated[str, typer.Option(envvar="UNWEFT_LISTEN", help="Endpoint to bind, tcp://host:port.")],
+    listen: Annotated[
+        str,
+        typer.Option(
+            envvar="UNWEFT_LISTEN",
+            help="Endpoint to bind, tcp://host:port. Port 0: a free one; the devices then find each other in "
+            "--out, which all must share.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(envvar="UNWEFT_OUT", help="Folder for the device's files.")],
     id_: Annotated[
         str | None,
@@ -173,10 +181,12 @@ def device(
         from peers.runtime.spec import DeviceSpec
 
         if gates is not None:
+            importlib.import_module("peers.runtime.main")  # torch takes seconds: not after the wait
             start_gate.wait(gates, claim.id)
         # Resolve as late as possible: then the service's name has all devices that have started.
+        book = _address_book(listen, advertise, out)
         others = _resolve(named)
-        own_endpoint = advertise or endpoints.own(listen, others)
+        own_endpoint = advertise or endpoints.own(listen, [*others, *_listed(book)])
         spec = DeviceSpec(
             id=claim.id,
             config=_with_grace(loaded.device_config(), leave_grace_s),
@@ -191,6 +201,7 @@ def device(
             signing=signing,
             keys_folder=None if own_keys is None else str(keys),
             channel=wireless.channel(loaded, loaded.all_devices),
+            addresses=None if book is None else str(book),
             health=health_socket,
             wall_clock=wall_clock,
             life=next_life(out / "devices" / claim.id),
@@ -242,12 +253,20 @@ def _with_grace(config: DeviceConfig, leave_grace_s: float | None) -> DeviceConf
 
 
 def _check(listen: str, advertise: str | None, seeds: list[str]) -> None:
-    for option, endpoint in (
-        ("--listen", listen),
-        *([("--advertise", advertise)] if advertise else []),
-        *(("--seeds", seed) for seed in seeds),
-    ):
-        endpoints.split(option, endpoint)
+    for option, endpoint in (("--listen", listen), *([("--advertise", advertise)] if advertise else [])):
+        endpoints.split(option, endpoint, own=True)
+    for seed in seeds:
+        endpoints.split("--seeds", seed)
+
+
+def _address_book(listen: str, advertise: str | None, out: Path) -> Path | None:
+    """The folder in which devices with free ports find each other. None: this device has a given port."""
+    ports = [endpoints.split("--listen", endpoint, own=True)[1] for endpoint in (advertise or listen, listen)]
+    return address_book.folder_of(out) if 0 in ports else None
+
+
+def _listed(book: Path | None) -> Iterable[str]:
+    return [] if book is None else address_book.read(book).values()
 
 
 def _resolve(seeds: list[str]) -> list[str]:

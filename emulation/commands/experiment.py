@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,10 +17,9 @@ from emulation.launch import interrupts
 from peers.errors import InputError
 
 if TYPE_CHECKING:
-    from emulation.experiments.catalogue import Scale
+    from emulation.experiments.request import Request
 
 Work = Callable[[Console], object]
-PLAIN = ("forgetting", "wireless", "baselines", "sequence")  # experiments without --set and --publish
 EXAMPLE = "Example: unweft experiment ablation --scale compact --seeds 0-2 --jobs 2 --out ablation"
 
 
@@ -69,27 +69,19 @@ def experiment(
     """
     from emulation.experiments import catalogue, changes
     from emulation.experiments import seeds as of_seeds
+    from emulation.experiments.request import Request
     from emulation.launch.errors import RunFailed
 
     size, console = catalogue.find_scale(scale), Console()
     count = of_seeds.parse(seeds or str(size.seeds))
-    values = changes.parse(set_ or [])
-    if name in PLAIN and (values or publish):
-        raise InputError(f"--set, --publish: {name} has neither; allowed: the other experiments")
     folder = out or Path("experiments") / f"{name}-{scale}"
     for option, path in (("--out", folder), ("--publish", publish)):
         if path is not None and path.exists() and not path.is_dir():
             raise InputError(f"{option}: {path} is a file; allowed: a folder")
     try:
-        given = Options(size, arms, count, folder, jobs, values, publish)
-        if name == "forgetting":
-            work = _forgetting(given, seeds)
-        elif name in PLAIN:
-            work = _plain(name, given)
-        elif name == "allocation":
-            work = _allocation(given)
-        else:
-            work = _arms(name, given)
+        work = _checked(
+            name, Request(size, (), count, folder, jobs, changes.parse(set_ or []), publish), arms, seeds
+        )
         with _writing(folder):
             work(console)
     except RunFailed as error:
@@ -97,58 +89,23 @@ def experiment(
         raise typer.Exit(1) from None
 
 
-class Options(NamedTuple):
-    """The options of the command, checked."""
+def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
+    """The run of an experiment. Raises InputError for options that do not fit it."""
+    from emulation.experiments import allocation, catalogue, changes, forgetting, run, sequence, wireless
 
-    size: Scale
-    arms: str
-    seeds: tuple[int, ...]
-    folder: Path
-    jobs: int
-    values: Mapping[str, object]
-    publish: Path | None
-
-
-def _forgetting(given: Options, runs: str | None) -> Work:
-    from emulation.experiments import forgetting
-
-    count, chosen = forgetting.parse_runs(runs), forgetting.choose_arms(given.arms)
-    return partial(forgetting.run, forgetting.Request(given.size, chosen, count, given.folder, given.jobs))
-
-
-def _plain(name: str, given: Options) -> Work:
-    """An experiment without --set and --publish."""
-    from emulation.experiments import baselines, sequence, wireless
-    from emulation.experiments.request import Request
-
-    work: Callable[..., object]
-    if name == wireless.NAME:
-        chosen, work = wireless.choose_arms(given.arms, given.size), wireless.run
-    elif name == baselines.NAME:
-        chosen, work = baselines.choose_arms(given.arms), baselines.run
-    else:
-        chosen, work = sequence.choose_arms(given.arms), sequence.run
-    return partial(work, Request(given.size, chosen, given.seeds, given.folder, given.jobs))
-
-
-def _allocation(given: Options) -> Work:
-    from emulation.experiments import allocation
-
-    size, names, seeds, folder, jobs, values, publish = given
-    chosen = allocation.choose_arms(names)
-    asked = allocation.Request(size, chosen, seeds, folder, jobs, values, publish)
-    allocation.check(asked)
-    return partial(allocation.run, asked)
-
-
-def _arms(name: str, given: Options) -> Work:
-    from emulation.experiments import catalogue, changes, run
-
-    size, names, seeds, folder, jobs, values, publish = given
-    found = changes.changed(catalogue.find_experiment(name), values)
-    asked = run.Request(found, size, catalogue.choose_arms(found, names, size), seeds, folder, jobs, publish)
-    run.check(asked)
-    return partial(run.run, asked)
+    own = {module.NAME: module for module in (allocation, forgetting, sequence, wireless)}.get(name)
+    if own is None:
+        found = changes.changed(catalogue.find_experiment(name), request.changes)
+        chosen = catalogue.choose_arms(found, arms, request.scale)
+        request = replace(request, arms=chosen, scale=found.sized(request.scale))
+        run.check(found, request)
+        return partial(run.run, found, request)
+    chosen = wireless.choose_arms(arms, request.scale) if own is wireless else own.choose_arms(arms)
+    request = replace(request, arms=chosen)
+    if own is forgetting:
+        request = replace(request, seeds=forgetting.parse_runs(seeds))
+    own.check(request)
+    return partial(own.run, request)
 
 
 @contextmanager

@@ -8,11 +8,9 @@ and `fisher-only` equal `residual` without its share for waiting parts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,53 +18,50 @@ from rich.table import Table
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import publication, runner, tables
-from emulation.experiments import request as request_module
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import Scale, Setting
-from emulation.experiments.grid import Cell, set_all
+from emulation.experiments.grid import Cell
+from emulation.experiments.metrics import cell_key
+from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
-from emulation.scenario.loading import from_table
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from peers.radio_config import FIFO
 
 NAME = "allocation"
+SETTING = Setting("tight", "a tenth of the bytes")
 SHARE = 0.1  # of the bytes of a round that sends all blocks to all neighbours in fp16
 TARGET = 0.8  # mean accuracy of all devices on all facts
 ALLOCATORS = ("residual", "equal-share", "round-robin", "random", "gradient-only", "fisher-only")
 FIFOS = {FIFO: "fp16", "fifo-int8": "int8", "fifo-int4": "int4"}
 ARMS = {
     **{
-        n: Arm(n, f"first in, first out, in {c}", {"allocator": FIFO, "codec": c}, branches=False)
+        n: Arm(n, f"first in, first out, in {c}", {"radio.allocator": FIFO, "radio.codec": c}, None, False)
         for n, c in FIFOS.items()
     },
-    **{n: Arm(n, "chooses among fp16, int8 and int4", {"allocator": n}, branches=False) for n in ALLOCATORS},
+    **{n: Arm(n, "chooses among 16, 8 and 4 bits", {"radio.allocator": n}, None, False) for n in ALLOCATORS},
 }
 DEFAULT = (*FIFOS, *ALLOCATORS[:4])
 FIGURES = ("accuracy", "consensus", "rounds", "bytes", "sent_bytes", "fp16", "int8", "int4")
 
 
 class AllocationCell(Cell):
-    """One run. The arm changes keys of the section `radio`."""
+    """One run. All devices train together, and none leaves."""
+
+    @property
+    def devices(self) -> int:
+        return self.scale.devices
+
+    @property
+    def rounds(self) -> int:
+        return self.scale.learn + self.scale.correct
 
     def scenario(self) -> Scenario:
-        scale = self.scale
-        data: dict[str, Any] = {
-            "name": self.name.replace("/", "-"),
-            "seed": self.seed,
-            "clock": "virtual",
-            "devices": {"count": scale.devices},
-            "data": {"persons": scale.persons, "batch": scale.batch},
-            "adapter": {"max_devices": scale.max_devices},
-            "round": {"count": scale.learn + scale.correct},
-            "eval": {"every": scale.every},
-            "radio": {"budget_bytes": budget_bytes(scale), **self.arm.changes},
-        }
-        set_all(data, self.setting.changes)
-        return from_table(data, options=self.setting.changes)
+        radio = {"budget_bytes": budget_bytes(self.scale)}
+        return self.checked({**self.common(), "eval": {"every": self.scale.every}, "radio": radio})
 
 
 def budget_bytes(scale: Scale) -> int:
@@ -74,29 +69,20 @@ def budget_bytes(scale: Scale) -> int:
     return round(SHARE * scale.devices * (scale.devices - 1) * 73_728)
 
 
-@dataclass(frozen=True)
-class Request(request_module.Request):
-    """The options of the command."""
-
-    changes: Mapping[str, object] = field(default_factory=dict)  # key path -> value, for all arms
-    publish: Path | None = None
-
-
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas. An empty list means all arms that differ. Raises InputError."""
-    wanted = request_module.arm_names(names, ARMS)
+    wanted = arm_names(names, ARMS)
     return tuple(name for name in ARMS if name in wanted) or DEFAULT
 
 
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
-    if request.publish is not None:
-        publication.check_before(request.seeds)
+    request.check()
     check_against_model(_cells(request, request.seeds[:1])[0].scenario())
 
 
 def _cells(request: Request, seeds: Sequence[int]) -> list[AllocationCell]:
-    setting = Setting("tight", "a tenth of the bytes", request.changes)
+    setting = request.changed(SETTING)
     return [
         AllocationCell(setting, ARMS[name], seed, request.scale) for seed in seeds for name in request.arms
     ]
@@ -108,17 +94,12 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
         _cells(request, request.seeds), request.out, console, run_one or run_and_measure, request.jobs
     )
     summary = aggregate(rows)
+    console.print(f"{request.scale.name}, {publication.header(rows)}", highlight=False)
+    console.print(table(summary))
     tables.write_results(
         request.out, [{k: v for k, v in row.items() if k != "curve"} for row in rows], {"summary": summary}
     )
-    console.print(f"{request.scale.name}, {publication.header(rows)}", highlight=False)
-    console.print(table(summary))
-    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    request_module.say_smoke(request.scale, console)
-    if request.publish is not None:
-        name = f"{NAME}-{request.scale.name}"
-        copy = publication.publish(rows, request.out / "rows.csv", request.publish, name)
-        console.print(f"published: {copy}", highlight=False, soft_wrap=True)
+    request.finish(NAME, rows, "rows.csv, results.json", console)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
@@ -127,10 +108,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     one_process.load_shared(scenario)
     check_against_model(scenario)
     one_process.run(scenario, folder / "run", ("round",))
-    return {
-        **{"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None},
-        **measure(load(folder / "run")),
-    }
+    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
 
 
 def measure(run: RunRecords) -> Record:
@@ -194,7 +172,7 @@ def table(summary: Sequence[Record]) -> Table:
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
     for e in summary:
         bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
-        mb = [tables.number(_in_mb(e[name]), 1) for name in ("bytes", "sent_bytes")]
+        mb = [tables.mb(e[name]) for name in ("bytes", "sent_bytes")]
         cells_ = [tables.spread(e["accuracy"]), tables.spread(e["consensus"]), f"{e['reached']}/{e['seeds']}"]
         made.add_row(e["arm"], *cells_, tables.number(e["rounds"], 0), *mb, bits)
     made.caption = (
@@ -202,7 +180,3 @@ def table(summary: Sequence[Record]) -> Table:
         "rounds, MB: of a device until then; total MB: of a device; bits: % of the sent matrices"
     )
     return made
-
-
-def _in_mb(found: Record | None) -> Record | None:
-    return None if found is None else {"mean": found["mean"] / 1e6}

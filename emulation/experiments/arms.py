@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 N_MAX = "n_max"  # a value of `changes`: correction.steps_max of the setting
 UNIFORM, NONE, ORACLE, PAPER_LITERAL = "uniform", "none", "oracle", "paper-literal"
+NAIVE, NAIVE_REMOVE, EWC_LEAVE = "naive", "naive-remove", "ewc-leave"
+INFLUENCE, KD_UNLEARN, FEDERASER = "influence", "kd-unlearn", "federaser"
+UNLEARNERS = (NAIVE_REMOVE, INFLUENCE, KD_UNLEARN, FEDERASER)  # arms of `baselines` alone, by default
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Arm:
     changes: key path -> value, on top of the common scenario.
     event: the event of the leaver; None: the run has no leaver.
     branches: whether the run resumes the checkpoint of `BEFORE`.
-    derived: whether the measures come from the run of `uniform`, without a run of its own.
+    derived: the arm whose state right after the event gives the measures; empty: the arm has its own run.
+    repeats: every so many rounds of the training are repeated after the event (FedEraser); 0: none.
     oracle: the oracle with its number of local steps and its optimiser, against which recovery is judged.
     """
 
@@ -25,7 +29,8 @@ class Arm:
     changes: Mapping[str, object] = field(default_factory=dict)
     event: str | None = "leave"
     branches: bool = True
-    derived: bool = False
+    derived: str = ""
+    repeats: int = 0
     oracle: str = ORACLE
 
 
@@ -35,6 +40,7 @@ EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
 MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with early steps
 INTERFERENCE = {**FISHER, "correction.interference": True}
+PROJECTION = {**EARLY, "correction.projection": True}
 PAPER_FULL = {"correction.policy": "proportional-sync"}
 REHEARSED = {"train.rehearsal": 0.3}
 EWC = 10.0  # lambda, for the mean loss of a batch
@@ -70,17 +76,26 @@ ARMS: dict[str, Arm] = {
             {"correction.policy": "early-steps"},
         ),
         Arm("paper-full", "the paper's full: shares by priority with H_g, gamma constant", PAPER_FULL),
-        Arm(NONE, "deleted, then neither trained nor mixed", derived=True),
+        Arm(NONE, "deleted, then neither trained nor mixed", derived=UNIFORM),
+        Arm(NAIVE_REMOVE, "Naive Remove: the block stays, and nothing follows", derived=NAIVE),
         Arm(
-            "naive",
+            NAIVE,
             "Naive Fine-tune: the block stays and the others continue, without projection",
             event="retire",
         ),
         Arm(
-            "ewc-leave",
+            EWC_LEAVE,
             "the block stays; the others continue with elastic weight consolidation",
             {"correction.ewc": EWC},
             event="retire",
+        ),
+        Arm(INFLUENCE, "the block stays; all blocks take one Gauss-Newton step", event="retire"),
+        Arm(KD_UNLEARN, "the leaver trains its block towards the base model", event="retire"),
+        Arm(
+            FEDERASER,
+            "the training is repeated without the leaver, from stored moves",
+            branches=False,
+            repeats=2,
         ),
         Arm(
             PAPER_LITERAL,
@@ -90,6 +105,12 @@ ARMS: dict[str, Arm] = {
         ),
         _policy("max-steps", "n_max local steps for all groups", "oracle-max-steps"),
         Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY, oracle=MANY),
+        Arm(
+            "projection",
+            "FedOSD-like: early steps without their part that brings the leaver's output back",
+            PROJECTION,
+            oracle=MANY,
+        ),
         Arm("handover", "the survivors refit their blocks before they delete the leaver's block", REFIT),
         Arm("handover+early-steps", "both", {**REFIT, **EARLY}, oracle=MANY),
         Arm(
@@ -136,7 +157,7 @@ BEFORE = Arm(
 )
 ORACLES = tuple(name for name in ARMS if name == ORACLE or name.startswith(f"{ORACLE}-"))
 RECOVERY = (
-    *("max-steps", "early-steps", "handover", "handover+early-steps"),
+    *("max-steps", "early-steps", "projection", "handover", "handover+early-steps"),
     *("fisher", "handover+fisher", "interference", "handover+interference"),
     *("rehearsed", "rehearsed+handover", "rehearsed+fisher", "rehearsed+handover+fisher", "newest"),
 )

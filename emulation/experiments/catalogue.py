@@ -8,12 +8,19 @@ from dataclasses import dataclass, field, replace
 from emulation.experiments.arms import (
     ARMS,
     CONSTANT_ARMS,
+    EWC_LEAVE,
+    FEDERASER,
+    INFLUENCE,
+    KD_UNLEARN,
+    NAIVE,
+    NAIVE_REMOVE,
     NONE,
     ORACLE,
     ORACLES,
     RECOVERY,
     SINGLE_ACTIONS,
     UNIFORM,
+    UNLEARNERS,
 )
 from peers.errors import InputError
 
@@ -46,17 +53,30 @@ class Setting:
     joins: bool = False
 
 
+SMOKE = "smoke"
+SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """Each arm runs in each setting with each seed. Arms are compared with `oracle` and `uniform`."""
+    """Each arm runs in each setting with each seed. Arms are compared with `oracle` and `uniform`.
+
+    smoke: the arms of the scale smoke. compact: the rounds before the leave at the scale compact; None: the
+    scale's.
+    """
 
     name: str
     description: str
     settings: tuple[Setting, ...]
     arms: tuple[str, ...]
+    smoke: tuple[str, ...] = SMOKE_ARMS
+    compact: int | None = None
+
+    def sized(self, scale: Scale) -> Scale:
+        """The scale as this experiment uses it."""
+        return replace(scale, learn=self.compact) if self.compact and scale.name == "compact" else scale
 
 
-SMOKE = "smoke"
 SCALES = {
     scale.name: scale
     for scale in (
@@ -82,7 +102,6 @@ SCALES = {
         ),  # too short to learn anything: for a test of the software
     )
 }
-SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 
 # The setting of the paper (method 10). n in {1, 2}: `uniform` uses n_max in all groups. The learning rate of
 # the paper, 5e-4, is too small for this workload (method 4). That of the demo, 5e-3, is unstable at these
@@ -163,6 +182,8 @@ DEFAULT = Setting(
 
 PAPER_ARMS = ("paper-full", "proportional", "ls+prox", "local-steps", "retain-prox", "topology", "sync")
 CONTROLS = ("random", "lookahead")
+BASELINES = "baselines"
+OF_BASELINES = (UNIFORM, NAIVE_REMOVE, NAIVE, EWC_LEAVE, INFLUENCE, KD_UNLEARN, FEDERASER, ORACLE)
 EXPERIMENTS = {
     e.name: e
     for e in (
@@ -170,7 +191,7 @@ EXPERIMENTS = {
             "ablation",
             "The paper's Table III: every arm",
             (ABLATION,),
-            (*(a for a in ARMS if a not in (*RECOVERY, *ORACLES[1:])), "max-steps"),
+            (*(a for a in ARMS if a not in (*RECOVERY, *UNLEARNERS, *ORACLES[1:])), "max-steps"),
         ),
         Experiment(
             "paper",
@@ -191,6 +212,9 @@ EXPERIMENTS = {
             ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
         Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, *ORACLES)),
+        Experiment(
+            BASELINES, "The paper's baselines at a leave", (DEFAULT,), OF_BASELINES, OF_BASELINES, compact=60
+        ),
     )
 }
 
@@ -198,7 +222,7 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        others = ("allocation", "wireless", "forgetting", "baselines", "sequence")
+        others = ("allocation", "wireless", "forgetting", "sequence")
         known = ", ".join((*EXPERIMENTS, *others))
         raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]
@@ -212,12 +236,17 @@ def find_scale(name: str) -> Scale:
 
 
 def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, ...]:
-    """The arms of a list with commas, `uniform` and oracles. Raises InputError for an unknown arm."""
+    """The arms of a list with commas, `uniform`, oracles, and the arms from which others are derived.
+
+    Raises InputError for an unknown arm, and for one that unlearns where nobody leaves.
+    """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        return SMOKE_ARMS if scale.name == SMOKE else experiment.arms
+        return experiment.smoke if scale.name == SMOKE else experiment.arms
+    known = [n for n in ARMS if n not in UNLEARNERS or not any(s.joins for s in experiment.settings)]
     for name in wanted:
-        if name not in ARMS:
-            raise InputError(f"--arms: {name!r} is no arm; allowed: {', '.join(ARMS)}")
+        if name not in known:
+            raise InputError(f"--arms: {name!r} is no arm of {experiment.name}; allowed: {', '.join(known)}")
     oracles = {ARMS[name].oracle for name in wanted} if set(experiment.arms) >= set(ORACLES) else set()
-    return tuple(name for name in ARMS if name in {*wanted, *oracles, UNIFORM, ORACLE})
+    sources = {ARMS[name].derived for name in wanted}
+    return tuple(name for name in ARMS if name in {*wanted, *oracles, *sources, UNIFORM, ORACLE})

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,8 @@ from emulation.experiments.arms import Arm
 from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.grid import Cell
-from emulation.experiments.request import arm_names
+from emulation.experiments.metrics import cell_key
+from emulation.experiments.request import Request, arm_names
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
@@ -55,22 +55,14 @@ class ForgettingCell(Cell):
 
     def scenario(self) -> Scenario:
         """The scenario without its data, which `write_data` makes."""
-        scale = self.scale
-        data: dict[str, Any] = {
-            "name": self.name.replace("/", "-"),
-            "seed": self.seed,
-            "clock": "virtual",
-            "devices": {"count": scale.devices},
-            "data": {"persons": scale.persons, "batch": scale.batch},
-            "adapter": {"max_devices": scale.max_devices},
-            "round": {"count": self.last_event + 1 + scale.correct},
-            "correction": {"rounds": scale.correct},
-            "eval": {"every": scale.every},
-            "event": [
-                {"round": r, "kind": kind, "device": self.leaver} for r, kind in sorted(self.events.items())
-            ],
-        }
-        return Scenario.model_validate(data)
+        data = {**self.common(), "correction": {"rounds": self.scale.correct}}
+        data["eval"] = {"every": self.scale.every}
+        events = sorted(self.events.items())
+        return self.checked(data, [{"round": r, "kind": kind, "device": self.leaver} for r, kind in events])
+
+    @property
+    def rounds(self) -> int:
+        return self.last_event + 1 + self.scale.correct
 
     @property
     def events(self) -> dict[int, str]:
@@ -85,9 +77,9 @@ class ForgettingCell(Cell):
         return max(self.events)
 
 
-def pool(scale: Scale) -> list[Example]:
+def pool(scale: Scale, setting: Setting = SETTING) -> list[Example]:
     """Twice the facts of a device: those of two shards that no device has."""
-    config = ForgettingCell(SETTING, ARMS["leave"], 0, scale).scenario().device_config()
+    config = ForgettingCell(setting, ARMS["leave"], 0, scale).scenario().device_config()
     return [e for i in range(2) for e in _facts(config, f"d{scale.max_devices + i}")]
 
 
@@ -97,7 +89,7 @@ def _facts(config: DeviceConfig, device: str) -> list[Example]:
 
 def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], folder: Path) -> None:
     """Write the file of each device. All runs of an experiment have the same survivors' facts."""
-    first = ForgettingCell(SETTING, ARMS["leave"], 0, cell.scale).scenario().device_config()
+    first = ForgettingCell(cell.setting, ARMS["leave"], 0, cell.scale).scenario().device_config()
     files = {device: _facts(first, device) for device in cell.survivors}
     files[cell.leaver] = [fact for fact, own in zip(facts, had, strict=True) if own]
     folder.mkdir(parents=True)
@@ -106,46 +98,44 @@ def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], fol
         (folder / f"{device}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of the command. runs: for each arm."""
-
-    scale: Scale
-    arms: tuple[str, ...]
-    runs: int
-    out: Path
-    jobs: int = 1
-
-
 def choose_arms(names: str) -> tuple[str, ...]:
     """The arms of a list with commas; all for an empty list. Raises InputError."""
     wanted = arm_names(names, ARMS)
     return tuple(name for name in ARMS if name in wanted) or tuple(ARMS)
 
 
-def parse_runs(text: str | None) -> int:
-    """The number of shadow runs of `--seeds`. Raises InputError for too few runs, and for named seeds."""
+def parse_runs(text: str | None) -> tuple[int, ...]:
+    """The numbers of the shadow runs of `--seeds`. Raises InputError for too few, and for named seeds."""
     runs = str(DEFAULT_RUNS) if text is None else text
     if not runs.isdecimal() or int(runs) < FEWEST:
         raise InputError(f"--seeds: {text!r} shadow runs; allowed: a number, at least {FEWEST}")
-    return int(runs)
+    return tuple(range(int(runs)))
+
+
+def check(request: Request) -> None:
+    """Raises InputError, before anything starts, for a scenario that is not possible, and for --publish."""
+    if request.publish is not None:
+        raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
+    check_against_model(_cells(request)[0].scenario())
+
+
+def _cells(request: Request) -> list[ForgettingCell]:
+    setting = request.changed(SETTING)
+    return [
+        ForgettingCell(setting, ARMS[name], n, request.scale) for name in request.arms for n in request.seeds
+    ]
 
 
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
-    """Run the cells that OUT lacks, attack them, write OUT/rows.csv and OUT/results.json, print the table."""
-    facts = pool(request.scale)
-    had = assign(request.runs, len(facts), seed=0)
-    wanted = [
-        ForgettingCell(SETTING, ARMS[name], number, request.scale)
-        for name in request.arms
-        for number in range(request.runs)
-    ]
+    """Run the cells that OUT lacks, attack them, print the table, write OUT/rows.csv and OUT/results.json."""
+    facts = pool(request.scale, request.changed(SETTING))
+    had = assign(len(request.seeds), len(facts), seed=0)
     work = run_one or RunAndAttack(facts, had)
-    found = runner.run_cells(wanted, request.out, console, work, request.jobs)
+    found = runner.run_cells(_cells(request), request.out, console, work, request.jobs)
     summary = aggregate(found, had)
-    tables.write_results(request.out, summary, {"summary": summary})
     console.print(table(summary))
-    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
+    tables.write_results(request.out, summary, {"summary": summary})
+    request.finish(NAME, found, "rows.csv, results.json", console)
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,7 @@ class RunAndAttack:
         (out / KEPT_SNAPSHOTS).mkdir(parents=True)
         try:
             one_process.run(scenario, out, ())  # the attacker reads the snapshots itself
-            return {**_key(cell), **self._attack(cell, scenario, out, own)}
+            return {**cell_key(cell), "prefix_sha256": None, **self._attack(cell, scenario, out, own)}
         finally:
             for bulky in (KEPT_SNAPSHOTS, "adapters"):  # they may hold blocks that were forgotten
                 shutil.rmtree(out / bulky, ignore_errors=True)
@@ -181,10 +171,6 @@ class RunAndAttack:
         }
         mean.unlink()
         return {"losses": losses, "relearn": relearn}
-
-
-def _key(cell: Cell) -> Record:
-    return {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
 
 
 def snapshots(cell: Cell, kept: Path) -> dict[str, dict[str, Path]]:

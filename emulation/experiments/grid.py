@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +45,15 @@ class Cell:
         return self.scale.devices - ((self.arm.name in ORACLES) != self.setting.joins)
 
     @property
+    def repeated(self) -> int:
+        """Rounds of the training that are repeated after the event."""
+        return len(range(0, self.scale.learn, self.arm.repeats)) if self.arm.repeats else 0
+
+    @property
     def rounds(self) -> int:
         if self.arm == BEFORE:
             return self.scale.learn - self.scale.every
-        return self.event_round + 1 + self.scale.correct
+        return self.event_round + 1 + self.repeated + self.scale.correct
 
     @property
     def effort(self) -> int:
@@ -70,28 +75,39 @@ class Cell:
         """The devices whose facts the model has to know after the event."""
         return (*self.survivors, self.leaver) if self.setting.joins else self.survivors
 
+    @property
+    def slots(self) -> int:
+        return self.scale.max_devices
+
     def scenario(self) -> Scenario:
         """The scenario, with the virtual clock: branching arms are equal up to round E, to the last bit.
 
         The folder of the checkpoint is not set, since it depends on the folder of the experiment.
         """
         scale, arm = self.scale, self.arm
-        data: dict[str, Any] = {
+        correction = {"policy": UNIFORM, "rounds": self.repeated + scale.correct, "period": scale.period}
+        data = {**self.common(), "correction": correction, "eval": {"every": scale.every}}
+        event = {"round": self.event_round, "kind": "join" if self.setting.joins else arm.event}
+        return self.checked(data, [{**event, "device": self.leaver}] if arm.event else [])
+
+    def common(self) -> dict[str, Any]:
+        """The tables with which the scenarios of all experiments begin."""
+        return {
             "name": self.name.replace("/", "-").replace("+", "-"),
             "seed": self.seed,
             "clock": "virtual",
             "devices": {"count": self.devices},
-            "data": {"persons": scale.persons, "batch": scale.batch},
-            "adapter": {"max_devices": scale.max_devices},
+            "data": {"persons": self.scale.persons, "batch": self.scale.batch},
+            "adapter": {"max_devices": self.slots},
             "round": {"count": self.rounds},
-            "correction": {"policy": UNIFORM, "rounds": scale.correct, "period": scale.period},
-            "eval": {"every": scale.every},
         }
+
+    def checked(self, data: dict[str, Any], events: Sequence[Mapping[str, object]] = ()) -> Scenario:
+        """The scenario of `data` with the changes of the setting and of the arm. Raises InputError."""
         set_all(data, self.setting.changes)
-        set_all(data, arm.changes)
-        if arm.event:
-            kind = "join" if self.setting.joins else arm.event
-            data["event"] = [{"round": self.event_round, "kind": kind, "device": self.leaver}]
+        set_all(data, self.arm.changes)
+        if events:
+            data["event"] = list(events)
         return from_table(data, options=self.setting.changes)
 
 

@@ -68,12 +68,18 @@ def _curve(cell: Cell, run: RunRecords, start: int) -> list[Record]:
 
 
 def snapshots_by_k(cell: Cell, kept: Path, start: int) -> Iterator[tuple[int, list[Path]]]:
-    """k and the snapshots of all survivors: right after the deletion (k = 0), then the evaluated rounds.
+    """k and the snapshots of all survivors: right after the unlearning (k = 0), then the evaluated rounds.
 
-    Without a deletion (a kept block), k = 0 is the last round before the event. Rounds that lack the snapshot
-    of a survivor are left out.
+    A baseline that keeps the leaver's block may write snapshots after its own unlearning (unlearners.py).
+    With neither of them, k = 0 is the last round before the event. Rounds that lack the snapshot of a
+    survivor are left out.
     """
-    deleted = [path for d in cell.survivors for path in (kept / d).glob(f"*-deleted-{cell.leaver}.*")]
+    deleted = [
+        path
+        for device in cell.survivors
+        for how in ("deleted", "unlearned")
+        for path in (kept / device).glob(f"*-{how}-{cell.leaver}.*")
+    ]
     if len(deleted) == len(cell.survivors):
         yield 0, deleted
     by_round: dict[int, list[Path]] = {}

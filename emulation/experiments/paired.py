@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ARMS, NONE, ORACLE, ORACLES, UNIFORM
+from emulation.experiments.arms import ARMS, ORACLE, ORACLES, UNIFORM
 from emulation.experiments.statistics import norm_comm, recovery, relative_improvement, tow
 
 COSTS = ("bytes", "steps", "seconds", "cpu_s")
 AGAINST_ORACLE = ("forget", "retain", "test", "auc", "tpr")
 
 
-def paired_rows(measures: Sequence[Record], with_none: bool) -> list[Record]:
+def paired_rows(measures: Sequence[Record], arms: Collection[str] = ()) -> list[Record]:
     """The rows in the order of the measures. A measure without its `oracle` or `uniform` is left out.
 
-    with_none: whether to add the derived arm `none`.
+    arms: the arms of the experiment, of which some are derived from others.
     """
-    by_key = {
-        (m["setting"], m["seed"], m["arm"]): m
-        for m in [*measures, *(_derive_none(measures) if with_none else [])]
-    }
+    by_key = {(m["setting"], m["seed"], m["arm"]): m for m in with_derived(measures, arms)}
     found = []
     for (setting, seed, _), measured in by_key.items():
         oracle = by_key.get((setting, seed, ORACLE))
@@ -33,15 +30,20 @@ def paired_rows(measures: Sequence[Record], with_none: bool) -> list[Record]:
     return found
 
 
-def _derive_none(measures: Iterable[Record]) -> list[Record]:
-    return [without_correction(m) for m in measures if m["arm"] == UNIFORM]
+def with_derived(measures: Sequence[Record], arms: Collection[str]) -> list[Record]:
+    """The measures, and those of the derived ones among the arms."""
+    derived = [(name, ARMS[name].derived) for name in arms if name in ARMS and ARMS[name].derived]
+    return [
+        *measures,
+        *(without_correction(m, name) for name, source in derived for m in measures if m["arm"] == source),
+    ]
 
 
-def without_correction(uniform: Record) -> Record:
-    """The measures of the arm `none`: the scores right after the deletion at each k, without costs."""
-    start = uniform["curve"][0]
-    curve = [{**start, **dict.fromkeys(COSTS, 0), "k": point["k"]} for point in uniform["curve"]]
-    return {**uniform, "arm": NONE, "curve": curve, "worst_loss": None, "decisions": []}
+def without_correction(measured: Record, name: str) -> Record:
+    """The measures of an arm that stops right after the event of another one, without costs."""
+    start = measured["curve"][0]
+    curve = [{**start, **dict.fromkeys(COSTS, 0), "k": point["k"]} for point in measured["curve"]]
+    return {**measured, "arm": name, "curve": curve, "worst_loss": None, "decisions": []}
 
 
 def event_gaps(measured: Record, oracle: Record) -> list[tuple[int, float]]:

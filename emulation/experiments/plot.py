@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLE, ORACLES, UNIFORM
-from emulation.experiments.paired import event_gaps, without_correction
+from emulation.experiments.arms import ORACLE, ORACLES
+from emulation.experiments.paired import event_gaps
 from emulation.experiments.statistics import RECOVERED, interval
 from emulation.report.palette import colour, dashes
 from emulation.report.plots import png
@@ -23,26 +23,32 @@ Curve = list[tuple[int, float]]
 MARKERS = "os^Dv<>pPX"
 MARKED = 6  # markers on a line, at most; each arm begins them at another place
 ORACLE_INK = "black"
+WHOSE = ("survivors' facts", "the leaver's facts: lower is better")
+WHOSE_AFTER_A_JOIN = ("all facts", "the newcomer's facts: higher is better")
 LEGEND_SIZE, TITLE_SIZE = 7, 10
 
 
-def write_curves(measures: Sequence[Record], with_none: bool, path: Path) -> None:
-    """Write a PNG: means over seeds with their t intervals, one row of panels for each setting."""
-    measures = [*measures, *(without_correction(m) for m in measures if with_none and m["arm"] == UNIFORM)]
+def write_curves(measures: Sequence[Record], path: Path, joins: Collection[str] = ()) -> None:
+    """Write a PNG: means over seeds with their t intervals, one row of panels for each setting.
+
+    joins: the settings in which the last device joins.
+    """
     settings = list(dict.fromkeys(m["setting"] for m in measures))
     figure = Figure(figsize=(15, 4.0 * len(settings)), layout="constrained")
     rows = figure.subplots(len(settings), 3, squeeze=False)
     for row, setting in zip(rows, settings, strict=True):
         draw_setting(list(row), [m for m in measures if m["setting"] == setting])
         row[0].set_title(f"{setting}: loss above the oracle's", fontsize=TITLE_SIZE)
-        row[1].set_title("survivors' facts: higher is better", fontsize=TITLE_SIZE)
-        row[2].set_title("the leaver's facts: lower is better", fontsize=TITLE_SIZE)
+        known, last = WHOSE_AFTER_A_JOIN if setting in joins else WHOSE
+        row[1].set_title(f"{known}: higher is better", fontsize=TITLE_SIZE)
+        row[2].set_title(last, fontsize=TITLE_SIZE)
         row[2].legend(fontsize=LEGEND_SIZE, loc="center left", bbox_to_anchor=(1.0, 0.5))
     png(figure, path)
 
 
 def draw_setting(panels: Sequence[Axes], measures: Sequence[Record]) -> None:
-    """Draw the panels of one setting: event gap, accuracy on survivors' facts, accuracy on the leaver's."""
+    """Draw the panels of one setting: event gap, accuracy on the facts to know, accuracy on the facts of the
+    device of the event."""
     oracles = {m["seed"]: m for m in measures if m["arm"] == ORACLE}
     curves: list[Callable[[Record], Curve]] = [
         lambda m: event_gaps(m, oracles[m["seed"]]),
@@ -59,7 +65,7 @@ def draw_setting(panels: Sequence[Axes], measures: Sequence[Record]) -> None:
     panels[1].axhline(goal, color=ORACLE_INK, linewidth=0.8, label="95 % of the oracle's")
     panels[2].axhline(_at_end(oracles.values(), "forget"), color=ORACLE_INK, linewidth=0.8, label="oracle")
     for panel, label in zip(panels, ("nats per token", "accuracy", "accuracy"), strict=True):
-        panel.set_xlabel("rounds after the leave")
+        panel.set_xlabel("rounds after the event")
         panel.set_ylabel(f"{label} (mean over seeds, 95 % interval)")
         panel.grid(alpha=0.25)
     for panel in panels[1:]:

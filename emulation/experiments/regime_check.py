@@ -22,7 +22,7 @@ def regime_evidence(measures: Sequence[Record]) -> list[Record]:
     found = []
     for setting in dict.fromkeys(m["setting"] for m in measures):
         own = [m for m in measures if m["setting"] == setting]
-        firsts = [m["decisions"][0] for m in _diagnosed_arm(own)]
+        firsts = first_decisions(own)
         if not firsts:
             continue
         shares = [residual_shares(first["residuals"]) for first in firsts]
@@ -30,6 +30,11 @@ def regime_evidence(measures: Sequence[Record]) -> list[Record]:
         chosen = count_choices(d["reason"] for m in own if m["arm"] == DOMINANT for d in m["decisions"])
         found.append({"setting": setting, "shares": mean, "choices": chosen})
     return found
+
+
+def first_decisions(measures: Sequence[Record]) -> list[Record]:
+    """The first decision of each seed in one setting, from the runs of one arm. Empty without a diagnosis."""
+    return [m["decisions"][0] for m in _diagnosed_arm(measures)]
 
 
 def _diagnosed_arm(measures: Sequence[Record]) -> list[Record]:

@@ -1,26 +1,51 @@
-"""What the commands of all experiments share: options, names of arms, and the note of the scale smoke."""
+"""What all experiments share: the options of the command, names of arms, and the lines after the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from emulation.experiments.catalogue import SMOKE, Scale
+from emulation.analysis.records import Record
+from emulation.experiments import publication
+from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from peers.errors import InputError
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command."""
+    """The options of the command.
+
+    changes: key path -> value, for all arms. publish: folder for rows.csv of a published table.
+    """
 
     scale: Scale
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     out: Path
     jobs: int = 1
+    changes: Mapping[str, object] = field(default_factory=dict)
+    publish: Path | None = None
+
+    def changed(self, setting: Setting) -> Setting:
+        """The setting with the values of `--set`."""
+        return replace(setting, changes={**setting.changes, **self.changes})
+
+    def check(self) -> None:
+        """Raises InputError, before anything starts, for a publication that is not possible."""
+        if self.publish is not None:
+            publication.check_before(self.seeds)
+
+    def finish(self, name: str, measures: Sequence[Record], files: str, console: Console) -> None:
+        """Say which files were written, that the scale smoke has no meaning, and what was published."""
+        console.print(f"written: {self.out}/{files}", highlight=False, soft_wrap=True)
+        say_smoke(self.scale, console)
+        if self.publish is not None:
+            rows, name = self.out / "rows.csv", f"{name}-{self.scale.name}"
+            copy = publication.publish(measures, rows, self.publish, name)
+            console.print(f"published: {copy}", highlight=False, soft_wrap=True)
 
 
 def arm_names(names: str, known: Collection[str], experiment: str = "") -> list[str]:

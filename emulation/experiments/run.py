@@ -1,80 +1,124 @@
-"""Runs an experiment and writes its tables."""
+"""Runs an experiment of the catalogue and writes its tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from emulation.analysis.records import Record
-from emulation.experiments import constant_arms, diagnoses, grid, plot, publication, runner, tables
+from emulation.experiments import (
+    baselines,
+    constant_arms,
+    cost_plane,
+    diagnoses,
+    grid,
+    plot,
+    priorities,
+    publication,
+    re_emergence,
+    runner,
+    tables,
+)
 from emulation.experiments.aggregate import DOMINANT, aggregate, verdicts
-from emulation.experiments.arms import NONE
-from emulation.experiments.catalogue import Experiment, Scale
-from emulation.experiments.paired import paired_rows
+from emulation.experiments.catalogue import BASELINES, Experiment
+from emulation.experiments.paired import paired_rows, with_derived
 from emulation.experiments.regime_check import regime_evidence
-from emulation.experiments.request import say_smoke
+from emulation.experiments.request import Request
 from emulation.scenario.preflight import check_against_model
 
-
-@dataclass(frozen=True)
-class Request:
-    """The options of the command."""
-
-    experiment: Experiment
-    scale: Scale
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    jobs: int = 1
-    publish: Path | None = None  # folder for rows.csv of a published table
+FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 
 
-def check(request: Request) -> None:
+def check(experiment: Experiment, request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
-    if request.publish is not None:
-        publication.check_before(request.seeds)
-    for setting in request.experiment.settings:
-        scenarios = [c.scenario() for c in _cells(request, request.seeds[:1]) if c.setting == setting]
-        check_against_model(scenarios[0])
+    request.check()
+    for setting in experiment.settings:
+        cells = _cells(experiment, request, request.seeds[:1])
+        check_against_model(next(c.scenario() for c in cells if c.setting == setting))
 
 
-def _cells(request: Request, seeds: Iterable[int]) -> list[grid.Cell]:
-    return grid.cells(request.experiment, request.arms, request.scale, seeds)
+def _cells(experiment: Experiment, request: Request, seeds: Iterable[int]) -> list[grid.Cell]:
+    return grid.cells(experiment, request.arms, request.scale, seeds)
 
 
-def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
-    """Run the cells that OUT lacks, write OUT/rows.csv, results.json and curves.png, and print the tables."""
-    measures = runner.run_cells(_cells(request, request.seeds), request.out, console, run_one, request.jobs)
-    with_none = NONE in request.arms
-    rows = paired_rows(measures, with_none)
-    summary, conclusions, evidence = aggregate(rows), verdicts(rows), regime_evidence(measures)
-    against, by_round = constant_arms.against_constants(rows), diagnoses.shares_by_round(measures)
-    results = {"summary": summary, "verdicts": conclusions, "evidence": evidence}
-    results |= {"against_constants": against, "diagnoses": by_round}
-    tables.write_results(request.out, rows, results)
-    diagnoses.write_diagnoses(measures, request.out / "rounds.jsonl")
-    plot.write_curves(measures, with_none, request.out / "curves.png")
+def run(
+    experiment: Experiment, request: Request, console: Console, run_one: runner.RunCell | None = None
+) -> None:
+    """Run the cells that OUT lacks, print the tables, and write OUT/rows.csv, results.json and the plots."""
+    cells = _cells(experiment, request, request.seeds)
+    measures = runner.run_cells(cells, request.out, console, run_one, request.jobs)
+    found = Found.of(experiment, request, measures)
     console.print(f"{request.scale.name}, {publication.header(measures)}", highlight=False)
-    tables.print_tables(console, summary)
-    tables.print_conclusions(console, evidence, conclusions)
-    console.print(constant_arms.best_of_each(summary, evidence))
-    for found, table in (
-        (by_round, diagnoses.diagnoses_table(by_round, DOMINANT)),
-        (against, constant_arms.constants_table(against)),
-    ):
-        if found:
-            console.print(table)
-    files = "rows.csv, results.json, rounds.jsonl, curves.png"
-    console.print(f"written: {request.out}/{files}", highlight=False, soft_wrap=True)
-    _finish(request, measures, console)
+    found.show(console)
+    found.write(request, measures)
+    request.finish(experiment.name, measures, FILES, console)
 
 
-def _finish(request: Request, measures: Sequence[Record], console: Console) -> None:
-    say_smoke(request.scale, console)
-    if request.publish is not None:
-        name = f"{request.experiment.name}-{request.scale.name}"
-        copy = publication.publish(measures, request.out / "rows.csv", request.publish, name)
-        console.print(f"published: {copy}", highlight=False, soft_wrap=True)
+class Found(NamedTuple):
+    """The results of an experiment, each as rows of results.json. kept: empty but for `baselines`.
+
+    joins: the settings in which the last device joins.
+    """
+
+    rows: list[Record]
+    summary: list[Record]
+    verdicts: list[Record]
+    evidence: list[Record]
+    against: list[Record]
+    by_round: list[Record]
+    kept: list[Record]
+    priorities: list[Record]
+    re_emergence: list[Record]
+    joins: tuple[str, ...]
+
+    @classmethod
+    def of(cls, experiment: Experiment, request: Request, measures: Sequence[Record]) -> Found:
+        rows, kept = paired_rows(measures, request.arms), list[Record]()
+        joins = tuple(setting.name for setting in experiment.settings if setting.joins)
+        if experiment.name == BASELINES:
+            rows = baselines.with_storage(rows, measures)
+            kept = baselines.storage(rows)
+        return cls(
+            rows,
+            aggregate(rows),
+            verdicts(rows),
+            regime_evidence(measures),
+            constant_arms.against_constants(rows),
+            diagnoses.shares_by_round(measures),
+            kept,
+            priorities.priorities(measures),
+            re_emergence.re_emergence([m for m in measures if m["setting"] not in joins]),
+            joins,
+        )
+
+    def show(self, console: Console) -> None:
+        """Print the tables."""
+        if self.kept:
+            baselines.print_baselines(console, self.summary, self.kept)
+        tables.print_tables(console, self.summary, self.joins)
+        for setting in dict.fromkeys(one["setting"] for one in self.re_emergence):
+            console.print(re_emergence.re_emergence_table(self.re_emergence, setting))
+        for setting in dict.fromkeys(one["setting"] for one in self.priorities):
+            console.print(priorities.priorities_table(self.priorities, setting))
+        tables.print_conclusions(console, self.evidence, self.verdicts)
+        console.print(constant_arms.best_of_each(self.summary, self.evidence))
+        for found, table in (
+            (self.by_round, diagnoses.diagnoses_table(self.by_round, DOMINANT)),
+            (self.against, constant_arms.constants_table(self.against)),
+        ):
+            if found:
+                console.print(table)
+
+    def write(self, request: Request, measures: Sequence[Record]) -> None:
+        """Write the files of FILES."""
+        results = {"summary": self.summary, "verdicts": self.verdicts, "evidence": self.evidence}
+        results |= {"against_constants": self.against, "diagnoses": self.by_round}
+        results |= {"priorities": self.priorities, "re_emergence": self.re_emergence}
+        results |= {"kept": self.kept} if self.kept else {}
+        tables.write_results(request.out, self.rows, results)
+        diagnoses.write_diagnoses(measures, request.out / "rounds.jsonl")
+        everything = with_derived(measures, request.arms)
+        plot.write_curves(everything, request.out / "curves.png", self.joins)
+        cost_plane.write_plane(self.rows, everything, request.out / "plane.png")

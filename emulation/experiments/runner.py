@@ -19,6 +19,7 @@ from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key, measure_run
 from emulation.experiments.parallel import chains, run_chains
 from emulation.experiments.publication import origin
+from emulation.experiments.unlearners import unlearner_of
 from emulation.launch import one_process
 from emulation.launch.errors import RunFailed
 from emulation.scenario.loading import dump
@@ -132,9 +133,11 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     check_against_model(scenario)
     (run / KEPT_SNAPSHOTS).mkdir(parents=True)
     try:
-        one_process.run(scenario, run, EVALUATED)
+        unlearner = unlearner_of(cell, run)
+        one_process.run(scenario, run, EVALUATED, None if unlearner is None else unlearner.make_learner)
         if cell.arm != BEFORE:
-            return measure_run(cell, run)
+            measures = measure_run(cell, run)
+            return measures if unlearner is None else unlearner.with_costs(measures)
         _check_checkpoints(cell, run)
         return cell_key(cell)
     finally:

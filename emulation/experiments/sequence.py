@@ -6,23 +6,24 @@ scales keep the shape. The correction of the first leave is still under way when
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from coordinator_free.identifiers import BlockKey
 from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords, load
-from emulation.experiments import plot, runner, tables
+from emulation.experiments import plot, publication, runner, tables
 from emulation.experiments.aggregate import to_record
-from emulation.experiments.arms import ARMS, UNIFORM
+from emulation.experiments.arms import ARMS, UNIFORM, UNLEARNERS
 from emulation.experiments.catalogue import DEFAULT, SMOKE
-from emulation.experiments.grid import Cell, set_all
-from emulation.experiments.request import Request, arm_names, say_smoke
+from emulation.experiments.grid import Cell
+from emulation.experiments.metrics import cell_key
+from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
 from emulation.launch import one_process
 from emulation.report.plots import png
@@ -34,11 +35,12 @@ NAME = "sequence"
 DEVICES = 8  # d0 … d7
 EVENTS = ((0.2, "leave", "d0"), (0.3, "join", "d8"), (0.5, "leave", "d1"), (0.7, "join", "d9"))
 CORRECTION = 0.12  # of all rounds: longer than the time between the first two events
-POINTS = 50  # evaluated rounds of a run
-ROUNDS = {"full": 1000, "medium": 200, "compact": 100, "small": 60, SMOKE: 20}
-CHOICES = tuple(name for name, arm in ARMS.items() if arm.event is not None and not arm.derived)
+ROUNDS = {"full": 1000, "medium": 200, "compact": 60, "small": 60, SMOKE: 20}
+EVERY = {"full": 20, "medium": 4, "compact": 3, "small": 3, SMOKE: 1}  # rounds between two evaluations
+CHOICES = tuple(n for n, arm in ARMS.items() if arm.event and not arm.derived and n not in UNLEARNERS)
 USUAL = (UNIFORM, "dominant", "proportional", "naive")
-FIGURES = ("retain", "forget", "loss", "ri_mean", "ri_end", "bytes")
+COSTS = ("sent_bytes", "steps", "cpu_s", "kept")
+FIGURES = ("retain", "forget", "test", "loss", "ri_mean", "ri_end", *COSTS)
 PANELS = (
     ("loss", "loss on the data of the present devices"),
     ("retain", "accuracy on these data"),
@@ -57,26 +59,24 @@ class SequenceCell(Cell):
     def rounds(self) -> int:
         return ROUNDS[self.scale.name]
 
+    @property
+    def devices(self) -> int:
+        return DEVICES
+
+    @property
+    def slots(self) -> int:
+        return DEVICES + sum(kind == "join" for _, kind, _ in EVENTS)
+
     def scenario(self) -> Scenario:
-        scale, rounds = self.scale, self.rounds
-        data: dict[str, Any] = {
-            "name": self.name.replace("/", "-").replace("+", "-"),
-            "seed": self.seed,
-            "clock": "virtual",
-            "devices": {"count": DEVICES},
-            "data": {"persons": scale.persons, "batch": scale.batch},
-            "adapter": {"max_devices": DEVICES + 2},
-            "round": {"count": rounds},
-            "correction": {"rounds": round(CORRECTION * rounds), "period": scale.period},
-            "eval": {"every": max(1, rounds // POINTS)},
-        }
-        set_all(data, self.setting.changes)
-        set_all(data, self.arm.changes)
-        data["event"] = [
+        rounds = self.rounds
+        data = self.common()
+        data["correction"] = {"rounds": round(CORRECTION * rounds), "period": self.scale.period}
+        data["eval"] = {"every": EVERY[self.scale.name]}
+        events = [
             {"round": round(share * rounds), "kind": self._kind(kind), "device": device}
             for share, kind, device in EVENTS
         ]
-        return Scenario.model_validate(data)
+        return self.checked(data, events)
 
     def _kind(self, kind: str) -> str:
         """A leave becomes the event of the arm: `naive` retires."""
@@ -89,43 +89,67 @@ def choose_arms(names: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((UNIFORM, *(wanted or USUAL))))
 
 
+def check(request: Request) -> None:
+    """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
+    request.check()
+    check_against_model(_cells(request, request.seeds[:1])[0].scenario())
+
+
+def _cells(request: Request, seeds: Sequence[int]) -> list[SequenceCell]:
+    setting = request.changed(DEFAULT)
+    return [SequenceCell(setting, ARMS[name], seed, request.scale) for seed in seeds for name in request.arms]
+
+
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
-    """Run the cells that OUT lacks, write OUT/rows.csv, results.json and curves.png, and print the table."""
-    wanted = [
-        SequenceCell(DEFAULT, ARMS[name], seed, request.scale)
-        for seed in request.seeds
-        for name in request.arms
-    ]
-    measured = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
+    """Run the cells that OUT lacks, print the table, and write OUT/rows.csv, results.json and curves.png."""
+    cells = _cells(request, request.seeds)
+    measured = runner.run_cells(cells, request.out, console, run_one or run_and_measure, request.jobs)
     rows = with_ri(measured)
     summary = aggregate(measured, rows)
+    console.print(f"{request.scale.name}, {publication.header(measured)}", highlight=False)
+    console.print(table(summary, ROUNDS[request.scale.name]))
     tables.write_results(request.out, rows, {"summary": summary})
     write_curves(rows, request.out / "curves.png")
-    console.print(table(summary, ROUNDS[request.scale.name]))
-    files = "rows.csv, results.json, curves.png"
-    console.print(f"written: {request.out}/{files}", highlight=False, soft_wrap=True)
-    say_smoke(request.scale, console)
+    request.finish(NAME, measured, "rows.csv, results.json, curves.png", console)
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario of a cell and measure the run."""
     scenario = cell.scenario()
+    one_process.load_shared(scenario)
     check_against_model(scenario)
-    one_process.run(scenario, folder / "run", ("round",))
-    key = {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
-    return {**key, **measure(load(folder / "run"))}
+    one_process.run(scenario, folder / "run", ("round", "end"))
+    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
 
 
 def measure(run: RunRecords) -> Record:
-    """curve: by evaluated round. sent_bytes: of all devices. Raises InputError without evaluations."""
+    """curve: by evaluated round. test: accuracy on the other wording, at the end.
+
+    sent_bytes, steps, cpu_s: of all devices. kept: the largest number of blocks of those that left on a
+    device, in its last round. Raises InputError without evaluations.
+    """
     by_round: dict[int, list[Record]] = {}
     for line in run.tagged("round"):
         by_round.setdefault(int(line["round"]), []).append(line)
     if not by_round:
         raise InputError(f"{run.folder}: lacks evaluations; allowed: a run that finished")
     left = {str(e.device): e.round for e in run.scenario.events if e.kind in ("leave", "retire")}
-    sent = sum(n for lines in run.metrics.values() for n in sent_by_round(lines).values())
-    return {"curve": [_point(r, lines, left) for r, lines in sorted(by_round.items())], "sent_bytes": sent}
+    present = [lines for device, lines in run.metrics.items() if lines and device not in left]
+    held = ([BlockKey.parse(name).device for name in lines[-1]["norms"]] for lines in present)
+    return {
+        "curve": [_point(r, lines, left) for r, lines in sorted(by_round.items())],
+        "test": _test(run, left),
+        "sent_bytes": sum(n for lines in run.metrics.values() for n in sent_by_round(lines).values()),
+        **{n: sum(line[n] for lines in run.metrics.values() for line in lines) for n in ("steps", "cpu_s")},
+        "kept": max((sum(device in left for device in devices) for devices in held), default=0),
+    }
+
+
+def _test(run: RunRecords, left: Collection[str]) -> float | None:
+    """The mean accuracy of the present devices on the other wording of their data; None if there is none."""
+    lines = [line["other_wording"] for line in run.tagged("end") if line["device"] not in left]
+    known = [value for line in lines for shard, value in line.items() if shard not in left]
+    return fmean(known) if known else None
 
 
 def _point(round_: int, lines: Sequence[Record], left: Mapping[str, int]) -> Record:
@@ -162,33 +186,35 @@ def aggregate(measured: Sequence[Record], rows: Sequence[Record]) -> list[Record
     """
     found = []
     for arm in dict.fromkeys(m["arm"] for m in measured):
-        runs = [m for m in measured if m["arm"] == arm]
-        values: dict[str, list[float]] = {name: [] for name in FIGURES}
-        for one in runs:
-            own = [row for row in rows if row["arm"] == arm and row["seed"] == one["seed"]]
-            after = [row["ri"] for row in own if row["forget"] is not None and row["ri"] is not None]
-            last = {**own[-1], "ri_end": own[-1]["ri"], "bytes": one["sent_bytes"]}
-            last["ri_mean"] = fmean(after) if after else None
-            for name in FIGURES:
-                values[name] += [last[name]] if last[name] is not None else []
-        means = {name: to_record(interval(numbers)) for name, numbers in values.items()}
-        found.append({"arm": arm, "seeds": len(runs), **means})
+        ends = [_end(one, rows) for one in measured if one["arm"] == arm]
+        means = {n: to_record(interval([end[n] for end in ends if end[n] is not None])) for n in FIGURES}
+        found.append({"arm": arm, "seeds": len(ends), **means})
     return found
+
+
+def _end(one: Record, rows: Sequence[Record]) -> Record:
+    """The figures of one run."""
+    own = [row for row in rows if (row["arm"], row["seed"]) == (one["arm"], one["seed"])]
+    after = [row["ri"] for row in own if row["forget"] is not None and row["ri"] is not None]
+    ri = {"ri_end": own[-1]["ri"], "ri_mean": fmean(after) if after else None}
+    return {**own[-1], **ri, **{name: one[name] for name in ("test", *COSTS)}}
 
 
 def table(summary: Sequence[Record], rounds: int) -> Table:
     """One row for each arm."""
     made = tables.table(f"leave d0, join d8, leave d1, join d9 in {rounds} rounds")
-    for head in ("arm", "retain", "forget", "loss", "RI % (mean)", "RI % (end)", "MB"):
-        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
+    heads = ("arm", "retain", "forget", "test", "loss", "RI %\n(mean)", "RI %\n(end)")
+    for head in (*heads, "steps", "CPU s", "MB", "kept"):
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in summary:
-        spreads = [tables.spread(e[name]) for name in FIGURES[:3]]
-        sent = None if e["bytes"] is None else {"mean": e["bytes"]["mean"] / 1e6}
+        spreads = [tables.spread(e[name]) for name in ("retain", "forget", "test", "loss")]
         ri = [tables.number(e[name], 1) for name in ("ri_mean", "ri_end")]
-        made.add_row(e["arm"], *spreads, *ri, tables.number(sent, 1))
+        costs = [tables.number(e["steps"], 0), tables.number(e["cpu_s"], 1)]
+        made.add_row(e["arm"], *spreads, *ri, *costs, tables.mb(e["sent_bytes"]), tables.number(e["kept"], 0))
     made.caption = (
-        "retain, loss: on the data of the present devices at the end; forget: accuracy on the data of d0 and "
-        "d1 at the end; RI (mean): over the rounds after the first event; MB: of all devices"
+        "retain, test (the other wording), loss: on the data of the present devices at the end; forget: "
+        "accuracy on the data of d0 and d1 at the end; RI (mean): over the rounds after the first event; "
+        "steps, CPU s, MB: of all devices; kept: blocks of those that left, on a device"
     )
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -29,11 +29,12 @@ def write_results(out: Path, rows: Sequence[Record], results: Mapping[str, Seque
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
 
 
-def print_tables(console: Console, summary: Sequence[Record]) -> None:
-    """Print four tables for each setting."""
+def print_tables(console: Console, summary: Sequence[Record], joins: Collection[str] = ()) -> None:
+    """Print four tables for each setting. joins: the settings in which the last device joins."""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         entries = [entry for entry in summary if entry["setting"] == setting]
-        for make in (correction_table, costs_table, recovery_table, forgetting_table):
+        last = newcomer_table if setting in joins else forgetting_table
+        for make in (correction_table, costs_table, recovery_table, last):
             console.print(make(setting, entries))
 
 
@@ -69,7 +70,7 @@ def costs_table(setting: str, entries: Sequence[Record]) -> Table:
     made = _columns(f"{setting}: costs", "arm", "rounds", "steps", "CPU s", "MB", "NormComm")
     for e in entries:
         times = [number(e["k"], 0), number(e["steps"], 0), number(e["cpu_s"], 1)]
-        made.add_row(e["arm"], *times, _mb(e["bytes"]), number(e["norm_comm"], 2))
+        made.add_row(e["arm"], *times, mb(e["bytes"]), number(e["norm_comm"], 2))
     made.caption = "from the event to K; steps: of one survivor; CPU s, MB: of all survivors"
     return made
 
@@ -82,7 +83,7 @@ def recovery_table(setting: str, entries: Sequence[Record]) -> Table:
         until = [number(e[f"recovery_{name}"], d) for name, d in (("rounds", 1), ("steps", 0), ("cpu_s", 1))]
         shares = [_percent(e[f"recovery_share_{name}"]) for name in ("rounds", "steps")]
         made.add_row(
-            e["arm"], f"{e['recovered']}/{len(e['seeds'])}", *until, _mb(e["recovery_bytes"]), *shares
+            e["arm"], f"{e['recovered']}/{len(e['seeds'])}", *until, mb(e["recovery_bytes"]), *shares
         )
     made.caption = (
         "seeds that reached 95 % of the retain accuracy of the oracle with the same steps and optimiser, "
@@ -109,6 +110,21 @@ def forgetting_table(setting: str, entries: Sequence[Record]) -> Table:
     return made
 
 
+def newcomer_table(setting: str, entries: Sequence[Record]) -> Table:
+    """The facts of a device that joined. `forget` is the accuracy on them."""
+    heads = ("arm", "newcomer", "− oracle", "− oracle\nat k = 0", "all", "test")
+    made = _columns(f"{setting}: the newcomer's facts", *heads)
+    for e in entries:
+        at_join = None if e["arm"] in ORACLES else e["d_forget_0"]
+        known = [spread(e["forget"]), spread(e["d_forget"]), number(at_join, 2)]
+        made.add_row(e["arm"], *known, spread(e["retain"]), number(e["test"], 2))
+    made.caption = (
+        "newcomer: accuracy on its facts at K; oracle: it had the newcomer from the start; all: on the facts "
+        "of all devices; test: these in the other wording"
+    )
+    return made
+
+
 def _columns(title: str, *heads: str) -> Table:
     made = table(title)
     for head in heads:
@@ -116,7 +132,8 @@ def _columns(title: str, *heads: str) -> Table:
     return made
 
 
-def _mb(found: Record | None) -> str:
+def mb(found: Record | None) -> str:
+    """Bytes in MB."""
     return DASH if found is None else f"{found['mean'] / 1e6:.1f}"
 
 

@@ -1,125 +1,278 @@
-"""The ways to unlearn a leaver in a network of devices, each as one function."""
+"""The baselines that need more than keys of a scenario: a run's learners, watched at the leave of a device.
+
+A baseline needs what no device of a run may have: the leaver's gradient, its steps of distillation, or a
+history of moves. All devices are in one process (one_process.py), so the learners are at hand. Survivors
+unlearn before their first local steps after the leave. Each moves its own copies of the blocks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from emulation.experiments.network import Moves, Network
+from coordinator_free.correction.policy_interface import Settings
+from coordinator_free.identifiers import BlockKey
+from emulation.analysis.records import Record
+from emulation.experiments.arms import EWC_LEAVE, FEDERASER, INFLUENCE, KD_UNLEARN
+from emulation.experiments.grid import Cell
+from peers.config import DeviceConfig
 from peers.learning.backward_pass import passes
-from peers.models.loader import load_model
-from peers.tasks import predictions
-from peers.unlearning.federaser import History, calibrated
+from peers.learning.learner import Learner
+from peers.learning.local_steps import TrainResult
+from peers.models.loader import LoadedModel, load_model
+from peers.runtime.main import build_learner
+from peers.runtime.spec import DeviceSpec
+from peers.tasks import Batch, predictions
+from peers.unlearning.federaser import History, Moves, calibrated
 from peers.unlearning.influence import clipped, influence_move, kronecker_factors
 from peers.unlearning.kd_unlearn import distillation_loss
+from transport.wire.codec_names import payload_bytes
 
-CALIBRATION = 0.5  # of the local steps in a round of calibration: Liu et al. (2021) take half
+CALIBRATION = 0.5  # of the local steps in a repeated round: Liu et al. (2021) take half
 KD_STEPS = 40
 
 
-@dataclass
-class Leave:
-    """A network at the leave of a device. stored_bytes: kept by one device until then, beside the blocks."""
+class Unlearner:
+    """A baseline in one run. It sees the learners of all devices, and counts the costs of the unlearning.
 
-    network: Network
-    leaver: str
-    survivors: tuple[str, ...]
-    histories: Mapping[str, History]
-    stored_bytes: int = 0
+    This class does nothing at the leave. learners: by device. folder: of the run. sent_bytes: payloads of the
+    unlearning, of all devices. leaver_steps: local steps of the leaver for it.
+    """
 
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        self.leaver, self.survivors, self.event_round = cell.leaver, cell.survivors, cell.event_round
+        self.folder = folder
+        self.learners: dict[str, WatchedLearner] = {}
+        self.sent_bytes = self.leaver_steps = 0
 
-Unlearn = Callable[[Leave], None]
+    def make_learner(self, spec: DeviceSpec) -> Learner:
+        """The learner of a device of the run (`one_process.run`)."""
+        return build_learner(spec, partial(WatchedLearner, self))
 
+    @property
+    def stored_bytes(self) -> int:
+        """What one device keeps for the baseline alone, at most."""
+        return 0
 
-def delete(leave: Leave) -> None:
-    """The block is dropped. Nothing was stored, and nothing is sent."""
-    leave.network.delete(leave.leaver, leave.survivors)
+    def unlearn(self, learner: WatchedLearner, round: int) -> None:
+        """Called for each survivor before its first local steps after the leave."""
 
+    def steps(self, learner: WatchedLearner, round: int, steps: int) -> int:
+        """The number of local steps of a round, where the protocol wants `steps`."""
+        return steps
 
-def keep(leave: Leave) -> None:
-    """The leaver goes, and its block stays."""
+    def moved(self, learner: WatchedLearner, round: int, move: Moves) -> Moves:
+        """The move of the own block that counts, where the local steps made `move`."""
+        return move
 
-
-def influence(leave: Leave) -> None:
-    """All blocks move by an influence step. The leaver has sent its gradient to every survivor."""
-    network = leave.network
-    gradients = _gradients(network, leave.leaver)
-    network.sent_bytes += len(leave.survivors) * len(network.keys) * network.block_bytes()
-    share = len(network.data[leave.leaver]) / sum(map(len, network.data.values()))
-    for survivor in leave.survivors:
-        # The first survivor also moves the block of the leaver.
-        owners = [survivor, leave.leaver] if survivor == leave.survivors[0] else [survivor]
-        for owner in owners:
-            move = _influence(network, survivor, owner, gradients[owner], share)
-            network.add(owner, move, leave.survivors)
-            network.sent_bytes += (len(leave.survivors) - 1) * network.block_bytes()
-
-
-def _gradients(network: Network, leaver: str) -> dict[str, Moves]:
-    """The gradient of the leaver's mean loss w.r.t. every block, by owner and group."""
-    learner = network.learners[leaver]
-    layout = learner.layout
-    found = {owner: layout.zeros() for owner in network.keys}
-    for name, (x, d) in passes(learner.model, layout, network.data[leaver]).items():
-        group = layout.by_name[name].group
-        for owner, key in network.keys.items():
-            z = x.float() @ learner.block(key).bases[name]
-            share = network.config.adapter.scale * torch.einsum("ntk,ntr->kr", d, z)
-            found[owner][group][layout.slices(group)[name]] = share
-    return found
+    def with_costs(self, measures: Record) -> Record:
+        """The measures of the run with the costs of the unlearning."""
+        curve = [{**point, "bytes": point["bytes"] + self.sent_bytes} for point in measures["curve"]]
+        costs = {"stored_bytes": self.stored_bytes, "leaver_steps": self.leaver_steps}
+        return {**measures, **costs, "curve": curve}
 
 
-def _influence(network: Network, survivor: str, owner: str, gradient: Moves, share: float) -> Moves:
-    """The step of one block, with the curvature on a survivor's data. A module moves by its norm at most."""
-    learner, data, key = network.learners[survivor], network.data[survivor], network.keys[owner]
-    layout, block, scale = learner.layout, learner.block(key), network.config.adapter.scale
-    found = layout.zeros()
-    for name, (x, d) in passes(learner.model, layout, data).items():
-        group = layout.by_name[name].group
-        rows = layout.slices(group)[name]
-        counted = data.counted(x.shape[1])
-        left, right = kronecker_factors(x, d, counted, block.bases[name], scale)
-        move = influence_move(gradient[group][rows], left, right, share)
-        found[group][rows] = clipped(move, float(learner.read(key, group)[rows].norm()))
-    return found
+class WatchedLearner(Learner):
+    """A learner whose rounds an unlearner sees. data: the device's own examples."""
+
+    def __init__(
+        self, unlearner: Unlearner, loaded: LoadedModel, config: DeviceConfig, data: Batch, device: str
+    ) -> None:
+        super().__init__(loaded, config, data, device)
+        self.config, self.data, self.device = config, data, device
+        self._unlearner, self._waits = unlearner, True
+        unlearner.learners[device] = self
+
+    def train(
+        self,
+        round: int,
+        steps: int,
+        rehearse: bool,
+        settings: Settings | None = None,
+        fisher: bool = False,
+    ) -> TrainResult:
+        """As `Learner.train`. A correction (no rehearsal) after the leave begins with the unlearning."""
+        unlearner = self._unlearner
+        if self._waits and not rehearse and round > unlearner.event_round:
+            self._waits = False
+            unlearner.unlearn(self, round)
+        before, own = self.own_values(), self.own
+        result = super().train(round, unlearner.steps(self, round, steps), rehearse, settings, fisher)
+        made = {group: after - before[group] for group, after in self.own_values().items()}
+        wanted = unlearner.moved(self, round, made)
+        if wanted is not made and own is not None:
+            for group, move in wanted.items():
+                self._blocks.set(own, group, before[group] + move)  # files show the state before the steps
+        return result
+
+    def own_values(self) -> Moves:
+        """A copy of the own block, [rows_g, r_g] by group."""
+        own = self.own
+        return {} if own is None else {group: self.read(own, group) for group in self.groups}
+
+    def shift(self, key: BlockKey, move: Mapping[str, Tensor]) -> None:
+        """Add a move, [rows_g, r_g] by group, to a copy that is held."""
+        for group, values in move.items():
+            self.write(key, group, self.read(key, group) + values)
+
+    def block_bytes(self) -> int:
+        """The payload bytes of one block."""
+        codec, layout = self.config.radio.codec, self.layout
+        return sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
+
+    @property
+    def ewc_bytes(self) -> int:
+        """What EWC keeps in the correction under way."""
+        return 0 if self._local.ewc is None else self._local.ewc.stored_bytes
 
 
-def distil(leave: Leave) -> None:
+class ElasticWeightConsolidation(Unlearner):
+    """The key `correction.ewc` does the work. Here its bytes are counted."""
+
+    @property
+    def stored_bytes(self) -> int:
+        return max(learner.ewc_bytes for learner in self.learners.values())
+
+
+class MovedBlocks(Unlearner):
+    """Blocks move once, and the leaver's block stays."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        super().__init__(cell, folder)
+        self._moves: dict[str, Moves] | None = None
+
+    def moves(self) -> dict[str, Moves]:
+        """The moves by owner; counts their costs."""
+        raise NotImplementedError
+
+    def unlearn(self, learner: WatchedLearner, round: int) -> None:
+        if self._moves is None:
+            self._moves = self.moves()
+        for owner, move in self._moves.items():
+            learner.shift(BlockKey(owner, 0), move)
+        name = f"{round:05d}-unlearned-{self.leaver}.safetensors"  # the evaluation of k = 0
+        path = self.folder / "devices" / learner.device / "snapshots" / name
+        tag = f"unlearned:{self.leaver}"
+        learner.snapshot(
+            path, {"device": learner.device, "round": str(round), "tag": tag, "incarnation": "0"}
+        )
+
+
+class Influence(MovedBlocks):
+    """Each owner moves its block by an influence step, the first survivor also the leaver's block.
+
+    The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent.
+    """
+
+    def moves(self) -> dict[str, Moves]:
+        gradients = self._gradients()
+        examples = {device: len(learner.data) for device, learner in self.learners.items()}
+        share = examples[self.leaver] / sum(examples.values())
+        doers = {owner: owner for owner in self.survivors} | {self.leaver: self.survivors[0]}
+        found = {o: self._step(self.learners[doer], o, gradients[o], share) for o, doer in doers.items()}
+        receivers = len(self.survivors) * len(gradients) + len(found) * (len(self.survivors) - 1)
+        self.sent_bytes += receivers * self.learners[self.leaver].block_bytes()
+        return found
+
+    def _gradients(self) -> dict[str, Moves]:
+        """The gradient of the leaver's mean loss w.r.t. every block, by owner and group."""
+        learner = self.learners[self.leaver]
+        layout, scale = learner.layout, learner.config.adapter.scale
+        found = {key.device: layout.zeros() for key in learner.held()}
+        for name, (x, d) in passes(learner.model, layout, learner.data).items():
+            group = layout.by_name[name].group
+            for owner, gradient in found.items():
+                z = x.float() @ learner.block(BlockKey(owner, 0)).bases[name]
+                gradient[group][layout.slices(group)[name]] = scale * torch.einsum("ntk,ntr->kr", d, z)
+        return found
+
+    def _step(self, learner: WatchedLearner, owner: str, gradient: Moves, share: float) -> Moves:
+        """The step of one block, with the curvature on the learner's data. No module moves by more than its
+        norm."""
+        data, key = learner.data, BlockKey(owner, 0)
+        layout, block, scale = learner.layout, learner.block(key), learner.config.adapter.scale
+        found = layout.zeros()
+        for name, (x, d) in passes(learner.model, layout, data).items():
+            group = layout.by_name[name].group
+            rows, counted = layout.slices(group)[name], data.counted(x.shape[1])
+            left, right = kronecker_factors(x, d, counted, block.bases[name], scale)
+            move = influence_move(gradient[group][rows], left, right, share)
+            found[group][rows] = clipped(move, float(learner.read(key, group)[rows].norm()))
+        return found
+
+
+class Distillation(MovedBlocks):
     """Before it goes, the leaver trains its block towards the base model on its own data, and sends it."""
-    network, leaver = leave.network, leave.leaver
-    learner, data, before = network.learners[leaver], network.data[leaver], network.own(leaver)
-    with torch.no_grad():
-        wanted_logits, wanted = predictions(load_model(network.scenario.model).model, data)
-    model = learner.model
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=network.config.train.lr, weight_decay=0.0)
-    for _ in range(KD_STEPS):
-        optimiser.zero_grad(set_to_none=False)
-        distillation_loss(predictions(model, data)[0], wanted_logits, wanted).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-    network.steps += KD_STEPS
-    after = network.own(leaver)
-    network.add(leaver, {group: after[group] - values for group, values in before.items()}, leave.survivors)
-    network.sent_bytes += len(leave.survivors) * network.block_bytes()
+
+    def moves(self) -> dict[str, Moves]:
+        learner = self.learners[self.leaver]
+        data, before = learner.data, learner.own_values()
+        with torch.no_grad():
+            wanted_logits, wanted = predictions(load_model(learner.config.model).model, data)
+        model = learner.model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=learner.config.train.lr, weight_decay=0.0)
+        for _ in range(KD_STEPS):
+            optimiser.zero_grad(set_to_none=False)
+            loss = distillation_loss(predictions(model, data)[0], wanted_logits, wanted)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        self.leaver_steps += KD_STEPS
+        self.sent_bytes += len(self.survivors) * learner.block_bytes()
+        return {self.leaver: {g: after - before[g] for g, after in learner.own_values().items()}}
 
 
-def erase(leave: Leave) -> None:
-    """FedEraser: the survivors begin again at B = 0 and repeat the stored rounds with fewer steps."""
-    network, survivors = leave.network, leave.survivors
-    leave.stored_bytes = max(history.stored_bytes for history in leave.histories.values())
-    delete(leave)
-    for device in survivors:
-        network.add(device, {group: -values for group, values in network.own(device).items()}, survivors)
-    steps = max(1, round(CALIBRATION * network.config.round.local_steps))
-    for place in range(min(len(leave.histories[device].rounds) for device in survivors)):
-        network.round(place, steps, survivors, _calibration(leave.histories, place))
+class Eraser(Unlearner):
+    """FedEraser: the survivors begin again at B = 0, and repeat the stored rounds with fewer steps."""
 
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        super().__init__(cell, folder)
+        devices = (*cell.survivors, cell.leaver)
+        self.histories = {device: History(cell.arm.repeats) for device in devices}
+        self._repeated = dict.fromkeys(devices, 0)  # stored rounds
+        self._began: set[str] = set()
 
-def _calibration(histories: Mapping[str, History], place: int) -> Callable[[str, Moves], Moves]:
-    def change(device: str, move: Moves) -> Moves:
-        stored = histories[device].rounds[place]
+    @property
+    def stored_bytes(self) -> int:
+        return max(history.stored_bytes for history in self.histories.values())
+
+    def unlearn(self, learner: WatchedLearner, round: int) -> None:
+        self._began.add(learner.device)
+        for key in learner.held():
+            for group in learner.groups:
+                learner.write(key, group, torch.zeros_like(learner.read(key, group)))
+
+    def _stored(self, device: str) -> Moves | None:
+        """The stored move that a device repeats in this round."""
+        rounds, at = self.histories[device].rounds, self._repeated[device]
+        return rounds[at] if device in self._began and at < len(rounds) else None
+
+    def steps(self, learner: WatchedLearner, round: int, steps: int) -> int:
+        return steps if self._stored(learner.device) is None else max(1, int(CALIBRATION * steps))
+
+    def moved(self, learner: WatchedLearner, round: int, move: Moves) -> Moves:
+        stored = self._stored(learner.device)
+        if stored is None:
+            if round <= self.event_round:
+                self.histories[learner.device].keep(round, move)
+            return move
+        self._repeated[learner.device] += 1
         return {group: calibrated(stored[group], values) for group, values in move.items()}
 
-    return change
+
+MAKERS: Mapping[str, Callable[[Cell, Path], Unlearner]] = {
+    EWC_LEAVE: ElasticWeightConsolidation,
+    INFLUENCE: Influence,
+    KD_UNLEARN: Distillation,
+    FEDERASER: Eraser,
+}
+
+
+def unlearner_of(cell: Cell, folder: Path) -> Unlearner | None:
+    """The unlearner of an arm in the run in `folder`; None for an arm that needs none."""
+    make = MAKERS.get(cell.arm.name)
+    return None if make is None else make(cell, folder)

@@ -21,8 +21,9 @@ from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
-from emulation.experiments.request import Request, say_smoke
+from emulation.experiments.request import Request
 from emulation.experiments.statistics import interval
+from emulation.scenario.preflight import check_against_model
 from peers.errors import InputError
 from peers.radio_config import FIFO
 
@@ -109,20 +110,29 @@ def _of(name: str, limits: set[str], allocators: set[str]) -> bool:
 
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
     """Run the cells that OUT lacks, write OUT/rows.csv and OUT/results.json, and print the table."""
-    known = arms(request.scale)
-    wanted = [
-        WirelessCell(SETTING, arm, seed, request.scale)
-        for seed in request.seeds
-        for arm in (BEFORE, *(known[name] for name in request.arms))
-    ]
-    found = runner.run_cells(wanted, request.out, console, run_one or run_and_measure, request.jobs)
+    cells = _cells(request, request.seeds)
+    found = runner.run_cells(cells, request.out, console, run_one or run_and_measure, request.jobs)
     rows = [row_of(one) for one in found]
     summary = aggregate(rows)
-    tables.write_results(request.out, rows, {"summary": summary})
     console.print(f"{request.scale.name}, {publication.header(found)}", highlight=False)
     console.print(table(summary))
-    console.print(f"written: {request.out}/rows.csv, results.json", highlight=False, soft_wrap=True)
-    say_smoke(request.scale, console)
+    tables.write_results(request.out, rows, {"summary": summary})
+    request.finish(NAME, found, "rows.csv, results.json", console)
+
+
+def check(request: Request) -> None:
+    """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
+    request.check()
+    check_against_model(_cells(request, request.seeds[:1])[0].scenario())
+
+
+def _cells(request: Request, seeds: Sequence[int]) -> list[WirelessCell]:
+    known, setting = arms(request.scale), request.changed(SETTING)
+    return [
+        WirelessCell(setting, arm, seed, request.scale)
+        for seed in seeds
+        for arm in (BEFORE, *(known[name] for name in request.arms))
+    ]
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

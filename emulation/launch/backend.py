@@ -58,6 +58,7 @@ class BackendEntry(NamedTuple):
 BACKENDS = {
     "local": BackendEntry("emulation.launch.local", "each device is a process on this machine"),
     "compose": BackendEntry("emulation.launch.compose", "each device is a container of Docker Compose"),
+    "slurm": BackendEntry("emulation.launch.slurm", "each device is a task of a Slurm job array"),
 }
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from emulation.launch import run_keys
 from emulation.scenario import library
 from emulation.scenario.schema import Scenario
 from emulation.testbed import start_gate
 from emulation.testbed.docker import Project, free_subnet
 from peers.errors import InputError
-from transport.security import keys
 
 COMPOSE_FILE = Path(__file__).with_name("docker-compose.yml")  # in the repository a link
 FILE_VARIABLE, IMAGE_VARIABLE = "UNWEFT_COMPOSE_FILE", "UNWEFT_IMAGE"
@@ -45,7 +45,7 @@ def can_build(file: Path) -> bool:
 
 def make(scenario: Scenario, out: Path, file: Path, secret: Path) -> Project:
     """A project for a run that writes into `out`. `secret`: an empty folder that is deleted after the run."""
-    make_keys(scenario, secret / "keys")
+    run_keys.write(scenario, secret / "keys")
     files = (file, write_mounts(scenario, secret / "mounts.json"))
     return Project(_name(out), files, _variables(scenario, out, secret))
 
@@ -53,13 +53,6 @@ def make(scenario: Scenario, out: Path, file: Path, secret: Path) -> Project:
 def _name(out: Path) -> str:
     """A lower-case name that no other run has."""
     return "unweft-" + re.sub(r"[^a-z0-9]+", "-", f"{out.name}-{os.getpid()}".lower()).strip("-")
-
-
-def make_keys(scenario: Scenario, folder: Path) -> None:
-    """Make the keys of one run. They are not kept after the run."""
-    folder.mkdir(mode=0o700)
-    if scenario.keys.enabled:
-        keys.generate(folder, scenario.all_devices if scenario.keys.allow_list else ())
 
 
 def write_mounts(scenario: Scenario, file: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError, describe
+from peers.learning.learner import Learner
 from peers.models.loader import load_once
 from peers.runtime.host import SHARED_PROCESS, Crashed
 from peers.runtime.main import build_learner, identity_of
@@ -40,12 +41,19 @@ from transport.shaping.accounting import Accounts
 
 LOOK_S = 0.1  # seconds between two looks for an interrupt
 Lives = list[tuple[DeviceSpec, MemoryLinks]]
+MakeLearner = Callable[[DeviceSpec], Learner]
 
 
-def run(scenario: Scenario, out: Path, tags: Collection[str] | None = None) -> None:
+def run(
+    scenario: Scenario,
+    out: Path,
+    tags: Collection[str] | None = None,
+    make_learner: MakeLearner | None = None,
+) -> None:
     """Run a scenario and write the files of a run (docs/records.md).
 
-    `tags`: of the snapshots to evaluate; None: all. Raises InputError for a real clock, and RunFailed.
+    `tags`: of the snapshots to evaluate; None: all. `make_learner`: makes the learner of each life; None: as
+    in a process of its own. Raises InputError for a real clock, and RunFailed.
     """
     if scenario.clock != "virtual":
         raise InputError("clock: 'real' does not fit one process for all devices; allowed: virtual")
@@ -56,7 +64,7 @@ def run(scenario: Scenario, out: Path, tags: Collection[str] | None = None) -> N
     load_shared(scenario)
     try:
         with interrupts.held():  # raises at its end: within the event loop, asyncio would report it too
-            state.devices = asyncio.run(_run_devices(state))
+            state.devices = asyncio.run(_run_devices(state, make_learner or build_learner))
         evaluate_run(out, scenario, tags)
     finally:
         _end(state)
@@ -76,12 +84,12 @@ def _end(state: RunState) -> None:
         forgotten_files.correct(state.out, keep_snapshots=True)
 
 
-async def _run_devices(state: RunState) -> dict[str, DeviceStatus]:
+async def _run_devices(state: RunState, make_learner: MakeLearner) -> dict[str, DeviceStatus]:
     """Run all lives of all devices to their ends; returns their statuses. Raises RunFailed."""
     lives = _make_lives(state)
     for _, links in lives:
         await links.start()
-    tasks = [asyncio.create_task(_run_device(spec, links)) for spec, links in lives]
+    tasks = [asyncio.create_task(_run_device(spec, links, make_learner)) for spec, links in lives]
     try:
         codes = await _unless_interrupted(tasks)
     finally:
@@ -130,12 +138,12 @@ def _make_lives(state: RunState) -> Lives:
     return found
 
 
-async def _run_device(spec: DeviceSpec, links: MemoryLinks) -> int:
+async def _run_device(spec: DeviceSpec, links: MemoryLinks, make_learner: MakeLearner) -> int:
     """Run one life of a device; returns its exit status, which is that of SIGKILL after a crash."""
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, 0, spec.life)
     accounts = Accounts()
     try:
-        learner = build_learner(spec)
+        learner = make_learner(spec)
         driver = make_driver(
             spec, links, accounts, learner, recorder, identity_of(spec, recorder), SHARED_PROCESS
         )

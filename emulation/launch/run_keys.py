@@ -1,11 +1,17 @@
-"""The keys of one run. They are held in memory and are in no file, because run folders are published."""
+"""The keys of one run. They are not kept after it, nor in its folder, because run folders are published.
+
+Processes of the launcher get them in memory. Containers and tasks of a cluster read them from a folder that
+the launcher removes.
+"""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 from emulation.scenario.schema import Scenario
+from transport.security import keys
 from transport.security.keys import NetworkKeys
 
 
@@ -26,3 +32,10 @@ def make(scenario: Scenario) -> dict[str, DeviceKeys]:
     elif scenario.keys.enabled:
         network = dict.fromkeys(devices, NetworkKeys.generate())
     return {device: DeviceKeys(network.get(device), secrets.token_bytes(32)) for device in devices}
+
+
+def write(scenario: Scenario, folder: Path) -> None:
+    """Make a folder of keys for devices that read them from files."""
+    folder.mkdir(mode=0o700)
+    if scenario.keys.enabled:
+        keys.generate(folder, scenario.all_devices if scenario.keys.allow_list else ())

@@ -154,6 +154,7 @@ def links(summary: Record) -> Table:
     counts = [link.get("latency_counts", {}) for link in summary["links"]]
     bars = latency_histogram.bar_range(counts)
     low, high = latency_histogram.bounds_s(bars)
+    clocks = any(link.get("clock_s") for link in summary["links"])
     heads = (
         "link",
         "messages",
@@ -163,17 +164,24 @@ def links(summary: Record) -> Table:
         *CAUSES,
         "latency p50, s",
         "p99, s",
+        *(("clocks, ms",) if clocks else ()),
         f"{low:.2g} s to {high:.2g} s",
     )
     rows = [
-        (*_link(link), latency_histogram.draw_bars(own, bars))
+        (*_link(link), *((_clock(link),) if clocks else ()), latency_histogram.draw_bars(own, bars))
         for link, own in zip(summary["links"], counts, strict=True)
     ]
     caption = (
         "Bytes on the wire, frames and headers included; each device counts its own bytes. Latencies: "
         "messages in each quarter of a decade; each link has its own scale"
-    )
+    ) + ("; they hold the difference of two hosts' clocks" if clocks else "")
     return Table(caption, heads, rows, left=(len(heads) - 1,))
+
+
+def _clock(link: Record) -> str:
+    """The receiver's clock less the sender's, and the bound of the error of this measurement."""
+    clock = link.get("clock_s")
+    return UNKNOWN if clock is None else f"{1e3 * clock['difference']:+.1f} ± {1e3 * clock['error']:.1f}"
 
 
 def _link(link: Record) -> tuple[str, ...]:

@@ -88,7 +88,19 @@ def sentences(summary: Record) -> list[str]:
         f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
         f"{plural(budget['violations'], 'violation')}"
     )
-    return found + _forgotten_sentences(summary)
+    return found + _clock_sentences(summary["links"]) + _forgotten_sentences(summary)
+
+
+def _clock_sentences(links: list[Record]) -> list[str]:
+    """How wrong latencies are between hosts whose clocks differ. On one host there is nothing to say."""
+    measured = [link["clock_s"] for link in links if link.get("clock_s")]
+    if not measured:
+        return []
+    most = max(measured, key=lambda clock: abs(clock["difference"]) + clock["error"])
+    return [
+        f"latencies hold the difference of two clocks: at most {1e3 * abs(most['difference']):.1f} ms, "
+        f"measured to ±{1e3 * most['error']:.1f} ms"
+    ]
 
 
 def _forgotten_sentences(summary: Record) -> list[str]:

@@ -87,6 +87,12 @@ def _mixing_problems(scenario: Scenario) -> Problems:
             f"{refit} with mixing.mode = 'paper-literal', which has no foreign blocks in the model; "
             "allowed: 0, or another mode",
         )
+    if scenario.correction.projection and (refit or scenario.mixing.mode == "paper-literal"):
+        yield (
+            "correction.projection",
+            "true with correction.refit, which takes over the deleted output, or with mixing.mode = "
+            "'paper-literal', which has no foreign blocks in the model; allowed: false, or neither of them",
+        )
 
 
 def _lookahead_problems(scenario: Scenario) -> Problems:

@@ -90,11 +90,13 @@ def _check_listeners(scenario: Scenario, listeners: Sequence[str]) -> None:
     correction, who = scenario.correction, ", ".join(listeners)
     if scenario.data.empty == "error" or len(listeners) == len(scenario.all_devices):
         raise InputError(f"data: {who} has no examples; allowed: one or more for each device")
-    measures = correction.policy not in SCHEDULES or correction.fisher or correction.refit
+    measures = (
+        correction.policy not in SCHEDULES or correction.fisher or correction.refit or correction.projection
+    )
     if measures:
         raise InputError(
             f"data.empty: 'listen' with {who}, who cannot measure gradients; allowed: a schedule as "
-            "correction.policy, correction.fisher = false and correction.refit = 0"
+            "correction.policy, correction.fisher = correction.projection = false and correction.refit = 0"
         )
     _say(f"data: {who} has no examples and trains nothing")
 

@@ -17,15 +17,18 @@ from peers.errors import InputError
 ANYWHERE = ("0.0.0.0", "*", "[::]", "::")
 
 
-def split(option: str, endpoint: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port. Raises InputError, which names the option, for another text."""
+def split(option: str, endpoint: str, own: bool = False) -> tuple[str, int]:
+    """Host and port of tcp://host:port. `own`: port 0 is allowed, and stands for a free port.
+
+    Raises InputError, which names the option, for another text.
+    """
     host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
-    good = endpoint.startswith("tcp://") and host and colon and port.isdecimal() and 0 < int(port) < 65536
-    if not good:
+    number = int(port) if port.isascii() and port.isdecimal() else -1
+    if not (endpoint.startswith("tcp://") and host and colon and (0 if own else 1) <= number < 65536):
         raise InputError(f"{option}: {endpoint!r} is no endpoint; allowed: tcp://host:port")
     if (":" in host or "[" in host) and not _is_bracketed_ipv6(host):
         raise InputError(f"{option}: {endpoint!r} has no valid IPv6 address; allowed: tcp://[::1]:port")
-    return host, int(port)
+    return host, number
 
 
 def _is_bracketed_ipv6(host: str) -> bool:
@@ -63,7 +66,7 @@ def own(listen: str, others: Iterable[str]) -> str:
     A device that listens on all interfaces takes its address among `others`, the endpoints of its service.
     If it is not among them, it takes the source address of its packets to the first one.
     """
-    host, port = split("--listen", listen)
+    host, port = split("--listen", listen, own=True)
     if host not in ANYWHERE:
         return listen
     local, known = local_addresses(), [split("--seeds", other)[0] for other in others]

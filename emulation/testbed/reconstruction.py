@@ -46,12 +46,12 @@ def complete(folder: Path) -> None:
     Raises InputError if the folder holds no run.
     """
     run = records.load(folder)
-    if not (folder / epoch.FILE).exists():
+    one_by_one = (folder / epoch.FILE).exists()
+    if run.run and not run.run.get("rebuilt"):
         _add_churn_log(run)
-        return
-    if not run.run or run.run.get("rebuilt"):
+    elif one_by_one:
         _write(run)
-    if next((folder / "devices").glob("*/snapshots/*.safetensors"), None) is not None:
+    if one_by_one and next((folder / "devices").glob("*/snapshots/*.safetensors"), None) is not None:
         _evaluate(folder)
 
 
@@ -92,7 +92,7 @@ def _same(event: Record, other: Record) -> bool:
 
 def _add_churn_log(run: RunRecords) -> None:
     """Add the events of `unweft churn` to a launcher's run.json, once."""
-    if not run.run or run.run.get("churned") or not (run.folder / churn_log.FILE).exists():
+    if run.run.get("churned") or not (run.folder / churn_log.FILE).exists():
         return
     logged = _logged(run, int(run.run["epoch_ns"]))
     for event in logged:

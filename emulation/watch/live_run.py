@@ -124,7 +124,7 @@ class LiveRun:
         return self._tails[path]
 
     def _churned_s(self, event: Record) -> float:
-        return (int(event["monotonic_ns"]) - (epoch.read(self.folder) or 0)) / 1e9
+        return churn_log.seconds(event, epoch.load(self.folder))
 
     def _find_scenario(self) -> bool:
         path = self.folder / "scenario.toml"

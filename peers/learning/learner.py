@@ -28,7 +28,6 @@ from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, Place, load, save
 from peers.storage.snapshots import write_snapshot
-from peers.tasks.batches import batch_generator
 from peers.unlearning.deletion_receipt import DeletionReceipt
 from peers.unlearning.handover_refit import handover_refit
 from peers.unlearning.leave_projection import project_out
@@ -75,6 +74,11 @@ class Learner:
         )
 
     # -- blocks ----------------------------------------------------------------------------------------
+    @property
+    def own(self) -> BlockKey | None:
+        """The block that trains."""
+        return self._local.own
+
     def has(self, key: BlockKey) -> bool:
         return key in self._blocks
 
@@ -129,19 +133,26 @@ class Learner:
             self._local.set_moments(self._begins_with.moments)
         self._outdate()
 
-    def delete_block(self, key: BlockKey, refit: float = 0.0) -> DeletionReceipt:
+    def delete_block(self, key: BlockKey, refit: float = 0.0, project: bool = False) -> DeletionReceipt:
         """Delete a block: its values, its optimiser's moments and its part of the weights.
 
         Their memory is overwritten (docs/security.md).
 
         refit: share of the block's output on the own data that the own block takes over (handover_refit.py).
+        project: no step until the end of the correction may bring this output back (projection.py).
         `paper-literal` also applies the leave projection as printed, dW <- dW (I - A_u A_u^T), to the own dW.
         The projection removes only a small part (method 1). Raises KeyError if the block is not held.
         """
         before = self.sha256()
         own = self._local.own
-        if refit and own is not None and key != own:
-            self._refit(own, key, refit)
+        if (refit or project) and own is not None and key != own:
+            moves = self._replacement(own, key)
+            if refit:
+                taken = {group: refit * move for group, move in moves.items()}
+                self._local.add_to_own(taken)
+                self._closed.add(own, taken)
+            if project:
+                self._local.bar_way_back(key, moves)
         basis = self._blocks[key].bases
         self._outdate(erase=True)
         self._blocks.delete(key)
@@ -152,13 +163,11 @@ class Learner:
             self._project_out(basis)
         return DeletionReceipt(before, self.sha256())
 
-    def _refit(self, own: BlockKey, gone: BlockKey, share: float) -> None:
+    def _replacement(self, own: BlockKey, gone: BlockKey) -> dict[str, Tensor]:
+        """The move of the own block that replaces the output of another one on the own data, by group."""
         # The stream keeps the former name of the refit: its draws stay the same.
         batches = self._measurement.batches(f"handover/{gone}", 0)
-        moves = handover_refit(self.model, self.layout, self._blocks[own], self._blocks[gone], batches)
-        taken = {group: share * move for group, move in moves.items()}
-        self._local.add_to_own(taken)
-        self._closed.add(own, taken)
+        return handover_refit(self.model, self.layout, self._blocks[own], self._blocks[gone], batches)
 
     def _project_out(self, gone: Mapping[str, Tensor]) -> None:
         own, settled = self._local.own, self._settled()
@@ -215,7 +224,8 @@ class Learner:
 
         Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
-        of steps that move the group, and lambda_g. fisher: the own block moves in the eigenbasis of its
+        of steps that move the group, and lambda_g. A correction does not rehearse, and ends with the first
+        training that does. fisher: the own block moves in the eigenbasis of its
         Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
         if the loss is not finite. A device without data takes no step.
         """
@@ -225,13 +235,16 @@ class Learner:
         start = time.perf_counter()
         self._begins_with.clear()
         self._local.begin_training()
+        if rehearse:
+            self._local.end_correction()
         self._use_fisher(own, round, fisher)
-        self._use_ewc(own, round)
+        if not rehearse:
+            self._use_ewc(own, round)
         losses = []
         for step in range(steps if self._local.has_data else 0):
             if self._cut.is_set():
                 break
-            self._place(self._rehearsed(round, step) if rehearse else ())
+            self._place(self._local.left_out(self._foreign(), round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
         gaps = self._measurement.gaps(self._local, round, losses)
@@ -318,15 +331,6 @@ class Learner:
         return self._measurement.loss(round)
 
     # -- the model -------------------------------------------------------------------------------------
-    def _rehearsed(self, round: int, step: int) -> tuple[BlockKey, ...]:
-        """Departure rehearsal: a share of the steps leaves out exactly one random foreign block."""
-        foreign, share = self._foreign(), self._config.train.rehearsal
-        if not foreign or not share:
-            return ()
-        # A stream of its own: batches are the same with and without rehearsal.
-        draw = batch_generator(self._config.seed, f"{self._device_id}/rehearsal", round, step)
-        return (foreign[int(draw.integers(len(foreign)))],) if draw.random() < share else ()
-
     def _leaks(self) -> bool:
         return self._config.isolation.leak > 0 and not self._literal
 

@@ -19,6 +19,7 @@ from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import IGNORED
 from peers.unlearning.ewc import ElasticWeights
+from peers.unlearning.projection import without_way_back
 
 if TYPE_CHECKING:
     from coordinator_free.correction.policy_interface import Settings
@@ -67,6 +68,7 @@ class LocalSteps:
         self._inputs: dict[BlockKey, InputMoments] = {}  # of other devices, by their own block
         self._inputs_known: tuple[FisherSteps | None, int] = (None, 0)  # the basis that knows them
         self._inputs_received = 0
+        self._ways_back: dict[BlockKey, Mapping[str, Tensor]] = {}  # of projected steps, by deleted block
         self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
 
@@ -83,6 +85,7 @@ class LocalSteps:
             overwrite(derived.values())
         self.own, self.before, self._anchor, self.fisher, self.ewc = key, {}, {}, None, None
         self._began = None
+        self.end_correction()
         block = None if key is None else self._blocks[key]
         self._adapter.attach(block)
 
@@ -122,6 +125,24 @@ class LocalSteps:
         own = self._own_copy()
         self._anchor = {g: consensus[g].to(b) if g in consensus else b for g, b in own.items()}
         self.fisher = self.ewc = None
+
+    def left_out(self, foreign: Sequence[BlockKey], round: int, step: int) -> tuple[BlockKey, ...]:
+        """Departure rehearsal: a share of the steps leaves out exactly one random foreign block."""
+        share = self._config.train.rehearsal
+        if not foreign or not share:
+            return ()
+        # A stream of its own: batches are the same with and without rehearsal.
+        draw = batch_generator(self._config.seed, f"{self._device_id}/rehearsal", round, step)
+        return (foreign[int(draw.integers(len(foreign)))],) if draw.random() < share else ()
+
+    def bar_way_back(self, gone: BlockKey, way: Mapping[str, Tensor]) -> None:
+        """Take no step along `way`, [rows_g, r_g] by group, until the correction ends (projection.py)."""
+        self._ways_back[gone] = way
+
+    def end_correction(self) -> None:
+        """Forget what holds in a correction only: the weights of EWC, and the ways back."""
+        overwrite(values for way in self._ways_back.values() for values in way.values())
+        self._ways_back, self.ewc = {}, None
 
     @property
     def anchor(self) -> dict[str, Tensor]:
@@ -239,11 +260,15 @@ class LocalSteps:
 
     def _move_own(self, lr: float) -> None:
         assert self.own is not None
+        before = self._own_copy() if self._ways_back else {}
         if self.fisher is None:
             self._step_optimizer(self.own, lr)
         else:
             data = self._blocks[self.own].data
             self.fisher.step({g: b.grad for g, b in data.items() if b.grad is not None}, lr)
+        for group, old in before.items():
+            values, ways = self._blocks[self.own].data[group], self._ways_back.values()
+            values.copy_(old + without_way_back(values - old, [way[group] for way in ways]))
 
     def _step_optimizer(self, key: BlockKey, lr: float) -> None:
         optimizer = self.optimizer(key)

@@ -146,7 +146,8 @@ class DropBlock:
 
     refit: the share of the block's output that the own block takes over before the deletion
     (unlearning/handover_refit.py). damping: the share of this round's own move that is kept then. copies:
-    values of neighbours' copies that were not mixed; their memory is overwritten.
+    values of neighbours' copies that were not mixed; their memory is overwritten. project: no step of the
+    correction may bring the block's output back (unlearning/projection.py).
     """
 
     key: BlockKey
@@ -154,6 +155,7 @@ class DropBlock:
     refit: float = 0.0
     damping: float = 1.0
     copies: tuple[object, ...] = field(default=(), compare=False, repr=False)
+    project: bool = False
 
 
 @dataclass(frozen=True, slots=True)

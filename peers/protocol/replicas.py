@@ -117,7 +117,9 @@ class Replicas:
             state.act(Snapshot(state.round, f"before:{key.device}"))
         refit, damping = self._start_refit(record)
         reason = GONE.get(record.status, "moved") if record else "unknown"
-        state.act(DropBlock(key, reason, refit, damping, tuple(state.exchange.drop_block(key))))
+        project = forgotten and state.round >= 0 and state.config.correction.projection
+        copies = tuple(state.exchange.drop_block(key))
+        state.act(DropBlock(key, reason, refit, damping, copies, project))
         if shown:
             state.act(Snapshot(state.round, f"deleted:{key.device}"))
         if record is not None and record.status is Status.CRASHED:

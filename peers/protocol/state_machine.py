@@ -103,7 +103,7 @@ class DeviceProtocol:
         }
 
     def _handler_table(self) -> dict[type[messages.Message], Handler]:
-        """Update has its own entry points, `admit` and `update`. The driver handles Credit and Window."""
+        """Update has its own entry points, `admit` and `update`. The driver handles the other types."""
         return {
             messages.Hello: self._connections.on_hello,
             messages.Refuse: self._connections.on_refuse,

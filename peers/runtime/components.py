@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peers.protocol.state_machine import DeviceProtocol
+from peers.runtime.clock_differences import ClockDifferences
 from peers.runtime.delivery import Delivery
 from peers.runtime.event_queue import EventQueue
 from peers.runtime.host import Host
@@ -41,6 +42,7 @@ class Components:
     recorder: Recorder
     events: EventRecorder
     host: Host
+    clock_differences: ClockDifferences | None  # None: all devices are on one host
 
     @property
     def incarnation(self) -> int:

@@ -16,6 +16,7 @@ from transport.wire.messages import (
     PingRequest,
     Stopping,
     Suspect,
+    Transit,
 )
 
 LIVENESS = (Ping, Ack, PingRequest, Nack, Suspect)
@@ -28,7 +29,8 @@ def priority_of(message: Message) -> Priority:
     if isinstance(message, LIVENESS):
         return Priority.LIVENESS
     is_table = isinstance(message, Gossip) and len(message.records) > NEWS_RECORDS
-    return Priority.TABLES if is_table or isinstance(message, Observed) else Priority.MEMBERSHIP
+    last = is_table or isinstance(message, Observed | Transit)
+    return Priority.TABLES if last else Priority.MEMBERSHIP
 
 
 def replaced_by(message: Message) -> Hashable:
@@ -38,7 +40,7 @@ def replaced_by(message: Message) -> Hashable:
     later record of an incarnation says all that an earlier one did.
     """
     match message:
-        case Ping() | Ack() | PingRequest() | Nack():
+        case Ping() | Ack() | PingRequest() | Nack() | Transit():
             return type(message).__name__
         case Suspect(device, _, _, accuser):
             return device, accuser

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from peers.runtime.clock_differences import ClockDifferences
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.sender import Sender
 from transport.links.interface import Received
 from transport.shaping.accounting import Accounts
-from transport.wire.messages import Credit, Envelope, Hello, Message
+from transport.wire.messages import Credit, Envelope, Hello, Message, Transit
 
 
 class FlowControl:
@@ -24,9 +25,11 @@ class FlowControl:
         accounts: Accounts,
         absent: Callable[[], bool],
         devices: frozenset[str],
+        differences: ClockDifferences | None = None,
     ) -> None:
         self._sender, self._learner_thread = sender, learner_thread
         self._accounts, self._absent, self._devices = accounts, absent, devices
+        self._differences = differences
 
     def on_arrival(self, envelope: Envelope, message: Message, received: Received) -> bool:
         """Apply a message before the protocol gets it. False: the message was dropped and counted."""
@@ -36,6 +39,8 @@ class FlowControl:
             return False
         if isinstance(message, Credit):
             self._sender.on_credit(envelope.src, message.bytes)
+        elif isinstance(message, Transit) and self._differences is not None:
+            self._differences.on_transit(envelope.src, message)
         elif isinstance(message, Hello):  # the peer's process may have started again
             self._sender.reset_in_flight(envelope.src)
             self._learner_thread.forget_copies_of(envelope.src)

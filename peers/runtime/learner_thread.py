@@ -304,4 +304,4 @@ class LearnerThread:
         if action.refit or key == self._own:  # a refitted block replaces all copies
             overwrite(self._consensus.values())
             self._consensus = {}
-        return self._learner.delete_block(key, action.refit)
+        return self._learner.delete_block(key, action.refit, action.project)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,17 +18,18 @@ import torch
 from coordinator_free.membership.slots import NoFreeSlot
 from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from peers import plugins
+from peers.config import DeviceConfig
 from peers.errors import InputError, describe
 from peers.learning.learner import Learner
 from peers.models.data_limits import check_data
-from peers.models.loader import load_model
-from peers.runtime import health, partition
+from peers.models.loader import LoadedModel, load_model
+from peers.runtime import address_book, health, partition
 from peers.runtime.child_process import end_process, guard, redirect_output
 from peers.runtime.key_rotation import rotate_on_hangup
 from peers.runtime.recorder import Recorder
 from peers.runtime.spec import DeviceSpec
 from peers.runtime.wiring import MakeDriver, count_drop, make_driver
-from peers.tasks import make_task
+from peers.tasks import Batch, make_task
 from transport.clocks.real import RealClock
 from transport.links.malloc import keep_freed_memory
 from transport.links.zmq_dealer import Limits
@@ -36,6 +38,7 @@ from transport.security.keys import DeviceIdentity
 from transport.shaping.accounting import Accounts
 
 log = logging.getLogger("unweft")
+MakeLearner = Callable[[LoadedModel, DeviceConfig, Batch, str], Learner]  # model, config, own data, device id
 
 
 def process_main(
@@ -92,10 +95,12 @@ async def _run(spec: DeviceSpec, recorder: Recorder, make: MakeDriver) -> int:
     try:
         if spec.keys_folder is not None:
             rotate_on_hangup(links, Path(spec.keys_folder), spec.id)
-        learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
-        driver = make(spec, links, accounts, learner, recorder, identity_of(spec, recorder))
-        async with health.answering(spec.health, driver.status):
-            return await driver.run()
+        with address_book.listed(spec, links.address) as listed:
+            learner = await asyncio.get_running_loop().run_in_executor(None, build_learner, spec)
+            found = address_book.with_seeds(listed)
+            driver = make(found, links, accounts, learner, recorder, identity_of(spec, recorder))
+            async with health.answering(spec.health, driver.status):
+                return await driver.run()
     finally:
         await links.close()
 
@@ -109,8 +114,8 @@ def identity_of(spec: DeviceSpec, recorder: Recorder) -> DeviceIdentity:
     return DeviceIdentity.load_or_create(recorder.folder / "identity.key")
 
 
-def build_learner(spec: DeviceSpec) -> Learner:
-    """Load the model, the data and the bases of one device."""
+def build_learner(spec: DeviceSpec, make: MakeLearner = Learner) -> Learner:
+    """Load the model, the data and the bases of one device. `make`: the learner of these."""
     torch.set_num_threads(spec.config.model.threads)
     loaded = load_model(spec.config.model)
     examples, most = make_task(spec.config).train_examples(spec.id), spec.config.data.max_length
@@ -118,4 +123,4 @@ def build_learner(spec: DeviceSpec) -> Learner:
     for note in loaded.notes({spec.id: (examples, encoded)}, most):
         log.warning(note)
     check_data(loaded, [(spec.id, encoded)])
-    return Learner(loaded, spec.config, encoded, spec.id)
+    return make(loaded, spec.config, encoded, spec.id)

@@ -41,7 +41,7 @@ class ActionPerformer:
             do.Connect: lambda action: c.sender.connect(action.peer, action.address, c.clock.now()),
             do.Disconnect: self._disconnect,
             do.Meet: self._meet,
-            do.Tell: lambda action: c.sender.send_control(action.peer, c.incarnation, action.message),
+            do.Tell: self._tell,
             do.Farewell: lambda action: c.sender.send_bye(action, c.incarnation),
             do.Train: self._train,
             do.Diagnose: self._diagnose,
@@ -89,8 +89,19 @@ class ActionPerformer:
             payloads = await asyncio.wrap_future(encoding)
         self._c.sender.publish(action, payloads, self._c.incarnation)
 
+    def _tell(self, action: do.Tell) -> None:
+        c = self._c
+        c.sender.send_control(action.peer, c.incarnation, action.message)
+        if c.clock_differences is None:
+            return
+        with_it = c.clock_differences.told_with(action, c.clock.now())
+        if with_it is not None:
+            c.sender.send_control(with_it.peer, c.incarnation, with_it.message)
+
     def _disconnect(self, action: do.Disconnect) -> None:
         self._c.sender.disconnect(action.peer)
+        if self._c.clock_differences is not None:
+            self._c.clock_differences.forget_peer(action.peer)
         self._c.learner_thread.forget_copies_of(action.peer)
         self._c.delivery.forget_peer(action.peer)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from peers.runtime.clock_differences import ClockDifferences
 from peers.runtime.delivery import HANDLER_ERROR, Delivery, describe_with_place
 from peers.runtime.event_queue import EventQueue, Kind
 from peers.runtime.reception_accounts import MAX_FLIGHT_NS, ReceptionAccounts
@@ -43,11 +44,13 @@ class Receiver:
         queue: EventQueue,
         clock: Clock,
         virtual: VirtualClock | None,
+        differences: ClockDifferences | None = None,
         *,
         authenticated: bool,
     ) -> None:
         self._links, self._accounts, self._delivery = links, accounts, delivery
         self._queue, self._clock, self._virtual = queue, clock, virtual
+        self._differences = differences
         self._replays = None if authenticated else ReplayGuard()
 
     async def run(self) -> None:
@@ -95,6 +98,8 @@ class Receiver:
         held = self._accounts.hold(received, message)
         if held is None:
             return
+        if self._differences is not None and self._accounts.knows(envelope.src):
+            self._differences.on_received(envelope.src, envelope.depart_ns, self._clock.now())
         event = partial(self._delivery.arrive, held, envelope, message, received)
         self._queue.add(self._when(envelope, message), Kind.MESSAGE, event, envelope.src, envelope.seq)
         self._clock.poke()

@@ -49,6 +49,10 @@ class ReceptionAccounts:
         self._uncredited: Counter[str] = Counter()  # bytes of data received since the last credit, by peer
         self.arrivals = Arrivals()
 
+    def knows(self, source: str) -> bool:
+        """Whether a device is a peer. Anybody can invent other names."""
+        return source in self._protocol.peers
+
     def forget_peer(self, peer: str) -> None:
         """Forget the credit and the hello of a peer whose link is closed."""
         self._uncredited.pop(peer, None)

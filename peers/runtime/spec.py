@@ -54,6 +54,7 @@ class DeviceSpec:
     signing: bytes | None = field(default=None, repr=False)  # Ed25519 seed; None: from the device's folder
     keys_folder: str | None = None  # folder from which SIGHUP reads the keys again; None: no rotation
     channel: Channel = NEAR  # rate, latency and loss of the links
+    addresses: str | None = None  # folder in which devices find each other (address_book.py); None: none
     health: str | None = None  # socket file for health checks (health.py)
     wall_clock: bool = False  # the devices run on several hosts (transport/clocks/real.py)
     group: Mapping[str, str] = field(default_factory=dict)  # address of every device of the run, if known

@@ -18,6 +18,7 @@ from peers.protocol.actions import Action
 from peers.protocol.signed_versions import Versions
 from peers.protocol.state_machine import DeviceProtocol, Identity
 from peers.radio_config import FIFO
+from peers.runtime.clock_differences import ClockDifferences
 from peers.runtime.components import Components
 from peers.runtime.delivery import Delivery
 from peers.runtime.driver import Driver
@@ -79,7 +80,10 @@ def make_driver(
     events = EventRecorder(recorder, clock, lambda: protocol.round)
     scripted = _scripted(spec, virtual, queue, sender, protocol, events)
     devices = frozenset(device_of(life) for life in spec.group)
-    flow_control = FlowControl(sender, learner_thread, accounts, lambda: scripted.absent, devices)
+    differences = ClockDifferences(accounts) if spec.wall_clock and virtual is None else None
+    flow_control = FlowControl(
+        *(sender, learner_thread, accounts, lambda: scripted.absent, devices, differences)
+    )
     reception = ReceptionAccounts(protocol, accounts, links.security_events)
     delivery = Delivery(
         protocol,
@@ -89,7 +93,9 @@ def make_driver(
         on_copy=learner_thread.on_neighbour_copy,
     )
     authenticated = spec.keys is not None
-    receiver = Receiver(links, reception, delivery, queue, clock, virtual, authenticated=authenticated)
+    receiver = Receiver(
+        *(links, reception, delivery, queue, clock, virtual, differences), authenticated=authenticated
+    )
     components = Components(
         spec=spec,
         links=links,
@@ -107,6 +113,7 @@ def make_driver(
         recorder=recorder,
         events=events,
         host=host,
+        clock_differences=differences,
     )
     return Driver(components, scripted, external)
 

@@ -104,6 +104,8 @@ class LinkAccount:
         self.abandoned_bytes: Counter[str] = Counter()
         self.lost_bytes = 0  # those of the sent bytes that the emulated channel lost
         self.latency = LatencyHistogram()
+        # own clock less the peer's, and the bound of the error; None: not measured, or on one host
+        self.clock_s: dict[str, float] | None = None
 
     def sent(self, cause: str, wire_bytes: int, payload_bytes: int, header_bytes: int | None = None) -> None:
         """Count a message that a link accepted.
@@ -132,6 +134,7 @@ class LinkAccount:
         self.dropped_messages.update(other.dropped_messages)
         self.dropped_bytes.update(other.dropped_bytes)
         self.latency.merge(other.latency)
+        self.clock_s = self.clock_s or other.clock_s
 
     def received(self, wire_bytes: int, latency_ns: int | None, longest_ns: int | None = None) -> None:
         """Count an accepted message. `latency_ns`: arrival minus departure, None if unknown.
@@ -185,6 +188,7 @@ class LinkAccount:
             "lost_bytes": self.lost_bytes,
             "latency_s": self.latency.quantiles_s(),
             "impossible_latencies": self.latency.negative + self.latency.too_long,
+            **({} if self.clock_s is None else {"clock_s": self.clock_s}),
         }
 
 

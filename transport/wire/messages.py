@@ -206,6 +206,16 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class Transit:
+    """The smallest receipt less departure (ns) of messages from the receiver of this one to its sender.
+
+    It measures how far their clocks differ (peers/runtime/clock_differences.py).
+    """
+
+    lowest_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """A device was told to stop, and asks whether all devices were. `stays`: it was not told to stop.
 
@@ -220,5 +230,5 @@ class Stopping:
 
 Message = (
     Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed
-    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted | Inputs
+    | Stopping | Ack | PingRequest | Nack | Suspect | Deleted | Inputs | Transit
 )  # fmt: skip

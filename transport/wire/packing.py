@@ -64,6 +64,7 @@ from transport.wire.messages import (
     Request,
     Stopping,
     Suspect,
+    Transit,
     Update,
     Window,
 )
@@ -111,6 +112,13 @@ class _Kind:
                 return label
         return None
 
+    def wrong_part(self, label: str, value: Any) -> str:
+        """The entry of a list that is out of range, if one is; else the value, or the length of the list."""
+        if not isinstance(value, list):
+            return f"{value!r:.200}"
+        check = self.checks[self.names.index(label)]
+        return next((f"{entry!r:.200}" for entry in value if not check([entry])), f"{len(value)} entries")
+
 
 def _kind(type_: type[Any], cap: int, *fields: Field | Check, payload: bool = False) -> _Kind:
     names = tuple(f.name for f in dataclasses.fields(type_))
@@ -155,6 +163,7 @@ _KINDS: dict[int, _Kind] = {
 }
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
 _KINDS[21] = _kind(Inputs, MAX_INPUTS + 512, valid_device_id, _INCARNATION, data(4, MAX_INPUTS))
+_KINDS[22] = _kind(Transit, 256, whole(-(1 << 62), 1 << 62))
 CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
 _OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 
@@ -207,7 +216,8 @@ def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes,
     values = kind.values(message)
     wrong = kind.misfit(values)
     if wrong is not None:
-        raise ValueError(f"{kind.name}.{wrong} is out of range: {getattr(message, wrong)!r:.200}")
+        part = kind.wrong_part(wrong, getattr(message, wrong))
+        raise ValueError(f"{kind.name}.{wrong} is out of range: {part}")
     for at, dump in kind.dumps:
         values[at] = dump(values[at])
     code = CODES[kind.type]

@@ -67,6 +67,7 @@ class HostileMessages:
             *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
             *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
             *(self._hello, self._refuse, self._credit, self._window, self._update, self._update),
+            *(self._inputs, self._transit),
         ]
         self.members: list[Record] = []  # records that it knows
         self.epoch = 0  # the present round
@@ -215,6 +216,14 @@ class HostileMessages:
         return messages.Observed(
             self._me, self._incarnation(), self._number() - 1, values, self._draw.randbytes(64)
         )
+
+    def _inputs(self) -> messages.Inputs:
+        value = self._draw.choice((0.0, -1.0, 1.0, 3e38, float("nan"), float("inf")))
+        values = struct.pack("<f", value) * self._draw.choice((1, 100, 20_000))
+        return messages.Inputs(self._device(), self._incarnation(), values)
+
+    def _transit(self) -> messages.Transit:
+        return messages.Transit(self._draw.choice((0, -1, 10**9, -(1 << 62), 1 << 62)))
 
     def _hello(self) -> messages.Hello:
         address, tree = self._draw.choice(BAD_ADDRESSES), {"base": "x" * 200, "s": 1.5}

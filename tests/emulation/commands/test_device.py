@@ -223,7 +223,7 @@ def test_all_devices_count_time_from_the_same_moment(
 
 def test_the_start_time_of_another_machine_is_not_used(monkeypatch: Patch, tmp_path: Path) -> None:
     epoch.write(tmp_path)
-    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    monkeypatch.setattr(epoch, "boot_id", lambda: "another")
     assert epoch.read(tmp_path) is None
 
 
@@ -231,7 +231,7 @@ def test_on_several_machines_devices_use_wall_clock_time(
     monkeypatch: Patch, tmp_path: Path, started: list[DeviceSpec]
 ) -> None:
     epoch.write(tmp_path)
-    monkeypatch.setattr(epoch, "_boot_id", lambda: "another")
+    monkeypatch.setattr(epoch, "boot_id", lambda: "another")
     start(monkeypatch, tmp_path, wall_clock="1")
     epoch_ns = started[0].epoch_ns
     assert epoch_ns is not None

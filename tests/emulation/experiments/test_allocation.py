@@ -15,9 +15,10 @@ from rich.console import Console
 from coordinator_free.averaging.rate_allocation import ALLOCATORS
 from emulation.analysis.records import RunRecords
 from emulation.experiments import allocation
-from emulation.experiments.allocation import ARMS, AllocationCell, Request, aggregate, budget_bytes
+from emulation.experiments.allocation import ARMS, AllocationCell, aggregate, budget_bytes
 from emulation.experiments.catalogue import SCALES, Setting
 from emulation.experiments.grid import Cell
+from emulation.experiments.request import Request
 from emulation.scenario.loading import dump, load
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner

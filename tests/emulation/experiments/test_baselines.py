@@ -1,143 +1,207 @@
-"""`unweft experiment baselines`: the network in one process, the unlearners, and the table."""
+"""`unweft experiment baselines`: the unlearners on learners of three devices, the table, and a whole run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from emulation.experiments import baselines, unlearners
-from emulation.experiments.arms import BEFORE
-from emulation.experiments.baselines import ARMS, BaselineCell
-from emulation.experiments.catalogue import DEFAULT, SCALES
-from emulation.experiments.network import Moves, Network
-from emulation.experiments.unlearners import Leave
-from emulation.scenario.schema import Scenario
+from coordinator_free.identifiers import BlockKey
+from emulation.experiments import baselines, runner, unlearners
+from emulation.experiments.aggregate import aggregate
+from emulation.experiments.arms import ARMS, BEFORE, FEDERASER, KD_UNLEARN, NAIVE, NAIVE_REMOVE, UNIFORM
+from emulation.experiments.catalogue import BASELINES, DEFAULT, EXPERIMENTS, SCALES, choose_arms
+from emulation.experiments.grid import Cell
+from emulation.experiments.metrics import snapshots_by_k
+from emulation.experiments.paired import paired_rows
+from emulation.experiments.unlearners import Distillation, Eraser, Influence, Unlearner, WatchedLearner
 from peers.errors import InputError
-from peers.models.loader import load_model
+from peers.models.loader import LoadedModel
 from peers.tasks import predictions
-from peers.unlearning.federaser import History
 from peers.unlearning.kd_unlearn import distillation_loss
+from tests.support.learners import fill, small_config, small_data, small_loaded
 
+SMOKE = SCALES["smoke"]
 DEVICES = ("d0", "d1", "d2")
+KEYS = [BlockKey(device, 0) for device in DEVICES]
 
 
-def network(**sections: object) -> Network:
-    """Three devices with two rounds of training behind them."""
-    data = {"data": {"persons": 1, "batch": 4}, "adapter": {"rank": 4, "max_devices": 4}, **sections}
-    made = Network(Scenario.model_validate({"devices": {"count": 3}, **data}), DEVICES)
-    for number in range(2):
-        made.round(number, 2, DEVICES)
-    return made
+def cell(arm: str, seed: int = 0) -> Cell:
+    return Cell(DEFAULT, ARMS[arm], seed, SMOKE)
 
 
-def leave(made: Network, histories: Mapping[str, History] | None = None) -> Leave:
-    return Leave(made, "d2", ("d0", "d1"), histories or {})
+def watched(unlearner: Unlearner, **sections: Any) -> dict[str, WatchedLearner]:
+    """The learners of three devices of which d2 leaves, each with the same three random blocks."""
+    for own, device in enumerate(DEVICES):
+        loaded = small_loaded()
+        learner = WatchedLearner(unlearner, loaded, small_config(**sections), small_data(loaded), device)
+        for slot, key in enumerate(KEYS):
+            (learner.set_own if slot == own else learner.add_block)(key, slot)
+            fill(learner, key, seed=slot)
+    return unlearner.learners
 
 
-def test_a_round_moves_all_copies_by_the_share_of_the_owners_move() -> None:
-    made = network()
-    seen: dict[str, Moves] = {}
-    before = made.own("d1")
-    made.round(2, 2, DEVICES, lambda device, move: seen.setdefault(device, move))
-    for group, values in made.own("d1").items():
-        assert torch.allclose(values, before[group] + seen["d1"][group] / 3, atol=1e-7)
-        for holder in DEVICES:
-            assert torch.equal(made.learners[holder].read(made.keys["d1"], group), values)
-    assert made.steps == 3 * 3 * 2 and made.sent_bytes == 3 * 3 * 2 * made.block_bytes()
+def blocks(learner: WatchedLearner) -> list[Tensor]:
+    return [learner.read(key, group) for key in KEYS for group in learner.groups]
 
 
-def test_a_checkpoint_goes_on_as_the_network_would_have(tmp_path: Path) -> None:
-    made = network()
-    made.save(tmp_path)
-    again = Network(
-        made.scenario.model_copy(
-            update={"checkpoint": made.scenario.checkpoint.model_copy(update={"resume": str(tmp_path)})}
-        ),
-        DEVICES,
-    )
-    made.round(2, 2, DEVICES)
-    again.round(2, 2, DEVICES)
-    assert all(torch.equal(values, again.own("d0")[group]) for group, values in made.own("d0").items())
+def test_a_survivor_unlearns_once_before_its_first_correction_steps(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Seen(Unlearner):
+        def unlearn(self, learner: WatchedLearner, round: int) -> None:
+            seen.append((learner.device, round))
+
+    found = Seen(cell(NAIVE), tmp_path)
+    learner, event = watched(found)["d0"], cell(NAIVE).event_round
+    learner.train(event, 1, rehearse=False)  # the correction of an earlier event
+    learner.train(event + 1, 1, rehearse=True)  # the round that was under way at the leave
+    for round_ in (event + 2, event + 3):
+        learner.train(round_, 1, rehearse=False)
+    assert seen == [("d0", event + 2)]
 
 
-def test_delete_leaves_no_copy_and_keep_leaves_all() -> None:
-    made = network()
-    unlearners.keep(leave(made))
-    assert made.keys["d2"] in made.learners["d0"].held()
-    unlearners.delete(leave(made))
-    assert made.keys["d2"] not in made.learners["d0"].held() + made.learners["d1"].held()
-
-
-def test_an_influence_step_raises_the_leavers_loss_and_counts_its_bytes() -> None:
-    made = network()
-    learner, data = made.learners["d0"], made.data["d2"]
+def test_an_influence_step_raises_the_leavers_loss_on_all_survivors_alike(tmp_path: Path) -> None:
+    found = Influence(cell("influence"), tmp_path)
+    learners = watched(found)
+    d0, data = learners["d0"], learners["d2"].data
 
     def loss() -> float:
         with torch.no_grad():
-            return float(learner._adapter.loss(data)) if learner.model is not None else 0.0
+            return float(d0._adapter.loss(data)) if d0.model is not None else 0.0
 
-    before, sent = loss(), made.sent_bytes
-    unlearners.influence(leave(made))
+    before = loss()
+    for device in ("d0", "d1"):
+        found.unlearn(learners[device], 6)
     assert loss() > before
-    assert (
-        made.sent_bytes - sent == (2 * 3 + 3) * made.block_bytes()
-    )  # the gradients, then three moved blocks
+    pairs = zip(blocks(d0), blocks(learners["d1"]), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    # A gradient of three blocks to two survivors, then three moved blocks to the other one.
+    assert found.sent_bytes == (2 * 3 + 3) * d0.block_bytes() > 0
 
 
-def test_distillation_brings_the_leavers_outputs_to_the_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = network()
-    learner, data = made.learners["d0"], made.data["d2"]
+def test_distillation_brings_the_leavers_outputs_to_the_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base: LoadedModel = small_loaded()
+    monkeypatch.setattr(unlearners, "load_model", lambda config: base)
+    monkeypatch.setattr(unlearners, "KD_STEPS", 5)
+    found = Distillation(cell(KD_UNLEARN), tmp_path)
+    learners = watched(found, train={"lr": 5e-3})
+    d0, data = learners["d0"], learners["d2"].data
 
     def kl() -> float:
         with torch.no_grad():
-            logits, wanted = predictions(learner.model, data)
-            base = load_model(made.scenario.model).model
-            return float(distillation_loss(logits, predictions(base, data)[0], wanted))
+            logits, wanted = predictions(d0.model, data)
+            return float(distillation_loss(logits, predictions(base.model, data)[0], wanted))
 
     before = kl()
-    monkeypatch.setattr(unlearners, "KD_STEPS", 5)
-    unlearners.distil(leave(made))
+    found.unlearn(d0, 6)
     assert kl() < before
+    assert (found.leaver_steps, found.sent_bytes) == (5, 2 * d0.block_bytes())
+    kept = tmp_path / "devices" / "d0" / "snapshots"
+    assert [path.name for path in kept.iterdir()] == ["00006-unlearned-d2.safetensors"]
 
 
-def test_federaser_repeats_the_stored_rounds_without_the_leaver() -> None:
-    made = network()
-    histories = {device: History(1) for device in DEVICES}
-
-    def keep(device: str, move: Moves) -> Moves:
-        histories[device].keep(0, move)
-        return move
-
-    made.round(2, 2, DEVICES, keep)
-    found = leave(made, histories)
-    unlearners.erase(found)
-    assert found.stored_bytes == histories["d0"].stored_bytes > 0
-    for group, values in made.own("d0").items():  # one stored round, from B = 0, of which 1 / 2 counts
-        assert float(values.norm()) == pytest.approx(
-            float(histories["d0"].rounds[0][group].norm()) / 2, rel=1e-3
-        )
+def test_a_baseline_that_keeps_the_block_is_scored_after_its_unlearning(tmp_path: Path) -> None:
+    for device in ("d0", "d1"):
+        (tmp_path / device).mkdir()
+        for name in ("00001-round", "00003-unlearned-d2", "00003-round"):
+            (tmp_path / device / f"{name}.safetensors").touch()
+    found = [(k, paths[0].name) for k, paths in snapshots_by_k(cell(KD_UNLEARN), tmp_path, 1)]
+    assert found == [(0, "00003-unlearned-d2.safetensors"), (2, "00003-round.safetensors")]
 
 
-def test_every_arm_says_what_it_needs_and_runs_from_one_checkpoint() -> None:
-    assert all(needs for _, _, needs in ARMS.values())
-    cell = BaselineCell(DEFAULT, ARMS["federaser"][0], 0, SCALES["smoke"])
-    assert cell.before is not None and cell.before.arm == BEFORE
-    assert BaselineCell(DEFAULT, ARMS["ewc-leave"][0], 0, SCALES["smoke"]).scenario().correction.ewc > 0
-    with pytest.raises(InputError, match="--arms: 'oracle' is no arm of baselines; allowed: uniform"):
-        baselines.choose_arms("oracle")
-    assert baselines.choose_arms("federaser") == ("uniform", "federaser", "retrain")
+def test_federaser_repeats_the_stored_rounds_from_zero(tmp_path: Path) -> None:
+    found = Eraser(cell(FEDERASER), tmp_path)
+    learner = watched(found)["d0"]
+    for round_ in range(4):  # of which 0 and 2 are stored
+        learner.train(round_, 4, rehearse=True)
+    stored = found.histories["d0"].rounds
+    assert len(stored) == cell(FEDERASER).repeated == 2
+    assert found.stored_bytes == sum(move.numel() * 4 for moves in stored for move in moves.values())
+    result = learner.train(5, 4, rehearse=False)
+    assert result.steps == 2
+    for group, values in learner.own_values().items():
+        assert float(values.norm()) == pytest.approx(float(stored[0][group].norm()), rel=1e-3)
+    assert not any(learner.read(KEYS[1], group).any() for group in learner.groups)
+    assert [learner.train(r, 4, rehearse=False).steps for r in (6, 7)] == [2, 4]
+    assert len(stored) == 2  # no round after the leave is stored
+
+
+def test_the_bytes_of_ewc_are_those_of_two_blocks(tmp_path: Path) -> None:
+    found = unlearners.ElasticWeightConsolidation(cell("ewc-leave"), tmp_path)
+    learner = watched(found, correction={"ewc": 1.0})["d0"]
+    learner.set_anchor()
+    learner.train(5, 1, rehearse=False)
+    assert found.stored_bytes == 2 * 4 * sum(values.numel() for values in learner.own_values().values())
+    learner.train(6, 1, rehearse=True)  # the correction is over
+    assert found.stored_bytes == 0
+
+
+def test_federaser_is_trained_apart_and_has_rounds_to_repeat() -> None:
+    eraser, uniform = cell(FEDERASER), cell(UNIFORM)
+    assert eraser.before is None and uniform.before is not None and uniform.before.arm == BEFORE
+    assert eraser.rounds == SMOKE.learn + 2 + SMOKE.correct
+    assert eraser.scenario().correction.rounds == 2 + SMOKE.correct
+
+
+def test_the_compact_scale_is_shorter_for_the_baselines_alone() -> None:
+    compact = SCALES["compact"]
+    assert EXPERIMENTS[BASELINES].sized(compact).learn == 60 < compact.learn
+    assert EXPERIMENTS[BASELINES].sized(SMOKE) == SMOKE
+    assert EXPERIMENTS["ablation"].sized(compact) == compact
+
+
+def test_chosen_arms_include_those_from_which_others_are_derived() -> None:
+    found = choose_arms(EXPERIMENTS[BASELINES], NAIVE_REMOVE, SMOKE)
+    assert set(found) == {NAIVE_REMOVE, NAIVE, UNIFORM, "oracle"}
+    assert choose_arms(EXPERIMENTS[BASELINES], "", SMOKE) == EXPERIMENTS[BASELINES].arms
+    with pytest.raises(InputError, match="--arms: 'federaser' is no arm of joins; allowed: dominant"):
+        choose_arms(EXPERIMENTS["joins"], FEDERASER, SMOKE)
+
+
+def measured(arm: str, loss: float, **other: Any) -> dict[str, Any]:
+    point = {"k": 0, "loss": 3.0, **dict.fromkeys(("retain", "test", "forget", "fresh", "auc", "tpr"), 0.5)}
+    point |= {"bytes": 2e6, "steps": 30, "seconds": 1.0, "cpu_s": 4.0}
+    curve = [point, {**point, "k": 5, "loss": loss, "retain": 0.75}]
+    key = {"setting": "default", "arm": arm, "seed": 0, "prefix_sha256": None}
+    return {**key, "curve": curve, "worst_loss": None, "decisions": [], **other}
 
 
 def test_the_table_has_costs_beside_accuracies() -> None:
-    row = {"arm": "uniform", "seed": 0, **dict.fromkeys(("retain_0", "forget_0", "retain", "forget"), 0.5)}
-    row |= {"auc": None, "loss": 2.0, "stored_bytes": 1000, "sent_bytes": 2e6, "steps": 30}
-    rows = baselines.with_ri([row, {**row, "arm": "federaser", "loss": 1.0}])
-    assert [r["ri"] for r in rows] == [0.0, 50.0]
-    console = Console(width=200)
-    with console.capture() as shown:
-        console.print(baselines.table(baselines.aggregate(rows)))
-    assert "federaser" in shown.get() and "1.0" in shown.get()
+    costs = {"stored_bytes": 12_340_000, "leaver_steps": 40}
+    found = [measured(UNIFORM, 2.0), measured(NAIVE, 1.0), measured(KD_UNLEARN, 1.5, **costs)]
+    rows = baselines.with_storage(paired_rows([*found, measured("oracle", 1.0)], (NAIVE_REMOVE,)), found)
+    removed = next(row for row in rows if row["arm"] == NAIVE_REMOVE)
+    assert (removed["loss"], removed["bytes"], removed["stored_bytes"]) == (3.0, 0, 0)
+    console = Console(width=200, record=True)
+    baselines.print_baselines(console, aggregate(rows), baselines.storage(rows))
+    said = console.export_text()
+    assert "12.34" in said and "kd-unlearn needs: the leaver, its data and time for 40 steps" in said
+    assert "25.0" in next(x for x in said.splitlines() if x.split()[:1] == [KD_UNLEARN])  # RI of the loss
+
+
+@pytest.mark.slow
+def test_baselines_are_runs_of_devices(tmp_path: Path) -> None:
+    """Four runs of three devices in this process: only a whole run shows that the protocol carries on."""
+    wanted = [cell(arm) for arm in (NAIVE, KD_UNLEARN, FEDERASER)]
+    before = wanted[0].before
+    assert before is not None
+    found = runner.run_cells([before, *wanted], tmp_path, Console(quiet=True))
+    naive, distilled, erased = found
+    assert naive["curve"][0]["forget"] is not None and "stored_bytes" not in naive
+    assert naive["prefix_sha256"] == distilled["prefix_sha256"] and erased["prefix_sha256"] is None
+    assert distilled["leaver_steps"] == unlearners.KD_STEPS
+    assert distilled["curve"][0]["loss"] != naive["curve"][0]["loss"]
+    assert [point["k"] for point in erased["curve"]] == [0, 2, 4, 6, 8]
+    assert erased["stored_bytes"] > 0
+    kept = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.safetensors")}
+    assert kept == {("default", BEFORE.name)}
+    lines = (tmp_path / erased["setting"] / FEDERASER / "seed-0/run/devices/d0/metrics.jsonl").read_text()
+    assert [json.loads(line)["steps"] for line in lines.splitlines()][-8:-6] == [2, 2]

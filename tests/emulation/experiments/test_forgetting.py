@@ -17,8 +17,10 @@ from coordinator_free.identifiers import BlockKey
 from emulation.experiments import forgetting, shadow_models
 from emulation.experiments.attacks import assign
 from emulation.experiments.catalogue import SCALES
-from emulation.experiments.forgetting import ARMS, SETTING, ForgettingCell, Request, choose_arms, parse_runs
+from emulation.experiments.forgetting import ARMS, SETTING, ForgettingCell, choose_arms, parse_runs
 from emulation.experiments.grid import Cell
+from emulation.experiments.metrics import cell_key
+from emulation.experiments.request import Request
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
 from emulation.scenario.loading import dump, load
 from peers.errors import InputError
@@ -97,12 +99,12 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
         m: {n: losses(2.0 * (m == "deleted" and n == "d0")) for n in names} for m in ("deleted", "end")
     }
     relearn = {"had": {"steps": 10, "other": 0.5}, "not": {"steps": None if one.seed else 30, "other": 0.1}}
-    return {**forgetting._key(one), "losses": moments, "relearn": relearn}
+    return {**cell_key(one), "prefix_sha256": None, "losses": moments, "relearn": relearn}
 
 
 def test_an_experiment_finds_the_device_that_remembers(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
-    forgetting.run(Request(SMOKE, ("leave",), 8, tmp_path), console, made)
+    forgetting.run(Request(SMOKE, ("leave",), tuple(range(8)), tmp_path), console, made)
     rows = json.loads((tmp_path / "results.json").read_text())["summary"]
     by = {(row["moment"], row["model"]): row for row in rows}
     assert by["deleted", "worst device"]["auc"] > 0.8

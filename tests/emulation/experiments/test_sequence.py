@@ -49,13 +49,24 @@ def records(loss: float) -> RunRecords:
         return {"device": device, "round": round_, "tag": "round", "accuracy": shards, "loss": nats}
 
     lines = [line(d, 4, 0.5) for d in ("d0", "d1", "d2")] + [line(d, 5, 0.75) for d in ("d1", "d2")]
-    return RunRecords(Path("run"), scenario, ["d0", "d1", "d2"], evaluations=lines)
+    words = {"d0": 0.0, "d1": 0.5, "d2": 1.0}
+    ends = [{"device": d, "round": 5, "tag": "end", "other_wording": words} for d in ("d1", "d2")]
+    spent = {"round": 5, "steps": 3, "cpu_s": 0.5, "links": {"d2": {"sent_bytes": 70}}}
+    metrics = {d: [{**spent, "norms": {"d0@0": {}, f"{d}@0": {}}}] for d in ("d1", "d2")}
+    return RunRecords(Path("run"), scenario, ["d0", "d1", "d2"], metrics, evaluations=[*lines, *ends])
 
 
 def test_measures_of_a_run() -> None:
     before, after = sequence.measure(records(2.0))["curve"]
     assert before == {"round": 4, "devices": 3, "loss": 2.0, "retain": pytest.approx(5 / 12), "forget": None}
     assert after == {"round": 5, "devices": 2, "loss": 2.0, "retain": 0.75, "forget": 0.25}
+
+
+def test_costs_are_of_all_devices_and_the_test_accuracy_of_those_that_are_present() -> None:
+    found = sequence.measure(records(2.0))
+    assert (found["steps"], found["cpu_s"], found["sent_bytes"]) == (6, 1.0, 140)
+    assert found["test"] == 1.0  # of d2 by d2: d0 and d1 have left at the end
+    assert found["kept"] == 1  # d2 still has the block of d0
 
 
 def test_the_experiment_compares_with_uniform(tmp_path: Path) -> None:

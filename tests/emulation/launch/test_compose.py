@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from emulation.commands import run as run_command
-from emulation.launch import compose_project, evaluator_process, forkserver, run_loop
+from emulation.launch import compose_project, evaluator_process, forkserver, run_keys, run_loop
 from emulation.launch.errors import RunFailed
 from emulation.launch.run_loop import check_devices
 from emulation.launch.run_state import RunState
@@ -275,7 +275,7 @@ def test_after_an_interrupt_no_container_is_left(
 def test_with_an_allow_list_each_device_has_a_key_pair(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text(SCENARIO)
-    compose_project.make_keys(load(file, ["keys.allow_list=true"]), tmp_path / "keys")
+    run_keys.write(load(file, ["keys.allow_list=true"]), tmp_path / "keys")
     names = {path.name for path in (tmp_path / "keys").iterdir()}
     assert names == {"network.keys", "allowed.json", "d0.curve", "d1.curve", "d2.curve"}
 

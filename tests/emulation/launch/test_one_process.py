@@ -43,7 +43,7 @@ def test_an_interrupt_ends_the_run_without_a_word_of_asyncio(
     monkeypatch.setattr(interrupts, "_state", interrupts._State())
     interrupts.set_mode("raise")
 
-    async def endless(spec: DeviceSpec, links: object) -> int:
+    async def endless(spec: DeviceSpec, links: object, make_learner: object) -> int:
         interrupts._on_signal(signal.SIGINT, None)
         await asyncio.sleep(60)
         return 0

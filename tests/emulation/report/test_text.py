@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emulation.analysis import summary
-from emulation.report import text
+from emulation.report import report_tables, text
 from tests.support import synthetic_run
 
 
@@ -25,3 +25,15 @@ def test_stages_are_joined_by_arrows(found: dict[str, Any]) -> None:
 def test_a_partition_has_a_subject(found: dict[str, Any], groups: str, start: str) -> None:
     found["events"][0] |= {"kind": "partition", "device": groups}
     assert text.sentences(found)[0].startswith(f"{start} cut off at round 4")
+
+
+def test_latencies_between_hosts_are_labelled_with_the_difference_of_their_clocks(
+    found: dict[str, Any],
+) -> None:
+    assert not any("clocks" in sentence for sentence in text.sentences(found))
+    found["links"][0]["clock_s"] = {"difference": -0.2004, "error": 0.0006}
+    found["links"][1]["clock_s"] = {"difference": 0.0001, "error": 0.0004}
+    said = "latencies hold the difference of two clocks: at most 200.4 ms, measured to ±0.6 ms"
+    assert said in text.sentences(found)
+    table = report_tables.links(found)
+    assert "clocks, ms" in table.heads and "-200.4 ± 0.6" in table.rows[0]

@@ -20,7 +20,7 @@ def started_one_by_one(folder: Path) -> Path:
     """The synthetic run as containers leave it: d2 left at 4, d3 joined at 7, but no launcher recorded it."""
     run = write(folder)
     (run / "run.json").unlink()
-    (run / epoch.FILE).write_text(json.dumps({"epoch_ns": EPOCH_NS, "boot_id": epoch._boot_id()}))
+    (run / epoch.FILE).write_text(json.dumps({"epoch_ns": EPOCH_NS, "boot_id": epoch.boot_id()}))
     append(run, "d2", {"t_s": LEFT_S, "round": 4, "event": "leaving", "kind": "leave"})
     edit(run, "d3", lambda e: {**e, "t_s": JOINED_S} if e["event"] in ("started", "slot") else e)
     for device in ("d0", "d1", "d3"):
@@ -165,3 +165,30 @@ def test_events_of_churn_are_added_to_the_run_of_a_launcher_once(tmp_path: Path)
         found = records.load(run).injected
         assert [e["kind"] for e in found] == ["leave", "join", "stall"]
         assert found[2]["duration_s"] == 2.0 and "round" in found[2]
+
+
+def test_an_event_that_was_logged_on_another_host_counts_by_the_wall_clock(run: Path) -> None:
+    """Hosts count monotonic time each from its own boot."""
+    started = {"epoch_ns": EPOCH_NS, "boot_id": "here", "unix_ns": 10**18}
+    (run / epoch.FILE).write_text(json.dumps(started))
+    here = {"kind": "stall", "device": "d0", "monotonic_ns": EPOCH_NS + 3 * 10**9, "boot_id": "here"}
+    there = {
+        "kind": "stall",
+        "device": "d1",
+        "monotonic_ns": 7,
+        "unix_ns": 10**18 + 4 * 10**9,
+        "boot_id": "there",
+    }
+    (run / churn_log.FILE).write_text(f"{json.dumps(here)}\n{json.dumps(there)}\n")
+    assert [(e["device"], e["t_s"]) for e in churn_log.read(run, 0)] == [("d0", 3.0), ("d1", 4.0)]
+
+
+def test_events_of_churn_are_added_to_a_launchers_run_on_a_cluster(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    epoch.write(run)
+    record = json.loads((run / "run.json").read_text()) | {"epoch_ns": epoch.read(run)}
+    (run / "run.json").write_text(json.dumps(record))
+    churn_log.log_event(run, "stall", ["d1"], duration_s=2.0)
+    reconstruction.complete(run)
+    events = json.loads((run / "run.json").read_text())["events"]
+    assert ("stall", "d1") in [(e["kind"], e["device"]) for e in events]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peers.learning.foreign_inputs import moments_bytes, pack_moments, unpack_moments
-from peers.learning.kfac import _right_basis
+from peers.learning.kfac import RIDGE, _right_basis
 from tests.support.learners import OTHERS, OWN, block, joined, same
 
 CPU = torch.device("cpu")
@@ -73,6 +73,47 @@ def test_a_basis_relative_to_others_moves_less_where_they_have_large_inputs():
     assert float(basis.square().sum()) == pytest.approx(3, rel=1e-5)
     reach = basis.square().sum(dim=1)  # of a step of one length in all coordinates
     assert reach[0] < 0.3 * reach[1] < reach[2]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 8, 16])
+@pytest.mark.parametrize("blocked", [1, 3, 7])
+def test_a_false_message_changes_the_reach_of_steps_within_bounds(rank: int, blocked: int):
+    """What a hostile member gains (docs/security.md): short or long steps in directions of its choice."""
+    false = torch.zeros(rank, dtype=torch.float64)
+    false[: min(blocked, rank)] = rank / min(blocked, rank)  # the trace that every message has
+    own = torch.diag(torch.linspace(1, 9, rank).double())
+
+    def reach(*others: torch.Tensor) -> torch.Tensor:
+        basis = _right_basis(own, list(others)).double()
+        return torch.linalg.eigvalsh(basis @ basis.T).sqrt()  # of steps of one length, by direction
+
+    alone = reach(torch.diag(false))
+    assert alone.min() >= (RIDGE / (rank + RIDGE)) ** 0.5 - 1e-4
+    assert alone.max() <= rank**0.5 + 1e-4
+    beside = reach(torch.diag(false), *[torch.eye(rank, dtype=torch.float64)] * 3)
+    assert beside.min() >= 0.3  # of four neighbours, one alone shortens no step to less than this
+    assert beside.max() <= 1.5
+
+
+def test_a_false_message_changes_no_loss_and_no_gradient_but_resets_the_moments():
+    def begun(told: bool):
+        learner = joined(correction={"fisher": True})
+        if told:
+            assert learner.know_inputs(OTHERS[0], learner.second_moments([OWN], 0)[OWN])
+        return learner, learner.train(0, 1, rehearse=False, fisher=True)
+
+    (plain, without), (learner, told) = begun(False), begun(True)
+    assert told.losses == without.losses
+    pairs = zip(plain._adapter.gradients.values(), learner._adapter.gradients.values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    fisher = learner._local.fisher
+    assert fisher is not None
+    first = fisher._optimizer
+    learner.train(1, 1, rehearse=False, fisher=True)
+    assert fisher._optimizer is first
+    assert learner.know_inputs(OTHERS[0], learner.second_moments([OWN], 1)[OWN])  # sent again
+    learner.train(2, 1, rehearse=False, fisher=True)
+    assert fisher._optimizer is not first
 
 
 def test_steps_know_the_inputs_of_others_until_their_block_is_deleted():

@@ -221,7 +221,11 @@ def test_the_model_uses_a_written_block():
 
 def test_rehearsal_drops_one_foreign_block_in_its_share_of_the_steps():
     learner = joined(train={"rehearsal": 0.3})
-    dropped = [learner._rehearsed(round_, step) for round_ in range(100) for step in range(10)]
+    dropped = [
+        learner._local.left_out(learner._foreign(), round_, step)
+        for round_ in range(100)
+        for step in range(10)
+    ]
     assert all(len(keys) <= 1 and set(keys) <= set(OTHERS) for keys in dropped)
     assert sum(map(len, dropped)) == pytest.approx(300, abs=60)
     assert {key for keys in dropped for key in keys} == set(OTHERS)
@@ -229,7 +233,7 @@ def test_rehearsal_drops_one_foreign_block_in_its_share_of_the_steps():
 
 def test_a_rehearsed_step_is_a_step_without_the_block_and_correction_has_none():
     rehearsing, without = joined(train=REHEARSED), joined()
-    (gone,) = rehearsing._rehearsed(0, 0)
+    (gone,) = rehearsing._local.left_out(rehearsing._foreign(), 0, 0)
     without.delete_block(gone)
     rehearsing.train(0, 1, rehearse=True)
     without.train(0, 1, rehearse=False)

@@ -31,6 +31,7 @@ from transport.wire.messages import (
     Refuse,
     Request,
     Suspect,
+    Transit,
     Update,
     Window,
 )
@@ -64,6 +65,7 @@ MESSAGES = [
     Bye("finished", True),
     Window(3, 1 << 62, -2, 17, True),
     Credit(1 << 20),
+    Transit(-200_000_000),
     Inputs("d3", 1, bytes(4)),
     Inputs("d" * 60, 1, bytes(MAX_INPUTS)),
 ]
@@ -84,8 +86,10 @@ def test_large_lists_come_back_too() -> None:
     items = [(f"d{n}", n, "early", n, "unchanged") for n in range(MAX_ITEMS)]
     message = Manifest(1, "train", b"v" * 16, items)
     assert unpack(frames(message))[1] == message
-    with pytest.raises(ValueError, match=r"Manifest.items is out of range"):
+    with pytest.raises(ValueError, match=r"Manifest.items is out of range: 4097 entries"):
         frames(Manifest(1, "train", b"v" * 16, [*items, items[0]]))
+    with pytest.raises(ValueError, match=r"Manifest.items is out of range: \('d9', -3, 'early', 1, 'sent'\)"):
+        frames(Manifest(1, "train", b"v" * 16, [*items[:9], ("d9", -3, "early", 1, "sent")]))
     records = Gossip([{"device": f"d{n}", "incarnation": n} for n in range(1024)], True, 1)
     assert unpack(frames(records))[1] == records
 
@@ -111,6 +115,7 @@ BAD = [
     Window(0, -1, 0, 0, False),
     Window(0, 0, -3, 0, False),
     Credit(1 << 63),
+    Transit((1 << 62) + 1),
     Bye("x", 1),  # type: ignore[arg-type]
     Hello("a", {"k": "x" * 257}, True, [], 0),
     Hello("a", {"k": [[[[[1]]]]]}, True, [], 0),
