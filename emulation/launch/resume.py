@@ -57,8 +57,8 @@ def plan(folder: Path) -> Start:
     lines = records.read_lines(folder / records.INJECTED)
     if (folder / epoch.FILE).exists():
         raise InputError(
-            f"--resume: the devices of {folder} were containers, Slurm tasks or started one by one; allowed: a "
-            "run whose devices are processes of `unweft run`"
+            f"--resume: the devices of {folder} were containers, Slurm tasks or started one by one; "
+            "allowed: a run whose devices are processes of `unweft run`"
         )
     resumed = [line for line in lines if line["kind"] == records.RESUMED]
     done = _done(run)
