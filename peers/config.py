@@ -334,7 +334,12 @@ class CheckpointConfig(Section):
         int, about("Write them every so many rounds too. 0: at the end only.", unit="rounds", ge=0)
     ] = 0
     resume: Annotated[
-        str | None, about("The folder of a run with checkpoints: devices begin with its blocks.")
+        str | None,
+        about(
+            "The folder of a run with checkpoints: the devices of a new run begin with its blocks. An "
+            "interrupted run goes on with `unweft run --resume`.",
+            source="docs/checkpoints.md",
+        ),
     ] = None
 
     @property

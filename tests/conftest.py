@@ -20,6 +20,8 @@ from hypothesis import settings
 from zmq.utils.garbage import GarbageCollectorThread
 from zmq.utils.garbage import gc as zmq_gc
 
+from tests.support.browsers import browser as browser  # a fixture
+
 # an example that a busy machine makes slow is no failure; pytest-timeout ends what hangs
 settings.register_profile("unweft", deadline=None)
 settings.load_profile("unweft")

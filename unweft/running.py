@@ -1,4 +1,4 @@
-"""`unweft.run`, `unweft.scenario` and `unweft.forget`."""
+"""`unweft.run`, `unweft.resume`, `unweft.scenario` and `unweft.forget`."""
 
 from __future__ import annotations
 
@@ -65,8 +65,34 @@ def run(
     check_usable(folder)
     check_against_model(found)
     main_guard.check(found)
-    console = Console() if progress else Console(file=io.StringIO())
-    if execute(found, folder, on, console, track):
+    return _result(execute(found, folder, on, _console(progress), track), folder)
+
+
+def resume(folder: str | Path, *, progress: bool = True, track: str | None = None) -> Run:
+    """Go on with an interrupted run, as `unweft run --resume` does, and return the results.
+
+    progress, track: as for `run`. Raises InputError if the run cannot go on, and RunFailed.
+    """
+    main_guard.refuse_in_child()
+    from emulation.commands.run import execute
+    from emulation.launch import resume as resuming
+    from emulation.report import trackers
+
+    if track is not None:
+        trackers.check(track)
+    found = resuming.scenario_of(Path(folder))
+    main_guard.check(found)
+    status = execute(found, Path(folder), "local", _console(progress), track, goes_on=True)
+    return _result(status, Path(folder))
+
+
+def _console(progress: bool) -> Console:
+    return Console() if progress else Console(file=io.StringIO())
+
+
+def _result(status: int, folder: Path) -> Run:
+    """The results of a run. Raises RunFailed unless its exit status is 0."""
+    if status:
         raise RunFailed(f"{folder}: the run ended, but its result is not right; see {folder}/summary.json")
     return load(folder)
 

@@ -30,6 +30,7 @@ from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
+from peers.storage.record_files import open_records
 from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
 from peers.tasks import AnyExample, Batch, Example, HasUtility, make_task, score_examples, texts
 
@@ -68,7 +69,7 @@ def main(out: Path, scenario: Scenario) -> None:
     evaluator, queue = Evaluator(scenario), SnapshotQueue(out)
     if scenario.eval.samples:
         write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
-    with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+    with open_records(out / records.EVALUATIONS) as file:
         while True:
             last = (out / DONE_MARKER).exists()  # read first: the queue then has all snapshots
             for path in queue.find_new():
@@ -129,7 +130,7 @@ def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = N
     )
     chosen = [path for path in found if tags is None or _tag(path) in tags]
     evaluator = Evaluator(scenario) if chosen else None
-    with (out / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+    with (out / records.EVALUATIONS).open("a", encoding="utf-8") as file:
         for path in chosen:
             assert evaluator is not None
             _write(file.fileno(), evaluator.evaluate_snapshot(path))

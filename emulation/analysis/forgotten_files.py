@@ -61,14 +61,14 @@ def check(folder: Path, gone: Collection[BlockKey]) -> Found:
     return found
 
 
-def correct(folder: Path, keep_snapshots: bool = False) -> None:
+def correct(folder: Path, keep_snapshots: bool = False, also: Collection[BlockKey] = ()) -> None:
     """Delete tombstoned blocks from the files of a run that is over, and list these files in FILE.
 
     Files that a killed device had not finished to write are removed. A file that cannot be corrected stays,
     and `check` finds it. keep_snapshots: leave the snapshots that were kept for an experiment to the
-    experiment, which measures them and then removes them.
+    experiment, which measures them and then removes them. also: further blocks to delete.
     """
-    gone = tombstones.find(records.load(folder))
+    gone = {*tombstones.find(records.load(folder)), *also}
     if gone:
         _correct_all(folder, gone, keep_snapshots)
     for path in _temporary_files(folder, "*.tmp"):

@@ -148,12 +148,8 @@ def _starts(run: RunRecords, device: str) -> list[float]:
 
 def _recently_changed(run: RunRecords, bound_s: float) -> set[str]:
     """Devices with an event less than `bound_s` before the median end: others need not have detected it."""
-    ends = [
-        float(e["t_s"])
-        for d in run.devices
-        for e in run.events[d]
-        if e["event"] == "finished" and e.get("reason") == "finished"
-    ]
+    last = [[e for e in run.events[d] if e["event"] == "finished"][-1:] for d in run.devices]
+    ends = [float(e["t_s"]) for found in last for e in found if e.get("reason") == "finished"]
     since = median(ends) - bound_s if ends else math.inf
     return {str(e["device"]) for e in run.injected if float(e["t_s"]) > since}
 

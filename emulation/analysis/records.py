@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from peers.runtime.child_process import failure_file
 
 Record = dict[str, Any]
 INJECTED = "injected.jsonl"  # events of the launcher, each written when it happens
+RESUMED = "resumed"  # of a line in INJECTED: the run goes on after an interruption
+NO_EVENTS = (RESUMED, "resume")  # kinds in INJECTED that are no events of the scenario: "resume" ends a stall
+EVALUATIONS = "evaluations.jsonl"  # by the evaluator
 EVALUATOR_FILE = "evaluator.json"  # by the evaluator at its end: what it has cost
 KEPT_SNAPSHOTS = "snapshots"  # if the run folder has this folder, evaluated snapshots are moved to it
 
@@ -74,6 +78,8 @@ class Tail:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._at:  # a run that goes on has made it shorter
+                self._at = 0
             file.seek(self._at)
             new = file.read()
         complete = new[: new.rfind(b"\n") + 1]
@@ -104,11 +110,12 @@ class RunRecords:
     evaluations: list[Record] = field(default_factory=list)
     consensus: dict[int, float] = field(default_factory=dict)  # by round
     run: Record = field(default_factory=dict)
+    seen: list[Record] = field(default_factory=list)  # events of a launcher that was killed
 
     @property
     def injected(self) -> list[Record]:
         """The events that happened, in order: round, kind, device, t_s, and in virtual time also life."""
-        return sorted(self.run.get("events", []), key=event_order)
+        return sorted(self.run.get("events", self.seen), key=event_order)
 
     @property
     def unfinished(self) -> bool:
@@ -135,7 +142,8 @@ def load(folder: Path) -> RunRecords:
         )
     run = read_object(folder / "run.json")
     found = {path.name for path in (folder / "devices").glob("*") if path.is_dir()}
-    records = RunRecords(folder, read(folder / "scenario.toml"), [], run=run)
+    seen = [line for line in read_lines(folder / INJECTED) if line["kind"] not in NO_EVENTS]
+    records = RunRecords(folder, read(folder / "scenario.toml"), [], run=run, seen=seen)
     for device in in_order({*found, *run.get("devices", {})}):
         own = folder / "devices" / device
         lines = read_lines(own / "metrics.jsonl"), read_lines(own / "events.jsonl")
@@ -143,7 +151,7 @@ def load(folder: Path) -> RunRecords:
         if not _never_joined(events):
             records.devices.append(device)
             records.metrics[device], records.events[device] = metrics, events
-    for line in read_lines(folder / "evaluations.jsonl"):
+    for line in read_lines(folder / EVALUATIONS):
         if "consensus_error" in line:
             records.consensus[int(line["round"])] = float(line["consensus_error"])
         else:
@@ -164,11 +172,13 @@ def write_run(
     not_done: Sequence[Record],
     epoch_ns: int,
     ended_s: float,
+    resumed: Sequence[Record] = (),
 ) -> None:
     """Write run.json, which `load` reads.
 
     devices: the facts of the launcher on each device, with its exit status in `exit`. not_done: events of the
-    scenario that did not happen. ended_s: seconds since the epoch of the run.
+    scenario that did not happen. ended_s: seconds since the epoch of the run. resumed: one entry for each
+    time that the run went on after an interruption: its first round, devices and t_s.
     """
     run = {
         "devices": devices,
@@ -176,6 +186,7 @@ def write_run(
         "not_done": not_done,
         "epoch_ns": epoch_ns,
         "ended_s": ended_s,
+        "resumed": resumed,
     }
     write_whole(folder / "run.json", json.dumps(run, indent=1))
 

@@ -54,6 +54,7 @@ def summarise(run: RunRecords) -> Record:
         "latency_buckets": {"first_s": latency_histogram.FIRST_S, "per_decade": PER_DECADE},  # upper bounds
         "events": event_outcomes.event_outcomes(run),
         "not_done": run.run.get("not_done", []),  # events of the scenario that did not happen
+        "resumed": run.run.get("resumed", []),  # when the run went on after an interruption
         "unmet": unmet.separate_groups(run),
         "rounds": rounds,
         "rounds_alone": rounds_alone(run),

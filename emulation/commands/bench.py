@@ -30,13 +30,15 @@ WHOLE_RUNS = (
     "load",
     "membership",
     "partition",
+    "resume",
 )  # each takes minutes, so each runs only when it is named
 OPTIONS = {  # the benchmarks that have each option
     "n": ("rounds", "membership", "load"),
-    "seeds": ("churn",),
+    "seeds": ("churn", "resume"),
     "starts": ("membership",),
     "hostile": ("churn",),
     "messages": ("hostile",),
+    "trials": ("resume",),
 }
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
@@ -62,7 +64,7 @@ def bench(
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="churn: a seed; may be repeated. Default: 0.")
+        list[int] | None, typer.Option(help="churn, resume: a seed; may be repeated. Default: 0.")
     ] = None,
     hostile: Annotated[
         int | None,
@@ -73,6 +75,9 @@ def bench(
     ] = None,
     starts: Annotated[
         int | None, typer.Option(min=1, help="membership: number of starts of each size. Default: 10.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="resume: number of killed runs for each seed. Default: 5.")
     ] = None,
 ) -> None:
     """Run benchmarks: figures, and their ratios to a reference measured in the same run."""
@@ -90,9 +95,8 @@ def bench(
         console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
-        findings = _run(
-            one, {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
-        )
+        given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
+        findings = _run(one, {**given, "trials": trials})
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing

@@ -33,14 +33,14 @@ def _check_empty(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, new: bool = True) -> Iterator[None]:
+def claimed(folder: Path, new: bool = True, option: str = "--out") -> Iterator[None]:
     """Make the folder, and hold it: no other command can claim it until this one ends, or is killed.
 
-    `new`: the folder must be empty. Raises InputError.
+    `new`: the folder must be empty. `option`: the option that names the folder. Raises InputError.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(folder)
+    descriptor = _lock(folder, option)
     try:
         if new:
             _check_empty(folder)
@@ -54,7 +54,7 @@ def claimed(folder: Path, new: bool = True) -> Iterator[None]:
                 folder.rmdir()  # only if nothing was written
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, option: str) -> int:
     """A locked descriptor of the file CLAIM. The lock ends with this process, and no child inherits it."""
     while True:
         descriptor = os.open(folder / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
@@ -64,8 +64,9 @@ def _lock(folder: Path) -> int:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
+            allowed = "a new or empty folder" if option == "--out" else "a run that no command writes"
             raise InputError(
-                f"--out: {folder} is being written by another command; allowed: a new or empty folder"
+                f"{option}: {folder} is being written by another command; allowed: {allowed}"
             ) from None
         except FileNotFoundError:
             pass  # its last holder has just removed it: try again

@@ -23,6 +23,7 @@ from emulation.scenario import library
 from peers.errors import InputError
 
 if TYPE_CHECKING:
+    from emulation.launch.start import Start
     from emulation.scenario.schema import Scenario
 
 EXAMPLE = "Example: unweft run scenarios/demo.toml --set round.count=60 --seed 1 --out runs/first"
@@ -39,11 +40,11 @@ def completed(incomplete: str) -> list[str]:
 
 def run(
     scenario: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="SCENARIO", help="A file, or a name of `unweft list scenarios`.", autocompletion=completed
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for all files of the run; default: runs/<time>-<scenario>."),
@@ -75,6 +76,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the scenario and print the plan; start nothing.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on with the interrupted run in DIR, instead of a new SCENARIO."),
+    ] = None,
 ) -> None:
     """Run a scenario: start its devices, inject its events, report the result."""
     interrupts.set_mode("exit")  # nothing is written before the folder is claimed
@@ -86,6 +91,13 @@ def run(
         from emulation.report import trackers
 
         trackers.check(track)
+    if resume is not None:
+        _refuse_others(scenario, out, set_, seed, clock, seeds, dry_run or None)
+        raise typer.Exit(_go_on(resume, on, Console(), track, load_serving() if watch else None))
+    if scenario is None:
+        raise InputError(
+            "SCENARIO: missing; allowed: a file, a name of `unweft list scenarios`, or --resume DIR instead"
+        )
     loaded = load(scenario, set_ or (), seed, clock)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
@@ -109,6 +121,31 @@ def run(
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
+
+
+def _refuse_others(*given: object) -> None:
+    """Raises InputError for what says how a new run is to be."""
+    names = ("SCENARIO", "--out", "--set", "--seed", "--clock", "--seeds", "--dry-run")
+    wrong = [name for name, value in zip(names, given, strict=True) if value not in (None, [])]
+    if wrong:
+        raise InputError(
+            f"--resume: goes on with the run as it is, so {wrong[0]} does not fit; "
+            "allowed: --on, --watch, --track"
+        )
+
+
+def _go_on(folder: Path, on: str, console: Console, track: str | None, serving: ModuleType | None) -> int:
+    """Go on with an interrupted run; returns the exit status."""
+    from emulation.launch import resume
+
+    if on != "local":
+        raise InputError(f"--resume: does not work with --on {on}; allowed: --on local")
+    try:
+        scenario = resume.scenario_of(folder)
+        return execute(scenario, folder, on, console, track, serving, goes_on=True)
+    except RunFailed as error:
+        print_error(str(error))
+        return FAILED
 
 
 def _run_seeds(
@@ -141,12 +178,15 @@ def execute(
     console: Console,
     track: str | None = None,
     serving: ModuleType | None = None,
+    goes_on: bool = False,
 ) -> int:
     """Run a checked scenario and report on it; returns the exit status.
 
-    `serving`: the module that serves the page of the run; None: no page.
+    `serving`: the module that serves the page of the run; None: no page. `goes_on`: the folder holds the run,
+    which was interrupted.
 
-    Raises RunFailed. After that and after a KeyboardInterrupt the summary is written.
+    Raises InputError if the run cannot go on, and RunFailed. After that and after a KeyboardInterrupt the
+    summary is written.
     """
     from emulation.analysis import forgotten_files
     from emulation.launch import run_loop
@@ -154,12 +194,14 @@ def execute(
     if loaded.checkpoint.resume is not None:  # a run that was killed could not correct its files
         forgotten_files.correct(Path(loaded.checkpoint.resume).expanduser())
     interrupts.set_mode("raise")
-    kept = "with all records and the adapters that were exported"
-    interrupts.keep(f"{folder} is kept, {kept}; its report: unweft report {folder}")
+    option = "--resume" if goes_on else "--out"
     try:
-        with claimed(folder), _watched(serving, folder, console):
-            run_loop.run(loaded, folder, console, on, track)
-            return write_report(folder, console)
+        with claimed(folder, new=not goes_on, option=option):
+            interrupts.keep(_kept(folder, on))
+            continues = _continued(loaded, folder, console) if goes_on else None
+            with _watched(serving, folder, console):
+                run_loop.run(loaded, folder, console, on, track, continues)
+                return write_report(folder, console)
     except RunFailed:
         write_summary(folder)
         raise
@@ -169,6 +211,29 @@ def execute(
         if not (folder / "scenario.toml").exists():
             interrupts.keep("")
         raise
+
+
+def _kept(folder: Path, on: str) -> str:
+    """What an interrupt leaves, and what the user can do with it."""
+    kept = f"{folder} is kept, with all records and the adapters that were exported"
+    more = f"; to go on: unweft run --resume {folder}" if on == "local" else ""
+    return f"{kept}; its report: unweft report {folder}{more}"
+
+
+def _continued(loaded: Scenario, folder: Path, console: Console) -> Start:
+    """Plan how an interrupted run goes on, and make its files ready. Raises InputError."""
+    from emulation.launch import resume
+    from emulation.scenario.preflight import check_against_model
+
+    resume.wait_for_end(folder)
+    start = resume.plan(folder)
+    check_against_model(loaded)
+    resume.prepare(folder, loaded, start)
+    first, last = start.first_round, loaded.round.count - 1
+    shown = f"going on with rounds {first} to {last}: devices {', '.join(start.devices)}"
+    events = f"{len(start.done)} events are done, {len(start.events)} are left"
+    console.print(f"{shown}; {events}", highlight=False, soft_wrap=True)
+    return start
 
 
 @contextmanager

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from emulation.analysis.lives import event_order
 from emulation.analysis.records import Record, read_lines
+from emulation.launch.start import Start
 from emulation.scenario.events import ARRIVALS, GONE, OF_THE_NETWORK, EventConfig, Population, cut_off
 from emulation.scenario.schema import Scenario
 from peers.runtime.spec import ScriptedEvent
 from transport.clocks.virtual import life_name
 
 
-def script_of(scenario: Scenario, device: str, life: int) -> tuple[ScriptedEvent, ...]:
+def script_of(scenario: Scenario, start: Start, device: str, life: int) -> tuple[ScriptedEvent, ...]:
     """The events that one life of a device does itself: its own ones, and every partition."""
-    found, ended = [], 0
-    for event in scenario.events:
+    found, ended = [], start.first_life(device)
+    for event in start.events:
         if event.kind in OF_THE_NETWORK:
             others = cut_off(device, event.groups, scenario.all_devices) if event.groups else frozenset()
             found.append(ScriptedEvent(event.round, event.kind, cut_off=others))
@@ -28,14 +29,14 @@ def script_of(scenario: Scenario, device: str, life: int) -> tuple[ScriptedEvent
     return tuple(found)
 
 
-def present_at_start(scenario: Scenario, device: str, life: int) -> list[str]:
+def present_at_start(scenario: Scenario, start: Start, device: str, life: int) -> list[str]:
     """The other devices, by `life_name`, that are live by the scenario when one life of a device starts."""
-    population, lives = Population(scenario.initial_devices, scenario.on_crash), Counter[str]()
-    for event in scenario.events:
+    population, lives = Population(start.devices, scenario.on_crash), Counter(start.lives)
+    for event in start.events:
         if event.device == device and event.kind in ARRIVALS:
             if lives[device] == life:
                 break
-        elif life == 0 and device in scenario.initial_devices:
+        elif device in start.devices and life == start.first_life(device):
             break
         population.apply(event)
         lives[event.device or ""] += event.kind in GONE
@@ -66,11 +67,16 @@ def executed_events(out: Path, devices: Iterable[str]) -> list[Record]:
 
 
 def not_executed(scenario: Scenario, executed: Iterable[Record]) -> list[EventConfig]:
-    """The events of a scenario that did not come due before the devices of a virtual run had ended."""
-    done = Counter((e["round"], e["kind"], e["device"]) for e in executed)
+    """The events of a scenario that have not happened. The same event may be listed more than once."""
+    done = Counter(_what(int(e["round"]), str(e["kind"]), str(e["device"])) for e in executed)
     missing = []
     for event in scenario.events:
-        what = event.round, event.kind, event.device or ""
-        missing += [] if done[what] else [event]
+        what = _what(event.round, event.kind, event.device or "")
+        missing += [] if done[what] > 0 else [event]
         done[what] -= 1
     return missing
+
+
+def _what(round_: int, kind: str, device: str) -> tuple[int, str, str]:
+    """A partition has no device. The launcher records its groups there, a device records nothing."""
+    return round_, kind, "" if kind in OF_THE_NETWORK else device

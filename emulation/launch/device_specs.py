@@ -5,20 +5,32 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from coordinator_free.membership.signed_records import Record, Status
+from emulation.analysis.device_histories import Incarnation
 from emulation.launch import run_keys
 from emulation.launch.device_scripts import script_of
 from emulation.launch.run_keys import DeviceKeys
 from emulation.launch.run_state import RunState
+from emulation.launch.start import Start
 from emulation.radio import wireless
 from emulation.scenario.events import ARRIVALS
-from emulation.scenario.schema import Scenario
-from peers.runtime.spec import DeviceSpec
+from peers.runtime.spec import Continuation, DeviceSpec
 from transport.clocks.virtual import life_name
+from transport.security.keys import DeviceIdentity
 from transport.shaping.channel import Channel
 
 SEEDS = 8  # addresses of other devices that a device gets
+NOWHERE = "tcp://127.0.0.1:1"  # the address of an incarnation that has ended
+# The last status of an incarnation, by its end. One that no departure ended goes on as the next one.
+ENDED = {
+    "leave": Status.LEFT,
+    "retire": Status.RETIRED,
+    "crash": Status.CRASHED,
+    "": Status.WITHDRAWN,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,7 @@ class DeviceSpecs:
     def choose(cls, state: RunState, ports: Callable[[int], Sequence[str]]) -> DeviceSpecs:
         """Choose addresses and keys. `ports` gives so many endpoints."""
         scenario = state.scenario
-        names = _lives(scenario)
+        names = _lives(state.start)
         return cls(
             state=state,
             addresses=dict(zip(names, ports(len(names)), strict=True)),
@@ -44,14 +56,18 @@ class DeviceSpecs:
         )
 
     def spec(self, device: str, life: int, cohort: int, known: Sequence[str]) -> DeviceSpec:
-        """`cohort`: the number of initial devices; 0 for a device that joins or returns.
+        """`cohort`: the number of devices that start together; 0 for a device that joins or returns.
 
         `known`: the devices, by `life_name`, whose addresses the new life gets.
         """
-        scenario, address = self.state.scenario, self.addresses[life_name(device, life)]
+        scenario, start = self.state.scenario, self.state.start
+        address, config = self.addresses[life_name(device, life)], scenario.device_config()
+        if cohort and start.goes_on:
+            checkpoint = config.checkpoint.model_copy(update={"resume": str(self.state.out)})
+            config = config.model_copy(update={"checkpoint": checkpoint})
         return DeviceSpec(
             id=device,
-            config=scenario.device_config(),
+            config=config,
             listen=address,
             advertise=address,
             seeds=tuple(self.addresses[other] for other in known[:SEEDS]),
@@ -65,12 +81,34 @@ class DeviceSpecs:
             group=self.addresses,
             life=life,
             run=self.run,
-            script=script_of(scenario, device, life) if scenario.clock == "virtual" else (),
+            script=script_of(scenario, start, device, life) if scenario.clock == "virtual" else (),
+            elapsed_ns=start.elapsed_ns,
+            continues=self._continuation if cohort and start.goes_on else None,
         )
 
+    @cached_property
+    def _continuation(self) -> Continuation:
+        """What the devices of a run that goes on have to know."""
+        start, keep = self.state.start, self.state.scenario.on_crash == "keep"
+        ended = tuple(self._record(incarnation, keep) for incarnation in start.ended)
+        return Continuation(start.first_round, ended, start.correct_until)
 
-def _lives(scenario: Scenario) -> list[str]:
-    """Each life of each device, by `life_name`."""
-    lives = Counter(event.device for event in scenario.events if event.kind in ARRIVALS)
-    lives.update(scenario.initial_devices)
-    return [life_name(device, life) for device in scenario.all_devices for life in range(lives[device])]
+    def _record(self, ended: Incarnation, keep_crashed: bool) -> Record:
+        """The last record of an incarnation from before the interruption, signed with its owner's new key.
+
+        The keys of a run are in no file, so the former records cannot be verified any more.
+        """
+        keys = self.keys[ended.key.device]
+        listed = None if keys.network is None else keys.network.identity()
+        signer = (listed or DeviceIdentity.generate(keys.signing)).for_run(self.run)
+        status = Status.WITHDRAWN if ended.end == "crash" and not keep_crashed else ENDED[ended.end]
+        record = Record(*ended.key, NOWHERE, ended.slot, 1, 1, status, 0, signer.public)
+        return replace(record, signature=signer.sign(record.signed_data()))
+
+
+def _lives(start: Start) -> list[str]:
+    """Each life that may still start, by `life_name`."""
+    devices = [*start.devices, *(e.device for e in start.events if e.kind in ARRIVALS and e.device)]
+    lives = Counter(devices)
+    numbers = {device: start.first_life(device) for device in lives}
+    return [life_name(d, n) for d in lives for n in range(numbers[d], numbers[d] + lives[d])]

@@ -47,8 +47,9 @@ def prepare(
     `make`: makes the backend of these; default: LocalBackend.
     """
     state.out.mkdir(parents=True, exist_ok=True)
-    (state.out / "scenario.toml").write_text(dump(state.scenario), encoding="utf-8")
-    state.epoch_ns = time.monotonic_ns()
+    if not state.start.goes_on:
+        (state.out / "scenario.toml").write_text(dump(state.scenario), encoding="utf-8")
+    state.epoch_ns = time.monotonic_ns() - state.start.elapsed_ns
     return (make or LocalBackend)(
         state=state,
         specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
@@ -68,11 +69,12 @@ class LocalBackend:
     poll_s: float = 0.1
 
     def start_initial(self) -> None:
-        """Start the initial devices; in virtual time also all later lives, which wait for their rounds.
+        """Start the devices that start together; in virtual time also all later lives.
 
+        These wait for their rounds.
         All virtual clocks must know from the beginning which devices will join.
         """
-        initial = self.state.scenario.initial_devices
+        initial = self.state.start.devices
         for device in initial:
             self._start_life(device, cohort=len(initial))
         if self._is_virtual:
@@ -97,7 +99,8 @@ class LocalBackend:
         kill_all(process for processes in self.lives.values() for process in processes)
         self.forkserver.close()
         if self._is_virtual:
-            self.state.events += executed_events(self.state.out, self.lives)
+            devices = dict.fromkeys([*self.lives, *self.state.start.lives])  # with those from before
+            self.state.events += executed_events(self.state.out, devices)
             self.state.pending = not_executed(self.state.scenario, self.state.events)
         return self.running()
 
@@ -121,10 +124,11 @@ class LocalBackend:
     # -- starting a life ---------------------------------------------------------------------------
     def _start_life(self, device: str, cohort: int) -> None:
         lives = self.lives.setdefault(device, [])
-        known = self.known_at_start(device, len(lives), cohort)
-        spec = self.specs.spec(device, len(lives), cohort, known)
+        life = self.state.start.first_life(device) + len(lives)
+        known = self.known_at_start(device, life, cohort)
+        spec = self.specs.spec(device, life, cohort, known)
         if any(event.kind == "crash" for event in spec.script):
-            self.state.killed.add((device, spec.life))
+            self.state.killed.add((device, len(lives)))
         lives.append(self.forkserver.start(self.process, spec, name=device))
 
     def known_at_start(self, device: str, life: int, cohort: int) -> list[str]:
@@ -132,12 +136,13 @@ class LocalBackend:
 
         In real time, a device that joins or returns gets the devices that run and that it can reach now.
         """
+        start = self.state.start
         running = {
-            other: life_name(other, len(processes) - 1)
+            other: life_name(other, start.first_life(other) + len(processes) - 1)
             for other, processes in self.lives.items()
             if other != device and processes[-1].is_alive()
         }
         if cohort or self._is_virtual or not running:
-            return present_at_start(self.state.scenario, device, life)
+            return present_at_start(self.state.scenario, start, device, life)
         reachable = running.keys() - self.state.cut_off(device)
         return [name for other, name in running.items() if other in reachable or not reachable]

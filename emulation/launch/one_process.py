@@ -130,9 +130,9 @@ def _make_lives(state: RunState) -> Lives:
     for name in specs.addresses:
         device, _, life = name.partition("#")
         number = int(life or 0)
-        initial = state.scenario.initial_devices
+        initial = state.start.devices
         cohort = len(initial) if device in initial and not number else 0
-        known = present_at_start(state.scenario, device, number)
+        known = present_at_start(state.scenario, state.start, device, number)
         spec = specs.spec(device, number, cohort, known)
         found.append((spec, MemoryLinks(device, spec.listen, network, spec.keys)))
     return found

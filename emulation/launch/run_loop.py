@@ -17,6 +17,7 @@ from emulation.launch.early_end import end_early
 from emulation.launch.errors import RunFailed
 from emulation.launch.evaluator_process import EvaluatorProcess
 from emulation.launch.run_state import RunState
+from emulation.launch.start import Start
 from emulation.report.terminal import Progress
 from emulation.report.trackers import Tracking
 from emulation.scenario.events import ARRIVALS, OF_THE_NETWORK, EventConfig
@@ -27,17 +28,23 @@ from peers.runtime import partition
 
 
 def run(
-    scenario: Scenario, out: Path, console: Console, on: str | Prepare = "local", track: str | None = None
+    scenario: Scenario,
+    out: Path,
+    console: Console,
+    on: str | Prepare = "local",
+    track: str | None = None,
+    continues: Start | None = None,
 ) -> int:
     """Run a scenario; returns 0.
 
     `on`: a name of `BACKENDS`, or what prepares another backend. `track`: a tracker of `TRACKERS` that is
-    told.
+    told. `continues`: how an interrupted run in `out` goes on.
 
     Raises InputError if the backend cannot run the scenario, and RunFailed. KeyboardInterrupt passes through.
     In each case no device and no evaluator is left when this returns, and run.json is written.
     """
-    state = RunState(scenario=scenario, out=out, pending=list(scenario.events))
+    state = RunState(scenario=scenario, out=out, continues=continues)
+    state.pending = list(state.start.events)
     backend = backends.prepare(on, state, console) if isinstance(on, str) else on(state, console)
     evaluator, succeeded = EvaluatorProcess(state), False
     try:
@@ -76,7 +83,7 @@ def _follow(
     """Until all devices and the evaluator have ended."""
     with (
         Tracking(track, state.scenario, state.out, console),
-        Progress(state.scenario, state.out, console) as progress,
+        Progress(state.scenario, state.out, console, state.start.goes_on) as progress,
     ):
         while not step(state, backend, evaluator):
             interrupts.check()

@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from emulation.analysis.effects import took_effect
 from emulation.analysis.records import INJECTED, Tail, read_lines, write_run
+from emulation.launch.start import Start
 from emulation.scenario.events import GONE, EventConfig, cut_off, due
 from emulation.scenario.schema import Scenario
 from peers.errors import LEAVE_UNCONFIRMED
@@ -46,6 +48,7 @@ class RunState:
 
     scenario: Scenario
     out: Path
+    continues: Start | None = None  # of a run that goes on; None: it is new
     epoch_ns: int = field(default_factory=time.monotonic_ns)  # monotonic time of the run's start
     pending: list[EventConfig] = field(default_factory=list)  # events of the scenario that are not done
     devices: Mapping[str, DeviceStatus] = field(default_factory=dict)  # as last seen
@@ -54,8 +57,20 @@ class RunState:
     resume_at: list[tuple[float, str]] = field(default_factory=list)  # end of each stall in s, device
     partition: tuple[tuple[str, ...], ...] = ()  # groups of the present partition
     delivered_s: float = -math.inf  # when unconfirmed leaves were last delivered
-    killed: set[tuple[str, int]] = field(default_factory=set)  # device, life: a crash that is in `events`
+    # device, number of the process since the start: a crash that is in `events`
+    killed: set[tuple[str, int]] = field(default_factory=set)
     _tails: dict[str, Tail] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.continues is not None:
+            self.partition = self.continues.partition
+            if self.scenario.clock == "real":  # in virtual time the devices record the events
+                self.events += self.continues.done
+
+    @cached_property
+    def start(self) -> Start:
+        """The devices that start together, and the events that follow."""
+        return self.continues or Start.of(self.scenario)
 
     def running(self) -> dict[str, DeviceStatus]:
         """Devices that take part, by id."""
@@ -75,9 +90,11 @@ class RunState:
         """Store the statuses of all devices and read the rounds that they have closed."""
         self.devices = devices
         for device in devices:
-            path = self.out / "devices" / device / "metrics.jsonl"
-            for record in self._tails.setdefault(device, Tail(path)).read():
-                self.last_round[device] = int(str(record["round"]))
+            if device not in self._tails:
+                self._tails[device] = Tail(self.out / "devices" / device / "metrics.jsonl")
+            for record in self._tails[device].read():
+                if int(record.get("life", 0)) >= self.start.first_life(device):
+                    self.last_round[device] = int(str(record["round"]))
 
     def record_event(self, round_: int, kind: str, device: str) -> None:
         """Add an event to the records of the run."""
@@ -146,6 +163,8 @@ class RunState:
     def withdraw_ineffective(self) -> None:
         """List departures that were injected after the last round of a device as not done."""
         for event in list(self.events):
+            if float(str(event["t_s"])) < self.start.elapsed_s:
+                continue  # a leave from before an interruption was carried out
             device = str(event["device"])
             lines = read_lines(self.out / "devices" / device / "events.jsonl") if device else []
             if not took_effect(event, lines):
@@ -156,6 +175,8 @@ class RunState:
 
     def write_record(self) -> None:
         """Write run.json."""
-        devices = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
+        now = {d: {**status.record, "exit": status.exits[-1]} for d, status in self.devices.items()}
+        devices = {**self.start.facts, **now}
         not_done = [e.model_dump(mode="json", exclude_defaults=True) for e in self.pending]
-        write_run(self.out, devices, self.events, not_done, self.epoch_ns, self.seconds())
+        resumed = self.start.resumed
+        write_run(self.out, devices, self.events, not_done, self.epoch_ns, self.seconds(), resumed)

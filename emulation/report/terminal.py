@@ -30,14 +30,19 @@ class Progress:
     """Reads the records in a run's folder. Use it as a context manager and call `update` often.
 
     A line is never wrapped, so that one entry of piped output is one line. An accuracy is shown with the
-    round after which it was measured.
+    round after which it was measured. `goes_on`: the folder has records of earlier processes of the
+    launcher. Their events are not announced again.
     """
 
-    def __init__(self, scenario: Scenario, out: Path, console: Console) -> None:
+    def __init__(self, scenario: Scenario, out: Path, console: Console, goes_on: bool = False) -> None:
         self._scenario, self._console = scenario, console
         self._run = LiveRun(out, keep_history=False)
         self._announcer = Announcer(self._run.feed)
         self._seconds = 0.0
+        if goes_on:
+            with suppress(InputError, OSError):
+                self._run.read()
+            list(self._announcer.due(0.0, last=True))
         self._shown_at = 0.0  # in seconds since the start of the run
         self._live = (
             Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None

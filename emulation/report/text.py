@@ -65,7 +65,11 @@ def table(summary: Record) -> Table:
 
 def sentences(summary: Record) -> list[str]:
     """Devices that never met, one sentence for each event and failure, then final accuracy and budget."""
-    found = _unmet_sentences(summary.get("unmet", []))
+    found = [
+        f"the run was interrupted after {entry['t_s']:.0f} s and went on with round {entry['round']}"
+        for entry in summary.get("resumed", [])
+    ]
+    found += _unmet_sentences(summary.get("unmet", []))
     found += _alone_sentences(summary.get("rounds_alone", {"count": 0}))
     found += [_event_sentence(event) for event in summary["events"]]
     found += [f"{d['id']} failed: {d['failure']}" for d in summary["devices"] if d.get("failure")]

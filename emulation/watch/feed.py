@@ -42,6 +42,7 @@ INJECTED = {
     "return": "{device} returns",
     "partition": "the network is cut: {device}",
     "heal": "the network is whole again",
+    "resumed": "the run goes on after an interruption, with {device}",
 }
 
 
@@ -85,7 +86,11 @@ class Feed:
 
     def inject(self, kind: str, device: str, round_: int, t_s: float, life: int = 0) -> None:
         """An event of the scenario or of a user, by the launcher or by the device itself: one entry."""
-        key = (kind, device, t_s) if kind in ("stall", "resume", *OF_THE_NETWORK) else (kind, device, life)
+        key = (
+            (kind, device, t_s)
+            if kind in ("stall", "resume", "resumed", *OF_THE_NETWORK)
+            else (kind, device, life)
+        )
         text = INJECTED[kind].format(device=device) if kind in INJECTED else f"{device}: {kind}"
         self._add(key, Entry(0, t_s, round_, kind, device, text))
 

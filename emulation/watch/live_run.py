@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from emulation.analysis.records import INJECTED, Record, Tail, in_order, read_object
+from emulation.analysis.records import INJECTED, RESUMED, Record, Tail, in_order, read_object
 from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import read as read_scenario
 from emulation.scenario.schema import Scenario
@@ -81,6 +81,9 @@ class LiveRun:
         self._stalls: dict[str, tuple[float, int]] = {}
         self._decided: set[object] = set()
         self._arrivals = Counter[str]()  # by device, as the launcher injected them
+        self._resumed = Counter[str]()  # by device: how often the run went on with it after an interruption
+        self._restarts: set[str] = set()  # devices whose next process goes on with the run
+        self._goes_on: set[str] = set()  # of these, the ones that have not taken their slots again
 
     # -- reading -------------------------------------------------------------------------------------
     def read(self) -> bool:
@@ -143,8 +146,11 @@ class LiveRun:
         kind, device = str(event["kind"]), str(event["device"])
         if kind in ARRIVALS:
             self._arrivals[device] += 1
+        elif kind == RESUMED:
+            self._restarts = {*device.split(", ")}
+            self._resumed.update(self._restarts)
         initial = self.scenario is not None and device in self.scenario.initial_devices
-        life = max(0, self._arrivals[device] - (not initial))
+        life = max(0, self._arrivals[device] - (not initial)) + self._resumed[device]
         self._inject(kind, device, int(event["round"]), float(event["t_s"]), life)
 
     def _take_churned(self, event: Record) -> None:
@@ -159,6 +165,7 @@ class LiveRun:
         """A launcher writes run.json when all devices have ended. Older runs have their events only there."""
         path = self.folder / "run.json"
         if self.ended or not path.exists():
+            self.ended = path.exists()  # an interrupted run goes on without it
             return
         self.ended = True
         if not (self.folder / INJECTED).exists() and self.scenario is not None:
@@ -193,7 +200,10 @@ class LiveRun:
             return
         self._see(t_s)
         self._change_state(device, name, event, t_s)
-        if name == "started" and (device.life or not device.initial):
+        if name == "started" and device.id in self._restarts:
+            self._restarts.remove(device.id)
+            self._goes_on.add(device.id)
+        elif name == "started" and (device.life or not device.initial):
             kind = "return" if device.life else "join"
             self._inject(kind, device.id, round_, t_s, device.life)
         elif name == "leaving" and str(event.get("kind")) in BY_DEPARTURE:
@@ -204,7 +214,10 @@ class LiveRun:
         elif name == "decision" and (key := (event.get("epoch"), event.get("digest"))) not in self._decided:
             self._decided.add(key)
             self.decisions.append(event)
-        self.feed.record(device.id, event)
+        if name == "slot" and device.id in self._goes_on:
+            self._goes_on.remove(device.id)  # its block is not new
+        else:
+            self.feed.record(device.id, event)
 
     def _change_state(self, device: LiveDevice, name: str, event: Record, t_s: float) -> None:
         """The consequences of a record for the device that wrote it, and for the device that it is about."""

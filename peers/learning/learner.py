@@ -26,7 +26,7 @@ from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import Block, BlockSet
 from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
-from peers.storage.checkpoint import Checkpoint, load, save
+from peers.storage.checkpoint import Checkpoint, Place, load, save
 from peers.storage.snapshots import write_snapshot
 from peers.unlearning.deletion_receipt import DeletionReceipt
 from peers.unlearning.handover_refit import handover_refit
@@ -97,9 +97,9 @@ class Learner:
         except InputError as error:
             return str(error)
 
-    def resumes(self) -> dict[str, int]:
-        """Slot by device, for the blocks of the checkpoint that this device begins with."""
-        return dict(self._begins_with.slots)
+    def resumes(self) -> tuple[Place, ...]:
+        """The blocks of the checkpoint that this device begins with, later incarnations last."""
+        return self._begins_with.places
 
     def add_block(self, key: BlockKey, slot: int, resume: bool = False) -> None:
         """Hold another device's block: at B = 0, or with the values of the checkpoint (`resume`).
@@ -108,11 +108,11 @@ class Learner:
         """
         self._blocks.add(key, slot)
         if resume:
-            self._resume(key)
+            self._resume(key, slot)
         self._outdate()
 
-    def _resume(self, key: BlockKey) -> None:
-        for group, values in self._begins_with.pop_block(key.device).items():
+    def _resume(self, key: BlockKey, slot: int) -> None:
+        for group, values in self._begins_with.pop_block(Place(key.device, slot)).items():
             self._blocks.set(key, group, values)
 
     def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
@@ -129,7 +129,7 @@ class Learner:
         self._closed.forget_moments()
         self._local.set_own(key)
         if resume:
-            self._resume(key)
+            self._resume(key, slot)
             self._local.set_moments(self._begins_with.moments)
         self._outdate()
 
@@ -383,10 +383,13 @@ class Learner:
         self._cut.clear()
         return write_adapter(path, self._recipe, saved_blocks(self._settled(), self._shown()))
 
-    def checkpoint(self, path: Path) -> None:
-        """Write all held blocks and the own block's moments. Another run can begin with this file."""
+    def checkpoint(self, path: Path, closed: int) -> None:
+        """Write all held blocks and the own block's moments. Another run can begin with this file.
+
+        closed: the last closed round.
+        """
         moments = self._closed.moments(self._local.moments())
-        save(path, self._settled(), moments, self.fingerprint)
+        save(path, self._settled(), moments, self.fingerprint, closed)
 
     def _settled(self) -> BlockSet:
         """The blocks as they were when the last round was closed."""

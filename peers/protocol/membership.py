@@ -50,7 +50,7 @@ class MembershipProtocol:
         joins = state.network_round >= 0 or state.round >= 0
         if joins and state.round < 0 and state.me.resumes:  # the checkpoint is older than the run's blocks
             state.exchange.outdate()
-        resumed = None if joins else state.me.resumes.get(state.me.device)
+        resumed = None if joins else state.resumed_slot
         wish = resumed if carry is None else self._slot_of(carry)
         record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish, told)
         self._waits = record is None
@@ -120,6 +120,14 @@ class MembershipProtocol:
             self._save_leave(confirmed=False)
             self._log_tombstones(signed)
         self.tell_unconfirmed()
+
+    def restore_ended(self) -> None:
+        """Take in the incarnations that ended before the run was interrupted: tombstones and frozen blocks.
+
+        All devices that start together take in the same ones.
+        """
+        changes = self._state.members.merge(self._state.me.ended)
+        self._log_tombstones(c.record for c in changes if c.record.status is Status.LEFT)
 
     def restore_wishes(self) -> None:
         """Take in the leaves of this device's earlier lives, before it joins under a new incarnation.

@@ -69,23 +69,25 @@ class Rounds:
             and not state.members.slot_losers(state.keep_crashed)
             and self._connections.met_neighbours()
         ):
-            self.begin(now, 0)
+            self.begin(now, state.me.first_round)
 
     def begin_unsettled(self, now: int) -> None:
         """The cohort did not come together in time: begin with the members that are known."""
         state = self._state
         if state.phase is Phase.SETTLE and state.own is not None:
             state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
-            self.begin(now, max(state.network_round, 0))
+            self.begin(now, max(state.network_round, state.me.first_round))
 
     def begin(self, now: int, first: int) -> None:
         """Begin the first round of this device. A joiner tells the versions that it has received."""
         state = self._state
         state.timers.pop("settle", None)
-        state.round, state.closed = first, first - 1
-        if first:
+        state.round, state.closed, joins = first, first - 1, first > state.me.first_round
+        if joins:
             state.start_correction(first)
-        if first and state.mode.shared_versions:
+        elif state.me.correct_until >= first:
+            state.correct(state.me.correct_until)
+        if joins and state.mode.shared_versions:
             held = sorted(state.exchange.held.items())
             items = [(p.block.device, p.block.incarnation, p.group, v, "unchanged") for p, v in held]
             state.tell_all(Manifest(first - 1, "train", state.members.digest(), items))

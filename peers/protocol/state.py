@@ -11,7 +11,7 @@ from coordinator_free.averaging import topology
 from coordinator_free.averaging.mixing import MODES
 from coordinator_free.correction.residuals import Size
 from coordinator_free.identifiers import BlockKey, Part
-from coordinator_free.membership.signed_records import Record, Verify
+from coordinator_free.membership.signed_records import Record, Status, Verify
 from coordinator_free.membership.slots import Quarantine
 from coordinator_free.membership.table import Membership
 from peers.config import DeviceConfig
@@ -41,10 +41,13 @@ class Identity:
     seeds: tuple[str, ...]  # endpoints of devices that may be there already
     cohort: int  # devices that start together; 0: join the devices that are there
     snapshot_every: int  # rounds between snapshots; 0: none
-    resumes: Mapping[str, int] = field(default_factory=dict)  # blocks in the checkpoint: slot by device id
+    resumes: tuple[tuple[str, int], ...] = ()  # blocks in the checkpoint: owner and slot, the newest last
     wishes: tuple[Record, ...] = ()  # leaves of its earlier lives that nobody has confirmed
     signer_of: Callable[[str], bytes | None] = lambda device: None  # the allow-list (admission.py)
     run: str = ""  # the name of the run, equal on all its devices; "": it has none
+    first_round: int = 0  # of the devices that start together; > 0: the run goes on after an interruption
+    ended: tuple[Record, ...] = ()  # incarnations that ended before the interruption
+    correct_until: int = -1  # last round of the correction that the interruption cut
 
 
 @dataclass(slots=True)
@@ -105,7 +108,8 @@ class DeviceState:
 
         self.phase = Phase.SETTLE  # changed by `enter`
         self.round = -1  # own round; -1: none has begun; rounds.py
-        self.closed = -1  # last round that is closed; before the first one: the round before it; rounds.py
+        # Last round that is closed; before the first one: the round before it; rounds.py.
+        self.closed = me.first_round - 1
         self._own_round = -1  # latest round that this device has reached; changed by `saw_round`
         self.network_round = -1  # latest round of the network; changed by `saw_round`
         self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`
@@ -186,9 +190,26 @@ class DeviceState:
         return self._training[1]
 
     def resumes(self, record: Record) -> bool:
-        """Whether a block starts from the checkpoint. Only before the first round of any device."""
-        held = self.me.resumes.get(record.device) == record.slot
-        return held and record.incarnation == 0 and max(self.round, self.network_round) < 0
+        """Whether a block starts from the checkpoint. Only before the first round of any device.
+
+        That is the block of an owner that goes on in its first incarnation of this run, or the block that an
+        owner left behind. The next incarnation after a leave starts at B = 0.
+        """
+        held = (record.device, record.slot) in self.me.resumes
+        return held and self._goes_on(record) and max(self.round, self.network_round) < 0
+
+    def _goes_on(self, record: Record) -> bool:
+        ended = {r.incarnation: r for r in self.me.ended if r.device == record.device}
+        before = ended.get(max(ended, default=-1))
+        first = 0 if before is None else before.incarnation + 1
+        continued = before is None or before.status is Status.WITHDRAWN
+        return record.incarnation in ended or (continued and record.incarnation == first)
+
+    @property
+    def resumed_slot(self) -> int | None:
+        """The slot of the own block in the checkpoint."""
+        own = [slot for device, slot in self.me.resumes if device == self.me.device]
+        return own[-1] if own else None
 
     def slot_lost(self) -> bool:
         """Whether another device holds the own slot with an earlier claim."""
@@ -211,10 +232,13 @@ class DeviceState:
         """
         if self.round >= 0 and self.config.correction.rounds:
             from_round = min(from_round, self.network_round + AHEAD)
-            until = from_round + self.config.correction.rounds
-            self.correct_until = max(self.correct_until, until)
-            self.events += 1
-            self.corrected_at.add(until)
+            self.correct(from_round + self.config.correction.rounds)
+
+    def correct(self, until: int) -> None:
+        """Correct up to the round `until`, included."""
+        self.correct_until = max(self.correct_until, until)
+        self.events += 1
+        self.corrected_at.add(until)
 
     @property
     def work(self) -> str:

@@ -132,6 +132,11 @@ class DeviceProtocol:
         return self._state.round
 
     @property
+    def closed(self) -> int:
+        """The last round that is closed; -1: none."""
+        return self._state.closed
+
+    @property
     def phase(self) -> Phase:
         return self._state.phase
 
@@ -159,6 +164,7 @@ class DeviceProtocol:
     # -- time and signals --------------------------------------------------------------------------
     def start(self, now: int) -> list[Action]:
         """The process has started and its socket is bound."""
+        self._membership.restore_ended()
         self._membership.restore_wishes()
         self._failure_detection.start(now)
         self._anti_entropy.start(now)

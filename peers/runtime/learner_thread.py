@@ -156,8 +156,8 @@ class LearnerThread:
         self._learner.cut_training()
         return self.submit(partial(self._learner.export, path))
 
-    def checkpoint(self, path: Path) -> Future[None]:
-        return self.submit(partial(self._learner.checkpoint, path))
+    def checkpoint(self, path: Path, closed: int) -> Future[None]:
+        return self.submit(partial(self._learner.checkpoint, path, closed))
 
     def remove(self, path: Path) -> Future[None]:
         """Remove a file that earlier work may still write."""

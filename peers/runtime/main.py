@@ -72,7 +72,7 @@ def run_device(spec: DeviceSpec, make: MakeDriver = make_driver) -> int:
     torch.set_num_threads(spec.config.model.threads)
     keep_freed_memory()
     now_ns = RealClock(spec.wall_clock).now()
-    epoch_ns = 0 if spec.config.clock == "virtual" else spec.epoch_ns or now_ns
+    epoch_ns = -spec.elapsed_ns if spec.config.clock == "virtual" else spec.epoch_ns or now_ns
     recorder = Recorder(Path(spec.out) / "devices" / spec.id, epoch_ns, spec.life)
     try:
         plugins.load(spec.config.plugins)

@@ -35,7 +35,8 @@ class ActionPerformer:
         self._busy_until_ns = 0  # virtual time at which the queued work of the learner ends
         self._trained = TrainResult((), 0.0)
         path = checkpoint.path_of(Path(c.spec.out), c.spec.id)
-        self._checkpoints = RunCheckpoints(c.spec.config.checkpoint, path, c.learner_thread)
+        config, last = c.spec.config.checkpoint, c.spec.config.round.count - 1
+        self._checkpoints = RunCheckpoints(config, path, c.learner_thread, lambda: c.protocol.closed, last)
         self._handlers: dict[type[do.Action], Callable[[Any], object]] = {
             do.Connect: lambda action: c.sender.connect(action.peer, action.address, c.clock.now()),
             do.Disconnect: self._disconnect,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from peers.protocol.actions import RoundDone
 from peers.runtime.futures import call_when_done
+from peers.storage.record_files import open_records
 from transport.clocks.real import Clock
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._epoch_ns, self._life = epoch_ns, life
-        self._events = (folder / EVENTS).open("a", encoding="utf-8")
-        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self._events = open_records(folder / EVENTS)
+        self._metrics = open_records(folder / METRICS)
         self.is_first = self._metrics.tell() == 0  # no earlier process of the device has closed a round
 
     def seconds(self, at_ns: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,17 +12,24 @@ from peers.config import CheckpointConfig
 class Writer(Protocol):
     """The learner thread: it writes and removes files after all work that was queued before."""
 
-    def checkpoint(self, path: Path) -> object: ...
+    def checkpoint(self, path: Path, closed: int) -> object: ...
 
     def remove(self, path: Path) -> object: ...
 
 
 class RunCheckpoints:
-    """Decides when the file is written and removed. `path`: of this device."""
+    """Decides when the file is written and removed. `path`: of this device.
 
-    def __init__(self, config: CheckpointConfig, path: Path, writer: Writer) -> None:
+    `closed`: gives the last round that the device has closed. `last`: the last round of the run. A device
+    whose run ends before it writes its file in any case, so that the run can go on.
+    """
+
+    def __init__(
+        self, config: CheckpointConfig, path: Path, writer: Writer, closed: Callable[[], int], last: int
+    ) -> None:
         self._config, self._path, self._writer = config, path, writer
-        self._written = False
+        self._closed, self._last = closed, last
+        self._written = path.exists()  # by an earlier process of the device
 
     def on_round(self, round_: int) -> None:
         """A round is closed."""
@@ -35,17 +43,20 @@ class RunCheckpoints:
 
     def on_export(self, run_over: bool) -> None:
         """The device ends. One that retires from a run that goes on leaves no file."""
-        if run_over and self._config.writes:
+        if run_over and (self._config.writes or 0 <= self._closed() < self._last):
             self._write()
-        elif not run_over:
-            self.on_leave()
+        else:
+            self._remove()
 
     def on_leave(self) -> None:
         """The device asks to be forgotten: its own file holds its block."""
+        self._remove()
+
+    def _remove(self) -> None:
         if self._written:
             self._written = False
             self._writer.remove(self._path)
 
     def _write(self) -> None:
         self._written = True
-        self._writer.checkpoint(self._path)
+        self._writer.checkpoint(self._path, self._closed())

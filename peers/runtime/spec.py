@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from coordinator_free.membership.signed_records import Record
 from peers.config import DeviceConfig
 from transport.security.keys import NetworkKeys
 from transport.shaping.channel import Channel, FixedChannel, LinkQuality
@@ -25,6 +26,15 @@ class ScriptedEvent:
     kind: Literal["leave", "retire", "crash", "stall", "join", "return", "partition", "heal"]
     duration_s: float = 0.0  # stall: length of the pause in emulated seconds
     cut_off: frozenset[str] = frozenset()  # partition: devices that no message reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the devices of a run that goes on after an interruption have to know, the same for all."""
+
+    first_round: int
+    ended: tuple[Record, ...] = ()  # incarnations that ended before the interruption, signed
+    correct_until: int = -1  # last round of the correction that the interruption cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +61,5 @@ class DeviceSpec:
     life: int = 0  # number of earlier processes of this id in the run; in every record of this process
     run: str = ""  # the name of the run, equal on all its devices; every signed statement names it
     script: tuple[ScriptedEvent, ...] = ()  # virtual clock: the scenario's events of this device
+    elapsed_ns: int = 0  # virtual clock: time of the run before this process, which begins at 0 again
+    continues: Continuation | None = None  # the run goes on; only for devices that start together

@@ -33,7 +33,7 @@ from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
 from peers.runtime.scripted_events import ScriptedEvents
 from peers.runtime.sender import Sender, Shape
-from peers.runtime.spec import DeviceSpec, ScriptedEvent
+from peers.runtime.spec import Continuation, DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import leave_wishes
 from transport.clocks.real import Clock, RealClock
@@ -159,6 +159,8 @@ def _protocol(
     sender: Sender,
 ) -> DeviceProtocol:
     wish = leave_wishes.read(recorder.folder)
+    goes_on = spec.continues or Continuation(0)
+    begins = recorder.is_first or spec.continues is not None
     me = Identity(
         spec.id,
         spec.advertise,
@@ -166,10 +168,13 @@ def _protocol(
         spec.seeds,
         spec.cohort,
         spec.snapshot_every,
-        learner.resumes() if spec.cohort and recorder.is_first else {},
+        learner.resumes() if spec.cohort and begins else (),
         () if wish.confirmed else wish.records,
         links.signer,
         spec.run,
+        goes_on.first_round,
+        goes_on.ended,
+        goes_on.correct_until,
     )
     return DeviceProtocol(
         me,

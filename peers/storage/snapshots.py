@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,32 @@ if TYPE_CHECKING:
 
 
 def write_snapshot(
-    path: Path, tensors: Mapping[str, Tensor], slots: Mapping[str, int], meta: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    slots: Mapping[str, int],
+    meta: Mapping[str, str],
+    durable: bool = False,
 ) -> None:
-    """Write `tensors` (B by "<block>/<group>"). A rename at the end hides the partial file from readers."""
+    """Write `tensors` (B by "<block>/<group>"). A rename at the end hides the partial file from readers.
+
+    durable: the file is on the disk when this returns, so that a crash of the machine leaves a whole file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
     save_tensors(tensors, unfinished, {**meta, "slots": json.dumps(dict(slots))})
+    if durable:
+        _flush(unfinished)
     unfinished.replace(path)
+    if durable:
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

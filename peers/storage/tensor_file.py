@@ -21,6 +21,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         raise OSError(f"{path}: {error}") from None
 
 
+def read_meta(path: Path) -> dict[str, str]:
+    """The metadata of a file, without its tensors. Raises SafetensorError or OSError."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, on `device`, and its metadata. Raises SafetensorError or OSError."""
     with safe_open(path, framework="pt", device=device) as file:

@@ -200,12 +200,14 @@ class Network:
     # -- devices -----------------------------------------------------------------------------------
     def add(self, device: str, *seeds: str, cohort: int = 0, bases: str = "q", **more: Any) -> SimDevice:
         """Start a device, or start it again; `more`: budget_bytes, train_ns, move, config, snapshot_every,
-        wishes, public (the key that it says is its own), run (the name of its run)."""
+        wishes, public (the key that it says is its own), run (the name of its run), and of a run that goes on
+        resumes, first_round, ended, correct_until."""
         config, every = more.pop("config", self.config), more.pop("snapshot_every", 0)
         at, wishes = tuple(map(address, seeds)), more.pop("wishes", ())
         key = more.pop("public", public(device))
-        run = more.pop("run", "")
-        me = Identity(device, address(device), key, at, cohort, every, wishes=wishes, run=run)
+        run, names = more.pop("run", ""), ("resumes", "first_round", "ended", "correct_until")
+        goes_on = {name: more.pop(name) for name in names if name in more}
+        me = Identity(device, address(device), key, at, cohort, every, wishes=wishes, run=run, **goes_on)
         started = self.devices[device] = SimDevice(me, config, {"bases": bases})
         self.everyone.append(started)
         for name, value in more.items():

@@ -38,9 +38,9 @@ class BenchLearner:
     def size(self, group: str) -> Size:
         return Size(RANK, ROWS * RANK)
 
-    def resumes(self) -> dict[str, int]:
+    def resumes(self) -> tuple[()]:
         """It resumes no checkpoint."""
-        return {}
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         return {"bench": "rounds"}

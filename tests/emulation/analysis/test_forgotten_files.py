@@ -99,7 +99,7 @@ def saved_checkpoint(run: Path) -> Path:
     path = checkpoint.path_of(run, "d0")
     learner = joined()
     learner.train(0, 1, rehearse=False)
-    learner.checkpoint(path)
+    learner.checkpoint(path, 0)
     return path
 
 
@@ -159,7 +159,7 @@ def test_the_moments_of_a_forgotten_block_go_with_it(tmp_path: Path) -> None:
     path = checkpoint.path_of(tmp_path, "d0")
     learner = joined()
     learner.train(0, 1, rehearse=False)
-    learner.checkpoint(path)
+    learner.checkpoint(path, 0)
     checkpoint.forget_blocks(path, {OWN})
     assert {name.partition("/")[0] for name in load_file(path)} == {"d1@0", "d2@0"}
 

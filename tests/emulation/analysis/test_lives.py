@@ -88,7 +88,10 @@ def test_an_event_that_nobody_did_is_not_executed() -> None:
         EventConfig(round=2, kind="leave", device="d2"),
         EventConfig(round=2, kind="join", device="d2"),
         EventConfig(round=3, kind="heal"),
+        EventConfig(round=3, kind="heal"),
     )
     scenario = cast(Scenario, SimpleNamespace(events=events))
     done = [{"round": 2, "kind": "leave", "device": "d2"}]
     assert not_executed(scenario, done) == [*events[1:]]
+    cut = {"round": 3, "kind": "heal", "device": "d0 | d1"}  # as the launcher records it
+    assert not_executed(scenario, [*done, cut]) == [events[1], events[3]]

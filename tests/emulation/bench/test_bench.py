@@ -19,6 +19,7 @@ from emulation.bench import (
     kernel_tbf,
     membership,
     partition,
+    resume,
     rounds,
     shaper,
     transport,
@@ -184,6 +185,14 @@ def test_churn_checks_a_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # three whole runs
+def test_resume() -> None:
+    found = resume.run(trials=1)
+    by = {m.name: m.median for m in found.measures}
+    assert found.notes == [] and by["runs that were killed"] == 1 and by["runs with a problem"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
 def test_join() -> None:
     found = join.run(count=2, joins=1, cold=0)  # cold ones are started by test_device_cli.py
@@ -228,7 +237,7 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
         (
             ["nonsense"],
             "allowed: transport, shaper, wire, rounds, accounting, clock, churn, hostile, join, load, "
-            "membership, partition",
+            "membership, partition, resume",
         ),
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),

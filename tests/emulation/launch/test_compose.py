@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
-from collections.abc import Mapping, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
+from emulation.commands import run as run_command
 from emulation.launch import compose_project, evaluator_process, forkserver, run_keys, run_loop
 from emulation.launch.errors import RunFailed
 from emulation.launch.run_loop import check_devices
+from emulation.launch.run_state import RunState
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from emulation.testbed import docker as docker_cli
@@ -23,6 +29,7 @@ from peers.errors import InputError
 from peers.runtime import partition
 from tests.support.command_line import unweft
 from tests.support.fake_docker import SCENARIO, Docker, claim_ids, run_of, started
+from tests.support.watched import append, event, served
 
 
 @pytest.fixture
@@ -211,6 +218,36 @@ def test_a_run_builds_the_image_and_removes_all_containers(tmp_path: Path, outsi
     assert (given["UNWEFT_DEVICES"], given["UNWEFT_RESULTS"]) == ("3", str(out))
     assert not Path(given["UNWEFT_KEYS_FROM"]).exists()
     assert (out / "run.json").exists() and not list(out.rglob("*.keys"))
+
+
+def test_the_page_follows_a_run_in_containers(
+    tmp_path: Path, outside: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`unweft run --on compose --watch`: the page reads what containers write into the run's folder."""
+    shown: list[dict[str, Any]] = []
+
+    def follow(state: RunState, *_: object) -> None:
+        append(state.out / "devices/d1/events.jsonl", event(1.0, "started"), event(2.0, "training"))
+        state.record_event(5, "crash", "d0")
+        with urllib.request.urlopen(f"{urls[0]}events", timeout=20) as stream:
+            shown.append(json.loads(stream.readline().removeprefix(b"data: ")))
+
+    @contextmanager
+    def beside(folder: Path) -> Iterator[str]:
+        with served(folder) as url:
+            urls.append(url)
+            yield url
+
+    urls: list[str] = []
+    monkeypatch.setattr(run_loop, "_follow", follow)
+    monkeypatch.setattr(run_command, "write_report", lambda *given: 0)
+    file, out = tmp_path / "whole.toml", tmp_path / "whole"
+    file.write_text(SCENARIO)
+    page = cast(ModuleType, SimpleNamespace(beside=beside))
+    assert run_command.execute(load(file), out, "compose", Console(quiet=True), serving=page) == 0
+    states = {device["id"]: device["state"] for device in shown[0]["devices"]}
+    assert (states["d0"], states["d1"]) == ("crashed", "training")
+    assert "d0 crashes" in json.dumps(shown[0])
 
 
 @pytest.mark.parametrize("verb", ["build", "up"])

@@ -103,7 +103,8 @@ def test_an_interrupted_run_exports_the_last_closed_round(tmp_path: Path, number
     lines = [
         line for line in error.splitlines() if not line.startswith("unweft: note: ")
     ]  # of a slow machine
-    assert lines == [f"unweft: interrupted by {number.name}; {kept}; its report: unweft report {out}"]
+    then = f"its report: unweft report {out}; to go on: unweft run --resume {out}"
+    assert lines == [f"unweft: interrupted by {number.name}; {kept}; {then}"]
     assert_nothing_left(out, processes)
     for device in ("d0", "d1", "d2"):
         assert_the_last_closed_round_is_exported(out, device)

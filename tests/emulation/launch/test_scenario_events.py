@@ -20,6 +20,7 @@ from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.forkserver import Forkserver
 from emulation.launch.local import LocalBackend
 from emulation.launch.run_state import DeviceStatus, RunState
+from emulation.launch.start import Start
 from emulation.scenario.events import (
     ChurnConfig,
     EventConfig,
@@ -118,7 +119,7 @@ def test_each_life_of_a_device_has_its_part_of_the_script() -> None:
         event(3, "return", "d1"),
         event(5, "crash", "d1"),
     )
-    first, second = (script_of(made, "d1", life) for life in (0, 1))
+    first, second = (script_of(made, Start.of(made), "d1", life) for life in (0, 1))
     assert [(s.kind, s.round) for s in first] == [("partition", 1), ("leave", 2)]
     assert [(s.kind, s.round) for s in second] == [("partition", 1), ("return", 3), ("crash", 5)]
     assert second[0].cut_off == {"d0"}
@@ -128,9 +129,19 @@ def test_a_later_device_knows_the_devices_that_are_present() -> None:
     made = scenario(
         event(2, "leave", "d1"), event(3, "return", "d1"), event(4, "join", "d9"), devices={"count": 3}
     )
-    assert present_at_start(made, "d1", 0) == ["d0", "d2"]
-    assert present_at_start(made, "d1", 1) == ["d0", "d2"]
-    assert present_at_start(made, "d9", 0) == ["d0", "d2", "d1#1"]
+    present = partial(present_at_start, made, Start.of(made))
+    assert present("d1", 0) == ["d0", "d2"]
+    assert present("d1", 1) == ["d0", "d2"]
+    assert present("d9", 0) == ["d0", "d2", "d1#1"]
+
+
+def test_the_lives_of_a_run_that_goes_on_are_numbered_on() -> None:
+    made = scenario(event(2, "leave", "d1"), event(6, "return", "d1"), event(7, "leave", "d1"))
+    start = Start(devices=("d0", "d2"), events=made.events[1:], lives={"d0": 1, "d1": 1, "d2": 3})
+    assert present_at_start(made, start, "d0", 1) == ["d2#3"]
+    assert present_at_start(made, start, "d1", 1) == ["d0#1", "d2#3"]
+    assert [s.kind for s in script_of(made, start, "d1", 1)] == ["return", "leave"]
+    assert script_of(made, start, "d0", 1) == ()
 
 
 def test_an_event_is_due_when_all_have_closed_its_round() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,29 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import synthetic_run
+from tests.support.browsers import NEEDS_CHROMIUM, SLOW_MS, background, errors_of
 from tests.support.watched import append, event, injected, reopen, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOWN_MS = 2000  # a leave is on the page within this time
-SLOW_MS = 30_000  # a busy machine
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-]
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install 'unweft[dev]'")
-    with api.sync_playwright() as playwright:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # Chromium has none for root
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield found
-        found.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture
@@ -51,10 +34,9 @@ def opened(browser: Browser, folder: Path, **options: object) -> Iterator[Page]:
     Afterwards the server ends, and the page has to say so.
     """
     context = browser.new_context(**options)  # type: ignore[arg-type]
-    page, errors = context.new_page(), list[str]()
+    page = context.new_page()
+    errors = errors_of(page)
     with served(folder) as url:
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
         page.wait_for_selector("body[data-drawn]", timeout=SLOW_MS)
         yield page
@@ -93,9 +75,8 @@ def test_the_page_fits_a_phone_and_follows_dark_mode_and_axe_finds_nothing(
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     with opened(browser, folder, **phone) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert dark == "rgb(20, 23, 27)"
+        assert background(page) == "rgb(20, 23, 27)"
         assert axe.Axe().run(page).response["violations"] == []
         page.emulate_media(color_scheme="light")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert background(page) == "rgb(255, 255, 255)"
         assert axe.Axe().run(page).response["violations"] == []

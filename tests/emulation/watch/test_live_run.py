@@ -235,3 +235,18 @@ def test_the_work_before_the_local_steps_is_mixing_in_real_time_only() -> None:
     kinds = [(span.kind, span.start_s, span.end_s) for span in of_round("d0", line, real_time=True)]
     assert kinds == [("mix", 10.0, 11.0), ("train", 11.0, 13.0), ("wait", 13.0, 14.0)]
     assert [span.kind for span in of_round("d0", line, real_time=False)] == ["train", "wait"]
+
+
+def test_a_run_that_goes_on_after_an_interruption_is_one_entry(folder: Path) -> None:
+    append(folder / "injected.jsonl", {"round": 8, "kind": "resumed", "device": "d0, d1", "t_s": 20.0})
+    for device in ("d0", "d1"):
+        append(events_of(folder, device), event(21.0, "started") | {"life": 1})
+        append(events_of(folder, device), event(21.1, "slot", incarnation=1, slot=0) | {"life": 1})
+    append(folder / "injected.jsonl", injected(22.0, "leave", "d0"))
+    append(events_of(folder, "d0"), event(22.1, "leaving", kind="leave") | {"life": 1})
+    run = read(folder)
+    assert (run.devices["d0"].life, run.devices["d1"].life) == (1, 1)
+    assert [entry.sentence() for entry in run.feed.entries if entry.t_s >= 20] == [
+        "the run goes on after an interruption, with d0, d1",
+        "d0 leaves and asks to be forgotten",
+    ]

@@ -73,14 +73,14 @@ def test_a_checkpoint_has_the_moments_of_the_last_close(tmp_path: Path) -> None:
     open_round(learner)
     learner.close_round()
     path = tmp_path / "c.safetensors"
-    learner.checkpoint(path)
+    learner.checkpoint(path, 0)
     closed = load_file(path)
     assert any(name.startswith("moments/") for name in closed)
     open_round(learner, 1)
-    learner.checkpoint(path)
+    learner.checkpoint(path, 0)
     assert same(load_file(path), closed)
     learner.close_round()
-    learner.checkpoint(path)
+    learner.checkpoint(path, 0)
     assert not same(load_file(path), closed)
 
 

@@ -81,7 +81,7 @@ def test_after_a_deletion_the_model_equals_one_without_the_block() -> None:
 def test_a_run_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
     first = learner()
     first.train(0, STEPS, rehearse=False)
-    first.checkpoint(path_of(tmp_path, OWN.device))
+    first.checkpoint(path_of(tmp_path, OWN.device), 0)
     loaded = small_loaded()
     loaded.model.to(CUDA)
     config = small_config(checkpoint={"resume": str(tmp_path)})
