@@ -40,7 +40,7 @@ PLACES = {"d0": 0, "d1": 0, "d2": 1, "d3": 1, "d4": 2}  # device: its host
 PATIENCE_S = 150.0
 
 
-class Testbed:
+class Machines:
     """Five devices on three hosts. Hosts share no folder: each has its own, with a copy of the key."""
 
     def __init__(self, root: Path, machines: list[Host]) -> None:
@@ -91,16 +91,16 @@ class Testbed:
 
 
 @pytest.fixture(scope="module")
-def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with hosts([0.0, AHEAD_S, 0.0]) as machines:
-        bed = Testbed(tmp_path_factory.mktemp("hosts"), machines)
+        bed = Machines(tmp_path_factory.mktemp("hosts"), machines)
         for device in PLACES:
             bed.start(device)
         bed.until(lambda: bed.together(*PLACES), "all devices train together")
         yield bed
 
 
-def test_devices_of_three_hosts_learn_together(testbed: Testbed) -> None:
+def test_devices_of_three_hosts_learn_together(testbed: Machines) -> None:
     first = testbed.lines("d2", "metrics.jsonl")[-1]["round"]
     testbed.until(lambda: testbed.lines("d2", "metrics.jsonl")[-1]["round"] >= first + 5, "five more rounds")
     started = next(e for e in testbed.lines("d2", "events.jsonl") if e["event"] == "started")
@@ -111,7 +111,7 @@ def test_devices_of_three_hosts_learn_together(testbed: Testbed) -> None:
     ("device", "peer", "ahead_s"), [("d0", "d2", -AHEAD_S), ("d2", "d0", AHEAD_S), ("d2", "d3", 0)]
 )
 def test_the_difference_of_two_clocks_is_in_the_records(
-    testbed: Testbed, device: str, peer: str, ahead_s: float
+    testbed: Machines, device: str, peer: str, ahead_s: float
 ) -> None:
     testbed.until(lambda: testbed.clock(device, peer), "a measured clock")
     clock = testbed.clock(device, peer)
@@ -119,7 +119,7 @@ def test_the_difference_of_two_clocks_is_in_the_records(
     assert clock["difference"] == pytest.approx(ahead_s, abs=clock["error"])
 
 
-def test_a_leave_is_known_on_all_hosts(testbed: Testbed) -> None:
+def test_a_leave_is_known_on_all_hosts(testbed: Machines) -> None:
     tell(testbed.folder("d1"), signal.SIGTERM)
     rest = ("d0", "d2", "d3", "d4")
     testbed.until(lambda: testbed.together(*rest), "rounds without the leaver")
@@ -127,7 +127,7 @@ def test_a_leave_is_known_on_all_hosts(testbed: Testbed) -> None:
     assert testbed.machines[0].processes["d1"].wait(60) == 0
 
 
-def test_a_host_that_vanishes_costs_its_devices_only(testbed: Testbed) -> None:
+def test_a_host_that_vanishes_costs_its_devices_only(testbed: Machines) -> None:
     testbed.machines[2].vanish()
     rest = ("d0", "d2", "d3")
     testbed.until(lambda: testbed.together(*rest), "rounds without the host")
@@ -135,7 +135,7 @@ def test_a_host_that_vanishes_costs_its_devices_only(testbed: Testbed) -> None:
     testbed.machines[2].kill()
 
 
-def test_the_end_and_the_report_name_the_clocks(testbed: Testbed, tmp_path: Path) -> None:
+def test_the_end_and_the_report_name_the_clocks(testbed: Machines, tmp_path: Path) -> None:
     rest = ("d0", "d2", "d3")
     for device in rest:
         tell(testbed.folder(device), signal.SIGTERM)

@@ -145,6 +145,7 @@ def test_wire() -> None:
     assert len(asked) == len(wire.HOSTILE) and all(m.median < wire.MOST_MEMORY_MB for m in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # the plain reference imports torch in each of its processes
 def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "AFTER_S", 0.5)
@@ -164,6 +165,7 @@ def test_load() -> None:
     assert deaths == (0.0,)
 
 
+@pytest.mark.slow
 def test_membership() -> None:
     found = membership.run(devices=(3,), starts=1, rounds=12, crash=4)
     told = ["agreed after the last was up, p95 of 1", "a crash is suspected", "known to all", "false deaths"]

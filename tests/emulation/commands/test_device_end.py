@@ -32,7 +32,7 @@ def command(out: Path, device: str, ports: dict[str, int]) -> list[str]:
     return [unweft, "device", "--id", device, "--scenario", QUICK, "--snapshots", *place, *chosen]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_devices_that_stop_together_export_the_last_closed_round(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -84,7 +84,13 @@ def assert_the_last_closed_round_is_exported(out: Path, device: str) -> None:
     assert torch.equal(values(b), values([scale * tensor for tensor in end.values()]))
 
 
-@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_an_interrupted_run_exports_the_last_closed_round(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "run"
     options = ("--set", "round.local_steps=40", "--set", "eval.every=1")

@@ -26,6 +26,7 @@ CORRECTED = (  # the survivors refit, measure and choose an action
 )
 
 
+@pytest.mark.slow
 def test_a_run_under_load_gives_the_same_summary_to_the_last_bit(tmp_path: Path) -> None:
     radio = ("--set", "radio.jitter_s=0.003", "--set", "radio.codec=int4", "--set", "correction.refit=0.4")
     quiet = virtual_run(tmp_path / "quiet", *radio)
@@ -53,6 +54,7 @@ def test_churn_happens_at_the_same_times_in_processes_and_in_one_process(tmp_pat
     assert first == run_in_one_process(tmp_path / "second", *options)
 
 
+@pytest.mark.slow
 def test_a_whole_run_may_be_stopped_for_longer_than_any_timeout(tmp_path: Path) -> None:
     out = tmp_path / "run"
     long = ("--set", "event=[]", "--set", "round.count=120", "--set", "round.local_steps=4")
@@ -76,6 +78,7 @@ def test_a_whole_run_may_be_stopped_for_longer_than_any_timeout(tmp_path: Path) 
     assert len((out / "devices" / "d1" / "metrics.jsonl").read_text().splitlines()) == 120
 
 
+@pytest.mark.slow
 def test_a_kill_from_outside_does_not_stop_virtual_time(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--clock", "virtual", "--set", "event=[]", "--set", "round.count=60")

@@ -79,5 +79,5 @@ def test_the_report_names_the_reason() -> None:
     devices = [{"id": "d0", "failure": None}, {"id": "d1", "failure": "OSError: no space"}]
     forgotten = {"unconfirmed_leaves": [], "forgotten": {"corrected": [], "holding": []}}
     summary = {"events": [], "devices": devices, "final": final, "budget": budget, "unfinished": True}
-    summary |= forgotten
+    summary |= {**forgotten, "links": []}
     assert "d1 failed: OSError: no space" in text.sentences(summary)
