@@ -185,3 +185,13 @@ def evaluation(
 
 def _lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def with_deletions(folder: Path) -> Path:
+    """Let d0 and d1 also record that they deleted the block of d2. Returns the folder."""
+    for device in ("d0", "d1"):
+        path = folder / "devices" / device / "events.jsonl"
+        entry = {"round": 5, "event": "deleted", "peer": "d2", "incarnation": 0, "t_s": LEFT_S + 0.5}
+        entry |= {"sha256_before": f"{device}-before", "sha256_after": f"{device}-after"}
+        path.write_text(path.read_text() + json.dumps(entry) + "\n")
+    return folder

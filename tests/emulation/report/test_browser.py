@@ -21,7 +21,7 @@ pytestmark = NEEDS_CHROMIUM
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    return html.write(synthetic_run.write(tmp_path / "run"))
+    return html.write(synthetic_run.with_deletions(synthetic_run.write(tmp_path / "run")))
 
 
 @contextmanager

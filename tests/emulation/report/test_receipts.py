@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,10 @@ from emulation.report import html
 from emulation.report.receipts import Receipt, meaning, receipts
 from tests.support import synthetic_run
 
-DELETED = {"round": 5, "event": "deleted", "peer": "d2", "incarnation": 0}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The run of synthetic_run, in which d0 and d1 also record that they deleted the block of d2."""
-    folder = synthetic_run.write(tmp_path / "run")
-    for device in ("d0", "d1"):
-        path = folder / "devices" / device / "events.jsonl"
-        hashes = {"sha256_before": f"{device}-before", "sha256_after": f"{device}-after"}
-        entry = {**DELETED, **hashes, "t_s": synthetic_run.LEFT_S + 0.5}
-        path.write_text(path.read_text() + json.dumps(entry) + "\n")
-    return folder
+    return synthetic_run.with_deletions(synthetic_run.write(tmp_path / "run"))
 
 
 def receipt(folder: Path, **changed: Any) -> Receipt:
