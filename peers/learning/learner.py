@@ -68,10 +68,8 @@ class Learner:
         self._measurement = Measurement(self._adapter, self.layout, config, encoded_train, device_id)
         # Do foreign blocks train, and which of them are in the model; None: the model has to be made anew.
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None
-        resume = config.checkpoint.resume
-        self._begins_with = (
-            Checkpoint() if resume is None else load(Path(resume), device_id, self.fingerprint)
-        )
+        old = config.checkpoint.resume
+        self._begins_with = load(Path(old), device_id, self.fingerprint) if old else Checkpoint()
 
     # -- blocks ----------------------------------------------------------------------------------------
     @property
@@ -213,21 +211,16 @@ class Learner:
         self._cut.set()
 
     def train(
-        self,
-        round: int,
-        steps: int,
-        rehearse: bool,
-        settings: Settings | None = None,
-        fisher: bool = False,
+        self, round: int, steps: int, rehearse: bool, settings: Settings | None = None, fisher: bool = False
     ) -> TrainResult:
         """`steps` local steps of AdamW on the own block. The moments last over rounds.
 
         Step t draws its batch from (seed, device, round, t) alone. With `isolation.leak` > 0 foreign copies
         train too. rehearse: `train.rehearsal` applies. settings: of a correction policy, by group: the number
         of steps that move the group, and lambda_g. A correction does not rehearse, and ends with the first
-        training that does. fisher: the own block moves in the eigenbasis of its
-        Fisher information, which the first such round measures. Raises RuntimeError without an own block, or
-        if the loss is not finite. A device without data takes no step.
+        training that does. fisher: the own block moves in the eigenbasis of its Fisher information, which the
+        first such round measures. Raises RuntimeError without an own block, or if the loss is not finite. A
+        device without data takes no step.
         """
         own = self._local.own
         if own is None:
@@ -235,10 +228,10 @@ class Learner:
         start = time.perf_counter()
         self._begins_with.clear()
         self._local.begin_training()
+        self._use_fisher(own, round, fisher)
         if rehearse:
             self._local.end_correction()
-        self._use_fisher(own, round, fisher)
-        if not rehearse:
+        else:
             self._use_ewc(own, round)
         losses = []
         for step in range(steps if self._local.has_data else 0):

@@ -41,11 +41,8 @@ PLENTY = 1_000_000  # bytes: a budget that withholds nothing
 def small_config(**sections: Any) -> DeviceConfig:
     """Defaults for rounds of about 0.1 s. The keys of a given section replace those of the default."""
     defaults: dict[str, dict[str, Any]] = {
-        "adapter": {"max_devices": 8},
-        "round": {"count": 100_000, "deadline_s": 2.0},
-        "correction": {"rounds": 3},
-        "membership": {"settle_s": 20.0},
-        "mixing": {"tolerance": 0.0},
+        **{"adapter": {"max_devices": 8}, "round": {"count": 100_000, "deadline_s": 2.0}},
+        **{"correction": {"rounds": 3}, "membership": {"settle_s": 20.0}, "mixing": {"tolerance": 0.0}},
     }
     for name, section in sections.items():
         known = defaults.get(name)
