@@ -71,8 +71,8 @@ class LocalBackend:
     def start_initial(self) -> None:
         """Start the devices that start together; in virtual time also all later lives.
 
-        These wait for their rounds.
-        All virtual clocks must know from the beginning which devices will join.
+        Later lives wait for their rounds. All virtual clocks must know from the beginning which devices will
+        join.
         """
         initial = self.state.start.devices
         for device in initial:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from random import SystemRandom
 
+from emulation.testbed.commands import run_to_end
 from peers.errors import InputError
 from peers.runtime import partition
 
@@ -29,16 +29,7 @@ class DockerFailed(Exception):
 def execute(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. Raises InputError if docker is not installed."""
     try:
-        return subprocess.run(
-            command,
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches only unweft, which ends the command cleanly
-        )
+        return run_to_end(command, TIMEOUT_S, variables=variables)
     except FileNotFoundError:
         raise InputError("docker: not found; a compose project needs Docker with Compose v2") from None
 

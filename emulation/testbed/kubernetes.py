@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emulation.testbed.commands import run_to_end
 from peers.errors import InputError
 
 Execute = Callable[[Sequence[str], str], "subprocess.CompletedProcess[str]"]  # command, standard input
@@ -33,15 +34,7 @@ class KubectlFailed(Exception):
 def execute(command: Sequence[str], text: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. Raises InputError if kubectl is not installed, KubectlFailed if it hangs."""
     try:
-        return subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            start_new_session=True,  # Ctrl-C reaches only unweft, which ends the command cleanly
-        )
+        return run_to_end(command, TIMEOUT_S, text)
     except FileNotFoundError:
         raise InputError("kubectl: not found; a target kubernetes:NAMESPACE needs it") from None
     except subprocess.TimeoutExpired:

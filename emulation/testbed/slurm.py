@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from emulation.testbed.commands import run_to_end
 from peers.errors import InputError
 
 Execute = Callable[[Sequence[str], str], "subprocess.CompletedProcess[str]"]  # command, standard input
@@ -30,15 +31,7 @@ class SlurmFailed(Exception):
 def execute(command: Sequence[str], text: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. Raises InputError if it is not installed, SlurmFailed if it hangs."""
     try:
-        return subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            start_new_session=True,  # Ctrl-C reaches only unweft, which ends the command cleanly
-        )
+        return run_to_end(command, TIMEOUT_S, text)
     except FileNotFoundError:
         raise InputError(
             f"{command[0]}: not found; allowed: a machine with the commands of Slurm, such as a login node"
@@ -52,9 +45,8 @@ class Task:
     """An array task, as squeue lists it."""
 
     state: str  # PENDING, RUNNING, COMPLETED, ...
-    exit: (
-        int | None
-    )  # exit status, or minus the signal that ended it; None: it has not ended, or Slurm ended it
+    # exit status, or minus the signal that ended it; None: it has not ended, or Slurm ended it
+    exit: int | None
     reason: str  # why it is pending
     node: str
 
