@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SLOW_MS = 30_000  # a busy machine
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
 NEEDS_CHROMIUM = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
@@ -42,3 +43,17 @@ def errors_of(page: Page) -> list[str]:
 def background(page: Page) -> str:
     """The colour behind the page."""
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def check_on_a_phone(page: Page) -> tuple[str, str]:
+    """A page that was opened as PHONE is not too wide, and axe finds nothing.
+
+    Returns its background in dark and in light mode.
+    """
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    dark = background(page)
+    assert axe.Axe().run(page).response["violations"] == []
+    page.emulate_media(color_scheme="light")
+    assert axe.Axe().run(page).response["violations"] == []
+    return dark, background(page)

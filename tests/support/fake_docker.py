@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from emulation.launch.compose import ComposeBackend
-from emulation.launch.run_loop import inject_due
 from emulation.launch.run_state import RunState
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from emulation.testbed import id_leases, start_gate
 from emulation.testbed.docker import Project
+from tests.support.started_run import Started
 
 SCENARIO = """
 [devices]
@@ -24,26 +23,6 @@ count = 3
 [round]
 count = 20
 """
-
-
-@dataclass
-class Started:
-    """A run whose devices have started, and its backend."""
-
-    state: RunState
-    backend: ComposeBackend
-
-    def look(self) -> None:
-        self.state.see_devices(self.backend.running())
-
-    def inject(self) -> None:
-        inject_due(self.state, self.backend)
-
-    def running(self) -> list[str]:
-        return list(self.state.running())
-
-    def pending(self) -> list[str]:
-        return [event.kind for event in self.state.pending]
 
 
 class Docker:
@@ -102,14 +81,14 @@ def claim_ids(run: Path) -> dict[str, str]:
     return found
 
 
-def run_of(scenario: Scenario, tmp_path: Path, docker: Docker) -> Started:
+def run_of(scenario: Scenario, tmp_path: Path, docker: Docker) -> Started[ComposeBackend]:
     out = tmp_path / "run"
     state = RunState(scenario=scenario, out=out, epoch_ns=0, pending=list(scenario.events))
     project = Project("tb", execute=docker)
     return Started(state, ComposeBackend(state=state, project=project, console=Console(quiet=True)))
 
 
-def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Started:
+def started(tmp_path: Path, docker: Docker, *events: str, closed: int = 5) -> Started[ComposeBackend]:
     """A run in which every device has closed a round."""
     file = tmp_path / "scenario.toml"
     file.write_text(SCENARIO + "".join(f"[[event]]\n{event}\n" for event in events))

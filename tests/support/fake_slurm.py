@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from emulation.launch.run_loop import inject_due
 from emulation.launch.run_state import RunState
 from emulation.launch.slurm import SlurmBackend
 from emulation.launch.slurm_script import TaskScript
 from emulation.scenario.loading import load
 from emulation.testbed import id_leases
 from emulation.testbed.slurm import Slurm
+from tests.support.started_run import Started
 
 SCENARIO = """
 [devices]
@@ -78,26 +77,12 @@ class FakeSlurm:
                 self.states[task] = ("FAILED", "9")
 
 
-@dataclass
-class Started:
+class StartedOnSlurm(Started[SlurmBackend]):
     """A run whose initial devices have started, and its backend."""
 
-    state: RunState
-    backend: SlurmBackend
-
     def look(self) -> None:
-        """Ask Slurm again, as the run loop does some time later."""
         self.backend._asked_s = float("-inf")
-        self.state.see_devices(self.backend.running())
-
-    def inject(self) -> None:
-        inject_due(self.state, self.backend)
-
-    def running(self) -> list[str]:
-        return list(self.state.running())
-
-    def pending(self) -> list[str]:
-        return [event.kind for event in self.state.pending]
+        super().look()
 
 
 def claim_ids(run: Path, *devices: str) -> None:
@@ -108,7 +93,7 @@ def claim_ids(run: Path, *devices: str) -> None:
         (folder / device).write_text(f"token node-of-{device}\n")
 
 
-def prepared(tmp_path: Path, slurm: FakeSlurm, *events: str) -> Started:
+def prepared(tmp_path: Path, slurm: FakeSlurm, *events: str) -> StartedOnSlurm:
     """A run before its start."""
     file = tmp_path / "scenario.toml"
     tmp_path.mkdir(exist_ok=True)
@@ -122,10 +107,10 @@ def prepared(tmp_path: Path, slurm: FakeSlurm, *events: str) -> Started:
         script=TaskScript(scenario=scenario, out=out, secret=tmp_path / "secret"),
         console=Console(quiet=True),
     )
-    return Started(state, backend)
+    return StartedOnSlurm(state, backend)
 
 
-def started(tmp_path: Path, slurm: FakeSlurm, *events: str, closed: int = 5) -> Started:
+def started(tmp_path: Path, slurm: FakeSlurm, *events: str, closed: int = 5) -> StartedOnSlurm:
     """A run in which every initial device has closed a round."""
     run = prepared(tmp_path, slurm, *events)
     initial = run.state.scenario.initial_devices

@@ -11,7 +11,7 @@ import pytest
 
 from emulation.report import html
 from tests.support import synthetic_run
-from tests.support.browsers import NEEDS_CHROMIUM, background, errors_of
+from tests.support.browsers import NEEDS_CHROMIUM, PHONE, check_on_a_phone, errors_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -52,12 +52,6 @@ def test_a_chart_shows_its_values_at_the_pointer(browser: Browser, report: Path)
 def test_the_report_fits_a_phone_and_follows_dark_mode_and_axe_finds_nothing(
     browser: Browser, report: Path
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
-    with opened(browser, report, **phone) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        dark = background(page)
-        assert axe.Axe().run(page).response["violations"] == []
-        page.emulate_media(color_scheme="light")
-        assert background(page) == "rgb(255, 255, 255)" != dark
-        assert axe.Axe().run(page).response["violations"] == []
+    with opened(browser, report, **PHONE) as page:
+        dark, light = check_on_a_phone(page)
+        assert light == "rgb(255, 255, 255)" != dark

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import synthetic_run
-from tests.support.browsers import NEEDS_CHROMIUM, SLOW_MS, background, errors_of
+from tests.support.browsers import NEEDS_CHROMIUM, PHONE, SLOW_MS, check_on_a_phone, errors_of
 from tests.support.watched import append, event, injected, reopen, served
 
 if TYPE_CHECKING:
@@ -71,12 +71,5 @@ def test_a_leave_is_shown_in_time_and_a_reload_and_a_killed_device_lose_nothing(
 def test_the_page_fits_a_phone_and_follows_dark_mode_and_axe_finds_nothing(
     browser: Browser, folder: Path
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
-    with opened(browser, folder, **phone) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        assert background(page) == "rgb(20, 23, 27)"
-        assert axe.Axe().run(page).response["violations"] == []
-        page.emulate_media(color_scheme="light")
-        assert background(page) == "rgb(255, 255, 255)"
-        assert axe.Axe().run(page).response["violations"] == []
+    with opened(browser, folder, **PHONE) as page:
+        assert check_on_a_phone(page) == ("rgb(20, 23, 27)", "rgb(255, 255, 255)")
