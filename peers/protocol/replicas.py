@@ -56,7 +56,8 @@ class Replicas:
         for record in added:
             if carried[record.key] is None:
                 self._add_block(record, None)
-        state.blocks = {**wanted, **graced}
+        own = {} if state.own is None else {state.own.key: state.own}
+        state.blocks = {**own, **wanted, **graced}
         saved = {key for key in state.exported or () if not self._is_own(key)}
         if any(map(state.members.tombstoned, saved)):
             state.export()  # the adapter that is saved still has the block

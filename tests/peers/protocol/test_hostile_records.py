@@ -159,6 +159,19 @@ def test_invented_claims_of_all_slots_end_nobody() -> None:
     assert all(device.exit is None for device in net) and len(list(net)) == 4
 
 
+def test_a_device_that_lost_its_slot_does_not_hold_its_earlier_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its block until it has another slot. Then no part of the earlier block is in a manifest."""
+    net = started(4)
+    target = net["d1"]
+    owners = target.protocol.members._owners
+    monkeypatch.setattr(owners, "lost", lambda record, *_: record.key == BlockKey("d1", 0))
+    target.protocol._membership._replicas.sync(net.now)
+    tell(net, "d3", target, [invented(0, slot=7)])
+    assert own_record(net, "d1").key == BlockKey("d1", 1)
+    assert {part.block for part in target.protocol.exchange.held} == set(target.protocol.blocks)
+    assert BlockKey("d1", 0) not in target.slots
+
+
 # -- the same result everywhere ----------------------------------------------------------------------------
 
 
