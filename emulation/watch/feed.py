@@ -27,7 +27,7 @@ OWN = {
     "refuted": "{device} refutes a suspicion",
     "came_back": "{device} is back after it was declared dead",
     "lost_slot": "{device} loses its slot to an earlier claim",
-    "waits_for_slot": "{device} waits: no slot is free",
+    "waits_for_slot": "{device} waits for a slot",
     "unconfirmed_leave": "{device} ends before enough devices have confirmed its leave",
     "refused": "{device} refuses a device or is refused: {reason}",
     "failed": "{device} fails: {reason}",

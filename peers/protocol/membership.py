@@ -23,6 +23,8 @@ from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 
 GOING = (Status.LEFT, Status.RETIRED)
+FREE_LOSSES = 3  # slots that a device may lose before it pauses, so that a start with conflicts is fast
+MOST_PERIODS = 64  # the longest pause between two claims, in probe periods
 
 
 class MembershipProtocol:
@@ -35,6 +37,8 @@ class MembershipProtocol:
         self._admission = admission
         self._trained: dict[str, int] = {}  # the newest incarnation of each device that began to train
         self._waits = False  # for a slot
+        self._losses = 0  # slots lost in the last time; `_note_loss`
+        self._lost_ns = self._pause_ns = 0  # the last loss, and the pause after it
         self._had_slot = False
         self._patience_ns: int | None = None  # end of the wait of a newcomer where all slots are taken
 
@@ -42,9 +46,9 @@ class MembershipProtocol:
     def claim(self, now: int, carry: BlockKey | None = None, told: bool = False) -> None:
         """Claim a free slot under a new incarnation. `carry`: the own block that goes on with its values.
 
-        A device waits while no slot is free. Raises NoFreeSlot after `settle_s` if all slots are taken by
-        blocks and this device never had one. `told`: a message of a peer led to this. Its sender is not the
-        cause, so the next try of `try_claim` raises.
+        A device waits while no slot is free, and after it has lost several. Raises NoFreeSlot after
+        `settle_s` if all slots are taken by blocks and this device never had one. `told`: a message of a
+        peer led to this. Its sender is not the cause, so the next try of `try_claim` raises.
         """
         state = self._state
         joins = state.network_round >= 0 or state.round >= 0
@@ -52,7 +56,8 @@ class MembershipProtocol:
             state.exchange.outdate()
         resumed = None if joins else state.resumed_slot
         wish = resumed if carry is None else self._slot_of(carry)
-        record = self._new_record(now, -1 if joins and state.round < 0 else max(state.round, 0), wish, told)
+        since = -1 if joins and state.round < 0 else max(state.round, 0)
+        record = None if self._pauses(now) else self._new_record(now, since, wish, told)
         self._waits = record is None
         if record is None:
             return
@@ -85,6 +90,23 @@ class MembershipProtocol:
         if not self._waits:
             state.log("waits_for_slot", quarantined=sorted(barred))
         return None
+
+    def _note_loss(self, now: int) -> None:
+        """Another device has the own slot. After FREE_LOSSES of them, each pause is twice the one before.
+
+        Otherwise two devices for which a lying member leaves one slot would make incarnations without end.
+        """
+        period_ns = int(self._state.config.membership.probe_s * SECOND)
+        if now - self._lost_ns > 2 * MOST_PERIODS * period_ns:
+            self._losses = 0
+        self._losses += 1
+        doublings = min(self._losses - FREE_LOSSES, MOST_PERIODS.bit_length()) - 1
+        self._pause_ns = min(1 << doublings, MOST_PERIODS) * period_ns if doublings >= 0 else 0
+        self._lost_ns = now
+
+    def _pauses(self, now: int) -> bool:
+        """Whether this device has lost so many slots that it claims none yet."""
+        return self._pause_ns > 0 and now < self._lost_ns + self._pause_ns
 
     def _patient_until(self, now: int) -> int:
         """How long a newcomer waits where all slots are taken: claims may be invented, or owners may go."""
@@ -185,6 +207,7 @@ class MembershipProtocol:
         withdrawn = state.members.amend(state.own, status=Status.WITHDRAWN)
         state.log("lost_slot" if lost else "came_back", incarnation=old.incarnation)
         if lost:
+            self._note_loss(now)
             state.tell_all(state.gossip([withdrawn]))
             if state.round < 0:  # it may have to wait for a slot
                 state.own = None

@@ -15,6 +15,7 @@ from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.table import JUMP
 from peers.protocol import actions as do
+from peers.protocol.membership import FREE_LOSSES
 from tests.support.membership_records import filled, make
 from tests.support.signatures import public, table
 from tests.support.simulated import SECOND, Network, SimDevice, small_config
@@ -170,6 +171,24 @@ def test_a_device_that_lost_its_slot_does_not_hold_its_earlier_block(monkeypatch
     assert own_record(net, "d1").key == BlockKey("d1", 1)
     assert {part.block for part in target.protocol.exchange.held} == set(target.protocol.blocks)
     assert BlockKey("d1", 0) not in target.slots
+
+
+def test_a_device_that_loses_one_slot_after_another_makes_few_incarnations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = started(4)
+    target, lamport = net["d1"], 100
+    with monkeypatch.context() as patch:
+        patch.setattr(target.protocol.members._owners, "lost", lambda record, *_: record.device == "d1")
+        for _ in range(60):
+            lamport += 1
+            tell(net, "d3", target, [said("d3", own_record(net, "d3"), lamport=lamport)])
+            net.run(0.2)
+    made = own_record(net, "d1").incarnation
+    assert FREE_LOSSES < made <= FREE_LOSSES + 5  # pauses of 1, 2, 4 and 8 probe periods of half a second
+    net.run(20.0)
+    assert own_record(net, "d1").status is Status.ALIVE and own_record(net, "d1").incarnation <= made + 1
+    assert all(BlockKey("d1", own_record(net, "d1").incarnation) in net[d].slots for d in ("d0", "d2"))
 
 
 # -- the same result everywhere ----------------------------------------------------------------------------
