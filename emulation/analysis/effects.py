@@ -1,4 +1,4 @@
-"""Whether a leave or a retirement that was injected had an effect (method 9).
+"""Whether an injected departure had an effect (method 9), and whether others detected a crash.
 
 After its last round a device only ends, whatever signal it gets. A leave then is the end of the device, and
 its block stays.
@@ -23,3 +23,16 @@ def took_effect(event: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) 
         return True
     after = [r["event"] for r in records if float(r["t_s"]) >= float(event["t_s"]) - SAME_S]
     return "leaving" in after or "finished" not in after
+
+
+def seen_as_crashed(device: str, last_s: float, events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether another device detected the crash of a device after its last record. Else it may be alive.
+
+    `last_s`: time of that record. `events`: events.jsonl of other devices.
+    """
+    return any(
+        e["event"] == "peer_gone"
+        and (e.get("peer"), e.get("kind")) == (device, "crash")
+        and float(e["t_s"]) >= last_s
+        for e in events
+    )

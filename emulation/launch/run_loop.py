@@ -66,9 +66,11 @@ def run(
 
 
 def _end(state: RunState, backend: Backend, evaluator: EvaluatorProcess, succeeded: bool) -> None:
+    end_s = state.seconds()
     evaluator.end()
     try:
         state.devices = backend.end(succeeded)
+        state.record_late_crashes(end_s)
         state.withdraw_ineffective()
     finally:
         state.write_record()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from emulation.analysis.effects import took_effect
+from emulation.analysis.effects import seen_as_crashed, took_effect
 from emulation.analysis.records import INJECTED, Tail, read_lines, write_run
 from emulation.launch.start import Start
 from emulation.scenario.events import GONE, EventConfig, cut_off, due
@@ -96,9 +96,10 @@ class RunState:
                 if int(record.get("life", 0)) >= self.start.first_life(device):
                     self.last_round[device] = int(str(record["round"]))
 
-    def record_event(self, round_: int, kind: str, device: str) -> None:
-        """Add an event to the records of the run."""
-        self.events.append({"round": round_, "kind": kind, "device": device, "t_s": self.seconds()})
+    def record_event(self, round_: int, kind: str, device: str, at_s: float | None = None) -> None:
+        """Add an event to the records of the run. `at_s`: seconds since its start; None: now."""
+        at_s = self.seconds() if at_s is None else at_s
+        self.events.append({"round": round_, "kind": kind, "device": device, "t_s": at_s})
         self._show(self.events[-1])
 
     def record_resume(self, device: str) -> None:
@@ -118,6 +119,24 @@ class RunState:
                 if code in KILLED and (device, life) not in self.killed:
                     self.killed.add((device, life))
                     self.record_event(max(0, self.last_round.get(device, 0)), "crash", device)
+
+    def record_late_crashes(self, end_s: float) -> None:
+        """Record each device that crashed before the run's end, `end_s`, unnoticed by the backend.
+
+        Slurm reports a failed node minutes later. The other devices detect the crash. It counts from the
+        device's last record.
+        """
+        events = {d: read_lines(self.out / "devices" / d / "events.jsonl") for d in self.devices}
+        for device, status in self.devices.items():
+            life = (device, len(status.exits) - 1)
+            if self.scenario.clock == "virtual" or not status.killed or life in self.killed:
+                continue
+            rounds = read_lines(self.out / "devices" / device / "metrics.jsonl")[-1:]
+            times = [float(e["t_s"]) for e in events[device]] + [float(line["t1_s"]) for line in rounds]
+            others = (e for d in events for e in events[d] if d != device and float(e["t_s"]) < end_s)
+            if times and seen_as_crashed(device, max(times), others):
+                self.killed.add(life)
+                self.record_event(max(0, self.last_round.get(device, 0)), "crash", device, max(times))
 
     def expect_kill(self, device: str) -> None:
         """A crash of the scenario kills the present life of a device."""

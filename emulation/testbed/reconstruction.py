@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emulation.analysis import records
-from emulation.analysis.effects import took_effect
+from emulation.analysis.effects import seen_as_crashed, took_effect
 from emulation.analysis.records import Record, RunRecords
 from emulation.scenario.events import OF_THE_NETWORK
 from emulation.scenario.loading import dump
@@ -131,14 +131,7 @@ def _events_of_lives(run: RunRecords, lives: list[Life]) -> Iterator[tuple[str, 
 
 
 def _detected_as_crashed(run: RunRecords, life: Life) -> bool:
-    """Whether another device detected a crash after the last record. Else the device may be alive."""
-    return any(
-        e["event"] == "peer_gone"
-        and (e.get("peer"), e.get("kind")) == (life.device, "crash")
-        and float(e["t_s"]) >= life.last_s
-        for device in run.devices
-        for e in run.events[device]
-    )
+    return seen_as_crashed(life.device, life.last_s, (e for d in run.devices for e in run.events[d]))
 
 
 def _closed_by_all(run: RunRecords, at_s: float, excluded: str) -> int:

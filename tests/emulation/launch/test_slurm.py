@@ -117,6 +117,25 @@ def test_a_node_that_fails_is_a_crash_of_its_device_only(
     assert run.running() == ["d0", "d1"]
 
 
+@pytest.mark.parametrize(
+    ("seen_s", "expected"), [(7.0, [("crash", "d2", 5)]), (3.0, []), (60.0, []), (None, [])]
+)
+def test_a_failed_node_that_slurm_has_not_reported_is_a_crash_if_others_detected_it_before_the_end(
+    tmp_path: Path, cluster: FakeSlurm, seen_s: float | None, expected: list[tuple[str, str, int]]
+) -> None:
+    """d2 has its last record at 4 s. The run ends at 50 s."""
+    run = started(tmp_path, cluster)
+    devices = run.state.out / "devices"
+    for device, last_s in (("d0", 49.0), ("d1", 49.0), ("d2", 4.0)):
+        (devices / device / "metrics.jsonl").write_text(json.dumps({"round": 5, "t1_s": last_s}) + "\n")
+    gone = {"event": "peer_gone", "peer": "d2", "kind": "crash", "t_s": seen_s}
+    (devices / "d0" / "events.jsonl").write_text(json.dumps(gone) + "\n" if seen_s is not None else "")
+    run.state.devices = run.backend.end(succeeded=False)
+    for _ in range(2):
+        run.state.record_late_crashes(end_s=50.0)
+    assert [(e["kind"], e["device"], e["round"]) for e in run.state.events] == expected
+
+
 def test_a_task_that_is_stopped_or_completing_has_not_ended(tmp_path: Path, cluster: FakeSlurm) -> None:
     run = started(tmp_path, cluster)
     cluster.states |= {"1_1": ("STOPPED", "0"), "1_2": ("COMPLETING", "0")}
