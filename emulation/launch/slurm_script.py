@@ -44,8 +44,8 @@ task=$$
         if [ "$now" = "$last" ]; then silent=$((silent + 1)); else silent=0 last=$now; fi
     done
     echo "the launcher has been silent for {silence_s} s: the device ends"
+    rm -rf {secret}   # first: Slurm kills this watch too when the device ends
     kill -KILL "$task"
-    rm -rf {secret}
 ) &
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
 exec {command} --id "$device"

@@ -113,10 +113,14 @@ class Run:
         self.log.close()
 
 
+def listed(run: Run) -> str:
+    """The tasks that have not ended, as squeue lists them."""
+    return run.cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING")
+
+
 def nothing_is_left(run: Run) -> None:
     """No task, no process of a task, no key."""
-    active = run.cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING")
-    assert active == ""
+    assert listed(run) == ""
     assert run.cluster.tasks() == []
     assert not list(run.out.parent.rglob("*.keys")) and not list(run.out.parent.glob(".unweft-keys-*"))
 
@@ -169,6 +173,8 @@ def test_the_tasks_of_a_killed_launcher_end_themselves(run: Run) -> None:
     run.cluster.run("scancel", "--batch", "--signal=STOP", _task(run, "d1"))  # a device that hangs ends too
     run.launcher.kill()
     run.until(lambda: not run.cluster.tasks(), "the end of all tasks")
+    # the controller hears of the ends from the nodes, a moment later
+    run.until(lambda: not listed(run), "no task in Slurm's list")
     nothing_is_left(run)
 
 

@@ -79,10 +79,7 @@ def test_a_device_ends_when_its_launcher_is_gone(
         os.kill(task.pid, signal.SIGSTOP)
     assert task.wait(10) == -signal.SIGKILL
     assert "the launcher has been silent" in log(run)
-    deadline = time.monotonic() + 5
-    while (run.parent / "secret").exists():
-        assert time.monotonic() < deadline, "the keys are still there"
-        time.sleep(0.01)
+    assert not (run.parent / "secret").exists()  # deleted before: Slurm kills the watch with the device
 
 
 def test_a_device_goes_on_while_its_launcher_lives(run: Path, task: subprocess.Popen[bytes]) -> None:
