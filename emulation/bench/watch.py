@@ -115,6 +115,7 @@ def run(devices: Sequence[int] = (16,), watched_s: float = 300.0, closed_s: floa
 def _measures(group: str, out: Path, watched_s: float, closed_s: float) -> list[Measure]:
     with serving.beside(out) as address:
         server = _server()
+        urllib.request.urlopen(address, timeout=START_S).close()  # its imports are done then
         before = _phase(server, out, closed_s)
         page = Page(address)
         watched = _phase(server, out, watched_s)
