@@ -31,9 +31,10 @@ WHOLE_RUNS = (
     "membership",
     "partition",
     "resume",
+    "watch",
 )  # each takes minutes, so each runs only when it is named
 OPTIONS = {  # the benchmarks that have each option
-    "n": ("rounds", "membership", "load"),
+    "n": ("rounds", "membership", "load", "watch"),
     "seeds": ("churn", "resume"),
     "starts": ("membership",),
     "hostile": ("churn",),
@@ -60,7 +61,8 @@ def bench(
         list[int] | None,
         typer.Option(
             "--n",
-            help="rounds, membership, load: number of devices, may be repeated; default 8, 16, 32 (load 12).",
+            help="rounds, membership, load, watch: number of devices, may be repeated; "
+            "default 8, 16, 32 (load 12, watch 16).",
         ),
     ] = None,
     seed: Annotated[

@@ -57,7 +57,8 @@ def _wandb(library: Any, scenario: Scenario, out: Path) -> Tracker:
 
 
 def _trackio(library: Any, scenario: Scenario, out: Path) -> Tracker:
-    return _StepTracker(library, scenario, out)
+    # Figures of this machine are not figures of the run.
+    return _StepTracker(library, scenario, out, auto_log_cpu=False, auto_log_gpu=False)
 
 
 class _TensorBoard:

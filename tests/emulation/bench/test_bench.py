@@ -23,6 +23,7 @@ from emulation.bench import (
     rounds,
     shaper,
     transport,
+    watch,
     wire,
 )
 from emulation.bench import load as full_load
@@ -196,6 +197,16 @@ def test_resume() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)  # a whole run
+def test_watch() -> None:
+    found = watch.run(devices=(3,), watched_s=3.0, closed_s=1.0)
+    assert by_name(found, "updates of the page").median > 0.5
+    assert 0 < by_name(found, "server, page open").median < 100
+    assert by_name(found, "memory of the server").median > 1
+    assert by_name(found, "rounds of all devices, page closed").median > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)  # a whole run
 def test_join() -> None:
     found = join.run(count=2, joins=1, cold=0)  # cold ones are started by test_device_cli.py
     forked, cold = found.measures[:3], found.measures[3:]
@@ -239,7 +250,7 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
         (
             ["nonsense"],
             "allowed: transport, shaper, wire, rounds, accounting, clock, churn, hostile, join, load, "
-            "membership, partition, resume",
+            "membership, partition, resume, watch",
         ),
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),
