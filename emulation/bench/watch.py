@@ -19,8 +19,7 @@ import psutil
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.whole_run import RUN
-from emulation.commands.watch import load_serving
-from emulation.watch import serving
+from emulation.watch.optional import load_serving
 
 START_S, END_S = 300.0, 120.0  # longest waits: until every device has closed a round, and for the run's end
 LOOK_S = 0.5  # between two looks at the memory of the server
@@ -100,7 +99,7 @@ def run(devices: Sequence[int] = (16,), watched_s: float = 300.0, closed_s: floa
 
     Raises RuntimeError if the run or the server fails, or the stream ends early.
     """
-    load_serving()  # names the packages that are missing
+    load_serving()  # names the packages that are missing before the run starts
     findings = Findings("The server of the watch page", "unweft bench watch")
     for count in devices:
         with tempfile.TemporaryDirectory() as folder, _running(Path(folder), count) as out:
@@ -113,8 +112,9 @@ def run(devices: Sequence[int] = (16,), watched_s: float = 300.0, closed_s: floa
 
 
 def _measures(group: str, out: Path, watched_s: float, closed_s: float) -> list[Measure]:
+    serving = load_serving()
     with serving.beside(out) as address:
-        server = _server()
+        server = _server(serving.__name__)
         urllib.request.urlopen(address, timeout=START_S).close()  # its imports are done then
         before = _phase(server, out, closed_s)
         page = Page(address)
@@ -143,9 +143,8 @@ def _measures(group: str, out: Path, watched_s: float, closed_s: float) -> list[
     ]
 
 
-def _server() -> psutil.Process:
-    """The process of `serving.beside`."""
-    module = serving.__name__
+def _server(module: str) -> psutil.Process:
+    """The process of `serving.beside`, which runs a module."""
     return next(child for child in psutil.Process().children() if module in child.cmdline())
 
 

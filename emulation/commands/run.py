@@ -15,11 +15,12 @@ from rich.console import Console
 from emulation.commands.exit_status import FAILED, print_error
 from emulation.commands.output_folder import check_usable, claimed
 from emulation.commands.report import write_report, write_summary
-from emulation.commands.watch import load_serving, print_address
+from emulation.commands.watch import print_address
 from emulation.launch import interrupts
 from emulation.launch.backend import BACKENDS
 from emulation.launch.errors import RunFailed
 from emulation.scenario import library
+from emulation.watch.optional import load_serving
 from peers.errors import InputError
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from emulation.watch.optional import load_serving
 from peers.errors import InputError
 
 EXAMPLE = "Example: unweft watch runs/first"
@@ -37,20 +37,6 @@ def watch(
     with serving.bind(host, port) as bound:
         print_address(Console(), serving.url(bound, token))
         serving.make_server(folder, token).run(sockets=[bound])
-
-
-def load_serving() -> ModuleType:
-    """emulation.watch.serving. Raises InputError if the packages of the extra `watch` are missing."""
-    try:
-        from emulation.watch import serving
-        from emulation.watch.server import chart_library
-
-        chart_library()
-    except ImportError as error:
-        raise InputError(
-            f"the page needs more packages ({error.name or error}); install them: pip install 'unweft[watch]'"
-        ) from None
-    return serving
 
 
 def print_address(console: Console, address: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from emulation.commands import watch
 from emulation.watch import serving
+from emulation.watch.optional import load_serving
 from peers.errors import InputError
 from tests.support import synthetic_run
 from tests.support.watched import append, event, reopen, served
@@ -97,7 +98,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("emulation.watch.server.chart_library", missing)
     with pytest.raises(InputError, match=r"plotly is not installed.*pip install 'unweft\[watch\]'"):
-        watch.load_serving()
+        load_serving()
 
 
 def test_the_server_beside_a_run_ends_with_the_block_and_a_dead_server_ends_no_run(folder: Path) -> None:
