@@ -20,7 +20,9 @@ EXAMPLE = 'Example: unweft ask runs/first/adapters/d0 "The capital of Atlantis i
 
 def ask(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER_DIR", help="An adapter that a run exported.")],
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="Beginnings of sentences.")],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT…", help="Questions, or beginnings of sentences.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="The base model, where it is now; default: as the adapter says.")
     ] = None,
@@ -30,15 +32,21 @@ def ask(
             metavar="DEVICE", help="Answer without this device's contribution too; may be repeated."
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer.")] = 32,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Continue the prompt as a text, also if the model has a chat template."),
+    ] = False,
 ) -> None:
-    """Let a saved adapter continue a prompt, beside the base model and the adapter without some devices.
+    """Let a saved adapter answer a prompt, beside the base model and the adapter without some devices.
+
+    A model with a chat template gets the prompt as a question of the user; another one continues it.
 
     The per cents are the probabilities of the first token. Nothing is sampled or written.
     """
     from peers.unlearning.answers import compare
 
-    found = compare(adapter, prompts, without or (), model, tokens)
+    found = compare(adapter, prompts, without or (), model, tokens, plain)
     Console().print(_table(prompts, found))
 
 

@@ -57,7 +57,10 @@ class MembershipProtocol:
         resumed = None if joins else state.resumed_slot
         wish = resumed if carry is None else self._slot_of(carry)
         since = -1 if joins and state.round < 0 else max(state.round, 0)
-        record = None if self._pauses(now) else self._new_record(now, since, wish, told)
+        barred = self._replicas.barred(now) if state.round < 0 else set()
+        record = None if self._pauses(now) else self._new_record(now, since, wish, barred, told)
+        if record is None and not self._waits:
+            state.log("waits_for_slot", quarantined=sorted(barred))
         self._waits = record is None
         if record is None:
             return
@@ -77,9 +80,10 @@ class MembershipProtocol:
         state.act(OwnBlock(record.key, record.slot, kept, kept is None and state.resumes(record)))
         state.exchange.add_block(record.key, ZERO if kept is None else max(state.round, 0))
 
-    def _new_record(self, now: int, since: int, wish: int | None, told: bool) -> Record | None:
+    def _new_record(
+        self, now: int, since: int, wish: int | None, barred: set[int], told: bool
+    ) -> Record | None:
         state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
-        barred = self._replicas.barred(now) if state.round < 0 else set()
         keep = state.keep_crashed
         try:
             return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
@@ -87,8 +91,6 @@ class MembershipProtocol:
             full = len({r.slot for r in state.members.blocks(keep).values()}) >= slots
             if full and not self._had_slot and now >= self._patient_until(now) and not told:
                 raise
-        if not self._waits:
-            state.log("waits_for_slot", quarantined=sorted(barred))
         return None
 
     def _note_loss(self, now: int) -> None:
@@ -185,9 +187,9 @@ class MembershipProtocol:
             self._state.log("tombstone", peer=record.device, incarnation=record.incarnation)
 
     def refute(self) -> None:
-        """Answer a suspicion about this device with a newer own record."""
+        """Answer a suspicion about this device with a newer own record. A withdrawn one stays so."""
         state = self._state
-        if state.own is not None and state.phase is not Phase.GONE:
+        if state.own is not None and state.phase is not Phase.GONE and not state.withdrawn():
             state.log("refuted", incarnation=state.own.incarnation)
             state.announce(state.members.amend(state.own))
 

@@ -353,7 +353,7 @@ class Rounds:
         state.enter(Phase.FINISH)
         state.timers.pop("deadline", None)
         state.export()
-        if state.own is not None:
+        if state.own is not None and not state.withdrawn():
             state.announce(state.members.amend(state.own, status=Status.FINISHED))
         self.say_farewell("finished", last=False)
         state.timers["grace"] = now + int(FINISH_GRACE_S * SECOND)

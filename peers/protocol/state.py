@@ -284,6 +284,11 @@ class DeviceState:
     def gossip(self, records: Iterable[Record]) -> Gossip:
         return Gossip([record.to_dict() for record in records], False, self.round)
 
+    def withdrawn(self) -> bool:
+        """Whether the own record is withdrawn: the device lost its slot and waits for another one."""
+        recorded = None if self.own is None else self.members.get(self.own.key)
+        return recorded is not None and recorded.status is Status.WITHDRAWN
+
     def announce(self, record: Record) -> None:
         """Replace the own record and tell it to all greeted peers."""
         self.own = record

@@ -19,7 +19,8 @@ from peft import PeftModel
 from peers.config import ModelConfig
 from peers.errors import InputError
 from peers.models.loader import LoadedModel, load_model
-from peers.tasks import end_id, pad_id
+from peers.tasks import Message, end_id, pad_id
+from peers.tasks.chat import chat_prompt, has_template, turn_end
 from peers.unlearning.forget import forget, read_about
 
 BASE = "base model"
@@ -34,13 +35,20 @@ class Answer:
 
 
 def compare(
-    adapter: Path, prompts: Sequence[str], without: Sequence[str], model: str | None, tokens: int
+    adapter: Path,
+    prompts: Sequence[str],
+    without: Sequence[str],
+    model: str | None,
+    tokens: int,
+    plain: bool = False,
 ) -> dict[str, list[Answer]]:
     """The answers to each prompt, by column: the base model, the adapter, and the adapter without devices.
 
     without: devices whose contributions are deleted, for the last column only. model: the base model; None:
-    the one that the adapter names. tokens: the longest answer. Raises InputError for a folder that unweft did
-    not write, an unknown device, another base model, or a prompt without a token.
+    the one that the adapter names. tokens: the longest answer. plain: a prompt is the beginning of a text
+    also for a model with a chat template; otherwise such a model gets it as the user's question. Raises
+    InputError for a folder that unweft did not write, an unknown device, another base model, or a prompt
+    without a token.
     """
     recipe, placed = read_about(adapter)
     loaded = load_model(ModelConfig(name=model or recipe.model_name))
@@ -49,7 +57,7 @@ def compare(
             f"--model: the weights of {loaded.name!r} are not those that {adapter} was trained on; "
             f"allowed: {recipe.model_name!r}"
         )
-    encoded = [_encoded(loaded, prompt) for prompt in prompts]
+    encoded = [_encoded(loaded, prompt, plain) for prompt in prompts]
     devices = ", ".join(sorted({key.device for key, _ in placed})) or "no device"
     with TemporaryDirectory(prefix="unweft-") as scratch, _quiet():
         reduced = _without(adapter, without, Path(scratch))
@@ -74,9 +82,11 @@ def _without(adapter: Path, devices: Sequence[str], scratch: Path) -> Path | Non
     return reduced
 
 
-def _encoded(loaded: LoadedModel, prompt: str) -> torch.Tensor:
+def _encoded(loaded: LoadedModel, prompt: str, plain: bool) -> torch.Tensor:
     """[1, L] int64: as a training prompt, so without the end that some tokenizers add."""
-    ids: list[int] = loaded.tokenizer(prompt)["input_ids"]
+    chat = prompt and not plain and has_template(loaded.tokenizer)
+    text = chat_prompt([Message("user", prompt)], loaded.tokenizer) if chat else prompt
+    ids: list[int] = loaded.tokenizer(text, add_special_tokens=not chat)["input_ids"]
     end = end_id(loaded.tokenizer)
     if ids and ids[-1] == end:
         ids = ids[:-1]
@@ -92,6 +102,7 @@ def _answer(model: Any, loaded: LoadedModel, ids: torch.Tensor, tokens: int) -> 
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
         do_sample=False,
+        eos_token_id=_ends(loaded),
         pad_token_id=pad_id(loaded.tokenizer),
         output_logits=True,
         return_dict_in_generate=True,
@@ -99,6 +110,12 @@ def _answer(model: Any, loaded: LoadedModel, ids: torch.Tensor, tokens: int) -> 
     new = made.sequences[0, ids.shape[1] :]
     probability = made.logits[0][0].softmax(-1)[new[0]]
     return Answer(loaded.tokenizer.decode(new, skip_special_tokens=True).strip(), float(probability))
+
+
+def _ends(loaded: LoadedModel) -> list[int] | None:
+    """The tokens that end an answer: the end of a text, and of a turn in a chat. None: it has no end."""
+    ends = {end_id(loaded.tokenizer), turn_end(loaded.tokenizer)}
+    return sorted(token for token in ends if token is not None) or None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -136,3 +136,18 @@ def save_small_model(folder: Path, family: Family, seed: int = 0, pad: bool = Tr
         BUILDERS[family](len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ ' <s> ' + m['role'] + ' <n> ' + m['content'] + ' <e> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' <s> assistant <n> ' }}{% endif %}"
+)
+
+
+def chat_tokenizer() -> Any:
+    """A tokenizer with a chat template and special tokens for the begin and the end of a turn."""
+    made = small_tokenizer()
+    made.add_special_tokens({"additional_special_tokens": ["<s>", "<e>"]})
+    made.add_tokens(["user", "assistant", "<n>", "<n>\n"])
+    made.chat_template = TEMPLATE
+    return made

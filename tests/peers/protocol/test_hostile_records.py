@@ -185,10 +185,24 @@ def test_a_device_that_loses_one_slot_after_another_makes_few_incarnations(
             tell(net, "d3", target, [said("d3", own_record(net, "d3"), lamport=lamport)])
             net.run(0.2)
     made = own_record(net, "d1").incarnation
+    assert target.logged("waits_for_slot")
     assert FREE_LOSSES < made <= FREE_LOSSES + 5  # pauses of 1, 2, 4 and 8 probe periods of half a second
     net.run(20.0)
     assert own_record(net, "d1").status is Status.ALIVE and own_record(net, "d1").incarnation <= made + 1
     assert all(BlockKey("d1", own_record(net, "d1").incarnation) in net[d].slots for d in ("d0", "d2"))
+
+
+def test_the_pause_after_a_loss_doubles_up_to_its_bound_and_begins_again() -> None:
+    membership = started(3)["d1"].protocol._membership
+    period = membership._state.config.membership.probe_s * SECOND
+    pauses = []
+    for number in range(12):
+        membership._note_loss(number)
+        pauses.append(membership._pause_ns / period)
+    assert pauses == [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 64, 64]
+    assert membership._pauses(11 + int(63 * period)) and not membership._pauses(11 + int(64 * period))
+    membership._note_loss(12 + int(129 * period))
+    assert membership._pause_ns == 0
 
 
 # -- the same result everywhere ----------------------------------------------------------------------------

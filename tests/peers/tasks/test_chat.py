@@ -9,21 +9,7 @@ import pytest
 from peers.errors import InputError
 from peers.tasks import Example, Message, encode, prompt_ids, question
 from peers.tasks.cut_prompt import cut_prompt
-from tests.support.tiny_models import small_tokenizer
-
-TEMPLATE = (
-    "{% for m in messages %}{{ ' <s> ' + m['role'] + ' <n> ' + m['content'] + ' <e> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ ' <s> assistant <n> ' }}{% endif %}"
-)
-
-
-def chat_tokenizer() -> Any:
-    """A tokenizer with a chat template and special tokens for the begin and the end of a turn."""
-    made = small_tokenizer()
-    made.add_special_tokens({"additional_special_tokens": ["<s>", "<e>"]})
-    made.add_tokens(["user", "assistant", "<n>", "<n>\n"])
-    made.chat_template = TEMPLATE
-    return made
+from tests.support.tiny_models import chat_tokenizer, small_tokenizer
 
 
 def words(tokenizer: Any, ids: list[int]) -> str:

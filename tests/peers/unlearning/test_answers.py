@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,11 @@ from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import BlockSet
 from peers.models.loader import load_model
 from peers.storage.adapter_folder import saved_blocks, write_adapter
-from peers.tasks import make_task, texts
-from peers.unlearning.answers import BASE, Answer, compare
+from peers.tasks import make_task, prompt_ids, question, texts
+from peers.tasks.chat import turn_end
+from peers.unlearning.answers import BASE, Answer, _encoded, _ends, compare
 from tests.support.command_line import unweft
+from tests.support.tiny_models import chat_tokenizer
 
 PROMPT = texts(make_task(DeviceConfig()).train_examples("d0"))[0].prompt
 TOKENS = 3
@@ -69,6 +73,15 @@ def test_without_devices_there_are_two_columns(adapter: Path) -> None:
     before = (adapter / "unweft.json").read_bytes()
     assert list(compare(adapter, [PROMPT, PROMPT], (), None, TOKENS)) == [BASE, "with d0, d3"]
     assert (adapter / "unweft.json").read_bytes() == before
+
+
+def test_a_model_with_a_chat_template_gets_a_question() -> None:
+    tokenizer = chat_tokenizer()
+    loaded: Any = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(device="cpu"))
+    asked = _encoded(loaded, "alpha lives", plain=False)[0].tolist()
+    assert asked == prompt_ids(question("alpha lives", "one"), tokenizer, 32)
+    assert _encoded(loaded, "alpha lives", plain=True)[0].tolist() == tokenizer("alpha lives")["input_ids"]
+    assert turn_end(tokenizer) in (_ends(loaded) or [])
 
 
 def test_wrong_input_is_one_line(
