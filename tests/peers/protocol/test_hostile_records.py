@@ -142,12 +142,12 @@ def test_a_newcomer_that_loses_its_slot_again_and_again_goes_on() -> None:
     """Every claim of the newcomer is answered with an earlier one, also when no slot is left."""
     net = started(3, membership={"settle_s": 5.0})
     fresh = net.add("d7", "d0", "d1", "d2")
-    for number in range(20):
+    for number in range(60):
         net.run(0.1)
         if fresh.protocol.own is not None:
             slot = fresh.protocol.own.slot
-            tell(net, "d1", fresh, [invented(number, slot)])
-    assert fresh.exit is None
+            tell(net, "d1", fresh, [invented(number % 20, slot)])
+    assert fresh.exit is None and len(fresh.logged("lost_slot")) > FREE_LOSSES
     net.run(60.0)  # the invented devices do not answer, and are given up
     assert fresh.exit is None and fresh.protocol.round >= 0
 
