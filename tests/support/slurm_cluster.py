@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -211,5 +212,6 @@ def _needed(name: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the block
     with cluster() as started:
         sys.exit(subprocess.run(sys.argv[1:] or ["bash"], env=started.variables, check=False).returncode)
