@@ -102,13 +102,13 @@ class MembershipProtocol:
         if now - self._lost_ns > 2 * MOST_PERIODS * period_ns:
             self._losses = 0
         self._losses += 1
-        doublings = min(self._losses - FREE_LOSSES, MOST_PERIODS.bit_length()) - 1
-        self._pause_ns = min(1 << doublings, MOST_PERIODS) * period_ns if doublings >= 0 else 0
+        beyond = self._losses - FREE_LOSSES
+        self._pause_ns = min(2 ** (beyond - 1), MOST_PERIODS) * period_ns if beyond > 0 else 0
         self._lost_ns = now
 
     def _pauses(self, now: int) -> bool:
         """Whether this device has lost so many slots that it claims none yet."""
-        return self._pause_ns > 0 and now < self._lost_ns + self._pause_ns
+        return now < self._lost_ns + self._pause_ns
 
     def _patient_until(self, now: int) -> int:
         """How long a newcomer waits where all slots are taken: claims may be invented, or owners may go."""
