@@ -301,6 +301,13 @@ class MembershipConfig(Section):
             ge=0,
         ),
     ] = 0.0
+    receipts: Annotated[
+        bool,
+        about(
+            "Each device writes a chain of signed receipts of its deletions, for `unweft verify`.",
+            source="docs/receipts.md",
+        ),
+    ] = False
 
 
 class ComputeConfig(Section):

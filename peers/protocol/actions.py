@@ -159,6 +159,14 @@ class DropBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Write a receipt: the device `who` says that it holds no copy of a block. Only with receipts."""
+
+    key: BlockKey
+    who: str  # this device itself, another one, or EVERYBODY (slots.py)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Save the adapter for the evaluator."""
 
@@ -228,5 +236,6 @@ class Drop:
 
 Action = (
     Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | MeasureInputs | KeepInputs
-    | Apply | AddBlock | OwnBlock | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
+    | Apply | AddBlock | OwnBlock | DropBlock | Confirmed | Snapshot | Log | RoundDone | Export | SaveLeave
+    | Exit | Drop
 )  # fmt: skip
