@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emulation.commands.exit_status import FAILED
@@ -51,7 +52,7 @@ def _devices(verdict: Verdict) -> Table:
     for row in verdict.devices:
         said = plural(row.faults, "finding") if row.faults else "holds"
         counts = str(row.receipts), str(row.deletions)
-        table.add_row(row.device, *counts, row.key[:SHOWN], row.head[:SHOWN], said)
+        table.add_row(escape(row.device), *counts, row.key[:SHOWN], row.head[:SHOWN], said)
     return table
 
 
@@ -59,7 +60,7 @@ def _blocks(verdict: Verdict) -> Table:
     table = Table("deleted block", "reason", "deleted by", "confirmed by", "still held by")
     for row in verdict.blocks:
         cells = (", ".join(names) or "–" for names in (row.deleted_by, row.confirmed_by))
-        table.add_row(row.block, row.reason, *cells, ", ".join(row.held_by) or "nothing")
+        table.add_row(row.block, row.reason, *cells, escape(", ".join(row.held_by)) or "nothing")
     return table
 
 

@@ -8,22 +8,24 @@ from pathlib import Path
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.slots import EVERYBODY
 from emulation.analysis.records import Record, RunRecords
-from emulation.verification.chain import LEAVE, Chain
+from emulation.verification.chain import Chain, quotes_leave
 from emulation.verification.findings import Findings
 from peers.storage import leave_wishes, receipt_chain
 from peers.storage.receipt_chain import Receipt
 
 Chains = Mapping[str, Chain]  # by device
+Deletions = dict[tuple[int, BlockKey], Record]  # lines of events.jsonl, by life and block
 
 
 def check(run: RunRecords, chains: Chains, found: Findings) -> None:
     """Everything but the files that can hold a block."""
+    deletions = read_deletions(run)
     for device in run.devices:
         if device not in chains:
             found.fault(where(device), "is missing, and the records of the run name the device")
     for device, chain in chains.items():
         _check_ends(chain, finished_lives(run, device), found)
-        _check_events(chain, run.events.get(device, []), finished_lives(run, device), found)
+        _check_events(chain, deletions.get(device, {}), finished_lives(run, device), found)
         _check_keys(chain, chains, set(run.devices), found)
         _check_confirmations(chain, chains, run, found)
         _check_wishes(chain, chains, run.folder, found)
@@ -50,24 +52,28 @@ def _check_ends(chain: Chain, finished: set[int], found: Findings) -> None:
             found.fault(where(chain.device), f"life {life} has an end, but events.jsonl has none")
 
 
-def _check_events(chain: Chain, events: list[Record], finished: set[int], found: Findings) -> None:
+def read_deletions(run: RunRecords) -> dict[str, Deletions]:
+    """The deletions that events.jsonl has, by device. Raises KeyError, TypeError or ValueError."""
+    found: dict[str, Deletions] = {}
+    for device, events in run.events.items():
+        lines = [e for e in events if e["event"] == "deleted"]
+        found[device] = {(int(e["life"]), BlockKey(str(e["peer"]), int(e["incarnation"]))): e for e in lines}
+    return found
+
+
+def _check_events(chain: Chain, recorded: Deletions, finished: set[int], found: Findings) -> None:
     """Each deletion that events.jsonl has is in the chain, with the same hashes, and the other way round.
 
     A process that is killed may have written only one of the two.
     """
-    recorded = {_event_key(e): e for e in events if e["event"] == "deleted"}
     signed = {(r.life, r.block): r for r in chain.deletions()}
     for life, block in sorted(recorded.keys() ^ signed.keys()):
         lacks = "no receipt" if (life, block) in recorded else "no line in events.jsonl"
         found.add(where(chain.device), f"life {life} deleted {block}, with {lacks}", life in finished)
     for key in sorted(recorded.keys() & signed.keys()):
         names = "sha256_before", "sha256_after"
-        if any(recorded[key][name] != signed[key].fields[name] for name in names):
+        if any(recorded[key].get(name) != signed[key].fields[name] for name in names):
             found.fault(where(chain.device), f"the deletion of {key[1]} has other hashes in events.jsonl")
-
-
-def _event_key(event: Record) -> tuple[int, BlockKey]:
-    return int(event["life"]), BlockKey(str(event["peer"]), int(event["incarnation"]))
 
 
 def _check_keys(chain: Chain, chains: Chains, devices: Collection[str], found: Findings) -> None:
@@ -119,7 +125,7 @@ def _check_wishes(chain: Chain, chains: Chains, folder: Path, found: Findings) -
 
 
 def _leaves(chain: Chain) -> list[Receipt]:
-    return [r for r in chain.deletions() if r.fields["reason"] == LEAVE and r.fields["leave"]]
+    return [r for r in chain.deletions() if quotes_leave(r)]
 
 
 def check_survivors(chains: Chains, gone: Collection[BlockKey], found: Findings) -> dict[BlockKey, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from peers.protocol.connections import printable
+
 
 class Finding(NamedTuple):
     """One line. where: a device, or a file of the folder."""
@@ -42,5 +44,7 @@ class Findings:
 
 
 def _add(findings: list[Finding], new: Finding) -> None:
-    if new not in findings:
-        findings.append(new)
+    """Names and texts may come from whoever wrote the files."""
+    shown = Finding(printable(new.where), printable(new.text))
+    if shown not in findings:
+        findings.append(shown)

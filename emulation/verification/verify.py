@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.slots import EVERYBODY
 from emulation.analysis import records, tombstones
+from emulation.analysis.records import RunRecords
 from emulation.verification import adapters, chain, cross_checks, held
 from emulation.verification.chain import LEAVE, Chain
 from emulation.verification.findings import Findings
-from peers.errors import InputError
+from peers.errors import InputError, describe
 from peers.storage import receipt_chain
 from peers.storage.adapter_folder import ABOUT
 from transport.security.keys import load_signers
@@ -114,7 +116,8 @@ def _verify_adapter(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict
 
 
 def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
-    run, found = records.load(folder), Findings()
+    run, left = _load(folder)
+    found = Findings()
     paths = {path.parent.name: path for path in folder.glob(f"devices/*/{receipt_chain.FILE}")}
     if not paths:
         raise InputError(f"{folder}: holds no receipts; {WITHOUT}")
@@ -124,7 +127,7 @@ def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
     }
     cross_checks.check(run, chains, found)
     _check_listed(chains.values(), listed, found)
-    gone = sorted({*_forgotten(chains.values()), *tombstones.find(run)})
+    gone = sorted({*_forgotten(chains.values()), *left})
     holding = held.check_files(folder, gone, chains.values(), found)
     for device, own in chains.items():
         adapter = folder / "adapters" / device
@@ -135,6 +138,21 @@ def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
         holding[key] += devices
     rows = tuple(_device_row(own, found.about(device)) for device, own in chains.items())
     return Verdict("run", rows, _block_rows([*chains.values()], gone, holding), found)
+
+
+def _load(folder: Path) -> tuple[RunRecords, list[BlockKey]]:
+    """The records of a run, and the blocks whose owners left, as they say. Raises InputError."""
+    try:
+        run = records.load(folder)
+        cross_checks.read_deletions(run)
+        return run, tombstones.find(run)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: a record in devices/*/*.jsonl is damaged ({describe(error)}); "
+            "allowed: the records that the devices wrote"
+        ) from None
 
 
 def _check_listed(chains: Iterable[Chain], listed: Mapping[str, bytes] | None, found: Findings) -> None:
@@ -166,11 +184,11 @@ def _block_rows(
 
 
 def _block_row(key: BlockKey, chains: Collection[Chain], is_gone: bool, holding: Iterable[str]) -> BlockRow:
-    confirmed = {r.fields["who"] for own in chains for r in own.of_kind("confirmed") if r.block == key}
+    heard = {r.fields["who"] for own in chains for r in own.of_kind("confirmed") if r.block == key}
     return BlockRow(
         block=str(key),
         reason=LEAVE if is_gone else "crash",
         deleted_by=tuple(own.device for own in chains if own.deletions(key)),
-        confirmed_by=tuple(records.in_order(confirmed)),
+        confirmed_by=tuple(records.in_order(heard - {EVERYBODY})),
         held_by=tuple(holding),
     )

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.ranges import valid_device_id, valid_run_name
 from peers.storage.record_files import end_line
+from transport.wire.fields import device_or_all
 
 FILE = "receipts.jsonl"
 FORMAT = 1
@@ -44,17 +46,24 @@ def _hex(value: Any) -> bool:
     return _text(value) and len(bytes.fromhex(value)) * 2 == len(value)
 
 
+def _run(value: Any) -> bool:
+    return value == "" or valid_run_name(value)
+
+
 def _block(value: Any) -> bool:
-    return _text(value) and str(BlockKey.parse(value)) == value
+    if not _text(value):
+        return False
+    key = BlockKey.parse(value)
+    return str(key) == value and valid_device_id(key.device)
 
 
 def _blocks(value: Any) -> bool:
     return type(value) is list and all(map(_block, value))
 
 
-def _hashes(value: Any) -> bool:
-    """Also keys: names with values in hex."""
-    return type(value) is dict and all(map(_hex, value.values()))
+def _hex_of(name: Check) -> Check:
+    """A table of values in hex, by names that `name` allows."""
+    return lambda value: type(value) is dict and all(map(name, value)) and all(map(_hex, value.values()))
 
 
 def _record(value: Any) -> bool:
@@ -63,8 +72,8 @@ def _record(value: Any) -> bool:
 
 HEAD: dict[str, Check] = {
     "number": _whole,
-    "run": _text,
-    "device": _text,
+    "run": _run,
+    "device": valid_device_id,
     "life": _whole,
     "kind": _text,
     "round": _whole,
@@ -80,13 +89,13 @@ KINDS: dict[str, dict[str, Check]] = {  # the further fields of each kind
         "reason": _text,
         "sha256_before": _hex,
         "sha256_after": _hex,
-        "values": _hashes,
+        "values": _hex_of(_text),
         "leave": _record,
-        "members": _hashes,
+        "members": _hex_of(valid_device_id),
     },
-    "confirmed": {"block": _block, "who": _text},
-    "exported": {"adapter_sha256": _hex, "blocks": _hashes, "members": _hashes},
-    "end": {"reason": _text, "blocks": _blocks, "members": _hashes},
+    "confirmed": {"block": _block, "who": device_or_all},
+    "exported": {"adapter_sha256": _hex, "blocks": _hex_of(_block), "members": _hex_of(valid_device_id)},
+    "end": {"reason": _text, "blocks": _blocks, "members": _hex_of(valid_device_id)},
 }
 
 

@@ -158,7 +158,7 @@ def read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
             if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
                 raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
             factors[shape.name] = (a, b)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, IndexError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except KeyError as error:
         raise InputError(f"{path}: lacks {error}") from None

@@ -100,6 +100,12 @@ def test_a_changed_chain_is_found(tmp_path: Path, name: str) -> None:
     assert [fault[: len(text)] for fault, text in zip(faults, expected, strict=True)] == expected
 
 
+def test_a_run_that_goes_on_has_another_name_and_other_keys(tmp_path: Path) -> None:
+    path = receipts.write(tmp_path)
+    receipts.begin(receipts.chain(tmp_path, life=1, signer=receipts.identity(9, "another-run")))
+    assert check(path) == ([], [])
+
+
 def test_the_holder_of_the_key_can_shorten_its_chain_so_other_records_have_to_tell(tmp_path: Path) -> None:
     path = receipts.write(tmp_path)
     receipts.change(path, lambda lines: lines[:1])

@@ -17,6 +17,7 @@ from coordinator_free.identifiers import BlockKey
 from emulation.analysis import records
 from emulation.launch import one_process
 from emulation.scenario.loading import load
+from emulation.verification.findings import Findings
 from emulation.verification.verify import Verdict, verify
 from peers.errors import InputError
 from peers.lora.bases import Bases, Recipe
@@ -334,3 +335,20 @@ def test_bad_input_is_one_line(
         assert unweft(monkeypatch, "verify", folder) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"unweft: {folder}: ") and said.count("\n") == 1 and "; allowed: " in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"event": "deleted", "t_s": 1, "life": 0}', '{"t_s": 1, "life": 0}', '{"event": "slot", "t_s": "x"}'],
+)
+def test_a_damaged_record_is_one_line(run: Path, line: str) -> None:
+    path = run / "devices" / "d0" / "events.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match=r"a record in devices/\*/\*\.jsonl is damaged"):
+        verify(run)
+
+
+def test_what_is_printed_has_no_control_characters() -> None:
+    found = Findings()
+    found.fault("devices/\x1b[2J", "a\nb")
+    assert list(map(str, found.faults)) == ["devices/?[2J: a?b"]

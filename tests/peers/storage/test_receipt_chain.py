@@ -58,6 +58,9 @@ def test_the_file_is_read_at_the_first_receipt(tmp_path: Path) -> None:
         (b'"t_s":1.5', b'"t_s":1e999'),
         (b'"members":{"d1":"', b'"members":{"d1":"zz'),
         (b'"previous":"', b'"previous":"zz'),
+        (b'"run":"a-run"', b'"run":"\\u001b[2J"'),
+        (b'"device":"d0"', b'"device":"../d0"'),
+        (b'"block":"d2@0"', b'"block":"d/2@0"'),
     ],
 )
 def test_a_line_in_another_form_is_no_receipt(tmp_path: Path, old: bytes, new: bytes) -> None:
