@@ -11,6 +11,7 @@ import pytest
 
 from emulation.verification import chain
 from emulation.verification.findings import Findings
+from peers.storage.receipt_chain import canonical
 from tests.support import receipts
 from tests.support.receipts import LEAVER, OTHER, OWNER, leave, resign
 
@@ -41,7 +42,7 @@ def spaced(lines: Lines) -> Lines:
 
 def forged(lines: Lines) -> Lines:
     line = json.loads(lines[1])
-    return [lines[0], receipts.canonical({**line, "signature": "00" * 64}), *lines[2:]]
+    return [lines[0], canonical({**line, "signature": "00" * 64}), *lines[2:]]
 
 
 def with_key(lines: Lines) -> Lines:
