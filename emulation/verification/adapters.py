@@ -19,7 +19,17 @@ from peers.unlearning.adapter_hashes import AdapterHashes
 MODEL_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.npz")  # files that can hold a block
 
 
-def check_copy(adapter: Path, original: Path, where: str, found: Findings) -> None:
+def check_exported(adapter: Path, folder: Path, chains: Mapping[str, Chain], found: Findings) -> None:
+    """An adapter in the folder of a run. Its name is that of its device."""
+    where, own = str(adapter.relative_to(folder)), chains.get(adapter.name)
+    if own is None:
+        found.fault(where, "no device with receipts has exported it")
+        return
+    _check_copy(adapter, folder / "devices" / own.device / receipt_chain.FILE, where, found)
+    check_content(adapter, own, (), where, found)
+
+
+def _check_copy(adapter: Path, original: Path, where: str, found: Findings) -> None:
     """The chain beside an adapter is the beginning of the chain of its device, up to an export."""
     copy = adapter / receipt_chain.FILE
     if not copy.exists():

@@ -1,4 +1,4 @@
-"""What a verification found: faults, and notes that are no faults."""
+"""The findings of a verification: faults, and notes that are no faults."""
 
 from __future__ import annotations
 

@@ -129,11 +129,8 @@ def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
     _check_listed(chains.values(), listed, found)
     gone = sorted({*_forgotten(chains.values()), *left})
     holding = held.check_files(folder, gone, chains.values(), found)
-    for device, own in chains.items():
-        adapter = folder / "adapters" / device
-        if (adapter / ABOUT).is_file():
-            adapters.check_copy(adapter, paths[device], f"adapters/{device}", found)
-            adapters.check_content(adapter, own, (), f"adapters/{device}", found)
+    for about in sorted(folder.glob(f"adapters/*/{ABOUT}")):
+        adapters.check_exported(about.parent, folder, chains, found)
     for key, devices in cross_checks.check_survivors(chains, gone, found).items():
         holding[key] += devices
     rows = tuple(_device_row(own, found.about(device)) for device, own in chains.items())

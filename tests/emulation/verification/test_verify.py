@@ -145,6 +145,27 @@ def test_a_missing_chain_is_found(run: Path) -> None:
     assert faults(verify(run))[0].startswith("devices/d1/receipts.jsonl: is missing")
 
 
+def test_an_adapter_that_no_device_with_receipts_exported_is_found(run: Path) -> None:
+    shutil.copytree(run / "adapters" / "d0", run / "adapters" / "d9")
+    assert faults(verify(run)) == ["adapters/d9: no device with receipts has exported it"]
+
+
+def test_a_life_that_was_killed_has_notes_and_no_faults(run: Path) -> None:
+    """d1 was killed after it told others of its deletion, and before it had written it."""
+    path = run / "devices" / "d1" / "events.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"finished"' not in line and '"exported"' not in line))
+    change(chain_of(run, "d1"), cut_all)
+    shutil.rmtree(run / "adapters" / "d1")
+    verdict = verify(run)
+    assert faults(verdict) == []
+    assert [note.text for note in verdict.findings.notes] == [
+        "has no confirmation for d2@0, and d0 heard one",
+        "life 0 has no end: it was killed, or it still runs",
+        "life 0 deleted d2@0, with no receipt",
+    ]
+
+
 def test_a_receipt_with_other_hashes_than_the_events_is_found(run: Path) -> None:
     path = run / "devices" / "d0" / "events.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -178,6 +199,8 @@ def test_a_device_that_held_the_block_at_its_end_is_found(run: Path) -> None:
 
 def test_an_allow_list_says_whose_key_is_whose(run: Path, tmp_path: Path) -> None:
     keys.generate(tmp_path / "keys", ["d0", "d1", "d2"])
+    identity = keys.load(tmp_path / "keys", "d1").identity()
+    assert identity is not None and keys.load_signers(tmp_path / "keys")["d1"] == identity.public
     text = "its chain is not signed with the key that the allow-list names"
     assert faults(verify(run, tmp_path / "keys")) == [f"{d}: {text}" for d in ("d0", "d1", "d2")]
     with pytest.raises(InputError, match=r"--keys: .*allowed\.json"):
@@ -335,6 +358,17 @@ def test_bad_input_is_one_line(
         assert unweft(monkeypatch, "verify", folder) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"unweft: {folder}: ") and said.count("\n") == 1 and "; allowed: " in said
+
+
+def test_a_chain_with_the_listed_key_holds(tmp_path: Path) -> None:
+    keys.generate(tmp_path / "keys", ["d0"])
+    identity = keys.load(tmp_path / "keys", "d0").identity()
+    assert identity is not None
+    receipts.write(tmp_path / "adapter", signer=identity.for_run(receipts.RUN))
+    change(tmp_path / "adapter" / "receipts.jsonl", lambda lines: lines[:-1])
+    (tmp_path / "adapter" / "unweft.json").write_text("{}")
+    (fault,) = faults(verify(tmp_path / "adapter", tmp_path / "keys"))
+    assert "format None is not known" in fault  # the file is no adapter, and the chain holds
 
 
 @pytest.mark.parametrize(
