@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +17,46 @@ Chains = Mapping[str, Chain]  # by device
 Deletions = dict[tuple[int, BlockKey], Record]  # lines of events.jsonl, by life and block
 
 
-def check(run: RunRecords, chains: Chains, found: Findings) -> None:
+class Facts(NamedTuple):
+    """The other records of a run, by device.
+
+    deletions: lines of events.jsonl. finished: the lives that ended in order.
+    """
+
+    deletions: dict[str, Deletions]
+    finished: dict[str, set[int]]
+
+    @classmethod
+    def of(cls, run: RunRecords) -> Facts:
+        """Raises KeyError, TypeError, ValueError or AttributeError for a damaged record."""
+        deletions = {device: _deletions(events) for device, events in run.events.items()}
+        return cls(deletions, {device: _finished(run, device) for device in run.devices})
+
+
+def _deletions(events: Iterable[Record]) -> Deletions:
+    lines = [e for e in events if e["event"] == "deleted"]
+    return {(int(e["life"]), BlockKey(str(e["peer"]), int(e["incarnation"]))): e for e in lines}
+
+
+def _finished(run: RunRecords, device: str) -> set[int]:
+    """The lives that say so, and the last one if the launcher saw its exit status 0."""
+    events = run.events.get(device, [])
+    last = max((int(e["life"]) for e in events), default=-1)
+    names = {e["event"] for e in events if int(e["life"]) == last}
+    seen = run.run.get("devices", {}).get(device, {}).get("exit") == 0 and "started" in names
+    return {int(e["life"]) for e in events if e["event"] == "finished"} | ({last} if seen else set())
+
+
+def check(run: RunRecords, facts: Facts, chains: Chains, found: Findings) -> None:
     """Everything but the files that can hold a block."""
-    deletions = read_deletions(run)
     for device in run.devices:
         if device not in chains:
             found.fault(where(device), "is missing, and the records of the run name the device")
-    signed = {device: Signed.by(chain, finished_lives(run, device)) for device, chain in chains.items()}
+    finished = {device: facts.finished.get(device, set()) for device in chains}
+    signed = {device: Signed.by(chain, finished[device]) for device, chain in chains.items()}
     for device, chain in chains.items():
-        _check_ends(chain, finished_lives(run, device), found)
-        _check_events(chain, deletions.get(device, {}), finished_lives(run, device), found)
+        _check_ends(chain, finished[device], found)
+        _check_events(chain, facts.deletions.get(device, {}), finished[device], found)
         _check_keys(chain, chains, set(run.devices), found)
         _check_confirmations(chain, signed, found)
         _check_wishes(chain, chains, run.folder, found)
@@ -35,11 +65,6 @@ def check(run: RunRecords, chains: Chains, found: Findings) -> None:
 def where(device: str) -> str:
     """The place of a device's chain in the folder of a run."""
     return f"devices/{device}/{receipt_chain.FILE}"
-
-
-def finished_lives(run: RunRecords, device: str) -> set[int]:
-    """The lives of a device that ended in order."""
-    return {int(e["life"]) for e in run.events.get(device, []) if e["event"] == "finished"}
 
 
 def _check_ends(chain: Chain, finished: set[int], found: Findings) -> None:
@@ -51,15 +76,6 @@ def _check_ends(chain: Chain, finished: set[int], found: Findings) -> None:
             found.note(where(chain.device), f"life {life} has no end: it was killed, or it still runs")
         elif life not in finished:
             found.note(where(chain.device), f"life {life} has an end, and events.jsonl has none")
-
-
-def read_deletions(run: RunRecords) -> dict[str, Deletions]:
-    """The deletions that events.jsonl has, by device. Raises KeyError, TypeError or ValueError."""
-    found: dict[str, Deletions] = {}
-    for device, events in run.events.items():
-        lines = [e for e in events if e["event"] == "deleted"]
-        found[device] = {(int(e["life"]), BlockKey(str(e["peer"]), int(e["incarnation"]))): e for e in lines}
-    return found
 
 
 def _check_events(chain: Chain, recorded: Deletions, finished: set[int], found: Findings) -> None:

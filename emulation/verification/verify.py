@@ -13,6 +13,7 @@ from emulation.analysis import records, tombstones
 from emulation.analysis.records import RunRecords
 from emulation.verification import adapters, chain, cross_checks, held
 from emulation.verification.chain import LEAVE, Chain
+from emulation.verification.cross_checks import Facts
 from emulation.verification.findings import Findings
 from peers.errors import InputError, describe
 from peers.storage import receipt_chain
@@ -116,7 +117,7 @@ def _verify_adapter(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict
 
 
 def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
-    run, left = _load(folder)
+    run, facts, left = _load(folder)
     found = Findings()
     paths = {path.parent.name: path for path in folder.glob(f"devices/*/{receipt_chain.FILE}")}
     if not paths:
@@ -125,7 +126,7 @@ def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
         device: chain.read(paths[device], device, cross_checks.where(device), found)
         for device in records.in_order(set(paths))
     }
-    cross_checks.check(run, chains, found)
+    cross_checks.check(run, facts, chains, found)
     _check_listed(chains.values(), listed, found)
     gone = sorted({*_forgotten(chains.values()), *left})
     holding = held.check_files(folder, gone, chains.values(), found)
@@ -137,18 +138,17 @@ def _verify_run(folder: Path, listed: Mapping[str, bytes] | None) -> Verdict:
     return Verdict("run", rows, _block_rows([*chains.values()], gone, holding), found)
 
 
-def _load(folder: Path) -> tuple[RunRecords, list[BlockKey]]:
-    """The records of a run, and the blocks whose owners left, as they say. Raises InputError."""
+def _load(folder: Path) -> tuple[RunRecords, Facts, list[BlockKey]]:
+    """The records of a run, and the blocks whose owners left, as these say. Raises InputError."""
     try:
         run = records.load(folder)
-        cross_checks.read_deletions(run)
-        return run, tombstones.find(run)
+        return run, Facts.of(run), tombstones.find(run)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{folder}: a record in devices/*/*.jsonl is damaged ({describe(error)}); "
-            "allowed: the records that the devices wrote"
+            f"{folder}: a record of the run is damaged ({describe(error)}); "
+            "allowed: the records that `unweft run` and its devices wrote"
         ) from None
 
 
