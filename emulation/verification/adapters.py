@@ -25,17 +25,20 @@ def check_exported(adapter: Path, folder: Path, chains: Mapping[str, Chain], fou
     if own is None:
         found.fault(where, "no device with receipts has exported it")
         return
-    _check_copy(adapter, folder / "devices" / own.device / receipt_chain.FILE, where, found)
+    _check_copy(adapter, folder, own, where, found)
     check_content(adapter, own, (), where, found)
 
 
-def _check_copy(adapter: Path, original: Path, where: str, found: Findings) -> None:
-    """The chain beside an adapter is the beginning of the chain of its device, up to an export."""
-    copy = adapter / receipt_chain.FILE
+def _check_copy(adapter: Path, folder: Path, own: Chain, where: str, found: Findings) -> None:
+    """The chain beside an adapter is that of its device, up to the last export."""
+    copy, exports = adapter / receipt_chain.FILE, own.of_kind("exported")
     if not copy.exists():
         found.fault(where, f"has no {receipt_chain.FILE} beside it")
-    elif not original.read_bytes().startswith(copy.read_bytes()):
-        found.fault(where, f"its {receipt_chain.FILE} is not the beginning of the device's chain")
+        return
+    original = (folder / "devices" / own.device / receipt_chain.FILE).read_bytes()
+    until = exports[-1].raw + b"\n" if exports else b""
+    if not original.startswith(copy.read_bytes()) or not copy.read_bytes().endswith(until):
+        found.fault(where, f"its {receipt_chain.FILE} is not the device's chain up to the last export")
 
 
 def check_content(

@@ -9,7 +9,15 @@ from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Recipe
 from peers.storage.adapter_folder import BLOCKS, WEIGHTS, SavedBlock, adapter_sha256, blocks_sha256
-from peers.unlearning.forget import Placed, cut, read_about, read_blocks, read_factors
+from peers.unlearning.forget import (
+    CONFIG,
+    Placed,
+    check_scaling,
+    cut,
+    read_about,
+    read_blocks,
+    read_factors,
+)
 
 Hashes = dict[BlockKey, str]
 
@@ -30,6 +38,7 @@ class AdapterHashes:
 def read(adapter: Path) -> AdapterHashes:
     """The hashes of an exported adapter. Raises InputError if a file is missing, damaged or does not fit."""
     recipe, placed = read_about(adapter)
+    check_scaling(adapter / CONFIG)
     merged = _merged_blocks(adapter, recipe, placed)
     apart = read_blocks(adapter, recipe, placed) if (adapter / BLOCKS).is_dir() else None
     return AdapterHashes(

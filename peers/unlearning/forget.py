@@ -69,7 +69,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     if device not in {key.device for key, _ in placed}:
         known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
         raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {known}")
-    _check_scaling(adapter / CONFIG)
+    check_scaling(adapter / CONFIG)
     split, blocks, residual = _take_apart(adapter, recipe, placed)
     kept = [block for block in blocks if block.key.device != device]
     digest = write_adapter(out, recipe, kept)
@@ -84,7 +84,7 @@ def forget_blocks(adapter: Path, gone: Collection[BlockKey]) -> None:
     Files in blocks/ of owners that the adapter does not list are deleted too. Raises InputError as `forget`.
     """
     recipe, placed = read_about(adapter)
-    _check_scaling(adapter / CONFIG)
+    check_scaling(adapter / CONFIG)
     _, blocks, _ = _take_apart(adapter, recipe, placed)
     write_adapter(adapter, recipe, [block for block in blocks if block.key not in gone])
 
@@ -138,8 +138,11 @@ def read_about(adapter: Path) -> tuple[Recipe, Placed]:
     return recipe, sorted(placed)
 
 
-def _check_scaling(path: Path) -> None:
-    """Every export has scaling 1. With another scaling the factors of the file would not give dW."""
+def check_scaling(path: Path) -> None:
+    """Every export has scaling 1. With another scaling the factors of the file would not give dW.
+
+    Raises InputError.
+    """
     config = _read_json(path)
     same = config.get("lora_alpha") == config.get("r")
     same &= config.get("alpha_pattern", {}) == config.get("rank_pattern", {})

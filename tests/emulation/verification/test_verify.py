@@ -128,7 +128,7 @@ def test_a_cut_chain_is_found_by_the_events_and_by_the_confirmations_of_others(r
         "life 0 has no end: the last lines were removed",
         "life 0 deleted d2@0, with no receipt",
     ]
-    assert found[3] == "adapters/d1: its receipts.jsonl is not the beginning of the device's chain"
+    assert found[3] == "adapters/d1: its receipts.jsonl is not the device's chain up to the last export"
 
 
 def test_a_chain_that_was_signed_again_with_another_key_is_found(run: Path) -> None:
@@ -143,6 +143,18 @@ def test_a_chain_that_was_signed_again_with_another_key_is_found(run: Path) -> N
 def test_a_missing_chain_is_found(run: Path) -> None:
     chain_of(run, "d1").unlink()
     assert faults(verify(run))[0].startswith("devices/d1/receipts.jsonl: is missing")
+
+
+def test_a_cut_copy_beside_an_adapter_is_found(run: Path) -> None:
+    change(run / "adapters" / "d1" / "receipts.jsonl", cut_all)
+    assert [fault.partition(":")[0] for fault in faults(verify(run))] == ["adapters/d1"]
+
+
+def test_another_scaling_of_an_adapter_is_found(run: Path) -> None:
+    path = run / "adapters" / "d1" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 1}))
+    (fault,) = faults(verify(run))
+    assert fault.endswith("lora_alpha differs from r: not as unweft wrote it")
 
 
 def test_an_adapter_that_no_device_with_receipts_exported_is_found(run: Path) -> None:
