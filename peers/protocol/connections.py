@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coordinator_free.membership import overlay
+from coordinator_free.membership.overlay import Overlay
 from coordinator_free.membership.signed_records import Status
 from peers.protocol.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.protocol.phases import Phase
@@ -31,6 +31,7 @@ class Connections:
         self._most_peers = len(state.me.seeds) + 2 * config.adapter.max_devices
         self._pause_ns = int(config.membership.probe_s * SECOND) // 4  # between answers to one peer's hellos
         self._wanted: tuple[int, set[str]] = (-1, set())  # cache of `wanted`, by version of the table
+        self._overlay = Overlay(config.seed, config.membership.links)
         self._required = [
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
@@ -63,8 +64,8 @@ class Connections:
         if self._wanted[0] != state.members.changes:
             alive, active, chosen = state.members.alive(), state.members.active(), set()
             if me in alive:
-                seed, links = state.config.seed, state.config.membership.links
-                chosen = {*state.graph(alive)[me], *overlay.partners(me, tuple(active), seed, links)}
+                self._overlay.update(active)
+                chosen = {*state.graph(alive)[me], *self._overlay.partners(me)}
             self._wanted = state.members.changes, chosen & {*active} - {me}
         return self._wanted[1]
 
