@@ -73,6 +73,8 @@ class Peer:
     dismissed: bool = False  # this device has sent it its last message
     silent: bool = False  # it has sent its last message
     digest: bytes = b""  # digest of its membership table, as last told; b"": unknown
+    differing: tuple[bytes, bytes] = (b"", b"")  # its digest and the own one, which differed when last seen
+    differs_ns: int = 0  # since when these two stand
     table_ns: int = -SECOND * 3600  # when this device last sent it its whole table
     manifests: dict[int, Manifest] = field(default_factory=dict)  # by round, of this round and later ones
 
