@@ -145,7 +145,7 @@ def run(
     wrong = [n for n in sizes if not LEAST <= n <= MOST]
     if wrong or len({*sizes}) != len(sizes):
         raise InputError(
-            f"--sizes: {', '.join(map(str, sizes))}; allowed: different numbers, {LEAST} to {MOST}"
+            f"--sizes: {', '.join(map(str, sizes))}; allowed: different numbers from {LEAST} to {MOST}"
         )
     say = say or Console(stderr=True, highlight=False).print
     measured = Measured()
