@@ -204,7 +204,7 @@ class TopologyConfig(Section):
         float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
     ] = 0.5
     degree: Annotated[
-        int, about("regular: neighbours of each device.", unit="devices", ge=2, multiple_of=2)
+        int, about("regular: neighbours of each device, an even number.", unit="devices", ge=2, multiple_of=2)
     ] = 4
 
 

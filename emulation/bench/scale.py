@@ -76,6 +76,7 @@ COLUMNS: Mapping[str, Column] = {
     "seconds of a round": Column("s", growth=2.0),
     "false deaths": Column("devices", 0.0, None),
     "budget violations": Column("rounds", 0.0, None),
+    "control of a device to its first round": Column("kB"),
     "control of a device in a period": Column("B", growth=math.nan),
     "control of a device in a round": Column("B"),
     "control, share of the budget": Column("%", 5.0),
@@ -238,6 +239,7 @@ def _traffic(rounds: Sequence[list[ClosedRound]]) -> Figures:
     periods = [of / PROBE_S for of in seconds]
     return {
         "seconds of a round": _each(seconds),
+        "control of a device to its first round": _each(of[0].control_bytes / 1e3 for of in rounds),
         "control of a device in a period": _each(b / n for b, n in zip(control, periods, strict=True)),
         "control of a device in a round": _each(control),
         "control, share of the budget": _each(
