@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+import psutil
 from rich.console import Console
 
 from emulation.bench.harness.crowd import ClosedRound, Crowd, crowd
@@ -26,10 +27,12 @@ from peers.errors import InputError
 
 SIZES = (16, 32, 64, 128, 200)
 LEAST, MOST = 4, 512
-ROUNDS, VIRTUAL_ROUNDS = 3, 60
-VIRTUAL_MOST = 32  # devices in virtual time: the time of a run grows with their square
+ROUNDS, VIRTUAL_ROUNDS = 3, 40
+VIRTUAL_SIZES = (4, 8, 16)  # in one process, whose time grows with the square of the size
+VIRTUAL_S = 120.0  # longest time of one of these
 IDLE_S = 10.0  # in which the devices are idle
 PROBE_S = 0.5
+NEEDED_MB = 80.0  # memory that must be free for each device
 SCENARIO = """
 clock = "{clock}"
 [devices]
@@ -60,7 +63,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Column:
-    """One figure at all sizes. most: its bound. growth: the largest exponent; nan: of log N; None: any."""
+    """One figure at all sizes. most: its bound. growth: the largest exponent; nan: of log N; None: any.
+
+    A time on one machine may grow as N times the work of a device.
+    """
 
     unit: str
     most: float | None = None
@@ -68,7 +74,8 @@ class Column:
 
 
 COLUMNS: Mapping[str, Column] = {
-    "start: all but one know each other": Column("s"),
+    "start: all but one know each other": Column("s", growth=2.0),
+    "CPU of a device at its start": Column("s"),
     "agreement after the start of the last": Column("s"),
     "memory of a device, PSS": Column("MB", 100.0),
     "CPU of an idle device": Column("% of a core", 0.3),
@@ -90,38 +97,34 @@ COLUMNS: Mapping[str, Column] = {
 Figures = dict[str, tuple[float, ...]]  # by column; one value, or one for each device
 
 
-@dataclass
-class Limits:
-    """The longest times of one size, in seconds. A figure that is not complete by then is nan."""
-
-    start_s: float
-    rounds_s: float
-
-    @classmethod
-    def of(cls, count: int) -> Limits:
-        return cls(60 + 2.5 * count, 60 + 2.0 * count)
+def limit_s(count: int) -> float:
+    """The longest time of one size with real devices. A figure that is not complete by then is nan."""
+    return 40 + 2.8 * count
 
 
 @dataclass
 class Measured:
-    """The figures by size."""
+    """All figures. `say`: shows those of one size as soon as they are known."""
 
-    sizes: list[int] = field(default_factory=list)
-    figures: list[Figures] = field(default_factory=list)
+    say: Say
+    figures: list[tuple[int, Figures]] = field(default_factory=list)  # with the size
     notes: list[str] = field(default_factory=list)
+
+    def add(self, count: int, figures: Figures) -> None:
+        """Add figures of one size."""
+        self.figures.append((count, figures))
+        self.say(_line(count, figures))
 
     def findings(self) -> Findings:
         """One group for each column, with all sizes and the exponent."""
         found = Findings("Cost and growth of a device among many", "unweft bench scale")
         for name, column in COLUMNS.items():
             found.measures += self._group(name, column)
-        fitted = ", ".join(map(str, self.sizes))
-        log = f"log N itself has {exponent_of_log(self.sizes):.2f} there"
-        found.notes += [f"growth: the exponent of N, fitted to {fitted} devices; {log}", *self.notes]
+        found.notes += ["growth: the exponent of N, fitted to all sizes of a figure", *self.notes]
         return found
 
     def _group(self, name: str, column: Column) -> list[Measure]:
-        of = [(n, one[name]) for n, one in zip(self.sizes, self.figures, strict=True) if name in one]
+        of = [(n, figures[name]) for n, figures in self.figures if name in figures]
         rows = [Measure(name, f"{n} devices", column.unit, some, most=column.most) for n, some in of]
         if len(rows) < 2 or column.growth is None:
             return rows
@@ -134,31 +137,29 @@ class Measured:
 def run(
     sizes: Sequence[int] = SIZES,
     rounds: int = ROUNDS,
-    virtual_rounds: int = VIRTUAL_ROUNDS,
+    virtual: Sequence[int] = VIRTUAL_SIZES,
     idle_s: float = IDLE_S,
     say: Say | None = None,
 ) -> Findings:
-    """Measure each size with real devices, and up to VIRTUAL_MOST devices in virtual time too.
+    """Measure each size with real devices, then the sizes `virtual` up to the largest one in virtual time.
 
-    `rounds`: of real devices after the first one. `virtual_rounds`: 0: nothing in virtual time.
-    Raises InputError for a size out of range, and RuntimeError if a device ends.
+    `rounds`: of real devices after the first one. Raises InputError for a size out of range, and RuntimeError
+    if a device ends.
     """
     wrong = [n for n in sizes if not LEAST <= n <= MOST]
     if wrong or len({*sizes}) != len(sizes):
-        raise InputError(
-            f"--sizes: {', '.join(map(str, sizes))}; allowed: different numbers from {LEAST} to {MOST}"
-        )
-    say = say or Console(stderr=True, highlight=False).print
-    measured = Measured()
+        given = ", ".join(map(str, sizes))
+        raise InputError(f"--sizes: {given}; allowed: different numbers from {LEAST} to {MOST}")
+    measured = Measured(say=say or Console(stderr=True, highlight=False).print)
     for count in sizes:
-        figures = _real(count, max(sizes), rounds, idle_s, measured.notes)
-        say(_line(count, figures))
-        if virtual_rounds and count <= VIRTUAL_MOST:
-            virtual = _virtual(count, max(sizes), virtual_rounds)
-            say(_line(count, virtual))
-            figures |= virtual
-        measured.sizes.append(count)
-        measured.figures.append(figures)
+        free_mb = psutil.virtual_memory().available / 1e6
+        if free_mb < count * NEEDED_MB:
+            measured.notes.append(f"{count} devices: not measured: {free_mb:,.0f} MB of memory are free")
+            continue
+        measured.add(count, _real(count, max(sizes), rounds, idle_s, measured.notes))
+    for count in virtual:
+        if count <= max(sizes):
+            measured.add(count, _virtual(count, max(sizes), measured.notes))
     return measured.findings()
 
 
@@ -177,15 +178,16 @@ def _text(count: int, slots: int, clock: str, rounds: int, steps: int, every: in
 # -- real devices --------------------------------------------------------------------------------------------
 def _real(count: int, slots: int, rounds: int, idle_s: float, notes: list[str]) -> Figures:
     scenario = _text(count, slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
-    limits, names = Limits.of(count), [f"d{n}" for n in range(count)]
+    names, until = [f"d{n}" for n in range(count)], time.monotonic() + limit_s(count)
     with tempfile.TemporaryDirectory() as folder, crowd(scenario, Path(folder)) as devices:
         devices.start(*names[:-1])
-        known = devices.wait(devices.all_known, limits.start_s)
+        known = devices.wait(devices.all_known, until)
         figures: Figures = {"start: all but one know each other": (_latest_s(devices),)}
+        figures["CPU of a device at its start"] = tuple(devices.cpu_s().values())
         figures["CPU of an idle device"] = tuple(_idle_percent(devices, idle_s)) if known else (math.nan,)
         devices.start(names[-1])
-        figures["agreement after the start of the last"] = (_agreement_s(devices, names[-1], limits.start_s),)
-        figures |= _rounds(devices, rounds, limits.rounds_s)
+        figures["agreement after the start of the last"] = (_agreement_s(devices, names[-1], until),)
+        figures |= _rounds(devices, rounds, until)
         suspected = devices.count("suspected")
     if suspected:
         notes.append(f"{count} devices: {suspected} suspicions")
@@ -201,27 +203,27 @@ def _latest_s(devices: Crowd) -> float:
 def _idle_percent(devices: Crowd, seconds: float) -> list[float]:
     """The share of a core that each device uses while it waits for the last one."""
     before, began = devices.cpu_s(), time.monotonic()
-    devices.wait(lambda: time.monotonic() - began >= seconds, 2 * seconds)
+    devices.wait(lambda: False, began + seconds)
     after, passed = devices.cpu_s(), time.monotonic() - began
     return [100 * (after[name] - before[name]) / passed for name in before]
 
 
-def _agreement_s(devices: Crowd, last: str, limit_s: float) -> float:
-    devices.wait(devices.all_known, limit_s)
+def _agreement_s(devices: Crowd, last: str, until: float) -> float:
+    devices.wait(devices.all_known, until)
     started = next((float(e["t_s"]) for e in devices.events[last] if e["event"] == "started"), math.nan)
     return _latest_s(devices) - started
 
 
-def _rounds(devices: Crowd, rounds: int, limit_s: float) -> Figures:
+def _rounds(devices: Crowd, rounds: int, until: float) -> Figures:
     """The figures of rounds after the first one of each device."""
 
     def closed(number: int) -> Callable[[], bool]:
         return lambda: all(len(of) >= number for of in devices.rounds.values())
 
     figures: Figures = {}
-    if devices.wait(closed(1), limit_s):
+    if devices.wait(closed(1), until):
         cpu, first = devices.cpu_s(), {name: len(of) for name, of in devices.rounds.items()}
-        devices.wait(closed(1 + rounds), limit_s)
+        devices.wait(closed(1 + rounds), until)
         spent = {name: used - cpu[name] for name, used in devices.cpu_s().items()}
         done = {name: len(of) - first[name] for name, of in devices.rounds.items()}
         figures["CPU of a device in a round"] = _each(spent[name] / n for name, n in done.items() if n)
@@ -254,12 +256,16 @@ def _each(values: Iterable[float]) -> tuple[float, ...]:
 
 
 # -- virtual time --------------------------------------------------------------------------------------------
-def _virtual(count: int, slots: int, rounds: int) -> Figures:
-    scenario = _text(count, slots, "virtual", rounds, 5, 5)
+def _virtual(count: int, slots: int, notes: list[str]) -> Figures:
+    scenario = _text(count, slots, "virtual", VIRTUAL_ROUNDS, 5, 5)
     with tempfile.TemporaryDirectory() as folder, crew(PRELOAD) as child:
         remote = child.remote(VirtualRun)
         remote.begin("run", scenario, folder)
-        found: VirtualFigures = remote.result(120 + 2.0 * count * rounds)
+        try:
+            found: VirtualFigures = remote.result(VIRTUAL_S)
+        except RuntimeError as error:
+            notes.append(f"{count} devices in virtual time: {str(error).strip().splitlines()[-1]}")
+            return {}
     return {
         "virtual: latency, p95": (1000 * found.latency_p95_s,),
         "virtual: control of a device in a round": (found.control_bytes,),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -65,9 +66,8 @@ class Crowd:
             self.events[device], self.rounds[device] = [], []
             self.started.append(device)
 
-    def wait(self, done: Callable[[], bool], limit_s: float) -> bool:
-        """Read the records until `done`, at most for `limit_s`. Raises RuntimeError if a device ends."""
-        until = time.monotonic() + limit_s
+    def wait(self, done: Callable[[], bool], until: float) -> bool:
+        """Read the records until `done`, or to a monotonic time. Raises RuntimeError if a device ends."""
         while True:
             self._read()
             if done():
@@ -101,16 +101,20 @@ class Crowd:
 
     def cpu_s(self) -> Mapping[str, float]:
         """The CPU seconds that each device has used so far."""
-        times = {name: process.cpu_times() for name, process in self._processes().items()}
+        times = self._ask(psutil.Process.cpu_times)
         return {name: float(used.user + used.system) for name, used in times.items()}
 
     def pss_bytes(self) -> list[int]:
         """The proportional set size of each device. The pages of the forkserver are shared by all."""
-        return [int(process.memory_full_info().pss) for process in self._processes().values()]
+        return [int(found.pss) for found in self._ask(psutil.Process.memory_full_info).values()]
 
-    def _processes(self) -> dict[str, psutil.Process]:
+    def _ask(self, question: Callable[[psutil.Process], Any]) -> dict[str, Any]:
+        """An answer of each process. Raises RuntimeError if one has ended."""
         lives = self._backend.lives
-        return {device: psutil.Process(lives[device][-1].pid) for device in self.started}
+        try:
+            return {device: question(psutil.Process(lives[device][-1].pid)) for device in self.started}
+        except psutil.Error as error:
+            raise RuntimeError(f"a device ended: {error}") from None
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, **found: Any) -> tuple[list[str], s
     """Run the benchmark with figures that are functions of the number of devices."""
     said: list[str] = []
     monkeypatch.setattr(scale, "_real", lambda count, *_: {n: (float(of(count)),) for n, of in found.items()})
-    return said, scale.run((4, 8, 16), virtual_rounds=0, say=said.append)
+    return said, scale.run((4, 8, 16), virtual=(), say=said.append)
 
 
 def test_each_column_has_all_sizes_and_the_exponent_with_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_sizes_that_cannot_be_measured_are_refused(
 @pytest.mark.slow
 @pytest.mark.timeout(240)  # nine processes of devices
 def test_two_small_sizes() -> None:
-    found = scale.run((4, 5), rounds=1, virtual_rounds=0, idle_s=0.5)
+    found = scale.run((4, 5), rounds=1, virtual=(), idle_s=0.5)
     by = {(m.group, m.name): m for m in found.measures}
     for group in ("start: all but one know each other", "seconds of a round", "memory of a device, PSS"):
         assert all(by[group, name].median > 0 for name in ("4 devices", "5 devices"))
