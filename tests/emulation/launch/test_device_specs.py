@@ -28,4 +28,4 @@ def test_few_known_devices_are_all_seeds() -> None:
 
 def test_a_device_that_comes_later_calls_those_that_came_last() -> None:
     names = [f"d{i}" for i in range(20)]
-    assert seeds(names, "d20", names) == ["d19", "d18", "d16", "d12", "d4"]
+    assert seeds(names, "d20", names) == ["d19", "d18", "d16", "d12", "d4", "d8"]
