@@ -203,6 +203,9 @@ class TopologyConfig(Section):
     radius: Annotated[
         float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
     ] = 0.5
+    degree: Annotated[
+        int, about("regular: neighbours of each device, an even number.", unit="devices", ge=2, multiple_of=2)
+    ] = 4
 
 
 class RoundConfig(Section):

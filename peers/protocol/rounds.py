@@ -379,9 +379,11 @@ class Rounds:
         same bytes. A device that waits for a peer sends no last message, since it may have to relay news.
         """
         state = self._state
+        if state.phase is not Phase.FINISH:
+            return
         alive = state.members.alive()
         peers = {name: peer for name, peer in state.peers.items() if name in alive}
-        if state.phase is not Phase.FINISH or not all(peer.done for peer in peers.values()):
+        if not all(peer.done for peer in peers.values()):
             return
         for name in state.greeted():
             if state.peers[name].finished:

@@ -73,6 +73,8 @@ class Peer:
     dismissed: bool = False  # this device has sent it its last message
     silent: bool = False  # it has sent its last message
     digest: bytes = b""  # digest of its membership table, as last told; b"": unknown
+    differing: tuple[bytes, bytes] = (b"", b"")  # its digest and the own one, which differed when last seen
+    differs_ns: int = 0  # since when these two stand
     table_ns: int = -SECOND * 3600  # when this device last sent it its whole table
     manifests: dict[int, Manifest] = field(default_factory=dict)  # by round, of this round and later ones
 
@@ -130,7 +132,7 @@ class DeviceState:
         self._out: list[Action] = []  # actions of the event in progress; `act`, `flush`
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())  # cache of `training`
         kind = config.topology
-        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
+        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed, kind.degree)
 
     # -- phase and round ---------------------------------------------------------------------------
     def enter(self, phase: Phase) -> None:
