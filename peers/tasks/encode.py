@@ -61,6 +61,10 @@ class Encoded:
         """The label of the next position, [n, L]. It is -100 at the last position, which has no next one."""
         return functional.pad(self.labels[:, 1:], (0, 1), value=IGNORED)
 
+    def lengths(self) -> Tensor:
+        """As `Batch.lengths`."""
+        return self.attention_mask.sum(dim=1)
+
     def counted(self, positions: int) -> Tensor:
         """As `Batch.counted`: all tokens but padding."""
         return self.attention_mask.bool()
