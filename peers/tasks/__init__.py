@@ -26,7 +26,8 @@ from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id, prompt_ids
 from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
 from peers.tasks.loss import losses, mean_loss, predictions
-from peers.tasks.score import Score, evaluate, logits_width, score_examples
+from peers.tasks.score import Score, TokenTable, evaluate, logits_width, score_examples, score_tokens
+from peers.tasks.shared_prefix import PrefixedModel, with_prefix
 
 del _authors, _dataset, _facts, _images, _jsonl, _tofu  # their import registers the tasks
 
@@ -41,9 +42,11 @@ __all__ = [
     "ImageExample",
     "ImageFormat",
     "Message",
+    "PrefixedModel",
     "Score",
     "Task",
     "TaskFactory",
+    "TokenTable",
     "batch_generator",
     "encode",
     "encode_images",
@@ -61,7 +64,9 @@ __all__ = [
     "question",
     "sample_batch",
     "score_examples",
+    "score_tokens",
     "shard_index",
     "tasks",
     "texts",
+    "with_prefix",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,12 +57,18 @@ def score_examples(
     return hit.all(dim=1), -logp.sum(dim=1), (encoded.wanted() != IGNORED).sum(dim=1)
 
 
+class TokenTable(NamedTuple):
+    """By example and position, [n, L]. logp: the logarithm of the probability of the wanted class, float32.
+    hit: whether it is the most likely one, bool. A position without a wanted class has 0 and True.
+    """
+
+    logp: Tensor
+    hit: Tensor
+
+
 @torch.no_grad()
-def score_tokens(
-    model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH
-) -> tuple[Tensor, Tensor]:
-    """The logarithm of the probability of each wanted class, float32 [n, L], and whether it is the most likely
-    one, bool [n, L]. A position without a wanted class has 0 and True.
+def score_tokens(model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH) -> TokenTable:
+    """Scores by teacher forcing, on the CPU.
 
     Examples of similar lengths are computed together. Texts share the work on a common beginning.
     """
@@ -81,7 +87,7 @@ def score_tokens(
         chosen, classes = logits[i, position].float(), wanted[places].to(logits.device)
         nats = functional.cross_entropy(chosen, classes, reduction="none")
         logp[places], hit[places] = -nats.cpu(), (chosen.argmax(dim=-1) == classes).cpu()
-    return logp, hit
+    return TokenTable(logp, hit)
 
 
 def _similar(lengths: Tensor, width: int, most: int) -> Iterator[Tensor]:

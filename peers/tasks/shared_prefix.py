@@ -28,9 +28,9 @@ class PrefixedModel:
     """
 
     def __init__(self, model: PreTrainedModel, prefix: Tensor) -> None:
-        self._model, self._device = model, next(model.parameters()).device
+        self.model, self.device = model, next(model.parameters()).device
         self.length = len(prefix)
-        self._cache = _keys_and_values(model, prefix[None].to(self._device)) if self.length else None
+        self._cache = _keys_and_values(model, prefix[None].to(self.device)) if self.length else None
 
     def logits(self, texts: Encoded) -> tuple[Tensor, int]:
         """Logits [n, L - first, V] in the dtype of the model, and `first`: the position of the first of them.
@@ -38,16 +38,16 @@ class PrefixedModel:
         It is the earliest one that predicts a token of a response.
         """
         first = max(int(_response_starts(texts).min()) - 1, 0)
-        kept, inputs = texts.input_ids.shape[1] - first, dict(texts.to(self._device).inputs())
-        extra: dict[str, Any] = {"logits_to_keep": kept} if "logits_to_keep" in _accepts(self._model) else {}
+        kept, inputs = texts.input_ids.shape[1] - first, dict(texts.to(self.device).inputs())
+        extra: dict[str, Any] = {"logits_to_keep": kept} if "logits_to_keep" in _accepts(self.model) else {}
         if self.length:
             inputs["input_ids"] = inputs["input_ids"][:, self.length :]
             extra |= {"past_key_values": self.cache(len(texts)), "use_cache": True}
-        logits: Tensor = self._model(**inputs, **extra).logits
+        logits: Tensor = self.model(**inputs, **extra).logits
         return logits[:, -kept:], first
 
     def cache(self, rows: int) -> Any:
-        """Keys and values of the prefix for `rows` texts, which the caller may extend; None without prefix."""
+        """Keys and values of the prefix for `rows` texts: a copy, which may grow. None without a prefix."""
         if self._cache is None:
             return None
         cache = deepcopy(self._cache)

@@ -56,14 +56,15 @@ def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     loaded = small_loaded()
     sets = Sets({"d0": [ASKED, OTHER], "d1": []}, [question("delta is a", "blue")], {"world": [OTHER]})
     suite = MetricSuite(config, sets, loaded, 32)
-    found = suite.evaluate(loaded.model, ["d0"])
+    whole = suite.evaluate(loaded.model, ["d0"])
+    found = whole["metrics"]
     assert list(found) == names
     shards = {name: value for name, value in found.items() if name != "model_utility"}
     assert all(set(value) == {"d0"} and 0 <= value["d0"] <= 1 for value in shards.values())
     assert 0 < found["model_utility"] < 1
     assert found["forget_quality"]["d0"] == 1.0  # the model is still the base
     assert found["mia_reference"]["d0"] == 0.5
-    assert set(suite.samples(loaded.model)) == {"d0"}
+    assert set(whole["answers"]) == {"d0"}
 
 
 @pytest.mark.parametrize(
