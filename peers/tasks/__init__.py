@@ -25,7 +25,7 @@ from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id, prompt_ids
 from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
-from peers.tasks.loss import losses, mean_loss, predictions
+from peers.tasks.loss import mean_loss, predictions
 from peers.tasks.score import Score, TokenTable, evaluate, logits_width, score_examples, score_tokens
 from peers.tasks.shared_prefix import PrefixedModel, with_prefix
 
@@ -55,7 +55,6 @@ __all__ = [
     "evaluate",
     "lacks_end",
     "logits_width",
-    "losses",
     "make_task",
     "mean_loss",
     "pad_id",
