@@ -23,7 +23,7 @@ from peers.tasks.base import (
 )
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id, prompt_ids
+from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
 from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
 from peers.tasks.loss import mean_loss, predictions
 from peers.tasks.score import Score, TokenTable, evaluate, logits_width, score_examples, score_tokens
@@ -59,7 +59,6 @@ __all__ = [
     "mean_loss",
     "pad_id",
     "predictions",
-    "prompt_ids",
     "question",
     "sample_batch",
     "score_examples",

@@ -165,12 +165,6 @@ def _row(example: Example, form: _Form, tokenizer: PreTrainedTokenizerBase, max_
     return _Row(kept, response, cut=True)
 
 
-def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
-    """The tokens of an example's prompt, as `encode` has them, for a model that continues it."""
-    row = _row(example, _Form.of([example], tokenizer), tokenizer, max_length)
-    return row.prompt
-
-
 def _prompt_tokens(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Never empty: the first token of the response is predicted from the token before it.
 
