@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ POLL_S = 0.2
 LOG = "evaluator.log"
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
-ORDINARY = ("accuracy", "loss")  # of the training examples: all that a snapshot of a round needs
+TRAINED = "accuracy"  # the kind of the training examples, by the name of their values
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
@@ -192,9 +192,9 @@ class Evaluator:
         self._tokenizer = loaded.tokenizer
         self._suite = MetricSuite(scenario.eval, chosen.sets(), loaded, scenario.data.max_length)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        self._trained, self._everything = _example_sets(chosen, loaded, scenario.data.max_length)
+        self._trained, self._others = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
-        self._known: dict[tuple[str, bool], Record] = {}  # by hash, and whether only training examples count
+        self._known: dict[str, _Known] = {}  # by hash
         self._evaluated = self._reused = 0  # snapshots
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
@@ -205,14 +205,15 @@ class Evaluator:
     def score(self, snapshot: Snapshot) -> Record:
         """The line of a snapshot with its accuracies."""
         about = snapshot.meta
-        sha256, ordinary = snapshot.sha256(), about["tag"] == "round"
-        found = self._known.get((sha256, False)) or self._known.get((sha256, ordinary))
+        ordinary, known = about["tag"] == "round", self._known.setdefault(snapshot.sha256(), _Known())
         self._evaluated += 1
-        self._reused += found is not None
-        if found is None:
-            found = self._known[sha256, ordinary] = self._evaluate(snapshot, ordinary)
+        if known.lacks(ordinary):
+            self._snapshot.place(snapshot)
+            self._complete(known, ordinary, [block.device for block in snapshot.blocks()])
+        else:
+            self._reused += 1
         head = {"device": about["device"], "round": int(about["round"]), "tag": about["tag"]}
-        return {**head, **({name: found[name] for name in ORDINARY} if ordinary else found)}
+        return {**head, **known.trained, **({} if ordinary else known.others or {})}
 
     def add_to_consensus(self, path: Path) -> list[Record]:
         """The lines with the consensus errors of the rounds that this snapshot closes."""
@@ -232,16 +233,20 @@ class Evaluator:
             "reused": self._reused,
         }
 
-    def _evaluate(self, snapshot: Snapshot, ordinary: bool) -> Record:
-        """In ordinary rounds only the training examples: the others would multiply the time."""
-        self._snapshot.place(snapshot)
+    def _complete(self, known: _Known, ordinary: bool, kept: Sequence[str]) -> None:
+        """In ordinary rounds only the training examples: the others would multiply the time.
+
+        They are scored apart from the others, so that their values do not depend on the order of snapshots.
+        """
         model = self._snapshot.model
-        if ordinary:
-            return self._trained.evaluate(model)
-        scores = score_tokens(model, self._everything.encoded)
-        known = self._everything.by_example(scores, self._tokenizer)
-        kept = [block.device for block in snapshot.blocks()]
-        return {**self._everything.record(scores), **self._suite.evaluate(model, kept, known)}
+        if known.table is None:
+            known.table = self._trained.score(model)
+            known.trained = self._trained.record(known.table)
+        if not ordinary:
+            table = self._others.score(model)
+            scores = self._trained.by_example(known.table, self._tokenizer)
+            scores |= self._others.by_example(table, self._tokenizer)
+            known.others = self._others.record(table) | self._suite.evaluate(model, kept, scores)
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
@@ -253,6 +258,19 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
     return [{"round": r, "tag": "round", "consensus_error": float(f"{e:.9g}")} for r, e in errors.items()]
 
 
+@dataclass
+class _Known:
+    """What is known about the model of one hash: on the training examples, and on all others with metrics."""
+
+    table: TokenTable | None = None
+    trained: Record = field(default_factory=dict)
+    others: Record | None = None
+
+    def lacks(self, ordinary: bool) -> bool:
+        """Whether a snapshot needs more than this. ordinary: it needs the training examples only."""
+        return self.table is None or (self.others is None and not ordinary)
+
+
 @dataclass(frozen=True)
 class ExampleSet:
     """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
@@ -261,9 +279,9 @@ class ExampleSet:
     encoded: Batch
     parts: tuple[tuple[str, str, int, int], ...]
 
-    def evaluate(self, model: PreTrainedModel) -> Record:
-        """Accuracy and loss by shard (docs/records.md). A shard without examples is left out."""
-        return self.record(score_tokens(model, self.encoded))
+    def score(self, model: PreTrainedModel) -> TokenTable:
+        """The scores of the tokens of all examples."""
+        return score_tokens(model, self.encoded)
 
     def by_example(
         self, scores: TokenTable, tokenizer: PreTrainedTokenizerBase
@@ -275,19 +293,22 @@ class ExampleSet:
         )
 
     def record(self, scores: TokenTable) -> Record:
-        """The result of `evaluate`, from the scores of the tokens."""
+        """Accuracy by kind and shard, and the loss on training examples (docs/records.md).
+
+        A shard without examples is left out.
+        """
         logp, hit = scores
         known, loss, tokens = hit.all(dim=1), -logp.sum(dim=1), (self.encoded.wanted() != IGNORED).sum(dim=1)
-        found: Record = {"accuracy": {}, "loss": {}}
+        found: Record = {}
         for kind, shard, first, end in self.parts:
             accuracy = float(known[first:end].float().mean())
             if kind == CONTROL:
                 found[CONTROL] = accuracy
                 continue
             found.setdefault(kind, {})[shard] = accuracy
-            nats = float(loss[first:end].sum() / tokens[first:end].sum())
-            if kind == "accuracy":
-                found["loss"][shard] = nats if math.isfinite(nats) else None
+            if kind == TRAINED:
+                nats = float(loss[first:end].sum() / tokens[first:end].sum())
+                found.setdefault("loss", {})[shard] = nats if math.isfinite(nats) else None
         return found
 
 
@@ -330,22 +351,19 @@ def choose_examples(scenario: Scenario) -> Chosen:
 
 
 def _example_sets(chosen: Chosen, loaded: LoadedModel, max_length: int) -> tuple[ExampleSet, ExampleSet]:
-    """The training examples of all shards; and these with the other wording and the control examples."""
-    parts: list[tuple[str, str, int, int]] = []
-    examples: list[AnyExample] = []
+    """The training examples of all shards; and those in the other wording and the control examples."""
 
-    def add_part(kind: str, shard: str, added: Sequence[AnyExample]) -> None:
-        if added:
-            parts.append((kind, shard, len(examples), len(examples) + len(added)))
-            examples.extend(added)
+    def batch(parts: Iterable[tuple[str, str, Sequence[AnyExample]]]) -> ExampleSet:
+        places: list[tuple[str, str, int, int]] = []
+        examples: list[AnyExample] = []
+        for kind, shard, some in parts:
+            if some:
+                places.append((kind, shard, len(examples), len(examples) + len(some)))
+                examples.extend(some)
+        return ExampleSet(examples, loaded.encode(examples, max_length), tuple(places))
 
-    for shard, some in chosen.trained.items():
-        add_part("accuracy", shard, some)
-    trained = len(parts)
-    for shard, some in chosen.other_wording.items():
-        add_part("other_wording", shard, some)
-    add_part(CONTROL, "", chosen.control)
-    encoded = loaded.encode(examples, max_length)
-    rows = torch.arange(parts[trained - 1][3])
-    everything = ExampleSet(examples, encoded, tuple(parts))
-    return ExampleSet(examples[: len(rows)], encoded.rows(rows), tuple(parts[:trained])), everything
+    others = [("other_wording", shard, some) for shard, some in chosen.other_wording.items()]
+    return (
+        batch((TRAINED, shard, some) for shard, some in chosen.trained.items()),
+        batch([*others, (CONTROL, "", chosen.control)]),
+    )

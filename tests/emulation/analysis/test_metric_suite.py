@@ -75,9 +75,12 @@ def test_an_answer_begins_with_the_tokens_that_are_known_to_be_the_most_likely_o
     assert with_known == answers(loaded.model, loaded.tokenizer, examples, 40)
     steps = []
     generate = loaded.model.generate
-    monkeypatch.setattr(
-        loaded.model, "generate", lambda **given: steps.append(given["max_new_tokens"]) or generate(**given)
-    )
+
+    def counted(**given):
+        steps.append(given["max_new_tokens"])
+        return generate(**given)
+
+    monkeypatch.setattr(loaded.model, "generate", counted)
     ending = [Example(p, text, ends=True) for p, text in zip(prompts, said, strict=True)]
     whole = answers(loaded.model, loaded.tokenizer, ending[:1], 40, [4])  # with its end token
     assert whole == said[:1] and steps == []
