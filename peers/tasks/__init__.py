@@ -25,8 +25,8 @@ from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
 from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
 from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
-from peers.tasks.loss import mean_loss, predictions
-from peers.tasks.score import Score, TokenTable, evaluate, logits_width, score_examples, score_tokens
+from peers.tasks.loss import logits_width, mean_loss, predictions
+from peers.tasks.score import Score, TokenTable, evaluate, score_examples, score_tokens
 from peers.tasks.shared_prefix import PrefixedModel, with_prefix
 
 del _authors, _dataset, _facts, _images, _jsonl, _tofu  # their import registers the tasks

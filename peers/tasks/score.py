@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from peers.tasks.batch import Batch
 from peers.tasks.encode import IGNORED, Encoded
-from peers.tasks.loss import predictions
+from peers.tasks.loss import logits_width, predictions
 from peers.tasks.shared_prefix import with_prefix
 
 if TYPE_CHECKING:
@@ -102,12 +102,3 @@ def _similar(lengths: Tensor, width: int, most: int) -> Iterator[Tensor]:
             end += 1
         yield order[start:end]
         start = end
-
-
-def logits_width(model: PreTrainedModel) -> int:
-    """The number of tokens or classes that the output head scores. Models have it in different places."""
-    head = getattr(model.get_output_embeddings(), "weight", None)
-    if head is not None:
-        return int(head.shape[0])
-    config = model.config.get_text_config()
-    return int(getattr(config, "vocab_size", config.num_labels))

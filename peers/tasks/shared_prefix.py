@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.encode import Encoded
+from peers.tasks.loss import first_wanted, keep_logits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,9 +38,9 @@ class PrefixedModel:
 
         It is the earliest one that predicts a token of a response.
         """
-        first = max(int(_response_starts(texts).min()) - 1, 0)
+        first = first_wanted(texts.wanted())
         kept, inputs = texts.input_ids.shape[1] - first, dict(texts.to(self.device).inputs())
-        extra: dict[str, Any] = {"logits_to_keep": kept} if "logits_to_keep" in _accepts(self.model) else {}
+        extra: dict[str, Any] = {**keep_logits(self.model, kept)}
         if self.length:
             inputs["input_ids"] = inputs["input_ids"][:, self.length :]
             extra |= {"past_key_values": self.cache(len(texts)), "use_cache": True}
@@ -70,11 +71,7 @@ def _common(texts: Encoded) -> int:
     if len(texts) < 2:
         return 0
     same = (texts.input_ids == texts.input_ids[:1]).all(dim=0).int().cumprod(dim=0)
-    return max(min(int(same.sum()), int(_response_starts(texts).min()) - 1), 0)
-
-
-def _response_starts(texts: Encoded) -> Tensor:
-    return (texts.labels != IGNORED).int().argmax(dim=1)
+    return min(int(same.sum()), first_wanted(texts.wanted()))
 
 
 @torch.no_grad()
@@ -88,7 +85,7 @@ def _can_continue(model: PreTrainedModel, texts: Encoded, length: int) -> bool:
     A recurrent model is stateful: its state cannot be repeated for texts with padding.
     """
     if model not in _continues:
-        caches = {"past_key_values", "use_cache"} <= _accepts(model)
+        caches = {"past_key_values", "use_cache"} <= set(signature(model.forward).parameters)
         stateful = getattr(model, "_is_stateful", True)
         _continues[model] = caches and not stateful and _agrees(model, texts, length)
     return _continues[model]
@@ -103,7 +100,3 @@ def _agrees(model: PreTrainedModel, texts: Encoded, length: int) -> bool:
     counted = texts.attention_mask[:, first:].bool().to(found.device)
     apart = (found.float() - expected.float())[counted].norm()
     return bool(apart <= APART * expected.float()[counted].norm())
-
-
-def _accepts(model: nn.Module) -> set[str]:
-    return set(signature(model.forward).parameters)
