@@ -41,6 +41,8 @@ def scenario_problems(scenario: Scenario) -> Problems:
     yield from event_problems(
         in_order(scenario.event), population, scenario.round.count, scenario.adapter.max_devices
     )
+    if scenario.eval.devices == "one" and scenario.representative is None:
+        yield "eval.devices", "'one' needs an initial device that no event removes or stalls; allowed: 'all'"
     yield from _checkpoint_problems(scenario)
 
 
