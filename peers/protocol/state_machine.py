@@ -30,6 +30,7 @@ from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Drop
 from peers.protocol.admission import Admission
 from peers.protocol.anti_entropy import AntiEntropy
+from peers.protocol.block_survival import BlockSurvival
 from peers.protocol.connections import Connections, Difference
 from peers.protocol.correction import Correction
 from peers.protocol.departure import Departure
@@ -81,7 +82,8 @@ class DeviceProtocol:
         self._anti_entropy = AntiEntropy(
             state, self._connections, self._membership, self._replicas, self._correction.neighbours
         )
-        self._rounds = Rounds(state, self._connections, self._correction)
+        survival = BlockSurvival(state, self._failure_detection.suspected)
+        self._rounds = Rounds(state, self._connections, self._correction, survival)
         self._joining = Joining(state, self._connections, self._rounds)
         self._departure = Departure(state, self._membership, self._rounds, sign, verify)
         self._timers = self._timer_table()
