@@ -46,7 +46,7 @@ FLAKY = "flaky-20"  # all events are those of two devices that crash and come ba
 
 
 class Size(NamedTuple):
-    """The size of a run. quiet: rounds without events at both ends. every: from one evaluation to the next."""
+    """The size of a run. quiet: rounds without events at both ends. every: between evaluations."""
 
     devices: int
     rounds: int
