@@ -95,7 +95,7 @@ class PricingConfig(Section):
             ge=0,
             le=10,
         ),
-    ] = 0.2
+    ] = 0.5
     horizon: Annotated[
         int,
         about(

@@ -8,8 +8,9 @@ spends up to C_t in rounds whose choices are worth more. After each round
 
 A choice is worth p_g S_u (gain) per cost: p_g is the weight of its group, S_u the probability that the owner
 of the block survives (membership/departures.py). `priced` takes it only if it is worth nu times the going
-rate, which is a running mean of the value per cost of all that is offered. So nu has no unit, and the same
-kappa suits early rounds with large gains and late ones with small gains.
+rate. That is a running mean over rounds of the value per cost at which the target would be spent. So nu has
+no unit and is near 1 if all rounds are alike, and the same kappa suits early rounds with large gains and late
+ones with small gains.
 
 The sum of all updates bounds the mean cost of T rounds: target * (1 + (nu_T - nu_0) / (kappa T)).
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from coordinator_free.averaging.rate_allocation import Budget, Item, normalised
+from coordinator_free.averaging.rate_allocation import Budget, BudgetLedger, Item, normalised, steps
 from coordinator_free.identifiers import BlockKey
 
 MEMORY = 10  # rounds over which the going rate is averaged
@@ -29,25 +30,26 @@ def next_price(price: float, spent: float, target: float, step: float) -> float:
     return max(0.0, price + step * (spent / target - 1))
 
 
-def value_per_cost(
+def marginal_value(
     items: Iterable[Item],
     budget: Budget,
     weights: Mapping[str, float],
     survival: Mapping[BlockKey, float],
+    target: float,
 ) -> float | None:
-    """The value per cost of all items in their largest codec. None if no link can carry any of them.
+    """The value per cost of the step with which the cost of the best steps reaches `target`.
 
+    It is that of the last step if all steps together cost less. None if no link can carry any step.
     `weights`: p_g by group. `survival`: S_u by block; without an entry 1.
     """
-    shares, value, cost = normalised(weights), 0.0, 0.0
-    for item in items:
-        link = budget.links.get(item.peer)
-        if item.choices and link is not None and link.cap_bytes > 0:
-            largest = item.choices[-1]
-            alive = survival.get(item.part.block, 1.0)
-            value += shares.get(item.part.group, 0.0) * alive * largest.gain
-            cost += largest.bytes * link.price
-    return value / cost if cost else None
+    up = {peer for peer, link in budget.links.items() if link.cap_bytes > 0}
+    offered = [item for item in items if item.peer in up]
+    value, cost = None, 0.0
+    for step in steps(offered, BudgetLedger(budget), normalised(weights), survival):
+        value, cost = step.value, cost + step.cost
+        if cost >= target:
+            break
+    return value
 
 
 class DualPrice:
@@ -57,14 +59,14 @@ class DualPrice:
     """
 
     def __init__(self, step: float, share: float, budget: float) -> None:
-        self._step, self.share, self._target = step, share, share * budget
+        self._step, self.share, self.target = step, share, share * budget
         self.value = 0.0
         self._rate: float | None = None
 
     def floor(self, offered: float | None) -> float:
         """The least value per cost that a choice must have in this round: nu times the going rate.
 
-        `offered`: the value per cost of all that is offered in this round; None: nothing is.
+        `offered`: the marginal value at the target in this round; None: nothing is offered.
         """
         if offered is not None:
             before = offered if self._rate is None else self._rate
@@ -73,4 +75,4 @@ class DualPrice:
 
     def settle(self, spent: float) -> None:
         """A round has cost `spent`: move the price."""
-        self.value = next_price(self.value, spent, self._target, self._step)
+        self.value = next_price(self.value, spent, self.target, self._step)

@@ -157,10 +157,7 @@ class BudgetLedger:
 
 
 class Round(NamedTuple):
-    """The input of an allocator. `items`: in order of their transfers. `seed`: another one in each round.
-
-    `terms`: for `priced` alone.
-    """
+    """The input. `items`: in order of their transfers. `seed`: another one a round. `terms`: of `priced`."""
 
     items: Sequence[Item]
     budget: Budget
@@ -279,23 +276,41 @@ def fisher_only(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
 def _greedily(
     items: Iterable[Item], ledger: BudgetLedger, weights: Mapping[str, float], terms: Terms = Terms()
 ) -> None:
-    """Take steps along the hulls in order of value per cost, as long as they fit and reach the floor.
+    """Take steps along the hulls in order of value per cost, as long as they fit and reach the floor."""
+    for step in steps(items, ledger, weights, terms.survival):
+        if step.value >= terms.floor:
+            ledger.grant(step.item, step.choice)
 
-    The steps of one hull have falling values per cost, so that none is left out before one that is taken.
+
+class Step(NamedTuple):
+    """A step along the hull of an item to `choice`. `value`: per cost. `cost`: beyond the step before."""
+
+    value: float
+    cost: float
+    item: Item
+    choice: Choice
+
+
+def steps(
+    items: Iterable[Item],
+    ledger: BudgetLedger,
+    weights: Mapping[str, float],
+    survival: Mapping[BlockKey, float],
+) -> list[Step]:
+    """The steps beyond what the ledger has granted, in order of falling value per cost.
+
+    The steps of one item have falling values, so that each comes after those that it builds on.
     """
-    steps = []
+    found = []
     for item in items:
         done = ledger.chosen.get(item.transfer, Choice("", 0, 0.0))
-        alive = terms.survival.get(item.part.block, 1.0)
+        weight = survival.get(item.part.block, 1.0) * weights.get(item.part.group, 0.0)
         for choice in _hull(item):
             if choice.bytes > done.bytes:
-                price = ledger.price(item, choice) - ledger.price(item, done)
-                gain = alive * weights.get(item.part.group, 0.0) * (choice.gain - done.gain)
-                if gain / price >= terms.floor:
-                    steps.append((-gain / price, item.transfer, choice.bytes, item, choice))
+                cost = ledger.price(item, choice) - ledger.price(item, done)
+                found.append(Step(weight * (choice.gain - done.gain) / cost, cost, item, choice))
                 done = choice
-    for *_, item, choice in sorted(steps, key=lambda step: step[:3]):
-        ledger.grant(item, choice)
+    return sorted(found, key=lambda step: (-step.value, step.item.transfer, step.choice.bytes))
 
 
 def _hull(item: Item) -> list[Choice]:

@@ -57,7 +57,7 @@ class Size(NamedTuple):
 SIZES = {
     "full": Size(6, 240, 20, 10),
     "medium": Size(6, 120, 10, 5),
-    "compact": Size(5, 40, 5, 5),
+    "compact": Size(5, 32, 4, 8),
     "small": Size(4, 40, 5, 5),
     SMOKE: Size(3, 14, 2, 2),
 }
@@ -66,6 +66,7 @@ LINKS: Mapping[str, object] = {
     "radio.kind": "wireless",
     "radio.outage_bytes": 1024,
     "radio.wireless": {"interference": 0.01},
+    "radio.tau_max_s": 0.5,  # so that data arrive before the deadline
     "round.deadline_s": 1.0,  # rounds go on while a crash is not confirmed yet
 }
 SETTINGS = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coordinator_free.averaging.copy_distances import Distances
-from coordinator_free.averaging.pricing import DualPrice, value_per_cost
+from coordinator_free.averaging.pricing import DualPrice, marginal_value
 from coordinator_free.averaging.rate_allocation import (
     Budget,
     Choice,
@@ -92,7 +92,7 @@ class SendAllocation:
     ) -> Terms:
         if self.price is None:
             return Terms()
-        offered = value_per_cost(items, budget, weights.residual, survival)
+        offered = marginal_value(items, budget, weights.residual, survival, self.price.target)
         return Terms(self.price.floor(offered), self.price.share, survival)
 
     def _merge_waiting(self, left: Waiting, items: Iterable[Item]) -> None:

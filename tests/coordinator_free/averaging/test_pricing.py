@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator_free.averaging.pricing import MEMORY, DualPrice, next_price, value_per_cost
+from coordinator_free.averaging.pricing import MEMORY, DualPrice, marginal_value, next_price
 from coordinator_free.averaging.rate_allocation import (
     ALLOCATORS,
     Allocation,
@@ -89,7 +89,9 @@ def test_the_going_rate_is_a_running_mean_that_keeps_nothing_of_empty_rounds() -
 # -- the allocator -------------------------------------------------------------------------------------------
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[Item], Budget]:
-    slots = draw(st.lists(st.tuples(st.sampled_from(PEERS), st.sampled_from((A, B)), st.sampled_from(GROUPS))))
+    slots = draw(
+        st.lists(st.tuples(st.sampled_from(PEERS), st.sampled_from((A, B)), st.sampled_from(GROUPS)))
+    )
     items = [item(draw(st.floats(0.01, 10)), *slot) for slot in dict.fromkeys(slots)]
     links = {p: Link(draw(st.floats(0, 500)), draw(st.floats(1, 3))) for p in PEERS}
     return items, Budget(draw(st.floats(0, 900)), links, draw(st.sampled_from([0.0, 0.25, 1.0])))
@@ -157,22 +159,29 @@ def test_a_block_whose_owner_is_gone_gets_nothing_of_the_reserve_either() -> Non
     assert allocate("priced", [gone], budget, ALIKE, waiting, 0, Terms(floor=9.0)).chosen
 
 
-def test_the_value_per_cost_of_all_that_is_offered() -> None:
+def test_the_marginal_value_is_that_of_the_step_that_reaches_the_target() -> None:
     budget = Budget(1e6, {"d1": Link(1e9, 2.0), "d2": Link(0.0)})
     offered = [item(4.0, "d1", A), item(2.0, "d1", B), item(9.0, "d2"), item(9.0, "d3")]
-    found = value_per_cost(offered, budget, ALIKE.residual, {B: 0.5})
-    assert found == pytest.approx(0.5 * (4.0 + 0.5 * 2.0) / 400)  # two groups of equal weight
-    assert value_per_cost([item(9.0, "d2")], budget, ALIKE.residual, {}) is None
+
+    def value(target: float) -> float | None:
+        return marginal_value(offered, budget, ALIKE.residual, {B: 0.5}, target)
+
+    # At a price of 2 a step costs 50, 50 or 100; two groups weigh 1/2. A gains 2.4, 1.2, 0.4 and B 1/4 of it.
+    assert value(50) == pytest.approx(0.5 * 2.4 / 50)
+    assert value(60) == pytest.approx(0.5 * 1.2 / 50)
+    assert value(110) == pytest.approx(0.5 * 0.6 / 50)
+    assert value(1e6) == pytest.approx(0.5 * 0.1 / 100)
+    assert marginal_value([item(9.0, "d2")], budget, ALIKE.residual, {}, 50) is None
 
 
-# -- over rounds -----------------------------------------------------------------------------------------------
+# -- over rounds -------------------------------------------------------------------------------------------
 def spend(rounds: int, gains: Mapping[int, float]) -> tuple[list[float], DualPrice]:
     """The cost of each round, with 40 items whose gains differ by round; without an entry: 1 on average."""
     price, spent = DualPrice(0.2, 0.5, 1000), list[float]()
     for round_ in range(rounds):
         scale = gains.get(round_, 1.0)
         items = [item(scale * (1 + n) / 20, PEERS[n % 2], BlockKey(f"o{n}", 0)) for n in range(40)]
-        floor = price.floor(value_per_cost(items, limits(1000), ALIKE.residual, {}))
+        floor = price.floor(marginal_value(items, limits(1000), ALIKE.residual, {}, price.target))
         made = allocate("priced", items, limits(1000), ALIKE, Waiting(), 0, Terms(floor, 0.5))
         price.settle(made.cost)
         spent.append(made.cost)
@@ -181,8 +190,10 @@ def spend(rounds: int, gains: Mapping[int, float]) -> tuple[list[float], DualPri
 
 def test_the_mean_cost_settles_at_the_target_and_a_round_of_worth_spends_up_to_the_limit() -> None:
     event = 150
+    spent, price = spend(150, {})
+    assert price.value == pytest.approx(1, abs=0.15)
     spent, _ = spend(200, {event: 10.0})
-    assert sum(spent[50:150]) / 100 == pytest.approx(500, rel=0.1)
+    assert sum(spent[50:150]) / 100 == pytest.approx(500, rel=0.05)
     assert max(spent) <= 1000
     assert spent[event] > 900 > 1.2 * max(spent[100:150])
 
