@@ -59,7 +59,7 @@ SIZES = {
     "medium": Size(6, 120, 10, 5),
     "compact": Size(5, 32, 4, 8),
     "small": Size(4, 40, 5, 5),
-    SMOKE: Size(3, 14, 2, 2),
+    SMOKE: Size(3, 10, 2, 2),
 }
 LINKS: Mapping[str, object] = {
     "adapter.rank": 8,

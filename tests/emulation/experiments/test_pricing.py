@@ -129,3 +129,16 @@ def test_the_experiment_compares_with_residual(tmp_path: Path) -> None:
     assert summary[1]["over"] == 2
     text = console.export_text()
     assert "wasted MB" in text and "0.2 events a round, all of the last two devices" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_run_has_what_is_measured(tmp_path: Path) -> None:
+    """Runs devices, because the measures need lines that only a run writes. d2 leaves after round 3."""
+    of = cell("churn-30", seed=2)
+    assert ("leave", "d2") in [(e.kind, e.device) for e in of.scenario().events]
+    found = pricing.run_and_measure(of, tmp_path, Console(quiet=True))
+    assert found["events"] == 3 and found["over"] == 0
+    assert 0 < found["wasted"] < found["bytes"]
+    assert 0 < found["spent"] <= 1 and found["price"] > 0
+    assert 0 <= found["accuracy"] <= 1
