@@ -8,6 +8,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 - replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
 - joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
+  block_survival.py: which owners stay. sent_count.py: what was sent.
   relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
   interference.py: second moments of the neighbours' inputs.
