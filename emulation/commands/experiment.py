@@ -28,8 +28,8 @@ def experiment(
         str,
         typer.Argument(
             metavar="NAME",
-            help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, baselines or "
-            "sequence.",
+            help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, baselines, "
+            "sequence or pricing.",
         ),
     ],
     seeds: Annotated[
@@ -91,16 +91,26 @@ def experiment(
 
 def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
     """The run of an experiment. Raises InputError for options that do not fit it."""
-    from emulation.experiments import allocation, catalogue, changes, forgetting, run, sequence, wireless
+    from emulation.experiments import (  # their arms depend on the scale
+        allocation,
+        catalogue,
+        changes,
+        forgetting,
+        pricing,
+        run,
+        sequence,
+        wireless,
+    )
 
-    own = {module.NAME: module for module in (allocation, forgetting, sequence, wireless)}.get(name)
+    sized = {module.NAME: module for module in (pricing, wireless)}
+    own = {module.NAME: module for module in (allocation, forgetting, sequence)}.get(name) or sized.get(name)
     if own is None:
         found = changes.changed(catalogue.find_experiment(name), request.changes)
         chosen = catalogue.choose_arms(found, arms, request.scale)
         request = replace(request, arms=chosen, scale=found.sized(request.scale))
         run.check(found, request)
         return partial(run.run, found, request)
-    chosen = wireless.choose_arms(arms, request.scale) if own is wireless else own.choose_arms(arms)
+    chosen = sized[name].choose_arms(arms, request.scale) if name in sized else own.choose_arms(arms)
     request = replace(request, arms=chosen)
     if own is forgetting:
         request = replace(request, seeds=forgetting.parse_runs(seeds))

@@ -18,7 +18,7 @@ from emulation.scenario.events import EventConfig, Population, event_problems, n
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
-from peers.radio_config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
+from peers.radio_config import FIFO, PRICED, MobilityConfig, PricingConfig, RadioConfig, WirelessConfig
 
 Problems = Iterator[tuple[str, str]]
 
@@ -154,6 +154,11 @@ def _allocator_problems(scenario: Scenario) -> Problems:
     In `newest` the owner signs a version in one codec. `paper-literal` averages different blocks.
     """
     radio, mode = scenario.radio, scenario.mixing.mode
+    if radio.allocator != PRICED and radio.pricing != PricingConfig():
+        yield (
+            "radio.pricing",
+            f"has no meaning with radio.allocator = {radio.allocator!r}; allowed: with {PRICED!r}",
+        )
     if radio.allocator == FIFO:
         if radio.codecs != RadioConfig().codecs:
             yield "radio.codecs", f"has no meaning with radio.allocator = {FIFO!r}, which sends radio.codec"

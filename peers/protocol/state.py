@@ -19,9 +19,8 @@ from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
-from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.send_allocation import send_allocation
 from peers.protocol.similar_copies import foreign_codec
-from peers.radio_config import FIFO
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -104,7 +103,8 @@ class DeviceState:
         # Membership table; membership.py merges records into it.
         self.members = Membership(verify, sign, me.device, me.public)
         self.exchange = Exchange(  # versions
-            self.mode, sizes, part_bytes, _send_allocation(me, config), foreign_codec(config)
+            *(self.mode, sizes, part_bytes),
+            *(send_allocation(config.radio, config.seed, me.device), foreign_codec(config)),
         )
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
@@ -332,8 +332,3 @@ class DeviceState:
 def majority(rounds: Collection[int]) -> int:
     """The latest round that more than half have reached."""
     return sorted(rounds, reverse=True)[len(rounds) // 2]
-
-
-def _send_allocation(me: Identity, config: DeviceConfig) -> SendAllocation | None:
-    name = config.radio.allocator
-    return None if name == FIFO else SendAllocation(name, config.seed, me.device)
