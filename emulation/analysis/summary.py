@@ -6,6 +6,7 @@ A value that the records do not contain is null. docs/records.md describes the k
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -69,7 +70,23 @@ def summarise(run: RunRecords) -> Record:
         "evaluator": records.read_object(run.folder / records.EVALUATOR_FILE) or None,
         "forgotten": forgotten_files.report(run),
         "unconfirmed_leaves": [str(block) for block in tombstones.unconfirmed(run)],
+        **_privacy(run),
     }
+
+
+def _privacy(run: RunRecords) -> Record:
+    """delta, the target (0: none), and what each device has spent until its last closed round."""
+    config = run.scenario.privacy
+    if not config.on:
+        return {}
+    lines = {device: [line for line in run.metrics[device] if "epsilon" in line] for device in run.devices}
+    spent = {device: finite(found[-1]["epsilon"]) for device, found in lines.items() if found}
+    return {"privacy": {"delta": config.delta, "target": config.epsilon, "epsilon": spent}}
+
+
+def finite(value: float) -> float | None:
+    """The value; None if it is infinite or no number, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
 
 
 def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record:

@@ -113,6 +113,7 @@ def metrics_of_round(done: RoundDone, trained: TrainResult, seconds: Callable[[i
         "withheld": done.withheld,
         "sent": {group: dict(codecs) for group, codecs in done.sent.items()},
         "members": list(done.members),
+        **({} if trained.epsilon is None else {"epsilon": trained.epsilon}),
     }
 
 
