@@ -18,6 +18,7 @@ from emulation.analysis import event_outcomes, forgotten_files, latency_histogra
 from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
 from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.rounds_alone import rounds_alone
+from peers.learning.privacy_account import account_path
 from transport.shaping.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
@@ -75,12 +76,12 @@ def summarise(run: RunRecords) -> Record:
 
 
 def _privacy(run: RunRecords) -> Record:
-    """delta, the target (0: none), and what each device has spent until its last closed round."""
+    """delta, the target (0: none), and what each device has spent."""
     config = run.scenario.privacy
     if not config.on:
         return {}
-    lines = {device: [line for line in run.metrics[device] if "epsilon" in line] for device in run.devices}
-    spent = {device: finite(found[-1]["epsilon"]) for device, found in lines.items() if found}
+    paths = {device: account_path(run.folder, device) for device in run.devices}
+    spent = {device: finite(records.read_object(path).get("epsilon", 0.0)) for device, path in paths.items()}
     return {"privacy": {"delta": config.delta, "target": config.epsilon, "epsilon": spent}}
 
 

@@ -78,7 +78,7 @@ class LocalSteps:
         self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
         self._private: PrivateGradients | None = None
-        self._first = 0  # the number of the first step of this training in the account of privacy
+        self._booked = range(0)  # the numbers of the steps of this training in the account of privacy
         if config.privacy.on and len(data):
             self._private = PrivateGradients(adapter, blocks.layout, config, data, device_id)
 
@@ -87,8 +87,8 @@ class LocalSteps:
         account allows. They are booked there now."""
         if self._private is None:
             return steps if len(self._data) else 0
-        self._first = self._private.account.steps
-        return self._private.account.spend(steps)
+        self._booked = self._private.account.book(steps)
+        return len(self._booked)
 
     @property
     def epsilon(self) -> float | None:
@@ -236,7 +236,7 @@ class LocalSteps:
         """
         assert self.own is not None
         if self._private is not None:
-            loss = self._private.step(self._blocks[self.own], self._first + step)
+            loss = self._private.step(self._blocks[self.own], self._booked[step])
         else:
             loss = self._add_gradients(round, step)
         self._set_gradients({g: a for g, a in settings.items() if g in self._adapter.gradients}, step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +96,8 @@ class PrivacyAccount:
     def __init__(self, config: PrivacyConfig, rate: float, planned: int) -> None:
         self._config, self.rate, self._planned = config, rate, planned
         self._spent: tuple[Spent, ...] = ()
-        self._path: Path | None = None
+        self._files: tuple[Path, ...] = ()
+        self._begun = False  # this process has booked steps
 
     @cached_property
     def noise(self) -> float:
@@ -119,20 +120,27 @@ class PrivacyAccount:
 
         Raises InputError for a damaged file: the account would begin anew.
         """
-        self._path = path
-        self._spent = next((_read(p) for p in (path, *earlier) if p.exists()), ())
+        self._files = (path, *earlier)
+        self._load()
 
-    def spend(self, steps: int) -> int:
-        """Book up to `steps` steps, as many as epsilon allows, and return their number.
+    def _load(self) -> None:
+        self._spent = next((_read(path) for path in self._files if path.exists()), self._spent)
+
+    def book(self, steps: int) -> range:
+        """Book up to `steps` steps, as many as epsilon allows; returns their numbers.
 
         The file has them before the first of them is taken: a crash never leaves a step that is not booked.
         """
-        allowed = self._allowed(steps)
+        if not self._begun:  # in virtual time, the earlier process may have trained since `keep_in`
+            self._load()
+            self._begun = True
+        first, allowed = self.steps, self._allowed(steps)
         if allowed:
             self._spent = self._with(allowed)
-            if self._path is not None:
-                _write(self._path, self._spent)
-        return allowed
+            if self._files:
+                about = {"epsilon": self.epsilon, "delta": self._config.delta}
+                _write(self._files[0], {"spent": self._spent, **about})
+        return range(first, first + allowed)
 
     def _allowed(self, steps: int) -> int:
         """The most of `steps` further steps that stay within epsilon, by bisection."""
@@ -166,12 +174,12 @@ def _read(path: Path) -> tuple[Spent, ...]:
         ) from None
 
 
-def _write(path: Path, spent: Iterable[Spent]) -> None:
+def _write(path: Path, account: Mapping[str, object]) -> None:
     """No reader sees a partial file, also after a crash of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".tmp")
     with part.open("w", encoding="utf-8") as file:
-        json.dump({"spent": [list(one) for one in spent]}, file)
+        json.dump(account, file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -72,23 +72,34 @@ def test_the_same_seed_gives_the_same_block() -> None:
 def test_a_device_that_returns_goes_on_with_its_account(tmp_path: Path) -> None:
     account = PrivacyAccount(PrivacyConfig(noise=1.0), 0.5, 10)
     account.keep_in(tmp_path / FILE)
-    assert account.spend(4) == 4
+    assert account.book(4) == range(4)
     again = PrivacyAccount(PrivacyConfig(noise=1.0), 0.5, 10)
     again.keep_in(tmp_path / FILE)
     assert (again.steps, again.epsilon) == (4, account.epsilon)
     other = PrivacyAccount(PrivacyConfig(noise=2.0), 0.5, 10)  # another noise: both count
     other.keep_in(tmp_path / "new" / FILE, tmp_path / FILE)
-    other.spend(2)
+    assert other.book(2) == range(4, 6)
     assert other.epsilon == epsilon_of((Spent(1.0, 0.5, 4), Spent(2.0, 0.5, 2)), DELTA)
-    assert json.loads((tmp_path / "new" / FILE).read_text()) == {"spent": [[1.0, 0.5, 4], [2.0, 0.5, 2]]}
+    written = json.loads((tmp_path / "new" / FILE).read_text())
+    assert written["spent"] == [[1.0, 0.5, 4], [2.0, 0.5, 2]]
+    assert (written["epsilon"], written["delta"]) == (other.epsilon, DELTA)
+
+
+def test_a_process_that_waited_while_the_earlier_one_trained_goes_on_with_its_account(tmp_path: Path) -> None:
+    """In virtual time the process of a return is made before the run begins."""
+    lives = [PrivacyAccount(PrivacyConfig(noise=1.0), 0.5, 10) for _ in range(2)]
+    for life in lives:
+        life.keep_in(tmp_path / FILE)
+    assert [life.book(3) for life in lives] == [range(3), range(3, 6)]
+    assert lives[1].book(1) == range(6, 7)
 
 
 def test_a_run_that_resumes_a_checkpoint_goes_on_with_its_account(tmp_path: Path) -> None:
-    config = {"privacy": {"noise": 1.0}, "round": {"count": 4}}
-    first = joined(**config)
+    config = {"noise": 1.0}
+    first = joined(privacy=config)
     first.keep_account(tmp_path / "old" / "devices" / "d0")
     first.train(0, 2, rehearse=False)
-    second = joined(**config)
+    second = joined(privacy=config)
     assert second._local._private is not None
     second._local._config = second._local._config.model_copy(
         update={

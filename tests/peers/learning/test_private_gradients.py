@@ -14,13 +14,16 @@ from peers.learning.learner import Learner
 from peers.learning.private_gradients import PrivateGradients, clipped_sums
 from tests.support.learners import OWN, joined
 from tests.support.small_images import images_learner
+from tests.support.tiny_models import Family
 
 SMALL_NOISE = 1e-12
 
 
-def private(**sections: object) -> tuple[Learner, PrivateGradients]:
-    privacy = {"noise": SMALL_NOISE, **dict(sections.pop("privacy", {}))}  # type: ignore[call-overload]
-    learner = joined(privacy=privacy, data={"batch": 3}, **sections)
+def private(family: Family = "llama", **privacy: object) -> tuple[Learner, PrivateGradients]:
+    """A learner whose sample is all of its data, in two passes."""
+    learner = joined(
+        family, privacy={"noise": SMALL_NOISE, **privacy}, data={"batch": 3}, train={"micro_batch": 2}
+    )
     learner._place(())
     found = learner._local._private
     assert found is not None
@@ -44,8 +47,8 @@ def one_by_one(learner: Learner, clip: float) -> tuple[dict[str, Tensor], float]
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # Linear, Conv1D
 @pytest.mark.parametrize("clip", [0.05, 1e3])  # every gradient is longer, and none
-def test_each_example_is_clipped_as_in_a_loop_over_single_examples(family: str, clip: float) -> None:
-    learner, gradients = private(family=family, privacy={"clip": clip}, train={"micro_batch": 2})
+def test_each_example_is_clipped_as_in_a_loop_over_single_examples(family: Family, clip: float) -> None:
+    learner, gradients = private(family, clip=clip)
     expected, mean = one_by_one(learner, clip)
     loss = gradients.step(learner.block(OWN), 0)  # all examples: the batch is as large as the data
     assert loss == pytest.approx(mean, rel=1e-5)
@@ -68,7 +71,7 @@ def test_convolutions_are_clipped_as_in_a_loop_over_single_images(tmp_path: Path
 
 
 def test_the_noise_has_the_deviation_sigma_c_over_the_expected_size_of_the_sample() -> None:
-    learner, gradients = private(privacy={"noise": 40.0, "clip": 0.05})
+    learner, gradients = private(noise=40.0, clip=0.05)
     gradients.step(learner.block(OWN), 0)
     numbers = torch.cat([g.flatten() for g in learner._adapter.gradients.values()])
     deviation = 40.0 * 0.05 / 3
@@ -87,7 +90,7 @@ def test_a_step_draws_each_example_alone_and_its_stream_has_its_number() -> None
 
 
 def test_secret_randomness_is_no_function_of_the_seed() -> None:
-    learner, gradients = private(privacy={"noise": 1.0, "randomness": "secret"})
+    learner, gradients = private(noise=1.0, randomness="secret")
     drawn = []
     for _ in range(2):
         gradients.step(learner.block(OWN), 0)
@@ -108,7 +111,7 @@ def test_an_example_without_a_finite_gradient_adds_nothing() -> None:
 
 
 def test_a_loss_that_is_not_finite_does_not_end_a_private_step() -> None:
-    learner, gradients = private(privacy={"noise": 1.0})
+    learner, gradients = private(noise=1.0)
     for values in learner.block(OWN).data.values():
         values.detach().fill_(math.nan)
     assert math.isnan(gradients.step(learner.block(OWN), 0))
