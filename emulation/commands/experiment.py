@@ -28,8 +28,8 @@ def experiment(
         str,
         typer.Argument(
             metavar="NAME",
-            help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, baselines or "
-            "sequence.",
+            help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, privacy, "
+            "baselines or sequence.",
         ),
     ],
     seeds: Annotated[
@@ -91,9 +91,18 @@ def experiment(
 
 def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
     """The run of an experiment. Raises InputError for options that do not fit it."""
-    from emulation.experiments import allocation, catalogue, changes, forgetting, run, sequence, wireless
+    from emulation.experiments import (
+        allocation,
+        catalogue,
+        changes,
+        forgetting,
+        privacy,
+        run,
+        sequence,
+        wireless,
+    )
 
-    own = {module.NAME: module for module in (allocation, forgetting, sequence, wireless)}.get(name)
+    own = {module.NAME: module for module in (allocation, forgetting, privacy, sequence, wireless)}.get(name)
     if own is None:
         found = changes.changed(catalogue.find_experiment(name), request.changes)
         chosen = catalogue.choose_arms(found, arms, request.scale)
@@ -102,7 +111,7 @@ def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
         return partial(run.run, found, request)
     chosen = wireless.choose_arms(arms, request.scale) if own is wireless else own.choose_arms(arms)
     request = replace(request, arms=chosen)
-    if own is forgetting:
+    if own is forgetting or own is privacy:
         request = replace(request, seeds=forgetting.parse_runs(seeds))
     own.check(request)
     return partial(own.run, request)
