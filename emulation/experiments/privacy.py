@@ -69,7 +69,7 @@ SCALES = {
     s.name: s
     for s in (
         Scale("full", devices=4, persons=10, learn=24, correct=8, every=4, seeds=0, max_devices=6, batch=64),
-        Scale("small", devices=3, persons=10, learn=12, correct=4, every=4, seeds=0, max_devices=6, batch=64),
+        Scale("small", devices=3, persons=10, learn=10, correct=2, every=2, seeds=0, max_devices=6, batch=64),
         Scale("smoke", devices=3, persons=5, learn=2, correct=2, every=2, seeds=0, max_devices=6, batch=8),
     )
 }
