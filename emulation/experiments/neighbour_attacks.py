@@ -73,9 +73,10 @@ def sketch_attack(
     def sketch(rows: Sequence[int]) -> Vector:
         return _sketch(learner, config.adapter.scale, blocks, encoded.rows(torch.tensor(rows)), sketcher)
 
-    reported = sketch(range(DIAGNOSED))  # the data have no order: the first ones are as good as any
+    size = min(DIAGNOSED, len(own))
+    reported = sketch(range(size))  # the data have no order: the first ones are as good as any
     scores = np.array([_cosine(reported, sketch([row])) for row in range(len(encoded))])
-    batch, rest, outside = np.split(scores, [DIAGNOSED, len(own)])
+    batch, rest, outside = np.split(scores, [size, len(own)])
     return {"in the batch": auc_by_rank(batch, outside), "in the data": auc_by_rank(rest, outside)}
 
 
