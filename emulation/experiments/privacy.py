@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -123,9 +124,14 @@ class PrivacyCell(ForgettingCell):
 
 
 def choose_arms(names: str) -> tuple[str, ...]:
-    """The arms of a list with commas; all for an empty list. Raises InputError."""
-    wanted = arm_names(names, ARMS)
-    return tuple(name for name in ARMS if name in wanted) or tuple(ARMS)
+    """Pairs SETTING/ARM of a list of settings and arms with commas; all for an empty list.
+
+    Raises InputError.
+    """
+    settings = [setting.name for setting in SETTINGS]
+    wanted = arm_names(names, (*settings, *ARMS))
+    chosen = ([n for n in known if n in wanted] or known for known in (settings, [*ARMS]))
+    return tuple(f"{setting}/{arm}" for setting, arm in product(*chosen))
 
 
 def check(request: Request) -> None:
@@ -133,8 +139,9 @@ def check(request: Request) -> None:
     if request.publish is not None:
         raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
     for cell in _cells(replace(request, seeds=request.seeds[:1])):
-        if cell.setting.name == FACTS:
-            check_against_model(cell.scenario())
+        scenario = cell.scenario()
+        if cell.setting.name == FACTS:  # the digits have no data before `write_data`
+            check_against_model(scenario)
 
 
 def _cells(request: Request) -> list[PrivacyCell]:
@@ -143,15 +150,20 @@ def _cells(request: Request) -> list[PrivacyCell]:
             f"--scale: {request.scale.name!r} is no scale of {NAME}; allowed: {', '.join(SCALES)}"
         )
     scale = SCALES[request.scale.name]
-    arms = [ARMS[name] for name in request.arms]
-    settings = [request.changed(setting) for setting in SETTINGS]
-    return [PrivacyCell(s, arm, n, scale) for s in settings for n in request.seeds for arm in arms]
+    return [
+        PrivacyCell(request.changed(setting), arm, number, scale)
+        for setting in SETTINGS
+        for number in request.seeds
+        for arm in ARMS.values()
+        if f"{setting.name}/{arm.name}" in request.arms
+    ]
 
 
 def run(request: Request, console: Console, run_one: runner.RunCell | None = None) -> None:
     """Run the cells that OUT lacks, attack them, print the tables, write OUT/rows.csv and results.json."""
     cells = _cells(request)
-    had = {s.name: _assignment(next(c for c in cells if c.setting.name == s.name), request) for s in SETTINGS}
+    pools = {cell.setting.name: len(cell.pooled()) for cell in cells if cell.seed == request.seeds[0]}
+    had = {setting: assign(len(request.seeds), size, seed=0) for setting, size in pools.items()}
     found = runner.run_cells(cells, request.out, console, run_one or RunAndAttack(had), request.jobs)
     summary = aggregate(found, had)
     console.print(f"{request.scale.name}, {publication.header(found)}", highlight=False)
@@ -162,10 +174,6 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     rows = [{**cell_key_of(one), **{name: one[name] for name in FIGURES}} for one in found]
     tables.write_results(request.out, rows, {"summary": summary})
     request.finish(NAME, found, "rows.csv, results.json", console)
-
-
-def _assignment(cell: PrivacyCell, request: Request) -> NDArray[np.bool_]:
-    return assign(len(request.seeds), len(cell.pooled()), seed=0)
 
 
 def cell_key_of(found: Record) -> Record:

@@ -93,7 +93,8 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
 
 def test_the_tables_show_the_attack_before_and_after_the_deletion(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
-    request = Request(catalogue.SCALES["smoke"], ("none", "epsilon-2"), tuple(range(RUNS)), tmp_path)
+    arms = privacy.choose_arms("none,epsilon-2")
+    request = Request(catalogue.SCALES["smoke"], arms, tuple(range(RUNS)), tmp_path)
     privacy.run(request, console, made)
     summary = json.loads((tmp_path / "results.json").read_text())["summary"]
     by = {(e["setting"], e["arm"]): e["attacks"] for e in summary}
@@ -160,10 +161,12 @@ def test_a_sketch_tells_which_examples_are_in_its_batch(
 
 
 def test_bad_options_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    assert privacy.choose_arms("") == tuple(ARMS) and privacy.choose_arms("epsilon-8") == ("epsilon-8",)
-    with pytest.raises(InputError, match="allowed: none, epsilon-8, epsilon-2"):
+    assert len(privacy.choose_arms("")) == len(SETTINGS) * len(ARMS)
+    assert privacy.choose_arms("epsilon-8") == ("digits/epsilon-8", "facts/epsilon-8")
+    assert privacy.choose_arms("facts,none") == ("facts/none",)
+    with pytest.raises(InputError, match="allowed: digits, facts, none, epsilon-8, epsilon-2"):
         privacy.choose_arms("epsilon-3")
-    request = Request(catalogue.SCALES["medium"], ("none",), tuple(range(6)), tmp_path)
+    request = Request(catalogue.SCALES["medium"], ("facts/none",), tuple(range(6)), tmp_path)
     with pytest.raises(InputError, match="'medium' is no scale of privacy; allowed: full, small, smoke"):
         privacy.check(request)
     with pytest.raises(InputError, match="--publish: privacy has no seeds"):
