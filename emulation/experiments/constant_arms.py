@@ -20,8 +20,10 @@ from emulation.experiments.arms import CONSTANT_ARMS, POLICIES, SINGLE_ACTIONS, 
 from emulation.experiments.statistics import interval
 from emulation.experiments.tables import DASH, number, spread, table
 
-SAME = 1.005  # costs up to this factor count as equal
+SAME = 1.02  # a constant arm may cost up to this factor of the policy's; the error favours the constant arm
 LEAST_SHARE = 0.02  # of the rounds; a smaller share is no mixture
+POOLED = "all"
+COSTS = ("steps", "seconds", "bytes")
 
 
 class Mixed(NamedTuple):
@@ -42,46 +44,81 @@ class Mixed(NamedTuple):
         return self.share * float(seen[self.first][name]) + (1 - self.share) * float(seen[self.second][name])
 
 
+class Paired(NamedTuple):
+    """One seed of a policy beside the constant arm that the other seeds chose.
+
+    costs: the policy's over those of the constant arm, by COSTS.
+    """
+
+    difference: float
+    chosen: str
+    costs: Mapping[str, float]
+
+
 def against_constants(rows: Sequence[Record]) -> list[Record]:
     """For each setting and policy that is not constant: the paired difference to the best constant arm.
 
     `success`: the interval of the difference of event gaps lies below 0. `steps`, `seconds`, `bytes`: the
     policy's over those of the constant arm. `chosen`: the constant arms, by number of seeds that chose them.
+    The setting `all` pools several settings: the value of a seed is its mean over them.
     """
     keys = dict.fromkeys((r["setting"], r["arm"]) for r in rows)
-    found = (compared(rows, s, a) for s, a in keys if a in POLICIES and a not in CONSTANT_ARMS)
-    return [one for one in found if one is not None]
+    arms: dict[str, dict[str, dict[int, Paired]]] = {}
+    for setting, arm in keys:
+        if arm in POLICIES and arm not in CONSTANT_ARMS and (seen := compare_seeds(rows, setting, arm)):
+            arms.setdefault(arm, {})[setting] = seen
+    settings = dict.fromkeys(setting for setting, _ in keys)
+    single = [
+        to_comparison(setting, arm, [[pair] for pair in of[setting].values()])
+        for setting in settings
+        for arm, of in arms.items()
+        if setting in of
+    ]
+    return single + [to_comparison(POOLED, arm, pool(of)) for arm, of in arms.items() if len(of) > 1]
 
 
-def compared(rows: Sequence[Record], setting: str, arm: str) -> Record | None:
-    """The comparison of one policy; None with fewer than two seeds or without constant arms."""
+def compare_seeds(rows: Sequence[Record], setting: str, arm: str) -> dict[int, Paired]:
+    """A policy in one setting, by seed. Empty with fewer than two seeds or without constant arms."""
     mine = {r["seed"]: r for r in rows_of(rows, setting, arm)}
     constant = {name: {r["seed"]: r for r in rows_of(rows, setting, name)} for name in CONSTANT_ARMS}
     seeds = [s for s in mine if any(s in of for of in constant.values())]
     present = [name for name, of in constant.items() if of.keys() >= set(seeds)]
     if len(seeds) < 2 or not present:
-        return None
-    differences, names = [], []
-    ratios: dict[str, list[float]] = {"steps": [], "seconds": [], "bytes": []}
+        return {}
+    found = {}
     for seed in seeds:
         others = [s for s in seeds if s != seed]
         best = best_constant(
             {n: [constant[n][s] for s in others] for n in present}, [mine[s] for s in others]
         )
-        seen = {name: constant[name][seed] for name in present}
-        differences.append(float(mine[seed]["eg"]) - best.value(seen, "eg"))
-        names.append(best.name)
-        for cost, values in ratios.items():
-            of_constant = best.value(seen, cost)
-            values.append(float(mine[seed][cost]) / of_constant if of_constant else 1.0)
-    gap = interval(differences)
+        found[seed] = compare_seed(mine[seed], best, {name: constant[name][seed] for name in present})
+    return found
+
+
+def compare_seed(mine: Record, best: Mixed, seen: Mapping[str, Record]) -> Paired:
+    """seen: the constant arms' rows of the same seed, by arm."""
+    spent = {cost: best.value(seen, cost) for cost in COSTS}
+    costs = {cost: float(mine[cost]) / value if value else 1.0 for cost, value in spent.items()}
+    return Paired(float(mine["eg"]) - best.value(seen, "eg"), best.name, costs)
+
+
+def pool(of: Mapping[str, Mapping[int, Paired]]) -> list[list[Paired]]:
+    """The pairs of each seed that all settings have. They share the seed's data and are no separate draws."""
+    common = [seed for seed in next(iter(of.values())) if all(seed in seen for seen in of.values())]
+    return [[seen[seed] for seen in of.values()] for seed in common]
+
+
+def to_comparison(setting: str, arm: str, pairs: Sequence[Sequence[Paired]]) -> Record:
+    """pairs: those of each seed, one for each setting."""
+    gap = interval([fmean(pair.difference for pair in of_seed) for of_seed in pairs])
+    names = [pair.chosen for of_seed in pairs for pair in of_seed]
     return {
         "setting": setting,
         "arm": arm,
         "eg_minus_constant": to_record(gap),
         "success": gap is not None and gap.high is not None and gap.high < 0,
         "chosen": {name: names.count(name) for name in dict.fromkeys(names)},
-        **{cost: fmean(values) for cost, values in ratios.items()},
+        **{cost: fmean(pair.costs[cost] for of_seed in pairs for pair in of_seed) for cost in COSTS},
     }
 
 
@@ -91,7 +128,7 @@ def best_constant(constant: Mapping[str, Sequence[Record]], policy: Sequence[Rec
     steps = {name: _mean(rows, "steps") for name, rows in constant.items()}
     sent = {name: _mean(rows, "bytes") for name, rows in constant.items()}
     gaps = {name: _mean(rows, "eg") for name, rows in constant.items()}
-    limit, most = _mean(policy, "steps") * SAME, _mean(policy, "bytes") * SAME
+    limit, most = SAME * _mean(policy, "steps"), SAME * _mean(policy, "bytes")
     options = [
         mixed
         for pair in combinations_with_replacement(constant, 2)
@@ -137,11 +174,15 @@ def constants_table(found: Sequence[Record]) -> Table:
         left = head in ("setting", "policy", "constant arm")
         made.add_column(head, justify="left" if left else "right", no_wrap=head == "policy")
     for one in found:
-        costs = [f"{one[cost]:.2f}" for cost in ("steps", "seconds", "bytes")]
-        chosen = ", ".join(f"{name} ({count})" for name, count in one["chosen"].items())
+        costs = [f"{one[cost]:.2f}" for cost in COSTS]
+        several = one["setting"] == POOLED
+        chosen = DASH if several else ", ".join(f"{name} ({count})" for name, count in one["chosen"].items())
         verdict = "yes" if one["success"] else "no"
         made.add_row(one["setting"], one["arm"], spread(one["eg_minus_constant"]), verdict, *costs, chosen)
-    made.caption = "steps, seconds, bytes: of the policy, over those of the constant arm"
+    made.caption = (
+        "steps, seconds, bytes: of the policy, over those of the constant arm; "
+        "all: a seed's mean over the settings"
+    )
     return made
 
 

@@ -62,9 +62,9 @@ PATIENCE_S = 150.0
 
 
 class Run:
-    """A run that goes on until it is ended."""
+    """A run that goes on until it is ended. `options`: options for sbatch."""
 
-    def __init__(self, cluster: Cluster, root: Path, text: str) -> None:
+    def __init__(self, cluster: Cluster, root: Path, text: str, options: str = "") -> None:
         self.cluster, self.out = cluster, root / "run"
         (root / "scenario.toml").write_text(text)
         code = f"{SILENCE} from emulation.cli import main; main()"
@@ -73,7 +73,7 @@ class Run:
         self.launcher = subprocess.Popen(
             [sys.executable, "-c", code, *given],
             cwd=ROOT,
-            env=cluster.variables,
+            env={**cluster.variables, "UNWEFT_SBATCH": options},
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -127,8 +127,8 @@ def nothing_is_left(run: Run) -> None:
 
 @pytest.fixture
 def run(cluster: Cluster, tmp_path: Path) -> Iterator[Run]:
-    """A run without an end, in which all devices have closed some rounds."""
-    found = Run(cluster, tmp_path, ENDLESS)
+    """A run without an end, in which all devices have closed some rounds. Each device has a GPU of Slurm's."""
+    found = Run(cluster, tmp_path, ENDLESS, "--gres=gpu:1")
     try:
         yield found.until_round(3)
     finally:
@@ -155,6 +155,8 @@ def test_a_scenario_runs_on_slurm_as_it_does_in_processes(cluster: Cluster, tmp_
 def test_churn_a_node_that_fails_and_an_interrupt(run: Run) -> None:
     failed = run.node("d1")
     assert failed != run.node("d0")
+    seen = [task.environ().get("CUDA_VISIBLE_DEVICES") for task in run.cluster.tasks()]
+    assert len(seen) >= 3 and set(seen) == {"0"}  # each node has one GPU
     run.cluster.kill_node(failed)
     run.until(lambda: "d1" not in run.members("d0"), "a crash of the node's device")
     assert "d0" in run.members("d0") and run.launcher.poll() is None

@@ -1,7 +1,8 @@
 """A Slurm cluster on this machine: a controller, and one slurmd a node. It ends completely.
 
 `python -m tests.support.slurm_cluster COMMAND...` starts a cluster of three nodes, runs the command with it,
-and ends it. All daemons listen on the loopback interface only.
+and ends it. All daemons listen on the loopback interface only. Each node has one GPU in Slurm's books; its
+device file is /dev/null.
 """
 
 from __future__ import annotations
@@ -51,10 +52,12 @@ ReturnToService=2
 SlurmdTimeout=10
 KillWait=3
 SlurmdParameters=config_overrides
+GresTypes=gpu
 {nodes}
 PartitionName=edge Nodes=ALL Default=YES MaxTime=01:00:00 State=UP
 """
-NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN"
+NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Gres=gpu:1 State=UNKNOWN"
+GPUS = "Name=gpu File=/dev/null\n"
 
 
 def missing() -> str | None:
@@ -130,6 +133,7 @@ def _configure(folder: Path, names: Sequence[str], cpus: int) -> None:
     listed = [NODE.format(name=name, port=port, cpus=cpus) for name, port in zip(names, ports, strict=True)]
     conf = CONF.format(folder=folder, port=controller, user="root", nodes="\n".join(listed))
     (folder / "slurm.conf").write_text(conf, encoding="utf-8")
+    (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
 
 
 def _munged(folder: Path) -> list[str]:

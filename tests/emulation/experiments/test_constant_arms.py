@@ -11,11 +11,12 @@ from rich.console import Console
 
 from emulation.experiments import diagnoses
 from emulation.experiments.constant_arms import (
+    POOLED,
+    SAME,
     Mixed,
     against_constants,
     best_constant,
     best_of_each,
-    compared,
     constants_table,
 )
 
@@ -33,9 +34,13 @@ def rows(dominant: list[float], steps: float, sent: float = 1e6) -> list[dict[st
     return found
 
 
+def of_dominant(found: list[dict[str, Any]]) -> dict[str, Any]:
+    (only,) = against_constants(found)
+    return only
+
+
 def test_a_policy_with_the_steps_of_uniform_competes_with_constants_of_as_many_steps():
-    found = compared(rows([0.15, 0.16, 0.17], 40), "ring", "dominant")
-    assert found is not None
+    found = of_dominant(rows([0.15, 0.16, 0.17], 40))
     assert found["chosen"] == {"gamma-1": 3}
     assert found["eg_minus_constant"]["mean"] == pytest.approx(-0.05)
     assert found["success"]
@@ -43,19 +48,17 @@ def test_a_policy_with_the_steps_of_uniform_competes_with_constants_of_as_many_s
 
 
 def test_steps_between_two_constants_are_compared_with_their_mixture():
-    found = compared(rows([0.15, 0.16, 0.17], 60 / 1.005), "ring", "dominant")
-    assert found is not None
+    found = of_dominant(rows([0.15, 0.16, 0.17], 60 / SAME))
     assert found["eg_minus_constant"]["mean"] == pytest.approx(0.0, abs=1e-9)
     assert not found["success"]
-    assert found["steps"] == pytest.approx(1, rel=0.01)
+    assert found["steps"] == pytest.approx(1 / SAME)
 
 
 def test_the_constant_arm_is_chosen_on_the_other_seeds():
     """On each seed another arm is best, and the policy is as good as the best of each seed."""
     found = [row("dominant", seed, 0.0) for seed in range(2)]
     found += [row("uniform", 0, 0.0), row("uniform", 1, 1.0), row("gamma-1", 0, 1.0), row("gamma-1", 1, 0.0)]
-    made = compared(found, "ring", "dominant")
-    assert made is not None
+    made = of_dominant(found)
     assert made["eg_minus_constant"]["mean"] == -1.0
     assert made["chosen"] == {"gamma-1": 1, "uniform": 1}
 
@@ -64,8 +67,34 @@ def test_a_constant_arm_that_sends_more_is_no_choice():
     found = [row("uniform", seed, 0.5) for seed in range(2)]
     found += [row("gamma-1", seed, 0.1, sent=2e6) for seed in range(2)]
     found += [row("dominant", seed, 0.3) for seed in range(2)]
-    made = compared(found, "ring", "dominant")
-    assert made is not None and made["chosen"] == {"uniform": 2}
+    made = of_dominant(found)
+    assert made["chosen"] == {"uniform": 2}
+
+
+def test_a_constant_arm_that_sends_one_per_cent_more_is_a_choice():
+    """All constant arms send a little more where a policy sends less for its measurements."""
+    found = [row("uniform", seed, 0.5, sent=1.01e6) for seed in range(2)]
+    found += [row("max-steps", seed, 0.1, 80, sent=1.01e6) for seed in range(2)]
+    found += [row("dominant", seed, 0.3, 80 / SAME) for seed in range(2)]
+    made = of_dominant(found)
+    assert made["chosen"] == {"max-steps": 2}
+    assert not made["success"]
+
+
+def test_settings_are_pooled_by_seed():
+    """The two settings differ by 1, the seeds by 0.02: only the seeds enter the interval."""
+    found = []
+    for seed in range(3):
+        gain = 0.1 + 0.02 * seed
+        found += [row("uniform", seed, 0.5), row("dominant", seed, 0.5 - gain)]
+        found += [{**row("uniform", seed, 2.0), "setting": "full"}]
+        found += [{**row("dominant", seed, 1.0 - gain), "setting": "full"}]
+    made = {one["setting"]: one for one in against_constants(found)}
+    assert set(made) == {"ring", "full", POOLED}
+    pooled = made[POOLED]["eg_minus_constant"]
+    assert pooled["mean"] == pytest.approx(-0.62)
+    assert pooled["high"] - pooled["low"] == pytest.approx(2 * 4.303 * 0.02 / 3**0.5, rel=1e-3)
+    assert made[POOLED]["success"]
 
 
 def test_a_policy_that_costs_less_than_all_is_compared_with_the_cheapest():
@@ -74,8 +103,8 @@ def test_a_policy_that_costs_less_than_all_is_compared_with_the_cheapest():
 
 
 def test_one_seed_or_no_constant_arm_gives_no_comparison():
-    assert compared(rows([0.1], 40), "ring", "dominant") is None
-    assert compared([row("dominant", 0, 0.1), row("dominant", 1, 0.1)], "ring", "dominant") is None
+    assert against_constants(rows([0.1], 40)) == []
+    assert against_constants([row("dominant", 0, 0.1), row("dominant", 1, 0.1)]) == []
     assert against_constants([row("uniform", 0, 0.1), row("uniform", 1, 0.1)]) == []
 
 
