@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from peers.correction_config import CorrectionConfig
+from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
 from peers.section import Section, about
 
@@ -382,6 +383,7 @@ class DeviceConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     radio: RadioConfig = RadioConfig()
     correction: CorrectionConfig = CorrectionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     membership: MembershipConfig = MembershipConfig()
     keys: KeysConfig = KeysConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

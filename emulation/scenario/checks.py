@@ -15,6 +15,7 @@ from coordinator_free.correction.policies import POLICIES, SCHEDULES
 from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from emulation.radio.wireless import channel
 from emulation.scenario.events import EventConfig, Population, event_problems, names
+from emulation.scenario.privacy_checks import privacy_problems
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
@@ -44,6 +45,7 @@ def scenario_problems(scenario: Scenario) -> Problems:
     if scenario.eval.devices == "one" and scenario.representative is None:
         yield "eval.devices", "'one' needs an initial device that no event removes or stalls; allowed: 'all'"
     yield from _checkpoint_problems(scenario)
+    yield from privacy_problems(scenario)
 
 
 def check_device_id(device: str) -> None:

@@ -115,6 +115,7 @@ def metrics_of_round(done: RoundDone, trained: TrainResult, seconds: Callable[[i
         "block_bytes": dict(done.block_bytes),
         "members": list(done.members),
         **({} if done.price is None else {"price": done.price}),
+        **({} if trained.epsilon is None else {"epsilon": trained.epsilon}),
     }
 
 
