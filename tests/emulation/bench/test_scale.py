@@ -10,9 +10,11 @@ import pytest
 
 from emulation.bench import scale
 from emulation.bench.harness.crowd import ClosedRound
+from emulation.bench.harness.figures import Findings
 from emulation.bench.harness.growth import exponent, exponent_of_log
 from emulation.bench.harness.virtual_figures import (
     VirtualFigures,
+    VirtualRun,
     control_of_rounds,
     latency_quantile_s,
     learnt_round,
@@ -83,7 +85,7 @@ def test_traffic_is_given_by_round_period_and_share_of_the_budget() -> None:
 
 
 # -- the table -----------------------------------------------------------------------------------------
-def measure(monkeypatch: pytest.MonkeyPatch, **found: Any) -> tuple[list[str], scale.Findings]:
+def measure(monkeypatch: pytest.MonkeyPatch, **found: Any) -> tuple[list[str], Findings]:
     """Run the benchmark with figures that are functions of the number of devices."""
     said: list[str] = []
     monkeypatch.setattr(scale, "_real", lambda count, *_: {n: (float(of(count)),) for n, of in found.items()})
@@ -146,6 +148,6 @@ def test_two_small_sizes() -> None:
 def test_virtual_figures_of_a_short_run(tmp_path: Path) -> None:
     """All devices in this process. The bytes show that control fits in its share of the budget."""
     text = scale._text(4, 8, "virtual", 2, 1, 0)
-    found: VirtualFigures = scale.VirtualRun().run(text, str(tmp_path))
+    found: VirtualFigures = VirtualRun().run(text, str(tmp_path))
     assert 0 < found.latency_p95_s < 1 and 0 < found.control_share < 0.05
     assert found.control_bytes > 0 and found.violations == 0 and math.isnan(found.learnt_round)
