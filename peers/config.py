@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from peers.correction_config import CorrectionConfig
+from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
 from peers.section import Section, about
 
@@ -203,6 +204,9 @@ class TopologyConfig(Section):
     radius: Annotated[
         float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
     ] = 0.5
+    degree: Annotated[
+        int, about("regular: neighbours of each device, an even number.", unit="devices", ge=2, multiple_of=2)
+    ] = 4
 
 
 class RoundConfig(Section):
@@ -379,6 +383,7 @@ class DeviceConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     radio: RadioConfig = RadioConfig()
     correction: CorrectionConfig = CorrectionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     membership: MembershipConfig = MembershipConfig()
     keys: KeysConfig = KeysConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -6,6 +6,7 @@ A value that the records do not contain is null. docs/records.md describes the k
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +18,7 @@ from emulation.analysis import event_outcomes, forgotten_files, latency_histogra
 from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
 from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.rounds_alone import rounds_alone
+from peers.learning.privacy_account import account_path
 from transport.shaping.accounting import PER_DECADE, open_bytes
 
 SCHEMA = 1
@@ -69,7 +71,23 @@ def summarise(run: RunRecords) -> Record:
         "evaluator": records.read_object(run.folder / records.EVALUATOR_FILE) or None,
         "forgotten": forgotten_files.report(run),
         "unconfirmed_leaves": [str(block) for block in tombstones.unconfirmed(run)],
+        **_privacy(run),
     }
+
+
+def _privacy(run: RunRecords) -> Record:
+    """delta, the target (0: none), and what each device has spent."""
+    config = run.scenario.privacy
+    if not config.on:
+        return {}
+    paths = {device: account_path(run.folder, device) for device in run.devices}
+    spent = {device: finite(records.read_object(path).get("epsilon", 0.0)) for device, path in paths.items()}
+    return {"privacy": {"delta": config.delta, "target": config.epsilon, "epsilon": spent}}
+
+
+def finite(value: float) -> float | None:
+    """The value; None if it is infinite or no number, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
 
 
 def _device(run: RunRecords, device: str, links: Mapping[str, Record]) -> Record:

@@ -31,6 +31,7 @@ from peers.errors import InputError
 from peers.learning.learner import Learner
 from peers.lora.bases import Recipe
 from peers.models.loader import LoadedModel, load_model
+from peers.privacy_config import PrivacyConfig
 from peers.tasks import AnyExample, Batch, Task, make_task, score_examples
 
 COLUMNS = ("devices' data", "held-out", "control", "leavers' data", "AUC")
@@ -87,6 +88,7 @@ def _trained(scenario: Scenario, examples: Sequence[AnyExample], devices: int) -
         update={
             "adapter": config.adapter.model_copy(update={"rank": ranks, "max_devices": 1}),
             "data": config.data.model_copy(update={"batch": config.data.batch * devices}),
+            "privacy": PrivacyConfig(),
         }
     )
     learner = Learner(loaded, merged, loaded.encode(examples, config.data.max_length), "centralised")

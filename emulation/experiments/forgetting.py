@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -173,10 +173,18 @@ class RunAndAttack:
         return {"losses": losses, "relearn": relearn}
 
 
-def snapshots(cell: Cell, kept: Path) -> dict[str, dict[str, Path]]:
-    """The survivors' snapshots after the last deletion and at the end. Raises InputError if one lacks."""
+def patterns(leaver: str) -> dict[str, str]:
+    """By moment: the names of the snapshots after the deletion of the leaver, and in rounds."""
+    return {DELETED: f"*-deleted-{leaver}.*", END: "*-round.safetensors"}
+
+
+def snapshots(cell: Cell, kept: Path, names: Mapping[str, str] | None = None) -> dict[str, dict[str, Path]]:
+    """By moment: the last of the survivors' snapshots with these names; None: those of `patterns`.
+
+    Raises InputError if one lacks.
+    """
     found: dict[str, dict[str, Path]] = {}
-    for moment, pattern in ((DELETED, f"*-deleted-{cell.leaver}.*"), (END, "*-round.safetensors")):
+    for moment, pattern in (names or patterns(cell.leaver)).items():
         paths = {device: sorted((kept / device).glob(pattern)) for device in cell.survivors}
         lacking = [device for device, of in paths.items() if not of]
         if lacking:

@@ -15,6 +15,7 @@ from emulation.experiments.evaluation import write_mean
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
+from peers.privacy_config import PrivacyConfig
 from peers.storage.snapshots import SnapshotModel, write_snapshot
 from peers.storage.tensor_file import load_tensors
 from peers.tasks import Encoded, Example, encode, score_examples
@@ -56,6 +57,7 @@ class Attacker:
         loaded, config = load_model(self._scenario.model), self._scenario.device_config()
         length = self._scenario.data.max_length
         shown, hidden = (encode(half, loaded.tokenizer, length) for half in (facts[::2], facts[1::2]))
+        config = config.model_copy(update={"privacy": PrivacyConfig()})  # the attacker hides nothing
         learner = Learner(loaded, config, shown, "attacker")
         tensors, meta = load_tensors(snapshot)
         slots: dict[str, int] = json.loads(meta["slots"])

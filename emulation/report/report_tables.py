@@ -199,8 +199,11 @@ def _link(link: Record) -> tuple[str, ...]:
 
 
 def devices(summary: Record) -> Table:
-    """All devices that took part."""
-    heads = ("device", "exit", "rounds", "sent", "received", "processor, s", "memory", "adapter, SHA-256")
+    """All devices that took part. With privacy: what each has spent of it."""
+    privacy = summary.get("privacy")
+    spent = () if privacy is None else (f"epsilon at delta {privacy['delta']:g}",)
+    first = ("device", "exit", "rounds", "sent", "received", "processor, s", "memory", *spent)
+    heads = (*first, "adapter, SHA-256")
     rows = [
         (
             f"{d['id']}@{number(d['incarnation'], '{}')}",
@@ -210,11 +213,13 @@ def devices(summary: Record) -> Table:
             megabytes(d["bytes_received"]),
             number(d["train_cpu_s"], "{:.1f}"),
             megabytes(d["peak_rss_bytes"]),
+            *(() if privacy is None else (number(privacy["epsilon"].get(d["id"]), "{:.2f}"),)),
             (d["adapter_sha256"] or UNKNOWN)[:16],
         )
         for d in summary["devices"]
     ]
-    return Table("All devices that took part", heads, rows, left=(7,), mono=(7,))
+    last = len(heads) - 1
+    return Table("All devices that took part", heads, rows, left=(last,), mono=(last,))
 
 
 def answers(event: Record, stages: Mapping[str, str]) -> Table | None:

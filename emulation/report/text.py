@@ -88,7 +88,18 @@ def sentences(summary: Record) -> list[str]:
         f"budget: {megabytes(budget['spent_bytes'])} of {megabytes(budget['granted_bytes'])} spent, "
         f"{plural(budget['violations'], 'violation')}"
     )
+    found += _privacy_sentences(summary.get("privacy"))
     return found + _clock_sentences(summary["links"]) + _forgotten_sentences(summary)
+
+
+def _privacy_sentences(privacy: Record | None) -> list[str]:
+    """What the devices have spent. A run without privacy has no sentence."""
+    if not privacy or not privacy["epsilon"]:
+        return []
+    known = [value for value in privacy["epsilon"].values() if value is not None]
+    most = f"{max(known):.2f}" if len(known) == len(privacy["epsilon"]) else "no finite value"
+    target = f" of {privacy['target']:g}" if privacy["target"] else ""
+    return [f"privacy: a device has spent at most epsilon = {most}{target} at delta = {privacy['delta']:g}"]
 
 
 def _clock_sentences(links: list[Record]) -> list[str]:

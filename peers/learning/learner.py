@@ -194,6 +194,10 @@ class Learner:
         self._place(())
         return self._adapter.model
 
+    def keep_account(self, folder: Path) -> None:
+        """Keep the account of spent privacy there, if privacy is on (`LocalSteps.keep_account`)."""
+        self._local.keep_account(folder)
+
     def begin_round(self) -> None:
         """Until `close_round`, files show the blocks as they are now: local steps are no result alone."""
         own = self._local.own
@@ -234,14 +238,14 @@ class Learner:
         else:
             self._use_ewc(own, round)
         losses = []
-        for step in range(steps if self._local.has_data else 0):
+        for step in range(self._local.granted(steps)):
             if self._cut.is_set():
                 break
             self._place(self._local.left_out(self._foreign(), round, step) if rehearse else ())
             leaking = self._foreign() if self._leaks() else ()
             losses.append(self._local.step(round, step, settings or {}, leaking))
         gaps = self._measurement.gaps(self._local, round, losses)
-        return TrainResult(tuple(losses), time.perf_counter() - start, gaps)
+        return TrainResult(tuple(losses), time.perf_counter() - start, gaps, self._local.epsilon)
 
     def _use_fisher(self, own: BlockKey, round: int, fisher: bool) -> None:
         """AdamW's moments hold for one basis: they begin anew when the Fisher basis is measured."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ from coordinator_free.identifiers import BlockKey
 from peers.learning.foreign_inputs import Moments as InputMoments
 from peers.learning.kfac import FisherSteps
 from peers.learning.learning_rate import factor
+from peers.learning.privacy_account import FILE, account_path
+from peers.learning.private_gradients import PrivateGradients
 from peers.lora.blocks import overwrite
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
@@ -31,12 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """losses: one a step, nats per response token. seconds: wall time. gaps: losses above their floor, for a
-    policy that measures; otherwise empty."""
+    """losses: one a step, nats per response token; nan for an empty sample. seconds: wall time. gaps: losses
+    above their floor, for a policy that measures; otherwise empty. epsilon: the privacy that the device has
+    spent so far; None: it trains without (privacy_account.py)."""
 
     losses: tuple[float, ...]
     seconds: float
     gaps: tuple[float, ...] = ()
+    epsilon: float | None = None
 
     @property
     def steps(self) -> int:
@@ -45,7 +50,8 @@ class TrainResult:
     @property
     def loss(self) -> float:
         """Mean over the steps; nan without steps."""
-        return sum(self.losses) / self.steps if self.losses else math.nan
+        known = [loss for loss in self.losses if not math.isnan(loss)]
+        return sum(known) / len(known) if known else math.nan
 
 
 class LocalSteps:
@@ -71,11 +77,31 @@ class LocalSteps:
         self._ways_back: dict[BlockKey, Mapping[str, Tensor]] = {}  # of projected steps, by deleted block
         self._began: int | None = None  # the first round of the own block
         self._optimizers: dict[BlockKey, torch.optim.AdamW] = {}
+        self._private: PrivateGradients | None = None
+        self._booked = range(0)  # the numbers of the steps of this training in the account of privacy
+        if config.privacy.on and len(data):
+            self._private = PrivateGradients(adapter, blocks.layout, config, data, device_id)
+
+    def granted(self, steps: int) -> int:
+        """How many of these steps the device takes: none without data, and, with privacy, as many as its
+        account allows. They are booked there now."""
+        if self._private is None:
+            return steps if len(self._data) else 0
+        self._booked = self._private.account.book(steps)
+        return len(self._booked)
 
     @property
-    def has_data(self) -> bool:
-        """Whether the device has examples to train on."""
-        return len(self._data) > 0
+    def epsilon(self) -> float | None:
+        """The privacy that the device has spent; None: it trains without."""
+        return None if self._private is None else self._private.account.epsilon
+
+    def keep_account(self, folder: Path) -> None:
+        """Keep the account of privacy in the folder of the device's records. It goes on from the file that is
+        there, or else from that of the run whose checkpoint this one resumes."""
+        if self._private is not None:
+            resumed = self._config.checkpoint.resume
+            earlier = [] if resumed is None else [account_path(Path(resumed), self._device_id)]
+            self._private.account.keep_in(folder / FILE, *earlier)
 
     # -- state of the own block ------------------------------------------------------------------------
     def set_own(self, key: BlockKey | None) -> None:
@@ -205,16 +231,14 @@ class LocalSteps:
         """One step on the batch of (seed, device, round, step); returns its loss in nats per response token.
 
         settings: of a correction policy, by group. leaking: foreign blocks that take a step too. Raises
-        RuntimeError if the loss is not finite.
+        RuntimeError if the loss is not finite. With privacy the sample is another one, and no loss raises
+        (private_gradients.py).
         """
-        batch = self.batch(round, step)
-        for gradient in self._adapter.gradients.values():
-            gradient.zero_()
-        loss = self._backward(batch)
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
-            )
+        assert self.own is not None
+        if self._private is not None:
+            loss = self._private.step(self._blocks[self.own], self._booked[step])
+        else:
+            loss = self._add_gradients(round, step)
         self._set_gradients({g: a for g, a in settings.items() if g in self._adapter.gradients}, step)
         lr = self._config.train.lr * self._lr_factor(round, step)
         self._move_own(lr)
@@ -222,6 +246,17 @@ class LocalSteps:
             self._step_optimizer(key, lr * self._config.isolation.leak)
             for values in self._blocks[key].data.values():
                 values.grad = None
+        return loss
+
+    def _add_gradients(self, round: int, step: int) -> float:
+        """`adapter.gradients` <- those of the step's batch; returns its loss."""
+        for gradient in self._adapter.gradients.values():
+            gradient.zero_()
+        loss = self._backward(self.batch(round, step))
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"train: loss is {loss} in round {round}, step {step}: it diverged; try a lower train.lr"
+            )
         return loss
 
     def _backward(self, batch: Batch) -> float:

@@ -195,6 +195,8 @@ class RoundDone:
     withheld: int  # parts that were owed to neighbours and not sent
     members: tuple[str, ...]
     sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # matrices by group and codec
+    block_bytes: Mapping[str, int] = field(default_factory=dict)  # bytes of the copies sent, by block
+    price: float | None = None  # nu after this round, where the allocator is `priced`
 
 
 @dataclass(frozen=True, slots=True)

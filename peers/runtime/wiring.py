@@ -58,6 +58,8 @@ def make_driver(
 ) -> Driver:
     """Call it in the running event loop, with links that are started and count their drops in `accounts`."""
     identity = identity.for_run(spec.run)
+    if spec.config.privacy.on:
+        learner.keep_account(recorder.folder)
     virtual = _virtual_clock(spec, links)
     clock: Clock = virtual or RealClock(spec.wall_clock)
     queue, external = EventQueue(), ExternalEvents(clock)
