@@ -178,8 +178,9 @@ def _text(count: int, slots: int, clock: str, rounds: int, steps: int, every: in
 # -- real devices --------------------------------------------------------------------------------------------
 def _real(count: int, slots: int, rounds: int, idle_s: float, notes: list[str]) -> Figures:
     scenario = _text(count, slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
-    names, until = [f"d{n}" for n in range(count)], time.monotonic() + limit_s(count)
+    names = [f"d{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder, crowd(scenario, Path(folder)) as devices:
+        until = time.monotonic() + limit_s(count)
         devices.start(*names[:-1])
         known = devices.wait(devices.all_known, until)
         figures: Figures = {"start: all but one know each other": (_latest_s(devices),)}
