@@ -60,3 +60,9 @@ def logits_width(model: PreTrainedModel) -> int:
 def mean_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Mean nats per response token (or image), of what `predictions` returns."""
     return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+
+
+def losses(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Summed nats of the response tokens of each example, [n], of what `predictions` returns."""
+    nats = functional.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+    return nats.sum(dim=1)

@@ -39,7 +39,7 @@ def loss_and_gradients(adapter: Adapter) -> tuple[float, list[torch.Tensor]]:
     for gradient in adapter.gradients.values():
         gradient.zero_()
     loss = adapter.loss(small_data(small_loaded()))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach()), [gradient.clone() for gradient in adapter.gradients.values()]
 
 
