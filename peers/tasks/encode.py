@@ -66,8 +66,8 @@ class Encoded:
         return self.attention_mask.sum(dim=1)
 
     def counted(self, positions: int) -> Tensor:
-        """As `Batch.counted`: all tokens but padding."""
-        return self.attention_mask.bool()
+        """As `Batch.counted`: all tokens but padding. An output head may compute the last positions only."""
+        return self.attention_mask[:, self.attention_mask.shape[1] - positions :].bool()
 
 
 @dataclass(frozen=True)

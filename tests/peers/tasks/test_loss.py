@@ -57,6 +57,7 @@ def test_many_logits_are_computed_from_the_first_one_that_predicts_a_response(
     assert torch.allclose(some, logits[:, first:], atol=1e-5)
     assert float(mean_loss(some, classes)) == pytest.approx(float(mean_loss(logits, wanted)), rel=1e-5)
     assert learner.diagnose(0, 16, Options()).loss == pytest.approx(nats, rel=1e-5)
+    assert torch.equal(data.counted(3), data.attention_mask[:, -3:].bool())  # of an adapted head
 
 
 def test_local_steps_diagnosis_and_score_agree_for_every_class(loaded: LoadedModel) -> None:
