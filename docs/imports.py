@@ -38,7 +38,7 @@ LAYERS = (
     ("emulation.radio",),
     ("emulation.scenario",),
     ("emulation.analysis",),
-    ("emulation.testbed",),
+    ("emulation.testbed", "emulation.verification"),
     ("emulation.watch",),
     ("emulation.report",),
     ("emulation.launch",),

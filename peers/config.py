@@ -204,6 +204,9 @@ class TopologyConfig(Section):
     radius: Annotated[
         float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
     ] = 0.5
+    degree: Annotated[
+        int, about("regular: neighbours of each device, an even number.", unit="devices", ge=2, multiple_of=2)
+    ] = 4
 
 
 class RoundConfig(Section):
@@ -302,6 +305,13 @@ class MembershipConfig(Section):
             ge=0,
         ),
     ] = 0.0
+    receipts: Annotated[
+        bool,
+        about(
+            "Each device writes a chain of signed receipts of its deletions, for `unweft verify`.",
+            source="docs/receipts.md",
+        ),
+    ] = False
 
 
 class ComputeConfig(Section):

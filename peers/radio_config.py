@@ -8,6 +8,7 @@ from pydantic import Field
 
 from peers.section import Section, about
 
+PRICED = "priced"  # the allocator that weighs value against a price (docs/pricing.md)
 FIFO = "fifo"  # no allocator: the update that waited longest first, all in radio.codec (docs/exchange.md)
 Codec = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 MIN_LATENCY_S = 1e-6  # virtual time cannot advance without a latency above 0
@@ -79,6 +80,43 @@ class MobilityConfig(Section):
     round_s: Annotated[float, about("Time that devices move in a round.", gt=0, le=3600)] = 1.0
 
 
+class PricingConfig(Section):
+    """allocator = "priced": the price of the budget, and how long owners stay (docs/pricing.md)."""
+
+    target: Annotated[
+        float, about("The mean cost of a round that the price aims at, divided by C_t.", gt=0, le=1)
+    ] = 0.75
+    step: Annotated[
+        float,
+        about(
+            "kappa: how fast the price moves. 0: no price.",
+            formula="nu <- max(0, nu + kappa (spent / (target C_t) - 1))",
+            source="docs/pricing.md",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.5
+    horizon: Annotated[
+        int,
+        about(
+            "H: a block counts with the probability that its owner stays so long. 0: it counts in full.",
+            unit="rounds",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 10
+    prior_rounds: Annotated[
+        float,
+        about(
+            "Before any observation: one departure in so many rounds of a block.",
+            formula="mean hazard (1 + departures) / (prior_rounds + block-rounds)",
+            source="docs/pricing.md",
+            gt=0,
+            le=1e9,
+        ),
+    ] = 100.0
+
+
 class RadioConfig(Section):
     """The wireless budget and the properties of links (method 8)."""
 
@@ -131,5 +169,6 @@ class RadioConfig(Section):
     trace: Annotated[str | None, about('kind = "trace": CSV of round,src,dst,rate_Bps[,latency_s,loss].')] = (
         None
     )
+    pricing: PricingConfig = PricingConfig()
     wireless: WirelessConfig = WirelessConfig()
     mobility: MobilityConfig = MobilityConfig()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from coordinator_free.identifiers import Part
+from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.seeded_random import blake2b_128, generator
 
 Transfer = tuple[str, Part]  # neighbour, part: the item that gets a codec
@@ -88,6 +88,19 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What `priced` takes into account beside the gains (pricing.py). The defaults change nothing.
+
+    `floor`: the least value per cost of a choice. `share`: the target divided by C_t. `survival`: the
+    probability that the owner of a block survives the horizon; without an entry 1.
+    """
+
+    floor: float = 0.0
+    share: float = 1.0
+    survival: Mapping[BlockKey, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """What one round leaves to the next.
 
@@ -144,13 +157,14 @@ class BudgetLedger:
 
 
 class Round(NamedTuple):
-    """The input of an allocator. `items`: in order of their transfers. `seed`: another one in each round."""
+    """The input. `items`: in order of their transfers. `seed`: another one a round. `terms`: of `priced`."""
 
     items: Sequence[Item]
     budget: Budget
     weights: Weights
     waiting: Waiting
     seed: int
+    terms: Terms = Terms()
 
 
 Allocator = Callable[[Round, BudgetLedger], Mapping[str, float]]  # grants items; returns deficits by group
@@ -168,7 +182,13 @@ def allocator(name: str) -> Callable[[Allocator], Allocator]:
 
 
 def allocate(
-    name: str, items: Iterable[Item], budget: Budget, weights: Weights, waiting: Waiting, seed: int = 0
+    name: str,
+    items: Iterable[Item],
+    budget: Budget,
+    weights: Weights,
+    waiting: Waiting,
+    seed: int = 0,
+    terms: Terms = Terms(),
 ) -> Allocation:
     """Run the allocator `name`. The result does not depend on the order of `items`.
 
@@ -176,7 +196,7 @@ def allocate(
     """
     ordered = sorted((item for item in items if item.choices), key=lambda item: item.transfer)
     ledger = BudgetLedger(budget)
-    deficits = ALLOCATORS[name](Round(ordered, budget, weights, waiting, seed), ledger)
+    deficits = ALLOCATORS[name](Round(ordered, budget, weights, waiting, seed, terms), ledger)
     left = [item.transfer for item in ordered if item.transfer not in ledger.chosen]
     rounds = {transfer: waiting.rounds.get(transfer, 0) + 1 for transfer in left}
     return Allocation(ledger.chosen, ledger.spent, Waiting(rounds, deficits))
@@ -205,12 +225,38 @@ def choices(
 @allocator("residual")
 def residual(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     """First the waiting items within the reserve, then the largest p_g-weighted gain per cost."""
-    waiting = [item for item in round_.items if item.transfer in round_.waiting.rounds]
-    credit = round_.budget.cost * round_.budget.reserve
-    shares = {g: max(p, LEAST_SHARE) for g, p in round_.weights.residual.items()}
-    deficits = _deficit_round_robin(round_, ledger, waiting, shares, credit, lambda item: _hull(item)[:1])
+    deficits = _serve_waiting(round_, ledger, round_.items, round_.budget.cost)
     _greedily(round_.items, ledger, round_.weights.residual)
     return deficits
+
+
+@allocator("priced")
+def priced(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
+    """As `residual`, for choices that are worth the price of the budget (docs/pricing.md).
+
+    The reserve is a share of the target and not of C_t. Blocks whose owners are known to be gone get nothing.
+    """
+    terms = round_.terms
+    items = [item for item in round_.items if terms.survival.get(item.part.block, 1.0) > 0]
+    deficits = _serve_waiting(round_, ledger, items, terms.share * round_.budget.cost)
+    _greedily(items, ledger, normalised(round_.weights.residual), terms)
+    return deficits
+
+
+def normalised(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """The weights of the groups divided by their sum."""
+    whole = sum(weights.values())
+    return {group: weight / whole for group, weight in weights.items()} if whole else weights
+
+
+def _serve_waiting(
+    round_: Round, ledger: BudgetLedger, items: Iterable[Item], cost: float
+) -> Mapping[str, float]:
+    """Spend the reserve, a share of `cost`, on the waiting items; returns the deficits."""
+    waiting = [item for item in items if item.transfer in round_.waiting.rounds]
+    shares = {g: max(p, LEAST_SHARE) for g, p in round_.weights.residual.items()}
+    credit = cost * round_.budget.reserve
+    return _deficit_round_robin(round_, ledger, waiting, shares, credit, lambda item: _hull(item)[:1])
 
 
 @allocator("gradient-only")
@@ -227,19 +273,44 @@ def fisher_only(round_: Round, ledger: BudgetLedger) -> Mapping[str, float]:
     return {}
 
 
-def _greedily(items: Iterable[Item], ledger: BudgetLedger, weights: Mapping[str, float]) -> None:
-    """Take steps along the hulls in order of weighted gain per cost, as long as they fit."""
-    steps = []
+def _greedily(
+    items: Iterable[Item], ledger: BudgetLedger, weights: Mapping[str, float], terms: Terms = Terms()
+) -> None:
+    """Take steps along the hulls in order of value per cost, as long as they fit and reach the floor."""
+    for step in steps(items, ledger, weights, terms.survival):
+        if step.value >= terms.floor:
+            ledger.grant(step.item, step.choice)
+
+
+class Step(NamedTuple):
+    """A step along the hull of an item to `choice`. `value`: per cost. `cost`: beyond the step before."""
+
+    value: float
+    cost: float
+    item: Item
+    choice: Choice
+
+
+def steps(
+    items: Iterable[Item],
+    ledger: BudgetLedger,
+    weights: Mapping[str, float],
+    survival: Mapping[BlockKey, float],
+) -> list[Step]:
+    """The steps beyond what the ledger has granted, in order of falling value per cost.
+
+    The steps of one item have falling values, so that each comes after those that it builds on.
+    """
+    found = []
     for item in items:
         done = ledger.chosen.get(item.transfer, Choice("", 0, 0.0))
+        weight = survival.get(item.part.block, 1.0) * weights.get(item.part.group, 0.0)
         for choice in _hull(item):
             if choice.bytes > done.bytes:
-                price = ledger.price(item, choice) - ledger.price(item, done)
-                gain = weights.get(item.part.group, 0.0) * (choice.gain - done.gain)
-                steps.append((-gain / price, item.transfer, choice.bytes, item, choice))
+                cost = ledger.price(item, choice) - ledger.price(item, done)
+                found.append(Step(weight * (choice.gain - done.gain) / cost, cost, item, choice))
                 done = choice
-    for *_, item, choice in sorted(steps, key=lambda step: step[:3]):
-        ledger.grant(item, choice)
+    return sorted(found, key=lambda step: (-step.value, step.item.transfer, step.choice.bytes))
 
 
 def _hull(item: Item) -> list[Choice]:

@@ -26,13 +26,14 @@ class Shape(NamedTuple):
     """Parameters of a topology (see peers.config.TopologyConfig).
 
     `chords`: additional offsets of `ring-chords`. `radius`: link range of `random-geometric` in the unit
-    square.
+    square. `degree`: neighbours of each device in `regular`, an even number.
     """
 
     kind: str = "full"
     chords: int = 1
     radius: float = 0.5
     seed: int = 0
+    degree: int = 4
 
 
 Builder = Callable[[Sequence[str], Shape], "Graph[str]"]
@@ -84,6 +85,39 @@ def ring_chords(members: Sequence[str], shape: Shape) -> Graph[str]:
     half = len(members) // 2
     offsets = [max(2, round(half * (i + 1) / shape.chords)) for i in range(shape.chords)]
     return _circulant(members, [1, *offsets])
+
+
+@topology("regular")
+def regular(members: Sequence[str], shape: Shape) -> Graph[str]:
+    """`degree` neighbours for each device, at random: the edges of degree/2 rings.
+
+    Source: Law and Siu, "Distributed construction of random expander networks", 2003: rings in random order
+    are an expander, so paths have O(log N) hops. A hash draws the place of a device in each ring. A device
+    that comes or goes therefore changes few edges.
+    """
+    graph = _on(members, [])
+    for number in range(shape.degree // 2):
+        order = sorted(members, key=lambda name: blake2b_64(f"{shape.seed}/{number}/{name}".encode()))
+        order = _without_repetition(order, graph)
+        graph.add_edges_from((a, b) for a, b in zip(order, [*order[1:], *order[:1]], strict=True) if a != b)
+    return graph
+
+
+def _without_repetition(order: list[str], graph: Graph[str]) -> list[str]:
+    """The ring with some devices exchanged, so that no edge is in the graph already, if that is possible."""
+    n = len(order)
+
+    def repeats(*places: int) -> bool:
+        return any(graph.has_edge(order[i - 1], order[i % n]) for at in places for i in (at, at + 1))
+
+    for i in range(n if n > 3 else 0):
+        for j in range(i + 1, i + n):
+            if not graph.has_edge(order[i - 1], order[i]):
+                break
+            order[i], order[j % n] = order[j % n], order[i]
+            if repeats(i, j % n):
+                order[i], order[j % n] = order[j % n], order[i]
+    return order
 
 
 @topology("random-geometric")

@@ -8,7 +8,7 @@ signature of the record that it is about, so it cannot invent a device. Only an 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -69,7 +69,8 @@ class Record:
         return repr((*fields, int(status), self.since_round, self.public)).encode()
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "status": int(self.status)}
+        values = {name: getattr(self, name) for name in RECORD_FIELDS}
+        return {**values, "status": int(self.status)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:

@@ -48,9 +48,12 @@ def choose(device: str, taken: set[int], used: set[int], max_slots: int) -> int:
     return next((slot for slot in free if slot not in used), free[0])
 
 
-def by_claim(record: Record) -> tuple[int, int, str]:
-    """The order of claims: who trains before who does not, then the earlier claim, then the smaller id."""
-    return int(record.since_round < 0), record.claimed, record.device
+def by_claim(record: Record, claimed: int | None = None) -> tuple[int, int, str]:
+    """The order of claims: who trains before who does not, then the earlier claim, then the smaller id.
+
+    `claimed`: the Lamport time of the claim, if it counts as later than the record says.
+    """
+    return int(record.since_round < 0), record.claimed if claimed is None else claimed, record.device
 
 
 def losers(living: Iterable[Record], order: Callable[[Record], Any] = by_claim) -> list[Record]:

@@ -8,6 +8,7 @@ reorder and loop (method 9).
 from __future__ import annotations
 
 import hashlib
+from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,18 @@ from coordinator_free.membership.signed_records import PRESENT, Record, Status, 
 from coordinator_free.membership.slot_owners import SlotOwners
 
 JUMP = 1 << 16  # how far one accepted record moves the Lamport clock of its receiver at most
+
+
+class _Overview(NamedTuple):
+    """What follows from the records: the newest record of each device in order of id, and of those that live.
+
+    `alive`: with those that have finished. `digest`: the hash of the table.
+    """
+
+    newest: Mapping[str, Record]
+    alive: Mapping[str, Record]
+    active: Mapping[str, Record]
+    digest: bytes
 
 
 class Change(NamedTuple):
@@ -38,6 +51,8 @@ class Membership:
     ) -> None:
         """`device`, `public`: the own id and key. Nobody else can claim this id here."""
         self._records: dict[BlockKey, Record] = {}
+        self._order: list[BlockKey] = []  # the keys of the records, sorted
+        self._hashes: dict[BlockKey, bytes] = {}  # of the records, for the digest
         self._public: dict[str, bytes] = {device: public} if public else {}
         self._owners = SlotOwners()
         self.network_round = -1  # latest round that any device has reached, for `SlotOwners`
@@ -46,34 +61,39 @@ class Membership:
         self._lamport = 0
         self.refused = 0
         self.changes = 0  # counts changes; derived values are computed again only after a change
-        self._cached: tuple[int, dict[str, Record], bytes] = (0, {}, _hash([]))
+        self._cached = _Overview({}, {}, {}, _digest([]))
+        self._cached_for = 0  # the number of changes that `_cached` is of
+        self._cached_losers: dict[tuple[int, int, bool], list[Record]] = {}
 
     # -- reading ---------------------------------------------------------------------------------
     def __iter__(self) -> Iterator[Record]:
         """The records in order of (device, incarnation), the same on all devices."""
-        return iter(self._records[key] for key in sorted(self._records))
+        return iter([self._records[key] for key in self._order])
+
+    def __len__(self) -> int:
+        return len(self._records)
 
     def get(self, key: BlockKey) -> Record | None:
         return self._records.get(key)
 
     def newest(self, device: str) -> Record | None:
         """The record of the device's highest incarnation."""
-        return self._overview()[0].get(device)
+        return self._overview().newest.get(device)
 
-    def alive(self) -> dict[str, Record]:
+    def alive(self) -> Mapping[str, Record]:
         """Devices whose highest incarnation is alive or has finished, in order of id."""
-        return {d: r for d, r in self._overview()[0].items() if r.status in PRESENT}
+        return self._overview().alive
 
-    def active(self) -> dict[str, Record]:
+    def active(self) -> Mapping[str, Record]:
         """Devices whose highest incarnation is alive and has not finished. They must answer probes."""
-        return {d: r for d, r in self._overview()[0].items() if r.status is Status.ALIVE}
+        return self._overview().active
 
     def evicted(self) -> dict[str, Record]:
         """Devices whose highest incarnation was declared crashed, in order of id.
 
         A partition may be the cause.
         """
-        return {d: r for d, r in self._overview()[0].items() if r.status is Status.CRASHED}
+        return {d: r for d, r in self._overview().newest.items() if r.status is Status.CRASHED}
 
     def training(self, round_: int) -> tuple[str, ...]:
         """Devices that take part in a round, in order of id."""
@@ -98,7 +118,7 @@ class Membership:
 
     def digest(self) -> bytes:
         """16 bytes: two devices whose digests are equal have equal tables."""
-        return self._overview()[1]
+        return self._overview().digest
 
     # -- changing --------------------------------------------------------------------------------
     def claim(
@@ -161,19 +181,26 @@ class Membership:
 
     def remove(self, key: BlockKey) -> None:
         """Forget a record. Only for a table that is full: gossip may bring the record back."""
-        del self._records[key]
+        del self._records[key], self._hashes[key]
+        self._order.remove(key)
         self.changes += 1
 
     def slot_losers(self, keep_crashed: bool = False) -> list[Record]:
         """Living devices that must give up their slot, because another claim holds it."""
-        living = {r.key for r in self.alive().values()}
-        return [r for r in self._losers(self._held(keep_crashed), keep_crashed) if r.key in living]
+        now = self.changes, self.network_round, keep_crashed
+        if now not in self._cached_losers:
+            living = {r.key for r in self.alive().values()}
+            losers = self._losers(self._held(keep_crashed), keep_crashed)
+            self._cached_losers = {now: [r for r in losers if r.key in living]}
+        return self._cached_losers[now]
 
     # -- inside ----------------------------------------------------------------------------------
     def _apply(self, record: Record) -> Change:
         self.changes += 1
-        old = self._records.get(record.key)
-        self._records[record.key] = record
+        key, old = record.key, self._records.get(record.key)
+        if old is None:
+            insort(self._order, key)
+        self._records[key], self._hashes[key] = record, _hash(record)
         self._public.setdefault(record.device, record.public)
         self._owners.note(record, self.network_round)
         return Change(record, old)
@@ -199,7 +226,7 @@ class Membership:
             least[record.device] = max(least.get(record.device, 0), record.lamport + 1)
 
         def order(record: Record) -> tuple[int, int, str]:
-            return slots.by_claim(replace(record, claimed=claimed[record.key]))
+            return slots.by_claim(record, claimed[record.key])
 
         lost = [record for record in held.values() if self._has_lost(record, keep_crashed)]
         standing = [record for record in held.values() if record not in lost]
@@ -213,22 +240,26 @@ class Membership:
         living = {r.key for r in self.alive().values()}
         return {r.key: r for r in self if r.key in living or r.status in kept}
 
-    def _overview(self) -> tuple[dict[str, Record], bytes]:
-        """The newest record of each device in order of id, and the hash of the table."""
-        if self._cached[0] != self.changes:
-            newest: dict[str, Record] = {}
-            for record in self:
-                newest[record.device] = record
-            self._cached = self.changes, newest, _hash(self)
-        return self._cached[1:]
+    def _overview(self) -> _Overview:
+        if self._cached_for != self.changes:
+            newest = {record.device: record for record in self}
+            alive = {device: record for device, record in newest.items() if record.status in PRESENT}
+            active = {device: record for device, record in alive.items() if record.status is Status.ALIVE}
+            digest = _digest(self._hashes[key] for key in self._order)
+            self._cached_for, self._cached = self.changes, _Overview(newest, alive, active, digest)
+        return self._cached
 
     def _used(self) -> set[int]:
         return {r.slot for r in self}
 
 
-def _hash(records: Iterable[Record]) -> bytes:
-    state = [(r.device, r.incarnation, int(r.status), r.lamport) for r in records]
+def _hash(record: Record) -> bytes:
+    state = record.device, record.incarnation, int(record.status), record.lamport
     return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
+
+
+def _digest(hashes: Iterable[bytes]) -> bytes:
+    return hashlib.blake2b(b"".join(hashes), digest_size=16).digest()
 
 
 def _rank(record: Record) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,21 +26,24 @@ from emulation.analysis.consensus_error import ConsensusErrors
 from emulation.analysis.event_metrics import write_asked
 from emulation.analysis.metric_suite import MetricSuite, Sets
 from emulation.analysis.records import Record
+from emulation.analysis.token_scores import TokenScores, by_example
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime.child_process import end_process, failure_recorded, guard, redirect_output
 from peers.storage.record_files import open_records
 from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
-from peers.tasks import AnyExample, Batch, Example, HasUtility, make_task, score_examples, texts
+from peers.tasks import AnyExample, Batch, Example, HasUtility, TokenTable, make_task, score_tokens, texts
+from peers.tasks.encode import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 POLL_S = 0.2
 LOG = "evaluator.log"
 DONE_MARKER = ".devices-done"
 CONTROL = "control"
+TRAINED = "accuracy"  # the kind of the training examples, by the name of their values
 KEPT_SNAPSHOTS = records.KEPT_SNAPSHOTS
 
 
@@ -66,7 +69,7 @@ def main(out: Path, scenario: Scenario) -> None:
     At the end EVALUATOR_FILE says what that has cost.
     """
     plugins.load(scenario.plugins)
-    evaluator, queue = Evaluator(scenario), SnapshotQueue(out)
+    evaluator, queue = Evaluator(scenario), SnapshotQueue(out, scenario)
     if scenario.eval.samples:
         write_asked(out, choose_examples(scenario).sets().shards, scenario.eval.samples)
     with open_records(out / records.EVALUATIONS) as file:
@@ -74,6 +77,8 @@ def main(out: Path, scenario: Scenario) -> None:
             last = (out / DONE_MARKER).exists()  # read first: the queue then has all snapshots
             for path in queue.find_new():
                 _write(file.fileno(), evaluator.add_to_consensus(path))
+                if not _examined(scenario, path):
+                    _keep_or_delete(path, out / KEPT_SNAPSHOTS)
             next_one = queue.pop()
             if next_one is not None:
                 _write(file.fileno(), [evaluator.score(read_snapshot(next_one))])
@@ -93,20 +98,21 @@ class SnapshotQueue:
     that lags shall still show how the devices are now. The rest follows when there is time.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._devices = out / "devices"
+    def __init__(self, out: Path, scenario: Scenario) -> None:
+        self._devices, self._scenario = out / "devices", scenario
         self._known: set[Path] = set()
         self._events: deque[Path] = deque()
         self._rounds: list[Path] = []
         self._event_is_next = True
 
     def find_new(self) -> list[Path]:
-        """Add the new files; returns them, the oldest first."""
+        """Add the new files that `eval.devices` asks for; returns all new files, the oldest first."""
         found = self._devices.glob("*/snapshots/*.safetensors")
         new = sorted((path for path in found if path not in self._known), key=_modified)
         self._known.update(new)
-        self._events += [path for path in new if _tag(path) != "round"]
-        self._rounds += [path for path in new if _tag(path) == "round"]
+        added = [path for path in new if _examined(self._scenario, path)]
+        self._events += [path for path in added if _tag(path) != "round"]
+        self._rounds += [path for path in added if _tag(path) == "round"]
         self._rounds.sort(key=lambda path: path.name)  # names begin with the round
         return new
 
@@ -133,7 +139,10 @@ def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = N
     with (out / records.EVALUATIONS).open("a", encoding="utf-8") as file:
         for path in chosen:
             assert evaluator is not None
-            _write(file.fileno(), evaluator.evaluate_snapshot(path))
+            evaluated = (
+                evaluator.evaluate_snapshot if _examined(scenario, path) else evaluator.add_to_consensus
+            )
+            _write(file.fileno(), evaluated(path))
         if evaluator is not None:
             _write(file.fileno(), evaluator.last_consensus_errors())
     for path in found:
@@ -143,6 +152,11 @@ def evaluate_run(out: Path, scenario: Scenario, tags: Collection[str] | None = N
 def _tag(path: Path) -> str:
     """Of `<round>-<tag>.safetensors`."""
     return path.name.removesuffix(".safetensors").partition("-")[2]
+
+
+def _examined(scenario: Scenario, path: Path) -> bool:
+    """Whether `eval.devices` asks for this snapshot."""
+    return scenario.evaluates(path.parts[-3], _tag(path))
 
 
 def _keep_or_delete(path: Path, kept: Path) -> None:
@@ -168,20 +182,20 @@ class Evaluator:
     """Loads snapshots into one model and evaluates it on the examples of all devices.
 
     Snapshots with the same blocks are evaluated once. Copies that were sent in 16 bits differ from the
-    owner's, so these are mostly snapshots that one device wrote of one state.
+    owner's, so these are mostly snapshots that one device wrote of one state. A snapshot of a round needs a
+    part of the result of an event's snapshot.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         loaded = load_model(scenario.model)
         chosen = choose_examples(scenario)
-        self._wants = bool(scenario.eval.metrics or scenario.eval.samples)
+        self._tokenizer = loaded.tokenizer
         self._suite = MetricSuite(scenario.eval, chosen.sets(), loaded, scenario.data.max_length)
-        self._samples = scenario.eval.samples
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        self._trained, self._everything = _example_sets(chosen, loaded, scenario.data.max_length)
+        self._trained, self._others = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
-        self._known: dict[tuple[str, bool], Record] = {}
-        self._evaluated = 0  # snapshots
+        self._known: dict[str, _Known] = {}  # by hash
+        self._evaluated = self._reused = 0  # snapshots
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
         """Evaluate one snapshot. Returns its lines of evaluations.jsonl (docs/records.md)."""
@@ -191,12 +205,15 @@ class Evaluator:
     def score(self, snapshot: Snapshot) -> Record:
         """The line of a snapshot with its accuracies."""
         about = snapshot.meta
-        key = (snapshot.sha256(), about["tag"] == "round")
-        if key not in self._known:
-            self._known[key] = self._evaluate(snapshot, ordinary=about["tag"] == "round")
+        ordinary, known = about["tag"] == "round", self._known.setdefault(snapshot.sha256(), _Known())
         self._evaluated += 1
+        if known.lacks(ordinary):
+            self._snapshot.place(snapshot)
+            self._complete(known, ordinary, [block.device for block in snapshot.blocks()])
+        else:
+            self._reused += 1
         head = {"device": about["device"], "round": int(about["round"]), "tag": about["tag"]}
-        return {**head, **self._known[key]}
+        return {**head, **known.trained, **({} if ordinary else known.others or {})}
 
     def add_to_consensus(self, path: Path) -> list[Record]:
         """The lines with the consensus errors of the rounds that this snapshot closes."""
@@ -213,22 +230,23 @@ class Evaluator:
         return {
             "cpu_s": time.process_time(),
             "snapshots": self._evaluated,
-            "reused": self._evaluated - len(self._known),
+            "reused": self._reused,
         }
 
-    def _evaluate(self, snapshot: Snapshot, ordinary: bool) -> Record:
-        """In ordinary rounds only the training examples: the others would multiply the time."""
-        self._snapshot.place(snapshot)
+    def _complete(self, known: _Known, ordinary: bool, kept: Sequence[str]) -> None:
+        """In ordinary rounds only the training examples: the others would multiply the time.
+
+        They are scored apart from the others, so that their values do not depend on the order of snapshots.
+        """
         model = self._snapshot.model
-        if ordinary:
-            return self._trained.evaluate(model)
-        found = self._everything.evaluate(model)
-        if self._wants:
-            kept = [block.device for block in snapshot.blocks()]
-            found["metrics"] = self._suite.evaluate(model, kept)
-        if self._samples:
-            found["answers"] = self._suite.samples(model)
-        return found
+        if known.table is None:
+            known.table = self._trained.score(model)
+            known.trained = self._trained.record(known.table)
+        if not ordinary:
+            table = self._others.score(model)
+            scores = self._trained.by_example(known.table, self._tokenizer)
+            scores |= self._others.by_example(table, self._tokenizer)
+            known.others = self._others.record(table) | self._suite.evaluate(model, kept, scores)
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
@@ -240,26 +258,57 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
     return [{"round": r, "tag": "round", "consensus_error": float(f"{e:.9g}")} for r, e in errors.items()]
 
 
+@dataclass
+class _Known:
+    """What is known about the model of one hash: on the training examples, and on all others with metrics."""
+
+    table: TokenTable | None = None
+    trained: Record = field(default_factory=dict)
+    others: Record | None = None
+
+    def lacks(self, ordinary: bool) -> bool:
+        """Whether a snapshot needs more than this. ordinary: it needs the training examples only."""
+        return self.table is None or (self.others is None and not ordinary)
+
+
 @dataclass(frozen=True)
 class ExampleSet:
     """Examples of many shards as one batch. `parts`: kind, shard, and its rows [first, end)."""
 
+    examples: Sequence[AnyExample]
     encoded: Batch
     parts: tuple[tuple[str, str, int, int], ...]
 
-    def evaluate(self, model: PreTrainedModel) -> Record:
-        """Accuracy and loss by shard (docs/records.md). A shard without examples is left out."""
-        known, loss, tokens = score_examples(model, self.encoded)
-        found: Record = {"accuracy": {}, "loss": {}}
+    def score(self, model: PreTrainedModel) -> TokenTable:
+        """The scores of the tokens of all examples."""
+        return score_tokens(model, self.encoded)
+
+    def by_example(
+        self, scores: TokenTable, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[Example, TokenScores]:
+        """The scores of the examples, for the metrics; empty for images, which have none."""
+        found = texts(self.examples)
+        return (
+            dict(zip(found, by_example(found, self.encoded, scores, tokenizer), strict=True)) if found else {}
+        )
+
+    def record(self, scores: TokenTable) -> Record:
+        """Accuracy by kind and shard, and the loss on training examples (docs/records.md).
+
+        A shard without examples is left out.
+        """
+        logp, hit = scores
+        known, loss, tokens = hit.all(dim=1), -logp.sum(dim=1), (self.encoded.wanted() != IGNORED).sum(dim=1)
+        found: Record = {}
         for kind, shard, first, end in self.parts:
             accuracy = float(known[first:end].float().mean())
             if kind == CONTROL:
                 found[CONTROL] = accuracy
                 continue
             found.setdefault(kind, {})[shard] = accuracy
-            nats = float(loss[first:end].sum() / tokens[first:end].sum())
-            if kind == "accuracy":
-                found["loss"][shard] = nats if math.isfinite(nats) else None
+            if kind == TRAINED:
+                nats = float(loss[first:end].sum() / tokens[first:end].sum())
+                found.setdefault("loss", {})[shard] = nats if math.isfinite(nats) else None
         return found
 
 
@@ -302,21 +351,19 @@ def choose_examples(scenario: Scenario) -> Chosen:
 
 
 def _example_sets(chosen: Chosen, loaded: LoadedModel, max_length: int) -> tuple[ExampleSet, ExampleSet]:
-    """The training examples of all shards; and these with the other wording and the control examples."""
-    parts: list[tuple[str, str, int, int]] = []
-    examples: list[AnyExample] = []
+    """The training examples of all shards; and those in the other wording and the control examples."""
 
-    def add_part(kind: str, shard: str, added: Sequence[AnyExample]) -> None:
-        if added:
-            parts.append((kind, shard, len(examples), len(examples) + len(added)))
-            examples.extend(added)
+    def batch(parts: Iterable[tuple[str, str, Sequence[AnyExample]]]) -> ExampleSet:
+        places: list[tuple[str, str, int, int]] = []
+        examples: list[AnyExample] = []
+        for kind, shard, some in parts:
+            if some:
+                places.append((kind, shard, len(examples), len(examples) + len(some)))
+                examples.extend(some)
+        return ExampleSet(examples, loaded.encode(examples, max_length), tuple(places))
 
-    for shard, some in chosen.trained.items():
-        add_part("accuracy", shard, some)
-    trained = len(parts)
-    for shard, some in chosen.other_wording.items():
-        add_part("other_wording", shard, some)
-    add_part(CONTROL, "", chosen.control)
-    encoded = loaded.encode(examples, max_length)
-    rows = torch.arange(parts[trained - 1][3])
-    return ExampleSet(encoded.rows(rows), tuple(parts[:trained])), ExampleSet(encoded, tuple(parts))
+    others = [("other_wording", shard, some) for shard, some in chosen.other_wording.items()]
+    return (
+        batch((TRAINED, shard, some) for shard, some in chosen.trained.items()),
+        batch([*others, (CONTROL, "", chosen.control)]),
+    )

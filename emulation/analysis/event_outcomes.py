@@ -182,13 +182,17 @@ def _recovery(event: InjectedEvent) -> tuple[int | None, int | None]:
 
 
 def _complete_rounds(event: InjectedEvent, first: int) -> list[tuple[int, list[Record]]]:
-    """Rounds from `first` on with an evaluation of each survivor that is evaluated then or later."""
+    """Rounds from `first` on with an evaluation of each survivor that is evaluated then or later.
+
+    With `eval.devices` = "one" only this one counts: the others are evaluated at the end.
+    """
     by_round: dict[int, dict[str, Record]] = {}
-    for survivor in event.survivors:
+    watched = [device for device in event.survivors if event.run.scenario.evaluates(device, "round")]
+    for survivor in watched:
         for evaluation in _own(event, survivor, ["round", "corrected", "end"]):
             if evaluation["round"] >= first and evaluation["round"] > event.round:
                 by_round.setdefault(int(evaluation["round"]), {})[survivor] = evaluation
-    last = {d: max((r for r, found in by_round.items() if d in found), default=-1) for d in event.survivors}
+    last = {d: max((r for r, found in by_round.items() if d in found), default=-1) for d in watched}
     complete = []
     for round_, found in sorted(by_round.items()):
         if set(found) >= {device for device, seen in last.items() if seen >= round_}:

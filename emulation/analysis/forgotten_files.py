@@ -52,10 +52,10 @@ def report(run: RunRecords) -> Record:
 def check(folder: Path, gone: Collection[BlockKey]) -> Found:
     """Read every file under the folder of a run that can hold a block. Without tombstones no file does."""
     found = Found()
-    for path in _adapters(folder):
-        found.add(path, bool(gone) and (_is_unfinished(path) or _adapter_holds(path, gone)))
-    for path in _tensor_files(folder):
-        found.add(path, bool(gone) and _tensors_hold(path, gone))
+    for path in adapters(folder):
+        found.add(path, bool(gone) and (is_unfinished(path) or adapter_holds(path, gone)))
+    for path in tensor_files(folder):
+        found.add(path, bool(gone) and tensors_hold(path, gone))
     for path in _temporary_files(folder):
         found.add(path, bool(gone))
     return found
@@ -85,17 +85,18 @@ def _correct_all(folder: Path, gone: Collection[BlockKey], keep_snapshots: bool)
 
 
 # -- the files -------------------------------------------------------------------------------------------
-def _adapters(folder: Path) -> list[Path]:
+def adapters(folder: Path) -> list[Path]:
     """The saved adapters, with those that a device had not finished to write: beside them or inside."""
     found = [*(folder / ADAPTERS).glob("*"), *(folder / ADAPTERS).glob("*/.*")]
     return sorted(path for path in found if path.is_dir())
 
 
-def _is_unfinished(path: Path) -> bool:
+def is_unfinished(path: Path) -> bool:
+    """Whether a killed device had not finished this adapter."""
     return path.name.startswith(".")
 
 
-def _tensor_files(folder: Path) -> Iterator[Path]:
+def tensor_files(folder: Path) -> Iterator[Path]:
     """Snapshots and checkpoints. The name of a tensor says its block."""
     for pattern in (
         "devices/*/snapshots/*.safetensors",
@@ -136,7 +137,7 @@ def _header(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors_hold(path: Path, gone: Collection[BlockKey]) -> bool:
+def tensors_hold(path: Path, gone: Collection[BlockKey]) -> bool:
     """Whether a snapshot or a checkpoint names a tombstoned block. A damaged file may hold any block."""
     try:
         header = _header(path)
@@ -147,7 +148,7 @@ def _tensors_hold(path: Path, gone: Collection[BlockKey]) -> bool:
     return not named.isdisjoint(map(str, gone))
 
 
-def _adapter_holds(path: Path, gone: Collection[BlockKey]) -> bool:
+def adapter_holds(path: Path, gone: Collection[BlockKey]) -> bool:
     """Whether the list, the folder of contributions or the tensors of an adapter have a tombstoned block."""
     from peers.storage import adapter_folder as saved  # here, since it imports torch
 
@@ -189,7 +190,7 @@ def _correct(path: Path, gone: frozenset[BlockKey]) -> bool:
     from peers.unlearning.forget import forget_blocks
 
     try:
-        if path.is_dir() and _is_unfinished(path):
+        if path.is_dir() and is_unfinished(path):
             shutil.rmtree(path)
         elif path.is_dir() and not (path / ABOUT).exists():  # a first export that was killed near its end
             for child in list(path.iterdir()):

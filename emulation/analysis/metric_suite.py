@@ -41,39 +41,55 @@ class MetricSuite:
             self._base = self._measured(loaded.model)
             self._base.load(config.metrics)
 
-    def evaluate(self, model: PreTrainedModel, kept: Sequence[str]) -> Record:
-        """The values of each metric by shard, and `model_utility` as one number.
+    def evaluate(
+        self, model: PreTrainedModel, kept: Sequence[str], known: Mapping[Example, TokenScores] | None = None
+    ) -> Record:
+        """`metrics`: the values of each metric by shard, and `model_utility` as one number. `answers`: to the
+        first `eval.samples` prompts of each shard. Each is left out if the scenario does not ask for it.
 
         kept: the shards whose data the model should know, for model utility. A metric that has no value for a
-        shard leaves it out.
+        shard leaves it out. known: scores of this model that are there already.
         """
-        measured = self._measured(model)
+        measured = self._measured(model, known)
         found: Record = {}
-        for name in self._config.metrics:
-            if name == "model_utility":
-                found[name] = measured.utility(kept)
-                continue
-            values = {shard: measured.value(name, shard, self._base) for shard in self._sets.shards}
-            found[name] = {shard: value for shard, value in values.items() if value is not None}
+        if self._config.metrics:
+            found["metrics"] = {name: self._metric(measured, name, kept) for name in self._config.metrics}
+        if self._config.samples:
+            found["answers"] = self._samples(measured)
         return found
 
-    def samples(self, model: PreTrainedModel) -> dict[str, list[str]]:
-        """The answers of the model to the first `eval.samples` prompts of each shard."""
+    def _metric(self, measured: _Measured, name: str, kept: Sequence[str]) -> float | dict[str, float]:
+        if name == "model_utility":
+            return measured.utility(kept)
+        values = {shard: measured.value(name, shard, self._base) for shard in self._sets.shards}
+        return {shard: value for shard, value in values.items() if value is not None}
+
+    def _samples(self, measured: _Measured) -> dict[str, list[str]]:
         count = self._config.samples
         asked = {shard: examples[:count] for shard, examples in self._sets.shards.items() if examples}
-        said = iter(self._measured(model).say([e for some in asked.values() for e in some]))
+        said = iter(measured.say([e for some in asked.values() for e in some]))
         return {shard: [next(said) for _ in examples] for shard, examples in asked.items()}
 
-    def _measured(self, model: PreTrainedModel) -> _Measured:
-        return _Measured(self._sets, model, self._loaded, self._max_length)
+    def _measured(
+        self, model: PreTrainedModel, known: Mapping[Example, TokenScores] | None = None
+    ) -> _Measured:
+        return _Measured(self._sets, model, self._loaded, self._max_length, known or {})
 
 
 class _Measured:
-    """Scores of one model on the sets, computed when they are first asked for."""
+    """Scores of one model on the sets, and its answers. Each is computed when it is first asked for, once."""
 
-    def __init__(self, sets: Sets, model: PreTrainedModel, loaded: LoadedModel, max_length: int) -> None:
+    def __init__(
+        self,
+        sets: Sets,
+        model: PreTrainedModel,
+        loaded: LoadedModel,
+        max_length: int,
+        known: Mapping[Example, TokenScores],
+    ) -> None:
         self._sets, self._model = sets, model
         self._tokenizer, self._max_length = loaded.tokenizer, max_length
+        self._scores, self._answers = dict(known), dict[Example, str]()
 
     def load(self, metrics: Sequence[str]) -> None:
         """Compute what these metrics compare with, before the model changes."""
@@ -98,6 +114,7 @@ class _Measured:
     @cached_property
     def recalls(self) -> dict[str, list[float]]:
         """ROUGE-L recall of the generated answers of each shard."""
+        self.say([example for some in self._sets.shards.values() for example in some])  # all at once
         return {shard: self._recall(examples) for shard, examples in self._sets.shards.items() if examples}
 
     def value(self, name: str, shard: str, base: _Measured | None) -> float | None:
@@ -164,10 +181,17 @@ class _Measured:
 
     def say(self, examples: Sequence[Example]) -> list[str]:
         """The generated answers."""
-        return answers(self._model, self._tokenizer, examples, self._max_length)
+        new = [e for e in dict.fromkeys(examples) if e not in self._answers]
+        known = [score.known for score in self._score(new)]
+        said = answers(self._model, self._tokenizer, new, self._max_length, known)
+        self._answers.update(zip(new, said, strict=True))
+        return [self._answers[example] for example in examples]
 
     def _score(self, examples: Sequence[Example]) -> list[TokenScores]:
-        return token_scores(self._model, self._tokenizer, examples, self._max_length)
+        new = [e for e in dict.fromkeys(examples) if e not in self._scores]
+        found = token_scores(self._model, self._tokenizer, new, self._max_length)
+        self._scores.update(zip(new, found, strict=True))
+        return [self._scores[example] for example in examples]
 
 
 def _mean(measure: Callable[[TokenScores], float], scores: Sequence[TokenScores]) -> float:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from peers.tasks import Encoded, Example, encode, lacks_end, logits_width, predictions
+from peers.tasks import Batch, Example, TokenTable, encode, lacks_end, score_tokens
 from peers.tasks.encode import IGNORED
-from peers.tasks.score import LOGITS_CEILING, MAX_BATCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,12 +33,16 @@ class TokenScores:
         """Mean nats per token, the end token included."""
         return -float(self.logp.mean())
 
+    @property
+    def known(self) -> int:
+        """How many of the first tokens are the most likely ones: greedy decoding generates them."""
+        return sum(1 for _ in takewhile(bool, self.hit.tolist()))
+
     def text(self) -> TokenScores:
         """The same without the end token."""
         return TokenScores(self.logp[:-1], self.hit[:-1], False) if self.ends else self
 
 
-@torch.no_grad()
 def token_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -50,19 +53,16 @@ def token_scores(
     if not examples:
         return []
     encoded = encode(examples, tokenizer, max_length)
-    per_example = encoded.input_ids.shape[1] * logits_width(model)
-    rows = max(1, min(MAX_BATCH, LOGITS_CEILING // per_example))
+    return by_example(examples, encoded, score_tokens(model, encoded), tokenizer)
+
+
+def by_example(
+    examples: Sequence[Example],
+    encoded: Batch,
+    scores: TokenTable,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TokenScores]:
+    """The scores of each example, out of a table with the same rows."""
     ends = [example.ends and not lacks_end([example], tokenizer) for example in examples]
-    found = []
-    for part in torch.split(torch.arange(len(encoded)), rows):
-        for row, (logp, hit) in zip(part.tolist(), _scored(model, encoded.rows(part)), strict=True):
-            found.append(TokenScores(logp, hit, ends[row]))
-    return found
-
-
-def _scored(model: PreTrainedModel, batch: Encoded) -> list[tuple[Tensor, Tensor]]:
-    logits, wanted = predictions(model, batch.to(next(model.parameters()).device))
-    chosen = wanted.clamp(min=0).unsqueeze(-1)
-    logp = logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(-1)
-    hit, counts = logits.argmax(-1) == wanted, wanted != IGNORED
-    return [(logp[i, c].cpu(), hit[i, c].cpu()) for i, c in enumerate(counts)]
+    rows = zip(*scores, encoded.wanted() != IGNORED, ends, strict=True)
+    return [TokenScores(logp[counts], hit[counts], end) for logp, hit, counts, end in rows]

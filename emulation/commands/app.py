@@ -20,6 +20,7 @@ from emulation.commands import (
     report,
     run,
     schema,
+    verify,
     watch,
 )
 from emulation.commands import list as list_command
@@ -56,6 +57,7 @@ app.command(epilog=watch.EXAMPLE)(watch.watch)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=forget.EXAMPLE)(forget.forget)
+app.command(epilog=verify.EXAMPLE)(verify.verify)
 app.command(epilog=ask.EXAMPLE)(ask.ask)
 app.command("list", epilog=list_command.EXAMPLE)(list_command.list_names)
 app.command(epilog=schema.EXAMPLE)(schema.schema)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulation.bench.harness.figures import Findings
     from emulation.scenario.schema import Scenario
 
+Given = dict[str, Sequence[int] | int | None]  # the options of the command, by name
 EXAMPLE = "Example: unweft bench transport --json transport.json"
 WIDTH = 140  # columns of tables where stdout is no terminal
 NAMES = ("transport", "shaper", "wire", "rounds")
@@ -31,6 +32,7 @@ WHOLE_RUNS = (
     "membership",
     "partition",
     "resume",
+    "scale",
     "watch",
 )  # each takes minutes, so each runs only when it is named
 OPTIONS = {  # the benchmarks that have each option
@@ -40,6 +42,8 @@ OPTIONS = {  # the benchmarks that have each option
     "hostile": ("churn",),
     "messages": ("hostile",),
     "trials": ("resume",),
+    "sizes": ("scale",),
+    "rounds": ("scale",),
 }
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
@@ -81,6 +85,13 @@ def bench(
     trials: Annotated[
         int | None, typer.Option(min=1, help="resume: number of killed runs for each seed. Default: 5.")
     ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="scale: numbers of devices. Default: 16,32,64,128,200."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="scale: rounds that are measured. Default: 3.")
+    ] = None,
 ) -> None:
     """Run benchmarks: figures, and their ratios to a reference measured in the same run."""
     allowed = (*NAMES, *WHOLE_RUNS)
@@ -92,20 +103,30 @@ def bench(
         raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json: there is no folder {json.absolute().parent}")
+    numbers = None if sizes is None else _sizes(sizes)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     found = []
     for one in NAMES if name is None else (name,):
-        given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
-        findings = _run(one, {**given, "trials": trials})
+        given: Given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
+        given |= {"trials": trials, "sizes": numbers, "rounds": rounds}
+        findings = _run(one, given)
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
             _write(json, found)
 
 
-def _run(name: str, given: Mapping[str, Sequence[int] | int | None]) -> Findings:
+def _sizes(text: str) -> list[int]:
+    """Numbers between commas. Raises InputError for another text."""
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise InputError(f"--sizes: {text!r}; allowed: numbers of devices between commas, as 16,32") from None
+
+
+def _run(name: str, given: Given) -> Findings:
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     try:
         found: Findings = module.run(*_scenario(name, given), **_numbers(name, given))
@@ -124,7 +145,7 @@ def _scenario(name: str, given: Mapping[str, object]) -> tuple[Scenario, ...]:
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 
 
-def _numbers(name: str, given: Mapping[str, Sequence[int] | int | None]) -> dict[str, Sequence[int] | int]:
+def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | int]:
     """The given options that a benchmark has."""
     return {
         "devices" if option == "n" else option: value

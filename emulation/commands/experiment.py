@@ -29,7 +29,7 @@ def experiment(
         typer.Argument(
             metavar="NAME",
             help="ablation, paper, regimes, joins, recovery, allocation, wireless, forgetting, privacy, "
-            "baselines or sequence.",
+            "baselines, sequence or pricing.",
         ),
     ],
     seeds: Annotated[
@@ -91,25 +91,28 @@ def experiment(
 
 def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
     """The run of an experiment. Raises InputError for options that do not fit it."""
-    from emulation.experiments import (
+    from emulation.experiments import (  # the arms of some depend on the scale
         allocation,
         catalogue,
         changes,
         forgetting,
+        pricing,
         privacy,
         run,
         sequence,
         wireless,
     )
 
-    own = {module.NAME: module for module in (allocation, forgetting, privacy, sequence, wireless)}.get(name)
+    sized = {module.NAME: module for module in (pricing, wireless)}
+    others = {module.NAME: module for module in (allocation, forgetting, privacy, sequence)}
+    own = others.get(name) or sized.get(name)
     if own is None:
         found = changes.changed(catalogue.find_experiment(name), request.changes)
         chosen = catalogue.choose_arms(found, arms, request.scale)
         request = replace(request, arms=chosen, scale=found.sized(request.scale))
         run.check(found, request)
         return partial(run.run, found, request)
-    chosen = wireless.choose_arms(arms, request.scale) if own is wireless else own.choose_arms(arms)
+    chosen = sized[name].choose_arms(arms, request.scale) if name in sized else own.choose_arms(arms)
     request = replace(request, arms=chosen)
     if own is forgetting or own is privacy:
         request = replace(request, seeds=forgetting.parse_runs(seeds))

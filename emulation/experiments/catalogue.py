@@ -222,7 +222,7 @@ EXPERIMENTS = {
 def find_experiment(name: str) -> Experiment:
     """Raises InputError for an unknown name."""
     if name not in EXPERIMENTS:
-        others = ("allocation", "wireless", "forgetting", "privacy", "sequence")
+        others = ("allocation", "wireless", "forgetting", "privacy", "sequence", "pricing")
         known = ", ".join((*EXPERIMENTS, *others))
         raise InputError(f"NAME: {name!r} is no experiment; allowed: {known}")
     return EXPERIMENTS[name]

@@ -70,7 +70,7 @@ class DeviceSpecs:
             config=config,
             listen=address,
             advertise=address,
-            seeds=tuple(self.addresses[other] for other in known[:SEEDS]),
+            seeds=tuple(self.addresses[other] for other in seeds(start.devices, device, known)),
             out=str(self.state.out),
             cohort=cohort,
             epoch_ns=self.state.epoch_ns,
@@ -104,6 +104,19 @@ class DeviceSpecs:
         status = Status.WITHDRAWN if ended.end == "crash" and not keep_crashed else ENDED[ended.end]
         record = Record(*ended.key, NOWHERE, ended.slot, 1, 1, status, 0, signer.public)
         return replace(record, signature=signer.sign(record.signed_data()))
+
+
+def seeds(together: Sequence[str], device: str, known: Sequence[str]) -> Sequence[str]:
+    """At most SEEDS of the known devices: those 1, 2, 4, ... places before this one, in a ring.
+
+    Each device is a seed of few others, since it relays all news to those that call it. The distance 1
+    connects all. `together`: the devices that start together, in order of their start; others come later.
+    """
+    if len(known) <= SEEDS:
+        return known
+    at = together.index(device) if device in together else len(known)
+    places = dict.fromkeys((at - 2**step) % len(known) for step in range(SEEDS))
+    return [known[place] for place in places]
 
 
 def _lives(start: Start) -> list[str]:

@@ -74,14 +74,17 @@ class LocalBackend:
         Later lives wait for their rounds. All virtual clocks must know from the beginning which devices will
         join.
         """
-        initial = self.state.start.devices
-        for device in initial:
-            self._start_life(device, cohort=len(initial))
+        for device in self.state.start.devices:
+            self.start_together(device)
         if self._is_virtual:
             for event in self.state.pending:
                 if event.kind in ARRIVALS and event.device:
                     self.start(event.device)
             self.state.pending.clear()
+
+    def start_together(self, device: str) -> None:
+        """Start one of the devices that start together. It waits until it knows all of them."""
+        self._start_life(device, cohort=len(self.state.start.devices))
 
     def start(self, device: str) -> None:
         self._start_life(device, cohort=0)

@@ -19,7 +19,7 @@ from emulation.scenario.privacy_checks import privacy_problems
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
-from peers.radio_config import FIFO, MobilityConfig, RadioConfig, WirelessConfig
+from peers.radio_config import FIFO, PRICED, MobilityConfig, PricingConfig, RadioConfig, WirelessConfig
 
 Problems = Iterator[tuple[str, str]]
 
@@ -42,6 +42,8 @@ def scenario_problems(scenario: Scenario) -> Problems:
     yield from event_problems(
         in_order(scenario.event), population, scenario.round.count, scenario.adapter.max_devices
     )
+    if scenario.eval.devices == "one" and scenario.representative is None:
+        yield "eval.devices", "'one' needs an initial device that no event removes or stalls; allowed: 'all'"
     yield from _checkpoint_problems(scenario)
     yield from privacy_problems(scenario)
 
@@ -154,6 +156,11 @@ def _allocator_problems(scenario: Scenario) -> Problems:
     In `newest` the owner signs a version in one codec. `paper-literal` averages different blocks.
     """
     radio, mode = scenario.radio, scenario.mixing.mode
+    if radio.allocator != PRICED and radio.pricing != PricingConfig():
+        yield (
+            "radio.pricing",
+            f"has no meaning with radio.allocator = {radio.allocator!r}; allowed: with {PRICED!r}",
+        )
     if radio.allocator == FIFO:
         if radio.codecs != RadioConfig().codecs:
             yield "radio.codecs", f"has no meaning with radio.allocator = {FIFO!r}, which sends radio.codec"

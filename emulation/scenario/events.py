@@ -12,6 +12,7 @@ from coordinator_free.ranges import DEVICE_ID
 from peers.section import Section, about
 
 GONE = ("leave", "retire", "crash")
+LOST = (*GONE, "stall")  # a device that stalls may be taken for dead
 ARRIVALS = ("join", "return")
 OF_THE_NETWORK = ("partition", "heal")
 KINDS = {

@@ -57,6 +57,6 @@ def _own_updates(scenario: Scenario, learner: Learner) -> tuple[int, int]:
     layout, codec = learner.layout, scenario.radio.codec
     needed = sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
     graph = scenario.topology
-    shape = topology.Shape(graph.kind, graph.chords, graph.radius, scenario.seed)
+    shape = topology.Shape(graph.kind, graph.chords, graph.radius, scenario.seed, graph.degree)
     degrees = dict(topology.build(scenario.initial_devices, shape).degree)
     return needed, max(degrees.values(), default=0)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 from coordinator_free.ranges import DEVICE_ID
-from emulation.scenario.events import ChurnConfig, EventConfig, Population, draw_churn
+from emulation.scenario.events import LOST, ChurnConfig, EventConfig, Population, draw_churn
 from peers.config import DeviceConfig
 from peers.section import Section, about
 
@@ -43,6 +43,10 @@ class EvalConfig(Section):
     examples: Annotated[
         int, about("The most examples of a shard: a fixed random choice.", unit="examples", ge=1)
     ] = 256
+    devices: Annotated[
+        Literal["all", "one"],
+        about("one: the first device that no event removes, and all at the end (docs/metrics.md)."),
+    ] = "all"
     metrics: Annotated[
         tuple[Metric, ...], about("Measured before and after events, and at the end (docs/metrics.md).")
     ] = ()
@@ -81,6 +85,16 @@ class Scenario(DeviceConfig):
             population, slots = Population(self.initial_devices, self.on_crash), self.adapter.max_devices
             events += draw_churn(self.churn, self.seed, self.round.count, slots, population, events)
         return tuple(sorted(events, key=lambda event: event.round))
+
+    @cached_property
+    def representative(self) -> str | None:
+        """The first initial device that no event removes or stalls; None if there is none."""
+        gone = {event.device for event in self.events if event.kind in LOST}
+        return next((device for device in self.initial_devices if device not in gone), None)
+
+    def evaluates(self, device: str, tag: str) -> bool:
+        """Whether the evaluator examines the snapshots of a device with this tag."""
+        return self.eval.devices == "all" or tag == "end" or device == self.representative
 
     def without_late_churn(
         self, pending: Iterable[EventConfig], rounds: Mapping[str, int]

@@ -1,7 +1,8 @@
-"""The base model with blocks in it. The own block trains in PEFT. Foreign blocks are folded or apart.
+"""The base model with blocks in it. The own block trains in PEFT. Foreign blocks are folded, or factors.
 
 Folded: the dense weights become W0 + s * sum_foreign B A^T. A local step then costs as much as a rank-r LoRA
-step. Apart: hooks add s * sum_foreign B (A^T x). Gradients then reach the foreign blocks.
+step, and the process has weights of its own. Factors: hooks add s * [B_1 ...] ([A_1 ...]^T x), and processes
+share W0. `keeps_factors` chooses by module. Apart: as factors, and gradients reach the foreign blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from peers.lora.convolution import low_rank
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.loss import mean_loss, predictions
 
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from peers.tasks.batch import Batch
 
 OWN = "default"  # PEFT's name for the adapter
+LARGE = 1 << 16  # numbers in a weight: a copy of a smaller one costs next to nothing
+SHARE = 4  # the factors of a module are this much smaller than its weight, or the weight is folded
+
+
+def keeps_factors(shape: ModuleShape, rank: int) -> bool:
+    """Whether foreign blocks of `rank` columns in all stay low-rank factors in this module.
+
+    The factors have R (d + k) numbers, and a folded weight has d k, in each process. A step costs at most
+    1/SHARE more with factors, and folding costs time too.
+    """
+    weight = shape.in_features * shape.out_features
+    return weight >= LARGE and SHARE * rank * (shape.in_features + shape.out_features) <= weight
 
 
 class DenseWeights:
@@ -40,12 +55,15 @@ class DenseWeights:
         self._base = {name: module.weight for name, module in self._modules.items()}
         self._folded = False
 
-    def fold(self, blocks: Sequence[Block]) -> None:
-        """W <- W0 + s * sum B A^T of the blocks, computed in float32, stored in the dtype of W0."""
+    def fold(self, blocks: Sequence[Block], modules: Sequence[ModuleShape] | None = None) -> None:
+        """W <- W0 + s * sum B A^T of the blocks, computed in float32, stored in the dtype of W0.
+
+        modules: None: all. The weights of others are W0.
+        """
+        self.restore()
         if not blocks:
-            self.restore()
             return
-        for shape in self._layout.modules:
+        for shape in self._layout.modules if modules is None else modules:
             base = self._base[shape.name]
             a, b = concatenated(self._layout, blocks, shape)
             left, right = (a, b.T) if shape.conv1d else (b, a.T)
@@ -93,6 +111,7 @@ class Adapter:
             _checkpoint_layers(model)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
         self._hooks: list[RemovableHandle] = []
+        self._factors: list[Tensor] = []  # the B of foreign blocks side by side, by module
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
 
@@ -128,30 +147,45 @@ class Adapter:
     def place(self, foreign: Sequence[Block], apart: bool = False) -> None:
         """Replace the foreign blocks of the model. apart: gradients must reach them (see the module)."""
         self.clear()
+        if not foreign:
+            return
+        modules = self._layout.modules
+        factored = [m for m in modules if apart or keeps_factors(m, len(foreign) * m.rank)]
         if not apart:
-            self._dense.fold(foreign)
-        elif foreign:
-            for shape in self._layout.modules:
-                hook = self._beside(shape, list(foreign))
-                self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
+            kept = {shape.name for shape in factored}
+            self._dense.fold(foreign, [shape for shape in modules if shape.name not in kept])
+        for shape in factored:
+            hook = self._beside(shape, list(foreign)) if apart else self._added(shape, foreign)
+            self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
 
     def clear(self, erase: bool = False) -> None:
         """Remove all foreign blocks from the model: the base and the own block remain.
 
-        erase: overwrite the memory of the weights into which they were folded.
+        erase: overwrite the memory of the weights into which they were folded, and of their factors.
         """
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if erase:
+            overwrite(self._factors)
+        self._factors.clear()
         self._dense.restore(erase)
 
-    def _beside(
-        self, shape: ModuleShape, foreign: list[Block]
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def _beside(self, shape: ModuleShape, foreign: list[Block]) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             a, b = concatenated(self._layout, foreign, shape)
             added = low_rank(module, args[0], a, b) * self.scale
             return output + added.to(output.dtype)
+
+        return hook
+
+    def _added(self, shape: ModuleShape, foreign: Sequence[Block]) -> Hook:
+        a, b = concatenated(self._layout, foreign, shape)
+        b.mul_(self.scale)
+        self._factors.append(b)
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + low_rank(module, args[0], a, b).to(output.dtype)
 
         return hook
 

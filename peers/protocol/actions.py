@@ -159,6 +159,14 @@ class DropBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Write a receipt: the device `who` says that it holds no copy of a block. Only with receipts."""
+
+    key: BlockKey
+    who: str  # this device itself, another one, or EVERYBODY (slots.py)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Save the adapter for the evaluator."""
 
@@ -187,6 +195,8 @@ class RoundDone:
     withheld: int  # parts that were owed to neighbours and not sent
     members: tuple[str, ...]
     sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # matrices by group and codec
+    block_bytes: Mapping[str, int] = field(default_factory=dict)  # bytes of the copies sent, by block
+    price: float | None = None  # nu after this round, where the allocator is `priced`
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,5 +238,6 @@ class Drop:
 
 Action = (
     Connect | Disconnect | Meet | Tell | Publish | Farewell | Train | Diagnose | MeasureInputs | KeepInputs
-    | Apply | AddBlock | OwnBlock | DropBlock | Snapshot | Log | RoundDone | Export | SaveLeave | Exit | Drop
+    | Apply | AddBlock | OwnBlock | DropBlock | Confirmed | Snapshot | Log | RoundDone | Export | SaveLeave
+    | Exit | Drop
 )  # fmt: skip

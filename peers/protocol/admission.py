@@ -33,7 +33,7 @@ class Admission:
     def admit(self, records: Iterable[Record]) -> tuple[list[Record], str]:
         """The records that may be merged, and the reason for which others may not ("": all may)."""
         members, admitted, reason = self._state.members, [], ""
-        count, living = sum(1 for _ in members), len(members.alive())
+        count, living = len(members), len(members.alive())
         for record in records:
             if not self._is_bound(record):
                 reason = reason or "unbound"

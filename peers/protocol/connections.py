@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coordinator_free.membership import overlay
+from coordinator_free.membership.overlay import Overlay
 from coordinator_free.membership.signed_records import Status
 from peers.protocol.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.protocol.phases import Phase
@@ -17,6 +17,7 @@ from transport.wire.messages import Bye, Hello, Refuse
 Difference = Callable[[dict[str, Any]], str | None]
 MAX_REASON = 512  # characters of a refusal
 LONGEST_PAUSE_NS = 32 * SECOND  # between two hellos to a device that does not answer
+IMPATIENT = 8  # probe periods after which a table goes to a peer though records still spread
 _MAY_ANSWER = (Status.ALIVE, Status.FINISHED, Status.CRASHED, Status.WITHDRAWN)
 
 
@@ -29,8 +30,10 @@ class Connections:
         # A device id is only a claim, and each link takes sockets. The bound has room for the aliases of the
         # seeds, all members, and as many members that have gone.
         self._most_peers = len(state.me.seeds) + 2 * config.adapter.max_devices
-        self._pause_ns = int(config.membership.probe_s * SECOND) // 4  # between answers to one peer's hellos
+        self._period_ns = int(config.membership.probe_s * SECOND)
+        self._pause_ns = self._period_ns // 4  # between answers to one peer's hellos
         self._wanted: tuple[int, set[str]] = (-1, set())  # cache of `wanted`, by version of the table
+        self._overlay = Overlay(config.seed, config.membership.links)
         self._required = [
             f"mixing:{config.mixing.mode}",
             f"clock:{config.clock}",
@@ -63,8 +66,8 @@ class Connections:
         if self._wanted[0] != state.members.changes:
             alive, active, chosen = state.members.alive(), state.members.active(), set()
             if me in alive:
-                seed, links = state.config.seed, state.config.membership.links
-                chosen = {*state.graph(alive)[me], *overlay.partners(me, tuple(active), seed, links)}
+                self._overlay.update(active)
+                chosen = {*state.graph(alive)[me], *self._overlay.partners(me)}
             self._wanted = state.members.changes, chosen & {*active} - {me}
         return self._wanted[1]
 
@@ -135,12 +138,21 @@ class Connections:
                 self.disconnect(name)
 
     def reconcile(self, now: int, source: str, digest: bytes) -> None:
-        """Send the whole table to a peer whose table differs, at most once in a probe period."""
-        state, peer = self._state, self._state.peers[source]
+        """Send the whole table to a peer whose table differs, at most once in a probe period.
+
+        While records spread, tables differ and each record reaches the peer by itself. So the table is sent
+        if both tables have stood still for a period, or if the peer has got none for IMPATIENT periods.
+        """
+        peer, own = self._state.peers[source], self._state.members.digest()
         peer.digest = digest
-        period_ns = int(state.config.membership.probe_s * SECOND)
-        if digest != state.members.digest() and now - peer.table_ns >= period_ns:
-            state.tell_table(now, source)
+        if digest == own:
+            return
+        if peer.differing != (digest, own):
+            peer.differing, peer.differs_ns = (digest, own), now
+        period_ns, since_table = self._period_ns, now - peer.table_ns
+        quiet = now - peer.differs_ns >= period_ns
+        if since_table >= period_ns and (quiet or since_table >= IMPATIENT * period_ns):
+            self._state.tell_table(now, source)
 
     def disconnect(self, peer: str) -> None:
         """Close a link and forget what is known of the peer's copies."""

@@ -73,6 +73,12 @@ class Exchange:
         self._order = SendOrder()
         self._arrived: dict[str, dict[Part, dict[int, Arrival]]] = {}  # by peer, part and round
 
+    @property
+    def price(self) -> float | None:
+        """The price of the budget; None with an allocator that has none."""
+        price = None if self.allocation is None else self.allocation.price
+        return None if price is None else price.value
+
     def parts(self, key: BlockKey) -> list[Part]:
         """The parts of a block."""
         return [Part(key, group) for group in self.groups]

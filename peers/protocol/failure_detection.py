@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import swim
 from coordinator_free.membership.suspicion import Limits, RecordVersion
 from coordinator_free.membership.swim import Swim
@@ -56,6 +57,10 @@ class FailureDetection:
             sightings = {name: RecordVersion(name, r.incarnation, r.lamport) for name, r in active}
             self._swim.update_members(sightings, self._watched())
         state.timers["probe"] = self._swim.next_ns()
+
+    def suspected(self) -> set[BlockKey]:
+        """The incarnations that are suspected now."""
+        return {BlockKey(s.about.device, s.about.incarnation) for s in self._swim.suspicions}
 
     def _watched(self) -> list[str]:
         """The members to probe: none after the own last round, and none that has closed its last round."""

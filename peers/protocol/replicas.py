@@ -10,7 +10,7 @@ from __future__ import annotations
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership.signed_records import Record, Status
 from coordinator_free.membership.slots import EVERYBODY
-from peers.protocol.actions import AddBlock, DropBlock, Snapshot
+from peers.protocol.actions import AddBlock, Confirmed, DropBlock, Snapshot
 from peers.protocol.exchange import ZERO
 from peers.protocol.phases import Phase
 from peers.protocol.state import SECOND, DeviceState
@@ -153,7 +153,7 @@ class Replicas:
         for record in state.members:
             if record.key not in state.blocks and state.quarantine.add_vacancy(now, record):
                 state.quarantine.confirm(now, record.key, me)
-                self._news.append((*record.key, me))
+                self._add_news(record.key, me)
 
     def on_deleted(self, now: int, source: str, message: Deleted) -> None:
         """Other devices have deleted blocks. What is new is passed on by `tell_news`."""
@@ -161,7 +161,12 @@ class Replicas:
         for device, incarnation, who in message.items:
             known = who == EVERYBODY or state.members.newest(who) is not None
             if known and state.quarantine.confirm(now, BlockKey(device, incarnation), who):
-                self._news.append((device, incarnation, who))
+                self._add_news(BlockKey(device, incarnation), who)
+
+    def _add_news(self, key: BlockKey, who: str) -> None:
+        self._news.append((*key, who))
+        if self._state.config.membership.receipts:
+            self._state.act(Confirmed(key, who))
 
     def tell_news(self) -> None:
         """Tell all peers the deletions that they may not know yet, once a probe period."""

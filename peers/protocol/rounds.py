@@ -21,12 +21,14 @@ from peers.protocol.actions import (
     Snapshot,
     Train,
 )
+from peers.protocol.block_survival import BlockSurvival
 from peers.protocol.connections import Connections
 from peers.protocol.correction import Correction
 from peers.protocol.exchange import ZERO, Choose, Plan
 from peers.protocol.phases import Phase
 from peers.protocol.relaying import Relays
 from peers.protocol.send_allocation import Supply
+from peers.protocol.sent_count import SentCount
 from peers.protocol.similar_copies import Layer, Near, applies
 from peers.protocol.state import SECOND, DeviceState, majority
 from transport.wire.limits import MAX_WISHES
@@ -45,12 +47,14 @@ def _any_lag(peer: str, part: Part) -> int:
 class Rounds:
     """Decides when a round begins and closes, and what this device sends in it."""
 
-    def __init__(self, state: DeviceState, connections: Connections, correction: Correction) -> None:
+    def __init__(
+        self, state: DeviceState, connections: Connections, correction: Correction, survival: BlockSurvival
+    ) -> None:
         self._state, self._connections, self._correction = state, connections, correction
+        self._survival = survival
         self._start_ns = self._trained_ns = 0
         self._late_ns = 0  # time of the last rounds beyond one deadline for each round that they advanced
-        self._withheld: dict[str, int] = {}  # parts withheld in this round, by peer
-        self._sent: dict[str, Counter[str]] = {}  # matrices sent in this round, by group and codec
+        self._sent = SentCount(state.config.radio.codec, state.exchange.part_bytes)
         self._left = 0  # bytes of this round's budget
         self._outages: frozenset[str] = frozenset()  # peers to which nothing is sent in this round
         self._near: Near = {}  # in this round
@@ -130,7 +134,8 @@ class Rounds:
         state.enter(Phase.WAIT)
         self._trained_ns = now
         self._left, self._outages, self._near = budget_bytes, outages, near
-        self._served, self._answered, self._sent, self._withheld = set(), set(), {}, {}
+        self._served, self._answered = set(), set()
+        self._sent.start_round()
         receivers = self._receivers()
         wanting = {peer for peer in receivers if state.exchange.peer(peer).wants}
         choose = None if supply is None else partial(self._choose, supply)
@@ -174,8 +179,7 @@ class Rounds:
         for peer, plan in plans.items():
             manifest = Manifest(state.round, state.work, digest, list(plan.items))
             state.act(Publish(peer, state.round, plan.parts, manifest, plan.codecs))
-            self._count(plan)
-            self._withheld[peer] = plan.withheld
+            self._left -= self._sent.add(peer, plan)
         self._served |= to & {*self._correction.neighbours()}
         self._answered |= to
 
@@ -203,19 +207,14 @@ class Rounds:
             for peer, plan in plans.items()
         }
 
-    def _count(self, plan: Plan) -> None:
-        """Count the matrices sent, by group and codec, and subtract them from the budget."""
-        for part, _, _ in plan.parts:
-            codec = plan.codecs.get(part, self._state.config.radio.codec)
-            self._sent.setdefault(part.group, Counter())[codec] += 1
-            self._left -= self._state.exchange.part_bytes(part.group, codec)
-
     def _choose(
         self, supply: Supply, wanted: Sequence[Transfer], asked: Collection[Transfer]
     ) -> Mapping[Transfer, str]:
         allocation = self._state.exchange.allocation
         assert allocation is not None
-        return allocation.choose(wanted, asked, self._state.round, supply, self._correction.weights())
+        survival = {} if allocation.price is None else self._survival.observe()
+        weights = self._correction.weights()
+        return allocation.choose(wanted, asked, self._state.round, supply, weights, survival)
 
     def _goes(self, peer: str, group: str) -> bool:
         """Whether a group is exchanged with a peer in this round."""
@@ -271,9 +270,7 @@ class Rounds:
         state.act(Apply(mixes, closes=True))
         self._request_lost(heard)
         state.closed = state.round
-        times = (self._start_ns, self._trained_ns, now)
-        sent, withheld = self._sent, sum(self._withheld.values())
-        state.act(RoundDone(state.round, state.work, *times, weights, withheld, members, sent))
+        state.act(self._record(now, members, weights))
         self._snapshot()
         self._correction.round_closed(now)
         following = self._following(now)
@@ -281,6 +278,12 @@ class Rounds:
             self._start_round(now, following)
         else:
             self.finish(now)
+
+    def _record(self, now: int, members: tuple[str, ...], weights: dict[str, float]) -> RoundDone:
+        state, sent, times = self._state, self._sent, (self._start_ns, self._trained_ns, now)
+        counts = (sent.matrices, sent.block_bytes, state.exchange.price)
+        withheld = sum(sent.withheld.values())
+        return RoundDone(state.round, state.work, *times, weights, withheld, members, *counts)
 
     def _weights(self, group: str, heard: Container[str]) -> dict[str, float]:
         """gamma_g w_ij of the neighbours whose manifests have arrived."""
@@ -379,9 +382,11 @@ class Rounds:
         same bytes. A device that waits for a peer sends no last message, since it may have to relay news.
         """
         state = self._state
+        if state.phase is not Phase.FINISH:
+            return
         alive = state.members.alive()
         peers = {name: peer for name, peer in state.peers.items() if name in alive}
-        if state.phase is not Phase.FINISH or not all(peer.done for peer in peers.values()):
+        if not all(peer.done for peer in peers.values()):
             return
         for name in state.greeted():
             if state.peers[name].finished:

@@ -3,7 +3,7 @@
 It decides which part goes to which neighbour in which codec. averaging/rate_allocation.py solves the problem.
 This module builds the problem from four inputs: the parts that neighbours lack (exchange.py), the distances
 between copies (learning/neighbour_copies.py), the weights of the groups (correction.py) and the capacity of
-the links (runtime/sender.py). It keeps the waiting times from round to round.
+the links (runtime/sender.py). It keeps the waiting times from round to round, and the price of `priced`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from coordinator_free.averaging.copy_distances import Distances
+from coordinator_free.averaging.pricing import DualPrice, marginal_value
 from coordinator_free.averaging.rate_allocation import (
     Budget,
     Choice,
     Item,
+    Terms,
     Transfer,
     Waiting,
     Weights,
@@ -24,7 +27,7 @@ from coordinator_free.averaging.rate_allocation import (
     choices,
 )
 from coordinator_free.identifiers import BlockKey
-from peers.radio_config import FIFO, RadioConfig
+from peers.radio_config import FIFO, PRICED, RadioConfig
 
 LEAST_GAIN = 1e-30  # of a requested part that lowers no distance
 
@@ -43,11 +46,24 @@ class Supply:
     distances: Distances
 
 
-class SendAllocation:
-    """The allocator `name` and the items that it left to later rounds. `seed`: of the run and the device."""
+def send_allocation(radio: RadioConfig, *seed: object) -> SendAllocation | None:
+    """The allocation of a scenario; None with `fifo`. `seed`: of the run and the device."""
+    if radio.allocator == FIFO:
+        return None
+    terms = radio.pricing
+    priced = radio.allocator == PRICED
+    price = DualPrice(terms.step, terms.target, radio.budget_bytes) if priced else None
+    return SendAllocation(radio.allocator, *seed, price=price)
 
-    def __init__(self, name: str, *seed: object) -> None:
-        self._name, self._seed = name, seed
+
+class SendAllocation:
+    """The allocator `name` and the items that it left to later rounds. `seed`: of the run and the device.
+
+    `price`: of the budget, for `priced` alone.
+    """
+
+    def __init__(self, name: str, *seed: object, price: DualPrice | None = None) -> None:
+        self._name, self._seed, self.price = name, seed, price
         self.waiting = Waiting()
 
     def choose(
@@ -57,12 +73,27 @@ class SendAllocation:
         round_: int,
         supply: Supply,
         weights: Weights,
+        survival: Mapping[BlockKey, float] = MappingProxyType({}),
     ) -> dict[Transfer, str]:
-        """The codec of each transfer in `wanted` that is granted. `asked`: requested by the neighbour."""
+        """The codec of each transfer in `wanted` that is granted. `asked`: requested by the neighbour.
+
+        `survival`: S_u by block, for a price. A price moves with each call, so there is one call a round.
+        """
         items = [_item(transfer, transfer in asked, supply) for transfer in wanted]
-        made = allocate(self._name, items, supply.budget, weights, self.waiting, self._draw(round_))
+        terms = self._terms(items, supply.budget, weights, survival)
+        made = allocate(self._name, items, supply.budget, weights, self.waiting, self._draw(round_), terms)
+        if self.price is not None:
+            self.price.settle(made.cost)
         self._merge_waiting(made.waiting, items)
         return {transfer: choice.codec for transfer, choice in made.chosen.items()}
+
+    def _terms(
+        self, items: Iterable[Item], budget: Budget, weights: Weights, survival: Mapping[BlockKey, float]
+    ) -> Terms:
+        if self.price is None:
+            return Terms()
+        offered = marginal_value(items, budget, weights.residual, survival, self.price.target)
+        return Terms(self.price.floor(offered), self.price.share, survival)
 
     def _merge_waiting(self, left: Waiting, items: Iterable[Item]) -> None:
         """Keep the waiting times and deficits of groups that were not exchanged in this round."""

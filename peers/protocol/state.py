@@ -19,9 +19,8 @@ from peers.protocol.actions import Action, Export, Log, Snapshot, Tell
 from peers.protocol.exchange import Exchange
 from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
-from peers.protocol.send_allocation import SendAllocation
+from peers.protocol.send_allocation import send_allocation
 from peers.protocol.similar_copies import foreign_codec
-from peers.radio_config import FIFO
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -73,6 +72,8 @@ class Peer:
     dismissed: bool = False  # this device has sent it its last message
     silent: bool = False  # it has sent its last message
     digest: bytes = b""  # digest of its membership table, as last told; b"": unknown
+    differing: tuple[bytes, bytes] = (b"", b"")  # its digest and the own one, which differed when last seen
+    differs_ns: int = 0  # since when these two stand
     table_ns: int = -SECOND * 3600  # when this device last sent it its whole table
     manifests: dict[int, Manifest] = field(default_factory=dict)  # by round, of this round and later ones
 
@@ -102,7 +103,8 @@ class DeviceState:
         # Membership table; membership.py merges records into it.
         self.members = Membership(verify, sign, me.device, me.public)
         self.exchange = Exchange(  # versions
-            self.mode, sizes, part_bytes, _send_allocation(me, config), foreign_codec(config)
+            *(self.mode, sizes, part_bytes),
+            *(send_allocation(config.radio, config.seed, me.device), foreign_codec(config)),
         )
         self.quarantine = Quarantine(int(config.membership.quarantine_s * SECOND))  # slots that are barred
 
@@ -130,7 +132,7 @@ class DeviceState:
         self._out: list[Action] = []  # actions of the event in progress; `act`, `flush`
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())  # cache of `training`
         kind = config.topology
-        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed)
+        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed, kind.degree)
 
     # -- phase and round ---------------------------------------------------------------------------
     def enter(self, phase: Phase) -> None:
@@ -330,8 +332,3 @@ class DeviceState:
 def majority(rounds: Collection[int]) -> int:
     """The latest round that more than half have reached."""
     return sorted(rounds, reverse=True)[len(rounds) // 2]
-
-
-def _send_allocation(me: Identity, config: DeviceConfig) -> SendAllocation | None:
-    name = config.radio.allocator
-    return None if name == FIFO else SendAllocation(name, config.seed, me.device)

@@ -8,6 +8,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
 - replicas.py: which blocks are held. failure_detection.py: probes and suspicions. anti_entropy.py: repair.
 - joining.py: the first blocks of a joiner. rounds.py: training, publishing, closing. departure.py: the end.
 - exchange.py: versions and copies. send_allocation.py and overhead_offset.py: budgets.
+  block_survival.py: which owners stay. sent_count.py: what was sent.
   relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
   interference.py: second moments of the neighbours' inputs.
@@ -30,6 +31,7 @@ from peers.config import DeviceConfig
 from peers.protocol.actions import Action, Drop
 from peers.protocol.admission import Admission
 from peers.protocol.anti_entropy import AntiEntropy
+from peers.protocol.block_survival import BlockSurvival
 from peers.protocol.connections import Connections, Difference
 from peers.protocol.correction import Correction
 from peers.protocol.departure import Departure
@@ -81,7 +83,8 @@ class DeviceProtocol:
         self._anti_entropy = AntiEntropy(
             state, self._connections, self._membership, self._replicas, self._correction.neighbours
         )
-        self._rounds = Rounds(state, self._connections, self._correction)
+        survival = BlockSurvival(state, self._failure_detection.suspected)
+        self._rounds = Rounds(state, self._connections, self._correction, survival)
         self._joining = Joining(state, self._connections, self._rounds)
         self._departure = Departure(state, self._membership, self._rounds, sign, verify)
         self._timers = self._timer_table()

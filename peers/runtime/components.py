@@ -11,6 +11,7 @@ from peers.runtime.event_queue import EventQueue
 from peers.runtime.host import Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.receipts import Receipts
 from peers.runtime.receiver import Receiver
 from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
@@ -40,6 +41,7 @@ class Components:
     delivery: Delivery
     reception: ReceptionAccounts
     recorder: Recorder
+    receipts: Receipts
     events: EventRecorder
     host: Host
     clock_differences: ClockDifferences | None  # None: all devices are on one host

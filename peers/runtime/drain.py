@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NoReturn
 
-from peers.protocol.actions import DropBlock, Export, Log, SaveLeave
+from peers.protocol.actions import Confirmed, DropBlock, Export, Log, SaveLeave
 from peers.runtime.components import Components
 from peers.runtime.event_queue import Kind
 from peers.runtime.performer import ActionPerformer
@@ -13,7 +13,7 @@ from transport.clocks.windows import ABSENT
 from transport.wire.limits import NEVER_NS
 
 SECOND = 1_000_000_000
-KEPT = (Log, DropBlock, Export, SaveLeave)  # the actions of a device that has ended
+KEPT = (Log, DropBlock, Confirmed, Export, SaveLeave)  # the actions of a device that has ended
 FLUSH_NS = 5 * SECOND  # longest time that an ending device spends on its queue
 
 
@@ -41,6 +41,7 @@ class Shutdown:
         for planned in c.queue.drain_due(due_ns, Kind.MESSAGE):
             actions = planned.event(c.clock.now())
             await self._performer.perform([action for action in actions if isinstance(action, KEPT)])
+        c.receipts.end(reason)
         await self._finish_work()
         self._record_totals(reason)
         await self._leave_virtual_time()

@@ -51,6 +51,7 @@ class ActionPerformer:
             do.AddBlock: c.learner_thread.add_block,
             do.OwnBlock: c.learner_thread.own_block,
             do.DropBlock: self._drop_block,
+            do.Confirmed: c.receipts.confirmed,
             do.Snapshot: lambda action: c.learner_thread.snapshot(action, c.spec.id, c.incarnation),
             do.Log: lambda action: c.events.record(c.clock.now(), action.event, **action.fields),
             do.RoundDone: self._round_done,
@@ -175,7 +176,7 @@ class ActionPerformer:
         def deleted(receipt: DeletionReceipt | None) -> dict[str, object] | None:
             return None if receipt is None else {**of, **asdict(receipt)}
 
-        c.events.record_when_done(c.learner_thread.drop_block(action), "deleted", deleted)
+        c.events.record_when_done(c.receipts.drop_block(action), "deleted", deleted)
         self._checkpoints.on_block_dropped()
 
     # -- files and records -----------------------------------------------------------------------------
@@ -185,8 +186,9 @@ class ActionPerformer:
 
     def _export(self, action: do.Export) -> None:
         c = self._c
-        out = Path(c.spec.out)
-        exporting = c.learner_thread.export(out / "adapters" / c.spec.id)
+        folder = Path(c.spec.out) / "adapters" / c.spec.id
+        exporting = c.learner_thread.export(folder)
+        c.receipts.exported(exporting, folder)
         self._checkpoints.on_export(action.run_over)
         c.events.record_when_done(exporting, "exported", lambda sha256: {"adapter_sha256": sha256})
 

@@ -112,7 +112,9 @@ def metrics_of_round(done: RoundDone, trained: TrainResult, seconds: Callable[[i
         "weights": done.weights,
         "withheld": done.withheld,
         "sent": {group: dict(codecs) for group, codecs in done.sent.items()},
+        "block_bytes": dict(done.block_bytes),
         "members": list(done.members),
+        **({} if done.price is None else {"price": done.price}),
         **({} if trained.epsilon is None else {"epsilon": trained.epsilon}),
     }
 

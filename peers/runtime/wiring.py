@@ -28,6 +28,7 @@ from peers.runtime.flow_control import FlowControl
 from peers.runtime.host import OWN_PROCESS, Host
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.payload_encoder import PayloadEncoder
+from peers.runtime.receipts import Receipts
 from peers.runtime.receiver import Receiver
 from peers.runtime.reception_accounts import ReceptionAccounts
 from peers.runtime.recorder import EventRecorder, Recorder
@@ -36,6 +37,7 @@ from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import Continuation, DeviceSpec, ScriptedEvent
 from peers.runtime.update_assembly import UpdateAssembly
 from peers.storage import leave_wishes
+from peers.storage.receipt_chain import ReceiptChain
 from transport.clocks.real import Clock, RealClock
 from transport.clocks.virtual import VirtualClock, device_of
 from transport.links.interface import Links
@@ -80,7 +82,11 @@ def make_driver(
     sender = _sender(spec, links, accounts, learner, clock, virtual)
     protocol = _protocol(spec, links, learner, recorder, identity, sender)
     events = EventRecorder(recorder, clock, lambda: protocol.round)
-    scripted = _scripted(spec, virtual, queue, sender, protocol, events)
+    receipts = Receipts(
+        _chain(spec, recorder, identity),
+        *(learner_thread, learner, protocol, lambda: recorder.seconds(clock.now())),
+    )
+    scripted = _scripted(spec, virtual, queue, sender, protocol, events, receipts)
     devices = frozenset(device_of(life) for life in spec.group)
     differences = ClockDifferences(accounts) if spec.wall_clock and virtual is None else None
     flow_control = FlowControl(
@@ -113,6 +119,7 @@ def make_driver(
         delivery=delivery,
         reception=reception,
         recorder=recorder,
+        receipts=receipts,
         events=events,
         host=host,
         clock_differences=differences,
@@ -197,15 +204,27 @@ def _scripted(
     sender: Sender,
     protocol: DeviceProtocol,
     events: EventRecorder,
+    receipts: Receipts,
 ) -> ScriptedEvents:
-    start = partial(_start, spec=spec, events=events, protocol=protocol)
+    start = partial(_start, spec=spec, events=events, protocol=protocol, receipts=receipts)
     record = partial(_record_scripted, events=events)
     set_partition, signal = sender.set_partition, protocol.signal
     return ScriptedEvents(spec.script, virtual, queue, start, set_partition, signal, record)
 
 
-def _start(now: int, spec: DeviceSpec, events: EventRecorder, protocol: DeviceProtocol) -> list[Action]:
+def _chain(spec: DeviceSpec, recorder: Recorder, identity: DeviceIdentity) -> ReceiptChain | None:
+    """`identity`: it signs for the run."""
+    if not spec.config.membership.receipts:
+        return None
+    of_device = recorder.folder, spec.id, spec.life
+    return ReceiptChain(*of_device, spec.run, identity.public, identity.sign)
+
+
+def _start(
+    now: int, spec: DeviceSpec, events: EventRecorder, protocol: DeviceProtocol, receipts: Receipts
+) -> list[Action]:
     events.record(now, "started", pid=os.getpid(), address=spec.advertise)
+    receipts.begin()
     return protocol.start(now)
 
 

@@ -27,6 +27,7 @@ from coordinator_free.ranges import path_component
 from peers.lora.bases import Recipe
 from peers.lora.blocks import BlockSet
 from peers.lora.layout import ModelLayout, ModuleShape
+from peers.storage import receipt_chain
 from peers.storage.tensor_file import save_tensors
 
 FORMAT = 1
@@ -62,7 +63,8 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
     """Write the adapter of the blocks as `folder`, in place of an earlier export; returns its sha256.
 
     A new folder is written beside it and then renamed. An empty folder is filled, because it may be a link, a
-    mount point or a shell's current folder. Raises FileExistsError if the folder has other files.
+    mount point or a shell's current folder. A chain of receipts beside the earlier export stays there.
+    Raises FileExistsError if the folder has other files.
     """
     empty = folder.exists() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / ABOUT).exists():
@@ -79,6 +81,7 @@ def write_adapter(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) ->
             for path in sorted(unfinished.iterdir(), key=lambda path: path.name == ABOUT):  # ABOUT: last
                 path.rename(folder / path.name)
         else:
+            receipt_chain.keep(folder, unfinished)
             _replace(folder, unfinished, replaced)
     finally:
         for left in (unfinished, replaced):

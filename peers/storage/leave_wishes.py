@@ -34,7 +34,7 @@ class LeaveWish:
 
 def write(folder: Path, records: Iterable[Record], confirmed: bool) -> None:
     """Write the wish of a device into its own folder."""
-    _write(folder / FILE, {"confirmed": confirmed, "records": [_to_json(record) for record in records]})
+    _write(folder / FILE, {"confirmed": confirmed, "records": [to_json(record) for record in records]})
 
 
 def read(folder: Path) -> LeaveWish:
@@ -48,7 +48,7 @@ def read(folder: Path) -> LeaveWish:
 def deliver(folder: Path, records: Iterable[Record]) -> None:
     """Write the wishes of other devices into the folder of a device, which reads them at a signal."""
     known = {record.key: record for record in [*delivered(folder), *records]}
-    _write(folder / DELIVERED, [_to_json(record) for _, record in sorted(known.items())])
+    _write(folder / DELIVERED, [to_json(record) for _, record in sorted(known.items())])
 
 
 def delivered(folder: Path) -> tuple[Record, ...]:
@@ -72,7 +72,8 @@ def _read(path: Path) -> object:
     return found
 
 
-def _to_json(record: Record) -> dict[str, Any]:
+def to_json(record: Record) -> dict[str, Any]:
+    """A record for a file: the key and the signature in hex."""
     return {**record.to_dict(), "public": record.public.hex(), "signature": record.signature.hex()}
 
 
@@ -80,11 +81,16 @@ def _records(entries: object) -> tuple[Record, ...]:
     """The records of leaves. Entries that are none are left out."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
-        try:
-            binary = {name: bytes.fromhex(entry[name]) for name in ("public", "signature")}
-            record = Record.from_dict({**entry, **binary})
-        except (ValueError, TypeError, KeyError):
-            continue
-        if record.status is Status.LEFT:
+        record = from_json(entry)
+        if record is not None and record.status is Status.LEFT:
             found.append(record)
     return tuple(found)
+
+
+def from_json(entry: Any) -> Record | None:
+    """Read `to_json`. None for anything else."""
+    try:
+        binary = {name: bytes.fromhex(entry[name]) for name in ("public", "signature")}
+        return Record.from_dict({**entry, **binary})
+    except (ValueError, TypeError, KeyError):
+        return None

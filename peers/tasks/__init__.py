@@ -23,10 +23,11 @@ from peers.tasks.base import (
 )
 from peers.tasks.batch import Batch
 from peers.tasks.batches import batch_generator, sample_batch
-from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id, prompt_ids
+from peers.tasks.encode import Encoded, encode, encoding_notes, end_id, lacks_end, pad_id
 from peers.tasks.encode_images import EncodedImages, ImageFormat, encode_images
-from peers.tasks.loss import losses, mean_loss, predictions
-from peers.tasks.score import Score, evaluate, logits_width, score_examples
+from peers.tasks.loss import logits_width, mean_loss, predictions
+from peers.tasks.score import Score, TokenTable, evaluate, score_examples, score_tokens
+from peers.tasks.shared_prefix import PrefixedModel, with_prefix
 
 del _authors, _dataset, _facts, _images, _jsonl, _tofu  # their import registers the tasks
 
@@ -41,9 +42,11 @@ __all__ = [
     "ImageExample",
     "ImageFormat",
     "Message",
+    "PrefixedModel",
     "Score",
     "Task",
     "TaskFactory",
+    "TokenTable",
     "batch_generator",
     "encode",
     "encode_images",
@@ -52,16 +55,16 @@ __all__ = [
     "evaluate",
     "lacks_end",
     "logits_width",
-    "losses",
     "make_task",
     "mean_loss",
     "pad_id",
     "predictions",
-    "prompt_ids",
     "question",
     "sample_batch",
     "score_examples",
+    "score_tokens",
     "shard_index",
     "tasks",
     "texts",
+    "with_prefix",
 ]

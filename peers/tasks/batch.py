@@ -32,6 +32,10 @@ class Batch(Protocol):
         """The class that each vector of logits has to predict, [n, L] int64; IGNORED: it has no loss."""
         ...
 
+    def lengths(self) -> Tensor:
+        """The number of positions of each example, padding not counted, [n] int64."""
+        ...
+
     def counted(self, positions: int) -> Tensor:
         """Which inputs of a module are data and no padding, bool [n, positions]."""
         ...

@@ -61,6 +61,10 @@ class Encoded:
         """The label of the next position, [n, L]. It is -100 at the last position, which has no next one."""
         return functional.pad(self.labels[:, 1:], (0, 1), value=IGNORED)
 
+    def lengths(self) -> Tensor:
+        """As `Batch.lengths`."""
+        return self.attention_mask.sum(dim=1)
+
     def counted(self, positions: int) -> Tensor:
         """As `Batch.counted`: all tokens but padding."""
         return self.attention_mask.bool()
@@ -159,12 +163,6 @@ def _row(example: Example, form: _Form, tokenizer: PreTrainedTokenizerBase, max_
             f"allowed: {len(response) + least} or more"
         )
     return _Row(kept, response, cut=True)
-
-
-def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
-    """The tokens of an example's prompt, as `encode` has them, for a model that continues it."""
-    row = _row(example, _Form.of([example], tokenizer), tokenizer, max_length)
-    return row.prompt
 
 
 def _prompt_tokens(example: Example, before: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -55,6 +55,10 @@ class EncodedImages:
         """The label of each image, [n, 1]."""
         return self.labels[:, None]
 
+    def lengths(self) -> Tensor:
+        """1 for each image."""
+        return torch.ones(len(self), dtype=torch.int64)
+
     def counted(self, positions: int) -> Tensor:
         """All positions: an image has no padding of its own."""
         return torch.ones(len(self), positions, dtype=torch.bool, device=self.labels.device)

@@ -1,21 +1,24 @@
-"""Accuracy and loss of a model on examples."""
+"""Accuracy, loss and scores of single tokens of a model on examples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from peers.tasks.batch import Batch
-from peers.tasks.encode import IGNORED
-from peers.tasks.loss import losses, predictions
+from peers.tasks.encode import IGNORED, Encoded
+from peers.tasks.loss import logits_width, predictions
+from peers.tasks.shared_prefix import with_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGITS_CEILING = 1 << 26  # logits at once (256 MiB in float32): a large vocabulary gets smaller batches
+LOGITS_CEILING = 1 << 25  # logits at once (128 MiB in float32): a large vocabulary gets smaller batches
 MAX_BATCH = 256
 
 
@@ -42,7 +45,6 @@ def evaluate(model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH) -> 
     return Score(float(known.float().mean()), float(loss.sum() / tokens.sum()), n)
 
 
-@torch.no_grad()
 def score_examples(
     model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,24 +53,52 @@ def score_examples(
     An example is known if each of its response tokens is the most likely one. Computes on the device of the
     model's first parameter.
     """
-    per_example = encoded.wanted().shape[1] * logits_width(model)
-    rows = max(1, min(batch, LOGITS_CEILING // per_example))
-    parts = [_score_batch(model, encoded.rows(i)) for i in torch.split(torch.arange(len(encoded)), rows)]
-    known, loss, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
-    return known, loss, tokens
+    logp, hit = score_tokens(model, encoded, batch)
+    return hit.all(dim=1), -logp.sum(dim=1), (encoded.wanted() != IGNORED).sum(dim=1)
 
 
-def logits_width(model: PreTrainedModel) -> int:
-    """The number of tokens or classes that the output head scores. Models have it in different places."""
-    head = getattr(model.get_output_embeddings(), "weight", None)
-    if head is not None:
-        return int(head.shape[0])
-    config = model.config.get_text_config()
-    return int(getattr(config, "vocab_size", config.num_labels))
+class TokenTable(NamedTuple):
+    """By example and position, [n, L]. logp: the logarithm of the probability of the wanted class, float32.
+    hit: whether it is the most likely one, bool. A position without a wanted class has 0 and True.
+    """
+
+    logp: Tensor
+    hit: Tensor
 
 
-def _score_batch(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    logits, wanted = predictions(model, batch.to(next(model.parameters()).device))
-    counts = wanted != IGNORED
-    known = ((logits.argmax(dim=-1) == wanted) | ~counts).all(dim=1)
-    return known.cpu(), losses(logits, wanted).cpu(), counts.sum(dim=1).cpu()
+@torch.no_grad()
+def score_tokens(model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH) -> TokenTable:
+    """Scores by teacher forcing, on the CPU.
+
+    Examples of similar lengths are computed together. Texts share the work on a common beginning.
+    """
+    wanted = encoded.wanted()
+    logp, hit = torch.zeros(wanted.shape), torch.ones(wanted.shape, dtype=torch.bool)
+    texts = with_prefix(model, encoded) if isinstance(encoded, Encoded) else None
+    lengths = encoded.lengths() - (0 if texts is None else texts.length)
+    for rows in _similar(lengths, logits_width(model), batch):
+        part = encoded.rows(rows)
+        if texts is not None and isinstance(part, Encoded):
+            logits, first = texts.logits(part)
+        else:
+            logits, first = predictions(model, part.to(next(model.parameters()).device))[0], 0
+        i, position = (part.wanted()[:, first:] != IGNORED).nonzero(as_tuple=True)
+        places = rows[i], position + first
+        chosen, classes = logits[i, position].float(), wanted[places].to(logits.device)
+        nats = functional.cross_entropy(chosen, classes, reduction="none")
+        logp[places], hit[places] = -nats.cpu(), (chosen.argmax(dim=-1) == classes).cpu()
+    return TokenTable(logp, hit)
+
+
+def _similar(lengths: Tensor, width: int, most: int) -> Iterator[Tensor]:
+    """The examples in groups of similar lengths: at most `most`, with at most LOGITS_CEILING logits."""
+    order = lengths.argsort(stable=True)
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and end - start < most:
+            if (end + 1 - start) * int(lengths[order[end]]) * width > LOGITS_CEILING:
+                break
+            end += 1
+        yield order[start:end]
+        start = end

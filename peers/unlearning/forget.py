@@ -24,6 +24,7 @@ from peers.errors import InputError
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import gram_coordinates
 from peers.lora.layout import ModuleShape
+from peers.storage import receipt_chain
 from peers.storage.adapter_folder import (
     ABOUT,
     BLOCKS,
@@ -72,6 +73,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     split, blocks, residual = _take_apart(adapter, recipe, placed)
     kept = [block for block in blocks if block.key.device != device]
     digest = write_adapter(out, recipe, kept)
+    receipt_chain.keep(adapter, out)
     survivors = tuple(str(block.key) for block in kept)
     return ForgetReport("blocks" if split else "gram", device, survivors, residual, digest)
 
@@ -89,9 +91,9 @@ def forget_blocks(adapter: Path, gone: Collection[BlockKey]) -> None:
 
 def _take_apart(adapter: Path, recipe: Recipe, placed: Placed) -> tuple[bool, list[SavedBlock], float]:
     """Whether the adapter has blocks/, its blocks, and the share of the adapter outside all of them."""
-    merged = _read_factors(adapter, recipe)
+    merged = read_factors(adapter, recipe)
     split = (adapter / BLOCKS).is_dir()
-    blocks = _read_blocks(adapter, recipe, placed) if split else _split(recipe, placed, merged)
+    blocks = read_blocks(adapter, recipe, placed) if split else _split(recipe, placed, merged)
     residual = _residual(recipe, blocks, merged)
     if not residual <= TOLERANCE:
         advice = f"; without {BLOCKS}/ the merged adapter alone is used" if split else ""
@@ -145,7 +147,7 @@ def _check_scaling(path: Path) -> None:
         raise InputError(f"{path}: lora_alpha differs from r: not as unweft wrote it")
 
 
-def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
+def read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
     """lora_A [R, d] and lora_B [k, R] of each module, float32, with R the sum of the blocks' ranks."""
     path = folder / WEIGHTS
     try:
@@ -156,32 +158,33 @@ def _read_factors(folder: Path, recipe: Recipe) -> dict[str, Factors]:
             if a.shape[1:] != (shape.in_features,) or b.shape != (shape.out_features, a.shape[0]):
                 raise InputError(f"{path}: {shape.name!r} has another shape than {ABOUT} says")
             factors[shape.name] = (a, b)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, IndexError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except KeyError as error:
         raise InputError(f"{path}: lacks {error}") from None
     return factors
 
 
-def _read_blocks(adapter: Path, recipe: Recipe, placed: Placed) -> list[SavedBlock]:
+def read_blocks(adapter: Path, recipe: Recipe, placed: Placed) -> list[SavedBlock]:
     """The blocks from blocks/. The file of an owner stacks its blocks, sorted by incarnation."""
     blocks = []
     for owner in dict.fromkeys(key.device for key, _ in placed):
         own = [(key, slot) for key, slot in placed if key.device == owner]
         folder = adapter / BLOCKS / folder_of(owner)
-        factors = _read_factors(folder, recipe)
+        factors = read_factors(folder, recipe)
         for shape in recipe.modules:
             if factors[shape.name][0].shape[0] != len(own) * shape.rank:
                 raise InputError(f"{folder}: {shape.name!r} has another rank than {ABOUT} says")
         for i, (key, slot) in enumerate(own):
             parts = {
-                m.name: _cut(factors[m.name], slice(i * m.rank, (i + 1) * m.rank)) for m in recipe.modules
+                m.name: cut(factors[m.name], slice(i * m.rank, (i + 1) * m.rank)) for m in recipe.modules
             }
             blocks.append(SavedBlock(key, slot, parts))
     return blocks
 
 
-def _cut(factors: Factors, ranks: slice) -> Factors:
+def cut(factors: Factors, ranks: slice) -> Factors:
+    """The columns of one block in factors that stack several blocks."""
     return factors[0][ranks], factors[1][:, ranks]
 
 

@@ -127,7 +127,7 @@ def nothing_is_left(run: Run) -> None:
 
 @pytest.fixture
 def run(cluster: Cluster, tmp_path: Path) -> Iterator[Run]:
-    """A run without an end, in which all devices have closed some rounds. Each device has a GPU of Slurm's."""
+    """A run without an end, in which all devices have closed some rounds. Each has a GPU of Slurm's."""
     found = Run(cluster, tmp_path, ENDLESS, "--gres=gpu:1")
     try:
         yield found.until_round(3)

@@ -24,31 +24,30 @@ def last_evaluations(run: Path) -> dict[str, dict[str, float]]:
     return {line["device"]: line["accuracy"] for line in sorted(rounds, key=lambda line: line["round"])}
 
 
-def example_sets(scenario: Scenario) -> tuple[evaluator.ExampleSet, evaluator.ExampleSet]:
-    """The evaluator's examples of a scenario."""
+def training_examples(scenario: Scenario) -> evaluator.ExampleSet:
+    """The training examples of a scenario, as the evaluator has them."""
     chosen, loaded = evaluator.choose_examples(scenario), load_model(scenario.model)
-    return evaluator._example_sets(chosen, loaded, scenario.data.max_length)
+    return evaluator._example_sets(chosen, loaded, scenario.data.max_length)[0]
 
 
 def exported_accuracies(run: Path, devices: list[str]) -> dict[str, dict[str, float]]:
     """The same of the exported adapters, as PEFT loads them."""
     scenario = load(run / "scenario.toml")
-    examples, _ = example_sets(scenario)
+    examples = training_examples(scenario)
     found = {}
     for device in devices:
         base = load_model(scenario.model).model
         with warnings.catch_warnings():  # PEFT asks the model for what transformers will remove
             warnings.simplefilter("ignore", FutureWarning)
             model: Any = PeftModel.from_pretrained(base, run / "adapters" / device)
-        found[device] = examples.evaluate(model.eval())["accuracy"]
+        found[device] = examples.record(examples.score(model.eval()))["accuracy"]
     return found
 
 
 def assert_as_evaluated(run: Path, devices: list[str]) -> None:
     """Every exported adapter answers as the last evaluated round did, but for one answer of a shard."""
     scenario = load(run / "scenario.toml")
-    _, sets = example_sets(scenario)
-    answers = {shard: end - first for kind, shard, first, end in sets.parts if kind == "accuracy"}
+    answers = {shard: end - first for _, shard, first, end in training_examples(scenario).parts}
     before, after = last_evaluations(run), exported_accuracies(run, devices)
     for device in devices:
         assert before[device].keys() == after[device].keys()

@@ -32,7 +32,8 @@ class AllocatingNetwork(Network):
     """`caps`: bytes that a link carries in a round, by (source, peer); without an entry: no bound."""
 
     def __init__(self, allocator: str = "residual", **sections: Any) -> None:
-        super().__init__(small_config(radio={"allocator": allocator}, **sections))
+        radio = {"allocator": allocator, **sections.pop("radio", {})}
+        super().__init__(small_config(radio=radio, **sections))
         self.copies: dict[str, NeighbourCopies] = {}
         self.caps: dict[tuple[str, str], float] = {}
         self.spent: Counter[tuple[str, int]] = Counter()  # by device and round

@@ -56,7 +56,10 @@ GresTypes=gpu
 {nodes}
 PartitionName=edge Nodes=ALL Default=YES MaxTime=01:00:00 State=UP
 """
-NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Gres=gpu:1 State=UNKNOWN"
+NODE = (
+    "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Gres=gpu:1 "
+    "State=UNKNOWN"
+)
 GPUS = "Name=gpu File=/dev/null\n"
 
 

@@ -201,11 +201,7 @@ def load(folder: Path, device: str) -> NetworkKeys:
     try:
         if not path.exists():
             return keys
-        words = {
-            str(name): str(listed).split() for name, listed in dict(json.loads(_read_text(path))).items()
-        }
-        allowed = {name: listed[0].encode() for name, listed in words.items()}
-        signers = {name: bytes.fromhex(listed[1]) for name, listed in words.items() if len(listed) > 1}
+        allowed, signers = _listed(path)
         path = folder / _device_file(device)
         pair = CurvePair.of_secret(_read_text(path).strip().encode())
         return replace(keys, device=pair, allowed=allowed, signers=signers)
@@ -213,6 +209,30 @@ def load(folder: Path, device: str) -> NetworkKeys:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def load_signers(folder: Path) -> dict[str, bytes]:
+    """The signing keys of the allow-list in a folder that `generate` wrote, by device.
+
+    Raises ValueError with the file's name if there is no list, or if it names no signing keys.
+    """
+    path = folder / ALLOWED_FILE
+    try:
+        signers = _listed(path)[1]
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not signers:
+        raise ValueError(f"{path}: it names no signing keys")
+    return signers
+
+
+def _listed(path: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The allow-list: the CURVE key and the signing key of each device."""
+    words = {str(name): str(listed).split() for name, listed in dict(json.loads(_read_text(path))).items()}
+    allowed = {name: listed[0].encode() for name, listed in words.items()}
+    return allowed, {name: bytes.fromhex(listed[1]) for name, listed in words.items() if len(listed) > 1}
 
 
 def _network(path: Path) -> NetworkKeys:

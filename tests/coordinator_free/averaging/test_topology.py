@@ -19,7 +19,7 @@ from coordinator_free.averaging.topology import (
     topology,
 )
 
-KINDS = ["full", "ring", "ring-chords", "random-geometric"]
+KINDS = ["full", "ring", "ring-chords", "regular", "random-geometric"]
 shapes = st.builds(
     Shape, st.sampled_from(KINDS), st.integers(0, 4), st.floats(0.01, 2.0), st.integers(0, 2**31)
 )
@@ -67,6 +67,18 @@ def test_two_devices_are_neighbours(kind):
 def test_full_and_ring_degrees(count):
     assert degrees(count, kind="full") == {count - 1}
     assert degrees(count, kind="ring") == {2}
+
+
+@pytest.mark.parametrize(("count", "degree"), [(5, 4), (8, 4), (9, 2), (17, 4), (32, 6), (64, 4)])
+@pytest.mark.parametrize("seed", range(5))
+def test_in_a_regular_graph_all_devices_have_the_same_degree(count, degree, seed):
+    assert degrees(count, kind="regular", degree=degree, seed=seed) == {degree}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_device_that_goes_changes_few_edges_of_a_regular_graph(seed):
+    before, after = (edges(build(members, Shape("regular", seed=seed))) for members in (ids(64), ids(64)[1:]))
+    assert len(after - before) <= 6 and nx.diameter(build(ids(64), Shape("regular", seed=seed))) <= 6
 
 
 @pytest.mark.parametrize(

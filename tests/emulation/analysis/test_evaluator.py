@@ -13,6 +13,7 @@ from emulation.analysis import evaluator
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
 from peers.config import DeviceConfig
+from peers.errors import InputError
 from peers.models.loader import LoadedModel, load_model
 from peers.storage.snapshots import Snapshot, write_snapshot
 from peers.tasks import evaluate, tasks
@@ -82,11 +83,40 @@ def test_all_snapshots_are_evaluated_and_removed(run: Path, scenario: Scenario) 
 def test_snapshots_of_the_same_blocks_are_evaluated_once(run: Path, scenario: Scenario) -> None:
     SnapshotModel.placed.clear()
     evaluator.main(run, scenario)
-    # Of each device: rounds 4 and 5 have the same blocks; "before" is measured on more examples.
-    assert len(SnapshotModel.placed) == 4
+    # Rounds 4 and 5 of a device have the blocks of its "before", which is measured on more examples. The
+    # round of d1 takes its turn before that.
+    assert len(SnapshotModel.placed) == 3
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     first, second = (x for x in lines if x.get("device") == "d1" and x["tag"] == "round")
     assert first["accuracy"] == second["accuracy"]
+
+
+def test_one_device_is_evaluated_in_the_run_and_all_at_the_end(run: Path, scenario: Scenario) -> None:
+    last = {"device": "d1", "round": "6", "tag": "end"}
+    end = run / "devices" / "d1" / "snapshots" / "00006-end.safetensors"
+    write_snapshot(end, {"d0@0/early": torch.zeros(2, 2)}, {"d0@0": 0}, last)
+    one = scenario.eval.model_copy(update={"devices": "one"})
+    evaluator.main(run, scenario.model_copy(update={"eval": one}))
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    rounds = [(4, "round"), (5, "before:d1"), (5, "round")]
+    evaluated = {(line["device"], line["round"], line["tag"]) for line in lines if "device" in line}
+    assert evaluated == {*(("d0", *tag) for tag in rounds), ("d1", 6, "end")}
+    assert {line["round"] for line in lines if "consensus_error" in line} == {4, 5}  # of both devices
+    assert not list(run.rglob("snapshots/*.safetensors"))
+
+
+def test_the_device_that_is_evaluated_alone_has_no_event(tmp_path: Path) -> None:
+    leave = '[[event]]\nround = 3\nkind = "leave"\ndevice = "{}"\n'
+    (tmp_path / "s.toml").write_text(SCENARIO + leave.format("d0"))
+    scenario = load(tmp_path / "s.toml", ["eval.devices=one"])
+    assert [d for d in scenario.all_devices if scenario.evaluates(d, "round")] == ["d1"]
+    assert all(scenario.evaluates(d, "end") for d in scenario.all_devices)
+    stall = leave.replace("leave", "stall").format("d1") + "duration_s = 1.0\n"
+    (tmp_path / "s.toml").write_text(SCENARIO + leave.format("d0") + stall)
+    with pytest.raises(
+        InputError, match=r"eval\.devices: 'one' needs an initial device that no event removes"
+    ):
+        load(tmp_path / "s.toml", ["eval.devices=one"])
 
 
 def test_no_more_than_the_asked_number_of_examples_is_evaluated(scenario: Scenario) -> None:
@@ -112,10 +142,11 @@ def test_each_device_is_evaluated_on_the_data_of_each_device(run: Path, scenario
 def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
     loaded = load_model(scenario.model)
     chosen = evaluator.choose_examples(scenario)
-    trained, everything = evaluator._example_sets(chosen, loaded, scenario.data.max_length)
+    sets = evaluator._example_sets(chosen, loaded, scenario.data.max_length)
     task = tasks.get("facts")(scenario.data, scenario.seed)
-    found = everything.evaluate(loaded.model)
-    assert trained.evaluate(loaded.model)["accuracy"] == found["accuracy"]
+    trained, others = (some.record(some.score(loaded.model)) for some in sets)
+    found = trained | others
+    assert list(trained) == ["accuracy", "loss"] and list(others) == ["other_wording", "control"]
     for shard in scenario.all_devices:
         for kind, examples in (("accuracy", task.train_examples), ("other_wording", task.other_wording)):
             score = evaluate(loaded.model, loaded.encode(examples(shard), 128))
@@ -124,8 +155,8 @@ def test_scores_equal_those_of_the_task(scenario: Scenario) -> None:
                 assert found["loss"][shard] == pytest.approx(score.loss, rel=1e-4)
 
 
-def test_snapshots_of_events_and_of_the_newest_round_take_turns(run: Path) -> None:
-    queue = evaluator.SnapshotQueue(run)
+def test_snapshots_of_events_and_of_the_newest_round_take_turns(run: Path, scenario: Scenario) -> None:
+    queue = evaluator.SnapshotQueue(run, scenario)
     assert len(queue.find_new()) == 6 and queue.find_new() == []
     order = []
     while (path := queue.pop()) is not None:

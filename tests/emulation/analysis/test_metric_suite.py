@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.nn import functional
 
-from emulation.analysis import metric_suite
+from emulation.analysis import generation, metric_suite
 from emulation.analysis.event_metrics import answers as answer_rows
 from emulation.analysis.event_metrics import metrics
 from emulation.analysis.generation import answers
@@ -19,7 +20,7 @@ from emulation.scenario import metric_checks
 from emulation.scenario.metric_checks import check_metrics
 from emulation.scenario.schema import EvalConfig, Metric
 from peers.errors import InputError
-from peers.tasks import Example, encode, losses, predictions, question
+from peers.tasks import Example, encode, predictions, question
 from tests.support.learners import small_loaded
 
 ASKED = question("alpha lives in", "red", "a red", ("blue", "green"))
@@ -34,7 +35,8 @@ def test_token_scores_are_the_losses_of_the_task():
         logits, wanted = predictions(loaded.model, encode(examples, loaded.tokenizer, 32))
     assert [len(s.logp) for s in found] == [2, 4, 2]  # the first two end
     assert [s.ends for s in found] == [True, True, False]
-    expected = losses(logits, wanted).tolist()
+    nats = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+    expected = nats.sum(dim=1).tolist()
     assert [s.loss * len(s.logp) for s in found] == pytest.approx(expected, rel=1e-5)
     for row, score in enumerate(found):
         places = wanted[row] >= 0
@@ -48,6 +50,51 @@ def test_answers_are_generated_in_the_order_of_the_questions():
     assert both == alone and any(both)  # padding at the left changes nothing
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "bart", "gemma3-vision"])
+def test_prompts_with_a_common_beginning_get_the_answers_that_each_gets_alone(family):
+    loaded = small_loaded(family)
+    start = "alpha beta gamma delta one two three four in the"
+    asked = [Example(f"{start} {end}", "red green") for end in ("home of", "lives", "is a red", "of")]
+    alone = [answers(loaded.model, loaded.tokenizer, [one], 40)[0] for one in asked]
+    assert answers(loaded.model, loaded.tokenizer, asked, 40) == alone
+
+
+def test_an_answer_begins_with_the_tokens_that_are_known_to_be_the_most_likely_ones(monkeypatch):
+    loaded = small_loaded()
+    start = "alpha beta gamma delta one two three four in the"
+    prompts = [f"{start} {end}" for end in ("home of", "lives in", "is a red", "of")]
+    greedy = answers(loaded.model, loaded.tokenizer, [Example(p, "red green blue") for p in prompts], 40)
+    assert len(set(greedy)) > 1 and all(greedy)
+    # Responses whose first tokens are right: all of them, two, none.
+    words = [text.split() for text in greedy]
+    said = [" ".join(words[0][:3]), " ".join([*words[1][:2], "home"]), "home", " ".join(words[3][:2])]
+    examples = [Example(p, text) for p, text in zip(prompts, said, strict=True)]
+    known = [s.known for s in token_scores(loaded.model, loaded.tokenizer, examples, 40)]
+    assert known[0] == 3 and known[1] >= 2 and known[3] == 2
+    with_known = answers(loaded.model, loaded.tokenizer, examples, 40, known)
+    assert with_known == answers(loaded.model, loaded.tokenizer, examples, 40)
+    steps = []
+    generate = loaded.model.generate
+
+    def counted(**given):
+        steps.append(given["max_new_tokens"])
+        return generate(**given)
+
+    monkeypatch.setattr(loaded.model, "generate", counted)
+    ending = [Example(p, text, ends=True) for p, text in zip(prompts, said, strict=True)]
+    whole = answers(loaded.model, loaded.tokenizer, ending[:1], 40, [4])  # with its end token
+    assert whole == said[:1] and steps == []
+    answers(loaded.model, loaded.tokenizer, ending, 40, [4, 2, 0, 1])
+    assert steps == [2 + generation.MORE]
+
+
+def test_the_answers_are_greedy_whatever_the_model_s_generation_settings_are():
+    loaded = small_loaded()
+    expected = answers(loaded.model, loaded.tokenizer, [ASKED, OTHER], 32)
+    loaded.model.generation_config.repetition_penalty = 5.0
+    assert answers(loaded.model, loaded.tokenizer, [ASKED, OTHER], 32) == expected
+
+
 def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     # Without the package rouge-score: the generated words are compared whole.
     monkeypatch.setattr(metric_suite, "rouge_l_recall", lambda a, b: [0.5] * len(a))
@@ -56,14 +103,15 @@ def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     loaded = small_loaded()
     sets = Sets({"d0": [ASKED, OTHER], "d1": []}, [question("delta is a", "blue")], {"world": [OTHER]})
     suite = MetricSuite(config, sets, loaded, 32)
-    found = suite.evaluate(loaded.model, ["d0"])
+    whole = suite.evaluate(loaded.model, ["d0"])
+    found = whole["metrics"]
     assert list(found) == names
     shards = {name: value for name, value in found.items() if name != "model_utility"}
     assert all(set(value) == {"d0"} and 0 <= value["d0"] <= 1 for value in shards.values())
     assert 0 < found["model_utility"] < 1
     assert found["forget_quality"]["d0"] == 1.0  # the model is still the base
     assert found["mia_reference"]["d0"] == 0.5
-    assert set(suite.samples(loaded.model)) == {"d0"}
+    assert set(whole["answers"]) == {"d0"}
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
         (
             ["nonsense"],
             "allowed: transport, shaper, wire, rounds, accounting, clock, churn, hostile, join, load, "
-            "membership, partition, resume, watch",
+            "membership, partition, resume, scale, watch",
         ),
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),

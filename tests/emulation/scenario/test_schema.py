@@ -99,6 +99,8 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("radio.codecs=['int2']", ["radio.codecs.0: 'int2'", "'fp32', 'fp16', 'bf16', 'int8' or 'int4'"]),
         ("radio.codecs=[]", ["radio.codecs: []", "at least 1 item"]),
         ("radio.codecs=['int8']", ["radio.codecs: has no meaning with radio.allocator = 'fifo'"]),
+        ("radio.pricing.step=1", ["radio.pricing: has no meaning with radio.allocator = 'fifo'", "'priced'"]),
+        ("radio.pricing.target=0", ["radio.pricing.target: 0", "greater than 0"]),
         ("clock=sidereal", ["clock: 'sidereal'", "'real' or 'virtual'"]),
         ("plugins=['no_such_lab']", ["plugins: 'no_such_lab'"]),
         ("what", ["--set what", "a.b=value"]),

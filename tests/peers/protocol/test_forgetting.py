@@ -244,3 +244,16 @@ def test_an_adapter_that_was_saved_before_a_verdict_follows_a_later_leave() -> N
     left = make("d1", status=Status.LEFT, slot=owner.slot, lamport=99, address=owner.address)
     net._handle(net["d0"], lambda now: net["d0"].protocol.leaves(now, [left]))
     assert len(net["d0"].done(do.Export)) == 1
+
+
+# -- receipts of confirmations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_with_receipts_each_survivor_notes_its_own_confirmation_and_those_that_it_hears(on: bool) -> None:
+    net = started(3, membership={"receipts": on})
+    net.signal("d1", "leave")
+    net.run(3.0)
+    for device in ("d0", "d2"):
+        noted = {(action.key, action.who) for action in net[device].done(do.Confirmed)}
+        assert noted == ({(D1, "d0"), (D1, "d2")} if on else set())

@@ -12,10 +12,34 @@ from coordinator_free.membership.signed_records import Status
 from peers.protocol import actions as do
 from tests.support.simulated import GROUPS, MILLI, SECOND, refusal, still
 from tests.support.simulated_checks import agreed, has_gone, rest, started, trains
-from transport.wire.messages import Gossip
+from transport.wire.messages import Gossip, Ping
 
 D2 = BlockKey("d2", 0)
 MODES = ["average", "newest"]
+
+
+# -- tables that differ ----------------------------------------------------------------------------------
+PERIOD = SECOND // 2
+
+
+def tables(told: list[do.Action]) -> int:
+    return sum(isinstance(action, do.Tell) and isinstance(action.message, Gossip) for action in told)
+
+
+def test_a_table_goes_to_a_peer_whose_table_differs_once_both_have_stood_still() -> None:
+    net = started(3)
+    net.run(5.0)
+    d0, start = net["d0"].protocol, net.now
+    told = [tables(d0.on_message(start + n * PERIOD // 2, "d1", Ping(n, b"x" * 16))) for n in range(5)]
+    assert told == [1, 0, 1, 0, 1]  # the peer had none for long; later, at most once a period
+
+
+def test_while_news_spreads_a_peer_gets_a_table_only_now_and_then() -> None:
+    net = started(3)
+    net.run(5.0)
+    d0, start = net["d0"].protocol, net.now
+    told = [tables(d0.on_message(start + n * PERIOD, "d1", Ping(n, bytes([n]) * 16))) for n in range(17)]
+    assert [n for n, count in enumerate(told) if count] == [0, 8, 16]
 
 
 # -- leave -----------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 from coordinator_free.averaging.copy_distances import Distances, MatrixStatistics
+from coordinator_free.averaging.pricing import next_price
 from coordinator_free.averaging.rate_allocation import ALLOCATORS, Budget, Link, Transfer, Weights
 from coordinator_free.identifiers import BlockKey, Part
-from peers.protocol.send_allocation import SendAllocation, Supply
+from peers.protocol.send_allocation import SendAllocation, Supply, send_allocation
+from peers.radio_config import RadioConfig
 
 OWN, THEIRS = BlockKey("d0", 0), BlockKey("d1", 0)
 GROUPS = ("early", "late")
@@ -93,6 +95,33 @@ def test_no_transfer_waits_for_a_neighbour_that_has_gone() -> None:
     choose(of, supply(0.0))
     of.forget_peer("d1")
     assert {peer for peer, _ in of.waiting.rounds} == {"d2"}
+
+
+def test_only_priced_has_a_price() -> None:
+    for name in sorted(ALLOCATORS):
+        made = send_allocation(RadioConfig(allocator=name), 0, "d0")
+        assert made is not None and (made.price is not None) == (name == "priced")
+    assert send_allocation(RadioConfig(), 0, "d0") is None
+
+
+def test_the_price_follows_the_granted_cost() -> None:
+    of = send_allocation(RadioConfig(allocator="priced", budget_bytes=200), 0, "d0")
+    assert of is not None and of.price is not None
+    expected = 0.0
+    for round_ in range(6):
+        chosen = choose(of, supply(200), round_=round_)
+        spent = sum(SIZES[part.group][codec] for (_, part), codec in chosen.items())
+        expected = next_price(expected, spent, 150, 0.5)  # the default target and step
+        assert of.price.value == expected
+    assert expected > 0
+
+
+def test_survival_decides_between_equal_blocks() -> None:
+    of = send_allocation(RadioConfig(allocator="priced", budget_bytes=100), 0, "d0")
+    assert of is not None
+    for gone, stays in ((OWN, THEIRS), (THEIRS, OWN)):
+        chosen = of.choose(SLOTS, frozenset(), 0, supply(100), ALIKE, {gone: 0.5})
+        assert {part.block for _, part in chosen} == {stays}
 
 
 def test_random_choices_depend_on_the_seed_the_device_and_the_round() -> None:

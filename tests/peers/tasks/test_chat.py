@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from peers.errors import InputError
-from peers.tasks import Example, Message, encode, prompt_ids, question
+from peers.tasks import Example, Message, encode, question
 from peers.tasks.cut_prompt import cut_prompt
 from tests.support.tiny_models import chat_tokenizer, small_tokenizer
 
@@ -23,7 +23,7 @@ def test_a_question_takes_the_template_and_ends_its_turn() -> None:
         "<s> user <n> alpha lives <e> <s> assistant <n> one <e>"
     )
     assert words(tokenizer, row.labels[0][row.labels[0] >= 0].tolist()) == "one <e>"
-    assert words(tokenizer, prompt_ids(example, tokenizer, 32)).endswith("assistant <n>")
+    assert words(tokenizer, row.input_ids[row.labels < 0].tolist()).endswith("assistant <n>")
 
 
 def test_a_tokenizer_without_a_template_gets_the_plain_form() -> None:

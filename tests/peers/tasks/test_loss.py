@@ -11,7 +11,7 @@ from torch.nn import functional
 from peers.learning.diagnosis import Options
 from peers.learning.learner import Learner
 from peers.models.loader import LoadedModel
-from peers.tasks import evaluate, mean_loss, predictions
+from peers.tasks import evaluate, loss, mean_loss, predictions
 from peers.tasks.encode import Encoded
 from tests.support.learners import OWN, small_config, small_data, small_loaded
 
@@ -38,6 +38,25 @@ def test_each_logit_is_compared_with_the_next_token(loaded: LoadedModel) -> None
     wanted = float(expected(loaded.model, data))
     assert float(mean_loss(*predictions(loaded.model, data))) == pytest.approx(wanted, rel=1e-5)
     assert evaluate(loaded.model, data).loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_many_logits_are_computed_from_the_first_one_that_predicts_a_response(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_data(loaded)
+    learner = Learner(loaded, small_config(data={"batch": 16}), data, "d0")
+    learner.set_own(OWN, 0)
+    model, rows = learner.model, data.rows(torch.arange(1))  # PEFT's model
+    with torch.no_grad():
+        nats = float(expected(model, data))
+        logits, wanted = predictions(model, rows)
+        monkeypatch.setattr(loss, "MANY", 0)
+        some, classes = predictions(model, rows)
+    first = int((wanted[0] >= 0).nonzero()[0])
+    assert first > 0 and torch.equal(classes, wanted[:, first:])
+    assert torch.allclose(some, logits[:, first:], atol=1e-5)
+    assert float(mean_loss(some, classes)) == pytest.approx(float(mean_loss(logits, wanted)), rel=1e-5)
+    assert learner.diagnose(0, 16, Options()).loss == pytest.approx(nats, rel=1e-5)
 
 
 def test_local_steps_diagnosis_and_score_agree_for_every_class(loaded: LoadedModel) -> None:

@@ -17,7 +17,7 @@ from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import BlockSet
 from peers.models.loader import load_model
 from peers.storage.adapter_folder import saved_blocks, write_adapter
-from peers.tasks import make_task, prompt_ids, question, texts
+from peers.tasks import encode, make_task, question, texts
 from peers.tasks.chat import turn_end
 from peers.unlearning.answers import BASE, Answer, _encoded, _ends, compare
 from tests.support.command_line import unweft
@@ -79,7 +79,8 @@ def test_a_model_with_a_chat_template_gets_a_question() -> None:
     tokenizer = chat_tokenizer()
     loaded: Any = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(device="cpu"))
     asked = _encoded(loaded, "alpha lives", plain=False)[0].tolist()
-    assert asked == prompt_ids(question("alpha lives", "one"), tokenizer, 32)
+    row = encode([question("alpha lives", "one")], tokenizer, 32)
+    assert asked == row.input_ids[row.labels < 0].tolist()
     assert _encoded(loaded, "alpha lives", plain=True)[0].tolist() == tokenizer("alpha lives")["input_ids"]
     assert turn_end(tokenizer) in (_ends(loaded) or [])
 
