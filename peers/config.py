@@ -205,7 +205,10 @@ class TopologyConfig(Section):
         float, about("random-geometric: reach in a square with sides of length 1.", gt=0, le=2)
     ] = 0.5
     degree: Annotated[
-        int, about("regular: neighbours of each device, an even number.", unit="devices", ge=2, multiple_of=2)
+        int,
+        about(
+            "regular: neighbours of a device at most, an even number.", unit="devices", ge=2, multiple_of=2
+        ),
     ] = 4
 
 

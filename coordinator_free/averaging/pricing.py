@@ -39,11 +39,12 @@ def marginal_value(
 ) -> float | None:
     """The value per cost of the step with which the cost of the best steps reaches `target`.
 
-    It is that of the last step if all steps together cost less. None if no link can carry any step.
+    It is that of the last step if all steps together cost less. None if no link can carry any step. As in
+    `priced`, blocks whose owners are gone have no steps.
     `weights`: p_g by group. `survival`: S_u by block; without an entry 1.
     """
     up = {peer for peer, link in budget.links.items() if link.cap_bytes > 0}
-    offered = [item for item in items if item.peer in up]
+    offered = [item for item in items if item.peer in up and survival.get(item.part.block, 1.0) > 0]
     value, cost = None, 0.0
     for step in steps(offered, BudgetLedger(budget), normalised(weights), survival):
         value, cost = step.value, cost + step.cost

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from coordinator_free.seeded_random import blake2b_64, generator
 
 Graph = nx.Graph  # nodes are device ids
+ATTEMPTS = 32  # rings that `regular` draws at most for one that has no edge of the others
 
 
 class Shape(NamedTuple):
@@ -91,20 +92,34 @@ def ring_chords(members: Sequence[str], shape: Shape) -> Graph[str]:
 def regular(members: Sequence[str], shape: Shape) -> Graph[str]:
     """`degree` neighbours for each device, at random: the edges of degree/2 rings.
 
-    Source: Law and Siu, "Distributed construction of random expander networks", 2003: rings in random order
-    are an expander, so paths have O(log N) hops. A hash draws the place of a device in each ring. A device
-    that comes or goes therefore changes few edges.
+    Some devices have fewer where no ring without repetitions was found. With degree + 1 devices or fewer,
+    all are neighbours. Source: Law and Siu, "Distributed construction of random expander networks",
+    2003: rings in random order are an expander, so paths have O(log N) hops. A hash draws the place of a
+    device in each ring. A device that comes or goes therefore changes few edges.
     """
+    if len(members) <= shape.degree + 1:
+        return full(members, shape)
     graph = _on(members, [])
     for number in range(shape.degree // 2):
-        order = sorted(members, key=lambda name: blake2b_64(f"{shape.seed}/{number}/{name}".encode()))
-        order = _without_repetition(order, graph)
-        graph.add_edges_from((a, b) for a, b in zip(order, [*order[1:], *order[:1]], strict=True) if a != b)
+        graph.add_edges_from(_new_ring(members, graph, f"{shape.seed}/{number}"))
     return graph
 
 
+def _new_ring(members: Sequence[str], graph: Graph[str], name: str) -> list[tuple[str, str]]:
+    """The edges of a ring, none of which is in the graph already, if one of ATTEMPTS rings is like that."""
+    edges: list[tuple[str, str]] = []
+    for attempt in range(ATTEMPTS):
+        prefix = name + "+" * attempt
+        order = sorted(members, key=lambda member: blake2b_64(f"{prefix}/{member}".encode()))
+        order = _without_repetition(order, graph)
+        edges = list(zip(order, [*order[1:], *order[:1]], strict=True))
+        if not any(graph.has_edge(*edge) for edge in edges):
+            break
+    return edges
+
+
 def _without_repetition(order: list[str], graph: Graph[str]) -> list[str]:
-    """The ring with some devices exchanged, so that no edge is in the graph already, if that is possible."""
+    """The ring with some devices exchanged, so that few of its edges are in the graph already."""
     n = len(order)
 
     def repeats(*places: int) -> bool:

@@ -78,6 +78,8 @@ class DepartureHistory:
 
     def survival(self, key: BlockKey, horizon: float) -> float:
         """The probability that the owner of a block is still there in `horizon` rounds. An open suspicion
-        counts with the share of suspicions that were refuted."""
+        counts with the share of suspicions that were refuted. 1 without a horizon."""
+        if horizon == 0:
+            return 1.0
         of = survival(self.rate, self._departures[key.device], self._rounds[key.device], horizon)
         return of * refuted_share(self._refuted, self._confirmed) if key in self._suspected else of

@@ -195,6 +195,7 @@ class Evaluator:
         self._trained, self._others = _example_sets(chosen, loaded, scenario.data.max_length)
         self._consensus = ConsensusErrors(scenario.eval.every)
         self._known: dict[str, _Known] = {}  # by hash
+        self._newest = _Known()  # the only one that keeps its table, which is large
         self._evaluated = self._reused = 0  # snapshots
 
     def evaluate_snapshot(self, path: Path) -> list[Record]:
@@ -239,6 +240,8 @@ class Evaluator:
         They are scored apart from the others, so that their values do not depend on the order of snapshots.
         """
         model = self._snapshot.model
+        if known is not self._newest:
+            self._newest.table, self._newest = None, known
         if known.table is None:
             known.table = self._trained.score(model)
             known.trained = self._trained.record(known.table)
@@ -260,7 +263,10 @@ def _consensus_lines(errors: dict[int, float]) -> list[Record]:
 
 @dataclass
 class _Known:
-    """What is known about the model of one hash: on the training examples, and on all others with metrics."""
+    """What is known about the model of one hash: on the training examples, and on all others with metrics.
+
+    table: of the training examples; None: not known, or known no longer.
+    """
 
     table: TokenTable | None = None
     trained: Record = field(default_factory=dict)
@@ -268,7 +274,7 @@ class _Known:
 
     def lacks(self, ordinary: bool) -> bool:
         """Whether a snapshot needs more than this. ordinary: it needs the training examples only."""
-        return self.table is None or (self.others is None and not ordinary)
+        return not self.trained or (self.others is None and not ordinary)
 
 
 @dataclass(frozen=True)

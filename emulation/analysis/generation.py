@@ -84,7 +84,10 @@ def _generate(
         attention_mask=mask.to(prefixed.device),
         max_new_tokens=max(one.left for one in asked),
         do_sample=False,
-        repetition_penalty=1.0,  # some models set another one: the answer would not be greedy
+        # Some models set others: the answer would not be greedy.
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         use_cache=True,
         pad_token_id=pad,
         eos_token_id=sorted({one.end for one in asked if one.end is not None}) or None,

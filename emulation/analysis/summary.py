@@ -76,13 +76,14 @@ def summarise(run: RunRecords) -> Record:
 
 
 def _privacy(run: RunRecords) -> Record:
-    """delta, the target (0: none), and what each device has spent."""
+    """delta, the target (0: none), whether the noise is secret, and what each device has spent."""
     config = run.scenario.privacy
     if not config.on:
         return {}
     paths = {device: account_path(run.folder, device) for device in run.devices}
     spent = {device: finite(records.read_object(path).get("epsilon", 0.0)) for device, path in paths.items()}
-    return {"privacy": {"delta": config.delta, "target": config.epsilon, "epsilon": spent}}
+    secret = config.randomness == "secret"
+    return {"privacy": {"delta": config.delta, "target": config.epsilon, "secret": secret, "epsilon": spent}}
 
 
 def finite(value: float) -> float | None:

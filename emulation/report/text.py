@@ -99,7 +99,9 @@ def _privacy_sentences(privacy: Record | None) -> list[str]:
     known = [value for value in privacy["epsilon"].values() if value is not None]
     most = f"{max(known):.2f}" if len(known) == len(privacy["epsilon"]) else "no finite value"
     target = f" of {privacy['target']:g}" if privacy["target"] else ""
-    return [f"privacy: a device has spent at most epsilon = {most}{target} at delta = {privacy['delta']:g}"]
+    seeded = "" if privacy["secret"] else "; the noise follows from the seed, so nothing is protected"
+    spent = f"a device has spent at most epsilon = {most}{target} at delta = {privacy['delta']:g}"
+    return [f"privacy: {spent}{seeded}"]
 
 
 def _clock_sentences(links: list[Record]) -> list[str]:

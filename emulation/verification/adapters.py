@@ -76,6 +76,8 @@ def _compare(hashes: AdapterHashes, export: Receipt, where: str, found: Findings
                 found.fault(where, f"{place}the values under the name {key} are not those of the export")
     if hashes.adapter != hashes.whole:
         found.fault(where, f"{WEIGHTS} holds more than the listed blocks")
+    for path in hashes.larger:
+        found.fault(where, f"{BLOCKS}/{path.parent.name}/{WEIGHTS} holds more than the blocks of its device")
     missing = sorted(set(signed) - set(map(str, hashes.merged)))
     if missing:
         found.note(where, f"{', '.join(missing)} was deleted from it after the export")

@@ -75,7 +75,7 @@ class LiveDevice:
         """Take in a line of metrics.jsonl."""
         life = int(line.get("life", self.life))
         self.round, self.phase = int(line["round"]), str(line["phase"])
-        self.loss = float(line["loss"])
+        self.loss = None if line["loss"] is None else float(line["loss"])
         self.neighbours = tuple(peer for peer, weight in line.get("weights", {}).items() if weight > 0)
         self.ends_s = [*self.ends_s, float(line["t1_s"])][-PACE_ROUNDS - 1 :]
         self.granted_bytes += int(line.get("granted_bytes", 0))

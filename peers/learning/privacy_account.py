@@ -58,9 +58,11 @@ def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
 
 
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier with which so many steps stay within epsilon."""
+    """The least noise multiplier, from LEAST_NOISE on, with which so many steps stay within epsilon."""
     import dp_accounting
 
+    if epsilon_of((Spent(LEAST_NOISE, rate, steps),), delta) <= epsilon:
+        return LEAST_NOISE
     found = dp_accounting.calibrate_dp_mechanism(
         _accountant,
         lambda noise: dp_accounting.SelfComposedDpEvent(_event(noise, rate), steps),

@@ -61,7 +61,7 @@ class PrivateGradients:
         return loss / len(sample) if len(sample) else math.nan
 
     def _stream(self, number: int) -> np.random.Generator:
-        """Samples and noise of a step. Who knows them can undo the noise (`privacy.randomness`)."""
+        """Samples and noise of a step. A reader who knows them can subtract the noise."""
         if self._config.privacy.randomness == "secret":
             return np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
         return generator(self._config.seed, self._device_id, "privacy", number)

@@ -78,7 +78,7 @@ class DenseWeights:
         """W <- W0: the original tensors. erase: overwrite the memory of the sums."""
         if self._folded:
             for name, module in self._modules.items():
-                if erase:
+                if erase and module.weight is not self._base[name]:  # a module with factors has W0 itself
                     overwrite([module.weight])
                 module.weight = self._base[name]
             self._folded = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -104,7 +105,7 @@ def metrics_of_round(done: RoundDone, trained: TrainResult, seconds: Callable[[i
         "phase": done.phase,
         "t0_s": seconds(done.start_ns),
         "t1_s": seconds(done.end_ns),
-        "loss": trained.loss,
+        "loss": trained.loss if math.isfinite(trained.loss) else None,  # JSON has no nan
         "steps": trained.steps,
         "train_s": (done.trained_ns - done.start_ns) / 1e9,
         "compute_s": trained.seconds,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors.torch import load_file
 
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Recipe
-from peers.storage.adapter_folder import BLOCKS, WEIGHTS, SavedBlock, adapter_sha256, blocks_sha256
+from peers.storage.adapter_folder import (
+    BLOCKS,
+    WEIGHTS,
+    SavedBlock,
+    adapter_sha256,
+    blocks_sha256,
+    weight_names,
+)
 from peers.unlearning.forget import (
     CONFIG,
     Placed,
@@ -26,13 +36,15 @@ Hashes = dict[BlockKey, str]
 class AdapterHashes:
     """SHA-256 in hex. merged: of each block in the adapter. apart: the same from blocks/, if it is there.
 
-    adapter: of all tensors in the file. whole: of an adapter that has the listed blocks and no more.
+    adapter: of all tensors in the file. whole: of an adapter that has the listed blocks and no more. larger:
+    files in blocks/ with other tensors than those of the recipe.
     """
 
     merged: Hashes
     apart: Hashes | None
     adapter: str
     whole: str
+    larger: tuple[Path, ...] = ()
 
 
 def read(adapter: Path) -> AdapterHashes:
@@ -46,7 +58,15 @@ def read(adapter: Path) -> AdapterHashes:
         apart=None if apart is None else _hashes(recipe, apart),
         adapter=adapter_sha256(adapter),
         whole=blocks_sha256(recipe.layout, merged),
+        larger=tuple(_larger(adapter / BLOCKS, recipe)),
     )
+
+
+def _larger(folder: Path, recipe: Recipe) -> Iterator[Path]:
+    names = {name for shape in recipe.modules for name in weight_names(shape.name)}
+    for path in sorted(folder.glob(f"*/{WEIGHTS}")):
+        if not load_file(path).keys() <= names:
+            yield path
 
 
 def _hashes(recipe: Recipe, blocks: list[SavedBlock]) -> Hashes:

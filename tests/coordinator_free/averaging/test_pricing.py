@@ -172,6 +172,9 @@ def test_the_marginal_value_is_that_of_the_step_that_reaches_the_target() -> Non
     assert value(110) == pytest.approx(0.5 * 0.6 / 50)
     assert value(1e6) == pytest.approx(0.5 * 0.1 / 100)
     assert marginal_value([item(9.0, "d2")], budget, ALIKE.residual, {}, 50) is None
+    # The block of an owner that is gone would be the last step, of value 0.
+    gone = marginal_value(offered[:2], budget, ALIKE.residual, {B: 0.0}, 1e6)
+    assert gone == pytest.approx(0.5 * 0.4 / 100)
 
 
 # -- over rounds -------------------------------------------------------------------------------------------

@@ -21,7 +21,12 @@ from coordinator_free.averaging.topology import (
 
 KINDS = ["full", "ring", "ring-chords", "regular", "random-geometric"]
 shapes = st.builds(
-    Shape, st.sampled_from(KINDS), st.integers(0, 4), st.floats(0.01, 2.0), st.integers(0, 2**31)
+    Shape,
+    st.sampled_from(KINDS),
+    st.integers(0, 4),
+    st.floats(0.01, 2.0),
+    st.integers(0, 2**31),
+    st.sampled_from([2, 4, 6]),
 )
 member_lists = st.lists(st.integers(0, 99).map("d{}".format), min_size=1, max_size=12, unique=True)
 
@@ -69,7 +74,9 @@ def test_full_and_ring_degrees(count):
     assert degrees(count, kind="ring") == {2}
 
 
-@pytest.mark.parametrize(("count", "degree"), [(5, 4), (8, 4), (9, 2), (17, 4), (32, 6), (64, 4)])
+@pytest.mark.parametrize(
+    ("count", "degree"), [(5, 4), (6, 4), (8, 4), (9, 2), (9, 6), (17, 4), (32, 6), (64, 4)]
+)
 @pytest.mark.parametrize("seed", range(5))
 def test_in_a_regular_graph_all_devices_have_the_same_degree(count, degree, seed):
     assert degrees(count, kind="regular", degree=degree, seed=seed) == {degree}

@@ -77,3 +77,4 @@ def test_a_suspicion_counts_with_the_share_of_suspicions_that_were_refuted() -> 
     expected = history.survival(blocks[5], 10) * refuted_share(2, 1)
     assert history.survival(blocks[3], 10) == pytest.approx(expected)
     assert history.survival(blocks[1], 10) == history.survival(blocks[5], 10)
+    assert history.survival(blocks[3], 0) == 1.0  # without a horizon, survival does not count

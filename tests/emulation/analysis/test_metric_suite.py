@@ -92,6 +92,8 @@ def test_the_answers_are_greedy_whatever_the_model_s_generation_settings_are():
     loaded = small_loaded()
     expected = answers(loaded.model, loaded.tokenizer, [ASKED, OTHER], 32)
     loaded.model.generation_config.repetition_penalty = 5.0
+    loaded.model.generation_config.num_beams = 3
+    loaded.model.generation_config.no_repeat_ngram_size = 1
     assert answers(loaded.model, loaded.tokenizer, [ASKED, OTHER], 32) == expected
 
 

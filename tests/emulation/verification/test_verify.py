@@ -316,11 +316,20 @@ def beside_it(adapter: Path, before: Path) -> None:
     shutil.copyfile(before, adapter / "more.safetensors")
 
 
+def inside_another_s_file(adapter: Path, before: Path) -> None:
+    """The matrices are in the file of another device, under names that are not those of the recipe."""
+    path = adapter / "blocks" / "d0" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_tensors({**tensors, f"x.{name}": tensors[name].clone()}, path, {"format": "pt"})
+
+
 IN_AN_ADAPTER: dict[Callable[[Path, Path], None], str] = {
     named_in_the_list: "adapter: holds d2@0, or it cannot be read",
     under_another_name: "adapter: the values under the name d1@0 are not those of the export",
     in_blocks_only: "adapter: holds d2@0, or it cannot be read",
     beside_it: "adapter: more.safetensors is no file of an export, and may hold any block",
+    inside_another_s_file: "adapter: blocks/d0/adapter_model.safetensors holds more than the blocks of its device",
 }
 
 

@@ -102,3 +102,17 @@ def test_a_deletion_overwrites_the_factors() -> None:
     gone = next(key for key in learner.held() if key != learner.own)
     learner.delete_block(gone)
     assert not any(bool(factor.any()) for factor in factors) and not learner._adapter._factors
+
+
+@pytest.mark.parametrize("large", [0, 1_500])  # factors in all modules, or in those with more numbers
+@pytest.mark.parametrize("erase", [False, True])
+def test_the_base_weights_outlive_factors(erase: bool, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module with factors has the base weight itself, so a deletion must not overwrite it."""
+    monkeypatch.setattr(adapted_model, "LARGE", large)
+    monkeypatch.setattr(adapted_model, "SHARE", 0)
+    adapter, foreign = adapter_of("llama")
+    before = logits(adapter.model)
+    adapter.place(foreign)
+    assert not torch.equal(logits(adapter.model), before)
+    adapter.clear(erase=erase)
+    assert torch.equal(logits(adapter.model), before)
