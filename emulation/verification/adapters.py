@@ -77,7 +77,7 @@ def _compare(hashes: AdapterHashes, export: Receipt, where: str, found: Findings
     if hashes.adapter != hashes.whole:
         found.fault(where, f"{WEIGHTS} holds more than the listed blocks")
     for path in hashes.larger:
-        found.fault(where, f"{BLOCKS}/{path.parent.name}/{WEIGHTS} holds more than the blocks of its device")
+        found.fault(where, f"{BLOCKS}/{path.parent.name}/{WEIGHTS} holds more than its blocks")
     missing = sorted(set(signed) - set(map(str, hashes.merged)))
     if missing:
         found.note(where, f"{', '.join(missing)} was deleted from it after the export")

@@ -329,7 +329,7 @@ IN_AN_ADAPTER: dict[Callable[[Path, Path], None], str] = {
     under_another_name: "adapter: the values under the name d1@0 are not those of the export",
     in_blocks_only: "adapter: holds d2@0, or it cannot be read",
     beside_it: "adapter: more.safetensors is no file of an export, and may hold any block",
-    inside_another_s_file: "adapter: blocks/d0/adapter_model.safetensors holds more than the blocks of its device",
+    inside_another_s_file: "adapter: blocks/d0/adapter_model.safetensors holds more than its blocks",
 }
 
 
