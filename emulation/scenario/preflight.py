@@ -9,11 +9,11 @@ from functools import cache
 from coordinator_free.correction.policies import SCHEDULES
 from emulation.scenario.first_round import first_round_notes
 from emulation.scenario.metric_checks import check_metrics
-from emulation.scenario.privacy_checks import check_delta
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
+from peers.learning.privacy_account import check_delta
 from peers.lora.layout import ModelLayout
 from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
@@ -48,7 +48,7 @@ def check_against_model(scenario: Scenario) -> Learner:
     parts = {whose: loaded.encode(some, config.data.max_length) for whose, some in examples.items()}
     _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])])
     check_data(loaded, parts.items())
-    check_delta(scenario, {device: len(parts[device]) for device in scenario.all_devices})
+    check_delta(scenario.privacy, {device: len(parts[device]) for device in scenario.all_devices})
     shards = [examples[device] for device in scenario.all_devices]
     check_metrics(scenario.eval, shards, examples[CONTROL])
     pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from coordinator_free.correction.policies import SCHEDULES
 from emulation.scenario.schema import Scenario
-from peers.errors import InputError
 from peers.privacy_config import PrivacyConfig
 
 Problems = Iterator[tuple[str, str]]
@@ -70,14 +69,3 @@ def _resumed_problems(scenario: Scenario) -> Problems:
                 " run with privacy, or no privacy",
             )
             return
-
-
-def check_delta(scenario: Scenario, examples: dict[str, int]) -> None:
-    """Raises InputError if delta would allow a device to publish one of its examples. examples: by device."""
-    privacy = scenario.privacy
-    for device, count in examples.items():
-        if privacy.on and count and privacy.delta >= 1 / count:
-            raise InputError(
-                f"privacy.delta: {privacy.delta:g} with {count} examples of {device}; allowed: less than"
-                f" {1 / count:g}, 1 / examples"
-            )

@@ -47,6 +47,16 @@ def missing_package() -> str | None:
     return "needs the package dp-accounting; allowed: pip install 'unweft[privacy]', or 0"
 
 
+def check_delta(privacy: PrivacyConfig, examples: Mapping[str, int]) -> None:
+    """Raises InputError if delta would allow a device to publish one of its examples. examples: by device."""
+    for device, count in examples.items():
+        if privacy.on and count and privacy.delta >= 1 / count:
+            raise InputError(
+                f"privacy.delta: {privacy.delta:g} with {count} examples of {device}; allowed: less than"
+                f" {1 / count:g}, 1 / examples"
+            )
+
+
 @lru_cache(maxsize=8)  # a round asks twice: may it spend, and what has it spent
 def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
     """epsilon at `delta` of all these steps together; 0 without a step."""

@@ -21,6 +21,7 @@ from peers import plugins
 from peers.config import DeviceConfig
 from peers.errors import InputError, describe
 from peers.learning.learner import Learner
+from peers.learning.privacy_account import check_delta
 from peers.models.data_limits import check_data
 from peers.models.loader import LoadedModel, load_model
 from peers.runtime import address_book, health, partition
@@ -123,4 +124,5 @@ def build_learner(spec: DeviceSpec, make: MakeLearner = Learner) -> Learner:
     for note in loaded.notes({spec.id: (examples, encoded)}, most):
         log.warning(note)
     check_data(loaded, [(spec.id, encoded)])
+    check_delta(spec.config.privacy, {spec.id: len(encoded)})
     return make(loaded, spec.config, encoded, spec.id)

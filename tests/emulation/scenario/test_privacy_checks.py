@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from emulation.scenario.loading import load
-from emulation.scenario.privacy_checks import check_delta
-from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from peers.learning import privacy_account
+from peers.learning.privacy_account import check_delta
+from peers.privacy_config import PrivacyConfig
 
 QUICK = Path(__file__).parents[3] / "scenarios" / "quick.toml"
 
@@ -82,10 +82,10 @@ def test_a_checkpoint_without_an_account_is_refused(tmp_path: Path) -> None:
 
 
 def test_delta_is_less_than_one_over_the_examples() -> None:
-    scenario = Scenario.model_validate({"privacy": {"epsilon": 1, "delta": 0.025}})
-    check_delta(scenario, {"d0": 39, "d1": 0})
+    privacy = PrivacyConfig(epsilon=1, delta=0.025)
+    check_delta(privacy, {"d0": 39, "d1": 0})
     with pytest.raises(
         InputError, match=r"privacy\.delta: 0\.025 with 40 examples of d0; allowed: less than"
     ):
-        check_delta(scenario, {"d0": 40})
-    check_delta(Scenario.model_validate({}), {"d0": 10**9})
+        check_delta(privacy, {"d0": 40})
+    check_delta(PrivacyConfig(), {"d0": 10**9})
