@@ -93,7 +93,7 @@ def test_dump_runs_again_from_any_folder(file: Path, tmp_path: Path, monkeypatch
         ("round=3", ["round: 3", "a table"]),
         ("event=[{round=1}]", ["event.0.kind: is missing"]),
         ("model.device=tpu", ["model.device: 'tpu'", "auto|cpu"]),
-        ("topology.kind=star", ["topology.kind: 'star'", "full, random-geometric, ring"]),
+        ("topology.kind=star", ["topology.kind: 'star'", "full, random-geometric, regular, ring"]),
         ("correction.policy=steepest", ["correction.policy: 'steepest'", "uniform"]),
         ("radio.allocator=greedy", ["radio.allocator: 'greedy'", "equal-share, fifo", "residual"]),
         ("radio.codecs=['int2']", ["radio.codecs.0: 'int2'", "'fp32', 'fp16', 'bf16', 'int8' or 'int4'"]),
