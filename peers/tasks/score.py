@@ -74,6 +74,8 @@ def score_tokens(model: PreTrainedModel, encoded: Batch, batch: int = MAX_BATCH)
     """
     wanted = encoded.wanted()
     logp, hit = torch.zeros(wanted.shape), torch.ones(wanted.shape, dtype=torch.bool)
+    if not len(encoded):
+        return TokenTable(logp, hit)
     texts = with_prefix(model, encoded) if isinstance(encoded, Encoded) else None
     lengths = encoded.lengths() - (0 if texts is None else texts.length)
     for rows in _similar(lengths, logits_width(model), batch):

@@ -128,3 +128,10 @@ def test_a_recurrent_model_gets_whole_texts() -> None:
     texts = encode(LONG, loaded.tokenizer, 32)
     loaded.model._is_stateful = True
     assert with_prefix(loaded.model, texts).length == 0
+
+
+def test_no_examples_have_no_scores() -> None:
+    """A run on jsonl has no other wording and no control examples."""
+    loaded = small_loaded()
+    found = score_tokens(loaded.model, loaded.encode([], 32))
+    assert len(found.logp) == len(found.hit) == 0
