@@ -34,7 +34,6 @@ from peers.runtime.child_process import end_process, failure_recorded, guard, re
 from peers.storage.record_files import open_records
 from peers.storage.snapshots import Snapshot, SnapshotModel, read_snapshot
 from peers.tasks import AnyExample, Batch, Example, HasUtility, TokenTable, make_task, score_tokens, texts
-from peers.tasks.encode import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -303,8 +302,7 @@ class ExampleSet:
 
         A shard without examples is left out.
         """
-        logp, hit = scores
-        known, loss, tokens = hit.all(dim=1), -logp.sum(dim=1), (self.encoded.wanted() != IGNORED).sum(dim=1)
+        known, loss, tokens = scores.by_example(self.encoded)
         found: Record = {}
         for kind, shard, first, end in self.parts:
             accuracy = float(known[first:end].float().mean())

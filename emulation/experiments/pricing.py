@@ -18,17 +18,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from emulation.analysis.records import Record, RunRecords, load
+from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.wasted_copies import copy_bytes, wasted_bytes
 from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import paired_interval, to_record
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
-from emulation.experiments.metrics import cell_key
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
-from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -205,11 +203,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario of a cell and measure the run."""
-    scenario = cell.scenario()
-    one_process.load_shared(scenario)
-    check_against_model(scenario)
-    one_process.run(scenario, folder / "run", ("round",))
-    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
+    return runner.run_alone(cell, folder, ("round",), measure)
 
 
 def measure(run: RunRecords) -> Record:

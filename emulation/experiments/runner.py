@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emulation.analysis.evaluator import KEPT_SNAPSHOTS
-from emulation.analysis.records import Record
+from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments.arms import BEFORE, UNIFORM
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key, measure_run
@@ -119,6 +119,17 @@ def run_cell(
     unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
     unfinished.replace(folder / DONE)
     return record
+
+
+def run_alone(
+    cell: Cell, folder: Path, tags: Sequence[str], measure: Callable[[RunRecords], Record]
+) -> Record:
+    """Run and measure a cell that branches from no checkpoint. tags: of the snapshots that are evaluated."""
+    scenario = cell.scenario()
+    one_process.load_shared(scenario)
+    check_against_model(scenario)
+    one_process.run(scenario, folder / "run", tags)
+    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

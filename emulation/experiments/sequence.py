@@ -16,16 +16,14 @@ from rich.table import Table
 
 from coordinator_free.identifiers import BlockKey
 from emulation.analysis.link_totals import sent_by_round
-from emulation.analysis.records import Record, RunRecords, load
+from emulation.analysis.records import Record, RunRecords
 from emulation.experiments import plot, publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import ARMS, UNIFORM, UNLEARNERS
 from emulation.experiments.catalogue import DEFAULT, SMOKE
 from emulation.experiments.grid import Cell
-from emulation.experiments.metrics import cell_key
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
-from emulation.launch import one_process
 from emulation.report.plots import png
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
@@ -115,11 +113,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     """Run the scenario of a cell and measure the run."""
-    scenario = cell.scenario()
-    one_process.load_shared(scenario)
-    check_against_model(scenario)
-    one_process.run(scenario, folder / "run", ("round", "end"))
-    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
+    return runner.run_alone(cell, folder, ("round", "end"), measure)
 
 
 def measure(run: RunRecords) -> Record:

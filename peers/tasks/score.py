@@ -53,8 +53,7 @@ def score_examples(
     An example is known if each of its response tokens is the most likely one. Computes on the device of the
     model's first parameter.
     """
-    logp, hit = score_tokens(model, encoded, batch)
-    return hit.all(dim=1), -logp.sum(dim=1), (encoded.wanted() != IGNORED).sum(dim=1)
+    return score_tokens(model, encoded, batch).by_example(encoded)
 
 
 class TokenTable(NamedTuple):
@@ -64,6 +63,10 @@ class TokenTable(NamedTuple):
 
     logp: Tensor
     hit: Tensor
+
+    def by_example(self, encoded: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """As `score_examples`, of the examples that were scored."""
+        return self.hit.all(dim=1), -self.logp.sum(dim=1), (encoded.wanted() != IGNORED).sum(dim=1)
 
 
 @torch.no_grad()
