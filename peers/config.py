@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from peers.adapter_config import AdapterConfig
 from peers.correction_config import CorrectionConfig
 from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
@@ -98,26 +99,6 @@ class DataConfig(Section):
             "Partitions but own: the devices among which the pool is dealt. Empty: all devices of the run."
         ),
     ] = ()
-
-
-class AdapterConfig(Section):
-    """The blocks: rank, scale and number of slots."""
-
-    rank: Annotated[
-        Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]],
-        about("Rank r of a block, or a table of ranks by layer group.", source="method 2"),
-    ] = 8
-    scale: Annotated[
-        float, about("Scale s of all blocks.", formula="dW = s * sum B A^T", source="method 1", gt=0)
-    ] = 4.0
-    max_devices: Annotated[
-        int,
-        about("Slots in a module of input width d.", unit="slots", formula="d >= max_devices * r", ge=1),
-    ] = 16
-    bases: Annotated[
-        Literal["orthogonal", "independent"],
-        about("How the bases A are drawn. independent: for comparison only.", source="method 2"),
-    ] = "orthogonal"
 
 
 class TrainConfig(Section):

@@ -186,7 +186,7 @@ class Influence(MovedBlocks):
         for name, (x, d) in passes(learner.model, layout, learner.data).items():
             group = layout.by_name[name].group
             for owner, gradient in found.items():
-                z = x.float() @ learner.block(BlockKey(owner, 0)).bases[name]
+                z = learner.block(BlockKey(owner, 0)).features(name, x.float())
                 gradient[group][layout.slices(group)[name]] = scale * torch.einsum("ntk,ntr->kr", d, z)
         return found
 
@@ -199,7 +199,7 @@ class Influence(MovedBlocks):
         for name, (x, d) in passes(learner.model, layout, data).items():
             group = layout.by_name[name].group
             rows, counted = layout.slices(group)[name], data.counted(x.shape[1])
-            left, right = kronecker_factors(x, d, counted, block.bases[name], scale)
+            left, right = kronecker_factors(block.features(name, x.float()), d, counted, scale)
             move = influence_move(gradient[group][rows], left, right, share)
             found[group][rows] = clipped(move, float(learner.read(key, group)[rows].norm()))
         return found

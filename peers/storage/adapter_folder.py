@@ -54,7 +54,7 @@ def saved_blocks(union: BlockSet, keys: Sequence[BlockKey]) -> list[SavedBlock]:
 def _factors(union: BlockSet, key: BlockKey) -> dict[str, Factors]:
     bases = union[key].bases
     return {
-        name: (bases[name].T.cpu().contiguous(), (union.scale * union.part(key, name)).cpu())
+        name: (bases[name].T.cpu().contiguous(), (union.scale * union.factor(key, name)).cpu())
         for name in union.layout.by_name
     }
 
