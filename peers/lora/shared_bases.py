@@ -41,12 +41,20 @@ class SharedBases:
 
     def basis(self, width: int, slot: int) -> NDArray[np.float64]:
         """A_u of a module with `width` inputs, [width, r], with orthonormal columns."""
+        columns = slice(slot * self._rank, (slot + 1) * self._rank)
+        scaled: NDArray[np.float64] = self.stack()[:width, columns] * self.share(width)
+        return scaled
+
+    def stack(self) -> NDArray[np.float64]:
+        """The matrix that all modules share, transposed: [largest width, slots * r]."""
         if self._stack is None:
             self._stack = np.concatenate([self._piece(i, size) for i, size in enumerate(self._pieces)])
+        return self._stack
+
+    def share(self, width: int) -> float:
+        """The frozen value l of a module with `width` inputs: its rows of the stack are 1 / l^2 pieces."""
         pieces = int(np.searchsorted(np.cumsum(self._pieces), width)) + 1
-        columns = slice(slot * self._rank, (slot + 1) * self._rank)
-        scaled: NDArray[np.float64] = self._stack[:width, columns] / np.sqrt(pieces)
-        return scaled
+        return float(1 / np.sqrt(pieces))
 
     def up(self, height: int, slot: int) -> NDArray[np.float64]:
         """P_u of a module with `height` outputs, [height, r], with rows of length 1."""
