@@ -59,8 +59,8 @@ class SharedBases:
     def up(self, height: int, slot: int) -> NDArray[np.float64]:
         """P_u of a module with `height` outputs, [height, r], with rows of length 1."""
         drawn = generator(self._name, self._seed, "up", slot).standard_normal((self._tallest, self._rank))
-        rows: NDArray[np.float64] = drawn[:height]
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        rows: NDArray[np.float64] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return rows[:height]
 
     def _piece(self, number: int, size: int) -> NDArray[np.float64]:
         draw = generator(self._name, self._seed, "shared", number)

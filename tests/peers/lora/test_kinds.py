@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coordinator_free.identifiers import BlockKey
+from peers.adapter_config import AdapterConfig
 from peers.errors import InputError
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import BlockSet
@@ -107,9 +110,9 @@ def test_mixing_is_linear_in_the_outputs_and_commutes_with_deletion(
         for group, values in other[key(i)].data.items():
             values.copy_(torch.randn(values.shape, generator=draw))
             mixed.set(key(i), group, share * one[key(i)].data[group] + (1 - share) * values)
-    for gone in (None, owners[-1]):
-        for union in (one, other, mixed) if gone is not None else ():
-            union.delete(key(gone))
+    for left in (count, count - 1):
+        for union in (one, other, mixed) if left < count else ():
+            union.delete(key(left))
         first, second = outputs(one, seed), outputs(other, seed)
         between = {name: share * first[name] + (1 - share) * second[name] for name in first}
         assert equal(outputs(mixed, seed), between)
@@ -137,7 +140,7 @@ def test_the_gradient_of_a_block_is_that_of_its_own_features(kind: str, seed: in
     trained = union.part(key(0), module).clone().requires_grad_()
     x, d = torch.randn(7, LINEAR.in_features), torch.randn(7, LINEAR.out_features)
     features = block.features(module, x)
-    (SCALE * features @ block.factor(module, trained).T).backward(d)  # type: ignore[no-untyped-call]
+    (SCALE * features @ block.factor(module, trained).T).backward(d)
     full = SCALE * d.T @ features
     expected = full if not block.ups else (full * block.ups[module]).sum(dim=1, keepdim=True)
     assert trained.grad is not None
@@ -162,6 +165,12 @@ def test_the_bases_of_slots_are_orthonormal_in_every_module(kind: str) -> None:
     for module in bases.recipe.modules:
         a = torch.cat([bases.basis(module.name, slot) for slot in range(SLOTS)], dim=1)
         assert torch.allclose(a.T @ a, torch.eye(SLOTS * RANK), atol=1e-5)
+
+
+def test_a_scenario_can_name_every_kind() -> None:
+    assert set(get_args(AdapterConfig.model_fields["kind"].annotation)) == set(KINDS)
+    for kind in KINDS.values():
+        assert kind.sigma is None or float(kind.sigma(torch.zeros(()))) == 0.0  # the read-out needs it
 
 
 def test_a_recipe_keeps_its_kind_and_that_of_lora_has_no_new_field() -> None:

@@ -11,6 +11,7 @@ from peft import PeftModel, VeraConfig, get_peft_model
 from peers.learning.diagnosis import Options
 from peers.learning.learner import Learner
 from peers.lora.activations import taps
+from peers.lora.convolution import outputs_of
 from peers.lora.kinds import KINDS
 from peers.storage.snapshots import SnapshotModel
 from tests.support.learners import (
@@ -24,6 +25,7 @@ from tests.support.learners import (
     small_data,
     small_loaded,
 )
+from tests.support.small_images import images_learner, small_classifier
 from tests.support.tiny_models import Family
 
 pytestmark = pytest.mark.filterwarnings(
@@ -53,6 +55,21 @@ def test_every_module_gets_the_sum_over_the_blocks(kind: str, family: Family) ->
         added = learner._blocks.output(shape.name, x)
         assert torch.allclose(tap.y.flatten(0, 1), base(x) + added, atol=1e-4)
         assert added.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["bottleneck-relu", "bottleneck-silu"])
+def test_a_bottleneck_acts_in_convolutions_too(kind: str, tmp_path: Path) -> None:
+    learner = images_learner(tmp_path, adapter={"rank": 2, "max_devices": 4, "kind": kind})
+    inputs = learner._local._data.inputs()
+    base = small_classifier(tmp_path).model
+    with taps(learner.model, learner.layout) as seen, torch.no_grad():
+        learner.model(**inputs)
+    for shape in learner.layout.modules:
+        tap = seen[shape.name]
+        x, weight = tap.x.flatten(0, 1), base.get_submodule(shape.name).weight.flatten(1)
+        bias = getattr(base.get_submodule(shape.name), "bias", None)
+        expected = x @ weight.T + learner._blocks.output(shape.name, x) + (0 if bias is None else bias)
+        assert torch.allclose(outputs_of(tap.y).flatten(0, 1), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
