@@ -61,6 +61,9 @@ class DataConfig(Section):
             " scikit-learn's digits."
         ),
     ] = None
+    subset: Annotated[
+        str | None, about("dataset: the configuration of a named data set, such as main of openai/gsm8k.")
+    ] = None
     split: Annotated[str, about("dataset: the split of a named data set.")] = "train"
     columns: Annotated[
         dict[Column, str], about("dataset: names of columns that are not the names of the fields.")
