@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coordinator_free.averaging.topology import Shape
 from peers.correction_config import CorrectionConfig
 from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
@@ -213,6 +214,10 @@ class TopologyConfig(Section):
             "regular: neighbours of a device at most, an even number.", unit="devices", ge=2, multiple_of=2
         ),
     ] = 4
+
+    def shape(self, seed: int) -> Shape:
+        """The parameters with which `coordinator_free.averaging.topology.build` builds the graph."""
+        return Shape(self.kind, self.chords, self.radius, seed, self.degree)
 
 
 class RoundConfig(Section):
