@@ -131,6 +131,15 @@ def test_the_order_of_joins_and_deletions_changes_nothing(
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.parametrize("kind", [name for name, kind in sorted(KINDS.items()) if kind.dense])
+def test_the_norm_of_a_block_is_that_of_its_dense_matrix(kind: str) -> None:
+    """The allocators value a change of a block by the norm of the trained matrix."""
+    union = filled(kind, 0, [0, 1])
+    for module in union.layout.by_name:
+        norm = float(union.part(key(1), module).norm())
+        assert float(union.delta(module, [key(1)]).norm()) == pytest.approx(SCALE * norm, rel=1e-4)
+
+
 @quick
 @given(kind=names, seed=seeds, count=counts)
 def test_the_gradient_of_a_block_is_that_of_its_own_features(kind: str, seed: int, count: int):
