@@ -187,8 +187,8 @@ def _predicted_pair(view: View, group: str, before: GroupAction, after: GroupAct
 def _lowers_largest(move: Move, view: View, before: GroupAction) -> bool:
     """Whether a move of steps or damping lowers the residual that is the largest of its group now.
 
-    Without this rule, a tiny gain in another residual would take steps from a group that has to descend. Moves
-    of the graph and the period may pay for another group. R_het does not count with isolated blocks
+    Without this rule, a tiny gain in another residual would take steps from a group that has to descend.
+    Moves of the graph and the period may pay for another group. R_het does not count with isolated blocks
     (`remaining`).
     """
     if knob(move.label) not in LEARNING:
