@@ -335,7 +335,11 @@ class KeysConfig(Section):
     """Encryption and admission (docs/security.md). The keys themselves are never part of a scenario."""
 
     enabled: Annotated[
-        bool, about("CURVE on all links. false: plain text, open to every process that connects.")
+        bool,
+        about(
+            "Links admit holders of the network key only, and are encrypted (CURVE) where they leave the "
+            "launcher's socket files. false: plain text, open to every process that connects."
+        ),
     ] = True
     allow_list: Annotated[bool, about("Each device has its own key pair, bound to its id.")] = False
 
