@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coordinator_free.averaging.topology import Shape
 from peers.correction_config import CorrectionConfig
 from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
@@ -60,6 +61,9 @@ class DataConfig(Section):
             " dataset: a file, a folder or a name. images: the folder of image files; without it:"
             " scikit-learn's digits."
         ),
+    ] = None
+    subset: Annotated[
+        str | None, about("dataset: the configuration of a named data set, such as main of openai/gsm8k.")
     ] = None
     split: Annotated[str, about("dataset: the split of a named data set.")] = "train"
     columns: Annotated[
@@ -210,6 +214,10 @@ class TopologyConfig(Section):
             "regular: neighbours of a device at most, an even number.", unit="devices", ge=2, multiple_of=2
         ),
     ] = 4
+
+    def shape(self, seed: int) -> Shape:
+        """The parameters with which `coordinator_free.averaging.topology.build` builds the graph."""
+        return Shape(self.kind, self.chords, self.radius, seed, self.degree)
 
 
 class RoundConfig(Section):
