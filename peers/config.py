@@ -342,13 +342,7 @@ class ComputeConfig(Section):
 class KeysConfig(Section):
     """Encryption and admission (docs/security.md). The keys themselves are never part of a scenario."""
 
-    enabled: Annotated[
-        bool,
-        about(
-            "Links admit holders of the network key only, and are encrypted (CURVE) where they leave the "
-            "launcher's socket files. false: plain text, open to every process that connects."
-        ),
-    ] = True
+    enabled: Annotated[bool, about("Links admit holders of the network key only. false: anyone.")] = True
     allow_list: Annotated[bool, about("Each device has its own key pair, bound to its id.")] = False
 
 
