@@ -323,9 +323,7 @@ class ComputeConfig(Section):
 class KeysConfig(Section):
     """Encryption and admission (docs/security.md). The keys themselves are never part of a scenario."""
 
-    enabled: Annotated[
-        bool, about("CURVE on all links. false: plain text, open to every process that connects.")
-    ] = True
+    enabled: Annotated[bool, about("Links admit holders of the network key only. false: anyone.")] = True
     allow_list: Annotated[bool, about("Each device has its own key pair, bound to its id.")] = False
 
 

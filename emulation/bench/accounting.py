@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.namespace import Namespace, NoNamespace, Traffic, namespace
-from emulation.bench.harness.whole_run import whole_run
+from emulation.bench.harness.whole_run import TCP_RUN, whole_run
 
 HEADERS = 14 + 20 + 32  # bytes in each packet: Ethernet, IPv4, TCP with its timestamp option
 SCENARIO = """
@@ -20,13 +20,13 @@ batch = 8
 [adapter]
 rank = 8
 max_devices = 8
+[keys]
+enabled = {keys}
 [round]
 count = {rounds}
 local_steps = 1
 [eval]
 every = 1000
-[keys]
-enabled = {keys}
 """
 
 
@@ -51,9 +51,8 @@ def run(rounds: int = 40) -> Findings:
 def _run(inside: Namespace, folder: Path, rounds: int, keys: bool) -> int:
     """The bytes that the devices of a run report as sent."""
     out = folder / "accounting"
-    whole_run(
-        SCENARIO.format(rounds=rounds, keys=str(keys).lower()), out, timeout_s=300, within=inside.command
-    )
+    scenario = SCENARIO.format(rounds=rounds, keys=str(keys).lower())
+    whole_run(scenario, out, timeout_s=300, within=inside.command, code=TCP_RUN)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return sum(int(link["sent_bytes"]) for link in summary["links"])
 

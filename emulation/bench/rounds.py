@@ -1,12 +1,15 @@
-"""`unweft bench rounds`: rounds/s and memory of real devices, compared with a plain exchange and bare pyzmq.
+"""`unweft bench rounds`: rounds/s, CPU and memory of real devices, beside a plain exchange and bare pyzmq.
 
 D-PSGD on a 4-regular graph: each device makes one small SGD step, exchanges one matrix with its neighbours
-and averages. Devices check, count and record as in a run. The plain reference pickles. The upper bound is
-pyzmq without copies and checks. At the end of each measurement one device is killed to measure the delay.
+and averages. Devices check, count and record as in a run, over the socket files of a launcher. The plain
+reference pickles. The upper bound is pyzmq without copies and checks. Both use TCP. At the end of each
+measurement one device is killed to measure the delay. Other work on the machine changes rounds/s more than
+the CPU time of a round.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,6 +17,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.fleet import DEADLINE_S, OFFSETS, Fleet, fleet
@@ -32,9 +37,10 @@ PLAIN, BARE = "plain: pickle over ROUTER/DEALER", "bare zero-copy pyzmq"
 
 @dataclass
 class Result:
-    """One contender at one size: rounds/s in each slice, PSS, and the delay after a kill."""
+    """One contender at one size: rounds/s in each slice, CPU, PSS, and the delay after a kill."""
 
     rates: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0  # of one device in one round, all its threads
     pss_bytes: int = 0
     after_kill: int = 0  # rounds that the slowest survivor closed after the kill
     lost_s: float | None = None  # longest gap between rounds of a survivor after the kill, minus the median
@@ -69,6 +75,9 @@ def _add(findings: Findings, count: int, found: dict[str, Result]) -> None:
         against = None if name == PLAIN else PLAIN
         rates = tuple(one.rates)
         findings.measures.append(Measure(group, name, "rounds/s", rates, against, asked.get(name)))
+    for name, one in found.items():
+        against = None if name == PLAIN else f"CPU of a round, {PLAIN}"
+        findings.measures.append(Measure(group, f"CPU of a round, {name}", "ms", (1e3 * one.cpu_s,), against))
     memory = (("PSS, plain", PLAIN), ("PSS, unweft", "unweft"))
     for name, of in memory:
         ours = of == "unweft"
@@ -103,12 +112,17 @@ def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> 
     end_ns = start_ns + int(window_s * 1e9)
     for device in devices:
         device.begin("run", end_ns + int(2 * AFTER_S * 1e9))
+    _sleep_until(start_ns)
+    processes = [device.process.pid or 0 for device in devices]
+    cpu_s = _cpu_s(processes)
     _sleep_until(end_ns)
+    cpu_s = _cpu_s(processes) - cpu_s
     found = Result(pss_bytes=tree_pss_bytes())
     killed_ns = time.monotonic_ns()
     devices[0].process.kill()
     ends: list[list[int]] = [device.result() for device in devices[1:]]
     found.rates = _rates(ends, start_ns, end_ns)
+    found.cpu_s = _cpu_of_round(cpu_s / count, ends, start_ns, end_ns)
     until_ns = killed_ns + int(AFTER_S * 1e9)
     found.after_kill = min(sum(killed_ns < e < until_ns for e in one) for one in ends)
     return found
@@ -118,12 +132,15 @@ def _run_reference(all_: Crew, count: int, window_s: float, zero_copy: bool) -> 
 def _devices(count: int, window_s: float, keys: NetworkKeys | None) -> Result:
     with tempfile.TemporaryDirectory() as folder, fleet(count, Path(folder), keys) as running:
         running.wait_for(WARM_ROUNDS, START_S)
-        start_ns = time.monotonic_ns()
+        names = list(running.processes)
+        processes = [running.processes[name].pid or 0 for name in names]
+        start_ns, cpu_s = time.monotonic_ns(), _cpu_s(processes)
         end_ns = start_ns + int(window_s * 1e9)
         _sleep_until(end_ns)
-        found = Result(pss_bytes=tree_pss_bytes())
-        names = list(running.processes)
-        found.rates = _rates([running.ended_ns(name) for name in names], start_ns, end_ns)
+        cpu_s = _cpu_s(processes) - cpu_s
+        found, ends = Result(pss_bytes=tree_pss_bytes()), [running.ended_ns(name) for name in names]
+        found.rates = _rates(ends, start_ns, end_ns)
+        found.cpu_s = _cpu_of_round(cpu_s / count, ends, start_ns, end_ns)
         found.lost_s = _kill(running, names)
         return found
 
@@ -152,6 +169,18 @@ def _rates(ends: Sequence[Sequence[int]], start_ns: int, end_ns: int) -> list[fl
         closed = sum(sum(low <= end < high for end in one) for one in ends)
         found.append(closed / len(ends) / (width / 1e9))
     return found
+
+
+def _cpu_s(processes: Sequence[int]) -> float:
+    """CPU time so far, user and system, of all threads of these processes."""
+    times = [psutil.Process(pid).cpu_times() for pid in processes]
+    return sum(float(one.user + one.system) for one in times)
+
+
+def _cpu_of_round(of_device_s: float, ends: Sequence[Sequence[int]], start_ns: int, end_ns: int) -> float:
+    """CPU time of a device in a round. `of_device_s`: in the window; `ends`: the rounds of some devices."""
+    rounds = sum(sum(start_ns <= end < end_ns for end in one) for one in ends) / len(ends)
+    return of_device_s / rounds if rounds else math.nan
 
 
 def _sleep_until(at_ns: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -18,10 +18,11 @@ from emulation.launch.backend import SignalKind
 from emulation.launch.device_scripts import executed_events, not_executed, present_at_start
 from emulation.launch.device_specs import DeviceSpecs
 from emulation.launch.forkserver import Forkserver, kill_all
-from emulation.launch.ports import free_ports, loopback
+from emulation.launch.ports import loopback_ports, socket_files
 from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.scenario.events import ARRIVALS
 from emulation.scenario.loading import dump
+from emulation.scenario.schema import Scenario
 from peers.runtime import partition
 from peers.runtime.external_events import END_SIGNAL
 from peers.runtime.main import process_main
@@ -40,11 +41,15 @@ SIGNALS: dict[SignalKind, signal.Signals] = {
 
 
 def prepare(
-    state: RunState, console: Console, make: Callable[..., LocalBackend] | None = None
+    state: RunState,
+    console: Console,
+    make: Callable[..., LocalBackend] | None = None,
+    choose: Callable[[int], Sequence[str]] | None = None,
 ) -> LocalBackend:
     """Write the scenario into the run's folder and choose addresses and keys.
 
-    `make`: makes the backend of these; default: LocalBackend.
+    `make`: makes the backend of these; default: LocalBackend. `choose`: gives so many endpoints; default:
+    `endpoints`.
     """
     state.out.mkdir(parents=True, exist_ok=True)
     if not state.start.goes_on:
@@ -52,9 +57,19 @@ def prepare(
     state.epoch_ns = time.monotonic_ns() - state.start.elapsed_ns
     return (make or LocalBackend)(
         state=state,
-        specs=DeviceSpecs.choose(state, lambda count: [loopback(port) for port in free_ports(count)]),
+        specs=DeviceSpecs.choose(state, choose or endpoints(state.scenario)),
         forkserver=Forkserver(state.scenario.model, state.scenario.plugins),
     )
+
+
+def endpoints(scenario: Scenario) -> Callable[[int], Sequence[str]]:
+    """Gives so many endpoints: socket files, which need no encryption among the processes of one user.
+
+    Ports with an allow-list, since only CURVE proves which device connects, and in virtual time, where the
+    length of an address decides when a message arrives.
+    """
+    ports = scenario.clock == "virtual" or scenario.keys.allow_list
+    return loopback_ports if ports else socket_files
 
 
 @dataclass(kw_only=True)

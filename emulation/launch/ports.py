@@ -1,11 +1,17 @@
-"""Free TCP ports on the loopback interface."""
+"""Endpoints on this machine: free TCP ports of the loopback interface, and socket files."""
 
 from __future__ import annotations
 
+import os
 import random
+import secrets
 import socket
 
+import zmq
+
+from emulation.launch import temporary_folder
 from emulation.launch.errors import RunFailed
+from transport.links.endpoints import LONGEST_PATH, SOCKET_FILE
 
 PORTS = range(10_000, 30_000)  # below the range from which outgoing connections take theirs
 TRIES = 4000
@@ -26,6 +32,22 @@ def free_ports(count: int) -> list[int]:
 def loopback(port: int) -> str:
     """The endpoint of a port on the loopback interface."""
     return f"tcp://127.0.0.1:{port}"
+
+
+def loopback_ports(count: int) -> list[str]:
+    """Endpoints on `count` free ports. Raises RunFailed if there are fewer."""
+    return [loopback(port) for port in free_ports(count)]
+
+
+def socket_files(count: int) -> list[str]:
+    """Endpoints of `count` new socket files in the private folder that goes with this process.
+
+    Ports instead where libzmq has no socket files or where the path of the folder is too long.
+    """
+    start = f"{temporary_folder.path()}/{secrets.token_hex(4)}-"
+    if not zmq.has("ipc") or len(os.fsencode(f"{start}{count}")) > LONGEST_PATH:
+        return loopback_ports(count)
+    return [f"{SOCKET_FILE}{start}{n}" for n in range(count)]
 
 
 def _is_free(port: int) -> bool:

@@ -1,4 +1,6 @@
-"""The temporary folder of multiprocessing, which holds the forkserver's socket file.
+"""The temporary folder of multiprocessing, which holds the socket files of the forkserver and of devices.
+
+Only this user may enter it (mode 0700).
 
 The launcher removes it at its end. If the launcher is killed, the forkserver removes it, which ends after all
 of its children.
@@ -18,19 +20,21 @@ VARIABLE = "UNWEFT_FORKSERVER_FOLDER"  # environment variable of the forkserver:
 LONGEST = 60  # in bytes; the path of a socket file has 107, and multiprocessing adds about 30
 
 
-@contextmanager
-def named() -> Iterator[None]:
-    """Make the folder, and name it to the forkserver that starts meanwhile, but to no later process.
-
-    The folder is in /tmp if TMPDIR is too long for a socket.
-    """
+def path() -> str:
+    """The path of the folder, which is made at the first call. It is in /tmp if TMPDIR is too long."""
     before = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
         tempfile.tempdir = "/tmp"
     try:
-        os.environ[VARIABLE] = util.get_temp_dir()
+        return util.get_temp_dir()
     finally:
         tempfile.tempdir = before
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Name the folder to the forkserver that starts meanwhile, but to no later process."""
+    os.environ[VARIABLE] = path()
     try:
         yield
     finally:

@@ -243,7 +243,7 @@ class LearnerThread:
             if values is not None:
                 mixed.add_(values, alpha=weight)
                 copies.append(values)
-        if key == self._own:
+        if key == self._own and self._config.correction.rounds:  # only a correction has an anchor
             self._consensus[mix.part] = torch.stack(copies).mean(dim=0)
         if not mixed.equal(own):
             self._learner.write(key, group, mixed)

@@ -21,6 +21,7 @@ from peers.lora.blocks import overwrite
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import Versions
 from peers.runtime.spec import DeviceSpec
+from transport.links.endpoints import stays_on_host
 from transport.wire.checksum import xxh3
 from transport.wire.codec_names import FEEDBACK
 from transport.wire.messages import Envelope, Update
@@ -40,7 +41,7 @@ class Payload:
     data: bytes | memoryview
     rows: int
     rank: int
-    xxh3: int | None  # None: CURVE authenticates the bytes
+    xxh3: int | None  # None: CURVE authenticates the bytes, or they do not leave this machine
     signature: bytes | None
     decoded: Tensor | None = None  # [rows, rank] as the receiver decodes it; only where it is kept
     _packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)
@@ -93,7 +94,9 @@ class PayloadEncoder:
         None if every copy is sent (similar_copies.py)."""
         self._learner, self._versions, self._copies = learner, versions, copies
         self._keepers = [keeper for keeper in (copies, assumed) if keeper is not None]
-        self._codec, self._curve = spec.config.radio.codec, spec.keys is not None
+        self._codec = spec.config.radio.codec
+        # A device that listens on this machine only has its neighbours here too, and memory alters no bytes.
+        self._checks = spec.keys is None and not stays_on_host(spec.listen)
         self._seed = (spec.config.seed, spec.id)
         self._cache: dict[Part, tuple[int, dict[str, Payload]]] = {}  # version, payloads by codec
         self._errors: dict[Part, Tensor] = {}  # rounding errors that the next version of a part carries
@@ -142,7 +145,7 @@ class PayloadEncoder:
 
     def _make(self, part: Part, version: int, codec: str) -> Payload:
         data, signature = self._signed(part, version, codec)
-        checksum = None if self._curve else xxh3(data)
+        checksum = xxh3(data) if self._checks else None
         rows, rank = self._learner.layout.rows(part.group), self._learner.layout.rank(part.group)
         decoded = decode(data, codec, rows, rank) if self._keepers else None
         payload = Payload(part, version, codec, data, rows, rank, checksum, signature, decoded)

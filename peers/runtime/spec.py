@@ -43,7 +43,7 @@ class DeviceSpec:
 
     id: str
     config: DeviceConfig
-    listen: str  # endpoint to bind, tcp://host:port
+    listen: str  # endpoint to bind: tcp://host:port or ipc:///folder/name (transport/links/endpoints.py)
     advertise: str  # endpoint under which other devices reach this one
     seeds: tuple[str, ...]  # endpoints of devices that may be running already
     out: str  # folder of the run

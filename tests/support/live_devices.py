@@ -35,6 +35,7 @@ from transport.wire.messages import Buffer
 
 ROUNDS, HELD_ROUND = 6, 2
 PATIENCE_S = 60.0
+EVERYWHERE = "tcp://0.0.0.0:0"  # said to listen beyond this machine, so that payloads have a checksum
 MakeLinks = Callable[[str, str, NetworkKeys | None], ZmqLinks]
 Attack = Callable[[Mapping[str, "Device"], Relay], Awaitable[None]]
 
@@ -162,9 +163,8 @@ def _spec(
     name: str, config: DeviceConfig, addresses: Mapping[str, str], folder: Path, keys: NetworkKeys | None
 ) -> DeviceSpec:
     seeds = tuple(address for other, address in addresses.items() if other != name)
-    return DeviceSpec(
-        name, config, LISTEN, addresses[name], seeds, str(folder), len(addresses), epoch_ns=0, keys=keys
-    )
+    where = (EVERYWHERE, addresses[name], seeds, str(folder), len(addresses))
+    return DeviceSpec(name, config, *where, epoch_ns=0, keys=keys)
 
 
 async def _attack(attack: Attack, devices: Mapping[str, Device], way: Relay, hold: Hold) -> None:

@@ -21,9 +21,11 @@ from functools import partial
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from transport.links.endpoints import is_socket_file
 from transport.links.resolver import Resolver, TooManyNames
 from transport.links.zmq_watch import Socket, Waiter, Watch
 from transport.security.keys import NetworkKeys
+from transport.security.zap import LOCAL_USER
 from transport.wire.limits import MAX_PAYLOAD
 from transport.wire.messages import Buffer
 from transport.wire.packing import wire_bytes
@@ -173,7 +175,10 @@ class Dealer:
         socket.set(zmq.IDENTITY, f"{self.device}/{secrets.token_hex(8)}".encode())
         socket.set(zmq.RECONNECT_IVL, self._limits.reconnect_ms)
         socket.set(zmq.RECONNECT_IVL_MAX, self._limits.reconnect_max_ms)
-        if self._keys is not None:
+        if self._keys is not None and is_socket_file(self.address):
+            socket.plain_username = LOCAL_USER
+            socket.plain_password = self._keys.local_password(self.address, self._key)
+        elif self._keys is not None:
             mine = self._keys.client(self._key)
             socket.curve_serverkey = self._keys.server(self._key).public
             socket.curve_publickey, socket.curve_secretkey = mine.public, mine.secret

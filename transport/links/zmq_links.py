@@ -22,6 +22,7 @@ from functools import lru_cache, partial
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from transport.links.endpoints import check_private, is_socket_file, reachable_from
 from transport.links.inbound import InboundConnections
 from transport.links.interface import BrokenHook, DropHook, Received
 from transport.links.resolver import Resolver
@@ -82,10 +83,13 @@ class ZmqLinks:
         return self._address
 
     async def start(self, on_drop: DropHook | None = None) -> None:
-        """Bind the inbox. Raises OSError (with the endpoint in it) if that is not possible."""
+        """Bind the inbox. Raises OSError (with the endpoint in it) if that is not possible, or if other users
+        may enter the folder of a socket file."""
         self._on_drop = on_drop
+        if is_socket_file(self.listen):
+            check_private(self.listen)
         if self._keys is not None:
-            self._zap_handler = ZapHandler(self._keys)
+            self._zap_handler = ZapHandler(self._keys, self.listen if is_socket_file(self.listen) else None)
             zap = self._inside.socket(zmq.REP)
             zap.bind(ENDPOINT)  # before the inbox, so that every connection is authenticated
             self._zap = Watch(zap, lambda frames: self._answer_zap(zap, frames))
@@ -96,7 +100,8 @@ class ZmqLinks:
         self._address = _text(self._inboxes[0][0].get(zmq.LAST_ENDPOINT))
 
     def connect(self, peer: str, address: str, on_broken: BrokenHook | None = None) -> None:
-        """An invalid address, or one of another scheme, gives no link: it may come from anyone."""
+        """An invalid address, one of another scheme, or a socket file of another folder gives no link: the
+        address may come from anyone."""
         if peer in self._dealers:
             if self._dealers[peer].address == address:
                 return
@@ -105,8 +110,8 @@ class ZmqLinks:
         how = self._limits, self._keys, self._refused_by_peer, broken, self._large, self._resolver
         dealer = Dealer(self.device, address, *how)
         try:
-            if address.partition("://")[0] != self.listen.partition("://")[0]:
-                raise ValueError(f"{address!r} has not the scheme of {self.listen!r}")
+            if not reachable_from(self.listen, address):
+                raise ValueError(f"{address!r} has not the scheme, or not the folder, of {self.listen!r}")
             dealer.open(self._outside)
         except ValueError as error:
             self._count_event("bad_address", f"no link to {peer!r}: {error}")
@@ -207,11 +212,7 @@ class ZmqLinks:
         router.set(zmq.ROUTER_HANDOVER, 1)
         router.set(zmq.MAXMSGSIZE, self._limits.max_frame_bytes + CURVE_OVERHEAD)
         if self._keys is not None:
-            pair = self._keys.server()
-            router.curve_server = True
-            router.curve_publickey, router.curve_secretkey = pair.public, pair.secret
-            router.set(zmq.ZAP_DOMAIN, DOMAIN)
-            router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            self._authenticate(router, self._keys)
         watch = Watch(router.get_monitor_socket(MONITORED), self._on_event)
         try:
             router.bind(endpoint)
@@ -219,6 +220,17 @@ class ZmqLinks:
             _shut(router, watch)
             raise
         self._inboxes.append((router, watch))
+
+    def _authenticate(self, router: Socket, keys: NetworkKeys) -> None:
+        """Admit clients with keys only: by CURVE, or by a password where a socket file is the endpoint."""
+        router.set(zmq.ZAP_DOMAIN, DOMAIN)
+        router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        if is_socket_file(self.listen):
+            router.plain_server = True
+            return
+        pair = keys.server()
+        router.curve_server = True
+        router.curve_publickey, router.curve_secretkey = pair.public, pair.secret
 
     async def _rebind(self) -> None:
         """Serve the new primary key.

@@ -18,6 +18,7 @@ leaked key is useless at once.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -103,6 +104,21 @@ class NetworkKeys:
     def client(self, index: int = 0) -> CurvePair:
         """The pair with which this device authenticates."""
         return self.device or _derived(self.secrets[index], b"client")
+
+    def local_password(self, endpoint: str, index: int = 0) -> bytes:
+        """What a client shows to the inbox behind a socket file (64 hex digits), where nothing is encrypted.
+
+        It proves a network key. It is of no use at another inbox, and reveals nothing of the key.
+        """
+        info = b"unweft local link " + endpoint.encode()
+        return HKDF(SHA256(), 32, salt=None, info=info).derive(self.secrets[index]).hex().encode()
+
+    def admits_locally(self, endpoint: str, password: bytes) -> bool:
+        """Whether `password` opens the inbox behind a socket file: it is that of the primary network key.
+
+        With an allow-list: never, since a password does not prove which device connects.
+        """
+        return self.allowed is None and hmac.compare_digest(password, self.local_password(endpoint))
 
     def admits(self, public: bytes) -> bool:
         """Whether a client with this public key (Z85) may connect."""

@@ -54,7 +54,7 @@ class Update:
     """A fragment of an encoded (block, group) matrix. Its bytes are in a frame of their own.
 
     The fragment starts at `offset` in a payload of `total` bytes. `part`, `parts`: its index and the number
-    of fragments. `xxh3`: checksum of the whole payload; None if the link is authenticated.
+    of fragments. `xxh3`: checksum of the whole payload; None if the link is authenticated or on one machine.
     """
 
     block: str

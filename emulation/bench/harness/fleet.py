@@ -23,7 +23,7 @@ import torch
 from coordinator_free.averaging.topology import Graph, Shape, topology
 from emulation.bench.harness.learner import BenchLearner
 from emulation.launch.forkserver import PRELOAD
-from emulation.launch.ports import free_ports, loopback
+from emulation.launch.ports import socket_files
 from peers.adapter_config import AdapterConfig
 from peers.config import (
     DeviceConfig,
@@ -141,7 +141,7 @@ def fleet(devices: int, folder: Path, keys: NetworkKeys | None) -> Iterator[Flee
     lifeline, keep = context.Pipe(duplex=False)
     epoch_ns = time.monotonic_ns()
     names = [f"d{n}" for n in range(devices)]
-    addresses = dict(zip(names, map(loopback, free_ports(devices)), strict=True))
+    addresses = dict(zip(names, socket_files(devices), strict=True))
     settings, channel = config(devices), FixedChannel(LinkQuality(UNSHAPED, 1))
     processes: dict[str, ForkServerProcess] = {}
     try:

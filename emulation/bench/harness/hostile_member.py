@@ -29,6 +29,7 @@ from emulation.bench.harness.whole_run import run_command
 from emulation.launch import local, run_loop
 from emulation.launch.errors import RunFailed
 from emulation.launch.local import LocalBackend
+from emulation.launch.ports import loopback_ports
 from emulation.launch.run_state import DeviceStatus, RunState
 from emulation.scenario.loading import load
 from peers.learning.learner import Learner
@@ -101,7 +102,8 @@ def received(out: Path) -> dict[str, Counter[str]]:
 
 # -- the launcher ----------------------------------------------------------------------------------------
 def _prepare(state: RunState, console: Console, plan: Plan) -> LocalBackend:
-    return local.prepare(state, console, partial(HostileBackend, plan=plan, process=partial(_process, plan)))
+    make = partial(HostileBackend, plan=plan, process=partial(_process, plan))
+    return local.prepare(state, console, make, loopback_ports)  # over TCP, where an address may be any name
 
 
 @dataclass(kw_only=True)

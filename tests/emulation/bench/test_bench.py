@@ -154,6 +154,7 @@ def test_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rounds.run(devices=(3,), window_s=1.0, keys=False, bare=False)
     assert {m.group for m in found.measures} == {"3 devices"}
     assert by_name(found, "unweft").median > 0
+    assert by_name(found, "CPU of a round, unweft").median > 0
     assert by_name(found, "PSS, plain").median > 0 and by_name(found, "PSS, unweft").median > 0
 
 

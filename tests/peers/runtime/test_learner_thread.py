@@ -14,6 +14,7 @@ from coordinator_free.averaging.mixing import Mix
 from coordinator_free.identifiers import BlockKey, Part
 from peers.config import DeviceConfig
 from peers.learning.learner import Learner
+from peers.learning.local_steps import TrainResult
 from peers.protocol import actions as do
 from peers.protocol.signed_versions import Versions
 from peers.runtime.host import Inline
@@ -117,3 +118,38 @@ def test_a_failure_of_work_that_is_done_at_once_is_reported() -> None:
     made = LearnerThread(none, none, DeviceConfig(), raised.append, none, worker=Inline())
     made.submit(lambda: 1 // 0)
     assert [type(error) for error in raised] == [ZeroDivisionError]
+
+
+class AnchoredLearner(FakeLearner):
+    """It keeps the anchor that a correction begins with."""
+
+    anchor: dict[str, list[float]]
+
+    def set_own(self, key: BlockKey, slot: int, carry: BlockKey | None = None, resume: bool = False) -> None:
+        """The own block is the only one."""
+
+    def set_anchor(self, consensus: dict[str, torch.Tensor]) -> None:
+        self.anchor = {group: values.flatten().tolist() for group, values in consensus.items()}
+
+    def begin_round(self) -> None: ...
+
+    def train(self, *_: object) -> TrainResult:
+        return TrainResult((), 0.0)
+
+    def own_move(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(("rounds", "anchor"), [(5, {"early": [2.0, 4.0]}), (0, {})])
+def test_the_anchor_of_a_correction_is_the_mean_of_the_copies(rounds: int, anchor: object) -> None:
+    learner, raised = AnchoredLearner(), list[BaseException]()
+    config = DeviceConfig.model_validate({"correction": {"rounds": rounds}})
+    made = LearnerThread(
+        *(cast(Learner, learner), cast(Recorder, None), config, raised.append),
+        Versions("d1", lambda data: b""),
+        worker=Inline(),
+    )
+    made.own_block(do.OwnBlock(EARLY.block, 0, None))
+    made.mix((mix(EARLY, 4.0, 8.0),)).result()
+    made.train(do.Train(0, 1, True, 1.0, {}, anchor=True)).result()
+    assert learner.anchor == anchor and not raised
