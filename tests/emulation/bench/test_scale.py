@@ -12,6 +12,7 @@ from emulation.bench import scale
 from emulation.bench.harness.crowd import ClosedRound
 from emulation.bench.harness.figures import Findings
 from emulation.bench.harness.growth import exponent, exponent_of_log
+from emulation.bench.harness.variants import Variant
 from emulation.bench.harness.virtual_figures import (
     VirtualFigures,
     VirtualRun,
@@ -147,7 +148,7 @@ def test_two_small_sizes() -> None:
 
 def test_virtual_figures_of_a_short_run(tmp_path: Path) -> None:
     """All devices in this process. The bytes show that control fits in its share of the budget."""
-    text = scale._text(4, 8, "virtual", 2, 1, 0)
+    text = Variant().scenario(4, 8, "virtual", 2, 1, 0)
     found: VirtualFigures = VirtualRun().run(text, str(tmp_path))
     assert 0 < found.latency_p95_s < 1 and 0 < found.control_share < 0.05
     assert found.control_bytes > 0 and found.violations == 0 and math.isnan(found.learnt_round)

@@ -1,0 +1,109 @@
+"""A linear model of positive figures whose errors are relative, and its prediction intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import distributions
+
+LEVEL = 0.95
+MOST_CONDITION = 1e6  # of the scaled features
+Vector = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A prediction with its interval. No figure of the model is negative."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __add__(self, other: object) -> Estimate:
+        """The sum, bound by bound. It covers at least as often as each summand."""
+        assert isinstance(other, Estimate)
+        return Estimate(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, other: Estimate | float) -> Estimate:
+        """The product with a number or with another estimate, bound by bound."""
+        factors = other if isinstance(other, Estimate) else (other,) * 3
+        return Estimate(*(a * b if a and b else 0.0 for a, b in zip(self, factors, strict=True)))
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in the interval."""
+        return self.low <= value <= self.high
+
+
+def exactly(value: float) -> Estimate:
+    """A value without an error."""
+    return Estimate(value, value, value)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """y = x b (1 + e), e normal. `spread`: standard deviation of e. `covariance`: of b, divided by spread^2.
+
+    left_out: the relative error of each observation in a fit without all observations of its group; nan if
+    the others determine no b.
+    """
+
+    coefficients: Vector
+    covariance: NDArray[np.float64]
+    spread: float
+    freedom: int
+    left_out: Vector
+
+    def predict(self, features: Sequence[float]) -> Estimate:
+        """The prediction interval of one new observation (Student's t, LEVEL)."""
+        x = np.asarray(features, dtype=np.float64)
+        middle = float(x @ self.coefficients)
+        variance = middle**2 + float(x @ self.covariance @ x)
+        half = float(distributions.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.spread * math.sqrt(variance)
+        return Estimate(max(0.0, middle - half), max(0.0, middle), max(0.0, middle + half))
+
+
+def fit(features: Sequence[Sequence[float]], values: Sequence[float], groups: Sequence[int]) -> Fit | None:
+    """Least squares of the relative errors (y - x b) / y; None if the values do not determine b.
+
+    spread is the larger of two: that of the residuals, and that of the errors of groups that were left out.
+    A model of a wrong form has small residuals where it was fitted, and larger errors elsewhere.
+    """
+    x = np.asarray(features, dtype=np.float64) / np.asarray(values, dtype=np.float64)[:, None]
+    freedom = len(x) - x.shape[1]
+    coefficients = _solve(x) if freedom > 0 else None
+    left_out = _left_out(x, np.asarray(groups))
+    if coefficients is None or np.isnan(left_out).all():
+        return None
+    residual = float(np.linalg.norm(1 - x @ coefficients)) / math.sqrt(freedom)
+    spread = max(residual, math.sqrt(float(np.nanmean(left_out**2))))
+    return Fit(coefficients, _inverse(x), spread, freedom, left_out)
+
+
+def _solve(x: NDArray[np.float64]) -> Vector | None:
+    """b with x b = 1 as far as possible; None if x does not have full rank. Columns are scaled first."""
+    scale = np.linalg.norm(x, axis=0)
+    if len(x) < x.shape[1] or not scale.all() or np.linalg.cond(x / scale) > MOST_CONDITION:
+        return None
+    solved, *_ = np.linalg.lstsq(x / scale, np.ones(len(x)), rcond=None)
+    return np.asarray(solved / scale)
+
+
+def _inverse(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(x' x)^-1."""
+    scale = np.linalg.norm(x, axis=0)
+    return np.asarray(np.linalg.inv((x / scale).T @ (x / scale)) / np.outer(scale, scale))
+
+
+def _left_out(x: NDArray[np.float64], groups: NDArray[np.int_]) -> Vector:
+    """The relative errors of each group, predicted from the others; nan if the others determine no b."""
+    errors = np.full(len(x), math.nan)
+    for group in np.unique(groups):
+        inside = groups == group
+        coefficients = _solve(x[~inside])
+        if coefficients is not None:
+            errors[inside] = 1 - x[inside] @ coefficients
+    return errors
