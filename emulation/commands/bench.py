@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Given = dict[str, Sequence[int] | Sequence[float] | int | None]  # the options of the command, by name
 EXAMPLE = "Example: unweft bench transport --json transport.json"
+NONE = "none"
 WIDTH = 140  # columns of tables where stdout is no terminal
 NAMES = ("transport", "shaper", "wire", "rounds")
 WHOLE_RUNS = (
@@ -91,11 +92,11 @@ def bench(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="scale: numbers of devices. Default: 16,32,64,128,200."),
+        typer.Option(metavar="N,N", help="scale: numbers of devices, or none. Default: 16,32,64,128,200."),
     ] = None,
     virtual: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="scale: numbers of devices in virtual time. Default: 4,8,16."),
+        typer.Option(metavar="N,N", help="scale: the same in virtual time. Default: 4,8,16."),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="scale: rounds that are measured. Default: 3.")
@@ -141,11 +142,13 @@ def bench(
 
 
 def _sizes(option: str, text: str | None) -> list[int] | None:
-    """Numbers between commas, if any are given. Raises InputError for another text."""
+    """Numbers between commas; None if nothing is given. Raises InputError for another text."""
+    if text is None or text == NONE:
+        return None if text is None else []
     try:
-        return None if text is None else [int(one) for one in text.split(",")]
+        return [int(one) for one in text.split(",")]
     except ValueError:
-        allowed = "numbers of devices between commas, as 16,32"
+        allowed = f"numbers of devices between commas, as 16,32, or {NONE}"
         raise InputError(f"{option}: {text!r}; allowed: {allowed}") from None
 
 
@@ -188,7 +191,7 @@ def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | Sequence[floa
     return {
         "devices" if option == "n" else option: value
         for option, value in given.items()
-        if value and name in OPTIONS[option]
+        if value is not None and name in OPTIONS[option]
     }
 
 

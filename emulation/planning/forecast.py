@@ -81,17 +81,18 @@ class _Forecast:
         settings = model.settings.model_copy(update={k: v for k, v in given.items() if v is not None})
         start = wanted.local_steps * settings.step_s + settings.latency_s
         self._case = Case(
-            *(settings, wanted.devices, wanted.degree, wanted.churn, wanted.local_steps, start, 0.0)
+            *(settings, wanted.devices, wanted.degree, wanted.churn, wanted.local_steps, start, 0.0, 0.0)
         )
 
     def make(self) -> Forecast:
-        own, foreign = self._needed(OWN), self._needed(FOREIGN)
-        transfer = self._needed(TRANSFER) if self._wanted.churn else exactly(0.0)
+        free = self._of(LEARNT, self._case)
+        own, foreign = self._of(OWN, self._case), self._foreign(free)
+        transfer = self._of(TRANSFER, self._case) if self._wanted.churn else exactly(0.0)
         data = own + foreign + transfer
         control, round_s = self._control_and_time(data)
         sent = _at_most(data + control, self._wanted.budget_bytes)
         share = _share(data, control, self._wanted.budget_bytes)
-        rounds, everyone = self._rounds(share), float(self._wanted.devices)
+        rounds, everyone = self._rounds(free, share), float(self._wanted.devices)
         rows = [
             Row(OWN.title, "B", own),
             Row(FOREIGN.title, "B", foreign),
@@ -110,10 +111,15 @@ class _Forecast:
         ]
         return Forecast(self._wanted, rows, self._notes(control, share, rounds))
 
-    def _needed(self, quantity: Quantity) -> Estimate:
-        found = self._model.estimate(quantity, self._case)
+    def _of(self, quantity: Quantity, case: Case) -> Estimate:
+        found = self._model.estimate(quantity, case)
         assert found is not None  # fit_model and forecast have checked it
         return found
+
+    def _foreign(self, rounds: Estimate) -> Estimate:
+        """The more rounds the learning takes, the fewer copies are sent in each of them."""
+        found = [self._of(FOREIGN, replace(self._case, learning_rounds=of)) for of in rounds]
+        return Estimate(found[2].low, found[1].middle, found[0].high)
 
     def _optional(self, *quantities: Quantity) -> list[Row]:
         found = ((q, self._model.estimate(q, self._case)) for q in quantities)
@@ -135,17 +141,11 @@ class _Forecast:
         control_bounds, time_bounds = zip(*bounds, strict=True)
         return Estimate(*control_bounds), Estimate(*time_bounds)
 
-    def _of(self, quantity: Quantity, case: Case) -> Estimate:
-        found = self._model.estimate(quantity, case)
-        assert found is not None
-        return found
-
-    def _rounds(self, share: Estimate) -> Estimate | None:
+    def _rounds(self, free: Estimate, share: Estimate) -> Estimate | None:
         """Rounds to 95 %. With a share s of the data, everything takes 1/s times as long.
 
         None if nothing passes, or if newcomers arrive faster than they are learnt (Little's law).
         """
-        free = self._needed(LEARNT)
         if not share.low:
             return None
         rounds = Estimate(free.low / share.high, free.middle / share.middle, free.high / share.low)

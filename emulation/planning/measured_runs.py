@@ -53,6 +53,11 @@ class MeasuredRun(Section):
     figures: dict[str, Figure]  # by name (quantities.py); a figure that was not measured is left out
 
 
+def shipped() -> list[Path]:
+    """The files of this version. Each has the revision at which it was measured in its name."""
+    return sorted((Path(__file__).parent / "measured").glob("*.json"))
+
+
 def read(paths: Sequence[Path]) -> list[MeasuredRun]:
     """All runs in these files. Raises InputError if one has none, or if the settings differ."""
     found = [run for path in paths for run in _read_one(path)]

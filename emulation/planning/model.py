@@ -100,7 +100,7 @@ def _fitted(runs: Sequence[MeasuredRun]) -> Model:
     )
     for quantity in QUANTITIES:
         rows = list(_rows(quantity, runs, model))
-        one = fit(*zip(*rows, strict=True)) if rows else None
+        one = fit(*zip(*rows, strict=True), quantity.logarithmic) if rows else None
         if one is not None:
             found[quantity.name] = one
     return model

@@ -5,11 +5,13 @@ A figure is a sum of terms with unknown positive factors. `regression.py` fits t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from emulation.planning.learning_graphs import GraphFigures, figures
 from emulation.planning.measured_runs import MeasuredRun, Settings
+from peers.protocol.similar_copies import REFRESH
 
 Term = Callable[["Case"], float]
 
@@ -18,7 +20,8 @@ Term = Callable[["Case"], float]
 class Case:
     """The variables of one run, measured or planned. churn: events a round, in the whole network.
 
-    round_s and sent_bytes are those of the run; a plan computes them first.
+    round_s, sent_bytes and learning_rounds (to 95 %, or those that were measured) are those of the run. A
+    plan computes them first.
     """
 
     settings: Settings
@@ -28,12 +31,14 @@ class Case:
     local_steps: int
     round_s: float
     sent_bytes: float
+    learning_rounds: float
 
     @classmethod
     def of(cls, run: MeasuredRun) -> Case:
         """The variables of a measured run."""
         found = run.figures
-        spent = found.get("round_s", 0.0), found.get("sent_bytes", 0.0)
+        rounds = found.get("learnt_rounds", float(run.rounds))
+        spent = found.get("round_s", 0.0), found.get("sent_bytes", 0.0), rounds
         return cls(run.settings, run.devices, run.degree, run.churn, run.local_steps, *spent)
 
     @property
@@ -45,6 +50,7 @@ class Case:
 class Quantity:
     """One figure. terms: by their meaning. known: a part of the figure that is not fitted.
 
+    logarithmic: the terms are those of the logarithm of the figure.
     fits: which runs determine it. required: a plan is not possible without it.
     """
 
@@ -55,20 +61,21 @@ class Quantity:
     fits: Callable[[MeasuredRun], bool]
     known: Term = lambda case: 0.0
     required: bool = True
+    logarithmic: bool = False
 
     def features(self, case: Case) -> list[float]:
         """The terms of a case, without their factors."""
         return [term(case) for term in self.terms.values()]
 
 
-def _free(run: MeasuredRun) -> bool:
+def is_free(run: MeasuredRun) -> bool:
     """Whether the budget has held nothing back."""
     return not run.figures.get("withheld", 0.0)
 
 
 def _calm(run: MeasuredRun) -> bool:
     """Whether no device came or went, and the budget has held nothing back."""
-    return _free(run) and not run.churn
+    return is_free(run) and not run.churn
 
 
 def _virtual(run: MeasuredRun) -> bool:
@@ -80,7 +87,23 @@ def _own(case: Case) -> float:
 
 
 def _foreign(case: Case) -> float:
-    return case.graph.unfollowed * case.settings.block_bytes
+    return case.graph.copies * case.settings.block_bytes * sent_share(case)
+
+
+def sent_share(case: Case) -> float:
+    """The share of the foreign copies that is sent, as a mean over the rounds of learning.
+
+    A copy whose norm grows evenly changes by 1/t of it in round t. It is sent if it has changed by the
+    tolerance since it was sent last: in each of the first 1/tolerance rounds, later less and less often, and
+    in one round of REFRESH in any case (docs/exchange.md).
+    """
+    if not case.settings.tolerance:
+        return 1.0
+    early = 1 / case.settings.tolerance
+    if case.learning_rounds <= early:
+        return 1.0
+    ratio = early / case.learning_rounds
+    return min(1.0, max(1 / REFRESH, ratio * (1 - math.log(ratio))))
 
 
 OWN = Quantity(
@@ -94,10 +117,7 @@ FOREIGN = Quantity(
     "foreign_bytes",
     "copies of foreign blocks, in a round",
     "B",
-    {
-        "copies / N": lambda case: _foreign(case) / case.devices,
-        "copies": _foreign,
-    },
+    {"copies x share sent x block": _foreign},
     _virtual,
 )
 TRANSFER = Quantity(
@@ -105,7 +125,7 @@ TRANSFER = Quantity(
     "state for newcomers, in a round",
     "B",
     {"events x block": lambda case: case.churn * case.settings.block_bytes},
-    lambda run: _free(run) and run.churn > 0,
+    lambda run: is_free(run) and run.churn > 0,
     required=False,
 )
 CONTROL = Quantity(
@@ -124,7 +144,7 @@ CHURN = Quantity(
     "control of events, in a round",
     "B",
     {"events": lambda case: case.churn},
-    lambda run: _free(run) and run.churn > 0,
+    lambda run: is_free(run) and run.churn > 0,
     required=False,
 )
 ROUND = Quantity(
@@ -143,10 +163,12 @@ LEARNT = Quantity(
     "rounds to 95 % of everyone's facts",
     "rounds",
     {
-        "N": lambda case: float(case.devices),
-        "mixing rounds": lambda case: case.graph.mixing_rounds,
+        "1": lambda case: 1.0,
+        "ln N": lambda case: math.log(case.devices),
+        "ln 1/gap": lambda case: -math.log(case.graph.gap),
     },
     _virtual,
+    logarithmic=True,
 )
 MEMORY = Quantity(
     "pss_bytes",

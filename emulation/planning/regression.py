@@ -1,4 +1,4 @@
-"""A linear model of positive figures whose errors are relative, and its prediction intervals."""
+"""Linear models of positive figures whose errors are relative, and their prediction intervals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import distributions
 
 LEVEL = 0.95
+MOST_EXPONENT = 700.0  # e to this power is a float
 MOST_CONDITION = 1e6  # of the scaled features
 Vector = NDArray[np.float64]
 
@@ -45,8 +46,9 @@ def exactly(value: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Fit:
-    """y = x b (1 + e), e normal. `spread`: standard deviation of e. `covariance`: of b, divided by spread^2.
+    """y = x b (1 + e), or ln y = x b + e if `logarithmic`; e is normal.
 
+    spread: standard deviation of e. covariance: of b, divided by spread^2.
     left_out: the relative error of each observation in a fit without all observations of its group; nan if
     the others determine no b.
     """
@@ -56,39 +58,52 @@ class Fit:
     spread: float
     freedom: int
     left_out: Vector
+    logarithmic: bool = False
 
     def predict(self, features: Sequence[float]) -> Estimate:
         """The prediction interval of one new observation (Student's t, LEVEL)."""
         x = np.asarray(features, dtype=np.float64)
-        middle = float(x @ self.coefficients)
-        variance = middle**2 + float(x @ self.covariance @ x)
-        half = float(distributions.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.spread * math.sqrt(variance)
-        return Estimate(max(0.0, middle - half), max(0.0, middle), max(0.0, middle + half))
+        middle, of_b = float(x @ self.coefficients), float(x @ self.covariance @ x)
+        scale = math.sqrt((1.0 if self.logarithmic else middle**2) + of_b)
+        half = float(distributions.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.spread * scale
+        bounds = (middle - half, middle, middle + half)
+        return Estimate(*((_exp(v) if self.logarithmic else max(0.0, v)) for v in bounds))
 
 
-def fit(features: Sequence[Sequence[float]], values: Sequence[float], groups: Sequence[int]) -> Fit | None:
-    """Least squares of the relative errors (y - x b) / y; None if the values do not determine b.
+def _exp(value: float) -> float:
+    return math.exp(value) if value < MOST_EXPONENT else math.inf
 
+
+def fit(
+    features: Sequence[Sequence[float]],
+    values: Sequence[float],
+    groups: Sequence[int],
+    logarithmic: bool = False,
+) -> Fit | None:
+    """Least squares of (y - x b) / y, or of ln y - x b; None if the values do not determine b.
+
+    groups: one number for each observation.
     spread is the larger of two: that of the residuals, and that of the errors of groups that were left out.
     A model of a wrong form has small residuals where it was fitted, and larger errors elsewhere.
     """
-    x = np.asarray(features, dtype=np.float64) / np.asarray(values, dtype=np.float64)[:, None]
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    x, y = (x, np.log(y)) if logarithmic else (x / y[:, None], np.ones(len(y)))
     freedom = len(x) - x.shape[1]
-    coefficients = _solve(x) if freedom > 0 else None
-    left_out = _left_out(x, np.asarray(groups))
+    coefficients = _solve(x, y) if freedom > 0 else None
+    left_out = _left_out(x, y, np.asarray(groups))
     if coefficients is None or np.isnan(left_out).all():
         return None
-    residual = float(np.linalg.norm(1 - x @ coefficients)) / math.sqrt(freedom)
+    residual = float(np.linalg.norm(y - x @ coefficients)) / math.sqrt(freedom)
     spread = max(residual, math.sqrt(float(np.nanmean(left_out**2))))
-    return Fit(coefficients, _inverse(x), spread, freedom, left_out)
+    return Fit(coefficients, _inverse(x), spread, freedom, left_out, logarithmic)
 
 
-def _solve(x: NDArray[np.float64]) -> Vector | None:
-    """b with x b = 1 as far as possible; None if x does not have full rank. Columns are scaled first."""
+def _solve(x: NDArray[np.float64], y: Vector) -> Vector | None:
+    """b with x b = y as far as possible; None if x does not have full rank. Columns are scaled first."""
     scale = np.linalg.norm(x, axis=0)
     if len(x) < x.shape[1] or not scale.all() or np.linalg.cond(x / scale) > MOST_CONDITION:
         return None
-    solved, *_ = np.linalg.lstsq(x / scale, np.ones(len(x)), rcond=None)
+    solved, *_ = np.linalg.lstsq(x / scale, y, rcond=None)
     return np.asarray(solved / scale)
 
 
@@ -98,12 +113,12 @@ def _inverse(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv((x / scale).T @ (x / scale)) / np.outer(scale, scale))
 
 
-def _left_out(x: NDArray[np.float64], groups: NDArray[np.int_]) -> Vector:
-    """The relative errors of each group, predicted from the others; nan if the others determine no b."""
+def _left_out(x: NDArray[np.float64], y: Vector, groups: NDArray[np.int_]) -> Vector:
+    """The errors of each group, predicted from the others; nan if the others determine no b."""
     errors = np.full(len(x), math.nan)
     for group in np.unique(groups):
         inside = groups == group
-        coefficients = _solve(x[~inside])
+        coefficients = _solve(x[~inside], y[~inside])
         if coefficients is not None:
-            errors[inside] = 1 - x[inside] @ coefficients
+            errors[inside] = y[inside] - x[inside] @ coefficients
     return errors

@@ -120,7 +120,7 @@ def test_each_size_is_said_when_it_is_measured(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ("16,x", "--sizes: '16,x'; allowed: numbers of devices between commas, as 16,32"),
+        ("16,x", "--sizes: '16,x'; allowed: numbers of devices between commas, as 16,32, or none"),
         ("2,16", "--sizes: 2, 16; allowed: different numbers from 4 to 512"),
         ("16,16", "--sizes: 16, 16; allowed: different numbers from 4 to 512"),
     ],
