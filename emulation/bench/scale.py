@@ -38,6 +38,7 @@ VIRTUAL_SIZES = (4, 8, 16)  # in one process, whose time grows with the square o
 STEPS, EVALUATED = 5, 3  # in virtual time: local steps in a round, rounds from one evaluation to the next
 IDLE_S = 10.0  # in which the devices are idle
 NEEDED_MB = 80.0  # memory that must be free for each device
+CHURN_ROUNDS = 30  # with churn, in virtual time; accuracies are not evaluated
 Say = Callable[[str], None]
 
 
@@ -88,8 +89,8 @@ def virtual_limit_s(count: int) -> float:
 
 
 def virtual_rounds(count: int) -> int:
-    """Rounds of one size in virtual time: devices learn everyone's facts in a time that grows with N."""
-    return 20 + 6 * count
+    """Rounds of one size in virtual time, more than devices need to learn everyone's facts."""
+    return round(8 + 2 * count**1.7)
 
 
 @dataclass
@@ -160,7 +161,7 @@ def run(
     for count in simulated:
         measured.add(count, _virtual(count, base, measured))
     for variant in others(base, degree, churn, budget):
-        for count in simulated:
+        for count in (n for n in simulated if not variant.same_graph(base, n)):
             measured.say(_line(count, _virtual(count, variant, measured), str(variant)))
     return measured.findings()
 
@@ -272,7 +273,9 @@ def _run(scenario: str, rounds: calibration.Rounds, others: Mapping[str, float])
 
 # -- virtual time --------------------------------------------------------------------------------------------
 def _virtual(count: int, variant: Variant, measured: Measured) -> Figures:
-    scenario = variant.scenario(count, measured.slots, "virtual", virtual_rounds(count), STEPS, EVALUATED)
+    learns = not variant.churn
+    shape = (virtual_rounds(count), STEPS, EVALUATED) if learns else (CHURN_ROUNDS, STEPS, 0)
+    scenario = variant.scenario(count, measured.slots, "virtual", *shape)
     with tempfile.TemporaryDirectory() as folder, crew(PRELOAD) as child:
         remote = child.remote(VirtualRun)
         remote.begin("run", scenario, folder)

@@ -191,7 +191,7 @@ def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | Sequence[floa
     return {
         "devices" if option == "n" else option: value
         for option, value in given.items()
-        if value is not None and name in OPTIONS[option]
+        if (value or (value == [] and option in ("sizes", "virtual"))) and name in OPTIONS[option]
     }
 
 

@@ -66,6 +66,11 @@ class Variant:
         limits = {"budget": self.budget_bytes, "deadline_s": deadline_s}
         return SCENARIO.format(clock=clock, **shape, **times, **limits) + churn
 
+    def same_graph(self, base: Variant, count: int) -> bool:
+        """Whether only the degree differs, and both graphs are complete."""
+        other = replace(base, degree=self.degree)
+        return self == other and min(self.degree, base.degree) >= count - 1
+
     def __str__(self) -> str:
         return f"degree {self.degree}, {self.churn:g} events a round, budget {self.budget_bytes} B"
 
