@@ -74,16 +74,22 @@ def held_out(runs: Sequence[MeasuredRun], size: int | None = None) -> list[Check
 
     A figure that the others do not determine has no check.
     """
-    return [check for quantity in QUANTITIES for check in _checks(quantity, runs, size)]
+    sizes = {q.name: _largest(q, runs) if size is None else size for q in QUANTITIES}
+    models = {n: _fitted([run for run in runs if run.devices != n]) for n in {*sizes.values()} if n}
+    return [
+        check
+        for quantity in QUANTITIES
+        if (held := sizes[quantity.name])
+        for check in _checks(quantity, runs, held, models[held])
+    ]
 
 
-def _checks(quantity: Quantity, runs: Sequence[MeasuredRun], size: int | None) -> Iterator[Check]:
-    having = [run.devices for run in runs if _has(run, quantity)]
-    held = max(having, default=0) if size is None else size
-    others = [run for run in runs if run.devices != held]
-    if held not in having or not others:
-        return
-    model = _fitted(others)
+def _largest(quantity: Quantity, runs: Sequence[MeasuredRun]) -> int:
+    """The largest size that has a figure; 0: none has it."""
+    return max((run.devices for run in runs if _has(run, quantity)), default=0)
+
+
+def _checks(quantity: Quantity, runs: Sequence[MeasuredRun], held: int, model: Model) -> Iterator[Check]:
     for run, case, value in _observations(quantity, [run for run in runs if run.devices == held], model):
         predicted = model.estimate(quantity, case)
         if predicted is not None and value > 0:
