@@ -95,10 +95,11 @@ def virtual_rounds(count: int) -> int:
 
 @dataclass
 class Measured:
-    """All figures. `slots`: of all runs. `say`: shows the figures of one size as soon as they are known."""
+    """All figures. `slots`: of all runs. `say`, `save`: called with the figures of each size."""
 
     slots: int
     say: Say
+    save: Callable[[Findings], None]
     figures: list[tuple[int, Figures]] = field(default_factory=list)  # with the size
     notes: list[str] = field(default_factory=list)
     runs: list[MeasuredRun] = field(default_factory=list)
@@ -106,7 +107,12 @@ class Measured:
     def add(self, count: int, figures: Figures) -> None:
         """Add figures of one size."""
         self.figures.append((count, figures))
-        self.say(_line(count, figures))
+        self.tell(_line(count, figures))
+
+    def tell(self, line: str) -> None:
+        """Show a line, and save what is measured so far."""
+        self.say(line)
+        self.save(self.findings())
 
     def findings(self) -> Findings:
         """One group for each column, with all sizes and the exponent."""
@@ -137,13 +143,14 @@ def run(
     degree: Sequence[int] = (4,),
     churn: Sequence[float] = (),
     budget: Sequence[int] = (),
+    save: Callable[[Findings], None] | None = None,
 ) -> Findings:
     """Measure each size with real devices, then the sizes `virtual` in virtual time.
 
     `virtual` None: VIRTUAL_SIZES up to the largest one of `sizes`. `rounds`: of real devices after the first
     one. `degree`: of all runs, then others. Each size is measured again in virtual time with each other
-    degree, each `churn` and each `budget`. Raises InputError for a size out of range, and RuntimeError if a
-    device ends.
+    degree, each `churn` and each `budget`. `save`: called with all figures
+    after each size. Raises InputError for a size out of range, and RuntimeError if a device ends.
     """
     simulated = [n for n in VIRTUAL_SIZES if n <= max(sizes, default=0)] if virtual is None else [*virtual]
     _check("--sizes", sizes, LEAST)
@@ -151,7 +158,8 @@ def run(
     if not sizes and not simulated:
         raise InputError("--sizes: none; allowed: sizes here or in --virtual")
     base = Variant(degree[0])
-    measured = Measured(max([*sizes, *simulated]), say or Console(stderr=True, highlight=False).print)
+    say = say or Console(stderr=True, highlight=False).print
+    measured = Measured(max([*sizes, *simulated]), say, save or (lambda so_far: None))
     for count in sizes:
         free_mb = psutil.virtual_memory().available / 1e6
         if free_mb < count * NEEDED_MB:
@@ -162,7 +170,7 @@ def run(
         measured.add(count, _virtual(count, base, measured))
     for variant in others(base, degree, churn, budget):
         for count in (n for n in simulated if not variant.same_graph(base, n)):
-            measured.say(_line(count, _virtual(count, variant, measured), str(variant)))
+            measured.tell(_line(count, _virtual(count, variant, measured), str(variant)))
     return measured.findings()
 
 

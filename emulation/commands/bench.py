@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json as json_
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +50,7 @@ OPTIONS = {  # the benchmarks that have each option
     "churn": ("scale",),
     "budget": ("scale",),
 }
+SAVING = ("scale",)  # benchmarks that write their figures after each size
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
     "churn": Path("scenarios/soak.toml"),
@@ -129,12 +130,12 @@ def bench(
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    found = []
+    found: list[Findings] = []
     for one in NAMES if name is None else (name,):
         given: Given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
         given |= {"trials": trials, "rounds": rounds, **numbers}
         given |= {"degree": degree, "churn": churn, "budget": budget}
-        findings = _run(one, given)
+        findings = _run(one, given, lambda so_far: None if json is None else _write(json, [*found, so_far]))
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
@@ -167,10 +168,12 @@ def _check_variants(
             raise InputError(f"--budget: {bytes_}; allowed: 1 byte or more")
 
 
-def _run(name: str, given: Given) -> Findings:
+def _run(name: str, given: Given, save: Callable[[Findings], None]) -> Findings:
+    """`save`: writes what a long benchmark has measured so far."""
     module: Any = importlib.import_module(f"emulation.bench.{name}")
+    saves: dict[str, Any] = {"save": save} if name in SAVING else {}
     try:
-        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given))
+        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given), **saves)
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
