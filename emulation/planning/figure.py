@@ -22,7 +22,7 @@ MEASURED: dict[str, Callable[[MeasuredRun], float | None]] = {
     CONTROL.title: lambda run: run.figures.get(CONTROL.name),
     ROUND.title: lambda run: run.figures.get(ROUND.name) if run.clock == "virtual" else None,
 }
-POINTS = 40
+POINTS = 24
 
 
 def draw(model: Model, runs: Sequence[MeasuredRun], wanted: Wanted, path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import networkx as nx
 import pytest
 
+from coordinator_free.averaging.topology import spectral_rho
 from emulation.planning import learning_graphs
 from emulation.planning.learning_graphs import figures
 
@@ -23,12 +25,19 @@ def test_a_ring_has_its_known_gap() -> None:
 
 @pytest.mark.parametrize("degree", [2, 4, 6])
 def test_the_limits_continue_the_graphs_that_are_built(degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = figures(300, degree)
-    monkeypatch.setattr(learning_graphs, "MOST_BUILT", 200)
+    built = figures(200, degree)
+    monkeypatch.setattr(learning_graphs, "MOST_BUILT", 100)
     figures.cache_clear()
-    limit = figures(300, degree)
+    limit = figures(200, degree)
     figures.cache_clear()
     assert built.built and not limit.built
     assert limit.rho == pytest.approx(built.rho, abs=0.03) and limit.links == pytest.approx(
         built.links, abs=0.05
     )
+
+
+def test_rho_is_that_of_the_mixing_matrix() -> None:
+    """The same as method 5 defines it, also on a graph whose degrees differ."""
+    graph = nx.path_graph(5)
+    weights = learning_graphs._weights(nx.relabel_nodes(graph, {n: f"d{n}" for n in graph}))
+    assert learning_graphs._rho(weights) == pytest.approx(spectral_rho(weights))
