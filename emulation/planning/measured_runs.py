@@ -60,6 +60,8 @@ def shipped() -> list[Path]:
 
 def read(paths: Sequence[Path]) -> list[MeasuredRun]:
     """All runs in these files. Raises InputError if one has none, or if the settings differ."""
+    if not paths:
+        raise InputError(f"--fit: no file; allowed: a file of `{BENCHMARK} --json`, as this version has none")
     found = [run for path in paths for run in _read_one(path)]
     first = found[0].settings.model_dump()
     for run in found[1:]:

@@ -159,6 +159,8 @@ def test_files_without_runs_are_refused(text: str, said: str, tmp_path: Path) ->
         measured_runs.read([path])
     with pytest.raises(InputError, match="cannot be read"):
         measured_runs.read([tmp_path / "none.json"])
+    with pytest.raises(InputError, match="--fit: no file"):
+        measured_runs.read([])
 
 
 def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
