@@ -76,14 +76,14 @@ def plan(
     if plot is not None and plot.suffix not in PICTURES:
         raise InputError(f"--plot: {plot} is no name of a picture; allowed: {', '.join(PICTURES)}")
     from emulation.planning import measured_runs
-    from emulation.planning.forecast import Wanted, forecast
+    from emulation.planning.forecast import Wanted, budget_checks, forecast
     from emulation.planning.model import fit_model, held_out
 
     runs = measured_runs.read(fit or measured_runs.shipped())
     model = fit_model(runs)
     if hold_out is not None and hold_out not in model.sizes:
         raise InputError(f"--hold-out: {hold_out} was not measured; allowed: {_list(model.sizes)}")
-    checks = held_out(runs, hold_out)
+    checks = [*held_out(runs, hold_out), *budget_checks(model, runs)]
     reference = max(runs, key=lambda run: (run.budget_bytes, run.local_steps))
     wanted = [
         Wanted(
@@ -137,7 +137,7 @@ def _show(
 
 
 def _check_table(checks: Sequence[Check]) -> Table:
-    table = Table(title="The check: sizes that were held out", title_justify="left")
+    table = Table(title="The check: runs that were held out", title_justify="left")
     for column in ("figure", "devices", "measured", "predicted from the other sizes", "error", "covered"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for check in checks:
@@ -152,7 +152,8 @@ def _check_table(checks: Sequence[Check]) -> Table:
 def _variant(run: MeasuredRun) -> str:
     """The size of a run, and how it differs from the others of this size."""
     churn = f", {run.churn:g} events" if run.churn else ""
-    return f"{run.devices} ({run.clock}, degree {run.degree}{churn})"
+    budget = f", budget {megabytes(run.budget_bytes)}" if run.figures.get("withheld") else ""
+    return f"{run.devices} ({run.clock}, degree {run.degree}{churn}{budget})"
 
 
 def _plan_table(wanted: Wanted, rows: Sequence[Row]) -> Table:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from emulation.planning.model import Model
+from emulation.planning.measured_runs import MeasuredRun
+from emulation.planning.model import Check, Model
 from emulation.planning.quantities import (
     CHURN,
     CONTROL,
@@ -70,6 +73,17 @@ def forecast(model: Model, wanted: Wanted) -> Forecast:
             " scale --churn RATE`)"
         )
     return _Forecast(model, wanted).make()
+
+
+def budget_checks(model: Model, runs: Sequence[MeasuredRun]) -> Iterator[Check]:
+    """The rounds to 95 % of runs whose budget held something back. No such run is in a fit."""
+    for run in runs:
+        measured = run.figures.get(LEARNT.name)
+        if measured and run.figures.get("withheld") and not run.churn:
+            shape = run.devices, run.degree, 0.0, run.budget_bytes, run.local_steps
+            predicted = forecast(model, Wanted(*shape)).find(LEARNT.title).estimate
+            if predicted is not None:
+                yield Check(LEARNT, run, measured, predicted)
 
 
 class _Forecast:
@@ -144,11 +158,13 @@ class _Forecast:
     def _rounds(self, free: Estimate, share: Estimate) -> Estimate | None:
         """Rounds to 95 %. With a share s of the data, everything takes 1/s times as long.
 
-        None if nothing passes, or if newcomers arrive faster than they are learnt (Little's law).
+        None if nothing passes, or if newcomers arrive faster than they are learnt (Little's law). Without an
+        upper bound if nothing passes at the upper bound of the bytes.
         """
-        if not share.low:
+        if not share.middle:
             return None
-        rounds = Estimate(free.low / share.high, free.middle / share.middle, free.high / share.low)
+        high = free.high / share.low if share.low else math.inf
+        rounds = Estimate(free.low / share.high, free.middle / share.middle, high)
         return None if self._learning(rounds.middle) > MOST_UNKNOWN * self._wanted.devices else rounds
 
     def _learning(self, rounds: float) -> float:
@@ -168,7 +184,7 @@ class _Forecast:
             notes.append("Control needs more than 5 % of the budget: `unweft run` may refuse this run.")
         if not share.low:
             notes.append("At the upper bound control takes the whole budget, so no data pass.")
-        if share.low and rounds is None:
+        if share.middle and rounds is None:
             notes.append("Newcomers arrive faster than 95 % of the facts can be learnt.")
         if wanted.degree not in self._model.degrees:
             notes.append(f"The degree {wanted.degree} was not measured, only {_list(self._model.degrees)}.")

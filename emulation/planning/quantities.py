@@ -102,6 +102,8 @@ def sent_share(case: Case) -> float:
     early = 1 / case.settings.tolerance
     if case.learning_rounds <= early:
         return 1.0
+    if math.isinf(case.learning_rounds):
+        return 1 / REFRESH
     ratio = early / case.learning_rounds
     return min(1.0, max(1 / REFRESH, ratio * (1 - math.log(ratio))))
 

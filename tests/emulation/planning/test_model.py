@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emulation.planning import measured_runs
-from emulation.planning.forecast import Forecast, Wanted, forecast
+from emulation.planning.forecast import Forecast, Wanted, budget_checks, forecast
 from emulation.planning.measured_runs import MeasuredRun
 from emulation.planning.model import fit_model, held_out
 from emulation.planning.quantities import CHURN, CONTROL, FOREIGN, LEARNT, OWN, ROUND, sent_share
@@ -58,7 +58,7 @@ def test_foreign_copies_are_sent_less_often_in_a_long_run() -> None:
 
     assert share(10) == share(50) == 1.0  # tolerance 0.02: in each of the first 50 rounds
     assert share(500) == pytest.approx(0.1 * (1 + math.log(10)))
-    assert share(1e6) == 1 / REFRESH
+    assert share(1e6) == share(math.inf) == 1 / REFRESH
 
 
 # -- the plan ------------------------------------------------------------------------------------------
@@ -106,6 +106,18 @@ def test_nothing_is_learnt_if_newcomers_arrive_faster() -> None:
     assert plan(churn=1e-6).find(LEARNT.title).estimate is not None
     found = plan(churn=50.0)
     assert found.find(LEARNT.title).estimate is None and any("Newcomers" in note for note in found.notes)
+
+
+def test_a_run_under_a_budget_checks_the_rule_of_the_budget() -> None:
+    """It is in no fit. With half of the bytes, everything takes twice as long."""
+    free = measured(16)
+    needed = sum(free.figures[quantity.name] for quantity in (OWN, FOREIGN))
+    budget = round(needed / 2 + free.figures[CONTROL.name])
+    figures = {**free.figures, "withheld": 3.0, LEARNT.name: 2 * free.figures[LEARNT.name]}
+    tight = free.model_copy(update={"budget_bytes": budget, "figures": figures})
+    model = fit_model([*measurements(), tight])
+    (check,) = budget_checks(model, [free, tight])
+    assert check.run is tight and check.error == pytest.approx(0.0, abs=0.02)
 
 
 def test_a_slower_radio_makes_rounds_longer() -> None:
