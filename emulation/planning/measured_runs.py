@@ -16,6 +16,7 @@ from peers.errors import InputError
 from peers.section import Section
 
 BENCHMARK = "unweft bench scale"
+DATA = ("own_bytes", "foreign_bytes")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -51,6 +52,19 @@ class MeasuredRun(Section):
     rounds: Annotated[int, Field(ge=1)]  # that were measured
     settings: Settings
     figures: dict[str, Figure]  # by name (quantities.py); a figure that was not measured is left out
+
+    def value(self, name: str) -> float | None:
+        """A figure; None if it was not measured.
+
+        Own and foreign bytes are counted as the budget plans them, which is a little more than what the links
+        send. They are scaled to the bytes of the links.
+        """
+        found, sent = self.figures.get(name), self.figures.get("sent_bytes")
+        if name not in DATA or found is None or sent is None:
+            return found
+        planned = sum(self.figures.get(part, 0.0) for part in DATA)
+        others = sum(self.figures.get(part, 0.0) for part in ("control_bytes", "transfer_bytes"))
+        return found * (sent - others) / planned if planned else found
 
 
 def shipped() -> list[Path]:

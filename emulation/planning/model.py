@@ -106,7 +106,8 @@ def _fitted(runs: Sequence[MeasuredRun]) -> Model:
     )
     for quantity in QUANTITIES:
         rows = list(_rows(quantity, runs, model))
-        one = fit(*zip(*rows, strict=True), quantity.logarithmic) if rows else None
+        terms, values, sizes = [x for x, _, _ in rows], [y for _, y, _ in rows], [n for _, _, n in rows]
+        one = fit(terms, values, sizes, quantity.logarithmic) if rows else None
         if one is not None:
             found[quantity.name] = one
     return model
@@ -123,7 +124,7 @@ def _rows(
 
 
 def _has(run: MeasuredRun, quantity: Quantity) -> bool:
-    return _measured_name(quantity) in run.figures and quantity.fits(run)
+    return run.value(_measured_name(quantity)) is not None and quantity.fits(run)
 
 
 def _measured_name(quantity: Quantity) -> str:
@@ -137,8 +138,9 @@ def _observations(
     """The runs that determine a figure, with its values. `model`: has the figures before this one."""
     found = []
     for run in runs:
-        if _has(run, quantity):
-            case, value = Case.of(run), run.figures[_measured_name(quantity)]
+        value = run.value(_measured_name(quantity))
+        if value is not None and quantity.fits(run):
+            case = Case.of(run)
             calm = model.estimate(CONTROL, case) if quantity is CHURN else None
             found.append((run, case, value - (calm.middle if calm else 0.0)))
     return found

@@ -31,13 +31,13 @@ def test_the_factors_of_all_figures_are_recovered() -> None:
 def test_the_held_out_size_is_predicted_from_the_others() -> None:
     """The largest size is wrong by a factor of two. The prediction does not follow it."""
     runs = [_doubled(run) if run.devices == 32 else run for run in measurements(noise=0.01)]
-    checks = [check for check in held_out(runs) if check.quantity is OWN]
+    checks = [check for check in held_out(runs) if check.quantity is LEARNT]
     assert {check.run.devices for check in checks} == {32}
     assert all(check.error == pytest.approx(-0.5, abs=0.02) and not check.covered for check in checks)
 
 
 def _doubled(run: MeasuredRun) -> MeasuredRun:
-    figures = {**run.figures, OWN.name: 2 * run.figures[OWN.name]}
+    figures = {**run.figures, LEARNT.name: 2 * run.figures[LEARNT.name]}
     return run.model_copy(update={"figures": figures})
 
 
@@ -173,6 +173,13 @@ def test_files_without_runs_are_refused(text: str, said: str, tmp_path: Path) ->
         measured_runs.read([tmp_path / "none.json"])
     with pytest.raises(InputError, match="--fit: no file"):
         measured_runs.read([])
+
+
+def test_bytes_of_blocks_are_scaled_to_those_of_the_links() -> None:
+    figures = {"own_bytes": 60.0, "foreign_bytes": 40.0, "control_bytes": 5.0, "sent_bytes": 95.0}
+    run = measured(8).model_copy(update={"figures": figures})
+    assert [run.value(name) for name in ("own_bytes", "foreign_bytes", "cpu_s")] == [54.0, 36.0, None]
+    assert run.model_copy(update={"figures": {"own_bytes": 60.0}}).value("own_bytes") == 60.0
 
 
 def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
