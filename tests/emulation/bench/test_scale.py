@@ -152,11 +152,14 @@ def test_variants_are_measured_in_virtual_time_at_each_size(monkeypatch: pytest.
     """A degree that gives the same complete graph is left out. The figures are saved after each size."""
     done: list[tuple[int, Variant]] = []
     saved: list[int] = []
-    monkeypatch.setattr(scale, "_virtual", lambda count, variant, _: done.append((count, variant)) or {})
-    options = {"degree": (4, 2), "churn": (0.2,), "budget": (1000,)}
-    scale.run(
-        (), virtual=(3, 6), **options, say=lambda said: None, save=lambda found: saved.append(len(done))
-    )
+
+    def virtual(count: int, variant: Variant, measured: object) -> dict[str, Any]:
+        done.append((count, variant))
+        return {}
+
+    monkeypatch.setattr(scale, "_virtual", virtual)
+    calls: dict[str, Any] = {"say": lambda said: None, "save": lambda found: saved.append(len(done))}
+    scale.run((), virtual=(3, 6), degree=(4, 2), churn=(0.2,), budget=(1000,), **calls)
     assert done == [
         *[(3, Variant(4)), (6, Variant(4)), (6, Variant(2))],
         *[(n, Variant(4, 0.2)) for n in (3, 6)],
