@@ -123,8 +123,14 @@ def _check(
 def _show(
     runs: Sequence[MeasuredRun], model: Model, checks: Sequence[Check], plans: Sequence[Forecast]
 ) -> None:
+    from emulation.planning.quantities import QUANTITIES
+
     console = Console()
     console.print(_check_table(checks))
+    checked = {check.quantity.name for check in checks}
+    without = [q.title for q in QUANTITIES if q.name in model.fits and q.name not in checked]
+    if without:
+        console.print(f"no check, since too few other sizes have it: {'; '.join(without)}", soft_wrap=True)
     console.print(
         f"fitted to {plural(len(runs), 'run')} of {_list(model.sizes)} devices; intervals: 95 %, Student's t",
         highlight=False,
