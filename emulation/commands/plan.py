@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -177,8 +178,8 @@ def _plan_table(wanted: Wanted, rows: Sequence[Row]) -> Table:
 
 
 def _value(value: float | None, unit: str) -> str:
-    if value is None:
-        return UNKNOWN
+    if value is None or math.isinf(value):
+        return UNKNOWN if value is None else "no bound"
     if unit == "B" and value < 1e15:
         return megabytes(value)
     return f"{value:.3g} {unit}" if value >= 1e6 else f"{plain(value)} {unit}"

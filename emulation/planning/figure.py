@@ -23,6 +23,7 @@ MEASURED: dict[str, Callable[[MeasuredRun], float | None]] = {
     ROUND.title: lambda run: run.figures.get(ROUND.name) if run.clock == "virtual" else None,
 }
 POINTS = 24
+BEYOND = 100.0  # an interval is drawn up to so many times the largest estimate
 
 
 def draw(model: Model, runs: Sequence[MeasuredRun], wanted: Wanted, path: Path) -> None:
@@ -48,11 +49,11 @@ def _panel(axes: Any, title: str, plans: Sequence[Forecast], runs: Sequence[Meas
     rows = [(plan.wanted.devices, plan.find(title)) for plan in plans]
     known = [(size, row.estimate) for size, row in rows if row.estimate is not None]
     if known:
-        sizes = [size for size, _ in known]
-        axes.fill_between(
-            sizes, [max(e.low, 1e-9) for _, e in known], [e.high for _, e in known], alpha=0.25, label="95 %"
-        )
-        axes.plot(sizes, [e.middle for _, e in known], label="model")
+        sizes, middles = [size for size, _ in known], [e.middle for _, e in known]
+        bottom, top = min(middles) / BEYOND, max(middles) * BEYOND
+        low, high = [max(e.low, bottom) for _, e in known], [min(e.high, top) for _, e in known]
+        axes.fill_between(sizes, low, high, alpha=0.25, label="95 %")
+        axes.plot(sizes, middles, label="model")
     points = [(run.devices, value) for run in runs if (value := MEASURED[title](run)) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), "k.", label="measured")

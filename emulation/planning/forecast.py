@@ -100,7 +100,8 @@ class _Forecast:
 
     def make(self) -> Forecast:
         free = self._of(LEARNT, self._case)
-        own, foreign = self._of(OWN, self._case), self._foreign(free)
+        own = self._of(OWN, self._case)
+        foreign = self._foreign(free, own)
         transfer = self._of(TRANSFER, self._case) if self._wanted.churn else exactly(0.0)
         data = own + foreign + transfer
         control, round_s = self._control_and_time(data)
@@ -130,10 +131,14 @@ class _Forecast:
         assert found is not None  # fit_model and forecast have checked it
         return found
 
-    def _foreign(self, rounds: Estimate) -> Estimate:
-        """The more rounds the learning takes, the fewer copies are sent in each of them."""
+    def _foreign(self, rounds: Estimate, own: Estimate) -> Estimate:
+        """The more rounds the learning takes, the fewer copies are sent in each of them.
+
+        At most every copy is sent in every round, at the cost of an own block.
+        """
         found = [self._of(FOREIGN, replace(self._case, learning_rounds=of)) for of in rounds]
-        return Estimate(found[2].low, found[1].middle, found[0].high)
+        most = own.times(self._case.devices - 1.0)
+        return Estimate(found[2].low, min(found[1].middle, most.middle), min(found[0].high, most.high))
 
     def _optional(self, *quantities: Quantity) -> list[Row]:
         found = ((q, self._model.estimate(q, self._case)) for q in quantities)
@@ -164,7 +169,7 @@ class _Forecast:
         if not share.middle:
             return None
         high = free.high / share.low if share.low else math.inf
-        rounds = Estimate(free.low / share.high, free.middle / share.middle, high)
+        rounds = Estimate(max(1.0, free.low / share.high), free.middle / share.middle, high)
         return None if self._learning(rounds.middle) > MOST_UNKNOWN * self._wanted.devices else rounds
 
     def _learning(self, rounds: float) -> float:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from emulation.planning import measured_runs
-from emulation.planning.forecast import Forecast, Wanted, budget_checks, forecast
+from emulation.planning.forecast import Forecast, Wanted, _Forecast, budget_checks, forecast
 from emulation.planning.measured_runs import MeasuredRun
 from emulation.planning.model import fit_model, held_out
 from emulation.planning.quantities import CHURN, CONTROL, FOREIGN, LEARNT, OWN, ROUND, sent_share
+from emulation.planning.regression import exactly
 from peers.errors import InputError
 from peers.protocol.similar_copies import REFRESH
 from tests.support.synthetic_measurements import BUDGET, KNOWN, case, measured, measurements
@@ -85,6 +86,13 @@ def test_a_plan_puts_the_figures_together() -> None:
         "312 times" in note for note in found.notes
     )
     assert any("do not fit in d = 128" in note for note in found.notes)
+
+
+def test_foreign_bytes_are_bounded_by_all_copies_in_every_round() -> None:
+    """No copy costs more than an own block for all neighbours does."""
+    planned = _Forecast(fit_model(measurements(noise=0.01)), WANTED)
+    found = planned._foreign(exactly(10.0), exactly(1.0))
+    assert (found.middle, found.high) == (9_999.0, 9_999.0)
 
 
 def test_a_tight_budget_makes_everything_take_longer() -> None:
