@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coordinator_free.averaging.topology import Shape
+from peers.adapter_config import AdapterConfig
 from peers.correction_config import CorrectionConfig
 from peers.privacy_config import PrivacyConfig
 from peers.radio_config import RadioConfig
@@ -61,6 +63,9 @@ class DataConfig(Section):
             " scikit-learn's digits."
         ),
     ] = None
+    subset: Annotated[
+        str | None, about("dataset: the configuration of a named data set, such as main of openai/gsm8k.")
+    ] = None
     split: Annotated[str, about("dataset: the split of a named data set.")] = "train"
     columns: Annotated[
         dict[Column, str], about("dataset: names of columns that are not the names of the fields.")
@@ -98,26 +103,6 @@ class DataConfig(Section):
             "Partitions but own: the devices among which the pool is dealt. Empty: all devices of the run."
         ),
     ] = ()
-
-
-class AdapterConfig(Section):
-    """The blocks: rank, scale and number of slots."""
-
-    rank: Annotated[
-        Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]],
-        about("Rank r of a block, or a table of ranks by layer group.", source="method 2"),
-    ] = 8
-    scale: Annotated[
-        float, about("Scale s of all blocks.", formula="dW = s * sum B A^T", source="method 1", gt=0)
-    ] = 4.0
-    max_devices: Annotated[
-        int,
-        about("Slots in a module of input width d.", unit="slots", formula="d >= max_devices * r", ge=1),
-    ] = 16
-    bases: Annotated[
-        Literal["orthogonal", "independent"],
-        about("How the bases A are drawn. independent: for comparison only.", source="method 2"),
-    ] = "orthogonal"
 
 
 class TrainConfig(Section):
@@ -210,6 +195,10 @@ class TopologyConfig(Section):
             "regular: neighbours of a device at most, an even number.", unit="devices", ge=2, multiple_of=2
         ),
     ] = 4
+
+    def shape(self, seed: int) -> Shape:
+        """The parameters with which `coordinator_free.averaging.topology.build` builds the graph."""
+        return Shape(self.kind, self.chords, self.radius, seed, self.degree)
 
 
 class RoundConfig(Section):

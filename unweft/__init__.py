@@ -33,7 +33,18 @@ from emulation.launch.errors import RunFailed  # noqa: E402
 from emulation.scenario.schema import Scenario  # noqa: E402
 from peers.errors import InputError  # noqa: E402
 from unweft.results import Run, load  # noqa: E402
-from unweft.running import forget, resume, run, scenario  # noqa: E402
+from unweft.running import forget, load_adapter, resume, run, scenario  # noqa: E402
 
 __version__ = version("unweft")
-__all__ = ["InputError", "Run", "RunFailed", "Scenario", "forget", "load", "resume", "run", "scenario"]
+__all__ = [
+    "InputError",
+    "Run",
+    "RunFailed",
+    "Scenario",
+    "forget",
+    "load",
+    "load_adapter",
+    "resume",
+    "run",
+    "scenario",
+]

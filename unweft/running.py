@@ -19,6 +19,9 @@ from unweft import main_guard
 from unweft.results import Run, load
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from peers.unlearning.forget import ForgetReport
 
 OPTION = "unweft.run"  # the origin of an override, in errors
@@ -105,6 +108,16 @@ def forget(adapter: str | Path, device: str, out: str | Path) -> ForgetReport:
     from peers.unlearning import forget as unlearning
 
     return unlearning.forget(Path(adapter), device, Path(out))
+
+
+def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
+    """The base model with a saved adapter of any kind in it; changes `model` in place.
+
+    Plain PEFT loads LoRA and `vera` too (docs/adapters.md). Raises InputError if unweft did not write it.
+    """
+    from peers.unlearning import saved_model
+
+    return saved_model.load_adapter(model, Path(adapter))
 
 
 def _flat(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[list[str], object]]:

@@ -37,6 +37,7 @@ MOVES = 3  # groups that may move in one diagnosis
 LEARNING_RATE = 0.5  # step size of the least mean squares update
 NOISE_FLOOR = 0.1  # log residual: smaller predicted effects hardly change the corrections
 MIN_CORRECTION, MAX_CORRECTION = 0.1, 2.0  # bounds of a correction
+LEARNING = {"steps", "prox"}  # knobs of local training
 MIXING = {"gamma", "rung", "period"}  # knobs that change the mixing of copies
 FREE = {"steps", "gamma"}  # knobs whose moves may cost nothing
 ROUNDING = 1e-6  # relative drops below this count as 0
@@ -55,6 +56,8 @@ def dominant(view: View, limits: Limits, memory: Memory) -> Decision:
     If the error after a decision exceeds FAILURE_FACTOR times that predicted for staying, its moves have
     failed: all groups return to the base, with their mixing strength, and such moves are not made again. A
     decision that changed the mixing of isolated blocks is not assessed (`_mixing_changed`).
+
+    A move of steps or damping must also lower the largest residual of its group (`_lowers_largest`).
     """
     comparable = replace(memory, expected={}) if _mixing_changed(view, memory) else memory
     learned, failed = _learn(view, comparable), _failed(view, comparable)
@@ -137,8 +140,8 @@ class _Search:
             yield from (pair for pair in pairs if self._fits(pair))
 
     def _unmoved(self, chosen: Moves) -> list[Move]:
-        """Moves of groups without a chosen move, except failed moves and moves that would undo a group's last
-        one.
+        """Moves of groups without a chosen move, except failed moves, moves that would undo a group's last
+        one, and moves that do not lower the group's largest residual.
         """
         return [
             move
@@ -146,6 +149,7 @@ class _Search:
             if move.group not in chosen
             and move.label not in self.memory.failed
             and not _undoes(move, self.view, self.memory)
+            and _lowers_largest(move, self.view, self.before[move.group])
         ]
 
     def _one_notch_more(self, chosen: Moves) -> Iterator[Move]:
@@ -178,6 +182,23 @@ def _predicted_pair(view: View, group: str, before: GroupAction, after: GroupAct
     """The predicted remaining error of a group after staying and after the move."""
     stay, then = (predicted(view, group, before, action) for action in (before, after))
     return remaining(view, group, stay, before), remaining(view, group, then, after)
+
+
+def _lowers_largest(move: Move, view: View, before: GroupAction) -> bool:
+    """Whether a move of steps or damping lowers the residual that is the largest of its group now.
+
+    Without this rule, a tiny gain in another residual would take steps from a group that has to descend.
+    Moves of the graph and the period may pay for another group. R_het does not count with isolated blocks
+    (`remaining`).
+    """
+    if knob(move.label) not in LEARNING:
+        return True
+    counted = view.groups[move.group].residuals
+    if view.isolated:
+        counted = counted._replace(heterogeneity=0.0)
+    largest = counted.index(max(counted))
+    stay, then = (predicted(view, move.group, before, action)[largest] for action in (before, move.action))
+    return then < stay
 
 
 def _observed(view: View, group: str, memory: Memory) -> float:

@@ -54,6 +54,7 @@ class Setting:
 
 
 SMOKE = "smoke"
+COMPACT = "compact"
 SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 
 
@@ -61,8 +62,7 @@ SMOKE_ARMS = ("dominant", UNIFORM, NONE, ORACLE)
 class Experiment:
     """Each arm runs in each setting with each seed. Arms are compared with `oracle` and `uniform`.
 
-    smoke: the arms of the scale smoke. compact: the rounds before the leave at the scale compact; None: the
-    scale's.
+    smoke: the arms of the scale smoke. compact: in place of the scale of this name.
     """
 
     name: str
@@ -70,11 +70,11 @@ class Experiment:
     settings: tuple[Setting, ...]
     arms: tuple[str, ...]
     smoke: tuple[str, ...] = SMOKE_ARMS
-    compact: int | None = None
+    compact: Scale | None = None
 
     def sized(self, scale: Scale) -> Scale:
         """The scale as this experiment uses it."""
-        return replace(scale, learn=self.compact) if self.compact and scale.name == "compact" else scale
+        return self.compact if self.compact and scale.name == COMPACT else scale
 
 
 SCALES = {
@@ -85,7 +85,7 @@ SCALES = {
         Scale("medium", devices=6, persons=10, learn=120, correct=40, every=2, seeds=10, max_devices=8),
         # for two cores: ends before the recovery is complete
         Scale(
-            "compact", devices=6, persons=3, learn=100, correct=20, every=5, seeds=10, max_devices=8, batch=16
+            COMPACT, devices=6, persons=3, learn=100, correct=20, every=5, seeds=10, max_devices=8, batch=16
         ),
         Scale("small", devices=4, persons=4, learn=60, correct=20, every=5, seeds=10, max_devices=6),
         Scale(
@@ -211,9 +211,20 @@ EXPERIMENTS = {
             JOINS,
             ("dominant", "proportional", *CONSTANT_ARMS, *SINGLE_ACTIONS, NONE, ORACLE),
         ),
-        Experiment("recovery", "Ways to recover sooner", (DEFAULT,), (UNIFORM, *RECOVERY, NONE, *ORACLES)),
         Experiment(
-            BASELINES, "The paper's baselines at a leave", (DEFAULT,), OF_BASELINES, OF_BASELINES, compact=60
+            "recovery",
+            "Ways to recover sooner",
+            (DEFAULT,),
+            (UNIFORM, *RECOVERY, NONE, *ORACLES),
+            compact=replace(SCALES[COMPACT], every=2),  # counts the rounds of a recovery
+        ),
+        Experiment(
+            BASELINES,
+            "The paper's baselines at a leave",
+            (DEFAULT,),
+            OF_BASELINES,
+            OF_BASELINES,
+            compact=replace(SCALES[COMPACT], learn=60),
         ),
     )
 }

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 
 from coordinator_free.identifiers import BlockKey
@@ -30,9 +29,11 @@ from peers import plugins
 from peers.errors import InputError
 from peers.learning.learner import Learner
 from peers.lora.bases import Recipe
+from peers.lora.kinds import KINDS
 from peers.models.loader import LoadedModel, load_model
 from peers.privacy_config import PrivacyConfig
 from peers.tasks import AnyExample, Batch, Task, make_task, score_examples
+from peers.unlearning.saved_model import load_adapter
 
 COLUMNS = ("devices' data", "held-out", "control", "leavers' data", "AUC")
 
@@ -74,8 +75,9 @@ def _exported(scenario: Scenario, adapter: Path) -> LoadedModel:
     with warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5 calls deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        model = PeftModel.from_pretrained(loaded.model, adapter).merge_and_unload().eval()
-    return replace(loaded, model=model)
+        model: Any = load_adapter(loaded.model, adapter)
+    merged = model.merge_and_unload() if KINDS[scenario.adapter.kind].dense else model
+    return replace(loaded, model=merged.eval())
 
 
 def _trained(scenario: Scenario, examples: Sequence[AnyExample], devices: int) -> LoadedModel:

@@ -20,6 +20,7 @@ from emulation.analysis.records import Record
 from emulation.experiments.arms import EWC_LEAVE, FEDERASER, INFLUENCE, KD_UNLEARN
 from emulation.experiments.grid import Cell
 from peers.config import DeviceConfig
+from peers.errors import InputError
 from peers.learning.backward_pass import passes
 from peers.learning.learner import Learner
 from peers.learning.local_steps import TrainResult
@@ -165,8 +166,14 @@ class MovedBlocks(Unlearner):
 class Influence(MovedBlocks):
     """Each owner moves its block by an influence step, the first survivor also the leaver's block.
 
-    The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent.
+    The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent. Raises
+    InputError for the kind of adapter `vera`: the step is for a matrix B with r columns.
     """
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        super().__init__(cell, folder)
+        if cell.scenario().adapter.kind == "vera":
+            raise InputError(f"adapter.kind: 'vera' with the arm {INFLUENCE!r}; allowed: another kind")
 
     def moves(self) -> dict[str, Moves]:
         gradients = self._gradients()
@@ -186,7 +193,7 @@ class Influence(MovedBlocks):
         for name, (x, d) in passes(learner.model, layout, learner.data).items():
             group = layout.by_name[name].group
             for owner, gradient in found.items():
-                z = x.float() @ learner.block(BlockKey(owner, 0)).bases[name]
+                z = learner.block(BlockKey(owner, 0)).features(name, x.float())
                 gradient[group][layout.slices(group)[name]] = scale * torch.einsum("ntk,ntr->kr", d, z)
         return found
 
@@ -199,7 +206,7 @@ class Influence(MovedBlocks):
         for name, (x, d) in passes(learner.model, layout, data).items():
             group = layout.by_name[name].group
             rows, counted = layout.slices(group)[name], data.counted(x.shape[1])
-            left, right = kronecker_factors(x, d, counted, block.bases[name], scale)
+            left, right = kronecker_factors(block.features(name, x.float()), d, counted, scale)
             move = influence_move(gradient[group][rows], left, right, share)
             found[group][rows] = clipped(move, float(learner.read(key, group)[rows].norm()))
         return found

@@ -14,6 +14,7 @@ from coordinator_free.averaging.topology import TOPOLOGIES
 from coordinator_free.correction.policies import POLICIES, SCHEDULES
 from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from emulation.radio.wireless import channel
+from emulation.scenario.adapter_checks import adapter_problems
 from emulation.scenario.events import EventConfig, Population, event_problems, names
 from emulation.scenario.privacy_checks import privacy_problems
 from emulation.scenario.schema import Scenario
@@ -33,6 +34,7 @@ def scenario_problems(scenario: Scenario) -> Problems:
             yield "devices.prefix", f"{device!r} is no device id; allowed: {DEVICE_ID_ALLOWED}"
             break
     yield from _mixing_problems(scenario)
+    yield from adapter_problems(scenario)
     yield from _lookahead_problems(scenario)
     yield from _radio_kind_problems(scenario)
     yield from _position_problems(scenario)

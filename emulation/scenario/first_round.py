@@ -56,7 +56,6 @@ def _own_updates(scenario: Scenario, learner: Learner) -> tuple[int, int]:
     """Bytes of the own block, and the most neighbours of a device when the run begins."""
     layout, codec = learner.layout, scenario.radio.codec
     needed = sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
-    graph = scenario.topology
-    shape = topology.Shape(graph.kind, graph.chords, graph.radius, scenario.seed, graph.degree)
+    shape = scenario.topology.shape(scenario.seed)
     degrees = dict(topology.build(scenario.initial_devices, shape).degree)
     return needed, max(degrees.values(), default=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coordinator_free.averaging.topology import Shape, build
+from coordinator_free.averaging.topology import build
 from coordinator_free.identifiers import BlockKey
 from emulation.scenario.events import Population
 from emulation.scenario.schema import Scenario
@@ -71,9 +71,7 @@ def _members_and_copies(scenario: Scenario) -> Iterator[tuple[list[str], int]]:
 
 def _most_bytes(scenario: Scenario, members: list[str], held_bytes: int) -> int:
     """Every device sends all that it holds to each neighbour, as far as its budget goes."""
-    topology = scenario.topology
-    shape = Shape(topology.kind, topology.chords, topology.radius, scenario.seed, topology.degree)
-    degrees = dict(build(members, shape).degree())
+    degrees = dict(build(members, scenario.topology.shape(scenario.seed)).degree())
     return sum(min(degree * held_bytes, scenario.radio.budget_bytes) for degree in degrees.values())
 
 

@@ -1,13 +1,13 @@
 """Measurements of the own loss for the residuals of a correction (method 6).
 
-One forward and one backward pass give all numbers. No weight gets a gradient. Let W = W0 + s sum_u B_u A_u^T
-be the dense weight of a module, x its input and d the gradient of its output:
+One forward and one backward pass give all numbers. No weight gets a gradient. Let x be the input of a module
+and d the gradient of its output W0 x + s sum_u B_u phi_u(x), with phi_u(x) = A_u^T x for LoRA:
 
-    dL/dB_u = s (dL/dW) A_u = s (sum_t d_t x_t^T) A_u = s sum_t d_t (A_u^T x_t)^T
+    dL/dB_u = s sum_t d_t phi_u(x_t)^T
 
-This gives the gradients of all blocks, also of foreign blocks that are folded into W, and never computes
-dL/dW (k x d numbers). The rows of a batch are independent in the model. The sum over the tokens of one
-example is therefore the gradient of this example, without a pass of its own.
+This gives the gradients of all blocks, also of foreign blocks that are folded into the dense weight W, and
+never computes dL/dW (k x d numbers). The rows of a batch are independent in the model. The sum over the
+tokens of one example is therefore the gradient of this example, without a pass of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Second moments of module inputs of other devices, for steps that disturb these devices little (method 4).
 
-The output of a module changes by s dB A_i^T x. A step of device i disturbs device j where E_j[(A_i^T x)
-(A_i^T x)^T] = A_i^T E_j[x x^T] A_i is large. Each neighbour j sends this matrix, r x r for each module.
+The output of a module changes by s dB phi_i(x), with phi_i(x) = A_i^T x for LoRA. A step of device i disturbs
+device j where E_j[phi_i(x) phi_i(x)^T], for LoRA A_i^T E_j[x x^T] A_i, is large. Each neighbour j sends this
+matrix, r x r for each module.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Moments = dict[str, Tensor]  # by module, [r, r] float64 with trace r
 def second_moments(
     model: Any, layout: ModelLayout, blocks: Mapping[Any, Block], batches: Iterable[Batch]
 ) -> dict[Any, Moments]:
-    """A_u^T E[x x^T] A_u of each module for each of the blocks, over the tokens of `batches`. Each matrix is
-    scaled to the trace r."""
+    """E[phi_u(x) phi_u(x)^T] of each module for each of the blocks, over the tokens of `batches`. Each matrix
+    is scaled to the trace r."""
     sums: dict[Any, Moments] = {key: {} for key in blocks}
     for batch in batches:
         with taps(model, layout) as seen:
@@ -34,7 +35,7 @@ def second_moments(
         for name, tap in seen.items():
             x = tap.x[batch.counted(tap.x.shape[1])].float()
             for key, block in blocks.items():
-                z = (x @ block.bases[name]).double()
+                z = block.features(name, x).double()
                 sums[key][name] = sums[key].get(name, 0.0) + z.T @ z
     return {key: {name: scaled(m) for name, m in found.items()} for key, found in sums.items()}
 

@@ -2,7 +2,7 @@
 
 Per module, a Kronecker product of two small factors approximates F (K-FAC: Martens and Grosse, 2015, eq. 8):
 
-    F ~ E[d d^T] (x) E[z z^T],    z = A_i^T x,    d = dl/dy, l the loss summed over response tokens
+    F ~ E[d d^T] (x) E[z z^T],    z = phi_i(x),    d = dl/dy, l the loss summed over response tokens
 
 The factors are measured once on the own data. F is almost diagonal in their eigenbases. AdamW assumes a
 diagonal F, and so divides each direction by its own curvature (E-KFAC: George et al., 2018; SOAP: Vyas et
@@ -116,7 +116,7 @@ def _factors(
         answered = int((batch.wanted() != IGNORED).sum())  # the loss of a batch is their mean
         for name, (x, d) in passes(model, layout, batch).items():
             tokens = batch.counted(x.shape[1])
-            z = (x[tokens].float() @ own.bases[name]).double()
+            z = own.features(name, x[tokens].float()).double()
             right[name] = right.get(name, 0.0) + z.T @ z
             if d.shape[-1] <= WIDEST:
                 rows = answered * d[tokens].double()

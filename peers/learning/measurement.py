@@ -71,7 +71,7 @@ class Measurement:
             count += len(batch)
             for name, (x, d) in passes(self._adapter.model, self._layout, batch).items():
                 group = self._layout.by_name[name].group
-                shares = squared_shares(x, d, own.bases[name], self._adapter.scale)
+                shares = squared_shares(own.features(name, x.float()), d, self._adapter.scale)
                 found[group][self._layout.slices(group)[name]] += shares
         importance = {group: values / max(1, count) for group, values in found.items()}
         return ElasticWeights(importance, dict(anchor), self._config.correction.ewc)

@@ -4,7 +4,7 @@ A step draws each example with the same probability (Poisson sampling), scales t
 down to a norm of C, adds them up, and adds normal noise of deviation sigma C to each number. The rows of a
 batch are independent in the model, so one backward pass has the gradients of all examples:
 
-    dL_e/dB = s sum_t d_et (A^T x_et)^T
+    dL_e/dB = s sum_t d_et phi(x_et)^T,    phi(x) = A^T x for LoRA
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def clipped_sums(passes: Mapping[str, Pass], own: Block, scale: float, clip: flo
     The norm is that over all modules together. An example whose gradient is not finite adds nothing: an
     error would tell others about the example.
     """
-    inner = {name: (passed.x.float() @ own.bases[name]) for name, passed in passes.items()}
+    inner = {name: own.features(name, passed.x.float()) for name, passed in passes.items()}
     squares: Tensor | float = 0.0
     for name, passed in passes.items():
         each = scale * torch.einsum("ntk,ntr->nkr", passed.d, inner[name])

@@ -2,13 +2,14 @@
 
 Folded: the dense weights become W0 + s * sum_foreign B A^T. A local step then costs as much as a rank-r LoRA
 step, and the process has weights of its own. Factors: hooks add s * [B_1 ...] ([A_1 ...]^T x), and processes
-share W0. `keeps_factors` chooses by module. Apart: as factors, and gradients reach the foreign blocks.
+share W0. `keeps_factors` chooses by module. Apart: as factors, and gradients reach the foreign blocks. A kind
+of adapter that is not dense has factors only: hooks add s * [B_1 ...] sigma([A_1 ...]^T x).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from peers.errors import InputError
 from peers.lora.blocks import Block, overwrite
 from peers.lora.convolution import low_rank
+from peers.lora.kinds import AdapterKind
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.tasks.loss import mean_loss, predictions
 
@@ -88,15 +90,60 @@ def concatenated(layout: ModelLayout, blocks: Sequence[Block], shape: ModuleShap
     """[A_1 ... A_N], [d, N r], and [B_1 ... B_N], [k, N r], of one module."""
     rows = layout.slices(shape.group)[shape.name]
     a = torch.cat([block.bases[shape.name] for block in blocks], dim=1)
-    b = torch.cat([block.data[shape.group][rows] for block in blocks], dim=1)
+    b = torch.cat([block.factor(shape.name, block.data[shape.group][rows]) for block in blocks], dim=1)
     return a, b
+
+
+class FactorHooks:
+    """Blocks as factors: hooks add s * [B_1 ...] phi(x) to the outputs of modules.
+
+    modules: by name. They may be PEFT's.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], layout: ModelLayout, scale: float) -> None:
+        self._modules, self._layout, self._scale = modules, layout, scale
+        self._handles: list[RemovableHandle] = []
+        self.factors: list[Tensor] = []  # the B of the blocks side by side, by module
+
+    def add(self, shape: ModuleShape, blocks: Sequence[Block], apart: bool = False) -> None:
+        """Add the blocks to one module. apart: gradients reach them."""
+        hook = self._beside(shape, list(blocks)) if apart else self._added(shape, blocks)
+        self._handles.append(self._modules[shape.name].register_forward_hook(hook))
+
+    def clear(self, erase: bool = False) -> None:
+        """Remove all hooks. erase: overwrite the memory of their factors."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if erase:
+            overwrite(self.factors)
+        self.factors.clear()
+
+    def _beside(self, shape: ModuleShape, blocks: list[Block]) -> Hook:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a, b = concatenated(self._layout, blocks, shape)
+            added = low_rank(module, args[0], a, b, self._layout.kind) * self._scale
+            return output + added.to(output.dtype)
+
+        return hook
+
+    def _added(self, shape: ModuleShape, blocks: Sequence[Block]) -> Hook:
+        a, b = concatenated(self._layout, blocks, shape)
+        b.mul_(self._scale)
+        self.factors.append(b)
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + low_rank(module, args[0], a, b, self._layout.kind).to(output.dtype)
+
+        return hook
 
 
 class Adapter:
     """A model with one trainable block (PEFT) and any number of foreign blocks. Changes `model` in place.
 
     PEFT's lora_B weights are views of the own block's matrices. Their gradients are views of `gradients`, by
-    group [rows_g, r_g]. A step on lora_B is therefore a step on the block. scale: s. device: of the model.
+    group [rows_g, r_g]. A step on lora_B is therefore a step on the block. Other kinds of adapter add hooks
+    within PEFT's modules (`shape_lora`). scale: s. device: of the model.
     """
 
     def __init__(
@@ -110,8 +157,9 @@ class Adapter:
         if checkpointing:
             _checkpoint_layers(model)
         self._lora = {m.name: self.model.base_model.model.get_submodule(m.name) for m in layout.modules}
-        self._hooks: list[RemovableHandle] = []
-        self._factors: list[Tensor] = []  # the B of foreign blocks side by side, by module
+        for lora in self._lora.values():
+            shape_lora(lora, OWN, layout.kind)
+        self._hooks = FactorHooks(self._lora, layout, scale)
         self.gradients: dict[str, Tensor] = {}
         self.attach(None)
 
@@ -123,71 +171,72 @@ class Adapter:
         """Make `own` the block that trains. None: no block trains, and no value of an earlier one stays."""
         self.gradients = {} if own is None else {g: torch.zeros_like(b) for g, b in own.data.items()}
         for shape in self._layout.modules:
-            lora = self._lora[shape.name]
-            if own is None:
-                zeros = lora.lora_A[OWN].weight.new_zeros
-                a, b = zeros(shape.rank, shape.in_features), zeros(shape.out_features, shape.rank)
-                gradient = None
-            else:
-                rows = self._layout.slices(shape.group)[shape.name]
-                a, b = own.bases[shape.name].T.contiguous(), own.data[shape.group][rows]
-                gradient = self.gradients[shape.group][rows]
-            down, up = shape.factor_shapes
+            lora, (down, up) = self._lora[shape.name], shape.factor_shapes
+            a, trained, gradient = self._own_parts(own, shape)
             lora.lora_A[OWN].weight = nn.Parameter(a.view(down), requires_grad=False)
-            lora.lora_B[OWN].weight = nn.Parameter(b.view(up))
-            lora.lora_B[OWN].weight.grad = None if gradient is None else gradient.view(up)
+            if self._layout.kind.gated:
+                frozen = a.new_zeros(len(trained), len(a)) if own is None else own.ups[shape.name]
+                lora.lora_B[OWN].weight = nn.Parameter(frozen, requires_grad=False)
+                lora.lora_B[OWN].gate = nn.Parameter(trained)
+                lora.lora_B[OWN].gate.grad = gradient
+            else:
+                lora.lora_B[OWN].weight = nn.Parameter(trained.view(up))
+                lora.lora_B[OWN].weight.grad = None if gradient is None else gradient.view(up)
         self.freeze()
 
+    def _own_parts(self, own: Block | None, shape: ModuleShape) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A^T [r, d], the trained matrix and its gradient, [k, columns], of one module. None: zeros."""
+        if own is None:
+            zeros = self._lora[shape.name].lora_A[OWN].weight.new_zeros
+            trained = zeros(shape.out_features, self._layout.rank(shape.group))
+            return zeros(shape.rank, shape.in_features), trained, None
+        rows = self._layout.slices(shape.group)[shape.name]
+        a, trained = own.bases[shape.name].T.contiguous(), own.data[shape.group][rows]
+        return a, trained, self.gradients[shape.group][rows]
+
     def freeze(self) -> None:
-        """Let only lora_B train: PEFT's set_adapter and load_adapter turn gradients on for lora_A again."""
+        """Let only the own block train: PEFT's set_adapter and load_adapter turn all gradients on again."""
         for lora in self._lora.values():
+            up = lora.lora_B[OWN]
             lora.lora_A[OWN].weight.requires_grad_(False)
-            lora.lora_B[OWN].weight.requires_grad_(True)
+            up.weight.requires_grad_(not self._layout.kind.gated)
+            if self._layout.kind.gated:
+                up.gate.requires_grad_(True)
 
     def place(self, foreign: Sequence[Block], apart: bool = False) -> None:
         """Replace the foreign blocks of the model. apart: gradients must reach them (see the module)."""
         self.clear()
         if not foreign:
             return
-        modules = self._layout.modules
-        factored = [m for m in modules if apart or keeps_factors(m, len(foreign) * m.rank)]
-        if not apart:
+        modules, factors_only = self._layout.modules, apart or not self._layout.kind.dense
+        factored = [m for m in modules if factors_only or keeps_factors(m, len(foreign) * m.rank)]
+        if not factors_only:
             kept = {shape.name for shape in factored}
             self._dense.fold(foreign, [shape for shape in modules if shape.name not in kept])
         for shape in factored:
-            hook = self._beside(shape, list(foreign)) if apart else self._added(shape, foreign)
-            self._hooks.append(self._lora[shape.name].register_forward_hook(hook))
+            self._hooks.add(shape, foreign, apart)
 
     def clear(self, erase: bool = False) -> None:
         """Remove all foreign blocks from the model: the base and the own block remain.
 
         erase: overwrite the memory of the weights into which they were folded, and of their factors.
         """
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        if erase:
-            overwrite(self._factors)
-        self._factors.clear()
+        self._hooks.clear(erase)
         self._dense.restore(erase)
 
-    def _beside(self, shape: ModuleShape, foreign: list[Block]) -> Hook:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a, b = concatenated(self._layout, foreign, shape)
-            added = low_rank(module, args[0], a, b) * self.scale
-            return output + added.to(output.dtype)
 
-        return hook
+def shape_lora(lora: Any, name: str, kind: AdapterKind) -> None:
+    """Make PEFT's LoRA module compute another kind of adapter: hooks change what A and B return.
 
-    def _added(self, shape: ModuleShape, foreign: Sequence[Block]) -> Hook:
-        a, b = concatenated(self._layout, foreign, shape)
-        b.mul_(self.scale)
-        self._factors.append(b)
-
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + low_rank(module, args[0], a, b).to(output.dtype)
-
-        return hook
+    lora: a module with the adapter `name`. With sigma: B sigma(A^T x). Gated: b P (A^T x), by rows, where
+    lora_B has P, and its `gate` b, [k, 1].
+    """
+    if kind.sigma is not None:
+        lora.lora_A[name].register_forward_hook(lambda module, args, z: kind.activate(z))
+    if kind.gated:
+        up = lora.lora_B[name]
+        up.gate = nn.Parameter(up.weight.new_zeros(len(up.weight), 1))
+        up.register_forward_hook(lambda module, args, y: y * module.gate[:, 0])
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:

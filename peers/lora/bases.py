@@ -2,7 +2,7 @@
 
 Slot s of module l owns columns [s r, (s+1) r) of P_l Q_d. Q_d is the Q of a thin QR of seeded Gaussian
 columns, one Q_d for each distinct d. P_l is a signed permutation, seeded by the module's name. Different
-slots are orthogonal.
+slots are orthogonal. A gated kind of adapter has other bases (shared_bases.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from coordinator_free.seeded_random import generator
 from peers.errors import InputError
+from peers.lora.kinds import KINDS, LORA
 from peers.lora.layout import GROUPS, ModelLayout, ModuleShape
+from peers.lora.shared_bases import SharedBases
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +36,8 @@ MODES = ("orthogonal", "independent")
 class Recipe:
     """Everything that determines the bases, and the model they belong to. scale: s in dW = s * sum B A^T.
 
-    task_type: PEFT's name for the kind of the model, for exports; None: it has no name for images.
+    task_type: PEFT's name for the kind of the model, for exports; None: it has no name for images. kind: name
+    of the kind of adapter.
     """
 
     seed: int
@@ -45,6 +48,7 @@ class Recipe:
     model_sha256: str
     modules: tuple[ModuleShape, ...]
     task_type: str | None = "CAUSAL_LM"
+    kind: str = LORA.name
 
     @classmethod
     def make(cls, loaded: LoadedModel, config: DeviceConfig) -> Recipe:
@@ -65,15 +69,17 @@ class Recipe:
             loaded.sha256,
             kept or layout.modules,
             None if loaded.image_format else "CAUSAL_LM",
+            adapter.kind,
         )
 
     @cached_property
     def layout(self) -> ModelLayout:
-        return ModelLayout(self.modules)
+        return ModelLayout(self.modules, KINDS[self.kind])
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON types; `from_dict` reads it."""
-        return {"algorithm": ALGORITHM, **asdict(self), "modules": [m.to_dict() for m in self.modules]}
+        """The recipe as JSON types; `from_dict` reads it. For LoRA it is that of earlier versions."""
+        fields = {"algorithm": ALGORITHM, **asdict(self), "modules": [m.to_dict() for m in self.modules]}
+        return {name: value for name, value in fields.items() if name != "kind" or value != LORA.name}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
@@ -95,12 +101,13 @@ class Recipe:
             raise InputError("recipe: a field has the wrong type")
         whole = [self.seed, self.max_devices]
         whole += [n for m in self.modules for n in (m.in_features, m.out_features, m.rank)]
-        text = [self.model_name, self.model_sha256] + [t for m in self.modules for t in (m.name, m.group)]
+        text = [self.model_name, self.model_sha256, self.kind]
+        text += [t for m in self.modules for t in (m.name, m.group)]
         whole += [n for m in self.modules for n in m.kernel or ()]
         if not all(type(n) is int for n in whole) or not all(type(t) is str for t in text):
             raise InputError("recipe: a field has the wrong type")
         in_range = self.scale > 0 and self.mode in MODES and all(m.group in GROUPS for m in self.modules)
-        in_range &= self.task_type in (None, "CAUSAL_LM")
+        in_range &= self.task_type in (None, "CAUSAL_LM") and self.kind in KINDS
         if not in_range or any(n < 1 for n in whole[1:]) or not all(m.whole_channels for m in self.modules):
             raise InputError("recipe: a field is out of range")
 
@@ -113,13 +120,18 @@ class Bases:
         self.recipe = recipe
         self._modules = recipe.layout.by_name
         self._q: dict[int, NDArray[np.float64]] = {}
+        self._shared: SharedBases | None = None
+        if recipe.layout.kind.gated:
+            self._shared = SharedBases(ALGORITHM, recipe.seed, recipe.modules, recipe.max_devices)
 
     def basis(self, module: str, slot: int) -> Tensor:
         """A: [d, r] float32 on the CPU, orthonormal columns. Raises InputError for an unknown slot."""
         shape, slots = self._modules[module], self.recipe.max_devices
         if not 0 <= slot < slots:
             raise InputError(f"adapter.max_devices: there is no slot {slot}; {slots} slots: 0 to {slots - 1}")
-        if self.recipe.mode == "independent":
+        if self._shared is not None:
+            columns = self._shared.basis(shape.in_features, slot)
+        elif self.recipe.mode == "independent":
             draw = self._generator("independent", module, slot)
             columns = _orthonormal(draw.standard_normal((shape.in_features, shape.rank)))
         else:
@@ -129,6 +141,13 @@ class Bases:
     def block(self, slot: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The bases of one slot: A by module, [d, r]."""
         return {name: self.basis(name, slot).to(device) for name in self._modules}
+
+    def ups(self, slot: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """P_u of one slot by module, [k, r]; empty for a kind that has none."""
+        if self._shared is None:
+            return {}
+        drawn = {name: self._shared.up(shape.out_features, slot) for name, shape in self._modules.items()}
+        return {name: torch.from_numpy(up.astype(np.float32)).to(device) for name, up in drawn.items()}
 
     def _turned(self, shape: ModuleShape, columns: slice) -> NDArray[np.float64]:
         draw = self._generator("turn", shape.name)

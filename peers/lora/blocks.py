@@ -1,10 +1,10 @@
-"""The adapter as a set of blocks: dW = s * sum_u B_u A_u^T (methods 1 and 3)."""
+"""The adapter as a set of blocks: s * sum_u B_u phi_u(x); LoRA: dW = s * sum_u B_u A_u^T (methods 1, 3)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,17 +12,30 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey
 from peers.errors import InputError
 from peers.lora.bases import Bases
+from peers.lora.kinds import LORA, AdapterKind
 
 SINGULAR = 1e-6  # a smaller least eigenvalue of A^T A means that two blocks share a basis
 
 
 @dataclass
 class Block:
-    """One block. data: B by group, float32 [rows_g, r_g]. bases: A by module, float32 [d, r], constant."""
+    """One block. data: the trained matrix by group, float32 [rows_g, r_g]; for LoRA it is B. bases: A by
+    module, float32 [d, r], constant. ups: P by module, [k, r], constant; empty for a kind that has none.
+    """
 
     slot: int
     data: dict[str, Tensor]
     bases: dict[str, Tensor]
+    kind: AdapterKind = LORA
+    ups: dict[str, Tensor] = field(default_factory=dict)
+
+    def features(self, module: str, x: Tensor) -> Tensor:
+        """phi_u(x) of one module, [..., r], in the dtype of x; x: [..., d]."""
+        return self.kind.features(x, self.bases[module])
+
+    def factor(self, module: str, trained: Tensor) -> Tensor:
+        """B of one module, [k, r], from the trained matrix of the module."""
+        return self.kind.factor(trained, self.ups.get(module))
 
 
 class BlockSet:
@@ -50,7 +63,8 @@ class BlockSet:
         """Add a block at B = 0. Raises ValueError if it is held already, InputError for an unknown slot."""
         if key in self._blocks:
             raise ValueError(f"block {key} is held already")
-        block = Block(slot, self.layout.zeros(self._device), self._bases.block(slot, self._device))
+        frozen = self._bases.block(slot, self._device), self.layout.kind, self._bases.ups(slot, self._device)
+        block = Block(slot, self.layout.zeros(self._device), *frozen)
         self._blocks[key] = block
         return block
 
@@ -76,16 +90,35 @@ class BlockSet:
         return found
 
     def part(self, key: BlockKey, module: str) -> Tensor:
-        """A view of B_u of one module, [k, r]."""
+        """A view of the trained matrix of one module, [k, r_g]; for LoRA it is B_u."""
         group = self.layout.by_name[module].group
         return self._blocks[key].data[group].detach()[self.layout.slices(group)[module]]
 
+    def factor(self, key: BlockKey, module: str) -> Tensor:
+        """B_u of one module, [k, r]; for LoRA it is `part`."""
+        return self._blocks[key].factor(module, self.part(key, module))
+
+    def output(self, module: str, x: Tensor, keys: Collection[BlockKey] | None = None) -> Tensor:
+        """s * sum B phi(x) of the given blocks (None: of all), [n, k]. x: [n, d]."""
+        total = torch.zeros(len(x), self.layout.by_name[module].out_features, device=self._device)
+        for key in self.keys() if keys is None else sorted(keys):
+            features = self._blocks[key].features(module, x)
+            total.addmm_(features, self.factor(key, module).T, alpha=self.scale)
+        return total
+
+    def read_out(self, key: BlockKey, module: str) -> Tensor:
+        """s times the trained matrix of a block, [k, r_g], from the outputs of all blocks (method 3)."""
+        block = self._blocks[key]
+        return self.layout.kind.read_out(
+            lambda x: self.output(module, x), block.bases[module], block.ups.get(module)
+        )
+
     def delta(self, module: str, keys: Collection[BlockKey] | None = None) -> Tensor:
-        """dW = s * sum B A^T of the given blocks (None: of all), [k, d] float32."""
+        """dW = s * sum B A^T of the given blocks (None: of all), [k, d] float32. Only of a dense kind."""
         shape = self.layout.by_name[module]
         total = torch.zeros(shape.out_features, shape.in_features, device=self._device)
         for key in self.keys() if keys is None else sorted(keys):
-            total.addmm_(self.part(key, module), self._blocks[key].bases[module].T, alpha=self.scale)
+            total.addmm_(self.factor(key, module), self._blocks[key].bases[module].T, alpha=self.scale)
         return total
 
     def norms(self) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peers.errors import InputError
+from peers.lora.kinds import AdapterKind
 
 
 def check_plain(name: str, module: nn.Conv2d) -> tuple[int, int]:
@@ -40,11 +41,11 @@ def outputs_of(y: Tensor) -> Tensor:
     return y.unsqueeze(1) if y.dim() == 2 else y
 
 
-def low_rank(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B A^T x in the shape of the module's output; a: [d, R], b: [k, R]."""
+def low_rank(module: nn.Module, x: Tensor, a: Tensor, b: Tensor, kind: AdapterKind) -> Tensor:
+    """B phi(x) in the shape of the module's output; a: [d, R], b: [k, R]."""
     base = getattr(module, "base_layer", module)
     if isinstance(base, nn.Conv2d):
         down = a.T.reshape(-1, base.in_channels, *base.kernel_size)
         z = functional.conv2d(x.to(a.dtype), down, stride=base.stride, padding=base.padding)
-        return functional.conv2d(z, b[:, :, None, None])
-    return functional.linear(x.to(a.dtype) @ a, b)
+        return functional.conv2d(kind.activate(z), b[:, :, None, None])
+    return functional.linear(kind.features(x.to(a.dtype), a), b)

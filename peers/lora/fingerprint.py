@@ -17,6 +17,7 @@ import torch
 
 from peers.errors import InputError
 from peers.lora.bases import ALGORITHM, Bases, Recipe
+from peers.lora.kinds import LORA
 from peers.lora.layout import ModuleShape
 
 TOLERANCE = 1e-6
@@ -68,7 +69,7 @@ class Fingerprint:
         """The differences, field by field ("seed: 0 here, 1 there"); None if both are equal."""
         here, there = self.recipe, other.recipe
         found = [
-            f"{name}: {_shown(here.get(name))} here, {_shown(there.get(name))} there"
+            f"{name}: {_shown(here.get(name, LORA.name))} here, {_shown(there.get(name, LORA.name))} there"
             for name in dict.fromkeys([*here, *there])
             if here.get(name) != there.get(name) and name != "modules"
         ]
@@ -87,9 +88,12 @@ class Fingerprint:
 
 
 def _fields(recipe: Recipe) -> dict[str, str | int | float]:
-    """Fields by key path of the scenario. The model's name may be a local path, so its hash stands for it."""
+    """Fields by key path of the scenario. The model's name may be a local path, so its hash stands for it.
+
+    The kind of adapter is left out for LoRA, as in earlier versions.
+    """
     modules = json.dumps([m.to_dict() for m in recipe.modules], sort_keys=True)
-    return {
+    fields: dict[str, str | int | float] = {
         "algorithm": ALGORITHM,
         "seed": recipe.seed,
         "adapter.bases": recipe.mode,
@@ -98,6 +102,7 @@ def _fields(recipe: Recipe) -> dict[str, str | int | float]:
         "base model": recipe.model_sha256,
         "modules": sha256(modules.encode()).hexdigest(),
     }
+    return fields if recipe.kind == LORA.name else {**fields, "adapter.kind": recipe.kind}
 
 
 def _shapes(modules: tuple[ModuleShape, ...]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The adapted modules, and the layout of a block's matrices over them.
 
-A block has one float32 matrix for each group (early, mid, late by depth). It stacks the B of the group's
-modules in the layout's order: [rows_g, r_g], with rows_g the sum of their out_features.
+A block has one float32 matrix for each group (early, mid, late by depth). It stacks the trained matrices of
+the group's modules in the layout's order: [rows_g, r_g], with rows_g the sum of their out_features.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from coordinator_free.correction.residuals import Size
 from peers.errors import InputError
 from peers.lora.convolution import check_plain
+from peers.lora.kinds import LORA, AdapterKind
 from peers.models.target_modules import is_target
 
 GROUPS = ("early", "mid", "late")
@@ -67,13 +68,13 @@ class ModuleShape:
 
 
 class ModelLayout:
-    """The adapted modules in a fixed order, and their rows in the group's matrix."""
+    """The adapted modules in a fixed order, their rows in the group's matrix, and the kind of the adapter."""
 
-    def __init__(self, modules: Sequence[ModuleShape]) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, modules: Sequence[ModuleShape], kind: AdapterKind = LORA) -> None:
+        self.modules, self.kind = tuple(modules), kind
         self.groups = tuple(g for g in GROUPS if any(m.group == g for m in self.modules))
         self._rows = {g: sum(m.out_features for m in self.modules if m.group == g) for g in self.groups}
-        self._ranks = {m.group: m.rank for m in self.modules}  # one rank per group
+        self._ranks = {m.group: kind.columns(m.rank) for m in self.modules}  # one rank per group
         self._slices = {g: _stack([m for m in self.modules if m.group == g]) for g in self.groups}
 
     @classmethod
@@ -99,7 +100,7 @@ class ModelLayout:
         return self._rows[group]
 
     def rank(self, group: str) -> int:
-        """r_g, the rank of the group."""
+        """r_g, the columns of the group's matrix: the rank of the group, or 1 for a gated kind."""
         return self._ranks[group]
 
     def size(self, group: str) -> Size:

@@ -131,8 +131,7 @@ class DeviceState:
         self._lines: Counter[str] = Counter()  # lines of each event so far; `log`
         self._out: list[Action] = []  # actions of the event in progress; `act`, `flush`
         self._training: tuple[tuple[int, int], tuple[str, ...]] = ((-1, -1), ())  # cache of `training`
-        kind = config.topology
-        self._shape = topology.Shape(kind.kind, kind.chords, kind.radius, config.seed, kind.degree)
+        self._shape = config.topology.shape(config.seed)
 
     # -- phase and round ---------------------------------------------------------------------------
     def enter(self, phase: Phase) -> None:

@@ -2,7 +2,8 @@
 
 DIR/adapter_model.safetensors has all blocks: lora_A stacks A_u^T, lora_B stacks s B_u. With lora_alpha = r,
 PEFT's scaling is 1. DIR/blocks/<owner>/ has the same for the blocks of one owner. DIR/unweft.json lists the
-blocks in order and holds the recipe of the bases.
+blocks in order and holds the recipe of the bases. A kind of adapter that is not dense has the same tensors,
+but no adapter_config.json: plain PEFT would compute dW with them (unlearning/saved_model.py loads it).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from peers.storage.tensor_file import save_tensors
 
 FORMAT = 1
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 ABOUT = "unweft.json"
 BLOCKS = "blocks"
 Factors = tuple[Tensor, Tensor]  # lora_A [r, d] = A^T and lora_B [k, r] = s B; float32, CPU
@@ -54,7 +56,7 @@ def saved_blocks(union: BlockSet, keys: Sequence[BlockKey]) -> list[SavedBlock]:
 def _factors(union: BlockSet, key: BlockKey) -> dict[str, Factors]:
     bases = union[key].bases
     return {
-        name: (bases[name].T.cpu().contiguous(), (union.scale * union.part(key, name)).cpu())
+        name: (bases[name].T.cpu().contiguous(), (union.scale * union.factor(key, name)).cpu())
         for name in union.layout.by_name
     }
 
@@ -177,13 +179,17 @@ def _write_peft(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> d
     folder.mkdir(parents=True, exist_ok=True)
     tensors = adapter_tensors(recipe.layout, blocks)
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
-    _peft_config(recipe, ranks).save_pretrained(folder)
+    if recipe.layout.kind.dense:
+        peft_config(recipe, tensors).save_pretrained(folder)
     return tensors
 
 
-def _peft_config(recipe: Recipe, ranks: Mapping[str, int]) -> Any:
-    """alpha = r, since lora_B includes the scale. Patterns are set only for modules of another rank."""
+def peft_config(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Any:
+    """PEFT's configuration for the tensors of a file. alpha = r, since lora_B includes the scale.
+
+    Patterns are set only for modules of another rank.
+    """
+    ranks = {m.name: tensors[weight_names(m.name)[0]].shape[0] for m in recipe.modules}
     rank = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != rank}
     return LoraConfig(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from coordinator_free.identifiers import BlockKey
-from peers.lora.adapted_model import DenseWeights
+from peers.lora.adapted_model import DenseWeights, FactorHooks
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import Block
 from peers.storage.adapter_folder import tensors_sha256
@@ -74,7 +74,8 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 class SnapshotModel:
-    """A base model that loads snapshots, one after the other: their blocks are folded into its weights.
+    """A base model that loads snapshots, one after the other: their blocks are folded into its weights, or
+    hooks compute them if the kind of adapter is not dense.
 
     `loaded.model` is changed in place. A `paper-literal` snapshot has only the own block, as the device's
     model has.
@@ -84,9 +85,12 @@ class SnapshotModel:
         recipe = Recipe.make(loaded, config)
         self.model = loaded.model
         self._bases = Bases(recipe)
+        self._layout = recipe.layout
         self._dense = DenseWeights(self.model, recipe.layout, recipe.scale)
+        modules = {m.name: self.model.get_submodule(m.name) for m in recipe.modules}
+        self._hooks = FactorHooks(modules, recipe.layout, recipe.scale)
         self._device = next(self.model.parameters()).device
-        self._by_slot: dict[int, dict[str, Tensor]] = {}
+        self._by_slot: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     def load(self, path: Path) -> dict[str, str]:
         """Replace the blocks of the model by those of a snapshot; returns the snapshot's metadata."""
@@ -98,10 +102,17 @@ class SnapshotModel:
         """Replace the blocks of the model by those of a snapshot."""
         tensors = {name: tensor.to(self._device) for name, tensor in snapshot.tensors.items()}
         slots: dict[str, int] = json.loads(snapshot.meta["slots"])
-        self._dense.fold([self._block(key, slots[str(key)], tensors) for key in snapshot.blocks()])
+        blocks = [self._block(key, slots[str(key)], tensors) for key in snapshot.blocks()]
+        if self._layout.kind.dense:
+            self._dense.fold(blocks)
+            return
+        self._hooks.clear()
+        for shape in self._layout.modules if blocks else ():
+            self._hooks.add(shape, blocks)
 
     def _block(self, key: BlockKey, slot: int, tensors: Mapping[str, Tensor]) -> Block:
         if slot not in self._by_slot:
-            self._by_slot[slot] = self._bases.block(slot, self._device)
-        groups = self._bases.recipe.layout.groups
-        return Block(slot, {g: tensors[f"{key}/{g}"] for g in groups}, self._by_slot[slot])
+            self._by_slot[slot] = self._bases.block(slot, self._device), self._bases.ups(slot, self._device)
+        bases, ups = self._by_slot[slot]
+        data = {group: tensors[f"{key}/{group}"] for group in self._layout.groups}
+        return Block(slot, data, bases, self._layout.kind, ups)

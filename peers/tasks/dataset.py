@@ -2,7 +2,8 @@
 
 `data.path` is a CSV, JSONL or parquet file, a folder with one such file for each device, or a name of the
 hub. `data.columns` maps the fields prompt, response, messages, label and device to the names of columns.
-Parquet files and names need the package `datasets`.
+Parquet files and names need the package `datasets` (the extra `datasets`). A name is looked up in its cache
+alone: `datasets.load_dataset` fills the cache where there is a network.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ def read_table(path: Path) -> list[Row]:
     return _with_datasets("parquet", data_files=str(path), split="train")
 
 
-def _with_datasets(name: str, **options: Any) -> list[Row]:
+def _with_datasets(path: str, **options: Any) -> list[Row]:
     """The rows of a data set, without the network. Raises InputError."""
     if find_spec("datasets") is None:
         raise InputError(
-            f"data.path: {options.get('data_files', name)!r} needs the package datasets; "
-            "allowed: pip install 'unweft[experiments]', or CSV and JSONL files"
+            f"data.path: {options.get('data_files', path)!r} needs the package datasets; "
+            "allowed: pip install 'unweft[datasets]', or CSV and JSONL files"
         )
     import datasets
 
     datasets.disable_progress_bars()
     datasets.config.HF_HUB_OFFLINE = True
     try:
-        return list(datasets.load_dataset(name, **options))
+        return list(datasets.load_dataset(path, **options))
     except Exception as error:  # of many libraries, for missing names, splits and damaged files
         raise InputError(
-            f"data.path: {options.get('data_files', name)!r} cannot be loaded ({describe(error)}); allowed: "
+            f"data.path: {options.get('data_files', path)!r} cannot be loaded ({describe(error)}); allowed: "
             "a CSV, JSONL or parquet file, a folder of them, or a data set in the Hugging Face cache"
         ) from None
 
@@ -125,7 +126,8 @@ class Dataset:
                 raise InputError(f"data.path: {path} is no table; allowed: {', '.join(SUFFIXES)}")
             rows = read_table(path)
         else:
-            rows = _with_datasets(str(self._config.path), split=self._config.split)
+            name, subset = str(self._config.path), self._config.subset
+            rows = _with_datasets(name, name=subset, split=self._config.split)
         return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
 
     def _example(self, row: Row, where: str) -> Example:
@@ -144,7 +146,7 @@ class Dataset:
             made.response,
             True,
             tuple(Message(*m) for m in made.messages),
-            label=str(label or ""),
+            label="" if label is None else str(label),
         )
 
     def _text(self, row: Row, column: str, where: str) -> str:

@@ -20,7 +20,6 @@ from peers.storage.adapter_folder import (
     weight_names,
 )
 from peers.unlearning.forget import (
-    CONFIG,
     Placed,
     check_scaling,
     cut,
@@ -50,7 +49,7 @@ class AdapterHashes:
 def read(adapter: Path) -> AdapterHashes:
     """The hashes of an exported adapter. Raises InputError if a file is missing, damaged or does not fit."""
     recipe, placed = read_about(adapter)
-    check_scaling(adapter / CONFIG)
+    check_scaling(adapter, recipe)
     merged = _merged_blocks(adapter, recipe, placed)
     apart = read_blocks(adapter, recipe, placed) if (adapter / BLOCKS).is_dir() else None
     return AdapterHashes(

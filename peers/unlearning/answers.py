@@ -1,6 +1,7 @@
 """What a model answers with a saved adapter, without some of its devices, and without the adapter.
 
-The models are plain PEFT: `PeftModel.from_pretrained` and `generate`, without code of unweft.
+The models are plain PEFT: `PeftModel.from_pretrained` and `generate`, without code of unweft. Only a kind of
+adapter that PEFT does not have needs hooks in them (saved_model.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from peers.config import ModelConfig
 from peers.errors import InputError
@@ -22,6 +22,7 @@ from peers.models.loader import LoadedModel, load_model
 from peers.tasks import Message, end_id, pad_id
 from peers.tasks.chat import chat_prompt, has_template, turn_end
 from peers.unlearning.forget import forget, read_about
+from peers.unlearning.saved_model import add_adapter, load_adapter
 
 BASE = "base model"
 
@@ -61,13 +62,12 @@ def compare(
     devices = ", ".join(sorted({key.device for key, _ in placed})) or "no device"
     with TemporaryDirectory(prefix="unweft-") as scratch, _quiet():
         reduced = _without(adapter, without, Path(scratch))
-        peft = PeftModel.from_pretrained(loaded.model, adapter)
+        peft = load_adapter(loaded.model, adapter)
         with peft.disable_adapter():
             found = {BASE: [_answer(peft, loaded, ids, tokens) for ids in encoded]}
         found[f"with {devices}"] = [_answer(peft, loaded, ids, tokens) for ids in encoded]
         if reduced is not None:
-            peft.load_adapter(reduced, adapter_name="without")
-            peft.set_adapter("without")
+            add_adapter(peft, reduced, "without")
             found[f"without {', '.join(without)}"] = [_answer(peft, loaded, ids, tokens) for ids in encoded]
     return found
 

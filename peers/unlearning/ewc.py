@@ -32,10 +32,11 @@ class ElasticWeights:
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
-def squared_shares(x: Tensor, d: Tensor, basis: Tensor, scale: float) -> Tensor:
+def squared_shares(z: Tensor, d: Tensor, scale: float) -> Tensor:
     """Sum over examples of the squared gradient w.r.t. B of one module, [k, r].
 
-    x: inputs, [n, T, width]. d: gradients of the mean loss of the n examples w.r.t. the outputs, [n, T, k].
+    z: features phi(x), [n, T, r]. d: gradients of the mean loss of the n examples w.r.t. the outputs,
+    [n, T, k].
     """
-    shares = scale * len(x) * (d.transpose(1, 2) @ (x.float() @ basis))
+    shares = scale * len(z) * (d.transpose(1, 2) @ z)
     return shares.square().sum(dim=0)

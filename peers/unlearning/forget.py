@@ -2,7 +2,8 @@
 
 With blocks/, the device's blocks are dropped. Without blocks/, the merged adapter is split into blocks: the
 recipe in unweft.json gives the bases, and C = dW A (A^T A)^-1 gives the contributions. This is exact for
-non-orthogonal bases too.
+non-orthogonal bases too. dW is the product of the two factors of the file. The factors of a kind of adapter
+that is not dense are taken apart in the same way, though the product is not what it computes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from peers.storage import receipt_chain
 from peers.storage.adapter_folder import (
     ABOUT,
     BLOCKS,
+    CONFIG,
     FORMAT,
     WEIGHTS,
     Factors,
@@ -37,7 +39,6 @@ from peers.storage.adapter_folder import (
     write_adapter,
 )
 
-CONFIG = "adapter_config.json"
 TOLERANCE = 1e-2  # allowed share of a module's dW outside the known blocks; a file in fp16 has 3e-4
 Placed = list[tuple[BlockKey, int]]  # the blocks of an adapter, in the order of the file, with their slots
 
@@ -69,7 +70,7 @@ def forget(adapter: Path, device: str, out: Path) -> ForgetReport:
     if device not in {key.device for key, _ in placed}:
         known = ", ".join(sorted({key.device for key, _ in placed})) or "none"
         raise InputError(f"--device: {device!r} has no block in {adapter}; it holds {known}")
-    check_scaling(adapter / CONFIG)
+    check_scaling(adapter, recipe)
     split, blocks, residual = _take_apart(adapter, recipe, placed)
     kept = [block for block in blocks if block.key.device != device]
     digest = write_adapter(out, recipe, kept)
@@ -84,7 +85,7 @@ def forget_blocks(adapter: Path, gone: Collection[BlockKey]) -> None:
     Files in blocks/ of owners that the adapter does not list are deleted too. Raises InputError as `forget`.
     """
     recipe, placed = read_about(adapter)
-    check_scaling(adapter / CONFIG)
+    check_scaling(adapter, recipe)
     _, blocks, _ = _take_apart(adapter, recipe, placed)
     write_adapter(adapter, recipe, [block for block in blocks if block.key not in gone])
 
@@ -138,11 +139,14 @@ def read_about(adapter: Path) -> tuple[Recipe, Placed]:
     return recipe, sorted(placed)
 
 
-def check_scaling(path: Path) -> None:
-    """Every export has scaling 1. With another scaling the factors of the file would not give dW.
+def check_scaling(adapter: Path, recipe: Recipe) -> None:
+    """Every export for PEFT has scaling 1. With another scaling the factors of the file would not give dW.
 
     Raises InputError.
     """
+    if not recipe.layout.kind.dense:
+        return
+    path = adapter / CONFIG
     config = _read_json(path)
     same = config.get("lora_alpha") == config.get("r")
     same &= config.get("alpha_pattern", {}) == config.get("rank_pattern", {})

@@ -2,7 +2,7 @@
 
 Per module, ridge regression of the dropped block's output on the own block's features, over the own data and
 with all blocks in the model: dB = B_u (A_u^T S A_i) (A_i^T S A_i + l I)^-1, with S = E[x x^T] and
-l = RIDGE tr(A_i^T S A_i) / r.
+l = RIDGE tr(A_i^T S A_i) / r. Other kinds of adapter have phi_u(x) and phi_i(x) for A_u^T x and A_i^T x.
 
 The refit reads B_u once. This weakens the promise that nothing of u is used, so it is off by default.
 """
@@ -38,7 +38,7 @@ def handover_refit(
             model(**batch.inputs())
         for name, tap in seen.items():
             x = tap.x[batch.counted(tap.x.shape[1])].double()
-            mine, other = x @ own.bases[name].double(), x @ gone.bases[name].double()
+            mine, other = own.features(name, x), gone.features(name, x)
             grams[name] = grams.get(name, 0.0) + mine.T @ mine
             crosses[name] = crosses.get(name, 0.0) + other.T @ mine
     found = {group: torch.zeros_like(values) for group, values in own.data.items()}

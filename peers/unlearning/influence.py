@@ -14,16 +14,14 @@ from torch import Tensor
 DAMPING = 1e-2  # of each factor, as a share of its mean eigenvalue
 
 
-def kronecker_factors(
-    x: Tensor, d: Tensor, counted: Tensor, basis: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """E[d d^T], [k, k], and s^2 E[z z^T], [r, r], of one module; z = A^T x. Float64.
+def kronecker_factors(z: Tensor, d: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """E[d d^T], [k, k], and s^2 E[z z^T], [r, r], of one module. Float64.
 
-    x: inputs, [n, T, width]. d: gradients of the mean loss w.r.t. the outputs, [n, T, k]. counted: bool
+    z: features phi(x), [n, T, r]. d: gradients of the mean loss w.r.t. the outputs, [n, T, k]. counted: bool
     [n, T], false for padding. The first mean is over examples, the second over positions.
     """
-    rows, z = len(x) * d[counted].double(), scale * (x[counted].float() @ basis).double()
-    return rows.T @ rows / len(x), z.T @ z / max(1, len(z))
+    rows, inner = len(z) * d[counted].double(), scale * z[counted].double()
+    return rows.T @ rows / len(z), inner.T @ inner / max(1, len(inner))
 
 
 def influence_move(gradient: Tensor, left: Tensor, right: Tensor, share: float) -> Tensor:

@@ -24,8 +24,8 @@ from coordinator_free.averaging.topology import Graph, Shape, topology
 from emulation.bench.harness.learner import BenchLearner
 from emulation.launch.forkserver import PRELOAD
 from emulation.launch.ports import free_ports, loopback
+from peers.adapter_config import AdapterConfig
 from peers.config import (
-    AdapterConfig,
     DeviceConfig,
     MembershipConfig,
     MixingConfig,

@@ -252,3 +252,11 @@ def test_with_isolated_blocks_all_groups_get_the_free_steps():
     shown = replace(view(early=slow, mid=slow, late=quick), isolated=True)
     steps = {g: a.steps for g, a in dominant(shown, LIMITS, Memory()).settings.items()}
     assert set(steps.values()) == {LIMITS.steps_max}
+
+
+def test_a_group_that_has_to_descend_keeps_its_steps():
+    """One step is predicted to suffice (eta mu = 1). Fewer steps would lower R_con by next to nothing."""
+    limits = replace(LIMITS, base=GroupAction(2), steps_max=2)
+    settled = group(local=1.0, consensus=SMALL, mu=10.0)
+    shown = replace(view(early=settled, mid=settled, late=settled), isolated=True)
+    assert {a.steps for a in dominant(shown, limits, Memory()).settings.values()} == {2}

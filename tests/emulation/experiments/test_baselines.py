@@ -151,10 +151,11 @@ def test_federaser_is_trained_apart_and_has_rounds_to_repeat() -> None:
     assert eraser.scenario().correction.rounds == 2 + SMOKE.correct
 
 
-def test_the_compact_scale_is_shorter_for_the_baselines_alone() -> None:
+def test_the_compact_scale_is_shorter_for_baselines_and_evaluates_a_recovery_more_often() -> None:
     compact = SCALES["compact"]
     assert EXPERIMENTS[BASELINES].sized(compact).learn == 60 < compact.learn
     assert EXPERIMENTS[BASELINES].sized(SMOKE) == SMOKE
+    assert EXPERIMENTS["recovery"].sized(compact).every == 2 < compact.every
     assert EXPERIMENTS["ablation"].sized(compact) == compact
 
 

@@ -97,11 +97,11 @@ def test_training_with_factors_moves_the_block_as_with_folded_weights(
 def test_a_deletion_overwrites_the_factors() -> None:
     learner = joined()
     assert learner.model is not None  # places the foreign blocks
-    factors = list(learner._adapter._factors)
+    factors = list(learner._adapter._hooks.factors)
     assert factors and all(bool(factor.any()) for factor in factors)
     gone = next(key for key in learner.held() if key != learner.own)
     learner.delete_block(gone)
-    assert not any(bool(factor.any()) for factor in factors) and not learner._adapter._factors
+    assert not any(bool(factor.any()) for factor in factors) and not learner._adapter._hooks.factors
 
 
 @pytest.mark.parametrize("large", [0, 1_500])  # factors in all modules, or in those with more numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,46 @@ def test_a_folder_of_tables_has_a_file_for_each_device(tmp_path: Path) -> None:
     assert made.train_examples("d0")[0].response == "yes"
     with pytest.raises(InputError, match=r"must have one file for d1; allowed: d1\.csv or d1\.jsonl"):
         made.train_examples("d1")
+
+
+def test_a_parquet_file_is_read_with_its_chats(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": chat, "label": number} for number in (0, 1, 0, 1)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    path = str(tmp_path / "t.parquet")
+    made = task("dataset", path=path, partition="by-label", devices=("d0", "d1"))
+    found = [made.train_examples(d) for d in ("d0", "d1")]
+    assert [{e.label for e in some} for some in found] == [{"0"}, {"1"}]
+    assert [m.content for m in found[0][0].messages] == ["hi"] and found[0][0].response == "yes"
+    (tmp_path / "t.parquet").write_text("no parquet")
+    with pytest.raises(InputError, match=r"data\.path: '.*t\.parquet' cannot be loaded"):
+        task("dataset", path=path, partition="iid", devices=("d0",)).train_examples("d0")
+
+
+def test_a_named_data_set_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "t.csv").write_text(CSV)
+    datasets.load_dataset("csv", data_files=str(tmp_path / "t.csv"), cache_dir=str(tmp_path / "made"))
+    # the folder that `load_dataset("someone/pairs", "main")` leaves, with a file for each split
+    made = next((tmp_path / "made").glob("csv/*/*/*/"))
+    kept = tmp_path / "cache" / "someone___pairs" / "main" / "0.0.0" / "hash"
+    shutil.copytree(made, kept)
+    (kept / "csv-train.arrow").rename(kept / "pairs-train.arrow")
+    info = json.loads((kept / "dataset_info.json").read_text())
+    info.update(config_name="main", dataset_name="pairs", builder_name="csv")
+    (kept / "dataset_info.json").write_text(json.dumps(info))
+
+    settings: dict[str, Any] = {"path": "someone/pairs", "columns": {**COLUMNS, "device": "who"}}
+    table = task("dataset", **{**settings, "subset": "main"})
+    assert [e.prompt for e in table.train_examples("d1")] == ["beta", "delta"]
+    for wrong in ({"subset": "other"}, {"split": "test"}, {"path": "someone/none"}):
+        with pytest.raises(InputError, match=r"data\.path: .* cannot be loaded .*allowed: "):
+            task("dataset", **{**settings, **wrong}).train_examples("d0")
 
 
 @pytest.mark.parametrize(
