@@ -202,3 +202,8 @@ def write(folder: Path, runs: list[MeasuredRun]) -> Path:
 
 def test_the_budget_of_the_synthetic_runs_binds_nothing() -> None:
     assert all(run.figures["sent_bytes"] < BUDGET for run in measurements())
+
+
+def test_the_shipped_measurements_determine_a_plan() -> None:
+    found = forecast(fit_model(measured_runs.read(measured_runs.shipped())), WANTED)
+    assert middle(found, LEARNT.title) > 1 and middle(found, OWN.title) > 0
