@@ -38,7 +38,7 @@ LAYERS = (
     ("emulation.radio",),
     ("emulation.scenario",),
     ("emulation.analysis",),
-    ("emulation.testbed", "emulation.verification"),
+    ("emulation.testbed", "emulation.verification", "emulation.planning"),
     ("emulation.watch",),
     ("emulation.report",),
     ("emulation.launch",),

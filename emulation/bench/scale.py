@@ -1,7 +1,8 @@
 """`unweft bench scale`: what a device costs among more and more devices, and how each figure grows.
 
 Real devices: all are started but one. They settle, so they train nothing, and the CPU time of an idle device
-is measured. Then the last one starts, and the rounds begin. Virtual time: all devices in one process.
+is measured. Then the last one starts, and the rounds begin. Virtual time: all devices in one process. Degree,
+churn and budget vary in virtual time only. The file of `--json` has every run, for `unweft plan`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,47 +19,27 @@ from statistics import fmean
 import psutil
 from rich.console import Console
 
+from emulation.bench.harness import calibration
 from emulation.bench.harness.crowd import ClosedRound, Crowd, crowd
 from emulation.bench.harness.figures import Findings, Measure, shown
 from emulation.bench.harness.growth import exponent, exponent_of_log
 from emulation.bench.harness.processes import crew
+from emulation.bench.harness.variants import PROBE_S, Variant, others
 from emulation.bench.harness.virtual_figures import VirtualFigures, VirtualRun, control_of_rounds
 from emulation.launch.forkserver import PRELOAD
+from emulation.planning import learning_graphs
+from emulation.planning.measured_runs import MeasuredRun
+from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 SIZES = (16, 32, 64, 128, 200)
 LEAST, MOST = 4, 512
-ROUNDS, VIRTUAL_ROUNDS = 3, 40
+ROUNDS = 3
 VIRTUAL_SIZES = (4, 8, 16)  # in one process, whose time grows with the square of the size
-VIRTUAL_S = 120.0  # longest time of one of these
+STEPS, EVALUATED = 5, 3  # in virtual time: local steps in a round, rounds from one evaluation to the next
 IDLE_S = 10.0  # in which the devices are idle
-PROBE_S = 0.5
 NEEDED_MB = 80.0  # memory that must be free for each device
-SCENARIO = """
-clock = "{clock}"
-[devices]
-count = {count}
-[data]
-persons = 1
-[adapter]
-rank = 2
-max_devices = {slots}
-bases = "independent" # `tiny` has room for 64 orthogonal bases of rank 2
-[topology]
-kind = "regular"
-degree = 4
-[round]
-count = {rounds}
-local_steps = {steps}
-deadline_s = 1000.0
-[correction]
-rounds = 2
-[membership]
-probe_s = {probe_s}
-settle_s = 3000.0
-[eval]
-every = {every}
-"""
+CHURN_ROUNDS = 30  # with churn, in virtual time; accuracies are not evaluated
 Say = Callable[[str], None]
 
 
@@ -102,18 +84,36 @@ def limit_s(count: int) -> float:
     return 40 + 2.8 * count
 
 
+def virtual_limit_s(count: int) -> float:
+    """The longest time of one size in virtual time, on a machine with much other work."""
+    return 900.0 + 15 * count**2
+
+
+def virtual_rounds(count: int, degree: int) -> int:
+    """Rounds of one size in virtual time: more than 3 to 6 devices needed to learn everyone's facts."""
+    return math.ceil((8 + 5 * count) / math.pow(learning_graphs.figures(count, degree).gap, 1.5))
+
+
 @dataclass
 class Measured:
-    """All figures. `say`: shows those of one size as soon as they are known."""
+    """All figures. `slots`: of all runs. `say`, `save`: called with the figures of each size."""
 
+    slots: int
     say: Say
+    save: Callable[[Findings], None]
     figures: list[tuple[int, Figures]] = field(default_factory=list)  # with the size
     notes: list[str] = field(default_factory=list)
+    runs: list[MeasuredRun] = field(default_factory=list)
 
     def add(self, count: int, figures: Figures) -> None:
         """Add figures of one size."""
         self.figures.append((count, figures))
-        self.say(_line(count, figures))
+        self.tell(_line(count, figures))
+
+    def tell(self, line: str) -> None:
+        """Show a line, and save what is measured so far."""
+        self.say(line)
+        self.save(self.findings())
 
     def findings(self) -> Findings:
         """One group for each column, with all sizes and the exponent."""
@@ -121,6 +121,7 @@ class Measured:
         for name, column in COLUMNS.items():
             found.measures += self._group(name, column)
         found.notes += ["growth: the exponent of N, fitted to all sizes of a figure", *self.notes]
+        found.runs += [run.model_dump() for run in self.runs]
         return found
 
     def _group(self, name: str, column: Column) -> list[Measure]:
@@ -137,47 +138,58 @@ class Measured:
 def run(
     sizes: Sequence[int] = SIZES,
     rounds: int = ROUNDS,
-    virtual: Sequence[int] = VIRTUAL_SIZES,
+    virtual: Sequence[int] | None = None,
     idle_s: float = IDLE_S,
     say: Say | None = None,
+    degree: Sequence[int] = (4,),
+    churn: Sequence[float] = (),
+    budget: Sequence[int] = (),
+    save: Callable[[Findings], None] | None = None,
 ) -> Findings:
-    """Measure each size with real devices, then the sizes `virtual` up to the largest one in virtual time.
+    """Measure each size with real devices, then the sizes `virtual` in virtual time.
 
-    `rounds`: of real devices after the first one. Raises InputError for a size out of range, and RuntimeError
-    if a device ends.
+    `virtual` None: VIRTUAL_SIZES up to the largest one of `sizes`. `rounds`: of real devices after the first
+    one. `degree`: of all runs, then others. Each size is measured again in virtual time with each other
+    degree, each `churn` and each `budget`. `save`: called with all figures
+    after each size. Raises InputError for a size out of range, and RuntimeError if a device ends.
     """
-    wrong = [n for n in sizes if not LEAST <= n <= MOST]
-    if wrong or len({*sizes}) != len(sizes):
-        given = ", ".join(map(str, sizes))
-        raise InputError(f"--sizes: {given}; allowed: different numbers from {LEAST} to {MOST}")
-    measured = Measured(say=say or Console(stderr=True, highlight=False).print)
+    simulated = [n for n in VIRTUAL_SIZES if n <= max(sizes, default=0)] if virtual is None else [*virtual]
+    _check("--sizes", sizes, LEAST)
+    _check("--virtual", simulated, 2)
+    if not sizes and not simulated:
+        raise InputError("--sizes: none; allowed: sizes here or in --virtual")
+    base = Variant(degree[0])
+    say = say or Console(stderr=True, highlight=False).print
+    measured = Measured(max([*sizes, *simulated]), say, save or (lambda so_far: None))
     for count in sizes:
         free_mb = psutil.virtual_memory().available / 1e6
         if free_mb < count * NEEDED_MB:
             measured.notes.append(f"{count} devices: not measured: {free_mb:,.0f} MB of memory are free")
             continue
-        measured.add(count, _real(count, max(sizes), rounds, idle_s, measured.notes))
-    for count in virtual:
-        if count <= max(sizes):
-            measured.add(count, _virtual(count, max(sizes), measured.notes))
+        measured.add(count, _real(count, base, rounds, idle_s, measured))
+    for count in simulated:
+        measured.add(count, _virtual(count, base, measured))
+    for variant in others(base, degree, churn, budget):
+        for count in (n for n in simulated if not variant.same_graph(base, n)):
+            measured.tell(_line(count, _virtual(count, variant, measured), str(variant)))
     return measured.findings()
 
 
-def _line(count: int, figures: Figures) -> str:
+def _check(option: str, sizes: Sequence[int], least: int) -> None:
+    if not all(least <= n <= MOST for n in sizes) or len({*sizes}) != len(sizes):
+        given = ", ".join(map(str, sizes))
+        raise InputError(f"{option}: {given}; allowed: different numbers from {least} to {MOST}")
+
+
+def _line(count: int, figures: Figures, variant: str = "") -> str:
     """The progress: the figures of one size, as soon as they are known."""
     of = [f"{name}: {shown(fmean(some))} {COLUMNS[name].unit}" for name, some in figures.items()]
-    return f"{count} devices: {'; '.join(of)}"
-
-
-def _text(count: int, slots: int, clock: str, rounds: int, steps: int, every: int) -> str:
-    return SCENARIO.format(
-        count=count, slots=slots, clock=clock, rounds=rounds, steps=steps, every=every, probe_s=PROBE_S
-    )
+    return f"{', '.join(filter(None, (f'{count} devices', variant)))}: {'; '.join(of)}"
 
 
 # -- real devices --------------------------------------------------------------------------------------------
-def _real(count: int, slots: int, rounds: int, idle_s: float, notes: list[str]) -> Figures:
-    scenario = _text(count, slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
+def _real(count: int, variant: Variant, rounds: int, idle_s: float, measured: Measured) -> Figures:
+    scenario = variant.scenario(count, measured.slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
     names = [f"d{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder, crowd(scenario, Path(folder)) as devices:
         until = time.monotonic() + limit_s(count)
@@ -190,8 +202,9 @@ def _real(count: int, slots: int, rounds: int, idle_s: float, notes: list[str]) 
         figures["agreement after the start of the last"] = (_agreement_s(devices, names[-1], until),)
         figures |= _rounds(devices, rounds, until)
         suspected = devices.count("suspected")
+    measured.runs.append(_run(scenario, devices.rounds, _machine_figures(figures)))
     if suspected:
-        notes.append(f"{count} devices: {suspected} suspicions")
+        measured.notes.append(f"{count} devices: {suspected} suspicions")
     return figures
 
 
@@ -256,17 +269,34 @@ def _each(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(values) or (math.nan,)
 
 
+def _machine_figures(figures: Figures) -> dict[str, float]:
+    """The figures that only processes have."""
+    names = {"cpu_s": "CPU of a device in a round", "pss_bytes": "memory of a device, PSS"}
+    factors = {"cpu_s": 1.0, "pss_bytes": 1e6}
+    return {key: factors[key] * fmean(figures[name]) for key, name in names.items() if name in figures}
+
+
+def _run(scenario: str, rounds: calibration.Rounds, others: Mapping[str, float]) -> MeasuredRun:
+    return calibration.measured_run(Scenario.model_validate(tomllib.loads(scenario)), rounds, others)
+
+
 # -- virtual time --------------------------------------------------------------------------------------------
-def _virtual(count: int, slots: int, notes: list[str]) -> Figures:
-    scenario = _text(count, slots, "virtual", VIRTUAL_ROUNDS, 5, 5)
+def _virtual(count: int, variant: Variant, measured: Measured) -> Figures:
+    learns = not variant.churn
+    shape = (virtual_rounds(count, variant.degree), STEPS, EVALUATED) if learns else (CHURN_ROUNDS, STEPS, 0)
+    scenario = variant.scenario(count, measured.slots, "virtual", *shape)
     with tempfile.TemporaryDirectory() as folder, crew(PRELOAD) as child:
         remote = child.remote(VirtualRun)
         remote.begin("run", scenario, folder)
         try:
-            found: VirtualFigures = remote.result(VIRTUAL_S)
+            found: VirtualFigures = remote.result(virtual_limit_s(count))
         except RuntimeError as error:
-            notes.append(f"{count} devices in virtual time: {str(error).strip().splitlines()[-1]}")
+            why = str(error).strip().splitlines()[-1]
+            measured.notes.append(f"{count} devices in virtual time, {variant}: {why}")
             return {}
+    measured.runs.append(_run(scenario, found.learning, {"learnt_rounds": found.learnt_between}))
+    if learns and math.isnan(found.learnt_between):
+        measured.notes.append(f"{count} devices, {variant}: 95 % was not reached in {shape[0]} rounds")
     return {
         "virtual: latency, p95": (1000 * found.latency_p95_s,),
         "virtual: control of a device in a round": (found.control_bytes,),

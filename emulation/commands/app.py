@@ -17,6 +17,7 @@ from emulation.commands import (
     export,
     forget,
     keys,
+    plan,
     report,
     run,
     schema,
@@ -65,3 +66,4 @@ app.command(epilog=device.EXAMPLE)(device.device)
 app.command(epilog=churn.EXAMPLE)(churn.churn)
 app.command(epilog=experiment.EXAMPLE)(experiment.experiment)
 app.command(epilog=bench.EXAMPLE)(bench.bench)
+app.command(epilog=plan.EXAMPLE)(plan.plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json as json_
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from emulation.bench.harness.figures import Findings
     from emulation.scenario.schema import Scenario
 
-Given = dict[str, Sequence[int] | int | None]  # the options of the command, by name
+Given = dict[str, Sequence[int] | Sequence[float] | int | None]  # the options of the command, by name
 EXAMPLE = "Example: unweft bench transport --json transport.json"
+NONE = "none"
 WIDTH = 140  # columns of tables where stdout is no terminal
 NAMES = ("transport", "shaper", "wire", "rounds")
 WHOLE_RUNS = (
@@ -43,8 +44,13 @@ OPTIONS = {  # the benchmarks that have each option
     "messages": ("hostile",),
     "trials": ("resume",),
     "sizes": ("scale",),
+    "virtual": ("scale",),
     "rounds": ("scale",),
+    "degree": ("scale",),
+    "churn": ("scale",),
+    "budget": ("scale",),
 }
+SAVING = ("scale",)  # benchmarks that write their figures after each size
 SCENARIOS = {
     "clock": Path("scenarios/demo.toml"),
     "churn": Path("scenarios/soak.toml"),
@@ -87,10 +93,26 @@ def bench(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="scale: numbers of devices. Default: 16,32,64,128,200."),
+        typer.Option(metavar="N,N", help="scale: numbers of devices, or none. Default: 16,32,64,128,200."),
+    ] = None,
+    virtual: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="scale: the same in virtual time. Default: 4,8,16."),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="scale: rounds that are measured. Default: 3.")
+    ] = None,
+    degree: Annotated[
+        list[int] | None,
+        typer.Option(help="scale: the degree of all runs (4), then other degrees in virtual time."),
+    ] = None,
+    churn: Annotated[
+        list[float] | None,
+        typer.Option(help="scale: events a round in further runs in virtual time; may be repeated."),
+    ] = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(help="scale: budget in bytes of further runs in virtual time; may be repeated."),
     ] = None,
 ) -> None:
     """Run benchmarks: figures, and their ratios to a reference measured in the same run."""
@@ -103,33 +125,55 @@ def bench(
         raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json: there is no folder {json.absolute().parent}")
-    numbers = None if sizes is None else _sizes(sizes)
+    _check_variants(degree, churn, budget)
+    numbers = {"sizes": _sizes("--sizes", sizes), "virtual": _sizes("--virtual", virtual)}
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    found = []
+    found: list[Findings] = []
     for one in NAMES if name is None else (name,):
         given: Given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
-        given |= {"trials": trials, "sizes": numbers, "rounds": rounds}
-        findings = _run(one, given)
+        given |= {"trials": trials, "rounds": rounds, **numbers}
+        given |= {"degree": degree, "churn": churn, "budget": budget}
+        findings = _run(one, given, lambda so_far: None if json is None else _write(json, [*found, so_far]))
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
             _write(json, found)
 
 
-def _sizes(text: str) -> list[int]:
-    """Numbers between commas. Raises InputError for another text."""
+def _sizes(option: str, text: str | None) -> list[int] | None:
+    """Numbers between commas; None if nothing is given. Raises InputError for another text."""
+    if text is None or text == NONE:
+        return None if text is None else []
     try:
         return [int(one) for one in text.split(",")]
     except ValueError:
-        raise InputError(f"--sizes: {text!r}; allowed: numbers of devices between commas, as 16,32") from None
+        allowed = f"numbers of devices between commas, as 16,32, or {NONE}"
+        raise InputError(f"{option}: {text!r}; allowed: {allowed}") from None
 
 
-def _run(name: str, given: Given) -> Findings:
+def _check_variants(
+    degree: Sequence[int] | None, churn: Sequence[float] | None, budget: Sequence[int] | None
+) -> None:
+    """Raises InputError for values that no scenario may have."""
+    for one in degree or ():
+        if one < 2 or one % 2:
+            raise InputError(f"--degree: {one}; allowed: an even number of neighbours, 2 or more")
+    for rate in churn or ():
+        if not 0 < rate <= 10:
+            raise InputError(f"--churn: {rate:g}; allowed: more than 0, up to 10 events a round")
+    for bytes_ in budget or ():
+        if bytes_ < 1:
+            raise InputError(f"--budget: {bytes_}; allowed: 1 byte or more")
+
+
+def _run(name: str, given: Given, save: Callable[[Findings], None]) -> Findings:
+    """`save`: writes what a long benchmark has measured so far."""
     module: Any = importlib.import_module(f"emulation.bench.{name}")
+    saves: dict[str, Any] = {"save": save} if name in SAVING else {}
     try:
-        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given))
+        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given), **saves)
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -145,12 +189,12 @@ def _scenario(name: str, given: Mapping[str, object]) -> tuple[Scenario, ...]:
     return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
 
 
-def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | int]:
+def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | Sequence[float] | int]:
     """The given options that a benchmark has."""
     return {
         "devices" if option == "n" else option: value
         for option, value in given.items()
-        if value and name in OPTIONS[option]
+        if (value or (value == [] and option in ("sizes", "virtual"))) and name in OPTIONS[option]
     }
 
 

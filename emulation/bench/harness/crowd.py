@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class ClosedRound:
-    """The figures of one closed round of a device. Bytes of links are sums since the start of the device."""
+    """The figures of one closed round of a device. Bytes of links are sums since the start of the device.
+
+    block_bytes: sent of each block in this round, with headers. withheld: parts that the budget held back.
+    """
 
     number: int
     end_s: float
@@ -32,18 +35,28 @@ class ClosedRound:
     granted_bytes: int
     control_bytes: int
     sent_bytes: int
+    transfer_bytes: int = 0
+    block_bytes: Mapping[str, int] = field(default_factory=dict)
+    withheld: int = 0
 
     @classmethod
     def of(cls, line: Record) -> ClosedRound:
         """Read a line of metrics.jsonl."""
         links = line["links"].values()
+
+        def of_cause(cause: str) -> int:
+            return sum(int(link["bytes_by_cause"].get(cause, 0)) for link in links)
+
         return cls(
             int(line["round"]),
             float(line["t1_s"]),
             int(line["spent_bytes"]),
             int(line["granted_bytes"]),
-            sum(int(link["bytes_by_cause"]["control"]) for link in links),
+            of_cause("control"),
             sum(int(link["sent_bytes"]) for link in links),
+            of_cause("transfer"),
+            line.get("block_bytes", {}),
+            int(line.get("withheld", 0)),
         )
 
 

@@ -41,12 +41,16 @@ class Measure:
 
 @dataclass
 class Findings:
-    """All results of one benchmark. notes: explanations, and reasons for missing measurements."""
+    """All results of one benchmark. notes: explanations, and reasons for missing measurements.
+
+    runs: the single runs, for programs that read the file (`unweft bench scale` has them).
+    """
 
     title: str
     command: str
     measures: list[Measure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    runs: list[dict[str, object]] = field(default_factory=list)
 
     def ratio(self, measure: Measure) -> float | None:
         """The ratio of a measure to its reference; None without a reference."""
@@ -73,6 +77,7 @@ class Findings:
             "machine": machine(),
             "measures": [self._row(measure) for measure in self.measures],
             "notes": self.notes,
+            **({"runs": self.runs} if self.runs else {}),
         }
 
     def print(self, console: Console) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -24,7 +25,8 @@ class VirtualFigures:
     """control: bytes of a device in a round, from the end of the first round to the end of the last one.
 
     learnt_round: rounds until all devices know everyone's facts; nan if they do not in this run.
-    learnt_bytes: sent by a device up to then.
+    learnt_bytes: sent by a device up to then. learnt_between: the same as learnt_round, between evaluations.
+    learning: the closed rounds of each device up to then, or all if they do not learn everything.
     """
 
     latency_p95_s: float
@@ -33,6 +35,8 @@ class VirtualFigures:
     violations: int
     learnt_round: float
     learnt_bytes: float
+    learnt_between: float = math.nan
+    learning: Mapping[str, Sequence[ClosedRound]] = field(default_factory=dict)
 
 
 class VirtualRun:
@@ -49,16 +53,23 @@ class VirtualRun:
 def figures(run: RunRecords) -> VirtualFigures:
     """The figures of the records of a run without events."""
     closed = {device: [ClosedRound.of(line) for line in run.metrics[device]] for device in run.devices}
-    control = [control_of_rounds(of) for of in closed.values()]
+    control = [control_of_rounds(of) for of in closed.values() if len(of) > 1]
     share = fmean(control) / run.scenario.radio.budget_bytes
-    learnt = learnt_round(run.tagged("round"))
+    evaluations = run.tagged("round")
+    learnt = learnt_round(evaluations)
+    learning = {
+        device: [line for line in of if learnt is None or line.number <= learnt]
+        for device, of in closed.items()
+    }
     return VirtualFigures(
         latency_quantile_s(_links(run), 0.95),
         fmean(control),
         share,
         sum(line.spent_bytes > line.granted_bytes for of in closed.values() for line in of),
         math.nan if learnt is None else learnt + 1,
-        math.nan if learnt is None else fmean(of[learnt].sent_bytes for of in closed.values()),
+        math.nan if learnt is None else fmean(of[-1].sent_bytes for of in learning.values() if of),
+        learnt_between(evaluations),
+        learning,
     )
 
 
@@ -71,10 +82,25 @@ def control_of_rounds(closed: list[ClosedRound]) -> float:
 
 def learnt_round(evaluations: list[Record]) -> int | None:
     """The first evaluated round after which the devices know LEARNT of everyone's facts; None: no round."""
+    return next((number for number, known in _known(evaluations) if known >= LEARNT), None)
+
+
+def learnt_between(evaluations: list[Record]) -> float:
+    """Rounds until the devices know LEARNT, on straight lines between the evaluations; nan: they do not."""
+    before, lower = 0, 0.0
+    for number, known in _known(evaluations):
+        if known >= LEARNT:
+            return before + (number + 1 - before) * (LEARNT - lower) / (known - lower)
+        before, lower = number + 1, known
+    return math.nan
+
+
+def _known(evaluations: list[Record]) -> list[tuple[int, float]]:
+    """The evaluated rounds in order, with the mean accuracy of all devices on all facts."""
     by_round = defaultdict[int, list[float]](list)
     for line in evaluations:
         by_round[int(line["round"])] += line["accuracy"].values()
-    return next((number for number, known in sorted(by_round.items()) if fmean(known) >= LEARNT), None)
+    return [(number, fmean(known)) for number, known in sorted(by_round.items())]
 
 
 def latency_quantile_s(links: list[Record], share: float) -> float:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emulation.bench import scale
+from emulation.bench.harness import calibration
 from emulation.bench.harness.crowd import ClosedRound
 from emulation.bench.harness.figures import Findings
 from emulation.bench.harness.growth import exponent, exponent_of_log
+from emulation.bench.harness.variants import Variant
 from emulation.bench.harness.virtual_figures import (
     VirtualFigures,
     VirtualRun,
     control_of_rounds,
     latency_quantile_s,
+    learnt_between,
     learnt_round,
 )
 from emulation.cli import main
+from emulation.scenario.schema import Scenario
+from tests.support.synthetic_measurements import SETTINGS
 from transport.shaping.accounting import BOUNDS_NS
 
 
@@ -66,6 +72,8 @@ def test_everyones_facts_are_learnt_when_the_mean_over_devices_and_facts_says_so
         {"round": 14, "accuracy": {"d0": 0.9, "d1": 1.0}},
     ]
     assert learnt_round(lines) == 14 and learnt_round(lines[:2]) is None
+    assert math.isnan(learnt_between(lines[:2]))
+    assert learnt_between(lines) == pytest.approx(10 + 5 * (0.95 - 0.9475) / (0.955 - 0.9475))
 
 
 def test_the_quantile_of_latencies_is_over_all_links() -> None:
@@ -82,6 +90,30 @@ def test_traffic_is_given_by_round_period_and_share_of_the_budget() -> None:
     assert found["control of a device in a round"] == (20.0,)
     assert found["control of a device in a period"] == (5.0,)  # 4 periods of 0.5 s in a round
     assert found["control, share of the budget"] == (20.0,)
+
+
+def test_a_measured_run_has_the_figures_of_the_rounds_after_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes of own and foreign blocks are those of a round. Bytes of links are sums from the start."""
+    monkeypatch.setattr(calibration, "settings", lambda scenario: SETTINGS)
+    blocks = ({"d0@0": 900}, {"d0@0": 30, "d1@0": 10}, {"d0@0": 50, "d1@1": 20})
+    sent = [{**line(n, 100 * n), "block_bytes": of, "withheld": n} for n, of in enumerate(blocks)]
+    scenario = Scenario.model_validate(tomllib.loads(Variant(churn=0.5).scenario(4, 4, "virtual", 9, 5, 0)))
+    rounds = {"d0": [ClosedRound.of(one) for one in sent], "d1": [ClosedRound.of(sent[0])]}
+    found = calibration.measured_run(scenario, rounds, {"learnt_rounds": math.nan})
+    assert (found.devices, found.degree, found.churn, found.rounds) == (4, 4, 0.5, 2)
+    assert found.figures == {
+        **{"own_bytes": 40.0, "foreign_bytes": 15.0, "withheld": 1.5},
+        **{"control_bytes": 200.0, "transfer_bytes": 0.0, "sent_bytes": 200.0, "round_s": 2.0},
+    }
+
+
+def test_the_settings_of_a_run_have_the_sizes_of_its_blocks() -> None:
+    scenario = Scenario.model_validate(tomllib.loads(Variant().scenario(4, 4, "virtual", 9, 5, 0)))
+    found = calibration.settings(scenario)
+    assert (found.groups, found.rank, found.input_width) == (3, 2, 128)
+    assert found.block_bytes == 18_432  # in fp16: the payload of one copy in a round of tests below
 
 
 # -- the table -----------------------------------------------------------------------------------------
@@ -116,10 +148,48 @@ def test_each_size_is_said_when_it_is_measured(monkeypatch: pytest.MonkeyPatch) 
     assert said[0] == "4 devices: false deaths: 0 devices" and len(said) == 3
 
 
+def test_variants_are_measured_in_virtual_time_at_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A degree that gives the same complete graph is left out. The figures are saved after each size."""
+    done: list[tuple[int, Variant]] = []
+    saved: list[int] = []
+
+    def virtual(count: int, variant: Variant, measured: object) -> dict[str, Any]:
+        done.append((count, variant))
+        return {}
+
+    monkeypatch.setattr(scale, "_virtual", virtual)
+    calls: dict[str, Any] = {"say": lambda said: None, "save": lambda found: saved.append(len(done))}
+    scale.run((), virtual=(3, 6), degree=(4, 2), churn=(0.2,), budget=(1000,), **calls)
+    assert done == [
+        *[(3, Variant(4)), (6, Variant(4)), (6, Variant(2))],
+        *[(n, Variant(4, 0.2)) for n in (3, 6)],
+        *[(n, Variant(4, budget_bytes=1000)) for n in (3, 6)],
+    ]
+    assert saved == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--degree", "3", "--degree: 3; allowed: an even number of neighbours, 2 or more"),
+        ("--churn", "11", "--churn: 11; allowed: more than 0, up to 10 events a round"),
+        ("--budget", "0", "--budget: 0; allowed: 1 byte or more"),
+        ("--sizes", "none", "--sizes: none; allowed: sizes here or in --virtual"),
+    ],
+)
+def test_variants_that_cannot_be_measured_are_refused(
+    option: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["unweft", "bench", "scale", option, value])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ("16,x", "--sizes: '16,x'; allowed: numbers of devices between commas, as 16,32"),
+        ("16,x", "--sizes: '16,x'; allowed: numbers of devices between commas, as 16,32, or none"),
         ("2,16", "--sizes: 2, 16; allowed: different numbers from 4 to 512"),
         ("16,16", "--sizes: 16, 16; allowed: different numbers from 4 to 512"),
     ],
@@ -147,7 +217,7 @@ def test_two_small_sizes() -> None:
 
 def test_virtual_figures_of_a_short_run(tmp_path: Path) -> None:
     """All devices in this process. The bytes show that control fits in its share of the budget."""
-    text = scale._text(4, 8, "virtual", 2, 1, 0)
+    text = Variant().scenario(4, 8, "virtual", 2, 1, 0)
     found: VirtualFigures = VirtualRun().run(text, str(tmp_path))
     assert 0 < found.latency_p95_s < 1 and 0 < found.control_share < 0.05
     assert found.control_bytes > 0 and found.violations == 0 and math.isnan(found.learnt_round)

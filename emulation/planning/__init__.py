@@ -1,0 +1,1 @@
+"""A model of a run among very many devices, fitted to measured runs (`unweft plan`, docs/plan.md)."""
