@@ -112,10 +112,13 @@ class Cell:
 
 
 def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:
-    """Set the values of key paths "section.key"."""
+    """Set the values of key paths "section.key" or "section.section.key"."""
     for path, value in changes.items():
-        section, key = path.split(".")
-        data.setdefault(section, {})[key] = _n_max(data) if value == N_MAX else value
+        *sections, key = path.split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = _n_max(data) if value == N_MAX else value
 
 
 def _n_max(data: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from emulation.analysis.records import RunRecords
 from emulation.experiments import wireless
 from emulation.experiments.arms import BEFORE
 from emulation.experiments.catalogue import SCALES
-from emulation.experiments.grid import Cell
+from emulation.experiments.grid import Cell, set_all
 from emulation.experiments.request import Request
 from emulation.experiments.wireless import LIMITS, SETTING, WirelessCell, arms, choose_arms
 from emulation.scenario.loading import dump, load
@@ -43,11 +43,12 @@ def test_all_arms_of_a_seed_resume_one_checkpoint() -> None:
 
 def test_arms_are_chosen_by_limit_allocator_or_both() -> None:
     size = SCALES["compact"]
-    assert len(choose_arms("", size)) == len(LIMITS) * len(wireless.ALLOCATORS)
-    assert len(choose_arms("tau-25", size)) == len(wireless.ALLOCATORS)
+    assert len(choose_arms("", size)) == len(LIMITS) * len(wireless.ALLOCATORS) - 2
+    assert len(choose_arms("budget-25", size)) == len(wireless.ALLOCATORS)
+    assert choose_arms("tau-25", size) == ("tau-25/equal-share", "tau-25/random", "tau-25/residual")
     assert len(choose_arms("residual", size)) == len(LIMITS)
     assert choose_arms("tau-25,residual", size) == ("tau-25/residual",)
-    assert choose_arms("tau-25/fifo", size) == ("tau-25/fifo",)
+    assert choose_arms("budget-25/fifo", size) == ("budget-25/fifo",)
     assert choose_arms("", SMOKE) == wireless.SMOKE_ARMS
     with pytest.raises(InputError, match="allowed"):
         choose_arms("oracle", size)
@@ -81,3 +82,22 @@ def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
     assert fifo["gain"] is None and residual["gain"]["mean"] == pytest.approx(0.15)
     assert (fifo["half"]["mean"], fifo["retain"]["mean"]) == pytest.approx((0.2, 0.4))
     assert "budget-25" in console.export_text()
+
+
+def test_a_change_may_name_a_section_of_a_section() -> None:
+    data: dict[str, Any] = {"radio": {"kind": "wireless"}}
+    set_all(data, {"radio.wireless.interference": 0.5, "train.lr": 0.1})
+    assert data == {"radio": {"kind": "wireless", "wireless": {"interference": 0.5}}, "train": {"lr": 0.1}}
+
+
+def test_fifo_is_no_arm_where_it_does_not_observe_the_limit() -> None:
+    assert {name.partition("/")[0] for name in arms(SMOKE) if name.endswith("/fifo")} == {
+        limit for limit in LIMITS if not limit.startswith("tau")
+    }
+    rows = [
+        {"limit": "tau-25", "allocator": a, "seed": s, "retain": r, "half": 0.0, "bytes": 1.0, "binds": 1.0}
+        for s in (0, 1)
+        for a, r in (("equal-share", 0.25), ("residual", 0.75 + s / 4))
+    ]
+    first, second = wireless.aggregate(rows)
+    assert first["gain"] is None and second["gain"]["mean"] == pytest.approx(0.625)
