@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from scipy.stats import distributions
 
 LEVEL = 0.95
@@ -46,9 +47,10 @@ def exactly(value: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Fit:
-    """y = x b (1 + e), or ln y = x b + e if `logarithmic`; e is normal.
+    """y = x b (1 + e) with b >= 0, or ln y = x b + e if `logarithmic`; e is normal.
 
-    spread: standard deviation of e. covariance: of b, divided by spread^2.
+    spread: standard deviation of e. covariance: of b without its bound 0, divided by spread^2. So the
+    intervals are wider than with the bound.
     left_out: the relative error of each observation in a fit without all observations of its group; nan if
     the others determine no b.
     """
@@ -80,8 +82,9 @@ def fit(
     groups: Sequence[int],
     logarithmic: bool = False,
 ) -> Fit | None:
-    """Least squares of (y - x b) / y, or of ln y - x b; None if the values do not determine b.
+    """Least squares of (y - x b) / y with b >= 0, or of ln y - x b; None if the values do not determine b.
 
+    A cost cannot be negative, and a negative factor would make a figure fall where its term grows.
     groups: one number for each observation.
     spread is the larger of two: that of the residuals, and that of the errors of groups that were left out.
     A model of a wrong form has small residuals where it was fitted, and larger errors elsewhere.
@@ -89,8 +92,8 @@ def fit(
     x, y = np.asarray(features, dtype=np.float64), np.asarray(values, dtype=np.float64)
     x, y = (x, np.log(y)) if logarithmic else (x / y[:, None], np.ones(len(y)))
     freedom = len(x) - x.shape[1]
-    coefficients = _solve(x, y) if freedom > 0 else None
-    left_out = _left_out(x, y, np.asarray(groups))
+    coefficients = _solve(x, y, logarithmic) if freedom > 0 else None
+    left_out = _left_out(x, y, np.asarray(groups), logarithmic)
     if coefficients is None or np.isnan(left_out).all():
         return None
     residual = float(np.linalg.norm(y - x @ coefficients)) / math.sqrt(freedom)
@@ -98,12 +101,15 @@ def fit(
     return Fit(coefficients, _inverse(x), spread, freedom, left_out, logarithmic)
 
 
-def _solve(x: NDArray[np.float64], y: Vector) -> Vector | None:
-    """b with x b = y as far as possible; None if x does not have full rank. Columns are scaled first."""
+def _solve(x: NDArray[np.float64], y: Vector, signed: bool) -> Vector | None:
+    """b with x b = y as far as possible, and b >= 0 unless `signed`; None if x does not have full rank.
+
+    Columns are scaled first.
+    """
     scale = np.linalg.norm(x, axis=0)
     if len(x) < x.shape[1] or not scale.all() or np.linalg.cond(x / scale) > MOST_CONDITION:
         return None
-    solved, *_ = np.linalg.lstsq(x / scale, y, rcond=None)
+    solved = np.linalg.lstsq(x / scale, y, rcond=None)[0] if signed else nnls(x / scale, y)[0]
     return np.asarray(solved / scale)
 
 
@@ -113,12 +119,12 @@ def _inverse(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv((x / scale).T @ (x / scale)) / np.outer(scale, scale))
 
 
-def _left_out(x: NDArray[np.float64], y: Vector, groups: NDArray[np.int_]) -> Vector:
+def _left_out(x: NDArray[np.float64], y: Vector, groups: NDArray[np.int_], signed: bool) -> Vector:
     """The errors of each group, predicted from the others; nan if the others determine no b."""
     errors = np.full(len(x), math.nan)
     for group in np.unique(groups):
         inside = groups == group
-        coefficients = _solve(x[~inside], y[~inside])
+        coefficients = _solve(x[~inside], y[~inside], signed)
         if coefficients is not None:
             errors[inside] = y[inside] - x[inside] @ coefficients
     return errors

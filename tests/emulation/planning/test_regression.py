@@ -80,3 +80,12 @@ def test_sums_and_products_of_estimates_go_bound_by_bound() -> None:
     a, b = Estimate(1.0, 2.0, 3.0), Estimate(10.0, 20.0, 40.0)
     assert a + b == (11.0, 22.0, 43.0) and a.times(b) == (10.0, 40.0, 120.0)
     assert a.times(2.0) == (2.0, 4.0, 6.0) and exactly(0.0).times(Estimate(1.0, 1.0, math.inf)).high == 0.0
+
+
+def test_a_cost_is_never_negative() -> None:
+    """Noise alone would give the constant a negative factor here. A logarithm may have one."""
+    x = [[1.0, n] for n in (1.0, 2.0, 3.0, 4.0)]
+    y = [1.0, 3.0, 5.5, 8.0]
+    cost, logarithm = (fit(x, y, range(4), logarithmic) for logarithmic in (False, True))
+    assert cost is not None and cost.coefficients[0] == 0.0 and cost.coefficients[1] > 0
+    assert logarithm is not None and logarithm.coefficients[0] < 0
