@@ -193,6 +193,7 @@ class _Forecast:
             notes.append("Newcomers arrive faster than 95 % of the facts can be learnt.")
         if wanted.degree not in self._model.degrees:
             notes.append(f"The degree {wanted.degree} was not measured, only {_list(self._model.degrees)}.")
+        notes += self._beyond()
         factor = wanted.devices / max(self._model.sizes)
         if factor > 1:
             notes.append(
@@ -200,6 +201,22 @@ class _Forecast:
                 f" ({max(self._model.sizes)}). The intervals hold only if the terms of the model hold there."
             )
         return notes
+
+    def _beyond(self) -> Iterator[str]:
+        """Settings of the run that no measured run has."""
+        measured, wanted = self._model.settings, self._wanted
+        if self._model.local_steps != (wanted.local_steps,):
+            yield (
+                f"Rounds to 95 % have no term for local steps. They are those of runs with"
+                f" {_list(self._model.local_steps)} local steps, also with {wanted.local_steps}."
+            )
+        pairs = (
+            ("--rate", "B/s", wanted.rate_Bps, measured.rate_Bps),
+            ("--latency", "s", wanted.latency_s, measured.latency_s),
+        )
+        for option, unit, given, of_runs in pairs:
+            if given is not None and given != of_runs:
+                yield f"{option}: {given:g} {unit} was not measured. All runs have {of_runs:g} {unit}."
 
 
 def _share(data: Estimate, control: Estimate, budget: int) -> Estimate:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from emulation.planning.measured_runs import BENCHMARK, MeasuredRun, Settings
-from emulation.planning.quantities import CHURN, CONTROL, QUANTITIES, Case, Quantity
+from emulation.planning.quantities import CHURN, CONTROL, LEARNT, QUANTITIES, Case, Quantity
 from emulation.planning.regression import Estimate, Fit, fit
 from peers.errors import InputError
 
@@ -34,12 +34,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Model:
-    """The fitted figures by name. `sizes`, `degrees`: that were measured."""
+    """The fitted figures by name. `sizes`, `degrees`: that were measured.
+
+    local_steps: those of the runs that measured the rounds to 95 %, which have no term for them.
+    """
 
     settings: Settings
     fits: dict[str, Fit]
     sizes: tuple[int, ...]
     degrees: tuple[int, ...]
+    local_steps: tuple[int, ...]
 
     def estimate(self, quantity: Quantity, case: Case) -> Estimate | None:
         """The prediction of one figure; None if it was not measured."""
@@ -103,6 +107,7 @@ def _fitted(runs: Sequence[MeasuredRun]) -> Model:
         found,
         tuple(sorted({run.devices for run in runs})),
         tuple(sorted({run.degree for run in runs})),
+        tuple(sorted({run.local_steps for run in runs if _has(run, LEARNT)})),
     )
     for quantity in QUANTITIES:
         rows = list(_rows(quantity, runs, model))
