@@ -16,9 +16,10 @@ from emulation.report.formatting import UNKNOWN, megabytes, plain, plural
 from peers.errors import InputError
 
 if TYPE_CHECKING:
+    from emulation.planning.checks import Check
     from emulation.planning.forecast import Forecast, Row, Wanted
     from emulation.planning.measured_runs import MeasuredRun
-    from emulation.planning.model import Check, Model
+    from emulation.planning.model import Model
 
 EXAMPLE = "Example: unweft plan --devices 10000 --degree 4 --plot plan.png"
 MOST_DEVICES = 10**7
@@ -58,7 +59,8 @@ def plan(
     hold_out: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="The size that checks the model. Default: the largest of each figure."
+            metavar="N",
+            help="The size that checks the model. Default: the largest that the others determine.",
         ),
     ] = None,
     plot: Annotated[
@@ -77,14 +79,15 @@ def plan(
     if plot is not None and plot.suffix not in PICTURES:
         raise InputError(f"--plot: {plot} is no name of a picture; allowed: {', '.join(PICTURES)}")
     from emulation.planning import measured_runs
-    from emulation.planning.forecast import Wanted, budget_checks, forecast
-    from emulation.planning.model import fit_model, held_out
+    from emulation.planning.checks import held_out
+    from emulation.planning.forecast import Wanted, forecast
+    from emulation.planning.model import fit_model
 
     runs = measured_runs.read(fit or measured_runs.shipped())
     model = fit_model(runs)
     if hold_out is not None and hold_out not in model.sizes:
         raise InputError(f"--hold-out: {hold_out} was not measured; allowed: {_list(model.sizes)}")
-    checks = [*held_out(runs, hold_out), *budget_checks(model, runs)]
+    checks = held_out(runs, hold_out)
     reference = max(runs, key=lambda run: (run.budget_bytes, run.local_steps))
     wanted = [
         Wanted(
@@ -131,7 +134,9 @@ def _show(
     checked = {check.quantity.name for check in checks}
     without = [q.title for q in QUANTITIES if q.name in model.fits and q.name not in checked]
     if without:
-        console.print(f"no check, since too few other sizes have it: {'; '.join(without)}", soft_wrap=True)
+        console.print(
+            f"no check, since the other sizes do not determine it: {'; '.join(without)}", soft_wrap=True
+        )
     console.print(
         f"fitted to {plural(len(runs), 'run')} of {_list(model.sizes)} devices; intervals: 95 %, Student's t",
         highlight=False,
@@ -144,8 +149,10 @@ def _show(
 
 
 def _check_table(checks: Sequence[Check]) -> Table:
-    table = Table(title="The check: runs that were held out", title_justify="left")
-    for column in ("figure", "devices", "measured", "predicted from the other sizes", "error", "covered"):
+    table = Table(
+        title="The check: held-out runs, and their whole forecast from the other sizes", title_justify="left"
+    )
+    for column in ("figure", "devices", "measured", "forecast", "error", "covered"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for check in checks:
         unit, low, middle, high = check.quantity.unit, *check.predicted

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from emulation.planning.measured_runs import MeasuredRun
-from emulation.planning.model import Check, Model
+from emulation.planning.model import Model
 from emulation.planning.quantities import (
     CHURN,
     CONTROL,
@@ -16,6 +15,7 @@ from emulation.planning.quantities import (
     LEARNT,
     MEMORY,
     OWN,
+    QUANTITIES,
     ROUND,
     TRANSFER,
     Case,
@@ -28,11 +28,15 @@ PASSES = 4  # a round takes longer with more bytes, and has more control in a lo
 CONTROL_SHARE = 5.0  # % of the budget: radio.control_share at most
 ARRIVALS = 0.5  # of the events of churn: as many devices come as go
 MOST_UNKNOWN = 0.05  # the facts that are not known when 95 % are
+INDEPENDENT = (OWN, LEARNT, TRANSFER, MEMORY, CPU)  # their terms have no figure of the run
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The run to plan. None: as in the measured runs. budget_bytes: C_t of a device."""
+    """The run to plan. None: as in the measured runs. budget_bytes: C_t of a device.
+
+    over_rounds: the rounds that foreign bytes are the mean of; None: those to 95 %.
+    """
 
     devices: int
     degree: int
@@ -41,6 +45,7 @@ class Wanted:
     local_steps: int
     rate_Bps: float | None = None
     latency_s: float | None = None
+    over_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,24 @@ def forecast(model: Model, wanted: Wanted) -> Forecast:
     return _Forecast(model, wanted).make()
 
 
-def budget_checks(model: Model, runs: Sequence[MeasuredRun]) -> Iterator[Check]:
-    """The rounds to 95 % of runs whose budget held something back. No such run is in a fit."""
-    for run in runs:
-        measured = run.figures.get(LEARNT.name)
-        if measured and run.figures.get("withheld") and not run.churn:
-            shape = run.devices, run.degree, 0.0, run.budget_bytes, run.local_steps
-            predicted = forecast(model, Wanted(*shape)).find(LEARNT.title).estimate
-            if predicted is not None:
-                yield Check(LEARNT, run, measured, predicted)
+def is_determined(model: Model, wanted: Wanted) -> bool:
+    """Whether the model has all figures that the whole forecast of this run depends on."""
+    needed = {quantity.name for quantity in QUANTITIES if quantity.required}
+    events = {TRANSFER.name, CHURN.name} if wanted.churn else set()
+    return needed | events <= {*model.fits}
+
+
+def measurable(model: Model, wanted: Wanted) -> dict[str, Estimate | None]:
+    """The figures that a run of this kind would measure, by name; those that are determined.
+
+    The rounds to 95 % are those without a budget if the model does not determine the whole forecast.
+    """
+    planned = _Forecast(model, wanted)
+    found = {quantity.name: model.estimate(quantity, planned.case) for quantity in INDEPENDENT}
+    if is_determined(model, wanted):
+        whole = planned.make()
+        found |= {of.name: whole.find(of.title).estimate for of in (FOREIGN, CONTROL, ROUND, LEARNT)}
+    return found
 
 
 class _Forecast:
@@ -94,15 +108,16 @@ class _Forecast:
         given = {"rate_Bps": wanted.rate_Bps, "latency_s": wanted.latency_s}
         settings = model.settings.model_copy(update={k: v for k, v in given.items() if v is not None})
         start = wanted.local_steps * settings.step_s + settings.latency_s
-        self._case = Case(
+        self.case = Case(
             *(settings, wanted.devices, wanted.degree, wanted.churn, wanted.local_steps, start, 0.0, 0.0)
         )
 
     def make(self) -> Forecast:
-        free = self._of(LEARNT, self._case)
-        own = self._of(OWN, self._case)
-        foreign = self._foreign(free, own)
-        transfer = self._of(TRANSFER, self._case) if self._wanted.churn else exactly(0.0)
+        free = self._of(LEARNT, self.case)
+        own = self._of(OWN, self.case)
+        over = self._wanted.over_rounds
+        foreign = self._foreign(exactly(float(over)) if over else free, own)
+        transfer = self._of(TRANSFER, self.case) if self._wanted.churn else exactly(0.0)
         data = own + foreign + transfer
         control, round_s = self._control_and_time(data)
         sent = _at_most(data + control, self._wanted.budget_bytes)
@@ -136,19 +151,19 @@ class _Forecast:
 
         At most every copy is sent in every round, at the cost of an own block.
         """
-        found = [self._of(FOREIGN, replace(self._case, learning_rounds=of)) for of in rounds]
-        most = own.times(self._case.devices - 1.0)
+        found = [self._of(FOREIGN, replace(self.case, learning_rounds=of)) for of in rounds]
+        most = own.times(self.case.devices - 1.0)
         return Estimate(found[2].low, min(found[1].middle, most.middle), min(found[0].high, most.high))
 
     def _optional(self, *quantities: Quantity) -> list[Row]:
-        found = ((q, self._model.estimate(q, self._case)) for q in quantities)
+        found = ((q, self._model.estimate(q, self.case)) for q in quantities)
         return [Row(q.title, q.unit, estimate) for q, estimate in found if estimate is not None]
 
     def _control_and_time(self, data: Estimate) -> tuple[Estimate, Estimate]:
         """Both depend on each other. The bounds of the one follow from the bounds of the other."""
         bounds = []
         for number in range(3):
-            case, control, round_s = self._case, exactly(0.0), exactly(0.0)
+            case, control, round_s = self.case, exactly(0.0), exactly(0.0)
             for _ in range(PASSES):
                 control = self._of(CONTROL, case)
                 if self._wanted.churn:

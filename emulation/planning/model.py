@@ -1,4 +1,4 @@
-"""Fits all figures of the model to measured runs, and checks the model on a size that it has not seen."""
+"""Fits all figures of the model to measured runs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,6 @@ from emulation.planning.regression import Estimate, Fit, fit
 from peers.errors import InputError
 
 LEAST_SIZES = 4  # one is held out, and two terms need three
-
-
-@dataclass(frozen=True)
-class Check:
-    """One figure of a run of the held-out size, and its prediction from the other sizes."""
-
-    quantity: Quantity
-    run: MeasuredRun
-    measured: float
-    predicted: Estimate
-
-    @property
-    def error(self) -> float:
-        """Relative to the measured value."""
-        return self.predicted.middle / self.measured - 1
-
-    @property
-    def covered(self) -> bool:
-        return self.predicted.holds(self.measured)
 
 
 @dataclass(frozen=True)
@@ -62,7 +43,7 @@ def fit_model(runs: Sequence[MeasuredRun]) -> Model:
             f"--fit: {len(runs)} measured runs of the sizes {sizes}; allowed: runs of {LEAST_SIZES} sizes or"
             f" more (`{BENCHMARK} --sizes N,N,N,N --json FILE`)"
         )
-    model = _fitted(runs)
+    model = fit_runs(runs)
     for quantity in QUANTITIES:
         if quantity.required and quantity.name not in model.fits:
             of = [run.devices for run, _, _ in _observations(quantity, runs, model)]
@@ -73,34 +54,8 @@ def fit_model(runs: Sequence[MeasuredRun]) -> Model:
     return model
 
 
-def held_out(runs: Sequence[MeasuredRun], size: int | None = None) -> list[Check]:
-    """Predict a size from all other sizes. `size` None: the largest one that has each figure.
-
-    A figure that the others do not determine has no check.
-    """
-    sizes = {q.name: _largest(q, runs) if size is None else size for q in QUANTITIES}
-    models = {n: _fitted([run for run in runs if run.devices != n]) for n in {*sizes.values()} if n}
-    return [
-        check
-        for quantity in QUANTITIES
-        if (held := sizes[quantity.name])
-        for check in _checks(quantity, runs, held, models[held])
-    ]
-
-
-def _largest(quantity: Quantity, runs: Sequence[MeasuredRun]) -> int:
-    """The largest size that has a figure; 0: none has it."""
-    return max((run.devices for run in runs if _has(run, quantity)), default=0)
-
-
-def _checks(quantity: Quantity, runs: Sequence[MeasuredRun], held: int, model: Model) -> Iterator[Check]:
-    for run, case, value in _observations(quantity, [run for run in runs if run.devices == held], model):
-        predicted = model.estimate(quantity, case)
-        if predicted is not None and value > 0:
-            yield Check(quantity, run, value, predicted)
-
-
-def _fitted(runs: Sequence[MeasuredRun]) -> Model:
+def fit_runs(runs: Sequence[MeasuredRun]) -> Model:
+    """All figures that the runs determine. The others have no fit."""
     found: dict[str, Fit] = {}
     model = Model(
         runs[0].settings,

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from emulation.planning import measured_runs
-from emulation.planning.forecast import Forecast, Wanted, _Forecast, budget_checks, forecast
+from emulation.planning.checks import Check, held_out
+from emulation.planning.forecast import Forecast, Wanted, _Forecast, forecast
 from emulation.planning.measured_runs import MeasuredRun
-from emulation.planning.model import fit_model, held_out
+from emulation.planning.model import fit_model
 from emulation.planning.quantities import CHURN, CONTROL, FOREIGN, LEARNT, OWN, ROUND, sent_share
 from emulation.planning.regression import exactly
 from peers.errors import InputError
@@ -46,6 +47,21 @@ def test_any_size_can_be_held_out() -> None:
     checks = held_out(measurements(noise=0.01), 16)
     assert {check.run.devices for check in checks} == {16}
     assert all(abs(check.error) < 0.2 for check in checks)
+
+
+@pytest.mark.parametrize("name", [LEARNT.name, ROUND.name, "sent_bytes"])
+def test_a_check_takes_no_outcome_of_the_held_out_run(name: str) -> None:
+    """Rounds, times and bytes of the held-out run change no forecast."""
+
+    def forecasts(factor: float) -> list[object]:
+        runs = measurements(noise=0.01)
+        for n, run in enumerate(runs):
+            if run.devices == 16:
+                figures = {**run.figures, name: factor * run.figures[name]}
+                runs[n] = run.model_copy(update={"figures": figures})
+        return [(check.quantity.name, check.run.degree, check.predicted) for check in held_out(runs, 16)]
+
+    assert len(forecasts(1.0)) > 10 and forecasts(1.0) == forecasts(1.5)
 
 
 def test_intervals_cover_a_held_out_size_in_a_simulation() -> None:
@@ -116,16 +132,31 @@ def test_nothing_is_learnt_if_newcomers_arrive_faster() -> None:
     assert found.find(LEARNT.title).estimate is None and any("Newcomers" in note for note in found.notes)
 
 
-def test_a_run_under_a_budget_checks_the_rule_of_the_budget() -> None:
-    """It is in no fit. With half of the bytes, everything takes twice as long."""
-    free = measured(16)
+def tight_run(devices: int) -> MeasuredRun:
+    """With half of the bytes, everything takes twice as long."""
+    free = measured(devices)
     needed = sum(free.figures[quantity.name] for quantity in (OWN, FOREIGN))
     budget = round(needed / 2 + free.figures[CONTROL.name])
     figures = {**free.figures, "withheld": 3.0, LEARNT.name: 2 * free.figures[LEARNT.name]}
-    tight = free.model_copy(update={"budget_bytes": budget, "figures": figures})
-    model = fit_model([*measurements(), tight])
-    (check,) = budget_checks(model, [free, tight])
-    assert check.run is tight and check.error == pytest.approx(0.0, abs=0.02)
+    return free.model_copy(update={"budget_bytes": budget, "figures": figures})
+
+
+def of_budget(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check.run.figures["withheld"]]
+
+
+def test_a_run_under_a_budget_checks_the_rule_of_the_budget() -> None:
+    runs = [*measurements(), tight_run(16)]
+    (check,) = of_budget(held_out(runs))
+    assert check.run is runs[-1] and check.error == pytest.approx(0.0, abs=0.02)
+    assert of_budget(held_out(runs, 16)) == [check] and not of_budget(held_out(runs, 12))
+
+
+def test_a_budget_is_checked_without_the_free_run_of_its_size() -> None:
+    """The free runs of 16 devices are wrong by a factor of two. The forecast does not follow them."""
+    runs = [_doubled(run) if run.devices == 16 else run for run in measurements()]
+    (check,) = of_budget(held_out([*runs, tight_run(16)]))
+    assert check.error == pytest.approx(0.0, abs=0.02)
 
 
 def test_a_slower_radio_makes_rounds_longer() -> None:

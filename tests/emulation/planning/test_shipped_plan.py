@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 
 from emulation.planning import measured_runs
+from emulation.planning.checks import held_out
 from emulation.planning.forecast import Wanted, forecast
 from emulation.planning.model import Model, fit_model
-from emulation.planning.quantities import CONTROL
+from emulation.planning.quantities import CONTROL, FOREIGN, OWN
 from emulation.planning.regression import Estimate
 
 WANTED = Wanted(20, 4, 0.0, 4_000_000, 5)
@@ -48,3 +49,11 @@ def test_control_does_not_fall_when_local_steps_rise() -> None:
 def test_settings_that_were_not_measured_are_named(changes: dict[str, float], said: str) -> None:
     assert not any(said in note for note in forecast(model(), WANTED).notes)
     assert any(said in note for note in forecast(model(), replace(WANTED, **changes)).notes)  # type: ignore[arg-type]
+
+
+def test_the_largest_size_that_the_others_determine_is_held_out() -> None:
+    """Without 6 devices, only the ring of 4 has foreign copies, and one size does not determine a factor."""
+    runs = measured_runs.read(measured_runs.shipped())
+    assert {check.quantity.name: check.run.devices for check in held_out(runs)}[FOREIGN.name] == 5
+    assert {check.quantity.name for check in held_out(runs, 6)}.isdisjoint({FOREIGN.name, CONTROL.name})
+    assert {check.run.devices for check in held_out(runs) if check.quantity is OWN} == {6}
