@@ -34,7 +34,7 @@ def test_a_plan_is_shown_after_its_check_and_written(
     options = ("--churn", 1e-5, "--budget", 10**9, "--plot", picture, "--json", file)
     assert unweft(monkeypatch, "--devices", 1000, "--devices", 100_000, "--fit", fitted, *options) == 0
     said = capsys.readouterr().out
-    assert said.index("held out") < said.index("1,000 devices, degree 4") < said.index("100,000 devices")
+    assert said.index("held-out") < said.index("1,000 devices, degree 4") < said.index("100,000 devices")
     assert "fitted to 16 runs of 8, 12, 16, 24 devices" in said
     assert "<svg" in picture.read_text()
     found = json.loads(file.read_text())
