@@ -56,8 +56,11 @@ def figures(devices: int, degree: int, seed: int = 0) -> GraphFigures:
 def _limits(devices: int, degree: int) -> GraphFigures:
     """A random graph of degree k: lambda_2 of its adjacency matrix is 2 sqrt(k - 1) (Friedman, 2008).
 
-    A ring (k = 2) has lambda_2 = 2 cos(2 pi / N) instead. W = (I + A) / (k + 1).
+    A ring (k = 2) has lambda_2 = 2 cos(2 pi / N) instead. W = (I + A) / (k + 1). With k >= N - 1 neighbours,
+    the graph is complete, as `regular` builds it.
     """
+    if degree >= devices - 1:
+        return GraphFigures(devices, devices - 1, 0.0)
     second = 2 * math.sqrt(degree - 1) if degree > 2 else 2 * math.cos(2 * math.pi / devices)
     return GraphFigures(devices, degree, (1 + second) / (1 + degree), built=False)
 

@@ -41,3 +41,9 @@ def test_rho_is_that_of_the_mixing_matrix() -> None:
     graph = nx.path_graph(5)
     weights = learning_graphs._weights(nx.relabel_nodes(graph, {n: f"d{n}" for n in graph}))
     assert learning_graphs._rho(weights) == pytest.approx(spectral_rho(weights))
+
+
+@pytest.mark.parametrize("degree", [400, 1000])
+def test_a_large_graph_has_no_more_links_than_devices(degree: int) -> None:
+    found = figures(401, degree)
+    assert (found.links, found.rho, found.copies) == (400, 0.0, 0.0)
