@@ -73,7 +73,10 @@ def shipped() -> list[Path]:
 
 
 def read(paths: Sequence[Path]) -> list[MeasuredRun]:
-    """All runs in these files. Raises InputError if one has none, or if the settings differ."""
+    """All runs in these files, the longest one of each configuration.
+
+    Raises InputError if a file has no run, or if the settings differ.
+    """
     if not paths:
         raise InputError(f"--fit: no file; allowed: a file of `{BENCHMARK} --json`, as this version has none")
     found = [run for path in paths for run in _read_one(path)]
@@ -85,7 +88,18 @@ def read(paths: Sequence[Path]) -> list[MeasuredRun]:
                     f"--fit: {key} is {first[key]!r} in one run and {value!r} in another; allowed: runs of"
                     " the same settings"
                 )
-    return found
+    return _longest(found)
+
+
+def _longest(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Of runs of one configuration, the longest one: the others are its beginnings and would count twice."""
+    by_configuration: dict[tuple[object, ...], MeasuredRun] = {}
+    for run in runs:
+        links = min(run.degree, run.devices - 1)  # above that, the graph is complete
+        key = run.clock, run.devices, links, run.churn, run.budget_bytes, run.local_steps
+        if key not in by_configuration or by_configuration[key].rounds < run.rounds:
+            by_configuration[key] = run
+    return list(by_configuration.values())
 
 
 def _read_one(path: Path) -> list[MeasuredRun]:

@@ -225,6 +225,14 @@ def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert measured_runs.read([write(tmp_path, measurements())]) == measurements()
 
 
+def test_the_longest_run_of_a_configuration_counts(tmp_path: Path) -> None:
+    """In virtual time, a shorter run of the same configuration is the beginning of the longer one."""
+    long, short = measured(4, 4), measured(4, 4).model_copy(update={"rounds": 7})
+    complete = measured(4, 6).model_copy(update={"rounds": 8})  # the same graph: all 3 neighbours
+    ring = measured(4, 2)
+    assert measured_runs.read([write(tmp_path, [short, ring, long, complete])]) == [long, ring]
+
+
 def write(folder: Path, runs: list[MeasuredRun]) -> Path:
     path = folder / "measured.json"
     path.write_text(json.dumps([{"title": "", "runs": [run.model_dump() for run in runs]}]))

@@ -28,6 +28,12 @@ def control(local_steps: int) -> Estimate:
     return estimate
 
 
+def test_each_configuration_is_shipped_once() -> None:
+    """Two rings of 4 devices were measured. The first 28 rounds of the longer one are the shorter one."""
+    runs = measured_runs.read(measured_runs.shipped())
+    assert [run.rounds for run in runs if (run.devices, run.degree) == (4, 2)] == [47]
+
+
 def test_no_cost_is_negative() -> None:
     costs = [fit for fit in model().fits.values() if not fit.logarithmic]
     assert costs and all((fit.coefficients >= 0).all() for fit in costs)
