@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from emulation.commands.output_folder import check_file
 from peers.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ def bench(
         raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
     if seed and min(seed) < 0:
         raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
-    if json is not None and not json.absolute().parent.is_dir():
-        raise InputError(f"--json: there is no folder {json.absolute().parent}")
+    check_file("--json", json)
     _check_variants(degree, churn, budget)
     numbers = {"sizes": _sizes("--sizes", sizes), "virtual": _sizes("--virtual", virtual)}
     console = Console()

@@ -1,4 +1,4 @@
-"""The folder that a command is to write: the check before the work, and the claim while it is written."""
+"""The folder or file that a command is to write: the check before the work, and the claim of a folder."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def check_usable(folder: Path) -> None:
         raise InputError(f"--out: {folder} cannot be made in {existing}; allowed: a new or empty folder")
     if existing == folder.absolute():
         _check_empty(folder)
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raises InputError unless the file can be written. None: no file is wanted."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{option}: there is no folder {folder}")
+    if path.is_dir():
+        raise InputError(f"{option}: {path} is a folder; allowed: the name of a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise InputError(f"{option}: {path} cannot be written; allowed: a file that this user can write")
 
 
 def _check_empty(folder: Path) -> None:

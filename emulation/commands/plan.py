@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from emulation.commands.output_folder import check_file
 from emulation.report.formatting import UNKNOWN, megabytes, plain, plural
 from peers.errors import InputError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: unweft plan --devices 10000 --degree 4 --plot plan.png"
 MOST_DEVICES = 10**7
+MOST = 10**15  # bytes, local steps, seconds: all products of them are floats
+LEAST_SETTING = 1e-9
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -41,7 +44,8 @@ def plan(
         typer.Option(metavar="BYTES", help="C_t of a device. Default: that of the measured runs."),
     ] = None,
     local_steps: Annotated[
-        int | None, typer.Option(min=1, help="Local steps in a round. Default: those of the measured runs.")
+        int | None,
+        typer.Option(metavar="N", help="Local steps in a round. Default: those of the measured runs."),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(metavar="BYTES", help="Bytes a second of a radio. Default: as measured.")
@@ -72,10 +76,10 @@ def plan(
 
     The model is fitted to measured runs. First it predicts a measured size from the other sizes.
     """
-    _check(devices, degree, churn, budget, (rate, latency))
+    _check(devices, degree, churn, {"--budget": budget, "--local-steps": local_steps})
+    _check_settings({"--rate": rate, "--latency": latency})
     for option, path in (("--plot", plot), ("--json", json)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option}: there is no folder {path.absolute().parent}")
+        check_file(option, path)
     if plot is not None and plot.suffix not in PICTURES:
         raise InputError(f"--plot: {plot} is no name of a picture; allowed: {', '.join(PICTURES)}")
     from emulation.planning import measured_runs
@@ -106,21 +110,25 @@ def plan(
         _write(json, model, checks, plans)
 
 
-def _check(
-    devices: Sequence[int], degree: int, churn: float, budget: int | None, positive: Sequence[float | None]
-) -> None:
+def _check(devices: Sequence[int], degree: int, churn: float, counts: Mapping[str, int | None]) -> None:
     for count in devices:
         if not 2 <= count <= MOST_DEVICES:
             raise InputError(f"--devices: {count}; allowed: numbers from 2 to {MOST_DEVICES}")
-    if degree < 2 or degree % 2:
-        raise InputError(f"--degree: {degree}; allowed: an even number of neighbours, 2 or more")
-    if not 0 <= churn < float("inf"):
-        raise InputError(f"--churn: {churn:g}; allowed: 0 or more events a round")
-    if budget is not None and budget < 1:
-        raise InputError(f"--budget: {budget}; allowed: 1 byte or more")
-    for option, value in zip(("--rate", "--latency"), positive, strict=True):
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{option}: {value:g}; allowed: more than 0")
+    if not 2 <= degree <= MOST_DEVICES or degree % 2:
+        raise InputError(
+            f"--degree: {degree}; allowed: an even number of neighbours, 2 or more, up to {MOST_DEVICES}"
+        )
+    if not 0 <= churn <= MOST_DEVICES:
+        raise InputError(f"--churn: {churn:g}; allowed: 0 or more events a round, up to {MOST_DEVICES}")
+    for option, count in counts.items():
+        if count is not None and not 1 <= count <= MOST:
+            raise InputError(f"{option}: {count}; allowed: 1 or more, up to {MOST}")
+
+
+def _check_settings(settings: Mapping[str, float | None]) -> None:
+    for option, value in settings.items():
+        if value is not None and not LEAST_SETTING <= value <= MOST:
+            raise InputError(f"{option}: {value:g}; allowed: numbers from {LEAST_SETTING:g} to {MOST}")
 
 
 # -- what is shown -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from emulation.planning.forecast import Wanted, is_determined, measurable
 from emulation.planning.measured_runs import MeasuredRun
@@ -66,20 +67,21 @@ def held_out(runs: Sequence[MeasuredRun], size: int | None = None) -> list[Check
     determine has no check.
     """
     sizes = sorted({run.devices for run in runs}, reverse=True) if size is None else [size]
-    models = {n: fit_runs(rest) for n in sizes if (rest := [run for run in runs if run.devices != n])}
-    return [check for subject in SUBJECTS for check in _first(subject, runs, models)]
+    model = cache(lambda size: fit_runs([run for run in runs if run.devices != size]))
+    return [check for subject in SUBJECTS for check in _first(subject, runs, sizes, model)]
 
 
 def _first(
     subject: tuple[Quantity, Callable[[MeasuredRun], bool]],
     runs: Sequence[MeasuredRun],
-    models: dict[int, Model],
+    sizes: Sequence[int],
+    model: Callable[[int], Model],
 ) -> list[Check]:
     """The checks of the first size that has any."""
     quantity, fits = subject
-    for size, model in models.items():
+    for size in sizes:
         of_size = [run for run in runs if run.devices == size and fits(run)]
-        found = [check for run in of_size for check in _checks(quantity, run, model)]
+        found = [check for run in of_size for check in _checks(quantity, run, model(size))]
         if found:
             return found
     return []

@@ -17,23 +17,25 @@ from peers.section import Section
 
 BENCHMARK = "unweft bench scale"
 DATA = ("own_bytes", "foreign_bytes")
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST = 10**15  # so that all products of figures are floats
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Positive = Annotated[float, Field(ge=1e-9, le=MOST)]
+Figure = Annotated[float, Field(ge=0, le=MOST)]
 
 
 class Settings(Section):
     """All runs of one fit have the same values. `block_bytes`: of one block in `codec`, without headers."""
 
     model: str
-    rank: Annotated[int, Field(ge=1)]
-    input_width: Annotated[int, Field(ge=1)]  # d of the narrowest adapted module
-    groups: Annotated[int, Field(ge=1)]
-    block_bytes: Annotated[int, Field(ge=1)]
+    rank: Count
+    input_width: Count  # d of the narrowest adapted module
+    groups: Count
+    block_bytes: Count
     codec: str
     mode: str
     tolerance: Figure
     topology: Literal["regular"]  # the one whose limits are known
-    seed: int
+    seed: Annotated[int, Field(ge=-MOST, le=MOST)]
     step_s: Positive  # emulated time of a local step
     latency_s: Positive
     rate_Bps: Positive
@@ -44,12 +46,12 @@ class MeasuredRun(Section):
     """One run. Figures are means over devices and rounds, except the first round of each device."""
 
     clock: Literal["real", "virtual"]
-    devices: Annotated[int, Field(ge=2)]
-    degree: Annotated[int, Field(ge=1)]
+    devices: Annotated[int, Field(ge=2, le=MOST)]
+    degree: Annotated[int, Field(ge=2, le=MOST, multiple_of=2)]  # as `regular` has it
     churn: Figure  # events a round, in the whole network
-    budget_bytes: Annotated[int, Field(ge=1)]
-    local_steps: Annotated[int, Field(ge=1)]
-    rounds: Annotated[int, Field(ge=1)]  # that were measured
+    budget_bytes: Count
+    local_steps: Count
+    rounds: Count  # that were measured
     settings: Settings
     figures: dict[str, Figure]  # by name (quantities.py); a figure that was not measured is left out
 
@@ -107,7 +109,7 @@ def _read_one(path: Path) -> list[MeasuredRun]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--fit: {path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"--fit: {path} is no JSON; allowed: a file of `{BENCHMARK} --json`") from None
     lines = list(_lines(data))
     if not lines:
@@ -121,6 +123,7 @@ def _read_one(path: Path) -> list[MeasuredRun]:
 
 
 def _lines(data: Any) -> Iterable[Any]:
-    """The runs of all benchmarks in a file."""
+    """The runs of all benchmarks in a file. Whatever has another form has no runs."""
     benchmarks = data if isinstance(data, list) else []
-    return (run for one in benchmarks if isinstance(one, dict) for run in one.get("runs") or ())
+    found = (one.get("runs") for one in benchmarks if isinstance(one, dict))
+    return (run for runs in found if isinstance(runs, list) for run in runs)

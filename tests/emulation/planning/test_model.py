@@ -200,6 +200,8 @@ def test_runs_of_other_settings_are_refused(tmp_path: Path) -> None:
     [
         ("{", "is no JSON"),
         ("[]", "has no measured runs"),
+        ('[{"runs": 5}]', "has no measured runs"),
+        ("[" * 100_000, "is no JSON"),
         ('[{"runs": [{"clock": "real"}]}]', "devices"),
     ],
 )
@@ -212,6 +214,22 @@ def test_files_without_runs_are_refused(text: str, said: str, tmp_path: Path) ->
         measured_runs.read([tmp_path / "none.json"])
     with pytest.raises(InputError, match="--fit: no file"):
         measured_runs.read([])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("degree", 3, "degree: 3: Input should be a multiple of 2"),
+        ("degree", 0, "degree: 0: Input should be greater than or equal to 2"),
+        ("budget_bytes", 10**400, "budget_bytes: .*should be less than or equal to 1000000000000000"),
+        ("churn", 1e300, "churn: 1e.300: Input should be less than or equal to 1000000000000000"),
+    ],
+)
+def test_values_that_no_run_has_are_refused(key: str, value: float, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps([{"runs": [measured(8).model_dump() | {key: value}]}]))
+    with pytest.raises(InputError, match=said):
+        measured_runs.read([path])
 
 
 def test_bytes_of_blocks_are_scaled_to_those_of_the_links() -> None:
