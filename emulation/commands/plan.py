@@ -45,7 +45,7 @@ def plan(
     ] = None,
     local_steps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Local steps in a round. Default: those of the measured runs."),
+        typer.Option(metavar="N", help="Local steps in a round. Default: as measured."),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(metavar="BYTES", help="Bytes a second of a radio. Default: as measured.")

@@ -94,18 +94,19 @@ def sent_share(case: Case) -> float:
     """The share of the foreign copies that is sent, as a mean over the rounds of learning.
 
     A copy whose norm grows evenly changes by 1/t of it in round t. It is sent if it has changed by the
-    tolerance since it was sent last: in each of the first 1/tolerance rounds, later less and less often, and
-    in one round of REFRESH in any case (docs/exchange.md).
+    tolerance since it was sent last: in each of the first 1/tolerance rounds, later in a share
+    1/(tolerance t) of the rounds, and in one round of REFRESH in any case (docs/exchange.md).
     """
+    rounds = case.learning_rounds
     if not case.settings.tolerance:
         return 1.0
     early = 1 / case.settings.tolerance
-    if case.learning_rounds <= early:
+    if rounds <= early:
         return 1.0
-    if math.isinf(case.learning_rounds):
+    if math.isinf(rounds):
         return 1 / REFRESH
-    ratio = early / case.learning_rounds
-    return min(1.0, max(1 / REFRESH, ratio * (1 - math.log(ratio))))
+    refreshed = max(0.0, rounds - REFRESH * early)  # the rounds in which only this sends copies
+    return (early * (1 + math.log(min(rounds / early, REFRESH))) + refreshed / REFRESH) / rounds
 
 
 OWN = Quantity(

@@ -75,7 +75,14 @@ def test_foreign_copies_are_sent_less_often_in_a_long_run() -> None:
 
     assert share(10) == share(50) == 1.0  # tolerance 0.02: in each of the first 50 rounds
     assert share(500) == pytest.approx(0.1 * (1 + math.log(10)))
-    assert share(1e6) == share(math.inf) == 1 / REFRESH
+    assert share(math.inf) == 1 / REFRESH
+
+
+@pytest.mark.parametrize("rounds", [40, 60, 300, 1000, 1500, 5000, 50_000])
+def test_the_share_of_copies_is_the_mean_over_single_rounds(rounds: int) -> None:
+    """Tolerance 0.02. The mean of the larger of two shares is more than the larger of two means."""
+    simulated = sum(min(1.0, max(1 / (0.02 * t), 1 / REFRESH)) for t in range(1, rounds + 1)) / rounds
+    assert sent_share(replace(case(16), learning_rounds=rounds)) == pytest.approx(simulated, rel=0.01)
 
 
 # -- the plan ------------------------------------------------------------------------------------------
