@@ -39,6 +39,7 @@ VIRTUAL_SIZES = (4, 8, 16)  # in one process, whose time grows with the square o
 STEPS, EVALUATED = 5, 3  # in virtual time: local steps in a round, rounds from one evaluation to the next
 IDLE_S = 10.0  # in which the devices are idle
 NEEDED_MB = 80.0  # memory that must be free for each device
+MOST_ROUNDS = 10_000  # of one size in virtual time, which bounds its time
 CHURN_ROUNDS = 30  # with churn, in virtual time; accuracies are not evaluated
 Say = Callable[[str], None]
 
@@ -159,6 +160,8 @@ def run(
     if not sizes and not simulated:
         raise InputError("--sizes: none; allowed: sizes here or in --virtual")
     base = Variant(degree[0])
+    variants = [base, *others(base, degree, churn, budget)]
+    _check_rounds(simulated, variants)
     say = say or Console(stderr=True, highlight=False).print
     measured = Measured(max([*sizes, *simulated]), say, save or (lambda so_far: None))
     for count in sizes:
@@ -169,7 +172,7 @@ def run(
         measured.add(count, _real(count, base, rounds, idle_s, measured))
     for count in simulated:
         measured.add(count, _virtual(count, base, measured))
-    for variant in others(base, degree, churn, budget):
+    for variant in variants[1:]:
         for count in (n for n in simulated if not variant.same_graph(base, n)):
             measured.tell(_line(count, _virtual(count, variant, measured), str(variant)))
     return measured.findings()
@@ -179,6 +182,17 @@ def _check(option: str, sizes: Sequence[int], least: int) -> None:
     if not all(least <= n <= MOST for n in sizes) or len({*sizes}) != len(sizes):
         given = ", ".join(map(str, sizes))
         raise InputError(f"{option}: {given}; allowed: different numbers from {least} to {MOST}")
+
+
+def _check_rounds(sizes: Sequence[int], variants: Sequence[Variant]) -> None:
+    """The rounds of a ring grow as N^4, so the time of a size would have no bound."""
+    for degree in (variant.degree for variant in variants if not variant.churn):
+        for count in sizes:
+            if (rounds := virtual_rounds(count, degree)) > MOST_ROUNDS:
+                raise InputError(
+                    f"--virtual: {count} devices of degree {degree} need {rounds:,} rounds to learn"
+                    f" everyone's facts; allowed: sizes that need {MOST_ROUNDS:,} or fewer"
+                )
 
 
 def _line(count: int, figures: Figures, variant: str = "") -> str:

@@ -25,6 +25,7 @@ from emulation.bench.harness.virtual_figures import (
 )
 from emulation.cli import main
 from emulation.scenario.schema import Scenario
+from peers.errors import InputError
 from tests.support.synthetic_measurements import SETTINGS
 from transport.shaping.accounting import BOUNDS_NS
 
@@ -201,6 +202,18 @@ def test_sizes_that_cannot_be_measured_are_refused(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_sizes_that_would_learn_for_too_many_rounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured before, neither with real devices nor of a smaller size. Churn has few rounds."""
+    done: list[object] = []
+    for name in ("_real", "_virtual"):
+        monkeypatch.setattr(scale, name, lambda *given: done.append(given) or {})
+    with pytest.raises(InputError, match=r"--virtual: 24 devices of degree 2 need \d\d,\d{3} rounds"):
+        scale.run((4,), virtual=(4, 24), degree=(4, 2), say=lambda said: None)
+    assert done == []
+    scale.run((), virtual=(4, 16), degree=(4, 2), churn=(0.2,), say=lambda said: None)
+    assert len(done) == 6
 
 
 # -- real devices --------------------------------------------------------------------------------------
