@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from peers.lora.adapted_model import shape_lora
+from peers.errors import InputError
+from peers.lora.adapted_model import needs_hooks, shape_lora
 from peers.lora.bases import Recipe
 from peers.storage.adapter_folder import WEIGHTS, peft_config
 from peers.unlearning.forget import read_about
@@ -19,7 +23,8 @@ FIRST = "default"  # PEFT's name for the first adapter
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """The base model with a saved adapter in it, whatever its kind; changes `model` in place.
 
-    For LoRA this is `PeftModel.from_pretrained`. Raises InputError if unweft did not write the adapter.
+    For LoRA this is `PeftModel.from_pretrained`. A bottleneck can be neither merged nor saved by PEFT: both
+    raise InputError. Raises InputError if unweft did not write the adapter.
     """
     recipe, _ = read_about(adapter)
     config = None if recipe.layout.kind.dense else _config(recipe, adapter)  # None: PEFT reads the file
@@ -44,6 +49,27 @@ def _config(recipe: Recipe, adapter: Path) -> LoraConfig:
 
 def _shape(model: PeftModel, recipe: Recipe, name: str) -> None:
     """Let PEFT's modules compute the kind of the adapter. A dense kind is LoRA in its files."""
-    layout = recipe.layout
-    for shape in layout.modules if not layout.kind.dense else ():
-        shape_lora(model.base_model.model.get_submodule(shape.name), name, layout.kind)
+    kind = recipe.layout.kind
+    if kind.dense:
+        return
+    for shape in recipe.modules:
+        shape_lora(model.base_model.model.get_submodule(shape.name), name, kind)
+    # setattr: mypy allows no other method in the place of one
+    setattr(model, "save_pretrained", partial(_save, model.save_pretrained, name, kind.name))  # noqa: B010
+
+
+def _save(
+    save: Callable[..., None],
+    name: str,
+    kind: str,
+    save_directory: str,
+    safe_serialization: bool = True,
+    selected_adapters: list[str] | None = None,
+    **options: Any,
+) -> None:
+    """In the place of `save_pretrained`: PEFT would write LoRA's configuration beside the factors."""
+    if selected_adapters is None or name in selected_adapters:
+        raise InputError(
+            f"save_pretrained: {needs_hooks(name, kind)}; allowed: a copy of the folder that unweft wrote"
+        )
+    save(save_directory, safe_serialization, selected_adapters, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from peers.errors import InputError
 from peers.lora.kinds import KINDS
 from peers.storage.adapter_folder import BLOCKS, CONFIG, adapter_sha256
 from peers.unlearning import adapter_hashes
@@ -47,6 +49,41 @@ def test_plain_peft_refuses_what_it_would_compute_wrongly(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob(CONFIG))
     with pytest.raises(ValueError, match=CONFIG):
         PeftModel.from_pretrained(small_loaded().model, tmp_path / "a")
+
+
+def test_peft_neither_merges_nor_saves_a_bottleneck(tmp_path: Path) -> None:
+    """Its hooks would be lost: the merged or saved model would compute another function."""
+    learner = joined(adapter={"kind": "bottleneck-relu"})
+    learner.export(tmp_path / "a")
+    joined().export(tmp_path / "lora")
+    model: Any = load_adapter(small_loaded().model, tmp_path / "a")
+    for one in (model, deepcopy(model)):
+        for merge in (one.merge_and_unload, one.merge_adapter):
+            with pytest.raises(InputError, match=r"merge: .* 'bottleneck-relu', and its factors alone"):
+                merge()
+        with pytest.raises(InputError, match=r"save_pretrained: .* 'bottleneck-relu'"):
+            one.save_pretrained(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert torch.allclose(logits(one), logits(learner.model), atol=1e-5)
+    add_adapter(model, tmp_path / "lora", "plain")
+    model.save_pretrained(tmp_path / "out", selected_adapters=["plain"], save_embedding_layers=False)
+    assert torch.allclose(logits(model.merge_and_unload()), logits(joined().model), atol=1e-4)
+
+
+def test_the_model_of_a_device_is_not_merged_without_its_gates() -> None:
+    with pytest.raises(InputError, match=r"merge: .* 'vera'"):
+        joined(adapter={"kind": "vera"}).model.merge_adapter()
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera"])
+def test_a_dense_adapter_can_be_merged_and_saved(kind: str, tmp_path: Path) -> None:
+    learner = joined(adapter={"kind": kind})
+    learner.export(tmp_path / "a")
+    model: Any = load_adapter(small_loaded().model, tmp_path / "a")
+    model.save_pretrained(tmp_path / "out", save_embedding_layers=False)  # "auto" asks the network
+    plain = PeftModel.from_pretrained(small_loaded().model, tmp_path / "out")
+    for one in (plain, model.merge_and_unload()):
+        assert torch.allclose(logits(one), logits(learner.model), atol=1e-4)
 
 
 @pytest.mark.parametrize("path", ["blocks", "gram"])
