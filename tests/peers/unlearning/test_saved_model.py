@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peers.errors import InputError
 from peers.lora.kinds import KINDS
-from peers.storage.adapter_folder import BLOCKS, CONFIG, adapter_sha256
+from peers.storage.adapter_folder import BLOCKS, CONFIG, WEIGHTS, adapter_sha256
 from peers.unlearning import adapter_hashes
 from peers.unlearning.forget import forget
 from peers.unlearning.saved_model import add_adapter, load_adapter
@@ -68,6 +68,22 @@ def test_peft_neither_merges_nor_saves_a_bottleneck(tmp_path: Path) -> None:
     add_adapter(model, tmp_path / "lora", "plain")
     model.save_pretrained(tmp_path / "out", selected_adapters=["plain"], save_embedding_layers=False)
     assert torch.allclose(logits(model.merge_and_unload()), logits(joined().model), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck-relu"])
+def test_an_adapter_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    joined(adapter={"kind": kind}).export(tmp_path / "a")
+    wrong = [("missing", WEIGHTS, None), ("damaged", WEIGHTS, b"x" * 40)]
+    wrong += [("no-config", CONFIG, None), ("bad-config", CONFIG, b"{")] if KINDS[kind].dense else []
+    base = small_loaded().model
+    for name, file, content in wrong:
+        path = shutil.copytree(tmp_path / "a", tmp_path / name) / file
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}/{file}: "):
+            load_adapter(base, tmp_path / name)
+    for other in (small_loaded("gpt2").model, load_adapter(base, tmp_path / "a")):
+        with pytest.raises(InputError, match=r"a: module '.*q_proj' \(32 -> 32\) is not in the given model"):
+            load_adapter(other, tmp_path / "a")
 
 
 def test_the_model_of_a_device_is_not_merged_without_its_gates() -> None:
