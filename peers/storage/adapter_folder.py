@@ -1,4 +1,4 @@
-"""Adapters as folders that plain PEFT loads (docs/records.md).
+"""Adapters as folders; plain PEFT loads those of dense kinds (docs/records.md).
 
 DIR/adapter_model.safetensors has all blocks: lora_A stacks A_u^T, lora_B stacks s B_u. With lora_alpha = r,
 PEFT's scaling is 1. DIR/blocks/<owner>/ has the same for the blocks of one owner. DIR/unweft.json lists the
