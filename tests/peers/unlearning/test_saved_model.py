@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from peers.errors import InputError
 from peers.lora.kinds import KINDS
-from peers.storage.adapter_folder import BLOCKS, CONFIG, WEIGHTS, adapter_sha256
+from peers.storage.adapter_folder import ABOUT, BLOCKS, CONFIG, WEIGHTS, adapter_sha256, tensors_sha256
 from peers.unlearning import adapter_hashes
 from peers.unlearning.forget import forget
 from peers.unlearning.saved_model import add_adapter, load_adapter
@@ -133,6 +134,22 @@ def test_an_adapter_is_compared_with_the_one_without_a_device(kind: str, tmp_pat
     assert torch.allclose(logits(model), whole, atol=1e-5)
     add_adapter(model, tmp_path / "out", "without")
     assert torch.allclose(logits(model), logits(learner.model), atol=1e-5)
+
+
+def test_the_hashes_of_a_bottleneck_cover_its_kind(tmp_path: Path) -> None:
+    """The tensors are those of LoRA. The file of the recipe alone tells the function."""
+    learner = joined(adapter={"kind": "bottleneck-relu"})
+    learner.export(tmp_path / "a")
+    before, about = adapter_hashes.read(tmp_path / "a"), tmp_path / "a" / ABOUT
+    about.write_text(about.read_text().replace("bottleneck-relu", "bottleneck-gelu"))
+    after = adapter_hashes.read(tmp_path / "a")
+    assert before.adapter == learner.sha256() != after.adapter and before.whole != after.whole
+    for key in (OWN, *OTHERS):
+        assert before.merged[key] != after.merged[key]
+    joined().export(tmp_path / "lora")
+    tensors = load_file(tmp_path / "lora" / WEIGHTS)
+    assert adapter_sha256(tmp_path / "lora") == tensors_sha256(tensors)  # as before there were kinds
+    assert tensors_sha256(tensors, KINDS["vera"]) == tensors_sha256(tensors)
 
 
 @pytest.mark.parametrize("kind", SOME_KINDS)
