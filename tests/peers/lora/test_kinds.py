@@ -212,6 +212,15 @@ def test_peers_of_different_kinds_refuse_each_other() -> None:
     assert gelu.difference(lora) == "adapter.kind: bottleneck-gelu here, lora there"
 
 
+def test_the_fingerprint_of_vera_has_numbers_of_its_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library may draw another P_u from the same seed."""
+    bases = Bases(recipe("vera"))
+    here, ups = Fingerprint.make(bases), bases.ups
+    assert Fingerprint.make(bases).difference(here) is None
+    monkeypatch.setattr(bases, "ups", lambda slot: {name: up.flip(0) for name, up in ups(slot).items()})
+    assert "same recipe, but numbers differ" in (Fingerprint.make(bases).difference(here) or "")
+
+
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
