@@ -69,7 +69,7 @@ class Run:
         return self._table("accuracy")
 
     def adapter(self, device: str) -> Path:
-        """The folder of an exported adapter, for `PeftModel.from_pretrained` and `unweft.forget`."""
+        """The folder of an exported adapter, for `unweft.load_adapter` and `unweft.forget`."""
         return self.folder / "adapters" / device
 
     def _table(self, name: str) -> Any:

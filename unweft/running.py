@@ -113,7 +113,8 @@ def forget(adapter: str | Path, device: str, out: str | Path) -> ForgetReport:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """The base model with a saved adapter of any kind in it; changes `model` in place.
 
-    Plain PEFT loads LoRA and `vera` too (docs/adapters.md). Raises InputError if unweft did not write it.
+    Plain PEFT loads LoRA and `vera` too (docs/adapters.md). Raises InputError if unweft did not write it, if
+    a file is missing or damaged, or if the base model does not fit.
     """
     from peers.unlearning import saved_model
 

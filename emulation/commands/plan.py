@@ -120,9 +120,9 @@ def _check(devices: Sequence[int], degree: int, churn: float, counts: Mapping[st
         )
     if not 0 <= churn <= MOST_DEVICES:
         raise InputError(f"--churn: {churn:g}; allowed: 0 or more events a round, up to {MOST_DEVICES}")
-    for option, count in counts.items():
-        if count is not None and not 1 <= count <= MOST:
-            raise InputError(f"{option}: {count}; allowed: 1 or more, up to {MOST}")
+    for option, given in counts.items():
+        if given is not None and not 1 <= given <= MOST:
+            raise InputError(f"{option}: {given}; allowed: 1 or more, up to {MOST}")
 
 
 def _check_settings(settings: Mapping[str, float | None]) -> None:

@@ -21,7 +21,7 @@ from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import Scale, Setting
-from emulation.experiments.grid import Cell
+from emulation.experiments.grid import Cell, first_scenarios
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
 from emulation.scenario.preflight import check_against_model
@@ -76,7 +76,8 @@ def choose_arms(names: str) -> tuple[str, ...]:
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    check_against_model(_cells(request, request.seeds[:1])[0].scenario())
+    for scenario in first_scenarios(_cells(request, request.seeds[:1])):
+        check_against_model(scenario)
 
 
 def _cells(request: Request, seeds: Sequence[int]) -> list[AllocationCell]:

@@ -42,10 +42,15 @@ def compare(folder: Path, console: Console) -> dict[str, dict[str, float | None]
     """Print and return accuracies (and AUC) of the run's first adapter and of centralised training.
 
     AUC: membership inference by loss. Members are the leavers' examples, non-members the control examples.
-    Raises InputError if the run has no adapters.
+    Raises InputError if the run has no adapters, or has the kind of adapter `vera`.
     """
     run = load(folder)
     scenario = run.scenario
+    if KINDS[scenario.adapter.kind].gated:
+        raise InputError(
+            f"{folder}: adapter.kind: {scenario.adapter.kind!r} trains one number a row at any rank, so "
+            "centralised training would train fewer numbers than the devices together; allowed: another kind"
+        )
     plugins.load(scenario.plugins)
     present = [d for d in run.devices if (folder / "adapters" / d).is_dir()]
     if not present:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulation.experiments.arms import ARMS, BEFORE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
+from emulation.experiments.arms import ARMS, BEFORE, INFLUENCE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
 from emulation.experiments.catalogue import Experiment, Scale, Setting
 from emulation.scenario.loading import from_table
 from emulation.scenario.schema import Scenario
 from peers.config import RoundConfig
+from peers.errors import InputError
 
 OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and records
 
@@ -108,7 +109,22 @@ class Cell:
         set_all(data, self.arm.changes)
         if events:
             data["event"] = list(events)
-        return from_table(data, options=self.setting.changes)
+        found = from_table(data, options=self.setting.changes)
+        if self.arm.name == INFLUENCE and found.adapter.kind == "vera":  # the step is for a B of r columns
+            raise InputError(f"adapter.kind: 'vera' with the arm {INFLUENCE!r}; allowed: another kind")
+        return found
+
+
+def first_scenarios(cells: Sequence[Cell]) -> list[Scenario]:
+    """The scenario of the first cell of each setting, to be checked against its model.
+
+    The scenarios of all cells are made. Raises InputError if one of them is not possible.
+    """
+    found: dict[str, Scenario] = {}
+    for cell in cells:
+        scenario = cell.scenario()
+        found.setdefault(cell.setting.name, scenario)
+    return [*found.values()]
 
 
 def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:

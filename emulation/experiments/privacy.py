@@ -138,6 +138,11 @@ def check(request: Request) -> None:
     """Raises InputError, before anything starts, for options or a scenario that are not possible."""
     if request.publish is not None:
         raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
+    if request.changes.get("adapter.kind") == "vera":
+        raise InputError(
+            f"--set adapter.kind: 'vera' with {NAME}, whose attack and noise need the gradient of a "
+            "matrix B; allowed: another kind"
+        )
     for cell in _cells(replace(request, seeds=request.seeds[:1])):
         scenario = cell.scenario()
         if cell.setting.name == FACTS:  # the digits have no data before `write_data`

@@ -34,9 +34,8 @@ FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 def check(experiment: Experiment, request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    for setting in experiment.settings:
-        cells = _cells(experiment, request, request.seeds[:1])
-        check_against_model(next(c.scenario() for c in cells if c.setting == setting))
+    for scenario in grid.first_scenarios(_cells(experiment, request, request.seeds[:1])):
+        check_against_model(scenario)
 
 
 def _cells(experiment: Experiment, request: Request, seeds: Iterable[int]) -> list[grid.Cell]:

@@ -20,7 +20,6 @@ from emulation.analysis.records import Record
 from emulation.experiments.arms import EWC_LEAVE, FEDERASER, INFLUENCE, KD_UNLEARN
 from emulation.experiments.grid import Cell
 from peers.config import DeviceConfig
-from peers.errors import InputError
 from peers.learning.backward_pass import passes
 from peers.learning.learner import Learner
 from peers.learning.local_steps import TrainResult
@@ -166,14 +165,9 @@ class MovedBlocks(Unlearner):
 class Influence(MovedBlocks):
     """Each owner moves its block by an influence step, the first survivor also the leaver's block.
 
-    The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent. Raises
-    InputError for the kind of adapter `vera`: the step is for a matrix B with r columns.
+    The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent. Not for
+    the kind of adapter `vera` (`Cell.checked`): the step is for a matrix B with r columns.
     """
-
-    def __init__(self, cell: Cell, folder: Path) -> None:
-        super().__init__(cell, folder)
-        if cell.scenario().adapter.kind == "vera":
-            raise InputError(f"adapter.kind: 'vera' with the arm {INFLUENCE!r}; allowed: another kind")
 
     def moves(self) -> dict[str, Moves]:
         gradients = self._gradients()

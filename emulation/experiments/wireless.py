@@ -20,7 +20,7 @@ from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
-from emulation.experiments.grid import Cell
+from emulation.experiments.grid import Cell, first_scenarios
 from emulation.experiments.request import Request
 from emulation.experiments.statistics import interval
 from emulation.scenario.preflight import check_against_model
@@ -134,7 +134,8 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    check_against_model(_cells(request, request.seeds[:1])[0].scenario())
+    for scenario in first_scenarios(_cells(request, request.seeds[:1])):
+        check_against_model(scenario)
 
 
 def _cells(request: Request, seeds: Sequence[int]) -> list[WirelessCell]:

@@ -19,11 +19,12 @@ from emulation.radio import wireless
 from emulation.scenario.events import ARRIVALS
 from peers.runtime.spec import Continuation, DeviceSpec
 from transport.clocks.virtual import life_name
+from transport.links.endpoints import is_socket_file
 from transport.security.keys import DeviceIdentity
 from transport.shaping.channel import Channel
 
 SEEDS = 8  # addresses of other devices that a device gets
-NOWHERE = "tcp://127.0.0.1:1"  # the address of an incarnation that has ended
+NOWHERE = "tcp://127.0.0.1:1"  # the address of an incarnation that has ended, where links are TCP
 # The last status of an incarnation, by its end. One that no departure ended goes on as the next one.
 ENDED = {
     "leave": Status.LEFT,
@@ -102,8 +103,14 @@ class DeviceSpecs:
         listed = None if keys.network is None else keys.network.identity()
         signer = (listed or DeviceIdentity.generate(keys.signing)).for_run(self.run)
         status = Status.WITHDRAWN if ended.end == "crash" and not keep_crashed else ENDED[ended.end]
-        record = Record(*ended.key, NOWHERE, ended.slot, 1, 1, status, 0, signer.public)
+        record = Record(*ended.key, self._nowhere, ended.slot, 1, 1, status, 0, signer.public)
         return replace(record, signature=signer.sign(record.signed_data()))
+
+    @property
+    def _nowhere(self) -> str:
+        """An address of the run's kind at which nobody listens: another kind would count as an attack."""
+        address = next(iter(self.addresses.values()))
+        return f"{address.rpartition('/')[0]}/ended" if is_socket_file(address) else NOWHERE
 
 
 def seeds(together: Sequence[str], device: str, known: Sequence[str]) -> Sequence[str]:

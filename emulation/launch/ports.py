@@ -9,6 +9,7 @@ import socket
 
 import zmq
 
+from coordinator_free import ranges
 from emulation.launch import temporary_folder
 from emulation.launch.errors import RunFailed
 from transport.links.endpoints import LONGEST_PATH, SOCKET_FILE
@@ -42,10 +43,12 @@ def loopback_ports(count: int) -> list[str]:
 def socket_files(count: int) -> list[str]:
     """Endpoints of `count` new socket files in the private folder that goes with this process.
 
-    Ports instead where libzmq has no socket files or where the path of the folder is too long.
+    Ports instead where libzmq has no socket files, and where the path of the folder is too long or has
+    characters that no address may have.
     """
     start = f"{temporary_folder.path()}/{secrets.token_hex(4)}-"
-    if not zmq.has("ipc") or len(os.fsencode(f"{start}{count}")) > LONGEST_PATH:
+    fits = len(os.fsencode(f"{start}{count}")) <= LONGEST_PATH and ranges.address(start)
+    if not zmq.has("ipc") or not fits:
         return loopback_ports(count)
     return [f"{SOCKET_FILE}{start}{n}" for n in range(count)]
 

@@ -114,8 +114,10 @@ def diagnose(
     """Measure a batch on `model`, the PEFT model with all `blocks` in it, own and foreign, folded or apart.
 
     draw: for labels from the model. Parameters and their gradients stay unchanged. Raises ValueError for
-    fewer than 16 micro-batches (of more than one example), and without blocks or examples.
+    fewer than 16 micro-batches (of more than one example), and without blocks or examples, and InputError for
+    a gated kind of adapter.
     """
+    layout.kind.check_matrix("a diagnosis")
     start = time.perf_counter()
     batch = _trimmed(batch, options)
     if not blocks:

@@ -376,7 +376,7 @@ class Learner:
         write_snapshot(path, self._settled().tensors(shown), slots, meta)
 
     def export(self, path: Path) -> str:
-        """Write the adapter as a folder that plain PEFT loads; returns its sha256."""
+        """Write the adapter as a folder (`adapter_folder.write_adapter`); returns its sha256."""
         self._cut.clear()
         return write_adapter(path, self._recipe, saved_blocks(self._settled(), self._shown()))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -229,14 +230,35 @@ def shape_lora(lora: Any, name: str, kind: AdapterKind) -> None:
     """Make PEFT's LoRA module compute another kind of adapter: hooks change what A and B return.
 
     lora: a module with the adapter `name`. With sigma: B sigma(A^T x). Gated: b P (A^T x), by rows, where
-    lora_B has P, and its `gate` b, [k, 1].
+    lora_B has P, and its `gate` b, [k, 1]. PEFT merges A and B without the hooks: `merge` raises InputError.
     """
+    if kind.sigma is not None or kind.gated:
+        lora.merge = partial(_merge, lora.merge, lora, name, kind.name)  # not a closure: survives a deep copy
     if kind.sigma is not None:
         lora.lora_A[name].register_forward_hook(lambda module, args, z: kind.activate(z))
     if kind.gated:
         up = lora.lora_B[name]
         up.gate = nn.Parameter(up.weight.new_zeros(len(up.weight), 1))
         up.register_forward_hook(lambda module, args, y: y * module.gate[:, 0])
+
+
+def _merge(
+    merge: Callable[..., None],
+    lora: Any,
+    name: str,
+    kind: str,
+    safe_merge: bool = False,
+    adapter_names: list[str] | None = None,
+) -> None:
+    """In the place of `merge` of a PEFT module: all of PEFT's ways to merge an adapter call it."""
+    if name in (adapter_names or lora.active_adapters):
+        raise InputError(f"merge: {needs_hooks(name, kind)}; allowed: the model as it is, unmerged")
+    merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
+
+def needs_hooks(name: str, kind: str) -> str:
+    """The reason why PEFT can neither merge nor save an adapter, for an error."""
+    return f"adapter {name!r} has adapter.kind = {kind!r}, and its factors alone compute another function"
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from peers.errors import InputError
 from peers.lora.bases import ALGORITHM, Bases, Recipe
@@ -116,16 +117,30 @@ def _shapes(modules: tuple[ModuleShape, ...]) -> tuple[str, ...]:
 
 
 def _sketch(bases: Bases) -> tuple[float, ...]:
-    """Per distinct d: weighted sums of the first and the last usable column of the first module."""
-    first: dict[int, ModuleShape] = {}
-    for module in bases.recipe.modules:
-        first.setdefault(module.in_features, module)
-    numbers = []
-    for module in list(first.values())[:SKETCHED_WIDTHS]:
-        weights = torch.arange(1, module.in_features + 1, dtype=torch.float64).cos()
-        for slot, column in ((0, 0), (bases.recipe.max_devices - 1, -1)):
-            numbers.append(float(weights @ bases.basis(module.name, slot)[:, column].double()))
+    """Per distinct d: weighted sums of the first and the last usable column of the first module.
+
+    Of a gated kind, the same numbers of P_u follow, per distinct k.
+    """
+    modules, ends = bases.recipe.modules, ((0, 0), (bases.recipe.max_devices - 1, -1))
+    widths = _first_of_each({m.name: m.in_features for m in modules})
+    numbers = [_weighted(bases.basis(name, slot)[:, column]) for name in widths for slot, column in ends]
+    if bases.recipe.layout.kind.gated:
+        heights = _first_of_each({m.name: m.out_features for m in modules})
+        ups = {slot: bases.ups(slot) for slot, _ in ends}
+        numbers += [_weighted(ups[slot][name][:, column]) for name in heights for slot, column in ends]
     return tuple(numbers)
+
+
+def _first_of_each(sizes: Mapping[str, int]) -> list[str]:
+    """The first name of each size, SKETCHED_WIDTHS at most."""
+    first: dict[int, str] = {}
+    for name, size in sizes.items():
+        first.setdefault(size, name)
+    return list(first.values())[:SKETCHED_WIDTHS]
+
+
+def _weighted(column: Tensor) -> float:
+    return float(torch.arange(1, len(column) + 1, dtype=torch.float64).cos() @ column.double())
 
 
 def _shape_difference(here: tuple[str, ...], there: tuple[str, ...]) -> str:

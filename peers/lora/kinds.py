@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from peers.errors import InputError
+
 
 @dataclass(frozen=True)
 class AdapterKind:
@@ -36,6 +38,11 @@ class AdapterKind:
     def columns(self, rank: int) -> int:
         """Columns of the trained matrix of a module whose bases have `rank` columns."""
         return 1 if self.gated else rank
+
+    def check_matrix(self, use: str) -> None:
+        """Raises InputError for a gated kind: `use` needs a trained matrix B with r columns."""
+        if self.gated:
+            raise InputError(f"adapter.kind: {self.name!r} has no trained B for {use}; allowed: another kind")
 
     def activate(self, z: Tensor) -> Tensor:
         """sigma(z). Several owners side by side are activated at once, since sigma is pointwise."""

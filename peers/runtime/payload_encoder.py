@@ -21,7 +21,7 @@ from peers.lora.blocks import overwrite
 from peers.protocol.actions import Publish
 from peers.protocol.signed_versions import Versions
 from peers.runtime.spec import DeviceSpec
-from transport.links.endpoints import stays_on_host
+from transport.links.endpoints import is_socket_file
 from transport.wire.checksum import xxh3
 from transport.wire.codec_names import FEEDBACK
 from transport.wire.messages import Envelope, Update
@@ -95,8 +95,8 @@ class PayloadEncoder:
         self._learner, self._versions, self._copies = learner, versions, copies
         self._keepers = [keeper for keeper in (copies, assumed) if keeper is not None]
         self._codec = spec.config.radio.codec
-        # A device that listens on this machine only has its neighbours here too, and memory alters no bytes.
-        self._checks = spec.keys is None and not stays_on_host(spec.listen)
+        # The links of a socket file go to other socket files only, and memory alters no bytes.
+        self._checks = spec.keys is None and not is_socket_file(spec.listen)
         self._seed = (spec.config.seed, spec.id)
         self._cache: dict[Part, tuple[int, dict[str, Payload]]] = {}  # version, payloads by codec
         self._errors: dict[Part, Tensor] = {}  # rounding errors that the next version of a part carries

@@ -1,4 +1,4 @@
-"""Adapters as folders that plain PEFT loads (docs/records.md).
+"""Adapters as folders; plain PEFT loads those of dense kinds (docs/records.md).
 
 DIR/adapter_model.safetensors has all blocks: lora_A stacks A_u^T, lora_B stacks s B_u. With lora_alpha = r,
 PEFT's scaling is 1. DIR/blocks/<owner>/ has the same for the blocks of one owner. DIR/unweft.json lists the
@@ -27,6 +27,7 @@ from coordinator_free.identifiers import BlockKey
 from coordinator_free.ranges import path_component
 from peers.lora.bases import Recipe
 from peers.lora.blocks import BlockSet
+from peers.lora.kinds import LORA, AdapterKind
 from peers.lora.layout import ModelLayout, ModuleShape
 from peers.storage import receipt_chain
 from peers.storage.tensor_file import save_tensors
@@ -108,7 +109,7 @@ def _write_all(folder: Path, recipe: Recipe, blocks: Sequence[SavedBlock]) -> st
     for owner in sorted({block.key.device for block in blocks}):
         own = [block for block in blocks if block.key.device == owner]
         _write_peft(folder / BLOCKS / folder_of(owner), recipe, own)
-    digest = tensors_sha256(tensors)
+    digest = tensors_sha256(tensors, recipe.layout.kind)
     about = {
         "format": FORMAT,
         "adapter_sha256": digest,
@@ -129,18 +130,23 @@ def folder_of(owner: str) -> str:
 
 
 def adapter_sha256(folder: Path) -> str:
-    """The hash of an exported adapter, computed from its file; equals `Learner.sha256` at the export."""
-    return tensors_sha256(load_file(folder / WEIGHTS))
+    """The hash of an exported adapter, computed from its files; equals `Learner.sha256` at the export."""
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    kind = Recipe.from_dict(about["recipe"]).layout.kind
+    return tensors_sha256(load_file(folder / WEIGHTS), kind)
 
 
 def blocks_sha256(layout: ModelLayout, blocks: Sequence[SavedBlock]) -> str:
     """The hash that the exported adapter of these blocks would have."""
-    return tensors_sha256(adapter_tensors(layout, blocks))
+    return tensors_sha256(adapter_tensors(layout, blocks), layout.kind)
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of name, shape, dtype and bytes of the tensors, sorted by name."""
-    digest = sha256()
+def tensors_sha256(tensors: Mapping[str, Tensor], kind: AdapterKind = LORA) -> str:
+    """Hash of name, shape, dtype and bytes of the tensors, sorted by name.
+
+    kind: the name of a kind that is not dense is hashed too: the tensors alone do not tell the function.
+    """
+    digest = sha256(b"" if kind.dense else f"adapter.kind={kind.name};".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -29,8 +29,10 @@ def handover_refit(
 ) -> dict[str, Tensor]:
     """dB by group, float32 [rows_g, r_g]: with B + dB, `own` replaces the output of `gone` on these batches.
 
-    model: the PEFT model with both blocks in it. Use the result once: repeated refits diverge.
+    model: the PEFT model with both blocks in it. Use the result once: repeated refits diverge. Raises
+    InputError for a gated kind of adapter.
     """
+    layout.kind.check_matrix("a handover refit")
     grams: dict[str, Tensor] = {}  # A_i^T S A_i by module, times the number of tokens
     crosses: dict[str, Tensor] = {}  # A_u^T S A_i by module, times the number of tokens
     for batch in batches:

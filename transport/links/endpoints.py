@@ -1,4 +1,4 @@
-"""Endpoints of links: which ones reach this machine only, and which ones a link may connect to.
+"""Endpoints of links: which ones are socket files, and which ones a link may connect to.
 
 `tcp://host:port` reaches any machine. `ipc:///folder/name` is a socket file, for the processes of one
 launcher. Its folder is private (mode 0700), so only processes of the same user can connect to it or take its
@@ -7,7 +7,7 @@ place. The kernel hands its bytes from process to process, and nobody else sees 
 
 from __future__ import annotations
 
-import ipaddress
+import os
 import stat
 from pathlib import Path
 
@@ -17,17 +17,6 @@ LONGEST_PATH = 107  # bytes of the path of a socket file (sun_path in unix(7), l
 
 def is_socket_file(endpoint: str) -> bool:
     return endpoint.startswith(SOCKET_FILE)
-
-
-def stays_on_host(endpoint: str) -> bool:
-    """Whether messages to an endpoint never leave the memory of this machine. A host name may: False."""
-    if is_socket_file(endpoint):
-        return True
-    host = endpoint.partition("://")[2].rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def reachable_from(listen: str, address: str) -> bool:
@@ -42,7 +31,10 @@ def reachable_from(listen: str, address: str) -> bool:
 
 
 def check_private(endpoint: str) -> None:
-    """Raises PermissionError if other users may enter the folder of a socket file."""
+    """Raises PermissionError if other users may enter or own the folder of a socket file."""
     folder = Path(endpoint.removeprefix(SOCKET_FILE)).parent
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} is no folder of this user; socket files need one with mode 0700")
+    if stat.S_IMODE(found.st_mode) & 0o077:
         raise PermissionError(f"other users may enter {folder}; a folder of socket files has mode 0700")

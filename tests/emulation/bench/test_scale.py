@@ -207,8 +207,13 @@ def test_sizes_that_cannot_be_measured_are_refused(
 def test_sizes_that_would_learn_for_too_many_rounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured before, neither with real devices nor of a smaller size. Churn has few rounds."""
     done: list[object] = []
+
+    def measure_one(*given: object) -> dict[str, Any]:
+        done.append(given)
+        return {}
+
     for name in ("_real", "_virtual"):
-        monkeypatch.setattr(scale, name, lambda *given: done.append(given) or {})
+        monkeypatch.setattr(scale, name, measure_one)
     with pytest.raises(InputError, match=r"--virtual: 24 devices of degree 2 need \d\d,\d{3} rounds"):
         scale.run((4,), virtual=(4, 24), degree=(4, 2), say=lambda said: None)
     assert done == []

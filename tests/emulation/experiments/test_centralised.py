@@ -34,6 +34,11 @@ def test_both_trainings_are_scored_on_the_same_examples(tmp_path: Path) -> None:
     (run / "scenario.toml").write_text(dump(scenario))
     with pytest.raises(InputError, match="has no adapters; allowed: the folder of a run that has ended"):
         compare(run, Console(quiet=True))
+    vera = scenario.model_copy(update={"adapter": scenario.adapter.model_copy(update={"kind": "vera"})})
+    (run / "scenario.toml").write_text(dump(vera))
+    with pytest.raises(InputError, match=r"adapter\.kind: 'vera' trains one number a row"):
+        compare(run, Console(quiet=True))
+    (run / "scenario.toml").write_text(dump(scenario))
     learner.export(run / "adapters" / "d0")
     console = Console(width=160)
     with console.capture() as shown:

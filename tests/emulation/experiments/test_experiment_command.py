@@ -55,6 +55,19 @@ def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
         (["regimes", "--seeds", "5-3"], "--seeds: '5-3' names 0 seeds"),
         (["regimes", "--set", "round.count=9"], "--set round.count: the experiment decides it"),
         (["regimes", "--set", "data.batch=0"], "--set: data.batch: 0 "),
+        # The first cell of these would run: only a later arm is not possible.
+        (
+            ["baselines", "--scale", "smoke", "--set", "adapter.kind=vera"],
+            "correction.ewc: '10.0' with adapter.kind = 'vera'",
+        ),
+        (
+            ["baselines", "--scale", "smoke", "--arms", "influence", "--set", "adapter.kind=vera"],
+            "adapter.kind: 'vera' with the arm 'influence'; allowed: another kind",
+        ),
+        (
+            ["privacy", "--scale", "smoke", "--arms", "none", "--set", "adapter.kind=vera"],
+            "--set adapter.kind: 'vera' with privacy, whose attack",
+        ),
         (
             ["regimes", "--seeds", "0-9", "--publish", "d"],
             "--publish: 10 development seeds; allowed: at least",

@@ -23,6 +23,7 @@ from peers.storage.record_files import open_records
 from peers.storage.snapshots import write_snapshot
 from tests.support import synthetic_run
 from tests.support.command_line import unweft
+from transport.links.endpoints import reachable_from
 from transport.security.keys import verify
 
 LEAVE = {"round": 4, "kind": "leave", "device": "d2", "t_s": synthetic_run.LEFT_S}
@@ -216,6 +217,16 @@ def test_devices_get_the_ended_incarnations_signed_anew(run: Path) -> None:
         assert type(record).from_dict(record.to_dict()) == record  # gossip may carry it
     joiner = specs.spec("d3", 0, 0, ["d0#1"])
     assert joiner.continues is None and joiner.config.checkpoint.resume is None
+
+
+@pytest.mark.parametrize("kind", ["tcp://127.0.0.1:700", "ipc:///run/x/"])
+def test_the_address_of_an_ended_incarnation_is_refused_by_no_link(run: Path, kind: str) -> None:
+    specs = DeviceSpecs.choose(state_of(run), lambda count: [f"{kind}{n}" for n in range(count)])
+    spec = specs.spec("d0", 1, 2, ["d1#1"])
+    assert spec.continues is not None
+    addresses = {record.address for record in spec.continues.ended}
+    assert all(reachable_from(spec.listen, address) for address in addresses)
+    assert addresses.isdisjoint(specs.addresses.values())
 
 
 def test_rounds_from_before_the_interruption_make_no_event_due(run: Path) -> None:

@@ -19,10 +19,16 @@ from tests.support.tiny_models import Family
 SMALL_NOISE = 1e-12
 
 
-def private(family: Family = "llama", **privacy: object) -> tuple[Learner, PrivateGradients]:
+def private(
+    family: Family = "llama", kind: str = "lora", **privacy: object
+) -> tuple[Learner, PrivateGradients]:
     """A learner whose sample is all of its data, in two passes."""
     learner = joined(
-        family, privacy={"noise": SMALL_NOISE, **privacy}, data={"batch": 3}, train={"micro_batch": 2}
+        family,
+        adapter={"kind": kind},
+        privacy={"noise": SMALL_NOISE, **privacy},
+        data={"batch": 3},
+        train={"micro_batch": 2},
     )
     learner._place(())
     found = learner._local._private
@@ -45,10 +51,14 @@ def one_by_one(learner: Learner, clip: float) -> tuple[dict[str, Tensor], float]
     return total, loss
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # Linear, Conv1D
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "lora"), ("gpt2", "lora"), ("llama", "bottleneck-gelu")]
+)  # Linear, Conv1D
 @pytest.mark.parametrize("clip", [0.05, 1e3])  # every gradient is longer, and none
-def test_each_example_is_clipped_as_in_a_loop_over_single_examples(family: Family, clip: float) -> None:
-    learner, gradients = private(family, clip=clip)
+def test_each_example_is_clipped_as_in_a_loop_over_single_examples(
+    family: Family, kind: str, clip: float
+) -> None:
+    learner, gradients = private(family, kind, clip=clip)
     expected, mean = one_by_one(learner, clip)
     loss = gradients.step(learner.block(OWN), 0)  # all examples: the batch is as large as the data
     assert loss == pytest.approx(mean, rel=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from coordinator_free.identifiers import BlockKey
 from peers.adapter_config import AdapterConfig
 from peers.errors import InputError
+from peers.lora.adapted_model import FactorHooks
 from peers.lora.bases import Bases, Recipe
 from peers.lora.blocks import BlockSet
 from peers.lora.convolution import inputs_of, low_rank, outputs_of
@@ -143,17 +144,26 @@ def test_the_norm_of_a_block_is_that_of_its_dense_matrix(kind: str) -> None:
 @quick
 @given(kind=names, seed=seeds, count=counts)
 def test_the_gradient_of_a_block_is_that_of_its_own_features(kind: str, seed: int, count: int):
-    """dL/dB = s sum_t d_t phi(x_t)^T: no other block has a part in it."""
+    """dL/dB = s sum_t d_t phi(x_t)^T, in the outputs of all blocks: no other block has a part in it."""
     union = filled(kind, seed, list(range(count)))
-    block, module = union[key(0)], LINEAR.name
-    trained = union.part(key(0), module).clone().requires_grad_()
+    module = nn.Linear(LINEAR.in_features, LINEAR.out_features, bias=False)
+    for i in range(count):
+        for values in union[key(i)].data.values():
+            values.requires_grad_()
+    hooks = FactorHooks({LINEAR.name: module}, union.layout, SCALE)
+    hooks.add(LINEAR, [union[key(i)] for i in range(count)], apart=True)
     x, d = torch.randn(7, LINEAR.in_features), torch.randn(7, LINEAR.out_features)
-    features = block.features(module, x)
-    (SCALE * features @ block.factor(module, trained).T).backward(d)
-    full = SCALE * d.T @ features
-    expected = full if not block.ups else (full * block.ups[module]).sum(dim=1, keepdim=True)
-    assert trained.grad is not None
-    assert torch.allclose(trained.grad, expected, atol=1e-3, rtol=1e-3)
+    module(x).backward(d)
+    for i in range(count):
+        block, a = union[key(i)], union[key(i)].bases[LINEAR.name]
+        sigma = KINDS[kind].sigma
+        expected = SCALE * d.T @ (x @ a if sigma is None else sigma(x @ a))
+        if block.ups:
+            expected = (expected * block.ups[LINEAR.name]).sum(dim=1, keepdim=True)
+        found = block.data[LINEAR.group].grad
+        assert found is not None
+        rows = union.layout.slices(LINEAR.group)[LINEAR.name]
+        assert torch.allclose(found[rows], expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in sorted(KINDS.items()) if not kind.gated])
@@ -200,6 +210,15 @@ def test_peers_of_different_kinds_refuse_each_other() -> None:
     assert relu.difference(gelu) == "adapter.kind: bottleneck-relu here, bottleneck-gelu there"
     assert lora.difference(gelu) == "adapter.kind: lora here, bottleneck-gelu there"
     assert gelu.difference(lora) == "adapter.kind: bottleneck-gelu here, lora there"
+
+
+def test_the_fingerprint_of_vera_has_numbers_of_its_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library may draw another P_u from the same seed."""
+    bases = Bases(recipe("vera"))
+    here, ups = Fingerprint.make(bases), bases.ups
+    assert Fingerprint.make(bases).difference(here) is None
+    monkeypatch.setattr(bases, "ups", lambda slot: {name: up.flip(0) for name, up in ups(slot).items()})
+    assert "same recipe, but numbers differ" in (Fingerprint.make(bases).difference(here) or "")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel, VeraConfig, get_peft_model
 
+from peers.errors import InputError
 from peers.learning.diagnosis import Options
 from peers.learning.learner import Learner
 from peers.lora.activations import taps
@@ -154,6 +155,15 @@ def test_a_diagnosis_gives_the_gradient_of_the_own_block(kind: str) -> None:
     adapter.loss(batch).backward()
     for group, measured in found.groups.items():
         assert measured.blocks[OWN] == pytest.approx(float(adapter.gradients[group].square().sum()), rel=1e-3)
+
+
+def test_vera_is_refused_by_measurements_of_a_matrix_b() -> None:
+    learner = learner_of("vera")
+    with pytest.raises(InputError, match="'vera' has no trained B for a diagnosis; allowed: another kind"):
+        learner.diagnose(0, 16, Options())
+    with pytest.raises(InputError, match="'vera' has no trained B for a handover refit"):
+        learner.delete_block(OTHERS[0], refit=0.25)
+    assert learner.held() == [OWN, *OTHERS]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -1,4 +1,4 @@
-"""Where an update carries a checksum of its matrix: in the clear, beyond this machine."""
+"""Where an update carries a checksum of its matrix: in the clear, but for socket files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ MATRIX = torch.arange(6.0).view(3, 2)
     ("listen", "keys", "checked"),
     [
         ("tcp://0.0.0.0:7000", None, True),
-        ("tcp://10.0.0.5:7000", None, True),
-        ("tcp://localhost:7000", None, True),  # a name may stand for any address
-        ("tcp://127.0.0.1:7000", None, False),
+        (
+            "tcp://127.0.0.1:7000",
+            None,
+            True,
+        ),  # a forwarded port, or a link to another machine, may be behind it
         ("ipc:///tmp/x/0", None, False),
         ("tcp://0.0.0.0:7000", both(), False),  # CURVE authenticates each frame
     ],
