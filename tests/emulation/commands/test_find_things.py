@@ -100,7 +100,7 @@ def test_a_file_comes_before_a_packaged_scenario(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_scenario_names_the_packaged_ones() -> None:
-    with pytest.raises(InputError, match=r"demoo: cannot be read .*one of demo, leak, "):
+    with pytest.raises(InputError, match=r"demoo: cannot be read .*one of adapters, demo, leak, "):
         loading.load(Path("demoo"))
 
 
