@@ -25,7 +25,7 @@ from emulation.experiments import runner, tables
 from emulation.experiments.arms import Arm
 from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
 from emulation.experiments.catalogue import Scale, Setting
-from emulation.experiments.grid import Cell, first_scenarios
+from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.metrics import cell_key
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
@@ -116,8 +116,7 @@ def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario that is not possible, and for --publish."""
     if request.publish is not None:
         raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
-    for scenario in first_scenarios(_cells(replace(request, seeds=request.seeds[:1]))):
-        check_against_model(scenario)
+    check_cells(_cells(replace(request, seeds=request.seeds[:1])))
 
 
 def _cells(request: Request) -> list[ForgettingCell]:

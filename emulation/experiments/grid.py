@@ -9,6 +9,7 @@ from typing import Any
 from emulation.experiments.arms import ARMS, BEFORE, INFLUENCE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
 from emulation.experiments.catalogue import Experiment, Scale, Setting
 from emulation.scenario.loading import from_table
+from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.config import RoundConfig
 from peers.errors import InputError
@@ -115,16 +116,17 @@ class Cell:
         return found
 
 
-def first_scenarios(cells: Sequence[Cell]) -> list[Scenario]:
-    """The scenario of the first cell of each setting, to be checked against its model.
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Make the scenarios of all cells, and check the first one of each setting against its model.
 
-    The scenarios of all cells are made. Raises InputError if one of them is not possible.
+    Raises InputError if one of them is not possible.
     """
-    found: dict[str, Scenario] = {}
+    first: dict[str, Scenario] = {}
     for cell in cells:
         scenario = cell.scenario()
-        found.setdefault(cell.setting.name, scenario)
-    return [*found.values()]
+        first.setdefault(cell.setting.name, scenario)
+    for scenario in first.values():
+        check_against_model(scenario)
 
 
 def set_all(data: dict[str, Any], changes: Mapping[str, object]) -> None:

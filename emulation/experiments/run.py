@@ -26,7 +26,6 @@ from emulation.experiments.catalogue import BASELINES, Experiment
 from emulation.experiments.paired import paired_rows, with_derived
 from emulation.experiments.regime_check import regime_evidence
 from emulation.experiments.request import Request
-from emulation.scenario.preflight import check_against_model
 
 FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 
@@ -34,8 +33,7 @@ FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 def check(experiment: Experiment, request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    for scenario in grid.first_scenarios(_cells(experiment, request, request.seeds[:1])):
-        check_against_model(scenario)
+    grid.check_cells(_cells(experiment, request, request.seeds[:1]))
 
 
 def _cells(experiment: Experiment, request: Request, seeds: Iterable[int]) -> list[grid.Cell]:

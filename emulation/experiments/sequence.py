@@ -21,11 +21,10 @@ from emulation.experiments import plot, publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import ARMS, UNIFORM, UNLEARNERS
 from emulation.experiments.catalogue import DEFAULT, SMOKE
-from emulation.experiments.grid import Cell, first_scenarios
+from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.statistics import interval
 from emulation.report.plots import png
-from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
@@ -90,8 +89,7 @@ def choose_arms(names: str) -> tuple[str, ...]:
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    for scenario in first_scenarios(_cells(request, request.seeds[:1])):
-        check_against_model(scenario)
+    check_cells(_cells(request, request.seeds[:1]))
 
 
 def _cells(request: Request, seeds: Sequence[int]) -> list[SequenceCell]:

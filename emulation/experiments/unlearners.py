@@ -30,7 +30,6 @@ from peers.tasks import Batch, predictions
 from peers.unlearning.federaser import History, Moves, calibrated
 from peers.unlearning.influence import clipped, influence_move, kronecker_factors
 from peers.unlearning.kd_unlearn import distillation_loss
-from transport.wire.codec_names import payload_bytes
 
 CALIBRATION = 0.5  # of the local steps in a repeated round: Liu et al. (2021) take half
 KD_STEPS = 40
@@ -121,8 +120,7 @@ class WatchedLearner(Learner):
 
     def block_bytes(self) -> int:
         """The payload bytes of one block."""
-        codec, layout = self.config.radio.codec, self.layout
-        return sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
+        return self.layout.block_bytes(self.config.radio.codec)
 
     @property
     def ewc_bytes(self) -> int:

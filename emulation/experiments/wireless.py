@@ -20,10 +20,9 @@ from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
-from emulation.experiments.grid import Cell, first_scenarios
+from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.request import Request
 from emulation.experiments.statistics import interval
-from emulation.scenario.preflight import check_against_model
 from peers.errors import InputError
 from peers.radio_config import FIFO
 
@@ -31,18 +30,22 @@ NAME = "wireless"
 BLOCK_BYTES = 73_728  # a block of `tiny` at rank 8 in fp16
 RATE_BPS = 1_000_000  # of every radio in the regimes of tau_max
 SETTING = Setting(NAME, "a complete graph; the limits hold after the checkpoint")
-PLANNED = "equal-share"
-ALLOCATORS = (FIFO, PLANNED, "random", "residual")
+PLANNING = ("equal-share", "random", "residual")
+ALLOCATORS = (FIFO, *PLANNING)
 FIGURES = ("retain", "half", "bytes", "binds")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit. share: C_t divided by the bytes of the own block for all neighbours. changes: keys."""
+    """One limit. share: C_t divided by the bytes of the own block for all neighbours. changes: keys.
+
+    allocators: those that observe the limit. The others are compared with the first one.
+    """
 
     name: str
     share: float | None
     changes: Mapping[str, object] = field(default_factory=dict)
+    allocators: tuple[str, ...] = ALLOCATORS
 
     def keys(self, scale: Scale) -> dict[str, object]:
         """The keys of the section `radio` at a scale."""
@@ -68,16 +71,12 @@ LIMITS = {
     limit.name: limit
     for limit in (
         *(Limit(f"budget-{round(100 * share)}", share) for share in (1.0, 0.5, 0.25, 0.125)),
-        *(Limit(f"tau-{round(100 * share)}", None, _tau(share)) for share in (0.5, 0.25)),
+        # `fifo` sends without a plan and does not observe tau_max
+        *(Limit(f"tau-{round(100 * share)}", None, _tau(share), PLANNING) for share in (0.5, 0.25)),
         *(Limit(f"beta-{b}", 0.5, {**_FADING, "radio.beta_Bps": b}) for b in (0, 300_000, 1_000_000)),
     )
 }
 SMOKE_ARMS = ("budget-25/fifo", "budget-25/residual")
-
-
-def reference(limit: str) -> str:
-    """The allocator with which the others are compared. `fifo` does not observe tau_max."""
-    return PLANNED if limit.startswith("tau") else FIFO
 
 
 def arms(scale: Scale) -> dict[str, Arm]:
@@ -85,7 +84,7 @@ def arms(scale: Scale) -> dict[str, Arm]:
     made = (
         Arm(f"{limit.name}/{allocator}", limit.name, {**limit.keys(scale), "radio.allocator": allocator})
         for limit in LIMITS.values()
-        for allocator in ALLOCATORS[ALLOCATORS.index(reference(limit.name)) :]
+        for allocator in limit.allocators
     )
     return {arm.name: arm for arm in made}
 
@@ -134,8 +133,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check()
-    for scenario in first_scenarios(_cells(request, request.seeds[:1])):
-        check_against_model(scenario)
+    check_cells(_cells(request, request.seeds[:1]))
 
 
 def _cells(request: Request, seeds: Sequence[int]) -> list[WirelessCell]:
@@ -178,12 +176,12 @@ def row_of(found: Record) -> Record:
 
 
 def aggregate(rows: Sequence[Record]) -> list[Record]:
-    """One entry for each limit and allocator, with intervals over seeds. `gain`: paired, to `reference`."""
+    """One entry for each limit and allocator, with intervals over seeds. `gain`: paired, to the first one."""
     by_cell = {(row["limit"], row["allocator"], row["seed"]): row for row in rows}
     found = []
     for limit, allocator in dict.fromkeys((row["limit"], row["allocator"]) for row in rows):
         own = [row for row in rows if (row["limit"], row["allocator"]) == (limit, allocator)]
-        known = reference(limit)
+        known = LIMITS[limit].allocators[0]
         pairs = [(row, by_cell.get((limit, known, row["seed"]))) for row in own if allocator != known]
         gains = [row["retain"] - other["retain"] for row, other in pairs if other]
         means = {name: to_record(interval([row[name] for row in own])) for name in FIGURES}

@@ -9,7 +9,6 @@ from coordinator_free.averaging import topology
 from coordinator_free.identifiers import BlockKey
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
-from transport.wire.codec_names import payload_bytes
 
 
 def first_round_notes(scenario: Scenario, learner: Learner, device: str, measure: bool) -> Iterator[str]:
@@ -54,8 +53,7 @@ def _steps_s(scenario: Scenario, learner: Learner, device: str, measure: bool) -
 
 def _own_updates(scenario: Scenario, learner: Learner) -> tuple[int, int]:
     """Bytes of the own block, and the most neighbours of a device when the run begins."""
-    layout, codec = learner.layout, scenario.radio.codec
-    needed = sum(payload_bytes(codec, layout.rows(g), layout.rank(g)) for g in layout.groups)
+    needed = learner.layout.block_bytes(scenario.radio.codec)
     shape = scenario.topology.shape(scenario.seed)
     degrees = dict(topology.build(scenario.initial_devices, shape).degree)
     return needed, max(degrees.values(), default=0)

@@ -15,7 +15,6 @@ from coordinator_free.identifiers import BlockKey
 from emulation.scenario.events import Population
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
-from transport.wire.codec_names import payload_bytes
 
 MEASURED_STEPS = 5
 OWN = BlockKey("plan", 0)
@@ -36,8 +35,7 @@ class Plan:
 
 def make(scenario: Scenario, learner: Learner) -> Plan:
     """Estimate a run. `learner`: without blocks; a few local steps train it."""
-    codec, layout = scenario.radio.codec, learner.layout
-    block = sum(payload_bytes(codec, layout.rows(group), layout.rank(group)) for group in layout.groups)
+    block = learner.layout.block_bytes(scenario.radio.codec)
     rounds = list(_members_and_copies(scenario))
     sent = [_most_bytes(scenario, members, copies * block) for members, copies in rounds]
     step_s = _measure_step(learner, max(copies for _, copies in rounds), scenario.model.threads)

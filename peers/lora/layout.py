@@ -21,6 +21,7 @@ from peers.errors import InputError
 from peers.lora.convolution import check_plain
 from peers.lora.kinds import LORA, AdapterKind
 from peers.models.target_modules import is_target
+from transport.wire.codec_names import payload_bytes
 
 GROUPS = ("early", "mid", "late")
 Rank = int | Mapping[str, int]
@@ -102,6 +103,10 @@ class ModelLayout:
     def rank(self, group: str) -> int:
         """r_g, the columns of the group's matrix: the rank of the group, or 1 for a gated kind."""
         return self._ranks[group]
+
+    def block_bytes(self, codec: str) -> int:
+        """The payload bytes of a whole block in a codec, without headers."""
+        return sum(payload_bytes(codec, self.rows(group), self.rank(group)) for group in self.groups)
 
     def size(self, group: str) -> Size:
         """r_g, and the number of the group's parameters that one device trains."""

@@ -11,7 +11,6 @@ from emulation.planning.measured_runs import MeasuredRun, Settings
 from emulation.scenario.schema import Scenario
 from peers.lora.layout import ModelLayout
 from peers.models.loader import load_model
-from transport.wire.codec_names import payload_bytes
 
 Rounds = Mapping[str, Sequence[ClosedRound]]  # by device
 
@@ -20,15 +19,14 @@ def settings(scenario: Scenario) -> Settings:
     """The settings that all runs of one fit share. Loads the base model for the sizes of a block."""
     loaded = load_model(scenario.model)
     layout = ModelLayout.from_model(loaded.model, loaded.target_modules, scenario.adapter.rank)
-    codec, membership, radio = scenario.radio.codec, scenario.membership, scenario.radio
-    sizes = (payload_bytes(codec, layout.rows(group), layout.rank(group)) for group in layout.groups)
+    radio = scenario.radio
     return Settings(
         model=scenario.model.name,
         rank=max(module.rank for module in layout.modules),
         input_width=min(module.in_features for module in layout.modules),
         groups=len(layout.groups),
-        block_bytes=sum(sizes),
-        codec=codec,
+        block_bytes=layout.block_bytes(radio.codec),
+        codec=radio.codec,
         mode=scenario.mixing.mode,
         tolerance=scenario.mixing.tolerance,
         topology="regular",
@@ -36,7 +34,7 @@ def settings(scenario: Scenario) -> Settings:
         step_s=scenario.compute.step_s,
         latency_s=radio.latency_s,
         rate_Bps=radio.rate_Bps,
-        probe_s=membership.probe_s,
+        probe_s=scenario.membership.probe_s,
     )
 
 
