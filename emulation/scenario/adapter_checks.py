@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from coordinator_free.correction.policies import SCHEDULES
+from emulation.scenario.conflicts import Conflict, Problems, conflict_problems
 from emulation.scenario.schema import Scenario
 
-Problems = Iterator[tuple[str, str]]
-Conflict = tuple[
-    str, str | float | bool, str, str
-]  # key, value (false: not in use), reason, value without it
 PAPER_LITERAL = "paper-literal"
 
 
@@ -19,13 +16,8 @@ def adapter_problems(scenario: Scenario) -> Problems:
     kind = scenario.adapter.kind
     if kind == "lora":
         return
-    for key, value, why, off in (*_of_all(scenario), *(_of_vera(scenario) if kind == "vera" else ())):
-        if value:
-            shown = value if isinstance(value, str) else str(value).lower()
-            yield (
-                key,
-                f"{shown!r} with adapter.kind = {kind!r}, {why}; allowed: {off}, or adapter.kind = 'lora'",
-            )
+    conflicts = (*_of_all(scenario), *(_of_vera(scenario) if kind == "vera" else ()))
+    yield from conflict_problems(conflicts, f"adapter.kind = {kind!r}", "adapter.kind = 'lora'")
 
 
 def _of_all(scenario: Scenario) -> Iterable[Conflict]:

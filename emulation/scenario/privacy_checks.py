@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from coordinator_free.correction.policies import SCHEDULES
+from emulation.scenario.conflicts import Conflict, Problems, conflict_problems
 from emulation.scenario.schema import Scenario
 from peers.privacy_config import PrivacyConfig
-
-Problems = Iterator[tuple[str, str]]
 
 
 def privacy_problems(scenario: Scenario) -> Problems:
@@ -27,15 +26,11 @@ def privacy_problems(scenario: Scenario) -> Problems:
     missing = privacy_account.missing_package()
     if missing is not None:
         yield "privacy.epsilon" if privacy.epsilon else "privacy.noise", missing
-    for key, value, why, off in _unaccounted(scenario):
-        if value:
-            shown = value if isinstance(value, str) else str(value).lower()
-            yield key, f"{shown!r} with privacy, {why}; allowed: {off}, or no privacy"
+    yield from conflict_problems(_unaccounted(scenario), "privacy", "no privacy")
     yield from _resumed_problems(scenario)
 
 
-def _unaccounted(scenario: Scenario) -> Iterable[tuple[str, str | float | bool, str, str]]:
-    """Key, value (false: not in use), reason, and the value without it."""
+def _unaccounted(scenario: Scenario) -> Iterable[Conflict]:
     correction = scenario.correction
     fisher = "whose steps have the eigenbasis of the own data, without noise"
     schedules = f"one of {', '.join(sorted(SCHEDULES))}"

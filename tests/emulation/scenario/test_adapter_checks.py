@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from emulation.scenario.loading import load
-from peers.errors import InputError
 from peers.learning import privacy_account
-
-QUICK = Path(__file__).parents[3] / "scenarios" / "quick.toml"
+from tests.support.refusals import QUICK, refusal
 
 
 @pytest.fixture(autouse=True)
 def package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy_account, "missing_package", lambda: None)
-
-
-def refusal(*overrides: str) -> str:
-    with pytest.raises(InputError) as caught:
-        load(QUICK, overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_lora_is_the_default() -> None:

@@ -11,20 +11,12 @@ from peers.errors import InputError
 from peers.learning import privacy_account
 from peers.learning.privacy_account import check_delta
 from peers.privacy_config import PrivacyConfig
-
-QUICK = Path(__file__).parents[3] / "scenarios" / "quick.toml"
+from tests.support.refusals import QUICK, refusal
 
 
 @pytest.fixture(autouse=True)
 def package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy_account, "missing_package", lambda: None)
-
-
-def refusal(*overrides: str) -> str:
-    with pytest.raises(InputError) as caught:
-        load(QUICK, overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
