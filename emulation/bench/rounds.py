@@ -23,7 +23,7 @@ import psutil
 from emulation.bench.harness.figures import Findings, Measure
 from emulation.bench.harness.fleet import DEADLINE_S, OFFSETS, Fleet, fleet
 from emulation.bench.harness.plain import PlainDevice
-from emulation.bench.harness.processes import Crew, crew, tree_pss_bytes
+from emulation.bench.harness.processes import Crew, crew, process_cpu_s, tree_pss_bytes
 from emulation.bench.harness.sgd import PAYLOAD_BYTES
 from transport.security.keys import NetworkKeys
 
@@ -172,9 +172,8 @@ def _rates(ends: Sequence[Sequence[int]], start_ns: int, end_ns: int) -> list[fl
 
 
 def _cpu_s(processes: Sequence[int]) -> float:
-    """CPU time so far, user and system, of all threads of these processes."""
-    times = [psutil.Process(pid).cpu_times() for pid in processes]
-    return sum(float(one.user + one.system) for one in times)
+    """CPU time so far of all these processes."""
+    return sum(process_cpu_s(psutil.Process(pid)) for pid in processes)
 
 
 def _cpu_of_round(of_device_s: float, ends: Sequence[Sequence[int]], start_ns: int, end_ns: int) -> float:

@@ -285,9 +285,8 @@ def _each(values: Iterable[float]) -> tuple[float, ...]:
 
 def _machine_figures(figures: Figures) -> dict[str, float]:
     """The figures that only processes have."""
-    names = {"cpu_s": "CPU of a device in a round", "pss_bytes": "memory of a device, PSS"}
-    factors = {"cpu_s": 1.0, "pss_bytes": 1e6}
-    return {key: factors[key] * fmean(figures[name]) for key, name in names.items() if name in figures}
+    columns = (("cpu_s", "CPU of a device in a round", 1.0), ("pss_bytes", "memory of a device, PSS", 1e6))
+    return {key: unit * fmean(figures[name]) for key, name, unit in columns if name in figures}
 
 
 def _run(scenario: str, rounds: calibration.Rounds, others: Mapping[str, float]) -> MeasuredRun:

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from emulation.bench.harness.figures import Findings, Measure
+from emulation.bench.harness.processes import process_cpu_s
 from emulation.bench.harness.whole_run import RUN
 from emulation.watch.optional import load_serving
 
@@ -152,18 +153,13 @@ def _phase(server: psutil.Process, out: Path, seconds: float) -> Phase:
     """Measure for `seconds`. Raises RuntimeError if the server ends."""
     rss, rounds, began = 0, _rounds(out), time.monotonic()
     try:
-        cpu = _cpu_s(server)
+        cpu = process_cpu_s(server)
         while (passed := time.monotonic() - began) < seconds:
             rss = max(rss, server.memory_info().rss)
             time.sleep(min(LOOK_S, seconds - passed))
-        return Phase(time.monotonic() - began, _cpu_s(server) - cpu, rss, _rounds(out) - rounds)
+        return Phase(time.monotonic() - began, process_cpu_s(server) - cpu, rss, _rounds(out) - rounds)
     except psutil.Error as error:
         raise RuntimeError(f"the server ended: {error}") from None
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    spent = process.cpu_times()
-    return float(spent.user + spent.system)
 
 
 def _rounds(out: Path) -> int:

@@ -82,6 +82,15 @@ def _virtual(run: MeasuredRun) -> bool:
     return _calm(run) and run.clock == "virtual"
 
 
+def _eventful(run: MeasuredRun) -> bool:
+    """Whether devices came or went, and the budget has held nothing back."""
+    return is_free(run) and run.churn > 0
+
+
+def _real(run: MeasuredRun) -> bool:
+    return run.clock == "real"
+
+
 def _own(case: Case) -> float:
     return case.graph.links * case.settings.block_bytes
 
@@ -128,7 +137,7 @@ TRANSFER = Quantity(
     "state for newcomers, in a round",
     "B",
     {"events x block": lambda case: case.churn * case.settings.block_bytes},
-    lambda run: is_free(run) and run.churn > 0,
+    _eventful,
     required=False,
 )
 CONTROL = Quantity(
@@ -147,7 +156,7 @@ CHURN = Quantity(
     "control of events, in a round",
     "B",
     {"events": lambda case: case.churn},
-    lambda run: is_free(run) and run.churn > 0,
+    _eventful,
     required=False,
 )
 ROUND = Quantity(
@@ -181,7 +190,7 @@ MEMORY = Quantity(
         "1": lambda case: 1.0,
         "N x block": lambda case: float(case.devices * case.settings.block_bytes),
     },
-    lambda run: run.clock == "real",
+    _real,
     required=False,
 )
 CPU = Quantity(
@@ -189,7 +198,7 @@ CPU = Quantity(
     "processor time of a device, in a round",
     "s",
     {"1": lambda case: 1.0, "N": lambda case: float(case.devices)},
-    lambda run: run.clock == "real",
+    _real,
     required=False,
 )
 QUANTITIES = (OWN, FOREIGN, CONTROL, ROUND, LEARNT, TRANSFER, CHURN, MEMORY, CPU)

@@ -12,6 +12,7 @@ from torch import Tensor
 from coordinator_free.identifiers import BlockKey, Part
 from peers.learning.backward_pass import Pass
 from peers.lora.blocks import Block, BlockSet
+from peers.lora.kinds import AdapterKind
 from peers.lora.layout import ModuleShape
 
 LEAST_MOVE = 1e-2  # of the blocks: a shorter displacement would drown in rounding
@@ -40,15 +41,12 @@ def add_module(
     """Add one module to the sums of its group. `fisher`: passes with the labels of the Fisher information."""
     bases = torch.cat([block.bases[shape.name] for block in blocks.values()], dim=1)
     kind = next(iter(blocks.values())).kind
-    shares = _shares(passed, kind.features(passed.x.float(), bases), microbatch)
+    shares = _shares(passed, kind, bases, microbatch)
     total.gradients.append(scale * shares.sum(dim=0))
     of_data = _gram(shares, scale)
     same = fisher[shape.name] is passed
     total.shares = total.shares + of_data
-    drawn = of_data
-    if not same:
-        other = fisher[shape.name]
-        drawn = _gram(_shares(other, kind.features(other.x.float(), bases), microbatch), scale)
+    drawn = of_data if same else _gram(_shares(fisher[shape.name], kind, bases, microbatch), scale)
     total.gram = total.gram + drawn
 
 
@@ -57,13 +55,10 @@ def _gram(shares: Tensor, scale: float) -> Tensor:
     return scale**2 * (rows @ rows.T).double()
 
 
-def _shares(passed: Pass, features: Tensor, microbatch: int) -> Tensor:
-    """Each micro-batch's share of the gradient w.r.t. B of all N blocks, divided by s: [m, k, N r].
-
-    features: phi(x) of all blocks, [n, T, N r].
-    """
+def _shares(passed: Pass, kind: AdapterKind, bases: Tensor, microbatch: int) -> Tensor:
+    """Each micro-batch's share of the gradient w.r.t. B of all N blocks, divided by s: [m, k, N r]."""
     count = len(passed.x) // microbatch
-    z, d = features.flatten(0, 1), passed.d.flatten(0, 1)
+    z, d = kind.features(passed.x.float(), bases).flatten(0, 1), passed.d.flatten(0, 1)
     return d.view(count, -1, d.shape[1]).transpose(1, 2) @ z.view(count, -1, z.shape[1])
 
 

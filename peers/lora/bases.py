@@ -146,8 +146,9 @@ class Bases:
         """P_u of one slot by module, [k, r]; empty for a kind that has none."""
         if self._shared is None:
             return {}
-        drawn = {name: self._shared.up(shape.out_features, slot) for name, shape in self._modules.items()}
-        return {name: torch.from_numpy(up.astype(np.float32)).to(device) for name, up in drawn.items()}
+        tallest = max(shape.out_features for shape in self._modules.values())
+        drawn = torch.from_numpy(self._shared.up(tallest, slot).astype(np.float32)).to(device)
+        return {name: drawn[: shape.out_features] for name, shape in self._modules.items()}
 
     def _turned(self, shape: ModuleShape, columns: slice) -> NDArray[np.float64]:
         draw = self._generator("turn", shape.name)

@@ -14,6 +14,7 @@ import psutil
 from rich.console import Console
 
 from emulation.analysis.records import Record, Tail
+from emulation.bench.harness.processes import process_cpu_s
 from emulation.launch import local
 from emulation.launch.local import LocalBackend
 from emulation.launch.run_state import RunState
@@ -114,8 +115,7 @@ class Crowd:
 
     def cpu_s(self) -> Mapping[str, float]:
         """The CPU seconds that each device has used so far."""
-        times = self._ask(psutil.Process.cpu_times)
-        return {name: float(used.user + used.system) for name, used in times.items()}
+        return self._ask(process_cpu_s)
 
     def pss_bytes(self) -> list[int]:
         """The proportional set size of each device. The pages of the forkserver are shared by all."""

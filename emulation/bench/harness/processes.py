@@ -113,6 +113,12 @@ def _without_main() -> Iterator[None]:
         main.__dict__.update(before)
 
 
+def process_cpu_s(process: psutil.Process) -> float:
+    """The CPU time so far, user and system, of all threads of a process."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
 def tree_pss_bytes() -> int:
     """Proportional set size of all child processes. Shared pages are counted once."""
     return sum(_pss_bytes(process) for process in psutil.Process().children(recursive=True))
