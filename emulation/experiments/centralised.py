@@ -96,6 +96,7 @@ def _trained(scenario: Scenario, examples: Sequence[AnyExample], devices: int) -
             "adapter": config.adapter.model_copy(update={"rank": ranks, "max_devices": 1}),
             "data": config.data.model_copy(update={"batch": config.data.batch * devices}),
             "privacy": PrivacyConfig(),
+            "train": config.train.model_copy(update={"logit_adjustment": 0.0}),  # it has the labels of all
         }
     )
     learner = Learner(loaded, merged, loaded.encode(examples, config.data.max_length), "centralised")
