@@ -67,13 +67,17 @@ class Limits:
 
 
 def configure(socket: Socket, limits: Limits, endpoint: str) -> None:
-    """Set the options that both ends of a link share."""
+    """Set the options that both ends of a link share.
+
+    A link of socket files has no heartbeat: the kernel reports the end of the process behind a file at once.
+    """
+    beats = not is_socket_file(endpoint)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.SNDHWM, limits.high_water)
     socket.set(zmq.RCVHWM, limits.high_water)
-    socket.set(zmq.HEARTBEAT_IVL, limits.heartbeat_ms)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, limits.heartbeat_timeout_ms)
-    socket.set(zmq.HEARTBEAT_TTL, limits.heartbeat_timeout_ms)
+    socket.set(zmq.HEARTBEAT_IVL, beats * limits.heartbeat_ms)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, beats * limits.heartbeat_timeout_ms)
+    socket.set(zmq.HEARTBEAT_TTL, beats * limits.heartbeat_timeout_ms)
     socket.set(zmq.HANDSHAKE_IVL, limits.handshake_ms)
     socket.set(
         zmq.IPV6, int("[" in endpoint)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import zmq
 
 from tests.support.live_links import NEW, OLD, both, device, listed, next_of, parts, run, until
 from transport.links.endpoints import reachable_from
@@ -50,6 +51,19 @@ def test_holders_of_the_key_talk_and_the_others_are_refused_and_counted(folder: 
             assert received.source == "d0" and parts(received) == [b"good", bytes(1 << 20)]
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(d1.recv(), 0.05)
+
+    run(test())
+
+
+def test_a_socket_file_has_no_heartbeat_and_a_port_has_one(folder: str) -> None:
+    """The kernel reports the end of the process at the other end of a socket file."""
+
+    async def test() -> None:
+        for listen, beats in ((at(folder, "0"), 0), ("tcp://127.0.0.1:0", Limits().heartbeat_ms)):
+            async with device("d0", both(), listen=listen) as d0:
+                d0.connect("d1", d0.address)
+                sockets = [d0._inboxes[0][0], d0._dealers["d1"]._socket]
+                assert [s and s.get(zmq.HEARTBEAT_IVL) for s in sockets] == [beats, beats]
 
     run(test())
 
