@@ -47,10 +47,18 @@ class AntiEntropy:
         timers["push_pull"] = now + self._draw.randint(1, self._push_pull_ns)
         timers["reconnect"] = now + self._draw.randint(1, self._reconnect_ns)
 
+    def on_probe(self, now: int) -> None:
+        """Do the upkeep with a probe if it is due in half a period: a wake-up costs more than its work."""
+        if now < self._state.timers.get("upkeep", now) <= now + self._period_ns // 2:
+            self.on_upkeep(now)
+
     def on_upkeep(self, now: int) -> None:
-        """Repair links, tell deletions, and claim a slot if this device waits for one."""
+        """Repair links, tell deletions, and claim a slot if this device waits for one.
+
+        Probes are one period apart while the device is healthy, so the next probe comes first.
+        """
         state = self._state
-        state.timers["upkeep"] = now + self._period_ns
+        state.timers["upkeep"] = now + self._period_ns * 3 // 2
         self._connections.greet_again(now)
         self._connections.connect_wanted(now)
         self._connections.close_idle(now, self._neighbours)

@@ -92,7 +92,7 @@ class DeviceProtocol:
 
     def _timer_table(self) -> dict[str, Callable[[int], None]]:
         return {
-            "probe": self._failure_detection.on_probe,
+            "probe": self._on_probe,
             "upkeep": self._anti_entropy.on_upkeep,
             "push_pull": self._anti_entropy.on_push_pull,
             "reconnect": self._anti_entropy.on_reconnect,
@@ -315,6 +315,10 @@ class DeviceProtocol:
     def _on_manifest(self, now: int, source: str, manifest: messages.Manifest) -> None:
         if self._rounds.on_manifest(now, source, manifest):
             self._joining.on_manifest(source, manifest)
+
+    def _on_probe(self, now: int) -> None:
+        self._failure_detection.on_probe(now)
+        self._anti_entropy.on_probe(now)
 
     def _on_settle(self, now: int) -> None:
         if self._state.own is None:

@@ -101,8 +101,9 @@ class Receiver:
         if self._differences is not None and self._accounts.knows(envelope.src):
             self._differences.on_received(envelope.src, envelope.depart_ns, self._clock.now())
         event = partial(self._delivery.arrive, held, envelope, message, received)
-        self._queue.add(self._when(envelope, message), Kind.MESSAGE, event, envelope.src, envelope.seq)
-        self._clock.poke()
+        due_ns = self._when(envelope, message)
+        self._queue.add(due_ns, Kind.MESSAGE, event, envelope.src, envelope.seq)
+        self._clock.poke(due_ns)
 
     def _when(self, envelope: Envelope, message: Message) -> int:
         """The time of a message in the queue. A late device takes probes before all other messages."""

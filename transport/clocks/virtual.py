@@ -79,7 +79,7 @@ class VirtualClock:
         await self._agree(due_ns)
         return False
 
-    def poke(self) -> None:
+    def poke(self, due_ns: int = 0) -> None:
         """Nothing to do: news from outside is read after the next window."""
 
     def completed_ns(self, asked_ns: int) -> int:

@@ -43,20 +43,23 @@ class Watch:
 
 
 class Waiter:
-    """Suspends one task until one of several sockets has news, or until `wake`."""
+    """Suspends one task until one of several sockets has news, or until `wake`.
+
+    The loop watches the descriptors from one wait to the next, since each registration costs time. It stops
+    when a descriptor has news while no task waits: the descriptor would stay ready.
+    """
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
+        self._sockets: Sequence[Socket] = ()
         self._fds: list[int] = []
 
     def wake(self) -> None:
-        """Wake the task.
+        """Wake the task, and watch no descriptor until it waits again.
 
         Also call this before a socket closes: another file may soon have its descriptor number.
         """
-        for fd in self._fds:
-            asyncio.get_running_loop().remove_reader(fd)
-        self._fds = []
+        self._unwatch()
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
@@ -64,16 +67,31 @@ class Waiter:
         """Raises RuntimeError if another task already waits: only one of the two would wake."""
         if self._future is not None:
             raise RuntimeError("another task already waits here")
-        loop = asyncio.get_running_loop()
-        self._future = loop.create_future()
-        self._fds = [_descriptor(socket) for socket in sockets]
-        for fd in self._fds:
-            loop.add_reader(fd, self.wake)
+        if sockets != self._sockets:
+            self._unwatch()
+            self._watch(sockets)
+        self._future = asyncio.get_running_loop().create_future()
         try:
             await self._future
         finally:
-            self.wake()
             self._future = None
+
+    def _watch(self, sockets: Sequence[Socket]) -> None:
+        self._sockets = sockets
+        self._fds = [_descriptor(socket) for socket in sockets]
+        for fd in self._fds:
+            asyncio.get_running_loop().add_reader(fd, self._on_news)
+
+    def _unwatch(self) -> None:
+        for fd in self._fds:
+            asyncio.get_running_loop().remove_reader(fd)
+        self._sockets, self._fds = (), []
+
+    def _on_news(self) -> None:
+        if self._future is None:
+            self._unwatch()
+        elif not self._future.done():
+            self._future.set_result(None)
 
 
 def _descriptor(socket: Socket) -> int:

@@ -37,6 +37,24 @@ def given_up(net: Network) -> list[object]:
     return [log["peer"] for device in net.everyone for log in device.logged("confirmed")]
 
 
+def test_an_idle_device_wakes_once_a_period_for_its_timers() -> None:
+    """Each wake-up of a process costs CPU time. The upkeep goes with the probe."""
+    net, seconds = Network(small_config()), 20
+    for name in ("d0", "d1"):
+        net.add(name, *({"d0"} - {name}), cohort=3)  # they wait for a third one
+    net.until(lambda: all(knows_all(device, 2) for device in net), 5.0)
+    ticks, inner = list[int](), net["d0"].protocol.tick
+
+    def tick(now: int) -> list[do.Action]:
+        ticks.append(now)
+        return inner(now)
+
+    net["d0"].protocol.tick = tick  # type: ignore[method-assign]
+    net.run(seconds)
+    periods = seconds * SECOND // PERIOD_NS
+    assert periods <= len({*ticks}) + 1 and len({*ticks}) <= 1.3 * periods  # and tables, once in a while
+
+
 # -- agreement -------------------------------------------------------------------------------------------
 
 

@@ -66,3 +66,46 @@ def test_a_wait_can_be_cancelled_and_begun_again() -> None:
         assert not await clock.reach(None)
 
     asyncio.run(body())
+
+
+def test_an_event_planned_in_between_ends_the_wait_at_its_time() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        waiting = asyncio.create_task(clock.reach(clock.now() + LONG_NS))
+        await asyncio.sleep(0)
+        clock.poke(clock.now() + LONG_NS // 2)
+        planned = clock.now() + 20 * MS
+        clock.poke(planned)
+        clock.poke(clock.now() + LONG_NS // 2)  # it does not move the alarm
+        for _ in range(3):  # no turn of the waiter before: it would cost CPU time for each message
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        assert not await waiting
+        assert clock.now() >= planned - MS  # asyncio's timers may ring early
+
+    asyncio.run(body())
+
+
+def test_events_planned_later_than_the_awaited_one_do_not_matter() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        due = clock.now() + 20 * MS
+        clock.poke(due + LONG_NS)  # before the wait
+        waiting = asyncio.create_task(clock.reach(due))
+        await asyncio.sleep(0)
+        clock.poke(due + LONG_NS)  # and in it
+        await waiting
+        assert clock.now() >= due - MS
+
+    asyncio.run(body())
+
+
+def test_an_event_that_is_due_ends_the_wait_at_once() -> None:
+    async def body() -> None:
+        clock = RealClock()
+        waiting = asyncio.create_task(clock.reach(None))
+        await asyncio.sleep(0)
+        clock.poke(clock.now())
+        assert not await waiting
+
+    asyncio.run(body())
