@@ -159,12 +159,13 @@ class Swim:
     # -- time ----------------------------------------------------------------------------------------
     def next_ns(self) -> int:
         """When `tick` is due."""
-        times = [self._period_ns]
+        at = self._period_ns
         if self._probe is not None and not self._probe.asked:
-            times.append(self._probe.ask_ns)
-        times += [e.end_ns if e.nacked else e.nack_ns for e in self._indirect.values()]
+            at = min(at, self._probe.ask_ns)
+        for probe in self._indirect.values():
+            at = min(at, probe.end_ns if probe.nacked else probe.nack_ns)
         suspicion = self.suspicions.next_ns()
-        return min(times if suspicion is None else [*times, suspicion])
+        return at if suspicion is None else min(at, suspicion)
 
     def tick(self, now: int) -> list[Action]:
         """Do what is due. Call it at `next_ns`. If the call comes late, this device itself was slow."""

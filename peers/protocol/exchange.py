@@ -147,7 +147,7 @@ class Exchange:
         self._refits.forget_peer(peer)
 
     def peer(self, name: str) -> PeerCopies:
-        return self.peers.setdefault(name, PeerCopies())
+        return self.peers.get(name) or self.peers.setdefault(name, PeerCopies())
 
     def on_request(self, peer: str, parts: Iterable[Part]) -> None:
         """A peer requests parts. Those that are held here go to it with the next data of a round."""

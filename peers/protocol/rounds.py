@@ -144,7 +144,7 @@ class Rounds:
     def try_publish(self) -> None:
         """After every event: publish to devices that have become neighbours since this round's data went."""
         if self._state.phase is Phase.WAIT:
-            self._publish_late(self._receivers() & {*self._correction.neighbours()} - self._served)
+            self._publish_late({*self._correction.neighbours()} - self._served)
 
     def on_request(self, now: int, source: str, request: Request) -> None:
         """Answer a member with this round's data. If they have gone, answer at once, but once a round."""
@@ -154,14 +154,14 @@ class Rounds:
             return
         state.exchange.on_request(source, (Part(BlockKey(b, i), g) for b, i, g, _ in request.items))
         if state.phase is Phase.WAIT and source not in self._outages | self._answered:
-            self._publish_late(self._receivers() & {source})
+            self._publish_late({source})
 
     def _receivers(self) -> set[str]:
         return {peer for peer in self._state.greeted() if not self._state.peers[peer].done}
 
-    def _publish_late(self, to: set[str]) -> None:
+    def _publish_late(self, missed: set[str]) -> None:
         """Publish within the rest of the budget. An allocator leaves no rest: then only manifests go."""
-        if to:
+        if to := missed and missed & self._receivers():
             self._publish(to, None if self._state.exchange.allocation is None else lambda wanted, asked: {})
 
     def _publish(self, to: set[str], choose: Choose | None) -> None:
