@@ -169,7 +169,7 @@ class Replicas:
             self._state.act(Confirmed(key, who))
 
     def tell_news(self) -> None:
-        """Tell all peers the deletions that they may not know yet, once a probe period."""
+        """Tell all peers the deletions that they may not know yet, about once a probe period."""
         if self._news:
             self._state.tell_all(Deleted(self._news[:MAX_DELETED]))
             del self._news[:MAX_DELETED]

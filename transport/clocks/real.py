@@ -56,7 +56,7 @@ class RealClock:
 
     async def reach(self, due_ns: int | None) -> bool:
         """A timer of asyncio may fire early by its resolution; the caller then waits for the rest."""
-        due = NEVER_NS if due_ns is None else due_ns
+        due = NEVER_NS if due_ns is None else min(due_ns, NEVER_NS)
         news_ns, self._news_ns = self._news_ns, NEVER_NS
         if due <= news_ns:  # the caller knows of an event that is no later
             if due <= self.now():

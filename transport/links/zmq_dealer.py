@@ -57,9 +57,7 @@ class Limits:
     max_frame_bytes: int = MAX_PAYLOAD
     max_frames: int = 4  # of one message
     heartbeat_ms: int = 2000
-    heartbeat_timeout_ms: int = (
-        10_000  # then a half-open connection, or one to a stopped process, is replaced
-    )
+    heartbeat_timeout_ms: int = 10_000  # then a half-open TCP connection is replaced, or to a stopped process
     handshake_ms: int = 10_000
     reconnect_ms: int = 50
     reconnect_max_ms: int = 2000

@@ -51,7 +51,7 @@ class Waiter:
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
-        self._sockets: Sequence[Socket] = ()
+        self._sockets: tuple[Socket, ...] = ()
         self._fds: list[int] = []
 
     def wake(self) -> None:
@@ -67,7 +67,7 @@ class Waiter:
         """Raises RuntimeError if another task already waits: only one of the two would wake."""
         if self._future is not None:
             raise RuntimeError("another task already waits here")
-        if sockets != self._sockets:
+        if tuple(sockets) != self._sockets:
             self._unwatch()
             self._watch(sockets)
         self._future = asyncio.get_running_loop().create_future()
@@ -77,8 +77,8 @@ class Waiter:
             self._future = None
 
     def _watch(self, sockets: Sequence[Socket]) -> None:
-        self._sockets = sockets
         self._fds = [_descriptor(socket) for socket in sockets]
+        self._sockets = tuple(sockets)
         for fd in self._fds:
             asyncio.get_running_loop().add_reader(fd, self._on_news)
 

@@ -32,6 +32,17 @@ def test_news_ends_a_wait() -> None:
     asyncio.run(body())
 
 
+def test_a_wait_for_no_time_at_all_lets_other_tasks_run() -> None:
+    async def body() -> None:
+        clock, ran = RealClock(), []
+        asyncio.get_running_loop().call_soon(ran.append, "other")
+        asyncio.get_running_loop().call_later(0.01, clock.poke)
+        assert not await clock.reach(1 << 63)
+        assert ran == ["other"]
+
+    asyncio.run(body())
+
+
 def test_news_that_came_before_the_wait_is_not_lost() -> None:
     async def body() -> None:
         clock = RealClock()
