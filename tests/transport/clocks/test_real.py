@@ -34,7 +34,8 @@ def test_news_ends_a_wait() -> None:
 
 def test_a_wait_for_no_time_at_all_lets_other_tasks_run() -> None:
     async def body() -> None:
-        clock, ran = RealClock(), []
+        clock = RealClock()
+        ran: list[str] = []
         asyncio.get_running_loop().call_soon(ran.append, "other")
         asyncio.get_running_loop().call_later(0.01, clock.poke)
         assert not await clock.reach(1 << 63)
