@@ -131,6 +131,7 @@ class Membership:
         wish: int | None = None,
         barred: Collection[int] = (),
         keep_crashed: bool = False,
+        mask_key: bytes = b"",
     ) -> Record:
         """Claim a slot for a new incarnation of the own device. Returns the signed record.
 
@@ -144,9 +145,8 @@ class Membership:
         if slot is None:
             slot = slots.choose(device, taken.union(barred), self._used(), max_slots)
         now = self._tick()
-        return self._own(
-            Record(device, incarnation, address, slot, now, now, public=public, since_round=since_round)
-        )
+        claimed = Record(device, incarnation, address, slot, now, now, public=public, mask_key=mask_key)
+        return self._own(replace(claimed, since_round=since_round))
 
     def amend(self, record: Record, **changes: Any) -> Record:
         """Sign the next record of an own incarnation, with another status or first round."""
