@@ -1,0 +1,49 @@
+"""What a scenario with `correction.masked` may not contain, and what it needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulation.scenario.loading import load
+from tests.support.refusals import QUICK, refusal
+
+MASKED = ("correction.masked=true", "correction.policy='dominant'")
+
+
+def test_a_policy_that_measures_can_be_masked() -> None:
+    assert load(QUICK, MASKED).correction.masked
+    assert load(QUICK, [*MASKED, "correction.policy='lookahead'"]).correction.masked
+    assert not load(QUICK, []).correction.masked
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        (
+            ["correction.policy='uniform'"],
+            ["correction.policy: 'uniform' with correction.masked", "measures"],
+        ),
+        (
+            ["correction.interference=true", "correction.fisher=true"],
+            ["correction.interference: 'true' with correction.masked", "without a mask; allowed: false"],
+        ),
+        (["correction.period=2"], ["correction.period: '2'", "more than correction.delay = 2"]),
+        (["correction.sketch=2049"], ["correction.sketch: '2049'", "at most 2048"]),
+        (["adapter.max_devices=1025", "adapter.rank=1"], ["adapter.max_devices: '1025'", "at most 1024"]),
+        (["devices.count=2", "event=[]"], ["devices.count: '2'", "at least 3"]),
+        (["keys.enabled=false"], ["keys.enabled: 'false'", "anybody", "allowed: true"]),
+    ],
+)
+def test_what_a_mask_does_not_cover_or_needs_is_refused(overrides: list[str], texts: list[str]) -> None:
+    plain = [override for override in overrides if "policy" not in override]
+    load(QUICK, ["correction.policy='dominant'", *plain])  # without masks it is allowed
+    found = refusal(*MASKED, *overrides)
+    assert all(text in found for text in texts), found
+    assert found.endswith("or correction.masked = false")
+
+
+def test_privacy_of_examples_still_excludes_policies_that_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peers.learning import privacy_account
+
+    monkeypatch.setattr(privacy_account, "missing_package", lambda: None)
+    assert "correction.policy: 'dominant' with privacy" in refusal(*MASKED, "privacy.epsilon=8")
