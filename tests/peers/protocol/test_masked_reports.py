@@ -80,6 +80,17 @@ def test_two_runs_with_other_keys_decide_from_the_same_sums() -> None:
     assert reports(first["d0"])[0].values != reports(second["d0"])[0].values
 
 
+def test_a_device_never_sends_two_reports_under_one_mask() -> None:
+    """Their difference would be the difference of the values."""
+    net = corrected("dominant", masked=True)
+    device, count = net["d0"], len(reports(net["d0"]))
+    net.until(lambda: len(reports(device)) > count)
+    epoch = reports(device)[-1].epoch
+    again = device.protocol.diagnosed(net.now, epoch, observed("d3", epoch))
+    assert not [tell for tell in again if isinstance(tell, do.Tell) and isinstance(tell.message, Observed)]
+    assert len({message.values for message in reports(device) if message.epoch == epoch}) == 1
+
+
 def test_a_report_on_the_wire_says_nothing_of_its_values() -> None:
     net = corrected("dominant", masked=True)
     for device in net:
