@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation.commands.output_folder import check_file
+from emulation.planning.measured_runs import MOST
 from emulation.report.formatting import UNKNOWN, megabytes, plain, plural
 from peers.errors import InputError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: unweft plan --devices 10000 --degree 4 --plot plan.png"
 MOST_DEVICES = 10**7
-MOST = 10**15  # bytes, local steps, seconds: all products of them are floats
 LEAST_SETTING = 1e-9
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -234,6 +234,8 @@ def _write(path: Path, model: Model, checks: Sequence[Check], plans: Sequence[Fo
                 "churn": one.wanted.churn,
                 "budget_bytes": one.wanted.budget_bytes,
                 "local_steps": one.wanted.local_steps,
+                "rate_Bps": one.wanted.rate_Bps or model.settings.rate_Bps,
+                "latency_s": one.wanted.latency_s or model.settings.latency_s,
                 "figures": [
                     {"title": row.title, "unit": row.unit, "estimate": _finite(row)} for row in one.rows
                 ],

@@ -75,7 +75,7 @@ def run(
         typer.Option(min=2, help="Run this many seeds, from the scenario's on, into folders OUT/seed-N."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the scenario and print the plan; start nothing.")
+        bool, typer.Option("--dry-run", help="Check the scenario and print an estimate; start nothing.")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -107,10 +107,10 @@ def run(
 
     learner, console = check_against_model(loaded), Console()
     if dry_run:
-        from emulation.report.plan_table import table
-        from emulation.scenario import plan
+        from emulation.report.estimate_table import table
+        from emulation.scenario import estimate
 
-        console.print(table(loaded, plan.make(loaded, learner)))
+        console.print(table(loaded, estimate.make(loaded, learner)))
         return
     del learner
     try:

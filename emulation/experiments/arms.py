@@ -38,7 +38,8 @@ class Arm:
 REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
-MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"  # oracles of the arms with early steps
+MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"
+MANY_STEPS = (MANY, MANY_FISHER)  # oracles of the arms with early steps: 2 K rounds
 INTERFERENCE = {**FISHER, "correction.interference": True}
 PROJECTION = {**EARLY, "correction.projection": True}
 PAPER_FULL = {"correction.policy": "proportional-sync"}
@@ -140,10 +141,10 @@ ARMS: dict[str, Arm] = {
         Arm("newest", "the newest version of each block instead of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
         _oracle("oracle-max-steps", "n_max local steps in all rounds", {"round.local_steps": N_MAX}),
-        _oracle(MANY, "20 local steps in all rounds", {"round.local_steps": 20}),
+        _oracle(MANY, "20 local steps in all of its 2 K rounds", {"round.local_steps": 20}),
         _oracle(
             MANY_FISHER,
-            "20 local steps in the Fisher eigenbasis, measured every 10 rounds",
+            "20 local steps in the Fisher eigenbasis, measured every 10 of its 2 K rounds",
             {"round.local_steps": 20, "train.fisher_every": 10},
         ),
     )

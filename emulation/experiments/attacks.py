@@ -40,14 +40,19 @@ def lira(scores: Values, members: NDArray[np.bool_]) -> Values:
     """The log-likelihood ratio of membership, [models, examples].
 
     `scores`: logit confidences, [models, examples]. `members`: whether a model had the example. Each model is
-    attacked with all others as its shadow models. Means are those of the example. Both kinds share one
-    variance over all examples, which few shadow models need (LiRA, section VI-C). nan: fewer than two shadow
-    models of a kind.
+    attacked with all others as its shadow models, but for one model of the other kind, drawn for each
+    example: without a trace, the kind with more models would fit better (its mean has less noise), and the
+    AUC would be below 0.5. Means are those of the example. Each kind has one variance over all examples,
+    which few shadow models need (LiRA, section VI-C). nan: fewer than two shadow models of a kind.
     """
     ratios = np.full(scores.shape, np.nan)
+    draw = np.random.Generator(np.random.Philox(key=0))
     for target in range(len(scores)):
-        others = np.arange(len(scores)) != target
-        inside, outside = (_fit(scores[others], kind[others]) for kind in (members, ~members))
+        shadows = np.arange(len(scores))[:, None] != target
+        opposite = members != members[target]
+        left_out = np.where(opposite, draw.random(scores.shape), -1.0).argmax(axis=0)
+        shadows = shadows & ~(opposite & (np.arange(len(scores))[:, None] == left_out))
+        inside, outside = (_fit(scores, kind & shadows) for kind in (members, ~members))
         ratios[target] = _log_density(scores[target], *inside) - _log_density(scores[target], *outside)
     return ratios
 

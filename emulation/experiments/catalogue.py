@@ -216,7 +216,7 @@ EXPERIMENTS = {
             "Ways to recover sooner",
             (DEFAULT,),
             (UNIFORM, *RECOVERY, NONE, *ORACLES),
-            compact=replace(SCALES[COMPACT], every=2),  # counts the rounds of a recovery
+            compact=replace(SCALES[COMPACT], learn=60, every=1),  # counts the rounds of a recovery
         ),
         Experiment(
             BASELINES,

@@ -2,14 +2,15 @@
 
 The leaver of each run has a random half of one pool of facts, so that each fact is in half of the runs. Each
 run is attacked with all others of its event as shadow models. A model that has forgotten completely gives an
-AUC of 0.5, whatever a fact's difficulty. Members and non-members of a run are also relearned.
+AUC of 0.5, whatever a fact's difficulty. The models before the deletion show the power of the attack. Members
+and non-members of a run are also relearned.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -40,7 +41,7 @@ NAME = "forgetting"
 SETTING = Setting(NAME, "a complete graph; half of a pool of facts for the leaver")
 FEWEST = 6  # runs: two shadow models of each kind beside the attacked one
 DEFAULT_RUNS = 16
-DELETED, END = "deleted", "end"
+BEFORE, DELETED, END = "before", "deleted", "end"
 WORST = "worst device"
 KINDS = {
     "leave": "the leaver asks to be forgotten",
@@ -174,17 +175,21 @@ class RunAndAttack:
 
 
 def patterns(leaver: str) -> dict[str, str]:
-    """By moment: the names of the snapshots after the deletion of the leaver, and in rounds."""
-    return {DELETED: f"*-deleted-{leaver}.*", END: "*-round.safetensors"}
+    """By moment: the names of the snapshots before and after the leaver's deletion, and in rounds."""
+    return {
+        BEFORE: f"*-before-{leaver}.*",
+        DELETED: f"*-deleted-{leaver}.*",
+        END: "*-round.safetensors",
+    }
 
 
-def snapshots(cell: Cell, kept: Path, names: Mapping[str, str] | None = None) -> dict[str, dict[str, Path]]:
-    """By moment: the last of the survivors' snapshots with these names; None: those of `patterns`.
+def snapshots(cell: Cell, kept: Path) -> dict[str, dict[str, Path]]:
+    """By moment: the last of each survivor's snapshots with the names of `patterns`.
 
     Raises InputError if one lacks.
     """
     found: dict[str, dict[str, Path]] = {}
-    for moment, pattern in (names or patterns(cell.leaver)).items():
+    for moment, pattern in patterns(cell.leaver).items():
         paths = {device: sorted((kept / device).glob(pattern)) for device in cell.survivors}
         lacking = [device for device, of in paths.items() if not of]
         if lacking:
@@ -199,7 +204,7 @@ def aggregate(found: Sequence[Record], had: NDArray[np.bool_]) -> list[Record]:
     for arm in dict.fromkeys(one["arm"] for one in found):
         runs = [one for one in found if one["arm"] == arm]
         members = had[[one["seed"] for one in runs]]
-        for moment in (DELETED, END):
+        for moment in (BEFORE, DELETED, END):
             names = runs[0]["losses"][moment]
             each = {n: _attacked([one["losses"][moment][n] for one in runs], members) for n in names}
             devices = [each[n] for n in names if n not in (MEAN, INT4)]

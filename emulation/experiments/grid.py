@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulation.experiments.arms import ARMS, BEFORE, INFLUENCE, N_MAX, ORACLE, ORACLES, UNIFORM, Arm
+from emulation.experiments.arms import (
+    ARMS,
+    BEFORE,
+    INFLUENCE,
+    MANY_STEPS,
+    N_MAX,
+    ORACLE,
+    ORACLES,
+    UNIFORM,
+    Arm,
+)
 from emulation.experiments.catalogue import Experiment, Scale, Setting
 from emulation.scenario.loading import from_table
 from emulation.scenario.preflight import check_against_model
@@ -55,7 +65,9 @@ class Cell:
     def rounds(self) -> int:
         if self.arm == BEFORE:
             return self.scale.learn - self.scale.every
-        return self.event_round + 1 + self.repeated + self.scale.correct
+        full = self.event_round + 1 + self.repeated + self.scale.correct
+        # They know all facts after about K rounds. Their steps cost more than those of all arms together.
+        return min(full, 2 * self.scale.correct) if self.arm.name in MANY_STEPS else full
 
     @property
     def effort(self) -> int:

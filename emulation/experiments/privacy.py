@@ -28,7 +28,7 @@ from emulation.experiments.arms import Arm
 from emulation.experiments.attacks import assign, lira, logit_confidence, pooled
 from emulation.experiments.catalogue import Scale, Setting
 from emulation.experiments.evaluation import write_mean
-from emulation.experiments.forgetting import DELETED, END, ForgettingCell
+from emulation.experiments.forgetting import BEFORE, DELETED, END, ForgettingCell
 from emulation.experiments.grid import Cell
 from emulation.experiments.metrics import cell_key
 from emulation.experiments.neighbour_attacks import Reader, Scores, sketch_attack, write_block_alone
@@ -75,7 +75,6 @@ SCALES = {
     )
 }
 IMAGES = {"full": 240, "small": 200, "smoke": 20}  # of a device
-BEFORE = "before"
 NEIGHBOUR, ALONE, MEAN = "neighbour", "block alone", "mean"
 MODELS = ((BEFORE, NEIGHBOUR), (BEFORE, ALONE), (DELETED, MEAN), (END, MEAN))
 FIGURES = ("retain", "test", "forget_before", "others_before", "forget_end", "others_end", "mb", "epsilon")
@@ -256,8 +255,7 @@ def _listed(losses: Scores, pool: Sequence[AnyExample]) -> list[float]:
 
 def model_files(cell: Cell, out: Path) -> dict[tuple[str, str], Path]:
     """A snapshot for each of MODELS. Raises InputError if a device has none."""
-    names = {BEFORE: f"*-before-{cell.leaver}.*", **forgetting.patterns(cell.leaver)}
-    kept = forgetting.snapshots(cell, out / KEPT_SNAPSHOTS, names)
+    kept = forgetting.snapshots(cell, out / KEPT_SNAPSHOTS)
     found = {(BEFORE, NEIGHBOUR): kept[BEFORE][cell.survivors[0]]}
     found[BEFORE, ALONE] = out / "block.safetensors"
     write_block_alone(found[BEFORE, NEIGHBOUR], cell.leaver, found[BEFORE, ALONE])

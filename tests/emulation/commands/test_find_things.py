@@ -10,8 +10,8 @@ import pytest
 
 from emulation.commands.run import completed
 from emulation.launch import compose_project
-from emulation.report import plan_table
-from emulation.scenario import library, loading, plan
+from emulation.report import estimate_table
+from emulation.scenario import estimate, library, loading
 from emulation.scenario.events import KINDS, EventConfig
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -121,28 +121,28 @@ def test_the_repository_can_build_its_image(monkeypatch: pytest.MonkeyPatch) -> 
     assert compose_project.can_build(compose_project.compose_file())
 
 
-# -- the plan of a run -----------------------------------------------------------------------------------
-def small_plan(**sections: object) -> tuple[Scenario, plan.Plan]:
+# -- the estimate of a run -----------------------------------------------------------------------------------
+def small_estimate(**sections: object) -> tuple[Scenario, estimate.RunEstimate]:
     scenario = Scenario.model_validate({"devices": {"count": 3}, "round": {"count": 10}, **sections})
-    return scenario, plan.make(scenario, small_learner())
+    return scenario, estimate.make(scenario, small_learner())
 
 
-def test_the_plan_counts_the_bytes_of_every_round() -> None:
-    _, found = small_plan(eval={"every": 0}, event=[{"round": 3, "kind": "leave", "device": "d2"}])
+def test_the_estimate_counts_the_bytes_of_every_round() -> None:
+    _, found = small_estimate(eval={"every": 0}, event=[{"round": 3, "kind": "leave", "device": "d2"}])
     # Rounds 0 to 3: each of three devices sends three blocks to two neighbours. Then two devices, two blocks.
     assert found.bytes_most == (4 * 3 * 2 * 3 + 6 * 2 * 1 * 2) * found.block_bytes
     assert (found.devices, found.device_rounds) == (3, 4 * 3 + 6 * 2)
     assert found.step_s > 0 and found.run_s > 0 and found.device_memory_bytes > 10_000_000
 
 
-def test_no_device_is_planned_to_send_more_than_its_budget() -> None:
-    _, found = small_plan(radio={"budget_bytes": 100})
+def test_no_device_is_estimated_to_send_more_than_its_budget() -> None:
+    _, found = small_estimate(radio={"budget_bytes": 100})
     assert found.bytes_most == 10 * 3 * 100
 
 
-def test_the_plan_names_the_events_and_the_budget() -> None:
-    scenario, found = small_plan(event=[{"round": 3, "kind": "leave", "device": "d2"}])
-    rows = dict(plan_table.rows(scenario, found))
+def test_the_estimate_names_the_events_and_the_budget() -> None:
+    scenario, found = small_estimate(event=[{"round": 3, "kind": "leave", "device": "d2"}])
+    rows = dict(estimate_table.rows(scenario, found))
     assert rows["events"] == "round 3: leave d2" and "budget 4.0 MB" in rows["bytes"]
 
 
@@ -150,4 +150,4 @@ def test_a_dry_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert unweft(monkeypatch, "run", "quick", "--dry-run", "--out", tmp_path / "run") == 0
-    assert "quick: the plan" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert "quick: the estimate" in capsys.readouterr().out and not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ def test_a_plan_is_shown_after_its_check_and_written(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, file = tmp_path / "plan.svg", tmp_path / "plan.json"
-    options = ("--churn", 1e-5, "--budget", 10**9, "--plot", picture, "--json", file)
+    options = ("--churn", 1e-5, "--budget", 10**9, "--latency", 0.01, "--plot", picture, "--json", file)
     assert unweft(monkeypatch, "--devices", 1000, "--devices", 100_000, "--fit", fitted, *options) == 0
     said = capsys.readouterr().out
     assert said.index("held-out") < said.index("1,000 devices, degree 4") < said.index("100,000 devices")
@@ -40,6 +40,7 @@ def test_a_plan_is_shown_after_its_check_and_written(
     found = json.loads(file.read_text())
     small, large = found["plans"]
     assert (small["devices"], large["devices"]) == (1000, 100_000)
+    assert (small["latency_s"], small["rate_Bps"]) == (0.01, 5e7)  # as given, and as measured
     by_title = {figure["title"]: figure for figure in small["figures"]}
     low, middle, high = by_title["rounds to 95 % of everyone's facts"]["estimate"]
     assert 0 < low < middle < high

@@ -54,6 +54,14 @@ def test_a_model_without_a_trace_gives_a_half() -> None:
     assert found.tpr == pytest.approx(0.01, abs=0.01)
 
 
+@pytest.mark.parametrize("models", [6, 8, 16])
+def test_few_shadow_models_give_a_half_without_a_trace(models: int) -> None:
+    """With all models of the other kind as shadow models it would be 0.46, 0.48 and 0.49."""
+    members = assign(models, 20_000, seed=0)
+    ratios = lira(scores(members, 0.0), members)
+    assert auc_by_rank(ratios[members], ratios[~members]) == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_rate_at_one_percent_needs_a_thousand_others() -> None:
     members = assign(8, 100, seed=0)
     found = pooled(lira(scores(members, 1.0), members), members)

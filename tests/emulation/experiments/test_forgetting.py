@@ -86,7 +86,7 @@ def test_an_attacker_scores_each_model_its_mean_and_its_int4_export_and_relearns
 
 
 def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
-    """Models that remember the leaver's facts a little: only right after the event, only on d0."""
+    """Models that remember the leaver's facts: all before the deletion, and only d0 right after it."""
     facts = len(forgetting.pool(SMOKE))
     had = assign(8, facts, seed=0)[one.seed]
     draw = np.random.default_rng(one.seed)
@@ -96,7 +96,8 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
 
     names = ("d0", "d1", MEAN, INT4)
     moments = {
-        m: {n: losses(2.0 * (m == "deleted" and n == "d0")) for n in names} for m in ("deleted", "end")
+        m: {n: losses(2.0 * (m == "before" or (m == "deleted" and n == "d0"))) for n in names}
+        for m in ("before", "deleted", "end")
     }
     relearn = {"had": {"steps": 10, "other": 0.5}, "not": {"steps": None if one.seed else 30, "other": 0.1}}
     return {**cell_key(one), "prefix_sha256": None, "losses": moments, "relearn": relearn}
@@ -107,11 +108,11 @@ def test_an_experiment_finds_the_device_that_remembers(tmp_path: Path) -> None:
     forgetting.run(Request(SMOKE, ("leave",), tuple(range(8)), tmp_path), console, made)
     rows = json.loads((tmp_path / "results.json").read_text())["summary"]
     by = {(row["moment"], row["model"]): row for row in rows}
-    assert by["deleted", "worst device"]["auc"] > 0.8
+    assert by["deleted", "worst device"]["auc"] > 0.8 and by["before", MEAN]["auc"] > 0.8
     assert all(abs(by["deleted", model]["auc"] - 0.5) < 0.25 for model in (MEAN, INT4))
     end = by["end", MEAN]
     assert (end["steps_had"], end["steps_not"], end["other_had"]) == (10, None, 0.5)
-    assert len(list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))) == 6
+    assert len(list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))) == 9
     assert "worst device" in console.export_text()
 
 

@@ -74,6 +74,10 @@ def test_oracles_train_as_the_arms_that_they_judge() -> None:
     assert scenarios["early-steps"].correction.steps_max == 20
     for name in ORACLES:
         assert scenarios[name].event == () and scenarios[name].devices.count == SMOKE.devices - 1
+    medium = SCALES["medium"]
+    rounds = {c.arm.name: c.rounds for c in grid.cells(recovery, recovery.arms, medium, [0])}
+    assert rounds["oracle"] == rounds["oracle-max-steps"] == 160
+    assert rounds["oracle-20"] == rounds["oracle-20-fisher"] == 80
     assert set(choose_arms(recovery, "fisher", SMOKE)) == {"fisher", UNIFORM, ORACLE, "oracle-20-fisher"}
 
 

@@ -17,11 +17,11 @@ from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 
 MEASURED_STEPS = 5
-OWN = BlockKey("plan", 0)
+OWN = BlockKey("estimate", 0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """The estimates of a run. bytes_most: of all devices, without headers. Seconds are of the real clock."""
 
     devices: int  # the most at one time
@@ -33,8 +33,8 @@ class Plan:
     device_memory_bytes: int  # resident memory of one process, most of it shared with the others
 
 
-def make(scenario: Scenario, learner: Learner) -> Plan:
-    """Estimate a run. `learner`: without blocks; a few local steps train it."""
+def make(scenario: Scenario, learner: Learner) -> RunEstimate:
+    """RunEstimate a run. `learner`: without blocks; a few local steps train it."""
     block = learner.layout.block_bytes(scenario.radio.codec)
     rounds = list(_members_and_copies(scenario))
     sent = [_most_bytes(scenario, members, copies * block) for members, copies in rounds]
@@ -46,7 +46,7 @@ def make(scenario: Scenario, learner: Learner) -> Plan:
         count / len(members) / scenario.radio.rate_Bps + 2 * scenario.radio.latency_s
         for count, (members, _) in zip(sent, rounds, strict=True)
     )
-    return Plan(
+    return RunEstimate(
         devices=max(len(members) for members, _ in rounds),
         device_rounds=device_rounds,
         block_bytes=block,
@@ -78,5 +78,5 @@ def _measure_step(learner: Learner, blocks: int, threads: int) -> float:
     torch.set_num_threads(threads)  # as in a device
     learner.set_own(OWN, 0)
     for slot in range(1, blocks):
-        learner.add_block(BlockKey(f"plan{slot}", 0), slot)
+        learner.add_block(BlockKey(f"estimate{slot}", 0), slot)
     return statistics.median(learner.train(round_, 1, False).seconds for round_ in range(MEASURED_STEPS))

@@ -1,4 +1,4 @@
-"""The plan of a run as a table for the terminal."""
+"""The estimate of a run as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import os
 from rich.table import Table
 
 from emulation.report.formatting import megabytes, plural
+from emulation.scenario.estimate import RunEstimate
 from emulation.scenario.events import EventConfig
-from emulation.scenario.plan import Plan
 from emulation.scenario.schema import Scenario
 
 
-def table(scenario: Scenario, plan: Plan) -> Table:
+def table(scenario: Scenario, estimate: RunEstimate) -> Table:
     """One row for each estimate, with its origin."""
-    found = Table(title=f"{scenario.name}: the plan", title_justify="left", show_header=False)
-    for name, text in rows(scenario, plan):
+    found = Table(title=f"{scenario.name}: the estimate", title_justify="left", show_header=False)
+    for name, text in rows(scenario, estimate):
         found.add_row(name, text)
     return found
 
 
-def rows(scenario: Scenario, plan: Plan) -> list[tuple[str, str]]:
+def rows(scenario: Scenario, estimate: RunEstimate) -> list[tuple[str, str]]:
     """The cells of the table."""
     rounds = f"{plural(scenario.round.count, 'round')} of {plural(scenario.round.local_steps, 'local step')}"
-    sent = f"{megabytes(plan.bytes_most)} at most, {megabytes(plan.bytes_most / plan.device_rounds)} a round"
+    each = megabytes(estimate.bytes_most / estimate.device_rounds)
+    sent = f"{megabytes(estimate.bytes_most)} at most, {each} a round"
     budget = f"budget {megabytes(scenario.radio.budget_bytes)}"
     return [
-        ("devices", f"{scenario.devices.count} at the start, {plan.devices} at most"),
+        ("devices", f"{scenario.devices.count} at the start, {estimate.devices} at most"),
         ("rounds", rounds),
         ("events", "\n".join(map(_event, scenario.events)) or "none"),
-        ("block", f"{megabytes(plan.block_bytes)} in {scenario.radio.codec}"),
+        ("block", f"{megabytes(estimate.block_bytes)} in {scenario.radio.codec}"),
         ("bytes", f"{sent} and device ({budget})"),
-        ("memory", f"{megabytes(plan.device_memory_bytes)} for each process, most of it shared"),
-        ("local step", f"{1000 * plan.step_s:.1f} ms (measured now)"),
-        ("time", f"{_duration(plan.run_s)} on {plural(os.cpu_count() or 1, 'core')}, and the evaluation"),
+        ("memory", f"{megabytes(estimate.device_memory_bytes)} for each process, most of it shared"),
+        ("local step", f"{1000 * estimate.step_s:.1f} ms (measured now)"),
+        ("time", f"{_duration(estimate.run_s)} on {plural(os.cpu_count() or 1, 'core')}, and the evaluation"),
     ]
 
 
