@@ -120,6 +120,16 @@ class TrainConfig(Section):
     checkpointing: Annotated[
         bool, about("Compute activations again in the backward pass: less memory, more time.")
     ] = False
+    logit_adjustment: Annotated[
+        float,
+        about(
+            "Classifiers of images: the loss adds this factor times log(share of the class in the own data)"
+            " to the logits. 0: nothing.",
+            source="Menon et al. (2021)",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     schedule: Annotated[
         Literal["constant", "linear", "cosine"], about("Of lr over round.count, down to 0.")
     ] = "constant"

@@ -1,6 +1,6 @@
-"""Compares a run that has ended with centralised LoRA training on the same data, with the same steps.
+"""Compares runs that have ended with centralised LoRA training on the same data, with the same steps.
 
-    python -m emulation.experiments.centralised RUN
+    python -m emulation.experiments.centralised RUN [RUN ...]
 
 One learner trains on the data of all devices that ended the run, with as many steps as one device took. Its
 batch is that of all devices together, and so is its rank. It never sees the data of a device that left: it is
@@ -23,7 +23,8 @@ from rich.console import Console
 from coordinator_free.identifiers import BlockKey
 from emulation.analysis.records import load
 from emulation.experiments import tables
-from emulation.experiments.statistics import auc
+from emulation.experiments.aggregate import to_record
+from emulation.experiments.statistics import auc, interval
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.errors import InputError
@@ -35,10 +36,11 @@ from peers.privacy_config import PrivacyConfig
 from peers.tasks import AnyExample, Batch, Task, make_task, score_examples
 from peers.unlearning.saved_model import load_adapter
 
+Scores = dict[str, float | None]  # by COLUMNS
 COLUMNS = ("devices' data", "held-out", "control", "leavers' data", "AUC")
 
 
-def compare(folder: Path, console: Console) -> dict[str, dict[str, float | None]]:
+def compare(folder: Path, console: Console) -> dict[str, Scores]:
     """Print and return accuracies (and AUC) of the run's first adapter and of centralised training.
 
     AUC: membership inference by loss. Members are the leavers' examples, non-members the control examples.
@@ -96,6 +98,7 @@ def _trained(scenario: Scenario, examples: Sequence[AnyExample], devices: int) -
             "adapter": config.adapter.model_copy(update={"rank": ranks, "max_devices": 1}),
             "data": config.data.model_copy(update={"batch": config.data.batch * devices}),
             "privacy": PrivacyConfig(),
+            "train": config.train.model_copy(update={"logit_adjustment": 0.0}),  # it has the labels of all
         }
     )
     learner = Learner(loaded, merged, loaded.encode(examples, config.data.max_length), "centralised")
@@ -105,10 +108,8 @@ def _trained(scenario: Scenario, examples: Sequence[AnyExample], devices: int) -
     return replace(loaded, model=learner.model)
 
 
-def _scores(
-    loaded: LoadedModel, sets: dict[str, list[AnyExample]], scenario: Scenario
-) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+def _scores(loaded: LoadedModel, sets: dict[str, list[AnyExample]], scenario: Scenario) -> Scores:
+    found: Scores = {}
     losses: dict[str, list[float]] = {}
     for name, examples in sets.items():
         if not examples:
@@ -121,13 +122,34 @@ def _scores(
     return found
 
 
-def _print(found: dict[str, dict[str, float | None]], console: Console) -> None:
+def _print(found: dict[str, Scores], console: Console) -> None:
     made = tables.table("accuracy at the end, and membership inference of the leavers")
     for head in ("training", *COLUMNS):
         made.add_column(head, justify="left" if head == "training" else "right")
     for name, scores in found.items():
         made.add_row(name, *(_shown(scores[column]) for column in COLUMNS))
     console.print(made)
+
+
+def summarise(found: Sequence[Scores], console: Console) -> None:
+    """Print means over runs with 95 % t intervals, and the paired difference of both trainings.
+
+    Runs that differ in the seed alone are independent; the caller has to know that they are such runs.
+    """
+    made = tables.table(f"means of {len(found)} runs, with 95 % t intervals")
+    for head in ("training", *COLUMNS):
+        made.add_column(head, justify="left" if head == "training" else "right")
+    values = {name: [run[name] for run in found] for name in found[0]}
+    pairs = list(zip(values["decentralised"], values["centralised"], strict=True))
+    values["difference"] = [{c: _difference(a[c], b[c]) for c in COLUMNS} for a, b in pairs]
+    for name, runs in values.items():
+        known = {c: [run[c] for run in runs if run[c] is not None] for c in COLUMNS}
+        made.add_row(name, *(tables.spread(to_record(interval(known[c])), " ") for c in COLUMNS))
+    console.print(made)
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def _shown(value: Any) -> str:
@@ -137,10 +159,13 @@ def _shown(value: Any) -> str:
 def main() -> None:
     """Command line: see --help."""
     parser = argparse.ArgumentParser(prog="python -m emulation.experiments.centralised", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run that has ended")
+    parser.add_argument("run", type=Path, nargs="+", help="folder of a run that has ended")
     torch.set_num_threads(1)
+    console = Console()
     try:
-        compare(parser.parse_args().run, Console())
+        found = [compare(folder, console) for folder in parser.parse_args().run]
+        if len(found) > 1:
+            summarise(found, console)
     except InputError as error:
         print(f"unweft: {error}", file=sys.stderr)
         sys.exit(2)

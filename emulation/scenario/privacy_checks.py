@@ -45,6 +45,8 @@ def _unaccounted(scenario: Scenario) -> Iterable[Conflict]:
     yield "correction.ewc", correction.ewc, ewc, "0"
     leak = "which moves the blocks of others without noise"
     yield "isolation.leak", scenario.isolation.leak, leak, "0"
+    counts = "which shows how many images of each class the device has"
+    yield "train.logit_adjustment", scenario.train.logit_adjustment, counts, "0"
 
 
 def _resumed_problems(scenario: Scenario) -> Problems:

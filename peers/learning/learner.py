@@ -28,6 +28,7 @@ from peers.lora.fingerprint import Fingerprint
 from peers.storage.adapter_folder import blocks_sha256, saved_blocks, write_adapter
 from peers.storage.checkpoint import Checkpoint, Place, load, save
 from peers.storage.snapshots import write_snapshot
+from peers.tasks.logit_adjustment import adjusted
 from peers.unlearning.deletion_receipt import DeletionReceipt
 from peers.unlearning.handover_refit import handover_refit
 from peers.unlearning.leave_projection import project_out
@@ -55,6 +56,7 @@ class Learner:
     ) -> None:
         self._config, self._device_id = config, device_id
         self._recipe = Recipe.make(loaded, config)
+        data = adjusted(encoded_train, config.train.logit_adjustment, loaded.image_format)
         self.layout = self._recipe.layout
         self.groups = self.layout.groups
         bases = Bases(self._recipe)
@@ -62,10 +64,10 @@ class Learner:
         self._literal = config.mixing.mode == PAPER_LITERAL
         self._adapter = Adapter(loaded.model, self.layout, self._recipe.scale, config.train.checkpointing)
         self._blocks = BlockSet(bases, self._adapter.device)
-        self._local = LocalSteps(self._adapter, self._blocks, config, encoded_train, device_id)
+        self._local = LocalSteps(self._adapter, self._blocks, config, data, device_id)
         self._closed = ClosedState()
         self._cut = threading.Event()  # the local steps under way are to end
-        self._measurement = Measurement(self._adapter, self.layout, config, encoded_train, device_id)
+        self._measurement = Measurement(self._adapter, self.layout, config, data, device_id)
         # Do foreign blocks train, and which of them are in the model; None: the model has to be made anew.
         self._placed: tuple[bool, tuple[BlockKey, ...]] | None = None
         old = config.checkpoint.resume
@@ -202,9 +204,8 @@ class Learner:
         """Until `close_round`, files show the blocks as they are now: local steps are no result alone."""
         own = self._local.own
         moving = [] if own is None else [own, *(self._foreign() if self._leaks() else ())]
-        self._closed.keep(
-            self._blocks, moving, self._local.moments() if self._config.checkpoint.writes else None
-        )
+        moments = self._local.moments() if self._config.checkpoint.writes else None
+        self._closed.keep(self._blocks, moving, moments)
 
     def close_round(self) -> None:
         """The local steps are mixed, or about to be: files show the blocks themselves."""
@@ -371,9 +372,8 @@ class Learner:
 
         This and all other files show the state of the last closed round (`ClosedState`).
         """
-        shown = self._shown()
-        slots = {str(key): self._blocks[key].slot for key in shown}
-        write_snapshot(path, self._settled().tensors(shown), slots, meta)
+        slots = {str(key): self._blocks[key].slot for key in self._shown()}
+        write_snapshot(path, self._settled().tensors(self._shown()), slots, meta)
 
     def export(self, path: Path) -> str:
         """Write the adapter as a folder (`adapter_folder.write_adapter`); returns its sha256."""

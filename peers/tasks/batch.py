@@ -14,6 +14,11 @@ class Batch(Protocol):
     @property
     def truncated(self) -> int: ...
 
+    @property
+    def logit_shift(self) -> Tensor | None:
+        """What the loss adds to the logits of each class, [V]; None: nothing."""
+        ...
+
     def __len__(self) -> int: ...
 
     def rows(self, indices: Tensor) -> Self:

@@ -44,6 +44,11 @@ class Encoded:
         length = int(mask.sum(dim=1).max()) if len(indices) else 0
         return Encoded(self.input_ids[indices, :length], mask[:, :length], self.labels[indices, :length])
 
+    @property
+    def logit_shift(self) -> None:
+        """As `Batch.logit_shift`: nothing is added."""
+        return None
+
     def response_tokens(self) -> Tensor:
         """The number of tokens with a loss, int64 []. The first token of a text has none."""
         return (self.labels[:, 1:] != IGNORED).sum()

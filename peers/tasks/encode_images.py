@@ -30,22 +30,27 @@ class ImageFormat:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """n images. pixel_values: [n, C, H, W] float32. labels: [n] int64. It is a `Batch` with L = 1."""
+    """n images. pixel_values: [n, C, H, W] float32. labels: [n] int64. It is a `Batch` with L = 1.
+
+    logit_shift: [classes], of `adjusted`.
+    """
 
     pixel_values: Tensor
     labels: Tensor
     truncated: int = 0
+    logit_shift: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def rows(self, indices: Tensor) -> EncodedImages:
         """As `Batch.rows`."""
-        return EncodedImages(self.pixel_values[indices], self.labels[indices])
+        return EncodedImages(self.pixel_values[indices], self.labels[indices], logit_shift=self.logit_shift)
 
     def to(self, device: torch.device | str) -> EncodedImages:
         """As `Batch.to`."""
-        return EncodedImages(self.pixel_values.to(device), self.labels.to(device))
+        shift = None if self.logit_shift is None else self.logit_shift.to(device)
+        return EncodedImages(self.pixel_values.to(device), self.labels.to(device), logit_shift=shift)
 
     def inputs(self) -> dict[str, Tensor]:
         """As `Batch.inputs`."""

@@ -25,6 +25,8 @@ MANY = 1 << 22  # logits (16 MiB in float32): fewer cost next to nothing
 def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits of a batch, float32 [n, L, V], and the class that each of them has to predict, [n, L].
 
+    The logits include the batch's `logit_shift`.
+
     For text, V tokens are the classes, and L is the number of positions. An image has L = 1. Of a text with
     many logits, L leaves out the first positions that predict no token of a response.
     """
@@ -33,7 +35,8 @@ def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     kept = keep_logits(model, wanted.shape[1] - first) if first else {}
     logits: Tensor = model(**batch.inputs(), **kept).logits
     wanted = wanted[:, first:] if kept else wanted
-    return logits.float().view(*wanted.shape, -1), wanted
+    logits = logits.float().view(*wanted.shape, -1)
+    return logits if batch.logit_shift is None else logits + batch.logit_shift, wanted
 
 
 def first_wanted(wanted: Tensor) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emulation.experiments.centralised import COLUMNS, compare
+from emulation.experiments.centralised import COLUMNS, Scores, compare, summarise
 from emulation.scenario.loading import dump
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
@@ -48,3 +48,16 @@ def test_both_trainings_are_scored_on_the_same_examples(tmp_path: Path) -> None:
     batch = load_model(scenario.model).encode(examples, 0)
     assert found["decentralised"]["devices' data"] == pytest.approx(evaluate(learner.model, batch).accuracy)
     assert found["centralised"]["AUC"] is not None
+
+
+def test_runs_are_summarised_as_paired_differences() -> None:
+    def scores(control: float) -> Scores:
+        return {**dict.fromkeys(COLUMNS), "control": control}
+
+    pairs = ((0.70, 0.72), (0.80, 0.84), (0.75, 0.81))
+    found = [{"decentralised": scores(a), "centralised": scores(b)} for a, b in pairs]
+    console = Console(width=160)
+    with console.capture() as shown:
+        summarise(found, console)
+    row = next(line for line in shown.get().splitlines() if "difference" in line)
+    assert "-0.040 [-0.090, 0.010]" in row  # sd 0.02, t(2) 4.303
