@@ -208,6 +208,8 @@ class Correction:
             return
         refused = self._network_mean.refused
         if self._network_mean.on_report(source, report):
+            if self._masks is not None:
+                self._masks.keep_sum(report.epoch)
             self._spread_reports()
         elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 
-from coordinator_free.correction.masking import Cohort, decode, encode, mask, units
+from coordinator_free.correction.masking import Cohort, Numbers, decode, encode, mask, units
 from coordinator_free.correction.network_mean import Mean, NetworkMean
 from coordinator_free.identifiers import BlockKey
 from peers.protocol.state import DeviceState
@@ -21,6 +21,7 @@ class MaskedReports:
         self._state, self._network_mean = state, network_mean
         self._units = units(len(state.exchange.groups), state.config.correction.sketch, trials)
         self._cohorts: dict[int, Cohort] = {}  # by epoch, of diagnoses that wait for their decision
+        self._sums: dict[int, Numbers] = {}  # by epoch, of cohorts whose reports have all been here
         self._reported = -1  # the last epoch of a report
 
     def begin(self) -> bool:
@@ -53,19 +54,30 @@ class MaskedReports:
             self._state.log("clipped", epoch=epoch, values=clipped)
         masked = numbers + mask(own.key, cohort, len(numbers), key.stream)
         self._network_mean.add_own_masked(own.key, cohort, masked, sign)
+        self.keep_sum(epoch)
+
+    def keep_sum(self, epoch: int) -> None:
+        """Keep the sum of this epoch if the reports of its cohort are all here. For each new report.
+
+        A faster device's next report replaces its last one, perhaps before this device decides.
+        """
+        cohort = self._cohorts.get(epoch)
+        total = None if cohort is None else self._network_mean.masked_sum(cohort)
+        if total is not None:
+            self._sums[epoch] = total
 
     def missing(self, epoch: int) -> list[BlockKey]:
-        """Members of the cohort whose reports are not here."""
-        return self._network_mean.missing_of(self._cohorts[epoch])
+        """Members of the cohort whose reports are not here, unless all of them have been here at once."""
+        cohort = self._cohorts.get(epoch)
+        return [] if cohort is None or epoch in self._sums else self._network_mean.missing_of(cohort)
 
     def mean(self, epoch: int) -> Mean | None:
         """The mean of the cohort; None if a report is missing. Forgets the cohort.
 
         Raises ValueError for a sum that is out of range.
         """
-        cohort = self._cohorts.pop(epoch)
-        total = self._network_mean.masked_sum(cohort)
-        if total is None:
+        cohort, total = self._cohorts.pop(epoch, None), self._sums.pop(epoch, None)
+        if cohort is None or total is None:
             return None
         origins = tuple(sorted(cohort.mask_keys))
         told = repr((epoch, [tuple(key) for key in origins])).encode() + total.astype("<u8").tobytes()
@@ -75,3 +87,4 @@ class MaskedReports:
     def forget_cohorts(self) -> None:
         """An event ends all diagnoses that wait for their decision."""
         self._cohorts.clear()
+        self._sums.clear()

@@ -17,6 +17,8 @@ from tests.support.simulated import Network, SimDevice, small_config
 from transport.security.mask_keys import MaskKey
 from transport.wire.messages import Gossip, Hello, Observed, Refuse
 
+PERIODIC = {"policy": "dominant", "rounds": 60, "period": 4, "delay": 3, "sketch": SKETCH}
+PERIODIC |= {"masked": True, "offset_overhead": False}
 POLICIES = {"dominant": None, "lookahead": {STAY: 0.1, ("late", "more-steps"): 0.9}}
 
 
@@ -120,6 +122,23 @@ def test_after_a_crash_in_the_middle_one_diagnosis_is_lost_and_nothing_else() ->
         assert before and after == before  # the last decision holds
         before, after = settings_around(plain[device.name], epoch + 3)
         assert before and after != before
+
+
+def test_a_slow_device_and_faster_ones_decide_from_the_same_reports() -> None:
+    """The next reports of the others reach the neighbours of d0 before they decide from the last ones."""
+    net = Network(small_config(topology={"kind": "ring"}, correction=PERIODIC, round={"deadline_s": 0.5}))
+    for device in net.cohort(7):
+        device.measure = observed
+    net.rounds(3)
+    net.signal("d6", "leave")
+    net.until(
+        lambda: bool(diagnoses := net["d0"].done(do.Diagnose)) and net["d0"].round == diagnoses[0].round + 3
+    )
+    net.stall("d0", 0.3)
+    net.rounds(3)
+    for device in net:
+        assert [record["epoch"] for record in device.logged("decision")] == [4]
+        assert not device.logged("undecided")
 
 
 @pytest.mark.parametrize("size", [3, 4])
