@@ -1,8 +1,8 @@
 """The membership table: merging gives the same result in any order.
 
 The table holds one record for each (device, incarnation). A merge of two records of one incarnation keeps the
-later status, and for equal status the later Lamport time. The table is a join-semilattice: gossip may repeat,
-reorder and loop (method 9).
+later status, and for equal status the later Lamport time. Between two mask keys that an owner signed for one time,
+the greater one stays. The table is a join-semilattice: gossip may repeat, reorder and loop (method 9).
 """
 
 from __future__ import annotations
@@ -255,12 +255,13 @@ class Membership:
 
 def _hash(record: Record) -> bytes:
     state = record.device, record.incarnation, int(record.status), record.lamport
-    return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
+    masks = (record.mask_key,) if record.mask_key else ()  # without masks the digests of earlier versions
+    return hashlib.blake2b(repr((*state, *masks)).encode(), digest_size=16).digest()
 
 
 def _digest(hashes: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(hashes), digest_size=16).digest()
 
 
-def _rank(record: Record) -> tuple[int, int]:
-    return int(record.status), record.lamport
+def _rank(record: Record) -> tuple[int, int, bytes]:
+    return int(record.status), record.lamport, record.mask_key

@@ -49,6 +49,25 @@ def test_a_claim_names_the_mask_key_and_later_records_keep_it() -> None:
     assert is_genuine(claimed, None, verify)
 
 
+def test_tables_agree_if_an_owner_signs_two_keys_for_one_time() -> None:
+    """Otherwise no later diagnosis of this incarnation would have one cohort."""
+    records = [record(key) for key in (KEY, bytes([5]) + bytes(31))]
+    tables = [table("d0"), table("d2")]
+    for members, first in zip(tables, records, strict=True):
+        members.merge([first])
+    assert tables[0].digest() != tables[1].digest()  # so that gossip finds the difference
+    for members in tables:
+        members.merge(records)
+    assert len({members.digest() for members in tables}) == 1
+    assert {only.mask_key for members in tables for only in members} == {max(r.mask_key for r in records)}
+
+
+def test_without_a_mask_key_a_table_has_the_digest_of_earlier_versions() -> None:
+    members = table("d0")
+    members.merge([record()])
+    assert members.digest().hex() == "d0f352879fd3aa245eda6fe6daae4e11"
+
+
 @pytest.mark.parametrize(
     "wrong", [b"", None, "key", bytes(31), KEY + b"\0", *(n.to_bytes(32, "little") for n in LOW_ORDER)]
 )
