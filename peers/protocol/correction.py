@@ -200,7 +200,7 @@ class Correction:
         """Keep and relay the report of another device."""
         key = BlockKey(message.device, message.incarnation)
         report = self._network_mean.unpack(key, message.epoch, message.values, message.signature)
-        if report is None:
+        if report is None or message.epoch > self._latest_epoch():
             self._state.act(Drop("malformed"))
             return
         if key not in self._state.blocks:
@@ -213,6 +213,15 @@ class Correction:
             self._spread_reports()
         elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))
+
+    def _latest_epoch(self) -> int:
+        """The latest round whose report may come.
+
+        A report replaces all earlier ones of its origin. So with masks one of a far round would keep all others
+        from reading the sums of many diagnoses. A device that is a period behind loses the diagnosis anyway.
+        """
+        last = self._state.config.round.count - 1
+        return last if self._masks is None else min(last, self._state.network_round + self._config.period)
 
     def _connect_neighbours(self, now: int) -> None:
         """Open links to the neighbours that a denser graph adds."""

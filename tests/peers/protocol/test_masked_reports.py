@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coordinator_free.correction.network_mean import Report
 from coordinator_free.correction.policy_interface import STAY
+from coordinator_free.identifiers import BlockKey
 from coordinator_free.ranges import LOW_ORDER
 from peers.protocol import actions as do
 from tests.support.corrections import SKETCH, corrected, observed
@@ -182,12 +184,40 @@ def test_a_value_beyond_the_range_is_clipped_and_logged() -> None:
 def test_reports_without_masks_and_forged_ones_are_refused() -> None:
     net = corrected("dominant", masked=True)
     count = net["d0"].protocol._correction._network_mean.length
-    masked = Observed("d1", 0, 1000, bytes(16 + 8 * count), b"x" * 64)
+    masked = Observed("d1", 0, net["d0"].round, bytes(16 + 8 * count), b"x" * 64)
     for message, reason in (
         (masked, "forged"),
         (replace(masked, values=bytes(4 * count)), "malformed"),
         (replace(masked, values=bytes(8 * count)), "malformed"),
     ):
+        assert net["d0"].protocol.on_message(net.now, "d1", message) == [do.Drop(reason)]
+
+
+def invented(net: Network, epoch: int) -> Observed:
+    """A report that d1 signs for a round of its choice."""
+    count = net["d1"].protocol._correction._network_mean.length
+    report = Report(BlockKey("d1", 0), epoch, np.zeros(count, np.uint64), cohort=b"x" * 16)
+    return Observed("d1", 0, epoch, report.packed(), sign_as("d1", report.signed_data()))
+
+
+def test_a_report_of_a_far_round_is_refused() -> None:
+    """It would replace all later reports of its origin, and only the origin could read the sums."""
+    net = corrected("dominant", masked=True)
+    device = net["d0"].protocol
+    latest = device._state.network_round + 4  # a period
+    for epoch in (latest + 1, net.config.round.count - 1):
+        assert device.on_message(net.now, "d1", invented(net, epoch)) == [do.Drop("malformed")]
+    assert do.Drop("malformed") not in device.on_message(net.now, "d1", invented(net, latest))
+    decided = len(net["d0"].logged("decision"))
+    net.rounds(12)
+    assert len(net["d0"].logged("decision")) > decided  # it costs the diagnoses of one period
+
+
+def test_a_report_of_a_round_after_the_last_one_is_refused_without_masks_too() -> None:
+    net = corrected("dominant")
+    count = net["d0"].protocol._correction._network_mean.length
+    for epoch, reason in ((net.config.round.count, "malformed"), (net.config.round.count - 1, "forged")):
+        message = Observed("d1", 0, epoch, bytes(4 * count), b"x" * 64)
         assert net["d0"].protocol.on_message(net.now, "d1", message) == [do.Drop(reason)]
 
 
