@@ -11,6 +11,7 @@ import pytest
 from coordinator_free.correction.network_mean import Report
 from coordinator_free.correction.policy_interface import STAY
 from coordinator_free.identifiers import BlockKey
+from coordinator_free.membership.signed_records import Status
 from coordinator_free.ranges import LOW_ORDER
 from peers.protocol import actions as do
 from tests.support.corrections import SKETCH, corrected, observed
@@ -35,6 +36,12 @@ def reports(device: SimDevice) -> list[Observed]:
     """The reports of its own that a device sent."""
     sent = [tell.message for tell in device.done(do.Tell) if isinstance(tell.message, Observed)]
     return [message for message in sent if message.device == device.name]
+
+
+def own_report(device: SimDevice) -> Report:
+    """The newest report of its own that a device holds."""
+    assert device.protocol.own is not None
+    return device.protocol._correction._network_mean._newest[device.protocol.own.key]
 
 
 def settings_around(device: SimDevice, decided: int) -> tuple[Any, Any]:
@@ -90,9 +97,41 @@ def test_a_device_never_sends_two_reports_under_one_mask() -> None:
     device, count = net["d0"], len(reports(net["d0"]))
     net.until(lambda: len(reports(device)) > count)
     epoch = reports(device)[-1].epoch
+    held = own_report(device)
     again = device.protocol.diagnosed(net.now, epoch, observed("d3", epoch))
     assert not [tell for tell in again if isinstance(tell, do.Tell) and isinstance(tell.message, Observed)]
     assert len({message.values for message in reports(device) if message.epoch == epoch}) == 1
+    assert own_report(device) is held  # a second one might replace it, if its hash is greater
+
+
+def between_a_diagnosis_and_its_report(net: Network) -> tuple[SimDevice, int]:
+    """Run until d0 measures, and return d0 and the round of its diagnosis."""
+    device, count = net["d0"], len(net["d0"].done(do.Diagnose))
+    net.until(lambda: len(device.done(do.Diagnose)) > count)
+    return device, device.done(do.Diagnose)[-1].round
+
+
+def test_a_device_that_claims_anew_makes_no_report_for_a_cohort_with_its_earlier_key() -> None:
+    net = corrected("dominant", masked=True)
+    device, epoch = between_a_diagnosis_and_its_report(net)
+    own = device.protocol.own
+    assert own is not None
+    verdict = Gossip([replace(own, status=Status.CRASHED).to_dict()], False, device.round)
+    net._handle(device, lambda now: device.protocol.on_message(now, "d1", verdict))
+    assert device.protocol.own != own and device.protocol.own is not None
+    assert epoch in device.protocol._correction._masks._cohorts  # type: ignore[union-attr]
+    device.protocol.diagnosed(net.now, epoch, observed("d0", epoch))
+    assert device.protocol.own.key not in device.protocol._correction._network_mean._newest
+
+
+def test_after_an_event_a_device_makes_no_report_of_an_earlier_diagnosis() -> None:
+    net = corrected("dominant", masked=True)
+    device, epoch = between_a_diagnosis_and_its_report(net)
+    before = own_report(device)
+    device.protocol._state.start_correction(device.round)
+    device.protocol._correction.takes_anchor()  # notices the event, as the next round does
+    device.protocol.diagnosed(net.now, epoch, observed("d0", epoch))
+    assert own_report(device) is before
 
 
 def test_a_report_on_the_wire_says_nothing_of_its_values() -> None:
