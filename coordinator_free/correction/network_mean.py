@@ -171,10 +171,12 @@ class NetworkMean:
         for known in self._known_by.values():
             known.pop(origin, None)
 
-    def keep_only(self, origins: Container[BlockKey]) -> None:
-        """Forget all origins that are not in `origins`."""
+    def keep_only(self, origins: Container[BlockKey], living: Container[BlockKey] = ()) -> None:
+        """Forget all origins that are not in `origins`. Those in `living` may report again."""
         for origin in [key for key in self._newest if key not in origins]:
             self.forget_origin(origin)
+            if origin in living:
+                del self._forgotten[origin]
 
     def missing(self, members: Iterable[BlockKey], epoch: int) -> list[BlockKey]:
         """Members without a report of `epoch` or later."""

@@ -1,8 +1,8 @@
 """The membership table: merging gives the same result in any order.
 
 The table holds one record for each (device, incarnation). A merge of two records of one incarnation keeps the
-later status, and for equal status the later Lamport time. Between two mask keys that an owner signed for one time,
-the greater one stays. The table is a join-semilattice: gossip may repeat, reorder and loop (method 9).
+later status, and for equal status the later Lamport time. If an owner signed two mask keys for one time, the
+greater one stays. The table is a join-semilattice: gossip may repeat, reorder and loop (method 9).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from coordinator_free.correction.policies import SCHEDULES
 from emulation.scenario.conflicts import Conflict, Problems, conflict_problems
 from emulation.scenario.schema import Scenario
 
-MOST_SKETCH = (
-    2048  # a longer report would be more than a device keeps of another one (shaping/held_control.py)
-)
+# The largest power of two with which a report of three groups fits into a message: 100 KiB of values
+# (transport/wire/packing.py).
+MOST_SKETCH = 2048
 
 
 def mask_problems(scenario: Scenario) -> Problems:

@@ -65,10 +65,9 @@ class Admission:
         return listed is None or record.public == listed
 
     def _has_wrong_keys(self, record: Record) -> bool:
-        """Without masks no record has a mask key. With masks each present incarnation has one."""
-        if not self._state.config.correction.masked:
-            return record.mask_key != b""
-        return record.mask_key == b"" and record.status in PRESENT
+        """Present incarnations have a mask key if reports are masked. Others may have ended before."""
+        has_key = record.mask_key != b""
+        return record.status in PRESENT and has_key != self._state.config.correction.masked
 
     def _make_room(self, record: Record) -> bool:
         """Remove the least credible record: an earlier incarnation that was withdrawn or crashed.

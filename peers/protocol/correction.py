@@ -163,7 +163,10 @@ class Correction:
         """Decide from the diagnosis that is `correction.delay` rounds old; start the next diagnosis."""
         state, config = self._state, self._config
         self._notice_event()
-        self._network_mean.keep_only(state.blocks)
+        living = {record.key for record in state.members.alive().values()} if self._masks is not None else ()
+        self._network_mean.keep_only(
+            state.blocks, living
+        )  # with masks one refused report costs the whole sum
         if self._schedule is not None or state.work != "correction":
             return
         if self._epochs and state.round >= self._epochs[0] + config.delay:
@@ -217,8 +220,8 @@ class Correction:
     def _latest_epoch(self) -> int:
         """The latest round whose report may come.
 
-        A report replaces all earlier ones of its origin. So with masks one of a far round would keep all others
-        from reading the sums of many diagnoses. A device that is a period behind loses the diagnosis anyway.
+        A report replaces all earlier ones of its origin. With masks, one of a far round would keep all others
+        from reading the sums of many diagnoses. A device that is a period behind loses a diagnosis anyway.
         """
         last = self._state.config.round.count - 1
         return last if self._masks is None else min(last, self._state.network_round + self._config.period)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
+from coordinator_free.correction.lookahead import trial_count
+from coordinator_free.correction.masking import NUMBER_BYTES, report_bytes
 from emulation.scenario.loading import load
+from emulation.scenario.mask_checks import MOST_SKETCH
+from peers.lora.layout import GROUPS
 from tests.support.refusals import QUICK, refusal
+from transport.wire.messages import Envelope, Observed
+from transport.wire.packing import pack
 
 MASKED = ("correction.masked=true", "correction.policy='dominant'")
 
@@ -40,6 +48,14 @@ def test_what_a_mask_does_not_cover_or_needs_is_refused(overrides: list[str], te
     found = refusal(*MASKED, *overrides)
     assert all(text in found for text in texts), found
     assert found.endswith("or correction.masked = false")
+
+
+def test_the_longest_sketch_fits_into_a_message_and_the_next_power_of_two_does_not() -> None:
+    for sketch, fits in ((MOST_SKETCH, True), (2 * MOST_SKETCH, False)):
+        values = bytes(report_bytes(len(GROUPS), sketch) + NUMBER_BYTES * trial_count(GROUPS))
+        message = Observed("d1", 0, 3, values, bytes(64))
+        with nullcontext() if fits else pytest.raises(ValueError, match="Observed"):
+            pack(Envelope("d1", 0), message)
 
 
 def test_privacy_of_examples_still_excludes_policies_that_measure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,20 @@ def test_reports_without_masks_and_forged_ones_are_refused() -> None:
         assert net["d0"].protocol.on_message(net.now, "d1", message) == [do.Drop(reason)]
 
 
+def test_a_living_member_whose_block_was_away_may_report_again() -> None:
+    net = corrected("dominant", masked=True)
+    state, correction = net["d0"].protocol._state, net["d0"].protocol._correction
+    key = BlockKey("d1", 0)
+    record = state.blocks.pop(key)
+    correction.round_closed(net.now)
+    state.blocks[key] = record
+    assert key not in correction._network_mean._newest
+    decided = len(net["d2"].logged("decision"))
+    net.rounds(12)
+    assert net["d0"].logged("decision")[-1] == net["d2"].logged("decision")[-1]
+    assert len(net["d2"].logged("decision")) > decided
+
+
 def invented(net: Network, epoch: int) -> Observed:
     """A report that d1 signs for a round of its choice."""
     count = net["d1"].protocol._correction._network_mean.length
@@ -273,11 +287,11 @@ def test_each_incarnation_has_a_key_of_its_own_and_no_key_without_masks() -> Non
     assert not any(record.mask_key for record in corrected("dominant")["d0"].protocol.members)
 
 
-def gossip(net: Network, mask_key: bytes) -> list[do.Action]:
+def gossip(net: Network, mask_key: bytes, status: Status = Status.ALIVE) -> list[do.Action]:
     """The answer of d0 to a newer record of d1 with this key, which d1 has signed."""
     own = net["d1"].protocol.own
     assert own is not None
-    newer = replace(own, lamport=own.lamport + 1, mask_key=mask_key)
+    newer = replace(own, lamport=own.lamport + 1, mask_key=mask_key, status=status)
     signed = replace(newer, signature=sign_as("d1", newer.signed_data()))
     fields = {**signed.to_dict(), "mask_key": mask_key} if mask_key else signed.to_dict()
     return net["d0"].protocol.on_message(net.now, "d1", Gossip([fields], False, 0))
@@ -295,6 +309,14 @@ def test_a_record_with_a_bad_mask_key_is_refused(wrong: bytes) -> None:
 def test_a_network_without_masks_takes_no_record_with_a_key() -> None:
     net = corrected("dominant")
     assert gossip(net, MaskKey().public) == [do.Drop("malformed")]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_record_of_an_incarnation_that_ended_may_have_a_key_or_not(masked: bool) -> None:
+    """It may have ended before the run had masks. A leave must never be lost."""
+    net = corrected("dominant", masked=masked)
+    assert do.Drop("malformed") not in gossip(net, b"" if masked else MaskKey().public, Status.LEFT)
+    assert net["d0"].protocol.members.tombstoned(BlockKey("d1", 0))
 
 
 def test_devices_with_and_without_masks_refuse_each_other() -> None:
