@@ -163,10 +163,9 @@ class Correction:
         """Decide from the diagnosis that is `correction.delay` rounds old; start the next diagnosis."""
         state, config = self._state, self._config
         self._notice_event()
+        # With masks one refused report costs the whole sum, so living members are never barred.
         living = {record.key for record in state.members.alive().values()} if self._masks is not None else ()
-        self._network_mean.keep_only(
-            state.blocks, living
-        )  # with masks one refused report costs the whole sum
+        self._network_mean.keep_only(state.blocks, living)
         if self._schedule is not None or state.work != "correction":
             return
         if self._epochs and state.round >= self._epochs[0] + config.delay:
