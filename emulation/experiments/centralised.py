@@ -131,7 +131,7 @@ def _print(found: dict[str, Scores], console: Console) -> None:
     console.print(made)
 
 
-def summarise(found: Sequence[Scores], console: Console) -> None:
+def summarise(found: Sequence[dict[str, Scores]], console: Console) -> None:
     """Print means over runs with 95 % t intervals, and the paired difference of both trainings.
 
     Runs that differ in the seed alone are independent; the caller has to know that they are such runs.
@@ -143,7 +143,7 @@ def summarise(found: Sequence[Scores], console: Console) -> None:
     pairs = list(zip(values["decentralised"], values["centralised"], strict=True))
     values["difference"] = [{c: _difference(a[c], b[c]) for c in COLUMNS} for a, b in pairs]
     for name, runs in values.items():
-        known = {c: [run[c] for run in runs if run[c] is not None] for c in COLUMNS}
+        known = {c: [value for run in runs if (value := run[c]) is not None] for c in COLUMNS}
         made.add_row(name, *(tables.spread(to_record(interval(known[c])), " ") for c in COLUMNS))
     console.print(made)
 
