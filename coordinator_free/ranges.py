@@ -19,6 +19,15 @@ MAX_LAMPORT = 1 << 48  # a larger Lamport time in the table would leave no room 
 MAX_ADDRESS = 256  # characters of an endpoint
 MAX_KEY_BYTES = 64  # of a public signing key; Ed25519 has 32
 MAX_SIGNATURE_BYTES = 128  # Ed25519 has 64
+MASK_KEY_BYTES = 32  # of a public X25519 key
+_PRIME = (1 << 255) - 19  # of the field of Curve25519
+_ORDER_8 = (  # two points of order 8
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+# The u-coordinates of all points of low order, as 255-bit numbers. X25519 maps them to a secret of zeros,
+# which everybody knows (RFC 7748, section 6.1; https://cr.yp.to/ecdh.html).
+LOW_ORDER = frozenset((0, 1, *_ORDER_8, _PRIME - 1, _PRIME, _PRIME + 1))
 # An id is a folder name and a part of names such as d5@0. Aliases of seeds ("?0") are no ids.
 DEVICE_ID = r"^[A-Za-z][A-Za-z0-9_-]{0,59}$"
 DEVICE_ID_ALLOWED = "a letter, then at most 59 letters, digits, - and _"
@@ -53,6 +62,12 @@ def address(v: Any) -> bool:
     return type(v) is str and 0 < len(v) <= MAX_ADDRESS and v.isascii() and v.isprintable() and " " not in v
 
 
+def mask_key(v: Any) -> bool:
+    """A public X25519 key (RFC 7748) that is no point of low order. Its highest bit does not count."""
+    whole_key = type(v) is bytes and len(v) == MASK_KEY_BYTES
+    return whole_key and int.from_bytes(v, "little") % (1 << 255) not in LOW_ORDER
+
+
 incarnation = whole(0, MAX_INCARNATION)
 round_ = whole(-1, MAX_ROUND)
 slot = whole(0, MAX_SLOT)
@@ -70,7 +85,9 @@ RECORD_FIELDS: dict[str, Check] = {  # of a membership record, on the wire and i
     "since_round": round_,
     "public": public_key,
     "signature": signature,
+    "mask_key": mask_key,
 }
+OPTIONAL_FIELDS = frozenset({"mask_key"})  # a record of a run without masks has none
 
 
 def path_component(name: str) -> str:

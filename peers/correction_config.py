@@ -85,3 +85,7 @@ class CorrectionConfig(Section):
         bool,
         about("A coarser codec saves the bytes of the reports.", source="peers/protocol/overhead_offset.py"),
     ] = True
+    masked: Annotated[
+        bool,
+        about("Reports are masked pairwise, so that only their mean can be read.", source="docs/privacy.md"),
+    ] = False

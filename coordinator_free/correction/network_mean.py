@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator_free.correction.masking import DIGEST_BYTES, Cohort, Numbers
 from coordinator_free.identifiers import BlockKey
 
-Values = NDArray[np.float32]
+Values = NDArray[np.float32] | Numbers
 Rank = tuple[int, bytes]
 MAX_VALUE = 1e30  # of a report: larger values would overflow in the sums and products of the residuals
 MOST_NAMES = 1024  # origins and peers that are remembered
@@ -28,18 +29,24 @@ NOTHING: Rank = (-1, b"")
 class Report:
     """One device's vector. `epoch`: the round of its measurement; a later one replaces an earlier one.
 
-    `values`: float32, as on the wire, so that the origin sums the same numbers as all other devices.
+    `values`: float32, as on the wire, so that the origin sums the same numbers as all other devices. In a
+    masked report: uint64, and `cohort` is the digest of the devices whose reports are added (masking.py).
     """
 
     origin: BlockKey
     epoch: int
     values: Values
     signature: bytes = b""
+    cohort: bytes = b""
+
+    def packed(self) -> bytes:
+        """The values for the wire, after the digest of the cohort."""
+        return self.cohort + self.values.astype("<u8" if self.cohort else "<f4").tobytes()
 
     def signed_data(self) -> bytes:
         """The bytes that the origin signs."""
         head = repr((self.origin.device, self.origin.incarnation, self.epoch)).encode()
-        return head + self.values.astype("<f4").tobytes()
+        return head + self.packed()
 
     @property
     def rank(self) -> Rank:
@@ -70,12 +77,14 @@ class NetworkMean:
     """The vectors that one device holds: at most `max_origins` vectors of `length` numbers.
 
     `verify`: whether the origin is a member and signed the report. Without it a relay could invent both.
+    `masked`: whether all reports are masked. A network never mixes the two.
     """
 
     length: int
     max_origins: int
     verify: Callable[[Report], bool] = _everyone
     refused: int = 0
+    masked: bool = False
     _newest: dict[BlockKey, Report] = field(default_factory=dict)
     _forgotten: dict[BlockKey, None] = field(default_factory=dict)  # in order of time
     _known_by: dict[str, dict[BlockKey, Rank]] = field(default_factory=dict)
@@ -88,14 +97,34 @@ class NetworkMean:
         sign: Callable[[bytes], bytes] | None = None,
     ) -> Report:
         """Set this device's next vector. Raises ValueError for one that other devices would refuse."""
-        with np.errstate(over="ignore"):  # an infinity is refused below
-            report = Report(origin, epoch, np.array(values, dtype=np.float32))
+        report = Report(origin, epoch, self.checked(origin, values))
         if sign is not None:
-            report = Report(origin, epoch, report.values, sign(report.signed_data()))
-        if not self._sound(report):
-            raise ValueError(f"{origin}: {report.values.shape} values, expected {self.length} finite ones")
+            report = replace(report, signature=sign(report.signed_data()))
         self._newest[origin] = report
         return report
+
+    def add_own_masked(
+        self, origin: BlockKey, cohort: Cohort, values: Numbers, sign: Callable[[bytes], bytes]
+    ) -> None:
+        """Set this device's masked vector of a cohort."""
+        report = Report(origin, cohort.epoch, values, cohort=cohort.digest)
+        self._newest[origin] = replace(report, signature=sign(report.signed_data()))
+
+    def checked(self, origin: BlockKey, values: Iterable[float]) -> NDArray[np.float32]:
+        """The values of this device as float32. Raises ValueError if other devices would refuse them."""
+        with np.errstate(over="ignore"):  # an infinity is refused below
+            found = np.array(values, dtype=np.float32)
+        if found.shape != (self.length,) or not _in_range(found):
+            raise ValueError(f"{origin}: {found.shape} values, expected {self.length} finite ones")
+        return found
+
+    def unpack(self, origin: BlockKey, epoch: int, packed: bytes, signature: bytes) -> Report | None:
+        """A report from the wire (`Report.packed`); None for another number of bytes."""
+        digest, kind = (DIGEST_BYTES, "<u8") if self.masked else (0, "<f4")
+        if len(packed) != digest + self.length * np.dtype(kind).itemsize:
+            return None
+        values = np.frombuffer(packed, dtype=kind, offset=digest).astype(kind[1:])
+        return Report(origin, epoch, values, signature, packed[:digest])
 
     def on_report(self, peer: str, report: Report) -> bool:
         """Take a report from a neighbour. Returns whether it is new.
@@ -142,10 +171,12 @@ class NetworkMean:
         for known in self._known_by.values():
             known.pop(origin, None)
 
-    def keep_only(self, origins: Container[BlockKey]) -> None:
-        """Forget all origins that are not in `origins`."""
+    def keep_only(self, origins: Container[BlockKey], living: Container[BlockKey] = ()) -> None:
+        """Forget all origins that are not in `origins`. Those in `living` may report again."""
         for origin in [key for key in self._newest if key not in origins]:
             self.forget_origin(origin)
+            if origin in living:
+                del self._forgotten[origin]
 
     def missing(self, members: Iterable[BlockKey], epoch: int) -> list[BlockKey]:
         """Members without a report of `epoch` or later."""
@@ -170,15 +201,35 @@ class NetworkMean:
         oldest = min(report.epoch for report in reports)
         return Mean(total / len(reports), origins, oldest, digest.digest())
 
+    def missing_of(self, cohort: Cohort) -> list[BlockKey]:
+        """Members of a cohort without a masked report of it."""
+        found = {key: self._newest[key] for key in cohort.mask_keys if key in self._newest}
+        wanted = cohort.epoch, cohort.digest
+        there = {key for key, report in found.items() if (report.epoch, report.cohort) == wanted}
+        return sorted(cohort.mask_keys.keys() - there)
+
+    def masked_sum(self, cohort: Cohort) -> Numbers | None:
+        """The sum of a cohort's reports modulo 2^64, in which no mask is left; None if one is missing."""
+        if self.missing_of(cohort):
+            return None
+        reports = (self._newest[key].values.astype(np.uint64) for key in cohort.mask_keys)
+        return sum(reports, np.zeros(self.length, dtype=np.uint64))
+
     def _mark_known(self, peer: str, report: Report) -> None:
         known = self._known_by.setdefault(peer, {})
         _keep_newest(self._known_by, MOST_NAMES)
         known[report.origin] = max(report.rank, known.get(report.origin, NOTHING))
 
     def _sound(self, report: Report) -> bool:
-        values = report.values
-        whole = values.dtype == np.float32 and values.shape == (self.length,) and report.epoch >= 0
-        return whole and bool((np.abs(values) <= MAX_VALUE).all())  # False for NaN
+        values, kind = report.values, np.uint64 if self.masked else np.float32
+        whole = values.dtype == kind and values.shape == (self.length,) and report.epoch >= 0
+        if self.masked:  # every number is possible
+            return whole and len(report.cohort) == DIGEST_BYTES
+        return whole and not report.cohort and _in_range(values)
+
+
+def _in_range(values: Values) -> bool:
+    return bool((np.abs(values) <= MAX_VALUE).all())  # False for NaN
 
 
 def _keep_newest(entries: dict[Any, Any], most: int) -> None:

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from coordinator_free.identifiers import BlockKey
-from coordinator_free.ranges import RECORD_FIELDS
+from coordinator_free.ranges import OPTIONAL_FIELDS, RECORD_FIELDS
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, data, signature
 
@@ -41,7 +41,7 @@ class Record:
 
     `lamport`: Lamport time of this record. `claimed`: Lamport time at which the slot was claimed; it decides
     conflicts about a slot. `public`, `signature`: the owner's Ed25519 key (32 bytes) and signature (64
-    bytes).
+    bytes). `mask_key`: the incarnation's public X25519 key (32 bytes) for masked reports; b"" without masks.
     """
 
     device: str
@@ -54,6 +54,7 @@ class Record:
     since_round: int = -1
     public: bytes = b""
     signature: bytes = b""
+    mask_key: bytes = b""
 
     @property
     def key(self) -> BlockKey:
@@ -66,11 +67,14 @@ class Record:
         """
         fields = (self.device, self.incarnation, self.address, self.slot, self.lamport, self.claimed)
         status = Status.ALIVE if self.status is Status.CRASHED else self.status
-        return repr((*fields, int(status), self.since_round, self.public)).encode()
+        masks = (self.mask_key,) if self.mask_key else ()
+        return repr((*fields, int(status), self.since_round, self.public, *masks)).encode()
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, but no `mask_key` where the record has none."""
         values = {name: getattr(self, name) for name in RECORD_FIELDS}
-        return {**values, "status": int(self.status)}
+        given = {name: v for name, v in values.items() if v != b"" or name not in OPTIONAL_FIELDS}
+        return {**given, "status": int(self.status)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
@@ -78,10 +82,10 @@ class Record:
 
         Raises ValueError for a missing or extra field, and for a value that is not in its range (ranges.py).
         """
-        if set(data) != set(RECORD_FIELDS):
+        if set(data) | OPTIONAL_FIELDS != set(RECORD_FIELDS):
             raise ValueError("a membership record has missing or unknown fields")
-        for name, check in RECORD_FIELDS.items():
-            if not check(data[name]):
+        for name, value in data.items():
+            if not RECORD_FIELDS[name](value):
                 raise ValueError(f"{name} of a membership record is out of range")
         return cls(**{**data, "status": Status(data["status"])})
 

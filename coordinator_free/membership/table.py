@@ -1,8 +1,8 @@
 """The membership table: merging gives the same result in any order.
 
 The table holds one record for each (device, incarnation). A merge of two records of one incarnation keeps the
-later status, and for equal status the later Lamport time. The table is a join-semilattice: gossip may repeat,
-reorder and loop (method 9).
+later status, and for equal status the later Lamport time. If an owner signed two mask keys for one time, the
+greater one stays. The table is a join-semilattice: gossip may repeat, reorder and loop (method 9).
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Membership:
         wish: int | None = None,
         barred: Collection[int] = (),
         keep_crashed: bool = False,
+        mask_key: bytes = b"",
     ) -> Record:
         """Claim a slot for a new incarnation of the own device. Returns the signed record.
 
@@ -144,9 +145,8 @@ class Membership:
         if slot is None:
             slot = slots.choose(device, taken.union(barred), self._used(), max_slots)
         now = self._tick()
-        return self._own(
-            Record(device, incarnation, address, slot, now, now, public=public, since_round=since_round)
-        )
+        claimed = Record(device, incarnation, address, slot, now, now, public=public, mask_key=mask_key)
+        return self._own(replace(claimed, since_round=since_round))
 
     def amend(self, record: Record, **changes: Any) -> Record:
         """Sign the next record of an own incarnation, with another status or first round."""
@@ -255,12 +255,13 @@ class Membership:
 
 def _hash(record: Record) -> bytes:
     state = record.device, record.incarnation, int(record.status), record.lamport
-    return hashlib.blake2b(repr(state).encode(), digest_size=16).digest()
+    masks = (record.mask_key,) if record.mask_key else ()  # without masks the digests of earlier versions
+    return hashlib.blake2b(repr((*state, *masks)).encode(), digest_size=16).digest()
 
 
 def _digest(hashes: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(hashes), digest_size=16).digest()
 
 
-def _rank(record: Record) -> tuple[int, int]:
-    return int(record.status), record.lamport
+def _rank(record: Record) -> tuple[int, int, bytes]:
+    return int(record.status), record.lamport, record.mask_key

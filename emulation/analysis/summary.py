@@ -16,6 +16,7 @@ import numpy as np
 from coordinator_free.averaging.topology import spectral_rho
 from emulation.analysis import event_outcomes, forgotten_files, latency_histogram, records, tombstones, unmet
 from emulation.analysis.link_totals import final_links, sent_by_round, total_sent
+from emulation.analysis.masked_diagnoses import masked_diagnoses
 from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.rounds_alone import rounds_alone
 from peers.learning.privacy_account import account_path
@@ -72,6 +73,7 @@ def summarise(run: RunRecords) -> Record:
         "forgotten": forgotten_files.report(run),
         "unconfirmed_leaves": [str(block) for block in tombstones.unconfirmed(run)],
         **_privacy(run),
+        **_masked(run),
     }
 
 
@@ -84,6 +86,11 @@ def _privacy(run: RunRecords) -> Record:
     spent = {device: finite(records.read_object(path).get("epsilon", 0.0)) for device, path in paths.items()}
     secret = config.randomness == "secret"
     return {"privacy": {"delta": config.delta, "target": config.epsilon, "secret": secret, "epsilon": spent}}
+
+
+def _masked(run: RunRecords) -> Record:
+    found = masked_diagnoses(run)
+    return {} if found is None else {"masked": found}
 
 
 def finite(value: float) -> float | None:

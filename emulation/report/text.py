@@ -89,6 +89,7 @@ def sentences(summary: Record) -> list[str]:
         f"{plural(budget['violations'], 'violation')}"
     )
     found += _privacy_sentences(summary.get("privacy"))
+    found += _masked_sentences(summary.get("masked"))
     return found + _clock_sentences(summary["links"]) + _forgotten_sentences(summary)
 
 
@@ -102,6 +103,16 @@ def _privacy_sentences(privacy: Record | None) -> list[str]:
     seeded = "" if privacy["secret"] else "; the noise follows from the seed, so nothing is protected"
     spent = f"a device has spent at most epsilon = {most}{target} at delta = {privacy['delta']:g}"
     return [f"privacy: {spent}{seeded}"]
+
+
+def _masked_sentences(masked: Record | None) -> list[str]:
+    """What masks have cost. A run without masks has no sentence."""
+    if masked is None:
+        return []
+    every = plural(masked["decided"] + masked["lost"], "decision")
+    lost = f"{masked['lost']} of {every} of all devices could not be made"
+    clipped = f"; values of {plural(masked['clipped'], 'report')} were clipped" if masked["clipped"] else ""
+    return [f"masked reports: {lost}{clipped}"]
 
 
 def _clock_sentences(links: list[Record]) -> list[str]:

@@ -16,6 +16,7 @@ from coordinator_free.ranges import DEVICE_ID_ALLOWED, valid_device_id
 from emulation.radio.wireless import channel
 from emulation.scenario.adapter_checks import adapter_problems
 from emulation.scenario.events import EventConfig, Population, event_problems, names
+from emulation.scenario.mask_checks import mask_problems
 from emulation.scenario.privacy_checks import privacy_problems
 from emulation.scenario.schema import Scenario
 from peers import plugins
@@ -48,6 +49,7 @@ def scenario_problems(scenario: Scenario) -> Problems:
         yield "eval.devices", "'one' needs an initial device that no event removes or stalls; allowed: 'all'"
     yield from _checkpoint_problems(scenario)
     yield from privacy_problems(scenario)
+    yield from mask_problems(scenario)
 
 
 def check_device_id(device: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordinator_free.correction import masking
 from coordinator_free.correction.residuals import Observables, report_bytes, sampling_noise
 from coordinator_free.identifiers import BlockKey
 from peers.learning.backward_pass import Pass, backward
@@ -48,11 +49,13 @@ class Options:
     labels: of the Fisher information. "data": the empirical Fisher. "model": drawn from the model's
     prediction, the true Fisher, with a second backward pass. Gradients and sketches always use the data.
     population: examples that the batch was drawn from; None: the batch is all of them.
+    masked: whether the report is masked, for its size.
     """
 
     microbatch: int = 1
     labels: Literal["data", "model"] = "data"
     population: int | None = None
+    masked: bool = False
 
 
 class Cost(NamedTuple):
@@ -136,7 +139,8 @@ def diagnose(
     population = None if options.population is None else options.population // options.microbatch
     groups = {g: _measured(layout, g, t, list(blocks), sketcher, population) for g, t in totals.items()}
     flops = _flops(layout, blocks, gradients, 2 if drawn is None else 3, options.microbatch)
-    cost = Cost(flops, time.perf_counter() - start, report_bytes(len(groups), sketcher.size))
+    size = (masking.report_bytes if options.masked else report_bytes)(len(groups), sketcher.size)
+    cost = Cost(flops, time.perf_counter() - start, size)
     return Diagnosis(float(loss.detach()), groups, cost)
 
 

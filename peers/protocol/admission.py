@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from coordinator_free.membership.signed_records import Record, Status
+from coordinator_free.membership.signed_records import PRESENT, Record, Status
 from peers.protocol.state import DeviceState
 
 SignerOf = Callable[[str], bytes | None]
@@ -38,8 +38,11 @@ class Admission:
             if not self._is_bound(record):
                 reason = reason or "unbound"
                 continue
+            if self._has_wrong_keys(record):
+                reason = reason or "malformed"
+                continue
             if members.get(record.key) is None:
-                lives = record.status in (Status.ALIVE, Status.FINISHED)
+                lives = record.status in PRESENT
                 newcomer = lives and record.device not in members.alive()
                 if (newcomer and living >= self._most_living) or (
                     count >= self._most_records and not self._make_room(record)
@@ -60,6 +63,11 @@ class Admission:
             known = self._state.members.newest(record.device)
             return known is not None and known.public == record.public
         return listed is None or record.public == listed
+
+    def _has_wrong_keys(self, record: Record) -> bool:
+        """Present incarnations have a mask key if reports are masked. Others may have ended before."""
+        has_key = record.mask_key != b""
+        return record.status in PRESENT and has_key != self._state.config.correction.masked
 
     def _make_room(self, record: Record) -> bool:
         """Remove the least credible record: an earlier incarnation that was withdrawn or crashed.

@@ -39,6 +39,7 @@ class Connections:
             f"clock:{config.clock}",
             *(f"codec:{codec}" for codec in codecs(config.radio)),
             *([f"run:{state.me.run}"] if state.me.run else []),
+            *(["reports:masked"] if config.correction.masked else []),
         ]
         self._capabilities = sorted({*self._required, *(f"codec:{codec}" for codec in CODECS)})
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import networkx as nx
-import numpy as np
 
 from coordinator_free.averaging.rate_allocation import Weights
 from coordinator_free.averaging.topology import Graph
@@ -34,6 +33,7 @@ from coordinator_free.membership.signed_records import Verify
 from peers.config import DeviceConfig
 from peers.protocol.actions import Diagnose, Drop
 from peers.protocol.connections import Connections
+from peers.protocol.masked_reports import MaskedReports
 from peers.protocol.overhead_offset import OverheadOffset
 from peers.protocol.state import DeviceState
 from transport.wire.limits import CURVE_BYTES, HEADER_BYTES, SIGNATURE_BYTES
@@ -58,8 +58,12 @@ class Correction:
         self._isolated = state.config.isolation.leak == 0
         self._observables = len(groups) * residuals.group_numbers(self._config.sketch)
         self._measures_trials = self._config.policy == lookahead.NAME
-        length = self._observables + (lookahead.trial_count(groups) if self._measures_trials else 0)
-        self._network_mean = NetworkMean(length, state.config.adapter.max_devices, self._genuine)
+        trials = lookahead.trial_count(groups) if self._measures_trials else 0
+        self._network_mean = NetworkMean(
+            *(self._observables + trials, state.config.adapter.max_devices, self._genuine),
+            masked=self._config.masked,
+        )
+        self._masks = MaskedReports(state, self._network_mean, trials) if self._config.masked else None
         self._sign, self._verify = sign, verify
         self._overhead_offset = OverheadOffset(state.config.radio.codec, state.exchange.part_bytes)
         self._memory, self._decision = Memory(), Decision({}, "", Memory())
@@ -159,16 +163,24 @@ class Correction:
         """Decide from the diagnosis that is `correction.delay` rounds old; start the next diagnosis."""
         state, config = self._state, self._config
         self._notice_event()
-        self._network_mean.keep_only(state.blocks)
+        # With masks one refused report costs the whole sum, so living members are never barred.
+        living = {record.key for record in state.members.alive().values()} if self._masks is not None else ()
+        self._network_mean.keep_only(state.blocks, living)
         if self._schedule is not None or state.work != "correction":
             return
         if self._epochs and state.round >= self._epochs[0] + config.delay:
             self._decide(self._epochs.pop(0))
             self._connect_neighbours(now)
         if state.round % config.period == 0 and state.round + config.delay < state.correct_until:
-            self._epochs.append(state.round)
-            movers = len(state.training()) if self._isolated else 1
-            state.act(Diagnose(state.round, self._trials(), movers))
+            self._start_diagnosis()
+
+    def _start_diagnosis(self) -> None:
+        state = self._state
+        if self._masks is not None and not self._masks.begin():
+            return
+        self._epochs.append(state.round)
+        movers = len(state.training()) if self._isolated else 1
+        state.act(Diagnose(state.round, self._trials(), movers))
 
     def _trials(self) -> dict[lookahead.Key, dict[str, GroupAction]]:
         if not self._measures_trials:
@@ -180,24 +192,38 @@ class Correction:
         """Report the measurements of this device after round `epoch`."""
         if self._state.own is None:
             return
-        self._network_mean.add_own(self._state.own.key, epoch, values, self._sign)
+        if self._masks is None:
+            self._network_mean.add_own(self._state.own.key, epoch, values, self._sign)
+        else:
+            self._masks.add_own(epoch, values, self._sign)
         self._spread_reports()
 
     def on_observed(self, now: int, source: str, message: Observed) -> None:
         """Keep and relay the report of another device."""
         key = BlockKey(message.device, message.incarnation)
-        if len(message.values) != 4 * self._network_mean.length:
+        report = self._network_mean.unpack(key, message.epoch, message.values, message.signature)
+        if report is None or message.epoch > self._latest_epoch():
             self._state.act(Drop("malformed"))
             return
         if key not in self._state.blocks:
             self._state.act(Drop("unknown"))
             return
-        values = np.frombuffer(message.values, dtype="<f4").astype(np.float32)
         refused = self._network_mean.refused
-        if self._network_mean.on_report(source, Report(key, message.epoch, values, message.signature)):
+        if self._network_mean.on_report(source, report):
+            if self._masks is not None:
+                self._masks.keep_sum(report.epoch)
             self._spread_reports()
         elif self._network_mean.refused > refused:
             self._state.act(Drop("forged"))
+
+    def _latest_epoch(self) -> int:
+        """The latest round whose report may come.
+
+        A report replaces all earlier ones of its origin. With masks, one of a far round would keep all others
+        from reading the sums of many diagnoses. A device that is a period behind loses a diagnosis anyway.
+        """
+        last = self._state.config.round.count - 1
+        return last if self._masks is None else min(last, self._state.network_round + self._config.period)
 
     def _connect_neighbours(self, now: int) -> None:
         """Open links to the neighbours that a denser graph adds."""
@@ -210,7 +236,7 @@ class Correction:
         """Send each greeted peer the reports that it does not have yet."""
         for peer in self._state.greeted():
             for r in self._network_mean.unsent_reports(peer):
-                packed = r.values.astype("<f4").tobytes()
+                packed = r.packed()
                 if self._config.offset_overhead:
                     self._overhead_offset.add_overhead(len(packed) + REPORT_BYTES)
                 self._state.tell(
@@ -229,17 +255,23 @@ class Correction:
             self._memory, self._anchor, self._epochs = self._memory.after_event(first), True, []
             self._decision, self._members = Decision(first, "", self._memory), ()
             self._measured = None
+            if self._masks is not None:
+                self._masks.forget_cohorts()
 
     # -- decisions -------------------------------------------------------------------------------------
     def _decide(self, epoch: int) -> None:
         state = self._state
         keys = [record.key for device, record in state.members.alive().items() if device in state.training()]
-        missing = self._network_mean.missing(keys, epoch)
-        mean = self._network_mean.mean(key for key in keys if key not in missing)
-        if mean is None:
-            state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
-            return
+        masks, found = self._masks, self._network_mean
+        missing = found.missing(keys, epoch) if masks is None else masks.missing(epoch)
         try:
+            if masks is None:
+                mean = found.mean(key for key in keys if key not in missing)
+            else:
+                mean = masks.mean(epoch)
+            if mean is None:
+                state.log("undecided", epoch=epoch, missing=sorted(map(str, missing)))
+                return
             view, logged = self._view(mean, epoch)
             decision = decide(self._config.policy, view, self._limits, self._memory)
         except (ArithmeticError, ValueError) as error:  # reports that a peer has made up

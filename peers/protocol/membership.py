@@ -19,6 +19,7 @@ from peers.protocol.exchange import ZERO
 from peers.protocol.phases import Phase
 from peers.protocol.replicas import GONE, Replicas
 from peers.protocol.state import SECOND, DeviceState
+from transport.security.mask_keys import MaskKey
 from transport.wire.limits import MAX_GOSSIP
 from transport.wire.messages import Gossip
 
@@ -84,9 +85,12 @@ class MembershipProtocol:
         self, now: int, since: int, wish: int | None, barred: set[int], told: bool
     ) -> Record | None:
         state, me, slots = self._state, self._state.me, self._state.config.adapter.max_devices
-        keep = state.keep_crashed
+        keep, mask_key = state.keep_crashed, MaskKey() if state.config.correction.masked else None
+        public = b"" if mask_key is None else mask_key.public
         try:
-            return state.members.claim(me.device, me.address, me.public, slots, since, wish, barred, keep)
+            claim = me.device, me.address, me.public, slots, since, wish, barred, keep, public
+            record, state.mask_key = state.members.claim(*claim), mask_key
+            return record
         except NoFreeSlot:
             full = len({r.slot for r in state.members.blocks(keep).values()}) >= slots
             if full and not self._had_slot and now >= self._patient_until(now) and not told:

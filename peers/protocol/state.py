@@ -21,6 +21,7 @@ from peers.protocol.overhead_offset import PartBytes
 from peers.protocol.phases import TRANSITIONS, Phase
 from peers.protocol.send_allocation import send_allocation
 from peers.protocol.similar_copies import foreign_codec
+from transport.security.mask_keys import MaskKey
 from transport.wire.limits import MAX_DELETED, MAX_GOSSIP, RECORD_BYTES
 from transport.wire.messages import Deleted, Gossip, Manifest, Message
 
@@ -115,6 +116,7 @@ class DeviceState:
         self._own_round = -1  # latest round that this device has reached; changed by `saw_round`
         self.network_round = -1  # latest round of the network; changed by `saw_round`
         self.own: Record | None = None  # own membership record; None: no slot yet; membership.py, `announce`
+        self.mask_key: MaskKey | None = None  # of the own incarnation; None: without masks; membership.py
         self.peers: dict[str, Peer] = {}  # links, by device id, or by "?n" for a seed; connections.py
         self.blocks: dict[BlockKey, Record] = {}  # blocks that are held, the own one included; replicas.py
         self.timers: dict[str, int] = {}  # when each timer is due, ns; the topic that owns the timer sets it

@@ -11,6 +11,7 @@ docs/architecture.md draws the phases of a device and the path of a message. Eac
   block_survival.py: which owners stay. sent_count.py: what was sent.
   relaying.py and similar_copies.py: what need not be sent. send_order.py: what goes first.
   signed_versions.py: signatures of versions. correction.py: measurements and policies.
+  masked_reports.py: reports of which only the mean can be read.
   interference.py: second moments of the neighbours' inputs.
 
 Membership and failure detection run beside the rounds in every phase (method 5 and 9).

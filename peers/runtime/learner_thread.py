@@ -273,7 +273,7 @@ class LearnerThread:
     def _diagnose(self, action: do.Diagnose) -> Diagnosed:
         """The packed observables of the device (method 6), followed by the results of trials, if any."""
         correction = self._config.correction
-        options = Options(labels=correction.labels)
+        options = Options(labels=correction.labels, masked=correction.masked)
         found = self._learner.diagnose(action.round, correction.sketch, options, self._mixed)
         own, rate = self._own, rate_from_gaps(self._gaps, action.members)
         groups = []

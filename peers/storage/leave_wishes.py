@@ -73,8 +73,8 @@ def _read(path: Path) -> object:
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record for a file: the key and the signature in hex."""
-    return {**record.to_dict(), "public": record.public.hex(), "signature": record.signature.hex()}
+    """A record for a file: the keys and the signature in hex."""
+    return {name: v.hex() if isinstance(v, bytes) else v for name, v in record.to_dict().items()}
 
 
 def _records(entries: object) -> tuple[Record, ...]:
@@ -90,7 +90,8 @@ def _records(entries: object) -> tuple[Record, ...]:
 def from_json(entry: Any) -> Record | None:
     """Read `to_json`. None for anything else."""
     try:
-        binary = {name: bytes.fromhex(entry[name]) for name in ("public", "signature")}
+        names = [name for name in ("public", "signature", "mask_key") if name in entry]
+        binary = {name: bytes.fromhex(entry[name]) for name in names}
         return Record.from_dict({**entry, **binary})
     except (ValueError, TypeError, KeyError):
         return None

@@ -177,7 +177,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A device's measurements of its loss: float32 values, relayed unchanged."""
+    """A device's measurements of its loss, relayed unchanged: float32 values.
+
+    Masked: the digest of the cohort, then 64-bit numbers (coordinator_free/correction/masking.py).
+    """
 
     device: str
     incarnation: int

@@ -124,6 +124,15 @@ def test_later_reports_of_a_dropped_origin_are_ignored():
     assert node.refused == 0
 
 
+def test_an_origin_that_lives_may_come_back_and_others_may_not():
+    node = fresh()
+    for i in (1, 2):
+        node.on_report(f"d{i}", report(i))
+    node.keep_only((), living={KEYS[1]})
+    assert node.mean(KEYS) is None
+    assert node.on_report("d1", report(1, epoch=9)) and not node.on_report("d2", report(2, epoch=9))
+
+
 def test_a_new_incarnation_of_a_dropped_device_counts():
     node = fresh()
     node.on_report("d1", report(1))

@@ -37,6 +37,7 @@ def record(**changes: object) -> dict[str, object]:
         *(ranges.MAX_LAMPORT, ranges.MAX_LAMPORT, Status.LEFT, ranges.MAX_ROUND),
         bytes(ranges.MAX_KEY_BYTES),
         bytes(ranges.MAX_SIGNATURE_BYTES),
+        b"\x09" * ranges.MASK_KEY_BYTES,
     )
     return {**made.to_dict(), **changes}
 
