@@ -47,11 +47,11 @@ def lira(scores: Values, members: NDArray[np.bool_]) -> Values:
     """
     ratios = np.full(scores.shape, np.nan)
     draw = np.random.Generator(np.random.Philox(key=0))
+    models = np.arange(len(scores))[:, None]
     for target in range(len(scores)):
-        shadows = np.arange(len(scores))[:, None] != target
         opposite = members != members[target]
         left_out = np.where(opposite, draw.random(scores.shape), -1.0).argmax(axis=0)
-        shadows = shadows & ~(opposite & (np.arange(len(scores))[:, None] == left_out))
+        shadows = (models != target) & ~(opposite & (models == left_out))
         inside, outside = (_fit(scores, kind & shadows) for kind in (members, ~members))
         ratios[target] = _log_density(scores[target], *inside) - _log_density(scores[target], *outside)
     return ratios

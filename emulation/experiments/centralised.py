@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from coordinator_free.identifiers import BlockKey
 from emulation.analysis.records import load
 from emulation.experiments import tables
 from emulation.experiments.aggregate import to_record
+from emulation.experiments.paired import difference
 from emulation.experiments.statistics import auc, interval
 from emulation.scenario.schema import Scenario
 from peers import plugins
@@ -123,9 +125,7 @@ def _scores(loaded: LoadedModel, sets: dict[str, list[AnyExample]], scenario: Sc
 
 
 def _print(found: dict[str, Scores], console: Console) -> None:
-    made = tables.table("accuracy at the end, and membership inference of the leavers")
-    for head in ("training", *COLUMNS):
-        made.add_column(head, justify="left" if head == "training" else "right")
+    made = _table("accuracy at the end, and membership inference of the leavers")
     for name, scores in found.items():
         made.add_row(name, *(_shown(scores[column]) for column in COLUMNS))
     console.print(made)
@@ -136,20 +136,21 @@ def summarise(found: Sequence[dict[str, Scores]], console: Console) -> None:
 
     Runs that differ in the seed alone are independent; the caller has to know that they are such runs.
     """
-    made = tables.table(f"means of {len(found)} runs, with 95 % t intervals")
-    for head in ("training", *COLUMNS):
-        made.add_column(head, justify="left" if head == "training" else "right")
+    made = _table(f"means of {len(found)} runs, with 95 % t intervals")
     values = {name: [run[name] for run in found] for name in found[0]}
     pairs = list(zip(values["decentralised"], values["centralised"], strict=True))
-    values["difference"] = [{c: _difference(a[c], b[c]) for c in COLUMNS} for a, b in pairs]
+    values["difference"] = [{c: difference(a[c], b[c]) for c in COLUMNS} for a, b in pairs]
     for name, runs in values.items():
         known = {c: [value for run in runs if (value := run[c]) is not None] for c in COLUMNS}
         made.add_row(name, *(tables.spread(to_record(interval(known[c])), " ") for c in COLUMNS))
     console.print(made)
 
 
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _table(title: str) -> Table:
+    made = tables.table(title)
+    for head in ("training", *COLUMNS):
+        made.add_column(head, justify="left" if head == "training" else "right")
+    return made
 
 
 def _shown(value: Any) -> str:

@@ -80,10 +80,10 @@ def paired_row(measured: Record, oracle: Record, uniform: Record, own_oracle: Re
         "norm_comm": norm_comm(last["bytes"], uniform["curve"][-1]["bytes"]),
         "norm_total": _norm_total(last, uniform["curve"][-1]),
         **{name: last[name] for name in (*AGAINST_ORACLE, "fresh", *COSTS)},
-        **{f"d_{name}": _difference(last[name], best[name]) for name in AGAINST_ORACLE},
-        **{f"d_{name}_0": _difference(first[name], best[name]) for name in ("forget", "auc")},
+        **{f"d_{name}": difference(last[name], best[name]) for name in AGAINST_ORACLE},
+        **{f"d_{name}_0": difference(first[name], best[name]) for name in ("forget", "auc")},
         "tow": tow([last[name] - best[name] for name in ("forget", "retain", "test")]),
-        **{f"re_emergence_{name}": _difference(last[name], first[name]) for name in ("forget", "auc")},
+        **{f"re_emergence_{name}": difference(last[name], first[name]) for name in ("forget", "auc")},
         **recovery_costs(measured, own_oracle),
     }
 
@@ -95,7 +95,7 @@ def _norm_total(arm: Mapping[str, float], uniform: Mapping[str, float]) -> float
     return None if None in shares else fmean(share for share in shares if share is not None)
 
 
-def _difference(a: float | None, b: float | None) -> float | None:
+def difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 

@@ -26,7 +26,7 @@ def _uncovered(scenario: Scenario) -> Iterable[Conflict]:
     yield "correction.policy", schedule, "but it measures nothing", "a policy that measures"
     moments = "but its second moments go to single neighbours without a mask"
     yield "correction.interference", correction.interference, moments, "false"
-    # A device keeps one report of each member, so only one cohort can be on its way.
+    # A device keeps one report of each member, and the next one replaces it (MaskedReports.keep_sum).
     overlap = correction.period if correction.period <= correction.delay else 0
     decided = "but each diagnosis must be decided before the next one begins"
     yield "correction.period", overlap, decided, f"more than correction.delay = {correction.delay}"

@@ -372,8 +372,8 @@ class Learner:
 
         This and all other files show the state of the last closed round (`ClosedState`).
         """
-        slots = {str(key): self._blocks[key].slot for key in self._shown()}
-        write_snapshot(path, self._settled().tensors(self._shown()), slots, meta)
+        slots = {key: self._blocks[key].slot for key in self._shown()}
+        write_snapshot(path, self._settled().tensors(slots), {str(k): n for k, n in slots.items()}, meta)
 
     def export(self, path: Path) -> str:
         """Write the adapter as a folder (`adapter_folder.write_adapter`); returns its sha256."""

@@ -128,7 +128,7 @@ class BlockSet:
             for key in self.keys()
         }
 
-    def tensors(self, keys: Sequence[BlockKey]) -> dict[str, Tensor]:
+    def tensors(self, keys: Iterable[BlockKey]) -> dict[str, Tensor]:
         """B by "<device>@<incarnation>/<group>", copied to the CPU."""
         return {
             f"{key}/{g}": b.detach().to("cpu", copy=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from operator import attrgetter
 
 from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import swim
@@ -15,8 +14,6 @@ from peers.protocol.membership import MembershipProtocol
 from peers.protocol.phases import Phase
 from peers.protocol.state import SECOND, DeviceState
 from transport.wire.messages import Ack, Nack, Ping, PingRequest, Suspect
-
-_FINISHED = attrgetter("finished")  # of a peer
 
 
 def settings(config: DeviceConfig) -> swim.Settings:
@@ -52,7 +49,7 @@ class FailureDetection:
     def refresh(self) -> None:
         """After every event: give the detector the current members and set its timer."""
         state = self._state
-        finished = sum(map(_FINISHED, state.peers.values()))
+        finished = sum(peer.finished for peer in state.peers.values())
         seen = (state.members.changes, state.phase is Phase.FINISH, finished)
         if seen != self._seen:
             self._seen = seen

@@ -14,14 +14,6 @@ class Priority(IntEnum):
     TABLES = 2  # whole membership tables, and reports of a diagnosis
 
 
-# the next class above each one, since a call of an enumeration is slow
-_MORE_URGENT = {
-    Priority.LIVENESS: None,
-    Priority.MEMBERSHIP: Priority.LIVENESS,
-    Priority.TABLES: Priority.MEMBERSHIP,
-}
-
-
 class Quota:
     """C_t: the bytes that one device may send in one round. Unused bytes expire at the end of the round.
 
@@ -81,8 +73,7 @@ class Quota:
         """Whether a control message may leave now. False: it has to wait for the next round."""
         if self._in_no_round:
             return True
-        more_urgent = _MORE_URGENT[priority]
-        kept = 0 if more_urgent is None else self._kept_for(more_urgent)
+        kept = 0 if priority is Priority.LIVENESS else self._kept_for(Priority(priority - 1))
         return self.spent + size + kept <= self.budget_bytes or size > self._most(priority)
 
     def spend(self, size: int, data: bool = True, priority: Priority = Priority.LIVENESS) -> None:

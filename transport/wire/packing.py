@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +105,11 @@ class _Kind:
     def values(self, message: Message) -> list[Any]:
         return [getattr(message, label) for label in self.names]
 
-    def misfit(self, values: Sequence[Any]) -> str | None:
-        """The name of the first field that is out of range, else None. `values`: one for each field."""
-        for at, check in enumerate(self.checks):
-            if not check(values[at]):
-                return self.names[at]
+    def misfit(self, values: Iterable[Any]) -> str | None:
+        """The name of the first field that is out of range, else None."""
+        for label, check, value in zip(self.names, self.checks, values, strict=True):
+            if not check(value):
+                return label
         return None
 
     def wrong_part(self, label: str, value: Any) -> str:
