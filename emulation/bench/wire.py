@@ -34,7 +34,9 @@ SAMPLES: tuple[messages.Message, ...] = (
     ),
     messages.Refuse("another basis"),
     messages.Gossip([_RECORD] * 32, False, 7),
-    messages.Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 1 << 20, 12345678),
+    messages.Updates(
+        [messages.Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 1 << 20, 12345678)]
+    ),
     messages.Manifest(4, "train", b"v" * 16, [(*part, "sent") for part in _PARTS]),
     messages.Request(_PARTS, 9),
     messages.Ping(0, b"v" * 16),
@@ -101,7 +103,7 @@ def run(
 
 
 def _measure(findings: Findings, message: messages.Message, batch: int, repetitions: int) -> None:
-    payload = PART if isinstance(message, messages.Update) else None
+    payload = PART if isinstance(message, messages.Updates) else None
     frames = pack(ENVELOPE, message, payload)
     plain = ["d1", 0, *astuple(message)]
     packed = msgpack.packb(plain)

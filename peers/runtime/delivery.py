@@ -26,7 +26,7 @@ from peers.runtime.reception_accounts import Held, ReceptionAccounts
 from peers.runtime.update_assembly import UpdateAssembly
 from transport.links.interface import Received
 from transport.wire.errors import WireError
-from transport.wire.messages import Envelope, Message, Update
+from transport.wire.messages import Buffer, Envelope, Message, Update, Updates
 
 HANDLER_ERROR = "handler_error"  # the reason of a message whose handling failed
 OnArrival = Callable[[Envelope, Message, Received], bool]
@@ -70,21 +70,22 @@ class Delivery:
 
     def handle(self, now: int, envelope: Envelope, message: Message, received: Received) -> list[Action]:
         """Hand a message to the protocol, count it, and give credit for data. Returns the actions."""
+        actions = list[Action]()
         try:
-            if isinstance(message, Update):
-                actions = self._handle_update(now, message, received)
+            if isinstance(message, Updates):
+                self._handle_updates(now, message, received, actions)
             else:
-                actions = self._protocol.on_message(now, envelope.src, message)
+                actions += self._protocol.on_message(now, envelope.src, message)
                 if Drop("forged") in actions:
                     why = "it holds a statement that its owner has not signed for this run"
                     self._drop_event(received, "forged", why)
         except WireError as error:
             self._drop_event(received, "malformed", str(error))
-            actions = [Drop("malformed")]
+            actions.append(Drop("malformed"))
         except Exception as error:  # the barrier: no message ends the device
-            actions = [Drop(HANDLER_ERROR), *self.on_fault(now, received.source, error)]
+            actions += [Drop(HANDLER_ERROR), *self.on_fault(now, received.source, error)]
         actions = self._accounts.count(now, envelope, received, actions)
-        return actions + self._accounts.credit(received) if isinstance(message, Update) else actions
+        return actions + self._accounts.credit(received) if isinstance(message, Updates) else actions
 
     def on_fault(self, now: int, source: str, error: Exception) -> list[Action]:
         """The handling of a message of `source` failed: count it; returns the actions that mend the state."""
@@ -98,11 +99,29 @@ class Delivery:
         self._accounts.refuse_received(source, HANDLER_ERROR)
         return self.on_fault(now, source, error)
 
-    def _handle_update(self, now: int, header: Update, received: Received) -> list[Action]:
-        reason = self._protocol.admit(received.source, header)
-        if reason is not None:
-            return [Drop(reason)]
-        whole = self._assembly.add_fragment(received.source, header, received.frames[1])
+    def _handle_updates(self, now: int, message: Updates, received: Received, actions: list[Action]) -> None:
+        """Take in the matrices of a message. Adds what follows to `actions`.
+
+        Some may be of blocks that this device does not hold, or no longer. The message then counts as
+        received, for the others.
+        """
+        payload, at, refused = memoryview(received.frames[1]), 0, list[str]()
+        alone = len(message.headers) == 1
+        for header in message.headers:
+            reason = self._protocol.admit(received.source, header)
+            if reason is not None:
+                refused.append(reason)
+            else:
+                data = payload if alone else payload[at : at + header.total]
+                actions += self._handle_update(now, header, data, received)
+            at += header.total
+        if "malformed" in refused:
+            actions.append(Drop("malformed"))
+        elif len(refused) == len(message.headers):
+            actions.append(Drop(refused[0]))
+
+    def _handle_update(self, now: int, header: Update, data: Buffer, received: Received) -> list[Action]:
+        whole = self._assembly.add_fragment(received.source, header, data)
         if whole is None:
             return []
         actions = self._protocol.update(now, received.source, header, whole.matrix, whole.payload)

@@ -24,8 +24,8 @@ from peers.runtime.spec import DeviceSpec
 from transport.links.endpoints import is_socket_file
 from transport.wire.checksum import xxh3
 from transport.wire.codec_names import FEEDBACK
-from transport.wire.messages import Envelope, Update
-from transport.wire.packing import pack_fragments
+from transport.wire.messages import Update
+from transport.wire.packing import pack_header
 from transport.wire.tensor_codec import decode, encode, encode_feedback, encode_view
 
 Value = TypeVar("Value")
@@ -44,24 +44,18 @@ class Payload:
     xxh3: int | None  # None: CURVE authenticates the bytes, or they do not leave this machine
     signature: bytes | None
     decoded: Tensor | None = None  # [rows, rank] as the receiver decodes it; only where it is kept
-    _packed: dict[object, list[tuple[bytes, memoryview]]] = field(default_factory=dict)
+    _packed: dict[tuple[int, str], bytes] = field(default_factory=dict)
 
-    def messages(
-        self, envelope: Envelope, round_: int, cause: str, max_payload: int
-    ) -> list[tuple[bytes, memoryview]]:
-        """The update messages, each with at most `max_payload` bytes of data, before they are stamped.
-
-        Packed once for all neighbours.
-        """
-        key = (envelope, round_, cause)
+    def header(self, round_: int, cause: str) -> bytes:
+        """The packed header for a message of `round_`. Packed once for all neighbours."""
+        key = (round_, cause)
         if key not in self._packed:
             self._packed.clear()
-            header = self._header(round_, cause)
-            self._packed[key] = pack_fragments(envelope, header, self.data, max_payload)
+            self._packed[key] = pack_header(self.update(round_, cause))
         return self._packed[key]
 
-    def _header(self, round_: int, cause: str) -> Update:
-        """The header of the first message."""
+    def update(self, round_: int, cause: str) -> Update:
+        """The header; that of the first fragment of a long payload."""
         return Update(
             block=self.part.block.device,
             block_incarnation=self.part.block.incarnation,

@@ -17,7 +17,7 @@ from transport.links.interface import Received
 from transport.security.security_events import count_security_event
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.wire.limits import MAX_PAYLOAD, WINDOW_BYTES
-from transport.wire.messages import Credit, Envelope, Hello, Manifest, Message, Update
+from transport.wire.messages import Credit, Envelope, Hello, Manifest, Message, Updates
 
 CREDIT_BYTES = WINDOW_BYTES // 2  # less than the window, so that a sender never waits for credit in vain
 MAX_FLIGHT_NS = 60_000_000_000  # longest time from now to the arrival time that a message names
@@ -25,7 +25,7 @@ HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing
 HELD_BYTES = WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM  # of data that waits here, for each account
 HELD_CONTROL_BYTES = 4 << 20  # of control messages that wait here, for each account
 MESSAGE_BYTES = 512  # added for each control message: a small one takes more memory than its bytes
-OF_A_ROUND = (Update.__name__, Manifest.__name__)
+OF_A_ROUND = (Updates.__name__, Manifest.__name__)
 OTHERS = ""  # the account of waiting bytes that all unknown sources share
 
 
@@ -79,7 +79,7 @@ class ReceptionAccounts:
     # -- messages that wait ----------------------------------------------------------------------------
     def hold(self, received: Received, message: Message) -> Held | None:
         """Count the bytes of a message until its arrival time. None: too many wait, and it was refused."""
-        data = isinstance(message, Update)
+        data = isinstance(message, Updates)
         # anybody can invent source names, so all unknown sources share one account
         account = received.source if received.source in self._protocol.peers else OTHERS
         size = received.wire_bytes + (0 if data else MESSAGE_BYTES)

@@ -19,6 +19,7 @@ from peers.radio_config import FIFO
 from peers.runtime.control_priority import departs, origin_of, priority_of, replaced_by
 from peers.runtime.payload_encoder import Payload
 from peers.runtime.spec import DeviceSpec
+from peers.runtime.update_messages import bundles, rest_of
 from transport.clocks.virtual import device_of
 from transport.clocks.windows import LIFE_BITS
 from transport.links.interface import Links
@@ -38,6 +39,8 @@ from transport.wire.limits import (
 )
 from transport.wire.messages import Bye, Envelope, Message
 from transport.wire.packing import pack, stamp, wire_bytes
+
+BUNDLES_OF_A_BUDGET = 16  # at least, since what is left of a budget is smaller than the message that waits
 
 
 class Shape(NamedTuple):
@@ -84,6 +87,7 @@ class Sender:
         self._on_sent, self._wake = on_sent, wake
         self.quota = Quota(radio.budget_bytes, radio.control_share)
         self._max_frame_payload = max_frame_payload(radio.rate_Bps)
+        self._max_bundle = min(self._max_frame_payload, max(1, radio.budget_bytes // BUNDLES_OF_A_BUDGET))
         frame = self._max_frame_payload + self._header_bytes
         seed = spec.config.seed, spec.id
         shed = self._count_shed
@@ -245,18 +249,14 @@ class Sender:
 
         A newer version of a part replaces the queued messages of an older one.
         """
-        envelope = Envelope(self.device, incarnation)
-        for part, version, cause in action.parts:
-            older = self._shaper.abandon_older(part, version, action.peer)
-            if older.bytes:
-                self._accounts.link(action.peer).abandoned("superseded", older.bytes)
-            messages = payloads[part].messages(envelope, action.round, cause, self._max_frame_payload)
-            for frames in messages:
-                size = wire_bytes(frames, self._curve)
-                self._shaper.queue_data(
-                    Outgoing(action.peer, cause, frames, size, len(frames[1]), part, version)
-                )
-        self._queue_behind_data(action.peer, pack(envelope, action.manifest))
+        envelope, peer = Envelope(self.device, incarnation), action.peer
+        newer = {part: version for part, version, _ in action.parts}
+        self._abandon_parts(lambda part, version: version < newer.get(part, 0), "superseded", peer)
+        wanted = [(payloads[part], cause) for part, _, cause in action.parts]
+        for bundle in bundles(peer, envelope, action.round, wanted, self._max_bundle):
+            for item in bundle.messages(self._max_frame_payload, self._curve):
+                self._shaper.queue_data(item)
+        self._queue_behind_data(peer, pack(envelope, action.manifest))
 
     def send_bye(self, action: Farewell, incarnation: int) -> None:
         """Queue a Bye behind all messages to the peer. A leaver's queued data is abandoned."""
@@ -271,21 +271,27 @@ class Sender:
         queue(self._control(peer, frames, Priority.MEMBERSHIP))
 
     def purge(self, block: BlockKey, reason: str) -> None:
-        """Deletion: abandon all queued messages with data of the block."""
-        self._abandon(lambda item: isinstance(item.key, Part) and item.key.block == block, reason)
+        """Deletion: abandon all queued data of the block."""
+        self._abandon_parts(lambda part, version: part.block == block, reason)
 
     def abandon_all(self, reason: str) -> None:
         """Abandon all queued messages, because the device ends."""
         self._abandon(lambda item: True, reason)
 
     def _abandon(self, matches: Callable[[Outgoing], bool], reason: str) -> None:
-        def counted(item: Outgoing) -> bool:
-            if not matches(item):
-                return False
-            self._accounts.link(item.peer).abandoned(reason, item.wire_bytes)
-            return True
+        self._purge(lambda item: None if matches(item) else item, reason)
 
-        self._shaper.purge(counted)
+    def _abandon_parts(
+        self, stale: Callable[[Part, int], bool], reason: str, peer: str | None = None
+    ) -> None:
+        """Abandon queued matrices by part and version, of one peer or of all."""
+        self._purge(
+            lambda item: rest_of(item, stale, self._curve) if peer in (None, item.peer) else item, reason
+        )
+
+    def _purge(self, rest: Callable[[Outgoing], Outgoing | None], reason: str) -> None:
+        for peer, size in self._shaper.purge(rest, reason).bytes_by_peer.items():
+            self._accounts.link(peer).abandoned(reason, size)
 
     # -- sending ---------------------------------------------------------------------------------------
     def next_ns(self, now_ns: int) -> int | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgpack
 
 from transport.wire.limits import MAX_PAYLOAD
-from transport.wire.messages import Envelope, Update
+from transport.wire.messages import Envelope, Update, Updates
 from transport.wire.packing import PREFIX, VERSION, pack, seal
 
-UPDATE = Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 48000, 12345678)
+UPDATE = Updates([Update("d5", 0, "early", 12, 3, "train", "fp16", 3000, 8, 0, 48000, 12345678)])
 ENVELOPE = Envelope("d1", 2, 77, 10**15, 10**15 + 5)
-KINDS = {"Hello": 1, "Refuse": 2, "Gossip": 3, "Update": 4, "Manifest": 5, "Ping": 7}
+KINDS = {"Hello": 1, "Refuse": 2, "Gossip": 3, "Updates": 4, "Manifest": 5, "Ping": 7}
 
 
 def hostile(kind: str, body: bytes) -> list[bytes]:
@@ -36,7 +36,9 @@ BOMBS: dict[str, list[bytes]] = {
     "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
     "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
     "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),
-    "arrays that claim to be long, small": [*hostile("Update", b"\xdc\x00\x11" * 320), b"payload"],
+    "arrays that claim to be long, small": [*hostile("Updates", b"\xdc\x00\x11" * 320), b"payload"],
+    "headers that are empty arrays": [*raw("Updates", b"\x90" * 90_000), b"payload"],
+    "more headers than one message may have": [*raw("Updates", b"\xc0" * 90_000), b"payload"],
     "items that are empty arrays": raw("Manifest", 1, "train", b"v" * 8, b"\x90" * 260_000),
     "items that are empty maps": raw("Manifest", 1, "train", b"v" * 8, b"\x80" * 20_480),
     "records that are nested maps": raw("Gossip", b"".join([msgpack.packb(PAIRS)] * 250), True, 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from transport.links.interface import BrokenHook, Links
 from transport.shaping.accounting import Accounts, LinkAccount
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.fragments import Reassembler
-from transport.wire.messages import Buffer, Manifest, Message, Update
+from transport.wire.messages import Buffer, Manifest, Message, Update, Updates
 from transport.wire.packing import unpack, wire_bytes
 from transport.wire.tensor_codec import decode
 
@@ -106,15 +106,23 @@ class SendingDevice:
         return self.accounts.link(peer)
 
 
+def headers_of(messages: Iterable[Message]) -> list[Update]:
+    return [header for message in messages if isinstance(message, Updates) for header in message.headers]
+
+
 def blocks_of(messages: list[Message]) -> list[str]:
-    return [message.block for message in messages if isinstance(message, Update)]
+    return [header.block for header in headers_of(messages)]
 
 
 def received_matrices(device: SendingDevice, peer: str) -> list[Tensor]:
     """The matrices that a receiver makes of the messages that left."""
     parts, found = Reassembler(1 << 30), []
     for message, frames in ((unpack(frames)[1], frames) for to, frames in device.links.sent if to == peer):
-        payload = parts.add_fragment("d0", message, frames[1]) if isinstance(message, Update) else None
-        if payload is not None and isinstance(message, Update):
-            found.append(decode(payload, message.codec, message.rows, message.rank))
+        at = 0
+        for header in headers_of([message]):
+            data = memoryview(frames[1])[at : at + header.total]
+            payload = parts.add_fragment("d0", header, data)
+            at += header.total
+            if payload is not None:
+                found.append(decode(payload, header.codec, header.rows, header.rank))
     return found

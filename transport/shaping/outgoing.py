@@ -12,12 +12,13 @@ Buffer = bytes | memoryview
 
 @dataclass(slots=True)  # not frozen, because construction is five times faster; never changed
 class Outgoing:
-    """One message as it goes on the wire: a fragment of an update, or control.
+    """One message as it goes on the wire: matrices, or control.
 
-    `key`, `version`: of the update (equal for all its fragments), to abandon it. `wire_bytes`: with headers
-    and framing; `payload_bytes`: the tensor bytes among them. Of control: `priority`; `key`: a later message
-    with the same key replaces this one while it waits; `origin`: the device whose statement it passes on, ""
-    for an own one; `departs`: it tells of a departure and goes before other messages that wait.
+    `wire_bytes`: with headers and framing; `payload_bytes`: the tensor bytes among them. Of data: `content`,
+    from which its sender makes the message again without some of its matrices. Of control: `priority`; `key`:
+    a later message with the same key replaces this one while it waits; `origin`: the device whose statement
+    it passes on, "" for an own one; `departs`: it tells of a departure and goes before other messages that
+    wait.
     """
 
     peer: str
@@ -25,8 +26,8 @@ class Outgoing:
     frames: Sequence[Buffer]
     wire_bytes: int
     payload_bytes: int = 0
+    content: object = None
     key: Hashable = None
-    version: int = 0
     queued_round: int = 0
     priority: Priority = Priority.LIVENESS
     origin: str = ""

@@ -12,13 +12,13 @@ later. Then arrive = depart + latency + jitter, never before an earlier message 
 link.
 
 A *lost* message was sent: it uses transmission time, tokens and quota, but is not received. At any time and
-for each peer and cause: queued = sent + abandoned + purged + pending, and sent includes lost.
+for each peer and cause: queued = sent + shed + purged + pending, and sent includes lost.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from transport.shaping.accounting import CAUSES
@@ -33,16 +33,18 @@ Account = tuple[str, str]  # peer, cause
 
 @dataclass(slots=True)
 class Purged:
-    """The messages that were removed from the queues before they were sent."""
+    """What was removed from the queues before it was sent. messages: those that were removed whole."""
 
     messages: int = 0
     bytes: int = 0
     bytes_by_peer: Counter[str] = field(default_factory=Counter)
 
-    def count(self, item: Outgoing) -> None:
-        self.messages += 1
-        self.bytes += item.wire_bytes
-        self.bytes_by_peer[item.peer] += item.wire_bytes
+    def count(self, item: Outgoing, rest: Outgoing | None) -> None:
+        """Count what was removed of a message of which `rest` stays."""
+        size = item.wire_bytes - (0 if rest is None else rest.wire_bytes)
+        self.messages += rest is None
+        self.bytes += size
+        self.bytes_by_peer[item.peer] += size
 
 
 class Counts:
@@ -52,9 +54,10 @@ class Counts:
         self.messages: Counter[Account] = Counter()
         self.bytes: Counter[Account] = Counter()
 
-    def count(self, item: Outgoing) -> None:
-        self.messages[item.peer, item.cause] += 1
-        self.bytes[item.peer, item.cause] += item.wire_bytes
+    def count(self, item: Outgoing, rest: Outgoing | None = None) -> None:
+        """Count a message, or what was removed of it if `rest` of it stays."""
+        self.messages[item.peer, item.cause] += rest is None
+        self.bytes[item.peer, item.cause] += item.wire_bytes - (0 if rest is None else rest.wire_bytes)
 
     def forget_peer(self, peer: str) -> None:
         for cause in CAUSES:
@@ -79,7 +82,7 @@ class Shaper:
     ) -> None:
         self.quota = quota
         self.queued, self.sent, self.lost = Counts(), Counts(), Counts()
-        self.abandoned, self.purged = Counts(), Counts()
+        self.shed, self.purged = Counts(), Counts()
         self.purged_bytes_by_reason: Counter[tuple[str, str]] = Counter()  # (peer, reason)
         self._depth, self._seed, self._now_ns = 2 * frame_bytes, seed, now_ns
         self._bucket, self._line = TokenBucket(rate_Bps, self._depth, now_ns), Line(rate_Bps)
@@ -92,7 +95,7 @@ class Shaper:
     def forget_link(self, peer: str) -> None:
         """Forget the state and the counts of a link on which nothing waits."""
         self._links.pop(peer, None)
-        for counts in (self.queued, self.sent, self.lost, self.abandoned, self.purged):
+        for counts in (self.queued, self.sent, self.lost, self.shed, self.purged):
             counts.forget_peer(peer)
         for key in [key for key in self.purged_bytes_by_reason if key[0] == peer]:
             del self.purged_bytes_by_reason[key]
@@ -172,28 +175,27 @@ class Shaper:
         return None if turn is None else turn[0]
 
     # -- removal ---------------------------------------------------------------------------------------
-    def purge(self, selected: Callable[[Outgoing], bool], reason: str = "removed") -> Purged:
-        """Remove the `selected` queued messages (deletion, a lost link).
+    def purge(self, rest: Callable[[Outgoing], Outgoing | None], reason: str = "removed") -> Purged:
+        """Remove queued messages, or a part of them (deletion, newer versions, a lost link).
 
-        `selected` is called once for each.
+        `rest` is called once for each message. It returns what stays of it: the message itself, a smaller one
+        for the same peer and cause, or None.
         """
-        gone = self._take_back(selected, self.purged)
+        gone = Purged()
+        for queue in (self._held.items, self._control, *(link.queue for link in self._links.values())):
+            kept = []
+            for item in _drain(queue):
+                left = rest(item)
+                if left is not None:
+                    kept.append(left)
+                if left is not item:
+                    gone.count(item, left)
+                    self.purged.count(item, left)
+            queue.extend(kept)
         for peer, size in gone.bytes_by_peer.items():
             self.purged_bytes_by_reason[peer, reason] += size
+        self._waiting = sum(len(link.queue) for link in self._links.values())
         return gone
-
-    def abandon_older(self, key: Hashable, version: int, peer: str | None = None) -> Purged:
-        """A newer version replaces an update: remove queued fragments of older ones, to `peer` or to all
-        peers.
-        """
-
-        def older(item: Outgoing) -> bool:
-            return item.key == key and item.version < version and peer in (None, item.peer)
-
-        link = None if peer is None else self._links.get(peer)
-        if not any(map(older, self.pending() if link is None else link.queue)):  # the usual case
-            return Purged()
-        return self._take_back(older, self.abandoned)
 
     # -- counts ----------------------------------------------------------------------------------------
     def pending(self) -> Iterator[Outgoing]:
@@ -255,7 +257,7 @@ class Shaper:
         self.quota.spend(-cost, item.cause != "control", item.priority)
 
     def _shed(self, item: Outgoing) -> None:
-        self.abandoned.count(item)
+        self.shed.count(item)
         self._on_shed(item)
 
     def _depart(self, now_ns: int, item: Outgoing, urgent: bool) -> Departure:
@@ -272,24 +274,10 @@ class Shaper:
         self.sent.count(item)
         if lost:
             self.lost.count(item)
-        what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.key, item.version)
+        what = (item.peer, item.cause, item.frames, size, item.payload_bytes, item.content, item.key)
         return Departure(
             *what, item.queued_round, item.priority, depart_ns=depart, arrive_ns=arrive, lost=lost
         )
-
-    def _take_back(self, selected: Callable[[Outgoing], bool], counts: Counts) -> Purged:
-        gone = Purged()
-        for queue in (self._held.items, self._control, *(link.queue for link in self._links.values())):
-            kept = []
-            for item in _drain(queue):
-                if selected(item):
-                    gone.count(item)
-                    counts.count(item)
-                else:
-                    kept.append(item)
-            queue.extend(kept)
-        self._waiting = sum(len(link.queue) for link in self._links.values())
-        return gone
 
     def _link(self, peer: str) -> Link:
         link = self._links.get(peer)

@@ -8,10 +8,12 @@ before it fills it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 import msgpack
@@ -129,7 +131,8 @@ def _stream(packed: Buffer, limit: int) -> list[Any]:
     return values
 
 
-def _joined(values: Any) -> bytes:
+def joined(values: Iterable[Any]) -> bytes:
+    """Scalars in sequence."""
     packer = msgpack.Packer(autoreset=False)
     for value in values:
         packer.pack(value)
@@ -146,7 +149,26 @@ def rows(limit: int, *checks: Check) -> Field:
     def load(packed: bytes) -> Any:
         return list(zip(*[iter(_stream(packed, limit * width))] * width, strict=True))
 
-    return Field(_many(row, limit), lambda table: _joined(chain.from_iterable(table)), load)
+    return Field(_many(row, limit), lambda table: joined(chain.from_iterable(table)), load)
+
+
+def objects(type_: type[Any], least: int, limit: int, *checks: Check) -> Field:
+    """A list of dataclass objects with scalar fields; on the wire, the scalars in sequence."""
+    names = tuple(field.name for field in dataclasses.fields(type_))
+    values = attrgetter(*names)
+    assert len(names) == len(checks), type_
+
+    def fits(v: Any) -> bool:
+        return type(v) is type_ and all(check(x) for check, x in zip(checks, values(v), strict=True))
+
+    def load(packed: bytes) -> Any:
+        scalars = _stream(packed, limit * len(names))
+        return [type_(*one) for one in zip(*[iter(scalars)] * len(names), strict=True)]
+
+    some = _many(fits, limit)
+    return Field(
+        lambda v: some(v) and len(v) >= least, lambda v: joined(chain.from_iterable(map(values, v))), load
+    )
 
 
 def capped(packed: Any, limit: int) -> bytes:
@@ -185,7 +207,7 @@ def _sendable(value: Any, size: int, limit: int) -> Any:
     return value
 
 
-WORDS = Field(_many(word, 64), _joined, lambda packed: _stream(packed, 64))
+WORDS = Field(_many(word, 64), joined, lambda packed: _stream(packed, 64))
 TREE = Field(
     lambda v: type(v) is dict and _tree(v),
     lambda tree: _dump(tree, TREE_BYTES),
@@ -193,6 +215,6 @@ TREE = Field(
 )
 RECORDS = Field(
     _many(_record, MAX_RECORDS),
-    lambda records: _joined(_dump(record, RECORD_BYTES) for record in records),
+    lambda records: joined(_dump(record, RECORD_BYTES) for record in records),
     lambda packed: [_read_record(one) for one in _stream(packed, MAX_RECORDS)],
 )

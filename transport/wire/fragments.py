@@ -1,6 +1,6 @@
 """Split payloads into fragments, and reassemble fragments into payloads within bounded memory. Sans-I/O.
 
-One `Update` message carries one fragment; its fields `part` and `parts` number the fragments.
+A message of Updates carries one fragment, or whole payloads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def split(payload: Buffer, part_bytes: int) -> list[memoryview]:
 
 SHARES = 8  # a source may have this part of all bytes of unfinished updates, or one update
 _Key = tuple[str, str, int, str]  # source, block's device and incarnation, group
-_IDENTITY = attrgetter("version", "total", "parts", "codec", "rows", "rank", "xxh3", "cause", "round")
+_IDENTITY = attrgetter("version", "total", "codec", "rows", "rank", "xxh3", "cause", "round")
 
 
 @dataclass(slots=True)

@@ -51,10 +51,10 @@ class Gossip:
 
 @dataclass(slots=True)  # not frozen: construction is five times faster, and this type is the most frequent
 class Update:
-    """A fragment of an encoded (block, group) matrix. Its bytes are in a frame of their own.
+    """The header of an encoded (block, group) matrix, or of a fragment of one, which starts at `offset`.
 
-    The fragment starts at `offset` in a payload of `total` bytes. `part`, `parts`: its index and the number
-    of fragments. `xxh3`: checksum of the whole payload; None if the link is authenticated or on one machine.
+    `total`: bytes of the whole payload. `xxh3`: its checksum; None if the link is authenticated or on one
+    machine.
     """
 
     block: str
@@ -69,9 +69,17 @@ class Update:
     offset: int
     total: int
     xxh3: int | None = None
-    part: int = 0
-    parts: int = 1
     signature: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """Matrices for one receiver. Their payloads follow each other in a frame of their own.
+
+    Either all of them are whole, or there is one, which is a fragment.
+    """
+
+    headers: list[Update]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +240,6 @@ class Stopping:
 
 
 Message = (
-    Hello | Refuse | Gossip | Update | Manifest | Request | Ping | Bye | Window | Credit | Observed
+    Hello | Refuse | Gossip | Updates | Manifest | Request | Ping | Bye | Window | Credit | Observed
     | Stopping | Ack | PingRequest | Nack | Suspect | Deleted | Inputs | Transit
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Messages to bytes and back: a fixed prefix, a small msgpack header, and raw tensor bytes in a second frame.
 
+A message of updates has the headers of all its matrices, and their payloads in the second frame.
+
 The prefix names the type before anything is unpacked, so that the size limit of the type is checked first.
 Then follow the checksum of the header (it detects faults; keys detect forgery) and the types and ranges of
 all fields (fields.py). Any error is a WireError. A message that `unpack` would refuse is a ValueError in
@@ -12,7 +14,8 @@ import dataclasses
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import msgpack
@@ -28,6 +31,8 @@ from transport.wire.fields import (
     capped,
     device_or_all,
     flag,
+    joined,
+    objects,
     one_of,
     optional,
     rows,
@@ -35,12 +40,14 @@ from transport.wire.fields import (
     unpack_array,
     word,
 )
+from transport.wire.fragments import split
 from transport.wire.limits import (
     MAX_DELETED,
     MAX_HASH,
     MAX_INPUTS,
     MAX_ITEMS,
     MAX_PAYLOAD,
+    MAX_UPDATES,
     MAX_WISHES,
     NEVER_NS,
 )
@@ -66,10 +73,11 @@ from transport.wire.messages import (
     Suspect,
     Transit,
     Update,
+    Updates,
     Window,
 )
 
-VERSION = 4
+VERSION = 5
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
 _STAMP = struct.Struct(">qqq")  # the end of the prefix: sequence, departure ns, arrival ns
@@ -134,13 +142,13 @@ _STATUS = one_of("sent", "replaces", "unchanged", "similar", "withheld")
 _UPDATE = (
     *(*_BLOCK, _ROUND, one_of("train", "correction", "transfer"), word),
     *(whole(1, 1 << 31), whole(1, 1 << 16), whole(0, 1 << 34), _SIZE, optional(whole(0, MAX_HASH))),
-    *(whole(0, 1 << 20), whole(1, 1 << 20), optional(_SIGNATURE)),
+    optional(_SIGNATURE),
 )
 _KINDS: dict[int, _Kind] = {
     1: _kind(Hello, 32 << 10, ranges.address, TREE, flag, WORDS, _ROUND),
     2: _kind(Refuse, 4 << 10, text(512)),
     3: _kind(Gossip, 256 << 10, RECORDS, flag, _ROUND),
-    4: _kind(Update, 1 << 10, *_UPDATE, payload=True),
+    4: _kind(Updates, 96 << 10, objects(Update, 1, MAX_UPDATES, *_UPDATE), payload=True),
     5: _kind(
         Manifest,
         512 << 10,
@@ -164,12 +172,13 @@ _KINDS: dict[int, _Kind] = {
 _KINDS[20] = _kind(Observed, 128 << 10, valid_device_id, _INCARNATION, _ROUND, data(4, 100 << 10), _SIGNATURE)
 _KINDS[21] = _kind(Inputs, MAX_INPUTS + 512, valid_device_id, _INCARNATION, data(4, MAX_INPUTS))
 _KINDS[22] = _kind(Transit, 256, whole(-(1 << 62), 1 << 62))
+_NAMES = tuple(field.name for field in dataclasses.fields(Update))
+_VALUES = attrgetter(*_NAMES)
 CODES: dict[type[Any], int] = {kind.type: code for code, kind in _KINDS.items()}  # of each type of message
-_OFFSET = 2 + _KINDS[CODES[Update]].names.index("offset")  # its index in the packed array
 
 
 def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) -> list[Buffer]:
-    """[header] or, for an Update, [header, payload].
+    """[header] or, for Updates, [header, payload].
 
     Raises ValueError for a message that `unpack` would refuse.
     """
@@ -182,33 +191,40 @@ def pack(envelope: Envelope, message: Message, payload: Buffer | None = None) ->
     return frames
 
 
+def pack_header(update: Update) -> bytes:
+    """The header of a matrix, for `pack_updates`. Raises ValueError for one that `unpack` would refuse."""
+    values = _VALUES(update)
+    for name, check, value in zip(_NAMES, _UPDATE, values, strict=True):
+        if not check(value):
+            raise ValueError(f"Update.{name} is out of range: {value!r:.200}")
+    return joined(values)
+
+
+def pack_updates(envelope: Envelope, headers: Sequence[bytes], payload: Buffer) -> list[Buffer]:
+    """The frames of Updates, as `pack` makes them, of headers that `pack_header` has made.
+
+    `payload`: the payloads of all headers, joined. Raises ValueError as `pack`.
+    """
+    kind = _KINDS[CODES[Updates]]
+    body = [envelope.src, envelope.src_incarnation, b"".join(headers)]
+    frames: list[Buffer] = [seal(_prefix(envelope, kind) + msgpack.packb(body)), payload]
+    _check_packed(frames, kind)
+    return frames
+
+
 def pack_fragments(
     envelope: Envelope, update: Update, payload: Buffer, part_bytes: int
-) -> list[tuple[bytes, memoryview]]:
-    """(header, fragment) for each fragment of a payload, as `pack` makes them, but checked and packed only
-    once.
+) -> list[list[Buffer]]:
+    """The messages of a matrix that is sent in fragments of `part_bytes`. `update`: the header of the first.
 
-    `update`: the header of the first fragment; in the others only `offset` differs. `part_bytes`: the size of
-    a fragment. Raises ValueError as `pack`.
+    Raises ValueError as `pack`.
     """
-    kind, view = _KINDS[CODES[Update]], memoryview(payload)
-    if len(view) != update.total or update.offset:
-        raise ValueError(f"{len(view)} bytes of payload at offset {update.offset} do not make {update.total}")
-    prefix, body = _packable(envelope, update, kind)
-    first: bytes = msgpack.packb(body)
-    if len(view) <= part_bytes:
-        only = (seal(prefix + first), view)
-        _check_packed(only, kind)
-        return [only]
-    tail: bytes = msgpack.packb(body[_OFFSET + 1 :])[
-        1:
-    ]  # without the first byte of the array (less than 16 values)
-    head = prefix + first[: len(first) - len(tail) - 1]  # 1 byte: the offset 0
-    offsets = range(0, len(view), part_bytes)
-    parts = [(seal(head + msgpack.packb(o) + tail), view[o : o + part_bytes]) for o in offsets]
-    _check_packed(parts[-1], kind)  # it has the longest header
-    _check_packed(parts[0], kind)  # it has the longest fragment
-    return parts
+    size = len(payload)
+    if size != update.total or update.offset:
+        raise ValueError(f"{size} bytes of payload at offset {update.offset} do not make {update.total}")
+    parts = split(payload, part_bytes)
+    headers = [pack_header(replace(update, offset=at * part_bytes)) for at in range(len(parts))]
+    return [pack_updates(envelope, [header], part) for header, part in zip(headers, parts, strict=True)]
 
 
 def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes, list[Any]]:
@@ -220,9 +236,12 @@ def _packable(envelope: Envelope, message: Message, kind: _Kind) -> tuple[bytes,
         raise ValueError(f"{kind.name}.{wrong} is out of range: {part}")
     for at, dump in kind.dumps:
         values[at] = dump(values[at])
+    return _prefix(envelope, kind), [envelope.src, envelope.src_incarnation, *values]
+
+
+def _prefix(envelope: Envelope, kind: _Kind) -> bytes:
     code = CODES[kind.type]
-    prefix = PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
-    return prefix, [envelope.src, envelope.src_incarnation, *values]
+    return PREFIX.pack(MAGIC, VERSION, code, envelope.seq, envelope.depart_ns, envelope.arrive_ns)
 
 
 def _check_packed(frames: Sequence[Buffer], kind: _Kind) -> None:
@@ -268,8 +287,8 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Envelope, Message]:
         raise WireError("the sender or the times of a header are out of range")
     message: Message = kind.type(*fields)
     envelope = Envelope(src, incarnation, seq, depart_ns, arrive_ns, kind.name)
-    if isinstance(message, Update):
-        _check_update(message, len(frames[1]))
+    if isinstance(message, Updates):
+        _check_sizes(message.headers, len(frames[1]))
     elif kind.dumps and 2 * len(header) > kind.cap:
         _check_sendable(envelope, message)
     return envelope, message
@@ -290,9 +309,12 @@ def _check_frames(frames: Sequence[Buffer], kind: _Kind) -> None:
         raise WireError(f"a {kind.name} with a wrong payload")
 
 
-def _check_update(update: Update, size: int) -> None:
-    if update.part >= update.parts or update.offset + size > update.total:
+def _check_sizes(headers: Sequence[Update], size: int) -> None:
+    """The payload is one fragment that lies within its update, or all of it belongs to whole updates."""
+    if len(headers) == 1 and headers[0].offset + size > headers[0].total:
         raise WireError("a fragment that is outside its update")
+    if len(headers) > 1 and (any(h.offset for h in headers) or sum(h.total for h in headers) != size):
+        raise WireError("the payload is not that of the updates")
 
 
 def _body(packed: Buffer, kind: _Kind) -> tuple[Any, Any, list[Any]]:

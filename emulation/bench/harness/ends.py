@@ -26,7 +26,7 @@ from transport.security.keys import NetworkKeys
 from transport.wire.checksum import xxh3
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import FRAME_BYTES, WINDOW_BYTES
-from transport.wire.messages import Credit, Envelope, Update
+from transport.wire.messages import Buffer, Credit, Envelope, Update, Updates
 from transport.wire.packing import pack, pack_fragments, stamp, unpack
 from transport.wire.tensor_codec import decode, encode_view
 
@@ -131,7 +131,7 @@ class LinksEnd:
                 await self._put(*frames)
         return start
 
-    async def _put(self, header: bytes, part: memoryview) -> None:
+    async def _put(self, header: Buffer, part: Buffer) -> None:
         while self._in_flight >= WINDOW_BYTES:
             _, credit = unpack((await self._links.recv()).frames)
             assert isinstance(credit, Credit)
@@ -150,8 +150,9 @@ class LinksEnd:
         while count:
             received = await self._links.recv()
             wire += received.wire_bytes
-            envelope, update = unpack(received.frames)
-            assert isinstance(update, Update)
+            envelope, message = unpack(received.frames)
+            assert isinstance(message, Updates)
+            (update,) = message.headers
             self._credit(len(received.frames[1]))
             payload = self._parts.add_fragment(envelope.src, update, received.frames[1])
             if payload is not None:

@@ -66,7 +66,7 @@ class HostileMessages:
         self._makers: list[Callable[[], messages.Message]] = [
             *(self._gossip, self._gossip, self._manifest, self._request, self._ping, self._ack, self._nack),
             *(self._ping_request, self._suspect, self._deleted, self._bye, self._stopping, self._observed),
-            *(self._hello, self._refuse, self._credit, self._window, self._update, self._update),
+            *(self._hello, self._refuse, self._credit, self._window, self._updates, self._updates),
             *(self._inputs, self._transit),
         ]
         self.members: list[Record] = []  # records that it knows
@@ -84,7 +84,7 @@ class HostileMessages:
             message = draw.choice(self._makers)()
             if isinstance(message, ENDS_GREETING) and draw.random() > CLOSING:
                 message = self._honest_hello
-            payload = self._payload(message) if isinstance(message, messages.Update) else None
+            payload = self._payload(message) if isinstance(message, messages.Updates) else None
             try:
                 return [bytes(frame) for frame in pack(envelope, message, payload)]
             except ValueError:
@@ -240,6 +240,9 @@ class HostileMessages:
             self._number(), self._number(), self._round(), self._number(), True, self._incarnation()
         )
 
+    def _updates(self) -> messages.Updates:
+        return messages.Updates([self._update() for _ in range(self._draw.choice((1, 1, 2, 9)))])
+
     def _update(self) -> messages.Update:
         total = self._draw.choice((1, 4, 100, 1 << 30))
         rows, rank = self._draw.choice(((1, 1), (64, 2), (1 << 30, 1 << 15)))
@@ -248,8 +251,9 @@ class HostileMessages:
         codec = self._draw.choice(("fp32", "fp16", "int8", "int4", "none"))
         return messages.Update(*block, self._round(), cause, codec, rows, rank, 0, total)
 
-    def _payload(self, update: messages.Update) -> bytes:
-        return bytes(min(update.total, 100))
+    def _payload(self, message: messages.Updates) -> bytes:
+        total = sum(update.total for update in message.headers)
+        return bytes(min(total, 100 if len(message.headers) == 1 else 1 << 20))
 
     # -- values out of range -----------------------------------------------------------------------------
     def _out_of_range(self, envelope: messages.Envelope) -> Frames:

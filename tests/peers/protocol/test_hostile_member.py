@@ -20,7 +20,7 @@ from tests.support.signatures import public, sign_as
 from tests.support.simulated import Network, SimDevice, small_config
 from tests.support.simulated_checks import has_gone
 from transport.wire.errors import WireError
-from transport.wire.messages import Envelope, Message, Update
+from transport.wire.messages import Envelope, Message, Updates
 from transport.wire.packing import pack, unpack
 
 HOSTILE, LEAVER, SLOTS, ROUNDS = "d4", "d3", 8, 1_000_000
@@ -65,11 +65,12 @@ def hostile_messages(net: Network, seed: int) -> HostileMessages:
 
 
 def deliver(net: Network, device: SimDevice, envelope: Envelope, message: Message) -> None:
-    if isinstance(message, Update):
-        handle = partial(simulated._take, HOSTILE, message, np.zeros(simulated.WIDTH), device)
-    else:
-        handle = partial(simulated._receive, envelope, message, device)
-    net.at(net.now + 1, partial(net._handle, device, handle))
+    handles = [partial(simulated._receive, envelope, message, device)]
+    if isinstance(message, Updates):
+        zeros = np.zeros(simulated.WIDTH)
+        handles = [partial(simulated._take, HOSTILE, header, zeros, device) for header in message.headers]
+    for handle in handles:
+        net.at(net.now + 1, partial(net._handle, device, handle))
 
 
 def check_held(device: SimDevice) -> None:

@@ -26,7 +26,7 @@ from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
 from transport.wire.checksum import xxh3
 from transport.wire.limits import HEADER_BYTES, SIGNATURE_BYTES
-from transport.wire.messages import Buffer, Envelope, Manifest, Update
+from transport.wire.messages import Buffer, Envelope, Manifest, Update, Updates
 from transport.wire.packing import pack, unpack, wire_bytes
 from transport.wire.tensor_codec import encode
 
@@ -59,7 +59,7 @@ class ReceivingDevice:
         protocol.exchange.on_copy = on_copy  # type: ignore[method-assign]
 
     def take(self, header: Update, payload: Buffer = PAYLOAD, source: str = "d2") -> None:
-        frames = pack(Envelope(source, 0), header, payload)
+        frames = pack(Envelope(source, 0), Updates([header]), payload)
         self.side.take(self.net.now, source, frames)
 
 
@@ -147,7 +147,7 @@ class SendingDevice:
         while (at := self.sender.next_ns(1 << 40)) is not None:
             self.sender.send_due(at)
         found = [(unpack(frames)[1], frames) for frames in self.sent]
-        return [(m, bytes(frames[1])) for m, frames in found if isinstance(m, Update)]
+        return [(m.headers[0], bytes(frames[1])) for m, frames in found if isinstance(m, Updates)]
 
 
 def test_the_owner_signs_the_bytes_that_it_sends() -> None:
@@ -186,5 +186,5 @@ def test_a_version_that_did_not_arrive_has_no_signature() -> None:
 def test_a_signature_takes_no_more_than_is_planned_for_it() -> None:
     header = replace(HEADER, signature=bytes(64), xxh3=xxh3(PAYLOAD))
     bare = replace(header, signature=None)
-    more = [wire_bytes(pack(Envelope("d0", 0), h, PAYLOAD)) for h in (header, bare)]
+    more = [wire_bytes(pack(Envelope("d0", 0), Updates([h]), PAYLOAD)) for h in (header, bare)]
     assert more[0] - more[1] <= SIGNATURE_BYTES < HEADER_BYTES

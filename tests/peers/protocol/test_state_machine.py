@@ -29,6 +29,7 @@ from transport.wire.messages import (
     Request,
     Transit,
     Update,
+    Updates,
     Window,
 )
 
@@ -385,4 +386,4 @@ def test_a_ping_is_answered_with_its_number() -> None:
 
 def test_every_kind_of_control_message_has_a_handler() -> None:
     handled = {*started()["d0"].protocol._handlers}
-    assert handled == {*get_args(Message)} - {Update, Credit, Window, Transit}
+    assert handled == {*get_args(Message)} - {Updates, Credit, Window, Transit}

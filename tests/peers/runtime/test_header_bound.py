@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES, MAX_HASH
-from transport.wire.messages import Envelope, Update
+from transport.wire.messages import Envelope, Update, Updates
 from transport.wire.packing import pack, wire_bytes
 
 LONGEST_ID = "d" * 60
@@ -28,5 +28,5 @@ def test_a_header_takes_at_most_the_planned_bytes(size: int, curve: bool) -> Non
         total=1 << 34,
         xxh3=None if curve else MAX_HASH,
     )
-    frames = pack(Envelope(LONGEST_ID, 1 << 31), largest, bytes(size))
+    frames = pack(Envelope(LONGEST_ID, 1 << 31), Updates([largest]), bytes(size))
     assert wire_bytes(frames, curve) - size <= HEADER_BYTES + curve * CURVE_BYTES

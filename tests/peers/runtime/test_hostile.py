@@ -29,6 +29,7 @@ from transport.wire.messages import (
     Ping,
     Request,
     Update,
+    Updates,
     Window,
 )
 from transport.wire.packing import CHECKSUM, pack, seal, unpack
@@ -225,7 +226,7 @@ def test_replayed_messages(tmp_path: Path, mode: str) -> None:
 
     outcome = live(tmp_path, attack, make=links, mode=mode)
     assert outcome.result == undisturbed(mode).result
-    assert any(isinstance(unpack(message)[1], Update) for message in replayed)
+    assert any(isinstance(unpack(message)[1], Updates) for message in replayed)
     assert outcome.events["d0"] == {"replayed": len(replayed)}
 
 
@@ -279,11 +280,11 @@ def every_kind(source: str) -> list[Frames]:
         Bye("leave"),
         Window(3, 1 << 40, 3, 17, True),
         Credit(1 << 20),
-        update,
+        Updates([update]),
     ]
     found = []
     for number, message in enumerate(messages):
-        payload = bytes(32) if isinstance(message, Update) else None
+        payload = bytes(32) if isinstance(message, Updates) else None
         frames = pack(Envelope(source, 0, (1 << 62) + number), message, payload)
         found.append([bytes(frame) for frame in frames])
     return found

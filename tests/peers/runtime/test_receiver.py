@@ -20,7 +20,7 @@ from tests.support.simulated import SECOND, Network
 from tests.support.simulated_checks import started
 from transport.shaping.accounting import MAX_PEERS, OTHERS, Accounts, LinkAccount
 from transport.wire.checksum import xxh3
-from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update
+from transport.wire.messages import Ack, Buffer, Envelope, Gossip, Message, Nack, Ping, Update, Updates
 from transport.wire.packing import pack, wire_bytes
 from transport.wire.tensor_codec import encode
 
@@ -90,7 +90,7 @@ def update(payload: bytes, **changes: Any) -> Update:
 
 def sent(payload: bytes | None = None, **changes: Any) -> list[Buffer]:
     payload = encode(MATRIX, "fp32") if payload is None else payload
-    return framed(update(payload, **changes), payload)
+    return framed(Updates([update(payload, **changes)]), payload)
 
 
 def refused(door: ReceivingDevice, reason: str, peer: str = "d1") -> bool:
@@ -119,7 +119,7 @@ def test_a_matrix_in_fragments_is_taken_in_with_its_last_fragment(door: Receivin
     payload = encode(MATRIX, "fp32")
     for offset in (0, 16):
         assert not door.matrices
-        door.take(framed(update(payload, offset=offset), payload[offset : offset + 16]))
+        door.take(framed(Updates([update(payload, offset=offset)]), payload[offset : offset + 16]))
     assert torch.equal(door.matrices[0], MATRIX)
     assert door.link().received_messages == 2
 
@@ -182,7 +182,7 @@ BAD: dict[str, list[Buffer]] = {
     "NaN": sent(NAN.numpy().tobytes()),
     "infinity": sent(INFINITE.numpy().tobytes()),
     "another checksum": sent(xxh3=1),
-    "a part without its beginning": framed(update(FP32, offset=16), FP32[16:]),
+    "a part without its beginning": framed(Updates([update(FP32, offset=16)]), FP32[16:]),
 }
 
 
@@ -202,7 +202,7 @@ def test_after_a_bad_matrix_a_good_one_is_taken_in(door: ReceivingDevice) -> Non
 
 def test_data_from_a_stranger_is_dropped(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
-    door.take(framed(update(payload), payload, src="mallory"), source="mallory")
+    door.take(framed(Updates([update(payload)]), payload, src="mallory"), source="mallory")
     assert refused(door, "stranger", OTHERS)
 
 
@@ -222,7 +222,7 @@ def test_data_of_an_unknown_block_is_dropped(door: ReceivingDevice) -> None:
 
 def test_a_fragment_that_is_not_admitted_takes_no_memory(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
-    door.take(framed(update(payload, block="d9"), payload[:16]))
+    door.take(framed(Updates([update(payload, block="d9")]), payload[:16]))
     assert refused(door, "unknown") and door.side.assembly._fragments.bytes_in_flight == 0
 
 
@@ -270,19 +270,19 @@ def test_an_altered_byte_lets_no_matrix_through(_door: ReceivingDevice, data: st
 @pytest.mark.parametrize("how", ["block", "peer"])
 def test_after_a_drop_an_unfinished_matrix_cannot_be_completed(door: ReceivingDevice, how: str) -> None:
     payload = encode(MATRIX, "fp32")
-    door.take(framed(update(payload), payload[:16]))
+    door.take(framed(Updates([update(payload)]), payload[:16]))
     door.side.delivery.drop_block(BlockKey("d1", 0)) if how == "block" else door.side.delivery.forget_peer(
         "d1"
     )
-    door.take(framed(update(payload, offset=16), payload[16:]))
+    door.take(framed(Updates([update(payload, offset=16)]), payload[16:]))
     assert not door.matrices and door.link().dropped_messages == {"malformed": 1}
 
 
 def test_a_drop_leaves_other_blocks_alone(door: ReceivingDevice) -> None:
     payload = encode(MATRIX, "fp32")
-    door.take(framed(update(payload), payload[:16]))
+    door.take(framed(Updates([update(payload)]), payload[:16]))
     door.side.delivery.drop_block(BlockKey("d2", 0))
-    door.take(framed(update(payload, offset=16), payload[16:]))
+    door.take(framed(Updates([update(payload, offset=16)]), payload[16:]))
     assert len(door.matrices) == 1
 
 

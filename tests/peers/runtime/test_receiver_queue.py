@@ -16,7 +16,7 @@ from peers.runtime.receiver import Receiver
 from peers.runtime.reception_accounts import ReceptionAccounts
 from transport.links.interface import Received
 from transport.shaping.accounting import Accounts
-from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update
+from transport.wire.messages import Bye, Envelope, Gossip, Hello, Manifest, Message, Ping, Update, Updates
 from transport.wire.packing import pack
 
 NOW = 1_000_000_000
@@ -35,12 +35,12 @@ class FilledLinks:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
         envelope, message = following
-        payload = bytes(16) if isinstance(message, Update) else None
+        payload = bytes(16) if isinstance(message, Updates) else None
         return Received("d1", tuple(pack(envelope, message, payload)), 10)
 
 
-def update() -> Update:
-    return Update("d1", 0, "early", 1, 1, "train", "fp16", 4, 2, 0, 16, None)
+def updates() -> Updates:
+    return Updates([Update("d1", 0, "early", 1, 1, "train", "fp16", 4, 2, 0, 16, None)])
 
 
 def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> list[str]:
@@ -79,7 +79,7 @@ def order_of_arrivals(messages: list[tuple[int, Message]], virtual: bool) -> lis
 
 
 LATE: list[tuple[int, Message]] = [
-    (NOW - 50, update()),
+    (NOW - 50, updates()),
     (NOW - 40, Manifest(1, "train", DIGEST, [])),
     (NOW - 30, Ping(1, DIGEST)),
     (NOW - 20, Bye("retire")),
@@ -87,7 +87,7 @@ LATE: list[tuple[int, Message]] = [
 
 
 def test_a_late_device_answers_probes_before_it_handles_data() -> None:
-    assert order_of_arrivals(LATE, virtual=False) == ["Ping", "Update", "Manifest", "Bye"]
+    assert order_of_arrivals(LATE, virtual=False) == ["Ping", "Updates", "Manifest", "Bye"]
 
 
 def test_a_late_device_keeps_the_order_of_a_hello_and_gossip() -> None:
@@ -101,10 +101,10 @@ def test_a_late_device_keeps_the_order_of_a_hello_and_gossip() -> None:
 
 def test_messages_in_flight_keep_their_order() -> None:
     ahead = [(at + 100, message) for at, message in LATE]
-    assert order_of_arrivals(ahead, virtual=False) == ["Update", "Manifest", "Ping", "Bye"]
+    assert order_of_arrivals(ahead, virtual=False) == ["Updates", "Manifest", "Ping", "Bye"]
 
 
 @pytest.mark.parametrize("late", [True, False])
 def test_in_virtual_time_the_order_does_not_depend_on_lateness(late: bool) -> None:
     messages = LATE if late else [(at + 100, message) for at, message in LATE]
-    assert order_of_arrivals(messages, virtual=True) == ["Update", "Manifest", "Ping", "Bye"]
+    assert order_of_arrivals(messages, virtual=True) == ["Updates", "Manifest", "Ping", "Bye"]

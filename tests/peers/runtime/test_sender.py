@@ -16,9 +16,10 @@ from tests.support.sending import (
     THEIRS,
     SendingDevice,
     blocks_of,
+    headers_of,
     received_matrices,
 )
-from transport.wire.messages import Bye, Credit, Nack, Update
+from transport.wire.messages import Bye, Credit, Nack
 
 
 def test_another_codec_for_one_publish_leaves_no_error_feedback() -> None:
@@ -31,7 +32,7 @@ def test_another_codec_for_one_publish_leaves_no_error_feedback() -> None:
     device.drain()
     device.publish(OWN, version=4)
     device.drain()
-    codecs = [message.codec for message in device.links.messages("d1") if isinstance(message, Update)]
+    codecs = [header.codec for header in headers_of(device.links.messages("d1"))]
     assert codecs == ["int8", "fp16"]
     assert not device.encoder._errors  # the fp16 version has no rounding error to carry
 
@@ -161,7 +162,7 @@ def test_a_newer_version_replaces_queued_messages_of_an_older_one() -> None:
     device.publish(OWN, version=3)
     device.publish(OWN, version=4)
     device.drain()
-    versions = [m.version for m in device.links.messages("d1") if isinstance(m, Update)]
+    versions = [header.version for header in headers_of(device.links.messages("d1"))]
     assert versions == [4]
     assert device.link().abandoned_bytes["superseded"] == device.link().sent_by_cause["train"]
 

@@ -13,9 +13,9 @@ from coordinator_free.identifiers import BlockKey, Part
 from peers.learning.neighbour_copies import NeighbourCopies
 from peers.protocol.actions import Publish
 from peers.protocol.send_allocation import Supply
-from tests.support.sending import MANIFEST, OWN, ROWS, SendingDevice, received_matrices
+from tests.support.sending import MANIFEST, OWN, ROWS, SendingDevice, headers_of, received_matrices
 from transport.shaping.channel import LinkQuality
-from transport.wire.messages import Manifest, Update
+from transport.wire.messages import Manifest, Updates
 
 EARLY = Part(OWN, "early")
 
@@ -50,7 +50,7 @@ class AllocatingDevice(SendingDevice):
 
 
 def codecs_of(device: SendingDevice, peer: str) -> list[str]:
-    return [m.codec for m in device.links.messages(peer) if isinstance(m, Update)]
+    return [header.codec for header in headers_of(device.links.messages(peer))]
 
 
 def test_each_neighbour_gets_its_codec() -> None:
@@ -142,11 +142,11 @@ def test_in_an_outage_data_waits_and_the_manifest_does_not() -> None:
         device.send("int8", to=to)
         device.drain()
     assert device.links.messages("d1") == [MANIFEST]
-    assert [type(message) for message in device.links.messages("d2")] == [Update, Manifest]
+    assert [type(message) for message in device.links.messages("d2")] == [Updates, Manifest]
     device.qualities = {}
     device.new_round()
     device.drain()
-    assert [type(message) for message in device.links.messages("d1")] == [Manifest, Update]
+    assert [type(message) for message in device.links.messages("d1")] == [Manifest, Updates]
     assert not device.sender.outages
 
 

@@ -15,7 +15,7 @@ from peers.protocol.actions import Publish
 from peers.runtime.payload_encoder import PayloadEncoder
 from peers.runtime.sender import Sender, Shape
 from peers.runtime.spec import DeviceSpec
-from tests.support.sending import FakeLinks
+from tests.support.sending import FakeLinks, headers_of
 from transport.links.interface import Links
 from transport.shaping.accounting import Accounts
 from transport.shaping.channel import FixedChannel, LinkQuality
@@ -84,12 +84,12 @@ class PacedDevice:
 
 
 def updates(messages: list[Any]) -> list[Update]:
-    return [message for _, message in messages if isinstance(message, Update)]
+    return headers_of(message for _, message in messages)
 
 
 def payload(messages: list[Any]) -> int:
-    """Bytes of data in messages that hold a whole matrix each."""
-    return sum(update.total for update in updates(messages) if update.parts == 1)
+    """Bytes of data in messages of whole matrices."""
+    return sum(update.total for update in updates(messages))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from transport.wire.codec_names import CODECS
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
 from transport.wire.limits import MAX_PAYLOAD
-from transport.wire.messages import Envelope, Update
+from transport.wire.messages import Envelope, Update, Updates
 from transport.wire.packing import pack, pack_fragments, unpack
 from transport.wire.tensor_codec import decode, encode, encode_view
 
@@ -34,7 +34,7 @@ def test_fragments_are_packed_as_if_packed_one_by_one(payload, part_bytes, xxh3)
     header = update(len(payload), xxh3=xxh3)
     part_bytes = max(part_bytes, len(payload) // 200)
     each = [
-        pack(ENVELOPE, dataclasses.replace(header, offset=at * part_bytes), part)
+        pack(ENVELOPE, Updates([dataclasses.replace(header, offset=at * part_bytes)]), part)
         for at, part in enumerate(split(payload, part_bytes))
     ]
     assert [list(frames) for frames in pack_fragments(ENVELOPE, header, payload, part_bytes)] == each
@@ -81,8 +81,9 @@ def test_trusted_matrices_are_not_scanned() -> None:
 
 def test_an_update_of_one_fragment_is_returned_without_a_copy_and_checked() -> None:
     box, part = Reassembler(1), bytearray(b"12345678")
-    _, header = unpack(pack(ENVELOPE, update(8, xxh3=None), memoryview(part)))
-    assert isinstance(header, Update)
+    _, message = unpack(pack(ENVELOPE, Updates([update(8, xxh3=None)]), memoryview(part)))
+    assert isinstance(message, Updates)
+    (header,) = message.headers
     view = memoryview(part)
     assert box.add_fragment("d1", header, view) is view
     assert (box.bytes_in_flight, box.abandoned) == (0, 0)

@@ -114,7 +114,7 @@ def test_a_newer_ping_replaces_a_waiting_one_and_tables_wait_for_one_budget_at_m
         made.queue_control(control(1000, Priority.TABLES))
     made.pop(0)
     assert Counter(item.wire_bytes for item in shed) == {100: 1, 1000: 10}
-    assert made.abandoned.bytes.total() == 10_100
+    assert made.shed.bytes.total() == 10_100
     made.quota.start_round()
     assert sizes(made.pop(0))[:2] == [100, 100]
 

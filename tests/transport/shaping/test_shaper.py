@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,8 +26,13 @@ def shaper(rate_Bps: int = 10_000, budget: int = 10**9, started: bool = True, **
     return made
 
 
-def item(peer="b", size=FRAME, cause="train", tag="", key=None, version=0) -> Outgoing:
-    return Outgoing(peer, cause, [tag.encode()], size, key=key, version=version)
+def item(peer="b", size=FRAME, cause="train", tag="", content=None) -> Outgoing:
+    return Outgoing(peer, cause, [tag.encode()], size, content=content)
+
+
+def without(content) -> Callable[[Outgoing], Outgoing | None]:
+    """For `purge`: messages with another content stay."""
+    return lambda queued: None if queued.content == content else queued
 
 
 def put(made: Shaper, queued: Outgoing) -> None:
@@ -60,7 +67,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("wait"), st.integers(0, SECOND_NS)),
         st.tuples(st.just("round")),
         st.tuples(st.just("purge"), st.sampled_from("bcd")),
-        st.tuples(st.just("abandon"), st.integers(0, 4)),
+        st.tuples(st.just("shrink"), st.integers(0, 4)),
         st.tuples(
             st.just("link"),
             st.sampled_from("bcd"),
@@ -89,7 +96,7 @@ class World:
         self.serial += 1
         if cause == "control":
             self.urgent.add(str(self.serial))
-        put(self.shaper, item(peer, size, cause, str(self.serial), key=("k", version % 2), version=version))
+        put(self.shaper, item(peer, size, cause, str(self.serial), None if cause == "control" else version))
 
     def last(self, peer, size) -> None:
         self.serial += 1
@@ -102,10 +109,17 @@ class World:
         self.shaper.quota.start_round()
 
     def purge(self, peer) -> None:
-        self.shaper.purge(lambda i: i.peer == peer, "gone")
+        self.shaper.purge(lambda i: None if i.peer == peer else i, "gone")
 
-    def abandon(self, version) -> None:
-        self.shaper.abandon_older(("k", 0), version)
+    def shrink(self, version) -> None:
+        """Older data lose half of their bytes, and the oldest all."""
+
+        def rest(queued: Outgoing) -> Outgoing | None:
+            if queued.content is None or queued.content > version:
+                return queued
+            return replace(queued, wire_bytes=queued.wire_bytes // 2) if queued.content else None
+
+        self.shaper.purge(rest, "older")
 
     def link(self, peer, rate, latency, jitter, loss, outage) -> None:
         self.shaper.set_link(peer, rate, latency, jitter, loss, outage, now_ns=self.now)
@@ -135,7 +149,7 @@ def test_every_queued_byte_is_sent_abandoned_purged_or_pending(operations, budge
     pending: Counter[tuple[str, str]] = Counter()
     for waiting in made.pending():
         pending[waiting.peer, waiting.cause] += waiting.wire_bytes
-    assert made.queued.bytes == made.sent.bytes + made.abandoned.bytes + made.purged.bytes + pending
+    assert made.queued.bytes == made.sent.bytes + made.shed.bytes + made.purged.bytes + pending
     assert made.lost.bytes <= made.sent.bytes
     assert made.spent == made.sent.bytes.total()
     assert sum(made.purged_bytes_by_reason.values()) == made.purged.bytes.total()
@@ -326,32 +340,37 @@ def test_impossible_links_are_refused(bad) -> None:
 
 
 # -- taken back ----------------------------------------------------------------------------------------
-def test_a_newer_version_abandons_the_rest_of_a_partly_sent_update() -> None:
+def test_what_has_not_been_sent_of_an_update_can_be_removed() -> None:
     made = shaper()
     for n in range(5):
-        put(made, item(tag=f"old{n}", key="x", version=1))
-    put(made, item(tag="other", key="y", version=1))
+        put(made, item(tag=f"old{n}", content="x"))
+    put(made, item(tag="other", content="y"))
     sent = made.pop(0)
-    gone = made.abandon_older("x", 2)
-    put(made, item(tag="new", key="x", version=2))
+    gone = made.purge(without("x"), "superseded")
+    put(made, item(tag="new", content="x"))
     assert (len(sent), gone.messages, gone.bytes) == (2, 3, 3 * FRAME)
     assert tags(drain(made)) == ["other", "new"]
-    assert made.abandoned.bytes["b", "train"] == 3 * FRAME
+    assert made.purged.bytes["b", "train"] == 3 * FRAME
 
 
-def test_an_update_can_be_abandoned_for_one_peer() -> None:
+def test_a_message_that_shrinks_keeps_its_place_and_only_the_difference_is_counted() -> None:
     made = shaper()
-    put(made, item("b", key="x", version=1))
-    put(made, item("c", key="x", version=1))
-    assert made.abandon_older("x", 2, peer="c").bytes_by_peer == {"c": FRAME}
+    for tag in ("first", "second"):
+        put(made, item(tag=tag, content=tag))
+    small = item(tag="small", size=300, content="first")
+    gone = made.purge(lambda queued: small if queued.content == "first" else queued, "deleted")
+    assert (gone.messages, gone.bytes, gone.bytes_by_peer) == (0, FRAME - 300, {"b": FRAME - 300})
+    assert made.purged_bytes_by_reason == {("b", "deleted"): FRAME - 300}
+    assert (made.purged.messages.total(), made.purged.bytes.total()) == (0, FRAME - 300)
+    assert [(bytes(d.frames[0]), d.wire_bytes) for d in drain(made)] == [(b"small", 300), (b"second", FRAME)]
 
 
 def test_deletion_takes_a_blocks_messages_out_of_every_queue_and_counts_them_by_peer_and_reason() -> None:
     made = shaper()
     for peer in "bc":
-        put(made, item(peer, key=("d9", 0), tag="doomed"))
-        put(made, item(peer, key=("d1", 0), tag="kept"))
-    gone = made.purge(lambda i: i.key == ("d9", 0), "deleted")
+        put(made, item(peer, content=("d9", 0), tag="doomed"))
+        put(made, item(peer, content=("d1", 0), tag="kept"))
+    gone = made.purge(without(("d9", 0)), "deleted")
     assert (gone.messages, gone.bytes) == (2, 2 * FRAME)
     assert made.purged_bytes_by_reason == {("b", "deleted"): FRAME, ("c", "deleted"): FRAME}
     assert tags(drain(made)) == ["kept", "kept"]

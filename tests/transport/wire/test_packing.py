@@ -15,7 +15,7 @@ from tests.support.bombs import BOMBS, ENVELOPE, UPDATE, hostile, raw
 from transport.wire.checksum import xxh3
 from transport.wire.errors import WireError
 from transport.wire.fragments import Reassembler, split
-from transport.wire.limits import MAX_INPUTS, MAX_ITEMS, MAX_PAYLOAD
+from transport.wire.limits import MAX_INPUTS, MAX_ITEMS, MAX_PAYLOAD, MAX_UPDATES
 from transport.wire.messages import (
     Ack,
     Bye,
@@ -33,9 +33,17 @@ from transport.wire.messages import (
     Suspect,
     Transit,
     Update,
+    Updates,
     Window,
 )
 from transport.wire.packing import CHECKSUM, PREFIX, VERSION, pack, seal, stamp, unpack, wire_bytes
+
+(WHOLE,) = UPDATE.headers
+
+
+def updates(**fields: object) -> Updates:
+    return Updates([dataclasses.replace(WHOLE, **fields)])  # type: ignore[arg-type]
+
 
 RECORD = {
     "device": "d1",
@@ -51,7 +59,10 @@ MESSAGES = [
     Refuse("another basis: é, and\na second line"),
     Gossip([RECORD, {**RECORD, "device": "d2"}], False, 7),
     UPDATE,
-    dataclasses.replace(UPDATE, xxh3=None, part=1, parts=2, offset=65536, total=70000, signature=b"s" * 64),
+    updates(xxh3=None, offset=65536, total=70000, signature=b"s" * 64),
+    Updates(
+        [dataclasses.replace(WHOLE, group=group, total=total) for group, total in (("early", 3), ("x", 4))]
+    ),
     Manifest(4, "train", b"v" * 16, [("d1", 0, "early", 3, "sent"), ("d2", 1, "late", -1, "withheld")]),
     Manifest(4, "correction", b"v" * 8, []),
     Request([("d1", 0, "early", -1)], 9),
@@ -71,8 +82,11 @@ MESSAGES = [
 ]
 
 
+TWO = Updates([WHOLE, dataclasses.replace(WHOLE, group="late")])
+
+
 def frames(message) -> list:
-    return pack(ENVELOPE, message, b"payload" if isinstance(message, Update) else None)
+    return pack(ENVELOPE, message, b"payload" if isinstance(message, Updates) else None)
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -131,10 +145,12 @@ BAD = [
     Manifest(1, "train", b"v" * 8, [("d1", 0, "g", 1, "lost")]),
     Manifest(1, "train", b"v" * 8, [("d1", 0, "g", 1)]),  # type: ignore[list-item]
     Request([("", 0, "g", 1)], 0),
-    dataclasses.replace(UPDATE, cause="control"),
-    dataclasses.replace(UPDATE, rows=0),
-    dataclasses.replace(UPDATE, xxh3=1 << 64),
-    dataclasses.replace(UPDATE, signature=b"s" * 129),
+    updates(cause="control"),
+    updates(rows=0),
+    updates(xxh3=1 << 64),
+    updates(signature=b"s" * 129),
+    Updates([]),
+    Updates([WHOLE] * (MAX_UPDATES + 1)),
 ]
 
 
@@ -160,6 +176,9 @@ def test_a_message_that_unpack_would_refuse_is_a_value_error(message) -> None:
         [frames(UPDATE)[0], b""],
         [frames(UPDATE)[0], bytes(MAX_PAYLOAD + 1)],
         [frames(UPDATE)[0], bytes(48001)],
+        [frames(TWO)[0], bytes(95_999)],
+        [frames(TWO)[0], bytes(96_001)],
+        [frames(Updates([WHOLE, dataclasses.replace(WHOLE, offset=1)]))[0], bytes(96_000)],
         [*frames(UPDATE), b""],
         [stamp(frames(Ping(1, DIGEST))[0], -1, 0, 0)],
         raw("Ping", 1, DIGEST, src=""),
@@ -287,9 +306,7 @@ def test_gaps_and_overlaps_are_refused(order) -> None:
         send(Reassembler(1000), bytes(30), only=order)
 
 
-@pytest.mark.parametrize(
-    "changed", [{"total": 40}, {"xxh3": 1}, {"rows": 2}, {"codec": "fp32"}, {"parts": 9}]
-)
+@pytest.mark.parametrize("changed", [{"total": 40}, {"xxh3": 1}, {"rows": 2}, {"codec": "fp32"}])
 def test_inconsistent_fragments_are_refused_and_the_update_is_abandoned(changed) -> None:
     box = Reassembler(1000)
     send(box, bytes(30), only=[0])

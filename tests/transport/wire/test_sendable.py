@@ -12,7 +12,7 @@ from coordinator_free.membership.signed_records import Record, Status
 from tests.support.bombs import ENVELOPE, raw
 from transport.wire import limits
 from transport.wire.errors import WireError
-from transport.wire.messages import Deleted, Gossip, Manifest, Message, Request, Update
+from transport.wire.messages import Deleted, Gossip, Manifest, Message, Request, Updates
 from transport.wire.packing import _KINDS, MAGIC, PREFIX, VERSION, pack, seal, unpack
 
 ID = "d" * 60
@@ -76,7 +76,7 @@ def test_a_message_of_any_fields_is_refused_or_can_be_packed_again(code: int, da
         envelope, message = unpack([header, *payload])
     except WireError:
         return
-    again = pack(envelope, message, payload[0] if isinstance(message, Update) else None)
+    again = pack(envelope, message, payload[0] if isinstance(message, Updates) else None)
     assert unpack(again) == (envelope, message)
 
 
