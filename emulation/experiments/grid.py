@@ -129,14 +129,14 @@ class Cell:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Make the scenarios of all cells, and check the first one of each setting against its model.
+    """Make the scenarios of all cells, and check each setting against its model, with each radio.
 
     Raises InputError if one of them is not possible.
     """
-    first: dict[str, Scenario] = {}
+    first: dict[tuple[str, str], Scenario] = {}
     for cell in cells:
         scenario = cell.scenario()
-        first.setdefault(cell.setting.name, scenario)
+        first.setdefault((cell.setting.name, scenario.radio.model_dump_json()), scenario)
     for scenario in first.values():
         check_against_model(scenario)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from coordinator_free.averaging.rate_allocation import Transfer
@@ -35,12 +36,13 @@ class AssumedCopies:
     def near(self, read: Callable[[Part], Tensor | None]) -> dict[Transfer, bool]:
         """Whether each copy is within the tolerance of the own one, relative to its norm. `read`: None if the
         part is not held."""
-        mine = {part: read(part) for part in {part for _, part in self._at}}
+        held = {part: read(part) for part in {part for _, part in self._at}}
+        mine = {part: (own, self._tolerance * _norm(own)) for part, own in held.items() if own is not None}
         found: dict[Transfer, bool] = {}
         for (peer, part), copy in self._at.items():
-            own = mine[part]
-            if own is not None:
-                found[peer, part] = float((own - copy).norm()) <= self._tolerance * float(own.norm())
+            if part in mine:
+                own, tolerated = mine[part]
+                found[peer, part] = _norm(own - copy) <= tolerated
         return found
 
     def drop_block(self, block: BlockKey) -> None:
@@ -51,3 +53,7 @@ class AssumedCopies:
         """Delete the copies of a neighbour that is gone or may have restarted."""
         for key in [key for key in self._at if key[0] == peer]:
             del self._at[key]
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix))

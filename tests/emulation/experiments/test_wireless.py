@@ -41,6 +41,11 @@ def test_all_arms_of_a_seed_resume_one_checkpoint() -> None:
     assert all(cell.name.count("/") == 2 for cell in cells)
 
 
+def test_a_limit_that_no_matrix_fits_is_refused_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"radio\.budget_bytes: 27648 bytes in a round cannot carry"):
+        wireless.check(Request(SCALES["small"], ("budget-25/fifo", "budget-12/fifo"), (0,), tmp_path))
+
+
 def test_arms_are_chosen_by_limit_allocator_or_both() -> None:
     size = SCALES["compact"]
     assert len(choose_arms("", size)) == len(LIMITS) * len(wireless.ALLOCATORS) - 2
