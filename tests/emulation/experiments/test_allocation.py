@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_an_experiment_writes_rows_and_results(tmp_path: Path) -> None:
 def test_an_arm_that_never_reached_the_target_has_no_rounds() -> None:
     one = made(cell("fifo"), Path(), Console())
     assert aggregate([one])[0]["rounds"] is None
+
+
+def test_the_gain_is_paired_with_the_best_codec_of_the_same_seed() -> None:
+    accuracy = {("fifo-int4", 0): 0.5, ("fifo-int4", 1): 0.7, ("residual", 0): 0.6, ("residual", 1): 0.9}
+    rows = []
+    for (arm, seed), value in accuracy.items():
+        made_one = made(replace(cell(arm), seed=seed), Path(), Console())
+        rows.append({**made_one, "accuracy": value})
+    best, residual = aggregate(rows)
+    assert best["gain"] is None and residual["gain"]["mean"] == pytest.approx(0.15)
 
 
 @pytest.mark.slow
