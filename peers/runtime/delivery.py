@@ -23,10 +23,10 @@ from peers.errors import describe
 from peers.protocol.actions import Action, Drop
 from peers.protocol.state_machine import DeviceProtocol
 from peers.runtime.reception_accounts import Held, ReceptionAccounts
-from peers.runtime.update_assembly import UpdateAssembly
+from peers.runtime.update_assembly import UpdateAssembly, WholeUpdate
 from transport.links.interface import Received
 from transport.wire.errors import WireError
-from transport.wire.messages import Buffer, Envelope, Message, Update, Updates
+from transport.wire.messages import Envelope, Message, Update, Updates
 
 HANDLER_ERROR = "handler_error"  # the reason of a message whose handling failed
 OnArrival = Callable[[Envelope, Message, Received], bool]
@@ -103,34 +103,29 @@ class Delivery:
         """Take in the matrices of a message. Adds what follows to `actions`.
 
         Some may be of blocks that this device does not hold, or no longer. The message then counts as
-        received, for the others.
+        received, for the others. If one is malformed, none is taken in (WireError).
         """
         payload, at, refused = memoryview(received.frames[1]), 0, list[str]()
-        alone = len(message.headers) == 1
+        wholes = list[tuple[Update, WholeUpdate]]()
         for header in message.headers:
+            data = payload if len(message.headers) == 1 else payload[at : at + header.total]
+            at += header.total
             reason = self._protocol.admit(received.source, header)
+            if reason == "malformed":
+                raise WireError(f"an update of round {header.round}")
             if reason is not None:
                 refused.append(reason)
-            else:
-                data = payload if alone else payload[at : at + header.total]
-                actions += self._handle_update(now, header, data, received)
-            at += header.total
-        if "malformed" in refused:
-            actions.append(Drop("malformed"))
-        elif len(refused) == len(message.headers):
+            elif (whole := self._assembly.add_fragment(received.source, header, data)) is not None:
+                wholes.append((header, whole))
+        if len(refused) == len(message.headers):
             actions.append(Drop(refused[0]))
-
-    def _handle_update(self, now: int, header: Update, data: Buffer, received: Received) -> list[Action]:
-        whole = self._assembly.add_fragment(received.source, header, data)
-        if whole is None:
-            return []
-        actions = self._protocol.update(now, received.source, header, whole.matrix, whole.payload)
-        if Drop("forged") in actions:
-            self._drop_event(received, "forged", f"{header.block} has not signed this version")
-        else:
+        for header, whole in wholes:
+            actions += self._protocol.update(now, received.source, header, whole.matrix, whole.payload)
+            if Drop("forged") in actions:
+                self._drop_event(received, "forged", f"{header.block} has not signed this version")
+                return
             part = Part(BlockKey(header.block, header.block_incarnation), header.group)
             self._on_copy(received.source, part, whole.matrix)
-        return actions
 
     def _drop_event(self, received: Received, kind: str, why: str) -> None:
         self._accounts.count_security_event(kind, f"message from {received.source!r} dropped: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -128,13 +129,9 @@ def test_each_matrix_is_cut_at_its_place(door: ReceivingDevice) -> None:
     assert torch.equal(door.matrices[1], second)
 
 
-def test_a_bad_matrix_costs_the_message_and_not_the_matrices_before_it(door: ReceivingDevice) -> None:
-    bad = replace(GOOD, block="d2", xxh3=1)
-    door.take(framed(Updates([GOOD, bad, GOOD]), 3 * FP32))
-    assert len(door.matrices) == 1
-    assert door.link().dropped_messages == {"malformed": 1} and door.events["malformed"] == 1
-
-
-def test_a_round_beyond_the_run_is_malformed_in_any_matrix(door: ReceivingDevice) -> None:
-    door.take(framed(Updates([GOOD, replace(GOOD, round=1 << 30)]), 2 * FP32))
-    assert door.link().dropped_messages == {"malformed": 1}
+@pytest.mark.parametrize("bad", [{"xxh3": 1}, {"round": 1 << 30}], ids=["a checksum", "a round"])
+def test_of_a_message_with_one_bad_matrix_nothing_is_taken_in(
+    door: ReceivingDevice, bad: dict[str, Any]
+) -> None:
+    door.take(framed(Updates([GOOD, replace(GOOD, **bad), GOOD]), 3 * FP32))
+    assert refused(door, "malformed") and door.events["malformed"] == 1
