@@ -23,6 +23,7 @@ from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
 from peers.config import RoundConfig
 from peers.errors import InputError
+from peers.radio_config import FIFO
 
 OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and records
 
@@ -129,14 +130,16 @@ class Cell:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Make the scenarios of all cells, and check each setting against its model, with each radio.
+    """Make the scenarios of all cells, and check each setting against its model, with each budget and codec.
 
     Raises InputError if one of them is not possible.
     """
-    first: dict[tuple[str, str], Scenario] = {}
+    first: dict[object, Scenario] = {}
     for cell in cells:
         scenario = cell.scenario()
-        first.setdefault((cell.setting.name, scenario.radio.model_dump_json()), scenario)
+        radio = scenario.radio
+        codec = radio.codec if radio.allocator == FIFO else radio.codecs
+        first.setdefault((cell.setting.name, radio.budget_bytes, codec), scenario)
     for scenario in first.values():
         check_against_model(scenario)
 

@@ -107,7 +107,7 @@ class DeviceProtocol:
         }
 
     def _handler_table(self) -> dict[type[messages.Message], Handler]:
-        """Update has its own entry points, `admit` and `update`. The driver handles the other types."""
+        """Updates has its own entry points: `admit`, `is_genuine` and `update`. The driver handles others."""
         return {
             messages.Hello: self._connections.on_hello,
             messages.Refuse: self._connections.on_refuse,
@@ -231,7 +231,7 @@ class DeviceProtocol:
         """Whether a fragment of an update may be assembled; returns the reason of a refusal, or None.
 
         It looks at the header only, so that a refused update costs no memory. The signature covers the whole
-        payload, so `update` checks it after the assembly.
+        payload, so `is_genuine` checks it after the assembly.
         """
         state, block = self._state, BlockKey(header.block, header.block_incarnation)
         peer = state.peers.get(source)
@@ -255,16 +255,13 @@ class DeviceProtocol:
         matrix: object,
         payload: bytes | bytearray | memoryview,
     ) -> list[Action]:
-        """An admitted update is complete. `matrix`: the decoded payload.
+        """An admitted and genuine update is complete. `matrix`: the decoded payload.
 
-        Drops it as forged if versions are signed and the signature is not the owner's. A later round may wait
-        for manifests only, so a copy that is kept for its round leads to no action.
+        A later round may wait for manifests only, so a copy that is kept for its round leads to no action.
         """
         part = Part(BlockKey(header.block, header.block_incarnation), header.group)
         values = matrix
         if self.signed_versions:
-            if not self._is_signed(part, header, payload):
-                return [Drop("forged")]
             values = SignedCopy(matrix, bytes(payload), header.signature or b"")
         self._state.saw_round(header.round, source)
         if self._joining.replaces_copy(part, header.cause):
@@ -273,10 +270,11 @@ class DeviceProtocol:
         self._state.exchange.on_copy(source, part, header.version, header.round, values)
         return []
 
-    def _is_signed(
-        self, part: Part, header: messages.Update, payload: bytes | bytearray | memoryview
-    ) -> bool:
-        """Whether the owner of the block has signed this version."""
+    def is_genuine(self, header: messages.Update, payload: bytes | bytearray | memoryview) -> bool:
+        """Whether the owner of the block has signed this version, where versions are signed."""
+        if not self.signed_versions:
+            return True
+        part = Part(BlockKey(header.block, header.block_incarnation), header.group)
         record = self._state.members.get(part.block)
         signed = statement(part, header.version, header.codec, payload)
         return record is not None and self._verify(record.public, signed, header.signature or b"")

@@ -7,7 +7,7 @@ lost. Other state may have only a part of the message's effect, as after a lost 
 own work (learner, timers, own messages) still end it.
 
 The protocol decides about an update twice: `admit` sees the header before the
-fragments are assembled (update_assembly.py), `update` checks the signature of the whole payload.
+fragments are assembled (update_assembly.py), `is_genuine` checks the signature of the whole payload.
 """
 
 from __future__ import annotations
@@ -103,27 +103,30 @@ class Delivery:
         """Take in the matrices of a message. Adds what follows to `actions`.
 
         Some may be of blocks that this device does not hold, or no longer. The message then counts as
-        received, for the others. If one is malformed, none is taken in (WireError).
+        received, for the others. If one is malformed (WireError) or forged, none is taken in.
         """
         payload, at, refused = memoryview(received.frames[1]), 0, list[str]()
+        shared = len(message.headers) > 1
         wholes = list[tuple[Update, WholeUpdate]]()
         for header in message.headers:
-            data = payload if len(message.headers) == 1 else payload[at : at + header.total]
+            data = payload[at : at + header.total] if shared else payload
             at += header.total
             reason = self._protocol.admit(received.source, header)
             if reason == "malformed":
                 raise WireError(f"an update of round {header.round}")
             if reason is not None:
                 refused.append(reason)
-            elif (whole := self._assembly.add_fragment(received.source, header, data)) is not None:
+            elif (whole := self._assembly.add_fragment(received.source, header, data, shared)) is not None:
                 wholes.append((header, whole))
         if len(refused) == len(message.headers):
             actions.append(Drop(refused[0]))
         for header, whole in wholes:
-            actions += self._protocol.update(now, received.source, header, whole.matrix, whole.payload)
-            if Drop("forged") in actions:
+            if not self._protocol.is_genuine(header, whole.payload):
                 self._drop_event(received, "forged", f"{header.block} has not signed this version")
+                actions.append(Drop("forged"))
                 return
+        for header, whole in wholes:
+            actions += self._protocol.update(now, received.source, header, whole.matrix, whole.payload)
             part = Part(BlockKey(header.block, header.block_incarnation), header.group)
             self._on_copy(received.source, part, whole.matrix)
 

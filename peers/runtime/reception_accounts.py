@@ -21,7 +21,7 @@ from transport.wire.messages import Credit, Envelope, Hello, Manifest, Message, 
 
 CREDIT_BYTES = WINDOW_BYTES // 2  # less than the window, so that a sender never waits for credit in vain
 MAX_FLIGHT_NS = 60_000_000_000  # longest time from now to the arrival time that a message names
-HEADER_ROOM = 1 << 12  # bytes: more than a message's header and framing
+HEADER_ROOM = 1 << 12  # bytes: more than the header of one matrix and the framing
 HELD_BYTES = WINDOW_BYTES + MAX_PAYLOAD + HEADER_ROOM  # of data that waits here, for each account
 HELD_CONTROL_BYTES = 4 << 20  # of control messages that wait here, for each account
 MESSAGE_BYTES = 512  # added for each control message: a small one takes more memory than its bytes

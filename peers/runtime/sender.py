@@ -40,7 +40,8 @@ from transport.wire.limits import (
 from transport.wire.messages import Bye, Envelope, Message
 from transport.wire.packing import pack, stamp, wire_bytes
 
-BUNDLES_OF_A_BUDGET = 16  # at least, since what is left of a budget is smaller than the message that waits
+# A message that does not fit waits for the next round. So at most about this share of a budget stays unused.
+BUNDLES_OF_A_BUDGET = 16
 
 
 class Shape(NamedTuple):
@@ -86,8 +87,9 @@ class Sender:
         self._shapes, self._links, self._accounts = shapes, links, accounts
         self._on_sent, self._wake = on_sent, wake
         self.quota = Quota(radio.budget_bytes, radio.control_share)
+        self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
         self._max_frame_payload = max_frame_payload(radio.rate_Bps)
-        self._max_bundle = min(self._max_frame_payload, max(1, radio.budget_bytes // BUNDLES_OF_A_BUDGET))
+        self._max_bundle = self._bundle_bytes()
         frame = self._max_frame_payload + self._header_bytes
         seed = spec.config.seed, spec.id
         shed = self._count_shed
@@ -104,10 +106,18 @@ class Sender:
         self._round = -1
         self._live: tuple[str, ...] = (spec.id,)
         self._slowest_Bps = radio.rate_Bps
-        self._tau_max_s = radio.tau_max_s or max(1e-3, spec.config.round.deadline_s)
         self._by_address = {address: device_of(life) for life, address in spec.group.items()}
         self._cut_off: frozenset[str] = frozenset()
         self.outages: set[str] = set()  # peers to which no data leaves in this round
+
+    def _bundle_bytes(self) -> int:
+        """Most bytes of several matrices in one message: a frame, or what costs a share of the budget on the
+        slowest link that is not in outage.
+        """
+        radio = self._radio
+        slowest = radio.rate_Bps if radio.kind == "fixed" else int(radio.outage_bytes / self._tau_max_s)
+        share = radio.budget_bytes // BUNDLES_OF_A_BUDGET * slowest // (slowest + radio.beta_Bps + 1)
+        return min(self._max_frame_payload, max(1, share))
 
     # -- links -----------------------------------------------------------------------------------------
     def connect(self, peer: str, address: str, now_ns: int) -> None:
@@ -251,7 +261,7 @@ class Sender:
         """
         envelope, peer = Envelope(self.device, incarnation), action.peer
         newer = {part: version for part, version, _ in action.parts}
-        self._abandon_parts(lambda part, version: version < newer.get(part, 0), "superseded", peer)
+        self._abandon_parts(lambda part, version: version < newer.get(part, version), "superseded", peer)
         wanted = [(payloads[part], cause) for part, _, cause in action.parts]
         for bundle in bundles(peer, envelope, action.round, wanted, self._max_bundle):
             for item in bundle.messages(self._max_frame_payload, self._curve):

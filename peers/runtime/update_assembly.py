@@ -23,7 +23,7 @@ BLOCKS_IN_FLIGHT = 64  # bound on unfinished updates, in blocks of fp32 values
 
 
 class WholeUpdate(NamedTuple):
-    """A complete update. matrix: fp32 [rows, rank]; it may share memory with the payload."""
+    """A complete update. matrix: fp32 [rows, rank]; it may share memory with a payload of its own."""
 
     matrix: Tensor
     payload: Buffer | bytearray
@@ -38,13 +38,20 @@ class UpdateAssembly:
         whole = sum(4 * self._rows[group] * self._ranks[group] for group in learner.groups)
         self._fragments = Reassembler(max_bytes_in_flight=BLOCKS_IN_FLIGHT * whole)
 
-    def add_fragment(self, source: str, header: Update, fragment: Buffer) -> WholeUpdate | None:
-        """The update, once its last fragment is here. Raises WireError for a bad fragment or matrix."""
+    def add_fragment(
+        self, source: str, header: Update, fragment: Buffer, shared: bool = False
+    ) -> WholeUpdate | None:
+        """The update, once its last fragment is here. Raises WireError for a bad fragment or matrix.
+
+        shared: the fragment is a part of a frame with other matrices. The matrix then has memory of its own,
+        so that it does not keep the frame.
+        """
         self._check_shape(header)
         payload = self._fragments.add_fragment(source, header, fragment)
         if payload is None:
             return None
-        return WholeUpdate(decode(payload, header.codec, header.rows, header.rank, owned=True), payload)
+        matrix = decode(payload, header.codec, header.rows, header.rank, owned=not shared)
+        return WholeUpdate(matrix, payload)
 
     def drop_source(self, peer: str) -> None:
         """Forget the unfinished updates of a peer."""

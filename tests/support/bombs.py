@@ -36,7 +36,7 @@ BOMBS: dict[str, list[bytes]] = {
     "empty maps within the cap": hostile("Gossip", b"\x95" + b"\x80" * 260_000),
     "empty arrays within the cap": hostile("Gossip", b"\x95\xa2d1\x00" + b"\x96" + b"\x90" * 260_000),
     "arrays that claim to be long": hostile("Manifest", b"\x96" + b"\xdc\x10\x00" * 80_000),
-    "arrays that claim to be long, small": [*hostile("Updates", b"\xdc\x00\x11" * 320), b"payload"],
+    "arrays that claim to be long, small": [*hostile("Updates", b"\xdc\x00\x03" * 320), b"payload"],
     "headers that are empty arrays": [*raw("Updates", b"\x90" * 90_000), b"payload"],
     "more headers than one message may have": [*raw("Updates", b"\xc0" * 90_000), b"payload"],
     "items that are empty arrays": raw("Manifest", 1, "train", b"v" * 8, b"\x90" * 260_000),

@@ -19,7 +19,7 @@ TREE_BYTES = 16 << 10  # bytes of a packed fingerprint
 MAX_HASH = (1 << 64) - 1  # the largest XXH3 checksum of a payload
 NEVER_NS = 1 << 62  # stands for "never" among times
 
-FRAME_BYTES = 1 << 16  # least bytes of matrices in a full message; a token bucket is two of them deep
+FRAME_BYTES = 1 << 16  # least limit of the matrices in one message; a token bucket is two of them deep
 HEADER_BYTES = 264  # upper bound of an update's header and framing, for planning: ids of <= 60 characters
 SIGNATURE_BYTES = 66  # added to a header where versions are signed
 CURVE_BYTES = 80  # added to a message where links are encrypted

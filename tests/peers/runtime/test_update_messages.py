@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coordinator_free.identifiers import BlockKey
-from tests.peers.runtime.test_receiver import FP32, ReceivingDevice, framed, refused, update
+from tests.peers.runtime.test_receiver import FP32, MATRIX, ReceivingDevice, framed, refused, update
 from tests.support.sending import OWN, RANK, ROWS, SendingDevice, blocks_of, received_matrices
 from transport.shaping.accounting import Accounts
 from transport.wire.limits import MAX_UPDATES
@@ -135,3 +135,19 @@ def test_of_a_message_with_one_bad_matrix_nothing_is_taken_in(
 ) -> None:
     door.take(framed(Updates([GOOD, replace(GOOD, **bad), GOOD]), 3 * FP32))
     assert refused(door, "malformed") and door.events["malformed"] == 1
+
+
+def test_a_kept_matrix_does_not_keep_the_frame_of_the_others(door: ReceivingDevice) -> None:
+    frame = bytearray(2 * FP32)
+    plain = replace(GOOD, xxh3=None)
+    door.take(framed(Updates([plain, replace(plain, block="d2")]), memoryview(frame)))
+    frame[:] = bytes(len(frame))
+    assert all(torch.equal(matrix, MATRIX) for matrix in door.matrices) and len(door.matrices) == 2
+
+
+def test_dear_links_get_smaller_messages() -> None:
+    """At R = beta / 3 a byte costs four. A message must still fit in the budget of a round."""
+    device = SendingDevice(budget_bytes=64 * 5 * SIZE, rate_Bps=1 << 20, beta_Bps=3 << 20)
+    device.publish(*BLOCKS[:8])
+    device.drain()
+    assert [len(blocks) for blocks in updates_in(device)] == [4, 4]

@@ -144,11 +144,14 @@ def run(operations, budget: int) -> World:
 
 @settings(max_examples=300)
 @given(OPERATIONS, st.integers(2000, 20_000))
-def test_every_queued_byte_is_sent_abandoned_purged_or_pending(operations, budget) -> None:
+def test_every_queued_message_and_byte_is_sent_shed_purged_or_pending(operations, budget) -> None:
     made = run(operations, budget).shaper
-    pending: Counter[tuple[str, str]] = Counter()
+    pending, messages = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for waiting in made.pending():
         pending[waiting.peer, waiting.cause] += waiting.wire_bytes
+        messages[waiting.peer, waiting.cause] += 1
+    left = made.sent.messages + made.shed.messages + made.purged.messages + messages
+    assert made.queued.messages == left
     assert made.queued.bytes == made.sent.bytes + made.shed.bytes + made.purged.bytes + pending
     assert made.lost.bytes <= made.sent.bytes
     assert made.spent == made.sent.bytes.total()
