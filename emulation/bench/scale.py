@@ -24,11 +24,12 @@ from emulation.bench.harness.crowd import ClosedRound, Crowd, crowd
 from emulation.bench.harness.figures import Findings, Measure, shown
 from emulation.bench.harness.growth import exponent, exponent_of_log
 from emulation.bench.harness.processes import crew
-from emulation.bench.harness.variants import PROBE_S, Variant, others
+from emulation.bench.harness.variants import Variant, others
 from emulation.bench.harness.virtual_figures import VirtualFigures, VirtualRun, control_of_rounds
 from emulation.launch.forkserver import PRELOAD
 from emulation.planning import learning_graphs
 from emulation.planning.measured_runs import MeasuredRun
+from emulation.scenario.probe_period import cores, probe_s
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
@@ -259,14 +260,16 @@ def _rounds(devices: Crowd, rounds: int, until: float) -> Figures:
     figures["false deaths"] = (float(devices.count("peer_gone", kind="crash")),)
     over = sum(line.spent_bytes > line.granted_bytes for of in devices.rounds.values() for line in of)
     figures["budget violations"] = (float(over),)
-    return figures | _traffic([of for of in devices.rounds.values() if len(of) > 1])
+    return figures | _traffic(
+        [of for of in devices.rounds.values() if len(of) > 1], probe_s(len(devices.rounds), cores())
+    )
 
 
-def _traffic(rounds: Sequence[list[ClosedRound]]) -> Figures:
+def _traffic(rounds: Sequence[list[ClosedRound]], period_s: float) -> Figures:
     """Times and control bytes, from the end of the first round of a device to the end of its last one."""
     seconds = [(of[-1].end_s - of[0].end_s) / (len(of) - 1) for of in rounds]
     control = [control_of_rounds(of) for of in rounds]
-    periods = [of / PROBE_S for of in seconds]
+    periods = [of / period_s for of in seconds]
     return {
         "seconds of a round": _each(seconds),
         "control of a device to its first round": _each(of[0].control_bytes / 1e3 for of in rounds),

@@ -99,12 +99,16 @@ def run(
         raise InputError(
             "SCENARIO: missing; allowed: a file, a name of `unweft list scenarios`, or --resume DIR instead"
         )
-    loaded = load(scenario, set_ or (), seed, clock)
+    given = load(scenario, set_ or (), seed, clock)
+    loaded = _on(on, given)
     folder = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{loaded.name}"
     check_usable(folder)
     serving = load_serving() if watch else None
-    from emulation.scenario.preflight import check_against_model
+    from emulation.scenario import probe_period
+    from emulation.scenario.preflight import check_against_model, say
 
+    if loaded is not given:
+        say(probe_period.note(loaded, given, probe_period.cores()))
     learner, console = check_against_model(loaded), Console()
     if dry_run:
         from emulation.report.estimate_table import table
@@ -116,12 +120,19 @@ def run(
     try:
         if seeds is not None:
             numbers = range(loaded.seed, loaded.seed + seeds)
-            runs = {number: load(scenario, set_ or (), number, clock) for number in numbers}
+            runs = {number: _on(on, load(scenario, set_ or (), number, clock)) for number in numbers}
             raise typer.Exit(_run_seeds(runs, folder, on, console, track, serving))
         raise typer.Exit(execute(loaded, folder, on, console, track, serving))
     except RunFailed as error:
         print_error(str(error))
         raise typer.Exit(FAILED) from None
+
+
+def _on(backend: str, scenario: Scenario) -> Scenario:
+    """The scenario as this machine can run it, if the devices share it."""
+    from emulation.scenario import probe_period
+
+    return probe_period.fitted(scenario, probe_period.cores()) if backend == "local" else scenario
 
 
 def _refuse_others(*given: object) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from coordinator_free.averaging import topology
 from coordinator_free.identifiers import BlockKey
+from emulation.scenario.probe_period import cores
 from emulation.scenario.schema import Scenario
 from peers.learning.learner import Learner
 
@@ -43,8 +43,7 @@ def _steps_s(scenario: Scenario, learner: Learner, device: str, measure: bool) -
     if not measure:
         return None
     learner.set_own(BlockKey(device, 0), 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = steps * max(1.0, scenario.devices.count * scenario.model.threads / cores)
+    shared = steps * max(1.0, scenario.devices.count * scenario.model.threads / cores())
     seconds = shared * learner.train(0, 1, rehearse=False).seconds
     if seconds > scenario.round.deadline_s:  # the first step of a process also sets torch up
         seconds = min(seconds, shared * learner.train(1, 1, rehearse=False).seconds)

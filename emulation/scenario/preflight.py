@@ -53,9 +53,9 @@ def check_against_model(scenario: Scenario) -> Learner:
     check_metrics(scenario.eval, shards, examples[CONTROL])
     pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
     for note in loaded.notes(pairs, config.data.max_length):
-        _say(note)
+        say(note)
     if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
-        _say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
+        say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
     first = next(device for device in scenario.all_devices if len(parts[device]))
     layout = ModelLayout.from_model(loaded.model, loaded.target_modules, config.adapter.rank)
     learner = Learner(loaded, config, parts[first], first)
@@ -64,7 +64,7 @@ def check_against_model(scenario: Scenario) -> Learner:
     _check_control(scenario, learner)
     measure = pick_device(config.model.device).type == "cpu"
     for note in first_round_notes(scenario, learner, first, measure):
-        _say(note)
+        say(note)
     return learner
 
 
@@ -73,7 +73,7 @@ def _say_narrow(targets: ModelLayout, learner: Learner, slots: int) -> None:
     narrow = [f"{m.name} (d = {m.in_features})" for m in targets.modules if m.name not in adapted]
     if narrow:
         names = ", ".join(narrow)
-        _say(f"adapter.rank: too narrow for {slots} slots, these convolutions stay frozen: {names}")
+        say(f"adapter.rank: too narrow for {slots} slots, these convolutions stay frozen: {names}")
 
 
 def _examples(task: Task, devices: Sequence[str]) -> dict[str, Sequence[AnyExample]]:
@@ -100,11 +100,11 @@ def _check_listeners(scenario: Scenario, listeners: Sequence[str]) -> None:
             f"data.empty: 'listen' with {who}, who cannot measure gradients; allowed: a schedule as "
             "correction.policy, correction.fisher = correction.projection = false and correction.refit = 0"
         )
-    _say(f"data: {who} has no examples and trains nothing")
+    say(f"data: {who} has no examples and trains nothing")
 
 
 @cache
-def _say(note: str) -> None:
+def say(note: str) -> None:
     """Print a line once in a process: an experiment checks many scenarios."""
     print(f"unweft: note: {note}", file=sys.stderr)
 

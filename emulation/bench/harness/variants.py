@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-PROBE_S = 0.5
+from emulation.scenario.probe_period import cores, probe_s
+
 SPARE_SLOTS = 8  # for newcomers, while slots of departed devices are in quarantine
 SCENARIO = """
 clock = "{clock}"
@@ -61,7 +62,8 @@ class Variant:
         bounds = {"least": max(2, count - 2), "most": count + 2}
         churn = CHURN.format(rate=self.churn, **bounds) if self.churn else ""
         shape = {"count": count, "slots": max(slots, count + spare), "degree": self.degree}
-        times = {"rounds": rounds, "steps": steps, "every": every, "probe_s": PROBE_S}
+        period_s = probe_s(count, cores() if clock == "real" else count)
+        times = {"rounds": rounds, "steps": steps, "every": every, "probe_s": period_s}
         deadline_s = 1.0 if self.churn else 1000.0
         limits = {"budget": self.budget_bytes, "deadline_s": deadline_s}
         return SCENARIO.format(clock=clock, **shape, **times, **limits) + churn

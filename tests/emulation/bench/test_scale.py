@@ -86,7 +86,7 @@ def test_the_quantile_of_latencies_is_over_all_links() -> None:
 
 def test_traffic_is_given_by_round_period_and_share_of_the_budget() -> None:
     closed = [ClosedRound.of(line(n, control)) for n, control in ((0, 0), (1, 10), (2, 20))]
-    found = scale._traffic([closed])
+    found = scale._traffic([closed], 0.5)
     assert found["seconds of a round"] == (2.0,)
     assert found["control of a device in a round"] == (20.0,)
     assert found["control of a device in a period"] == (5.0,)  # 4 periods of 0.5 s in a round
