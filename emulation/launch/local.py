@@ -141,13 +141,14 @@ class LocalBackend:
 
     # -- starting a life ---------------------------------------------------------------------------
     def _start_life(self, device: str, cohort: int) -> None:
-        lives = self.lives.setdefault(device, [])
-        life = self.state.start.first_life(device) + len(lives)
+        earlier = len(self.lives.get(device, ()))
+        life = self.state.start.first_life(device) + earlier
         known = self.known_at_start(device, life, cohort)
         spec = self.specs.spec(device, life, cohort, known)
         if any(event.kind == "crash" for event in spec.script):
-            self.state.killed.add((device, len(lives)))
-        lives.append(self.forkserver.start(self.process, spec, name=device))
+            self.state.killed.add((device, earlier))
+        process = self.forkserver.start(self.process, spec, name=device)
+        self.lives.setdefault(device, []).append(process)  # an interrupted start leaves no empty list
 
     def known_at_start(self, device: str, life: int, cohort: int) -> list[str]:
         """The devices, by `life_name`, whose addresses a new life gets.

@@ -256,3 +256,15 @@ def test_a_device_that_returns_after_the_heal_reaches_every_device(tmp_path: Pat
     for one, cut in ((made.events[0], frozenset({"d0"})), (made.events[1], frozenset())):
         run_loop.inject(backend.state, backend, one)
         assert partition.read(tmp_path / "devices" / "d1") == cut
+
+
+def test_a_start_that_is_interrupted_leaves_the_other_devices_to_be_ended(tmp_path: Path) -> None:
+    backend = backend_of(scenario(), tmp_path, d0=True)
+
+    def interrupted(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    backend.specs = cast(DeviceSpecs, SimpleNamespace(spec=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        backend.start("d1")
+    assert list(backend.running()) == ["d0"]
