@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json as json_
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +83,14 @@ def bench(
         int | None,
         typer.Option(min=1, help="churn: number of initial devices that are hostile members. Default: none."),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=V",
+            help=f"{', '.join(SCENARIOS)}: replaces a value of the scenario; may be repeated.",
+        ),
+    ] = None,
     messages: Annotated[
         int | None, typer.Option(min=1, help="hostile: number of hostile messages. Default: 100000.")
     ] = None,
@@ -124,6 +132,8 @@ def bench(
         raise InputError(f"--n: {min(n)}; allowed: 2 devices or more")
     if seed and min(seed) < 0:
         raise InputError(f"--seed: {min(seed)}; allowed: 0 or more")
+    if set_ and name not in SCENARIOS:
+        raise InputError(f"--set: {name or 'no benchmark'} has no scenario; allowed: {', '.join(SCENARIOS)}")
     check_file("--json", json)
     _check_variants(degree, churn, budget)
     numbers = {"sizes": _sizes("--sizes", sizes), "virtual": _sizes("--virtual", virtual)}
@@ -135,7 +145,10 @@ def bench(
         given: Given = {"n": n, "seeds": seed, "starts": starts, "hostile": hostile, "messages": messages}
         given |= {"trials": trials, "rounds": rounds, **numbers}
         given |= {"degree": degree, "churn": churn, "budget": budget}
-        findings = _run(one, given, lambda so_far: None if json is None else _write(json, [*found, so_far]))
+        scenarios = _scenario(one, bool(hostile), set_ or ())
+        findings = _run(
+            one, given, scenarios, lambda so_far: None if json is None else _write(json, [*found, so_far])
+        )
         findings.print(console)
         found.append(findings)
         if json is not None:  # after each benchmark: an interrupt of a later one loses nothing
@@ -168,25 +181,28 @@ def _check_variants(
             raise InputError(f"--budget: {bytes_}; allowed: 1 byte or more")
 
 
-def _run(name: str, given: Given, save: Callable[[Findings], None]) -> Findings:
+def _run(
+    name: str, given: Given, scenarios: Sequence[Scenario], save: Callable[[Findings], None]
+) -> Findings:
     """`save`: writes what a long benchmark has measured so far."""
     module: Any = importlib.import_module(f"emulation.bench.{name}")
     saves: dict[str, Any] = {"save": save} if name in SAVING else {}
     try:
-        found: Findings = module.run(*_scenario(name, given), **_numbers(name, given), **saves)
+        found: Findings = module.run(*scenarios, **_numbers(name, given), **saves)
     except RuntimeError as error:  # one of its processes failed
         print(f"unweft: bench {name}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     return found
 
 
-def _scenario(name: str, given: Mapping[str, object]) -> tuple[Scenario, ...]:
-    """The repository's scenario that a benchmark runs, if any. Raises InputError if the file is missing."""
+def _scenario(name: str, hostile: bool, overrides: Sequence[str]) -> tuple[Scenario, ...]:
+    """The repository's scenario that a benchmark runs, if any. Raises InputError if it is not possible."""
     from emulation.scenario.loading import load
 
-    if name == "churn" and given["hostile"]:
-        return (load(WITH_HOSTILE),)
-    return (load(SCENARIOS[name]),) if name in SCENARIOS else ()
+    if name not in SCENARIOS:
+        return ()
+    path = WITH_HOSTILE if name == "churn" and hostile else SCENARIOS[name]
+    return (load(path, overrides),)
 
 
 def _numbers(name: str, given: Given) -> dict[str, Sequence[int] | Sequence[float] | int]:

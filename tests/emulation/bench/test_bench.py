@@ -31,6 +31,7 @@ from emulation.bench.harness.figures import Findings, Measure, shown
 from emulation.cli import app, main
 from emulation.commands import bench
 from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 
 HALVES = """
 clock = "virtual"
@@ -256,6 +257,7 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
         (["clock"], "scenarios/demo.toml: cannot be read"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),
         (["wire", "--json", "nowhere/x.json"], "there is no folder"),
+        (["wire", "--set", "seed=1"], "--set: wire has no scenario; allowed: clock, churn, partition"),
     ],
 )
 def test_bad_input_is_refused_with_what_is_allowed(arguments, said, monkeypatch, capsys, tmp_path) -> None:
@@ -278,3 +280,17 @@ def test_a_benchmark_whose_process_fails_ends_with_status_1(monkeypatch: pytest.
 
 def test_the_help_has_an_example() -> None:
     assert bench.EXAMPLE.split()[-1] in CliRunner().invoke(app, ["bench", "--help"]).output
+
+
+def test_set_changes_the_scenario_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = list[Scenario]()
+
+    def run(scenario: Scenario, **numbers: object) -> Findings:
+        ran.append(scenario)
+        return findings()
+
+    monkeypatch.setattr(churn, "run", run)
+    changes = ["--set", "correction.policy=dominant", "--set", "correction.masked=true"]
+    assert CliRunner().invoke(app, ["bench", "churn", *changes]).exit_code == 0
+    assert (ran[0].correction.policy, ran[0].correction.masked) == ("dominant", True)
+    assert ran[0].name == load(bench.SCENARIOS["churn"]).name
