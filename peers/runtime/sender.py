@@ -295,12 +295,12 @@ class Sender:
         self, stale: Callable[[Part, int], bool], reason: str, peer: str | None = None
     ) -> None:
         """Abandon queued matrices by part and version, of one peer or of all."""
-        self._purge(
-            lambda item: rest_of(item, stale, self._curve) if peer in (None, item.peer) else item, reason
-        )
+        self._purge(lambda item: rest_of(item, stale, self._curve), reason, peer)
 
-    def _purge(self, rest: Callable[[Outgoing], Outgoing | None], reason: str) -> None:
-        for peer, size in self._shaper.purge(rest, reason).bytes_by_peer.items():
+    def _purge(
+        self, rest: Callable[[Outgoing], Outgoing | None], reason: str, only: str | None = None
+    ) -> None:
+        for peer, size in self._shaper.purge(rest, reason, only).bytes_by_peer.items():
             self._accounts.link(peer).abandoned(reason, size)
 
     # -- sending ---------------------------------------------------------------------------------------

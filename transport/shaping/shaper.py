@@ -175,14 +175,17 @@ class Shaper:
         return None if turn is None else turn[0]
 
     # -- removal ---------------------------------------------------------------------------------------
-    def purge(self, rest: Callable[[Outgoing], Outgoing | None], reason: str = "removed") -> Purged:
+    def purge(
+        self, rest: Callable[[Outgoing], Outgoing | None], reason: str = "removed", peer: str | None = None
+    ) -> Purged:
         """Remove queued messages, or a part of them (deletion, newer versions, a lost link).
 
         `rest` is called once for each message. It returns what stays of it: the message itself, a smaller one
-        for the same peer and cause, or None.
+        for the same peer and cause, or None. `peer`: only data on the link to it; other queues are not read.
         """
         gone = Purged()
-        for queue in (self._held.items, self._control, *(link.queue for link in self._links.values())):
+        data = [link.queue for name, link in self._links.items() if peer in (None, name)]
+        for queue in data if peer is not None else (self._held.items, self._control, *data):
             kept = []
             for item in _drain(queue):
                 left = rest(item)

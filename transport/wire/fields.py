@@ -155,20 +155,15 @@ def rows(limit: int, *checks: Check) -> Field:
 def objects(type_: type[Any], least: int, limit: int, *checks: Check) -> Field:
     """A list of dataclass objects with scalar fields; on the wire, the scalars in sequence."""
     names = tuple(field.name for field in dataclasses.fields(type_))
-    values = attrgetter(*names)
-    assert len(names) == len(checks), type_
+    values, table = attrgetter(*names), rows(limit, *checks)
+    assert len(names) == len(checks) and table.dump and table.load, type_
+    dump, load = table.dump, table.load
 
     def fits(v: Any) -> bool:
-        return type(v) is type_ and all(check(x) for check, x in zip(checks, values(v), strict=True))
+        some = isinstance(v, list) and least <= len(v) <= limit and all(type(one) is type_ for one in v)
+        return some and table.check(list(map(values, v)))
 
-    def load(packed: bytes) -> Any:
-        scalars = _stream(packed, limit * len(names))
-        return [type_(*one) for one in zip(*[iter(scalars)] * len(names), strict=True)]
-
-    some = _many(fits, limit)
-    return Field(
-        lambda v: some(v) and len(v) >= least, lambda v: joined(chain.from_iterable(map(values, v))), load
-    )
+    return Field(fits, lambda v: dump(map(values, v)), lambda packed: [type_(*row) for row in load(packed)])
 
 
 def capped(packed: Any, limit: int) -> bytes:

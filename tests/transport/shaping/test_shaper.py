@@ -368,6 +368,14 @@ def test_a_message_that_shrinks_keeps_its_place_and_only_the_difference_is_count
     assert [(bytes(d.frames[0]), d.wire_bytes) for d in drain(made)] == [(b"small", 300), (b"second", FRAME)]
 
 
+def test_data_can_be_removed_from_one_link_alone() -> None:
+    made = shaper()
+    for peer in "bc":
+        put(made, item(peer, content="x", tag=peer))
+    assert made.purge(without("x"), "superseded", "c").bytes_by_peer == {"c": FRAME}
+    assert tags(drain(made)) == ["b"]
+
+
 def test_deletion_takes_a_blocks_messages_out_of_every_queue_and_counts_them_by_peer_and_reason() -> None:
     made = shaper()
     for peer in "bc":
