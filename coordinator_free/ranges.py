@@ -20,6 +20,7 @@ MAX_ADDRESS = 256  # characters of an endpoint
 MAX_KEY_BYTES = 64  # of a public signing key; Ed25519 has 32
 MAX_SIGNATURE_BYTES = 128  # Ed25519 has 64
 MASK_KEY_BYTES = 32  # of a public X25519 key
+NAME_BYTES = 8  # of the name of a membership record: the first bytes of its hash
 _PRIME = (1 << 255) - 19  # of the field of Curve25519
 _ORDER_8 = (  # two points of order 8
     325606250916557431795983626356110631294008115727848805560023387167927233504,

@@ -17,6 +17,7 @@ from coordinator_free.identifiers import BlockKey
 from coordinator_free.membership import slots
 from coordinator_free.membership.signed_records import PRESENT, Record, Status, Verify, is_genuine
 from coordinator_free.membership.slot_owners import SlotOwners
+from coordinator_free.ranges import NAME_BYTES
 
 JUMP = 1 << 16  # how far one accepted record moves the Lamport clock of its receiver at most
 
@@ -119,6 +120,15 @@ class Membership:
     def digest(self) -> bytes:
         """16 bytes: two devices whose digests are equal have equal tables."""
         return self._overview().digest
+
+    def names(self, most: int) -> bytes:
+        """The names of the first `most` records: the first NAME_BYTES of each record's hash."""
+        return b"".join(self._hashes[key][:NAME_BYTES] for key in self._order[:most])
+
+    def unnamed(self, names: bytes) -> list[Record]:
+        """The records that are not among these `names`, in order."""
+        known = {names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES)}
+        return [self._records[key] for key in self._order if self._hashes[key][:NAME_BYTES] not in known]
 
     # -- changing --------------------------------------------------------------------------------
     def claim(

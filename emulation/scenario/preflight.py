@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from coordinator_free.correction.policies import SCHEDULES
+from coordinator_free.ranges import NAME_BYTES
 from emulation.scenario.first_round import first_round_notes
 from emulation.scenario.metric_checks import check_metrics
 from emulation.scenario.schema import Scenario
@@ -130,8 +131,9 @@ def _check_control(scenario: Scenario, learner: Learner) -> None:
     radio, slots = scenario.radio, scenario.adapter.max_devices
     longest = max(scenario.all_devices, key=len)
     item = (longest, 0, max(learner.layout.groups, key=len), scenario.round.count, "unchanged")
+    names = bytes(slots * NAME_BYTES)
     messages: dict[str, Message] = {
-        "a hello": Hello("x" * ADDRESS_BYTES, learner.fingerprint.to_dict(), True, [], 0),
+        "a hello": Hello("x" * ADDRESS_BYTES, learner.fingerprint.to_dict(), True, [], 0, names),
         "a manifest": Manifest(0, "correction", bytes(16), [item] * slots * len(learner.layout.groups)),
     }
     room = radio.budget_bytes - int(radio.budget_bytes * radio.control_share) // 2

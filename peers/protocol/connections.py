@@ -163,7 +163,7 @@ class Connections:
 
     # -- hello, bye and refusal ----------------------------------------------------------------------
     def on_hello(self, now: int, source: str, hello: Hello) -> None:
-        """Greet a device whose bases and capabilities fit, and send it the membership table."""
+        """Greet a device whose bases and capabilities fit, and send it the records that it does not know."""
         state = self._state
         difference = self._difference(hello.fingerprint) or self._incapable(hello.capabilities)
         if source == state.me.device:
@@ -196,7 +196,7 @@ class Connections:
             state.tell(source, self._hello(reply=False))
         # On every connection the table goes first, so that tombstones arrive before any data (method 9).
         if now - peer.table_ns >= self._pause_ns:
-            state.tell_table(now, source)
+            state.tell_table(now, source, known=hello.known)
         if state.phase is Phase.FINISH:
             state.act(Farewell(source, "finished"))
 
@@ -258,7 +258,9 @@ class Connections:
             self._state.act(Meet(alias, source))
 
     def _hello(self, reply: bool) -> Hello:
-        return Hello(self._state.me.address, self._fingerprint, reply, self._capabilities, self._state.round)
+        state = self._state
+        known = state.members.names(state.config.adapter.max_devices)
+        return Hello(state.me.address, self._fingerprint, reply, self._capabilities, state.round, known)
 
     def _incapable(self, theirs: list[str]) -> str | None:
         """The required capabilities that the other device lacks; None: it has all."""

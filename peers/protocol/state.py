@@ -297,12 +297,15 @@ class DeviceState:
         self.own = record
         self.tell_all(self.gossip([record]))
 
-    def tell_table(self, now: int, peer: str, reply: bool = False) -> None:
-        """Send the whole membership table to a peer. `reply`: ask for the peer's table.
+    def tell_table(self, now: int, peer: str, reply: bool = False, known: bytes = b"") -> None:
+        """Send the membership table to a peer. `reply`: ask for the peer's table.
 
-        One message takes at most a quarter of a round's budget.
+        known: the names of records that the peer has (`Membership.names`). They are left out, but for the
+        peer's own records, whose arrival here the peer may wait for. One message takes at most a quarter of a
+        round's budget. An empty table is told too.
         """
-        records = list(self.members)
+        unnamed = {record.key for record in self.members.unnamed(known)}
+        records = [r for r in self.members if r.key in unnamed or r.device == peer]
         size = max(1, min(MAX_GOSSIP, self.config.radio.budget_bytes // 4 // RECORD_BYTES))
         for start in range(0, len(records), size) or [0]:
             part = records[start : start + size]

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from coordinator_free.ranges import RECORD_FIELDS, Check, data, valid_device_id
+from coordinator_free.ranges import NAME_BYTES, RECORD_FIELDS, Check, data, valid_device_id
 from transport.wire.errors import WireError
 from transport.wire.limits import MAX_RECORDS, RECORD_BYTES, SMALL_HEADER_BYTES, TREE_BYTES
 
@@ -60,6 +60,11 @@ def word(v: Any) -> bool:
 def device_or_all(v: Any) -> bool:
     """A device id, or `*`, which stands for all devices."""
     return v == "*" or valid_device_id(v)
+
+
+def record_names(v: Any) -> bool:
+    """The names of at most MAX_RECORDS membership records, in one byte string."""
+    return type(v) is bytes and len(v) <= MAX_RECORDS * NAME_BYTES and len(v) % NAME_BYTES == 0
 
 
 def _scalar(v: Any) -> bool:

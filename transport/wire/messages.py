@@ -24,13 +24,18 @@ class Envelope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message on a connection: the sender's address and the fingerprint of its bases."""
+    """The first message on a connection: the sender's address and the fingerprint of its bases.
+
+    `known`: the names of the membership records that the sender has, NAME_BYTES each. The receiver sends the
+    others.
+    """
 
     address: str
     fingerprint: dict[str, Any]
     reply: bool
     capabilities: list[str]
     round: int
+    known: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from transport.wire.fields import (
     objects,
     one_of,
     optional,
+    record_names,
     rows,
     text,
     unpack_array,
@@ -77,7 +78,7 @@ from transport.wire.messages import (
     Window,
 )
 
-VERSION = 5
+VERSION = 6
 MAGIC = b"uw"
 PREFIX = struct.Struct(">2sBBqqq")  # magic, version, kind, sequence, departure ns, arrival ns
 _STAMP = struct.Struct(">qqq")  # the end of the prefix: sequence, departure ns, arrival ns
@@ -145,7 +146,7 @@ _UPDATE = (
     optional(_SIGNATURE),
 )
 _KINDS: dict[int, _Kind] = {
-    1: _kind(Hello, 32 << 10, ranges.address, TREE, flag, WORDS, _ROUND),
+    1: _kind(Hello, 32 << 10, ranges.address, TREE, flag, WORDS, _ROUND, record_names),
     2: _kind(Refuse, 4 << 10, text(512)),
     3: _kind(Gossip, 256 << 10, RECORDS, flag, _ROUND),
     4: _kind(Updates, 96 << 10, objects(Update, 1, MAX_UPDATES, *_UPDATE), payload=True),

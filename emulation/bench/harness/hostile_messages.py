@@ -227,7 +227,8 @@ class HostileMessages:
 
     def _hello(self) -> messages.Hello:
         address, tree = self._draw.choice(BAD_ADDRESSES), {"base": "x" * 200, "s": 1.5}
-        return messages.Hello(address, tree, self._draw.random() < 0.5, ["codec:fp16"], self._round())
+        asks, known = self._draw.random() < 0.5, self._draw.randbytes(8 * self._draw.choice((0, 1, 1024)))
+        return messages.Hello(address, tree, asks, ["codec:fp16"], self._round(), known)
 
     def _refuse(self) -> messages.Refuse:
         return messages.Refuse(self._draw.choice(("no", "\n\x1b[31m" * 40, "x" * 512)))

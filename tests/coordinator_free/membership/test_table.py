@@ -85,6 +85,17 @@ def test_gossip_in_any_order_of_exchanges_ends_in_equal_tables(world, seed):
     assert {digest(t) for t in tables} == {digest(filled(world))}
 
 
+@given(worlds(), st.randoms(use_true_random=False))
+def test_records_that_a_device_has_not_named_are_all_that_it_lacks(world, rng):
+    a, b = (filled(rng.sample(world, rng.randint(0, len(world)))) for _ in range(2))
+    reference = filled([*a, *b])
+    lacking = a.unnamed(b.names(len(b)))
+    b.merge(lacking)
+    assert digest(b) == digest(reference)
+    assert a.unnamed(a.names(len(a))) == []
+    assert a.unnamed(a.names(1)) == list(a)[1:]
+
+
 def test_merge_returns_the_changes():
     old, new = make("d1"), make("d1", lamport=2, status=Status.RETIRED)
     members = filled([old])

@@ -10,9 +10,9 @@ import pytest
 from coordinator_free.identifiers import BlockKey, Part
 from coordinator_free.membership.signed_records import Status
 from peers.protocol import actions as do
-from tests.support.simulated import GROUPS, MILLI, SECOND, refusal, still
+from tests.support.simulated import GROUPS, MILLI, SECOND, Network, refusal, still
 from tests.support.simulated_checks import agreed, has_gone, rest, started, trains
-from transport.wire.messages import Gossip, Ping
+from transport.wire.messages import Gossip, Hello, Ping
 
 D2 = BlockKey("d2", 0)
 MODES = ["average", "newest"]
@@ -40,6 +40,26 @@ def test_while_news_spreads_a_peer_gets_a_table_only_now_and_then() -> None:
     d0, start = net["d0"].protocol, net.now
     told = [tables(d0.on_message(start + n * PERIOD, "d1", Ping(n, bytes([n]) * 16))) for n in range(17)]
     assert [n for n, count in enumerate(told) if count] == [0, 8, 16]
+
+
+def answered(net: Network, known: bytes) -> list[str]:
+    """The devices whose records d0 sends to d1 as the answer to a hello that names `known`."""
+    d0 = net["d0"].protocol
+    hello = Hello("sim://d1", {"bases": "q"}, True, d0._connections._capabilities, 0, known)
+    told = d0.on_message(net.now, "d1", hello)
+    (table,) = [a.message for a in told if isinstance(a, do.Tell) and isinstance(a.message, Gossip)]
+    return [record["device"] for record in table.records]
+
+
+def test_a_greeted_device_gets_the_records_that_its_hello_does_not_name_and_its_own() -> None:
+    net = started(4)
+    net.run(5.0)
+    names, start = net["d0"].protocol.members.names(4), net.now
+    assert answered(net, names) == ["d1"]
+    net.now = start + PERIOD
+    assert answered(net, names[8:16]) == ["d0", "d1", "d2", "d3"]
+    net.now = start + 2 * PERIOD
+    assert answered(net, names[:8] + names[24:]) == ["d1", "d2"]
 
 
 # -- leave -----------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ RECORD = {
 DIGEST = b"v" * 16
 MESSAGES = [
     Hello("tcp://10.0.0.1:5555", {"base": "abc", "groups": {"early": [3, 8]}, "s": 4.0}, True, ["int8"], -1),
+    Hello("tcp://10.0.0.1:5555", {"base": "abc"}, False, ["int8"], 3, b"n" * 8 * 1024),
     Refuse("another basis: é, and\na second line"),
     Gossip([RECORD, {**RECORD, "device": "d2"}], False, 7),
     UPDATE,
@@ -135,6 +136,8 @@ BAD = [
     Hello("a", {"k": [[[[[1]]]]]}, True, [], 0),
     Hello("a", {"k": float("nan")}, True, [], 0),
     Hello("a", {}, True, ["bad\nname"], 0),
+    Hello("a", {}, True, [], 0, b"n" * 7),
+    Hello("a", {}, True, [], 0, b"n" * 8 * 1025),
     Gossip([{"k": b"x" * 129}], True, 0),
     Gossip([{"k": [1]}], True, 0),
     Gossip([{"k": 1 << 63}], True, 0),
