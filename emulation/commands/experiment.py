@@ -49,7 +49,9 @@ def experiment(
     ] = "full",
     arms: Annotated[
         str,
-        typer.Option(help="Only these, with commas; uniform is added, and oracles where arms correct."),
+        typer.Option(
+            help="Only these arms or settings, with commas; uniform is added, and oracles where arms correct."
+        ),
     ] = "",
     set_: Annotated[
         list[str] | None,
@@ -107,7 +109,8 @@ def _checked(name: str, request: Request, arms: str, seeds: str | None) -> Work:
     others = {module.NAME: module for module in (allocation, forgetting, privacy, sequence)}
     own = others.get(name) or sized.get(name)
     if own is None:
-        found = changes.changed(catalogue.find_experiment(name), request.changes)
+        listed = catalogue.choose_settings(catalogue.find_experiment(name), arms)
+        found = changes.changed(listed, request.changes)
         chosen = catalogue.choose_arms(found, arms, request.scale)
         request = replace(request, arms=chosen, scale=found.sized(request.scale))
         run.check(found, request)

@@ -246,18 +246,34 @@ def find_scale(name: str) -> Scale:
     return SCALES[name]
 
 
+def choose_settings(experiment: Experiment, names: str) -> Experiment:
+    """The experiment in the settings that a list with commas names; in all, if it names none of them."""
+    wanted = _listed(names)
+    chosen = tuple(setting for setting in experiment.settings if setting.name in wanted)
+    return replace(experiment, settings=chosen or experiment.settings)
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, ...]:
     """The arms of a list with commas, `uniform`, oracles, and the arms from which others are derived.
 
-    Raises InputError for an unknown arm, and for one that unlearns where nobody leaves.
+    Settings in the list are left out. Raises InputError for an unknown arm, and for one that unlearns where
+    nobody leaves.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    settings = [setting.name for setting in experiment.settings]
+    wanted = [name for name in _listed(names) if name not in settings]
     if not wanted:
         return experiment.smoke if scale.name == SMOKE else experiment.arms
     known = [n for n in ARMS if n not in UNLEARNERS or not any(s.joins for s in experiment.settings)]
     for name in wanted:
         if name not in known:
-            raise InputError(f"--arms: {name!r} is no arm of {experiment.name}; allowed: {', '.join(known)}")
+            raise InputError(
+                f"--arms: {name!r} is no arm of {experiment.name}; allowed: {', '.join(known)}; "
+                f"or a setting: {', '.join(settings)}"
+            )
     oracles = {ARMS[name].oracle for name in wanted} if set(experiment.arms) >= set(ORACLES) else set()
     sources = {ARMS[name].derived for name in wanted}
     return tuple(name for name in ARMS if name in {*wanted, *oracles, *sources, UNIFORM, ORACLE})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from emulation.analysis.evaluator import DONE_MARKER, KEPT_SNAPSHOTS
 from emulation.experiments import grid, metrics, runner
 from emulation.experiments.arms import ARMS, BEFORE, NONE, ORACLE, UNIFORM
-from emulation.experiments.catalogue import EXPERIMENTS, SCALES, choose_arms
+from emulation.experiments.catalogue import EXPERIMENTS, SCALES, choose_arms, choose_settings
 from emulation.experiments.evaluation import write_mean
 from emulation.experiments.grid import Cell
 from emulation.experiments.request import Request
@@ -108,6 +108,10 @@ def test_cells_are_ordered_by_seed_and_references_come_first() -> None:
 def test_chosen_arms_include_oracle_and_uniform() -> None:
     assert set(choose_arms(ABLATION, "dominant", SCALES["full"])) == {"dominant", UNIFORM, ORACLE}
     assert choose_arms(ABLATION, "", SCALES["full"]) == ABLATION.arms
+    regimes = choose_settings(EXPERIMENTS["regimes"], "consensus,dominant")
+    assert [setting.name for setting in regimes.settings] == ["consensus"]
+    assert set(choose_arms(regimes, "consensus,dominant", SCALES["full"])) == {"dominant", UNIFORM, ORACLE}
+    assert choose_settings(EXPERIMENTS["regimes"], "dominant") == EXPERIMENTS["regimes"]
     with pytest.raises(InputError, match="allowed: dominant"):
         choose_arms(ABLATION, "best", SCALES["full"])
 
