@@ -122,12 +122,11 @@ class Membership:
         return self._overview().digest
 
     def names(self, most: int) -> bytes:
-        """The names of the first `most` records: the first NAME_BYTES of each record's hash."""
+        """The names of the first `most` records in one string: the first NAME_BYTES of each record's hash."""
         return b"".join(self._hashes[key][:NAME_BYTES] for key in self._order[:most])
 
-    def unnamed(self, names: bytes) -> list[Record]:
-        """The records that are not among these `names`, in order."""
-        known = {names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES)}
+    def unnamed(self, known: Collection[bytes]) -> list[Record]:
+        """The records whose names are not among `known`, in order."""
         return [self._records[key] for key in self._order if self._hashes[key][:NAME_BYTES] not in known]
 
     # -- changing --------------------------------------------------------------------------------
@@ -267,6 +266,11 @@ def _hash(record: Record) -> bytes:
     state = record.device, record.incarnation, int(record.status), record.lamport
     masks = (record.mask_key,) if record.mask_key else ()  # without masks the digests of earlier versions
     return hashlib.blake2b(repr((*state, *masks)).encode(), digest_size=16).digest()
+
+
+def split_names(names: bytes) -> frozenset[bytes]:
+    """The names in a string of `Membership.names`."""
+    return frozenset(names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES))
 
 
 def _digest(hashes: Iterable[bytes]) -> bytes:

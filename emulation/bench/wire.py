@@ -30,7 +30,12 @@ _PARTS = [(f"d{n // 3}", 0, ("early", "mid", "late")[n % 3], 12) for n in range(
 _RECIPE = {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}
 SAMPLES: tuple[messages.Message, ...] = (
     messages.Hello(
-        "tcp://10.0.0.1:5555", {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}, True, ["int8"], -1
+        "tcp://10.0.0.1:5555",
+        {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0},
+        True,
+        ["int8"],
+        -1,
+        bytes(80),
     ),
     messages.Refuse("another basis"),
     messages.Gossip([_RECORD] * 32, False, 7),
@@ -65,7 +70,9 @@ HOSTILE: dict[str, list[messages.Buffer]] = {
     "records of nested maps, as many as the cap allows": _sealed(
         "Gossip", b"".join([msgpack.packb(b"\x81\xa0" * 500)] * 250), True, 0
     ),
-    "a fingerprint of empty maps": _sealed("Hello", "a", _NESTED + b"\xca\x7f\xc0\x00\x00", True, b"", 0),
+    "a fingerprint of empty maps": _sealed(
+        "Hello", "a", _NESTED + b"\xca\x7f\xc0\x00\x00", True, b"", 0, b""
+    ),
 }
 
 

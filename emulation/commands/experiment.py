@@ -50,7 +50,8 @@ def experiment(
     arms: Annotated[
         str,
         typer.Option(
-            help="Only these arms or settings, with commas; uniform is added, and oracles where arms correct."
+            help="Only these arms (docs/experiments.md: or settings), with commas; uniform is added, and "
+            "oracles where arms correct."
         ),
     ] = "",
     set_: Annotated[

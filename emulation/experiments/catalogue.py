@@ -263,7 +263,7 @@ def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, 
     Settings in the list are left out. Raises InputError for an unknown arm, and for one that unlearns where
     nobody leaves.
     """
-    settings = [setting.name for setting in experiment.settings]
+    settings = [setting.name for setting in EXPERIMENTS[experiment.name].settings]
     wanted = [name for name in _listed(names) if name not in settings]
     if not wanted:
         return experiment.smoke if scale.name == SMOKE else experiment.arms

@@ -7,11 +7,13 @@ from typing import Any
 
 from coordinator_free.membership.overlay import Overlay
 from coordinator_free.membership.signed_records import Status
+from coordinator_free.membership.table import split_names
 from peers.protocol.actions import Connect, Disconnect, Drop, Exit, Farewell, Meet
 from peers.protocol.phases import Phase
 from peers.protocol.send_allocation import codecs
 from peers.protocol.state import SECOND, DeviceState, Peer
 from transport.wire.codec_names import CODECS
+from transport.wire.limits import MAX_RECORDS
 from transport.wire.messages import Bye, Hello, Refuse
 
 Difference = Callable[[dict[str, Any]], str | None]
@@ -53,7 +55,7 @@ class Connections:
 
     def connect(self, peer: str, address: str, now: int) -> None:
         """Open a link and say hello on it."""
-        self._state.peers[peer] = Peer(address, now, now, greet_again_ns=now + SECOND)
+        self._state.peers[peer] = Peer(address, now, now, greet_again_ns=now + SECOND, table_ns=now)
         self._state.act(Connect(peer, address))
         self._state.tell(peer, self._hello(reply=True))
 
@@ -194,11 +196,21 @@ class Connections:
         peer.dismissed = peer.silent = False
         if hello.reply:
             state.tell(source, self._hello(reply=False))
-        # On every connection the table goes first, so that tombstones arrive before any data (method 9).
-        if now - peer.table_ns >= self._pause_ns:
-            state.tell_table(now, source, known=hello.known)
+        self._answer(now, source, split_names(hello.known))
         if state.phase is Phase.FINISH:
             state.act(Farewell(source, "finished"))
+
+    def _answer(self, now: int, source: str, known: frozenset[bytes]) -> None:
+        """Send the records that a greeted peer lacks, so that tombstones arrive before any data (method 9).
+
+        Within the pause the peer gets one table more if it lacks what the last one left out: a process that
+        has just started may have the address of one that has ended.
+        """
+        peer = self._state.peers[source]
+        if now - peer.answered_ns >= self._pause_ns:
+            self._state.tell_table(now, source, known=known)
+        elif not peer.left_out <= known:
+            self._state.tell_table(now, source)
 
     def _refuse(self, source: str, difference: str, again: bool) -> None:
         """Refuse a hello. Only the first refusal of a peer is logged, so that nobody can fill the disk."""
@@ -259,7 +271,7 @@ class Connections:
 
     def _hello(self, reply: bool) -> Hello:
         state = self._state
-        known = state.members.names(state.config.adapter.max_devices)
+        known = state.members.names(min(state.config.adapter.max_devices, MAX_RECORDS))
         return Hello(state.me.address, self._fingerprint, reply, self._capabilities, state.round, known)
 
     def _incapable(self, theirs: list[str]) -> str | None:

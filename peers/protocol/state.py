@@ -55,7 +55,7 @@ class Peer:
     """A device to which this device has a link. Times are ns of this device's clock.
 
     connections.py changes the fields, with three exceptions: state_machine.py also sets `heard_ns`, rounds.py
-    `manifests` and `dismissed`, and `DeviceState.tell_table` sets `table_ns`.
+    `manifests` and `dismissed`, and `DeviceState.tell_table` sets `table_ns`, `answered_ns` and `left_out`.
     """
 
     address: str  # endpoint of the link
@@ -75,7 +75,9 @@ class Peer:
     digest: bytes = b""  # digest of its membership table, as last told; b"": unknown
     differing: tuple[bytes, bytes] = (b"", b"")  # its digest and the own one, which differed when last seen
     differs_ns: int = 0  # since when these two stand
-    table_ns: int = -SECOND * 3600  # when this device last sent it its whole table
+    table_ns: int = 0  # when this device last sent it its whole table; at first, when the link opened
+    answered_ns: int = -SECOND * 3600  # when this device last sent it a table
+    left_out: frozenset[bytes] = frozenset()  # the names that were left out of that table
     manifests: dict[int, Manifest] = field(default_factory=dict)  # by round, of this round and later ones
 
 
@@ -297,15 +299,17 @@ class DeviceState:
         self.own = record
         self.tell_all(self.gossip([record]))
 
-    def tell_table(self, now: int, peer: str, reply: bool = False, known: bytes = b"") -> None:
+    def tell_table(
+        self, now: int, peer: str, reply: bool = False, known: frozenset[bytes] = frozenset()
+    ) -> None:
         """Send the membership table to a peer. `reply`: ask for the peer's table.
 
-        known: the names of records that the peer has (`Membership.names`). They are left out, but for the
-        peer's own records, whose arrival here the peer may wait for. One message takes at most a quarter of a
-        round's budget. An empty table is told too.
+        known: the names of records that the peer has. They are left out, with two exceptions: tombstones, and
+        the peer's own records, whose arrival here the peer may wait for. One message takes at most a quarter
+        of a round's budget. An empty table is told too.
         """
         unnamed = {record.key for record in self.members.unnamed(known)}
-        records = [r for r in self.members if r.key in unnamed or r.device == peer]
+        records = [r for r in self.members if r.key in unnamed or r.status is Status.LEFT or r.device == peer]
         size = max(1, min(MAX_GOSSIP, self.config.radio.budget_bytes // 4 // RECORD_BYTES))
         for start in range(0, len(records), size) or [0]:
             part = records[start : start + size]
@@ -314,7 +318,10 @@ class DeviceState:
         departed = self.quarantine.confirmations(now, {*self.members.active()})
         if departed:
             self.tell(peer, Deleted(departed[:MAX_DELETED]))
-        self.peers[peer].table_ns = now
+        link = self.peers[peer]
+        link.answered_ns, link.left_out = now, known
+        if not known:
+            link.table_ns = now
 
     def log(self, event: str, **fields: Any) -> None:
         """Write a line of events.jsonl.

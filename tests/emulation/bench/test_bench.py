@@ -32,6 +32,8 @@ from emulation.cli import app, main
 from emulation.commands import bench
 from emulation.scenario.loading import load
 from emulation.scenario.schema import Scenario
+from transport.wire.errors import WireError
+from transport.wire.packing import unpack
 
 HALVES = """
 clock = "virtual"
@@ -136,6 +138,13 @@ def test_the_first_fill_of_a_bucket_is_not_counted() -> None:
 def test_without_root_there_is_no_kernel_bucket_and_a_reason() -> None:
     with pytest.raises(kernel_tbf.NotPossible, match="root"), kernel_tbf.kernel_link():
         pass
+
+
+def test_hostile_messages_of_the_benchmark_are_refused_for_their_contents() -> None:
+    for name, frames in wire.HOSTILE.items():
+        with pytest.raises(WireError) as refusal:
+            unpack(frames)
+        assert "wrong number of fields" not in str(refusal.value), name
 
 
 def test_wire() -> None:

@@ -52,6 +52,7 @@ def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
         (["allocation", "--arms", "best"], "--arms: 'best' is no arm; allowed: fifo, fifo-int8"),
         (["regimes", "--arms", "best"], "--arms: 'best' is no arm"),
         (["paper", "--arms", "consensus"], "--arms: 'consensus' is no arm of paper; allowed: dominant"),
+        (["paper", "--arms", "paper,best"], "or a setting: paper-printed, paper"),
         (["regimes", "--seeds", "three"], "--seeds: 'three' names no seeds; allowed: a number of judging"),
         (["regimes", "--seeds", "5-3"], "--seeds: '5-3' names 0 seeds"),
         (["regimes", "--set", "round.count=9"], "--set round.count: the experiment decides it"),

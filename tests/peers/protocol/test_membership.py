@@ -42,24 +42,67 @@ def test_while_news_spreads_a_peer_gets_a_table_only_now_and_then() -> None:
     assert [n for n, count in enumerate(told) if count] == [0, 8, 16]
 
 
-def answered(net: Network, known: bytes) -> list[str]:
-    """The devices whose records d0 sends to d1 as the answer to a hello that names `known`."""
+def answers(net: Network, known: bytes, after_ns: int = 0) -> list[list[str]]:
+    """The devices whose records d0 sends to d1 for a hello that names `known`: one list a message."""
+    net.now += after_ns
     d0 = net["d0"].protocol
     hello = Hello("sim://d1", {"bases": "q"}, True, d0._connections._capabilities, 0, known)
     told = d0.on_message(net.now, "d1", hello)
-    (table,) = [a.message for a in told if isinstance(a, do.Tell) and isinstance(a.message, Gossip)]
-    return [record["device"] for record in table.records]
+    tables = [a.message for a in told if isinstance(a, do.Tell) and isinstance(a.message, Gossip)]
+    return [[record["device"] for record in table.records] for table in tables]
 
 
 def test_a_greeted_device_gets_the_records_that_its_hello_does_not_name_and_its_own() -> None:
     net = started(4)
     net.run(5.0)
-    names, start = net["d0"].protocol.members.names(4), net.now
-    assert answered(net, names) == ["d1"]
-    net.now = start + PERIOD
-    assert answered(net, names[8:16]) == ["d0", "d1", "d2", "d3"]
-    net.now = start + 2 * PERIOD
-    assert answered(net, names[:8] + names[24:]) == ["d1", "d2"]
+    names = net["d0"].protocol.members.names(4)
+    assert answers(net, names) == [["d1"]]
+    assert answers(net, names[8:16], after_ns=PERIOD) == [["d0", "d1", "d2", "d3"]]
+    assert answers(net, names[:8] + names[24:], after_ns=PERIOD) == [["d1", "d2"]]
+
+
+def test_a_tombstone_goes_with_every_answer() -> None:
+    net = started(4)
+    net.signal("d3", "leave")
+    net.run(5.0)
+    assert answers(net, net["d0"].protocol.members.names(4)) == [["d1", "d3"]]
+
+
+def test_a_process_that_starts_within_the_pause_gets_the_whole_table_once() -> None:
+    net = started(4)
+    net.run(5.0)
+    names = net["d0"].protocol.members.names(4)
+    assert answers(net, names) == [["d1"]]  # of the process that has ended
+    assert answers(net, b"") == [["d0", "d1", "d2", "d3"]]
+    assert answers(net, names) == answers(net, b"") == []
+
+
+def test_hellos_that_name_everything_keep_no_table_from_a_peer() -> None:
+    net = started(3)
+    net.run(5.0)
+    d0, names, told = net["d0"].protocol, net["d0"].protocol.members.names(3), 0
+    for n in range(64):
+        answers(net, names, after_ns=PERIOD // 4)
+        told += tables(d0.on_message(net.now, "d1", Ping(n, b"x" * 16)))
+    assert told >= 8
+
+
+def test_a_link_that_opens_again_carries_the_records_alone_that_the_other_lacks() -> None:
+    net = started(4)
+    net.run(5.0)
+    d0, d1 = net["d0"], net["d1"]
+    before = len(d0.told), len(d1.told)
+    d1.protocol._connections.disconnect("d0")
+    d1.protocol._connections.connect("d0", "sim://d0", net.now)
+    net.run(0.2)
+    hello = next(a.message for a in d1.told[before[1] :] if isinstance(a, do.Tell) and a.peer == "d0")
+    table = next(
+        a.message
+        for a in d0.told[before[0] :]
+        if isinstance(a, do.Tell) and a.peer == "d1" and isinstance(a.message, Gossip)
+    )
+    assert isinstance(hello, Hello) and hello.known == d1.protocol.members.names(4)
+    assert [record["device"] for record in table.records] == ["d1"]
 
 
 # -- leave -----------------------------------------------------------------------------------------------
