@@ -1,18 +1,26 @@
-"""Whether a policy earns its measurements: each policy against the best constant arm at no more cost.
+"""Whether a policy earns its measurements: each policy against the best constant arms at no more cost.
 
-A constant arm uses no measurement. The local steps of a policy lie between those of two constant arms. A
-reader could mix these two in time and would get about the mean of their gaps, weighted so that the steps are
-those of the policy. The best such pair is chosen on the *other* seeds, then compared on the own seed.
+A constant arm uses no measurement. The local steps and bytes of a policy lie between those of constant arms.
+A reader could take each of these arms for a share of the rounds, and would get about the weighted mean of
+their gaps. The best shares are chosen on the *other* seeds, by a linear program, then compared on the own
+seed. Where a policy costs less than every constant arm, that cost of the cheapest one is allowed.
+
+`python -m emulation.experiments.constant_arms FILE` prints the table again from a published rows.csv.
 """
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations_with_replacement
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
+from rich.console import Console
 from rich.table import Table
+from scipy.optimize import linprog
 
 from emulation.analysis.records import Record
 from emulation.experiments.aggregate import rows_of, to_record
@@ -21,45 +29,30 @@ from emulation.experiments.statistics import interval
 from emulation.experiments.tables import DASH, number, spread, table
 
 SAME = 1.02  # a constant arm may cost up to this factor of the policy's; the error favours the constant arm
-LEAST_SHARE = 0.02  # of the rounds; a smaller share is no mixture
+LEAST_SHARE = 0.01  # of the rounds; a table leaves out smaller shares
 POOLED = "all"
 COSTS = ("steps", "seconds", "bytes")
 
 
-class Mixed(NamedTuple):
-    """The share `share` of the rounds as constant arm `first`, the others as `second`."""
-
-    first: str
-    second: str
-    share: float
-
-    @property
-    def name(self) -> str:
-        if self.first == self.second:
-            return self.first
-        return f"{self.share:.0%} {self.first}, {1 - self.share:.0%} {self.second}"
-
-    def value(self, seen: Mapping[str, Record], name: str) -> float:
-        """The weighted mean of a column, from the rows of one seed by arm."""
-        return self.share * float(seen[self.first][name]) + (1 - self.share) * float(seen[self.second][name])
+Shares = Mapping[str, float]  # of the rounds, by constant arm; their sum is 1
 
 
 class Paired(NamedTuple):
-    """One seed of a policy beside the constant arm that the other seeds chose.
+    """One seed of a policy beside the constant arms that the other seeds chose.
 
-    costs: the policy's over those of the constant arm, by COSTS.
+    costs: the policy's over those of the constant arms, by COSTS.
     """
 
     difference: float
-    chosen: str
+    chosen: Shares
     costs: Mapping[str, float]
 
 
 def against_constants(rows: Sequence[Record]) -> list[Record]:
-    """For each setting and policy that is not constant: the paired difference to the best constant arm.
+    """For each setting and policy that is not constant: the paired difference to the best constant arms.
 
     `success`: the interval of the difference of event gaps lies below 0. `steps`, `seconds`, `bytes`: the
-    policy's over those of the constant arm. `chosen`: the constant arms, by number of seeds that chose them.
+    policy's over those of the constant arms. `chosen`: the mean share of each constant arm over the seeds.
     The setting `all` pools several settings: the value of a seed is its mean over them.
     """
     keys = dict.fromkeys((r["setting"], r["arm"]) for r in rows)
@@ -95,11 +88,15 @@ def compare_seeds(rows: Sequence[Record], setting: str, arm: str) -> dict[int, P
     return found
 
 
-def compare_seed(mine: Record, best: Mixed, seen: Mapping[str, Record]) -> Paired:
+def compare_seed(mine: Record, best: Shares, seen: Mapping[str, Record]) -> Paired:
     """seen: the constant arms' rows of the same seed, by arm."""
-    spent = {cost: best.value(seen, cost) for cost in COSTS}
+
+    def mixed(name: str) -> float:
+        return sum(share * float(seen[arm][name]) for arm, share in best.items())
+
+    spent = {cost: mixed(cost) for cost in COSTS}
     costs = {cost: float(mine[cost]) / value if value else 1.0 for cost, value in spent.items()}
-    return Paired(float(mine["eg"]) - best.value(seen, "eg"), best.name, costs)
+    return Paired(float(mine["eg"]) - mixed("eg"), best, costs)
 
 
 def pool(of: Mapping[str, Mapping[int, Paired]]) -> list[list[Paired]]:
@@ -111,47 +108,32 @@ def pool(of: Mapping[str, Mapping[int, Paired]]) -> list[list[Paired]]:
 def to_comparison(setting: str, arm: str, pairs: Sequence[Sequence[Paired]]) -> Record:
     """pairs: those of each seed, one for each setting."""
     gap = interval([fmean(pair.difference for pair in of_seed) for of_seed in pairs])
-    names = [pair.chosen for of_seed in pairs for pair in of_seed]
+    chosen = [pair.chosen for of_seed in pairs for pair in of_seed]
+    names = dict.fromkeys(name for shares in chosen for name in shares)
     return {
         "setting": setting,
         "arm": arm,
         "eg_minus_constant": to_record(gap),
         "success": gap is not None and gap.high is not None and gap.high < 0,
-        "chosen": {name: names.count(name) for name in dict.fromkeys(names)},
+        "chosen": {name: fmean(shares.get(name, 0.0) for shares in chosen) for name in names},
         **{cost: fmean(pair.costs[cost] for of_seed in pairs for pair in of_seed) for cost in COSTS},
     }
 
 
-def best_constant(constant: Mapping[str, Sequence[Record]], policy: Sequence[Record]) -> Mixed:
-    """The constant arm, or pair of them, with the smallest mean gap at no more mean steps and bytes than the
-    policy's. If all constant arms cost more, the one with the fewest steps."""
-    steps = {name: _mean(rows, "steps") for name, rows in constant.items()}
-    sent = {name: _mean(rows, "bytes") for name, rows in constant.items()}
-    gaps = {name: _mean(rows, "eg") for name, rows in constant.items()}
-    limit, most = SAME * _mean(policy, "steps"), SAME * _mean(policy, "bytes")
-    options = [
-        mixed
-        for pair in combinations_with_replacement(constant, 2)
-        if (mixed := _within(*pair, steps, limit)) is not None
-        and mixed.share * sent[mixed.first] + (1 - mixed.share) * sent[mixed.second] <= most
-    ]
-    cheapest = min(constant, key=lambda name: steps[name])
-    return min(
-        options,
-        key=lambda m: m.share * gaps[m.first] + (1 - m.share) * gaps[m.second],
-        default=Mixed(cheapest, cheapest, 1.0),
-    )
-
-
-def _within(a: str, b: str, steps: Mapping[str, float], limit: float) -> Mixed | None:
-    """The mixture of two arms with as many steps of the dearer one as `limit` allows."""
-    low, high = sorted((a, b), key=lambda name: steps[name])
-    if steps[high] <= limit:
-        return Mixed(high, high, 1.0) if a == b else None  # each of the two alone is an option
-    if a == b or steps[low] > limit:
-        return None
-    share = (limit - steps[low]) / (steps[high] - steps[low])
-    return Mixed(high, low, share) if share > LEAST_SHARE else None
+def best_constant(constant: Mapping[str, Sequence[Record]], policy: Sequence[Record]) -> Shares:
+    """The shares of constant arms with the smallest mean gap at no more mean steps and bytes than the
+    policy's; the arm with the fewest steps if no shares cost so little.
+    """
+    names = list(constant)
+    costs = np.array([[_mean(constant[name], cost) for name in names] for cost in ("steps", "bytes")])
+    spent = np.array([SAME * _mean(policy, cost) for cost in ("steps", "bytes")])
+    limits = np.maximum(spent, costs.min(axis=1))
+    gaps = [_mean(constant[name], "eg") for name in names]
+    # Steps and bytes differ by orders of magnitude, so each is divided by its limit.
+    found = linprog(gaps, costs / limits[:, None], [1.0, 1.0], np.ones((1, len(names))), [1.0])
+    if not found.success:
+        return {names[int(costs[0].argmin())]: 1.0}
+    return {name: float(share) for name, share in zip(names, found.x, strict=True) if share > 0}
 
 
 def _mean(rows: Iterable[Record], name: str) -> float:
@@ -160,7 +142,7 @@ def _mean(rows: Iterable[Record], name: str) -> float:
 
 def constants_table(found: Sequence[Record]) -> Table:
     """One line for each setting and policy."""
-    made = table("policies against the best constant arm, chosen on the other seeds")
+    made = table("policies against the best constant arms, chosen on the other seeds")
     for head in (
         "setting",
         "policy",
@@ -169,19 +151,19 @@ def constants_table(found: Sequence[Record]) -> Table:
         "steps",
         "seconds",
         "bytes",
-        "constant arm",
+        "constant arms",
     ):
-        left = head in ("setting", "policy", "constant arm")
+        left = head in ("setting", "policy", "constant arms")
         made.add_column(head, justify="left" if left else "right", no_wrap=head == "policy")
     for one in found:
         costs = [f"{one[cost]:.2f}" for cost in COSTS]
-        several = one["setting"] == POOLED
-        chosen = DASH if several else ", ".join(f"{name} ({count})" for name, count in one["chosen"].items())
+        largest = sorted(one["chosen"].items(), key=lambda entry: -entry[1])
+        chosen = ", ".join(f"{share:.0%} {name}" for name, share in largest if share >= LEAST_SHARE)
         verdict = "yes" if one["success"] else "no"
         made.add_row(one["setting"], one["arm"], spread(one["eg_minus_constant"]), verdict, *costs, chosen)
     made.caption = (
-        "steps, seconds, bytes: of the policy, over those of the constant arm; "
-        "all: a seed's mean over the settings"
+        "steps, seconds, bytes: of the policy, over those of the constant arms; "
+        "constant arms: mean shares of the rounds; all: a seed's mean over the settings"
     )
     return made
 
@@ -211,3 +193,14 @@ def _best(entries: Mapping[str, Record], names: Iterable[str]) -> list[str]:
     """The name with the smallest mean gap, in a list; an empty list if there is none."""
     present = [name for name in names if name in entries]
     return [min(present, key=lambda name: float(entries[name]["eg"]["mean"]))] if present else []
+
+
+def read_rows(file: Path) -> list[Record]:
+    """The lines of a rows.csv, with numbers where `against_constants` needs them."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [{**row, "seed": int(row["seed"]), **{n: float(row[n]) for n in ("eg", *COSTS)}} for row in rows]
+
+
+if __name__ == "__main__":
+    Console().print(constants_table(against_constants(read_rows(Path(sys.argv[1])))))
