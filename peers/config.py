@@ -183,7 +183,7 @@ class MixingConfig(Section):
         float,
         about(
             "average: a foreign copy is sent if the receiver's estimate is off by more than this share of its"
-            " norm. 0: it is sent in every round.",
+            " norm. 0, or with an allocator: it may be sent in every round.",
             source="docs/exchange.md",
             ge=0,
             lt=1,

@@ -293,7 +293,7 @@ class Rounds:
     def _layers(self) -> dict[str, Layer]:
         """How the devices mix in this round; empty if kept copies do not follow their owners."""
         state, correction = self._state, self._correction
-        if not applies(state.config.mixing):
+        if not applies(state.config):
             return {}
         return {
             g: Layer(correction.graph(g), correction.gamma(g), correction.exchanged(g))

@@ -16,22 +16,26 @@ from coordinator_free.averaging.mixing import MODES, Arrival, Follow, Mix
 from coordinator_free.averaging.rate_allocation import Transfer
 from coordinator_free.averaging.topology import Graph
 from coordinator_free.identifiers import BlockKey, Part
-from peers.config import DeviceConfig, MixingConfig
+from peers.config import DeviceConfig
+from peers.radio_config import FIFO
 
 REFRESH = 20  # rounds after which a copy is sent in any case: what a lost message has made wrong ends then
 COARSE_ERROR = 0.02  # int8 errs by about 1 % of the norm of a matrix
 Near = Mapping[Transfer, bool]  # whether the peer's assumption of the own copy is within the tolerance
 
 
-def applies(config: MixingConfig) -> bool:
-    """Whether a run sends foreign copies only if the receivers' estimates are off."""
-    mode = MODES[config.mode]()
-    return config.tolerance > 0 and mode.relays and not mode.shared_versions
+def applies(config: DeviceConfig) -> bool:
+    """Whether a run sends foreign copies only if the receivers' estimates are off.
+
+    An allocator weighs each copy by its gain and spends the whole budget, so it may choose among all copies.
+    """
+    mode, offers_all = MODES[config.mixing.mode](), config.radio.allocator != FIFO
+    return config.mixing.tolerance > 0 and mode.relays and not mode.shared_versions and not offers_all
 
 
 def foreign_codec(config: DeviceConfig) -> str | None:
     """The codec of foreign copies; None: that of the scenario, since the error of int8 would be too large."""
-    fits = applies(config.mixing) and config.mixing.tolerance >= COARSE_ERROR
+    fits = applies(config) and config.mixing.tolerance >= COARSE_ERROR
     return "int8" if fits and config.radio.codec in ("fp32", "fp16", "bf16") else None
 
 

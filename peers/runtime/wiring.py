@@ -65,8 +65,8 @@ def make_driver(
     queue, external = EventQueue(), ExternalEvents(clock)
     versions = Versions(spec.id, identity.sign)
     copies = None if spec.config.radio.allocator == FIFO else NeighbourCopies()
-    mixing = spec.config.mixing
-    assumed = AssumedCopies(mixing.tolerance) if similar_copies.applies(mixing) else None
+    assumes = similar_copies.applies(spec.config)
+    assumed = AssumedCopies(spec.config.mixing.tolerance) if assumes else None
     learner_thread = LearnerThread(
         learner,
         recorder,

@@ -102,14 +102,15 @@ def test_every_part_has_its_turn_to_be_sent_in_any_case() -> None:
 
 
 def test_foreign_copies_take_int8_only_within_the_tolerance_and_only_where_copies_are_averaged() -> None:
-    def config(**mixing: object) -> DeviceConfig:
-        return DeviceConfig.model_validate({"mixing": mixing})
+    def config(allocator: str = "fifo", **mixing: object) -> DeviceConfig:
+        return DeviceConfig.model_validate({"mixing": mixing, "radio": {"allocator": allocator}})
 
     assert foreign_codec(config(tolerance=0.02)) == "int8"
     assert foreign_codec(config(tolerance=0.005)) is None
-    assert [applies(config(mode=mode).mixing) for mode in ("average", "newest", "paper-literal")] == [
+    assert [applies(config(mode=mode)) for mode in ("average", "newest", "paper-literal")] == [
         True,
         False,
         False,
     ]
-    assert not applies(config(tolerance=0.0).mixing)
+    assert not applies(config(tolerance=0.0))
+    assert not applies(config("residual")) and foreign_codec(config("residual")) is None
