@@ -29,14 +29,7 @@ _RECORD: dict[str, object] = {"device": "d1", "incarnation": 3, "public": b"k" *
 _PARTS = [(f"d{n // 3}", 0, ("early", "mid", "late")[n % 3], 12) for n in range(96)]  # 32 devices, 3 groups
 _RECIPE = {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0}
 SAMPLES: tuple[messages.Message, ...] = (
-    messages.Hello(
-        "tcp://10.0.0.1:5555",
-        {"base": "a" * 64, "sketch": [0.5] * 64, "s": 4.0},
-        True,
-        ["int8"],
-        -1,
-        bytes(80),
-    ),
+    messages.Hello("tcp://10.0.0.1:5555", _RECIPE, True, ["int8"], -1, bytes(80)),
     messages.Refuse("another basis"),
     messages.Gossip([_RECORD] * 32, False, 7),
     messages.Updates(

@@ -248,12 +248,13 @@ def find_scale(name: str) -> Scale:
 
 def choose_settings(experiment: Experiment, names: str) -> Experiment:
     """The experiment in the settings that a list with commas names; in all, if it names none of them."""
-    wanted = _listed(names)
+    wanted = listed(names)
     chosen = tuple(setting for setting in experiment.settings if setting.name in wanted)
     return replace(experiment, settings=chosen or experiment.settings)
 
 
-def _listed(names: str) -> list[str]:
+def listed(names: str) -> list[str]:
+    """The names of a list with commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
@@ -264,7 +265,7 @@ def choose_arms(experiment: Experiment, names: str, scale: Scale) -> tuple[str, 
     nobody leaves.
     """
     settings = [setting.name for setting in EXPERIMENTS[experiment.name].settings]
-    wanted = [name for name in _listed(names) if name not in settings]
+    wanted = [name for name in listed(names) if name not in settings]
     if not wanted:
         return experiment.smoke if scale.name == SMOKE else experiment.arms
     known = [n for n in ARMS if n not in UNLEARNERS or not any(s.joins for s in experiment.settings)]

@@ -10,6 +10,7 @@ seed. Where a policy costs less than every constant arm, that cost of the cheape
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,13 +28,12 @@ from emulation.experiments.aggregate import rows_of, to_record
 from emulation.experiments.arms import CONSTANT_ARMS, POLICIES, SINGLE_ACTIONS, UNIFORM
 from emulation.experiments.statistics import interval
 from emulation.experiments.tables import DASH, number, spread, table
+from peers.errors import InputError
 
 SAME = 1.02  # a constant arm may cost up to this factor of the policy's; the error favours the constant arm
 LEAST_SHARE = 0.01  # of the rounds; a table leaves out smaller shares
 POOLED = "all"
 COSTS = ("steps", "seconds", "bytes")
-
-
 Shares = Mapping[str, float]  # of the rounds, by constant arm; their sum is 1
 
 
@@ -196,11 +196,33 @@ def _best(entries: Mapping[str, Record], names: Iterable[str]) -> list[str]:
 
 
 def read_rows(file: Path) -> list[Record]:
-    """The lines of a rows.csv, with numbers where `against_constants` needs them."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return [{**row, "seed": int(row["seed"]), **{n: float(row[n]) for n in ("eg", *COSTS)}} for row in rows]
+    """The lines of a rows.csv, with numbers where `against_constants` needs them. Raises InputError."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            found = csv.DictReader(lines)
+            missing = {"setting", "arm", "seed", "eg", *COSTS} - {*(found.fieldnames or ())}
+            if missing:
+                raise ValueError(f"no column {min(missing)}")
+            return [
+                {**row, "seed": int(row["seed"]), **{n: float(row[n]) for n in ("eg", *COSTS)}}
+                for row in found
+            ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}; allowed: rows.csv of an experiment") from None
+
+
+def main() -> None:
+    """Command line: see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emulation.experiments.constant_arms", description=__doc__
+    )
+    parser.add_argument("file", type=Path, help="a published rows.csv, such as docs/data/regimes-compact.csv")
+    try:
+        Console().print(constants_table(against_constants(read_rows(parser.parse_args().file))))
+    except InputError as error:
+        print(f"unweft: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    Console().print(constants_table(against_constants(read_rows(Path(sys.argv[1])))))
+    main()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from emulation.analysis.records import Record
 from emulation.experiments import publication
-from emulation.experiments.catalogue import SMOKE, Scale, Setting
+from emulation.experiments.catalogue import SMOKE, Scale, Setting, listed
 from peers.errors import InputError
 
 
@@ -50,7 +50,7 @@ class Request:
 
 def arm_names(names: str, known: Collection[str], experiment: str = "") -> list[str]:
     """The names of a list with commas. Raises InputError for a name that is not known."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = listed(names)
     for name in wanted:
         if name not in known:
             of = f" of {experiment}" * bool(experiment)

@@ -19,7 +19,7 @@ from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import publication, runner, tables
 from emulation.experiments.aggregate import to_record
 from emulation.experiments.arms import BEFORE, Arm
-from emulation.experiments.catalogue import SMOKE, Scale, Setting
+from emulation.experiments.catalogue import SMOKE, Scale, Setting, listed
 from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.request import Request
 from emulation.experiments.statistics import interval
@@ -100,7 +100,7 @@ class WirelessCell(Cell):
 def choose_arms(names: str, scale: Scale) -> tuple[str, ...]:
     """The arms of a list with commas: whole names, limits or allocators. Raises InputError."""
     every = tuple(arms(scale))
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = listed(names)
     for name in wanted:
         if name not in {*every, *LIMITS, *ALLOCATORS}:
             allowed = ", ".join((*LIMITS, *ALLOCATORS))

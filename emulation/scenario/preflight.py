@@ -18,10 +18,11 @@ from peers.learning.privacy_account import check_delta
 from peers.lora.layout import ModelLayout
 from peers.models.data_limits import check_data
 from peers.models.loader import load_model, pick_device
+from peers.protocol.connections import most_names
 from peers.protocol.send_allocation import codecs
 from peers.tasks import AnyExample, HasFiles, HasUtility, Task, make_task
 from transport.wire.codec_names import payload_bytes
-from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES, MAX_RECORDS
+from transport.wire.limits import CURVE_BYTES, FRAME_BYTES, HEADER_BYTES
 from transport.wire.messages import Envelope, Hello, Manifest, Message
 from transport.wire.packing import pack, wire_bytes
 
@@ -131,7 +132,7 @@ def _check_control(scenario: Scenario, learner: Learner) -> None:
     radio, slots = scenario.radio, scenario.adapter.max_devices
     longest = max(scenario.all_devices, key=len)
     item = (longest, 0, max(learner.layout.groups, key=len), scenario.round.count, "unchanged")
-    names = bytes(min(slots, MAX_RECORDS) * NAME_BYTES)
+    names = bytes(most_names(slots) * NAME_BYTES)
     messages: dict[str, Message] = {
         "a hello": Hello("x" * ADDRESS_BYTES, learner.fingerprint.to_dict(), True, [], 0, names),
         "a manifest": Manifest(0, "correction", bytes(16), [item] * slots * len(learner.layout.groups)),

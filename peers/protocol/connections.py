@@ -271,13 +271,18 @@ class Connections:
 
     def _hello(self, reply: bool) -> Hello:
         state = self._state
-        known = state.members.names(min(state.config.adapter.max_devices, MAX_RECORDS))
+        known = state.members.names(most_names(state.config.adapter.max_devices))
         return Hello(state.me.address, self._fingerprint, reply, self._capabilities, state.round, known)
 
     def _incapable(self, theirs: list[str]) -> str | None:
         """The required capabilities that the other device lacks; None: it has all."""
         missing = sorted(set(self._required) - set(theirs))
         return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def most_names(slots: int) -> int:
+    """The most membership records that a hello names."""
+    return min(slots, MAX_RECORDS)
 
 
 def printable(text: str) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 import msgpack
 
 from coordinator_free.membership.signed_records import Record, Status
+from coordinator_free.ranges import NAME_BYTES
 from transport.security.keys import DeviceIdentity
 from transport.wire import messages
 from transport.wire.fields import RECORDS, TREE, WORDS
+from transport.wire.limits import MAX_RECORDS
 from transport.wire.packing import CODES, MAGIC, PREFIX, VERSION, pack, seal
 
 BAD_NAMES = ("x" * 200, "a\nb", "/../../x", "..", "?x", "", "d0@0", "*", "\u202e", "d" * 61)
@@ -227,7 +229,8 @@ class HostileMessages:
 
     def _hello(self) -> messages.Hello:
         address, tree = self._draw.choice(BAD_ADDRESSES), {"base": "x" * 200, "s": 1.5}
-        asks, known = self._draw.random() < 0.5, self._draw.randbytes(8 * self._draw.choice((0, 1, 1024)))
+        asks = self._draw.random() < 0.5
+        known = self._draw.randbytes(NAME_BYTES * self._draw.choice((0, 1, MAX_RECORDS)))
         return messages.Hello(address, tree, asks, ["codec:fp16"], self._round(), known)
 
     def _refuse(self) -> messages.Refuse:

@@ -19,6 +19,7 @@ from emulation.experiments.constant_arms import (
     constants_table,
     read_rows,
 )
+from peers.errors import InputError
 
 
 def row(arm: str, seed: int, eg: float, steps: float = 40.0, sent: float = 1e6) -> dict[str, Any]:
@@ -129,6 +130,24 @@ def test_the_table_can_be_printed_from_a_published_file(tmp_path: Path) -> None:
     lines = [",".join(found[0]), *(",".join(map(str, one.values())) for one in found)]
     file.write_text("\n".join(lines), encoding="utf-8")
     assert against_constants(read_rows(file)) == against_constants(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("setting,arm,seed,eg,steps,seconds\n", "no column bytes"),
+        ("setting,arm,seed,eg,steps,seconds,bytes\nring,uniform,0,x,1,1,1\n", "could not convert"),
+    ],
+)
+def test_a_file_without_the_rows_of_an_experiment_is_refused(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "rows.csv"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        read_rows(file)
 
 
 def test_one_seed_or_no_constant_arm_gives_no_comparison():
