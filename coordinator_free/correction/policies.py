@@ -64,8 +64,9 @@ def _registrar(
 def before_decision(name: str, groups: Iterable[str], limits: Limits) -> dict[str, GroupAction]:
     """The settings of a policy between an event and its first decision; empty: the base.
 
-    `dominant` mixes at full strength from the start. This costs no byte and no step, and a diagnosis and the
-    exchange of its results take rounds.
+    `dominant` mixes at full strength from the start. This costs no step, and no byte without
+    `mixing.tolerance`: with it, copies change more and are sent more often. A diagnosis and the exchange of
+    its results take rounds.
     """
     return dict.fromkeys(groups, replace(limits.base, gamma=1.0)) if name in AT_FULL_STRENGTH else {}
 
@@ -107,7 +108,8 @@ def early_steps(k: int, of: int, limits: Limits) -> GroupAction:
 
 @schedule("gamma-1")
 def gamma_1(k: int, of: int, limits: Limits) -> GroupAction:
-    """Mixing at full strength, gamma = 1: no more bytes and no more steps than `uniform`."""
+    """Mixing at full strength, gamma = 1: no more steps than `uniform`, and with `mixing.tolerance` a few
+    per cent more bytes, since copies change more."""
     return replace(limits.base, gamma=1.0)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from statistics import fmean
 
 from emulation.analysis.records import Record
-from emulation.experiments.arms import ORACLES, POLICIES, SINGLE_ACTIONS, UNIFORM
+from emulation.experiments.arms import ORACLES, UNIFORM
 from emulation.experiments.statistics import Interval, cluster_means, equivalence_p, holm, interval
 
 MEANS = (
@@ -38,12 +37,11 @@ DOMINANT = "dominant"
 def aggregate(rows: Sequence[Record]) -> list[Record]:
     """One entry for each setting and arm, in the order of the first rows. It is `summary` of results.json.
 
-    Every p is adjusted over the arms of its setting, which are the claims of one table (Holm).
+    Every p is adjusted over the arms of all settings, which are the claims of one experiment (Holm).
     """
     keys = dict.fromkeys((r["setting"], r["arm"]) for r in rows)
     found = [_entry(rows, setting, arm) for setting, arm in keys]
-    for setting in dict.fromkeys(entry["setting"] for entry in found):
-        _adjust([entry for entry in found if entry["setting"] == setting])
+    _adjust(found)
     return found
 
 
@@ -55,6 +53,15 @@ def _adjust(entries: Sequence[Record]) -> None:
     claims = [(e["equivalence_p"], name) for e in entries for name in e["equivalence_p"]]
     for (claim, name), p in zip(claims, holm([claim[name] for claim, name in claims]), strict=True):
         claim[name] = p
+
+
+def adjusted(entries: Sequence[Record], name: str) -> list[Record]:
+    """The entries with the p of their intervals `name` adjusted over all of them (Holm)."""
+    p = holm([None if entry[name] is None else entry[name]["p"] for entry in entries])
+    return [
+        entry if entry[name] is None else {**entry, name: {**entry[name], "p": one}}
+        for entry, one in zip(entries, p, strict=True)
+    ]
 
 
 def rows_of(rows: Iterable[Record], setting: str, arm: str) -> list[Record]:
@@ -108,27 +115,18 @@ def paired_differences(arm: Sequence[Record], other: Sequence[Record], name: str
 
 # -- verdicts ------------------------------------------------------------------------------------------
 def verdicts(rows: Sequence[Record]) -> list[Record]:
-    """For each setting: the best single action, and `dominant` against the other policies.
+    """`dominant` against `uniform` and `proportional` over all settings; then the goal of recovery.
 
-    Then `dominant` against `uniform` and `proportional` over all settings.
+    Whether a policy earns its measurements is decided in constant_arms.py alone.
     """
-    settings = list(dict.fromkeys(r["setting"] for r in rows))
-    found = [
-        v
-        for setting in settings
-        for v in (_best_single_action(rows, setting), _dominant_verdict(rows, setting))
-        if v
-    ]
+    found: list[Record] = []
     mine = [r for r in rows if r["arm"] == DOMINANT]
     for other in (UNIFORM, "proportional"):
         theirs = [r for r in rows if r["arm"] == other]
         gap = paired_interval(mine, theirs, "eg")
         if gap is not None:
             found.append({"what": f"{DOMINANT} - {other}", "setting": "all", "eg": to_record(gap)})
-    compared = [v["eg"] for v in found if v["eg"] is not None]
-    for claim, p in zip(compared, holm([c["p"] for c in compared]), strict=True):
-        claim["p"] = p
-    return [*found, *_recovery_verdicts(rows)]
+    return [*adjusted(found, "eg"), *_recovery_verdicts(rows)]
 
 
 def _recovery_verdicts(rows: Sequence[Record]) -> list[Record]:
@@ -152,37 +150,3 @@ def _recovery_verdicts(rows: Sequence[Record]) -> list[Record]:
             }
         )
     return found
-
-
-def _ranked(rows: Sequence[Record], setting: str, arms: Callable[[str], bool]) -> list[str]:
-    """The arms of a setting by mean event gap at K, the smallest first."""
-    names = dict.fromkeys(r["arm"] for r in rows if r["setting"] == setting and arms(r["arm"]))
-    return sorted(names, key=lambda arm: fmean(r["eg"] for r in rows_of(rows, setting, arm)))
-
-
-def _best_single_action(rows: Sequence[Record], setting: str) -> Record | None:
-    ranked = _ranked(rows, setting, lambda arm: arm in SINGLE_ACTIONS)
-    if len(ranked) < 2:
-        return None
-    best, second = (rows_of(rows, setting, arm) for arm in ranked[:2])
-    what = f"best single action {ranked[0]} - runner-up {ranked[1]}"
-    return {"what": what, "setting": setting, "eg": to_record(paired_interval(best, second, "eg"))}
-
-
-def _dominant_verdict(rows: Sequence[Record], setting: str) -> Record | None:
-    """`dominant` against the best other policy. `allowed`: the larger of 0.01 and 5 % of its gap."""
-    mine = rows_of(rows, setting, DOMINANT)
-    ranked = _ranked(rows, setting, lambda arm: arm in POLICIES and arm != DOMINANT)
-    if not mine or not ranked:
-        return None
-    best = rows_of(rows, setting, ranked[0])
-    excess = paired_interval(mine, best, "eg")
-    allowed = max(0.05 * abs(fmean(r["eg"] for r in best)), 0.01)
-    no_more_bytes = all(share <= 1.0 for share in _known(mine, "norm_comm"))
-    return {
-        "what": f"{DOMINANT} - best other policy {ranked[0]}",
-        "setting": setting,
-        "eg": to_record(excess),
-        "allowed": allowed,
-        "holds": excess is not None and excess.mean <= allowed and no_more_bytes,
-    }

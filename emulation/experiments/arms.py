@@ -38,7 +38,7 @@ class Arm:
 REFIT = {"correction.refit": 0.25}
 EARLY = {"correction.policy": "early-steps", "correction.steps_max": 20}
 FISHER = {**EARLY, "correction.fisher": True}
-MANY, MANY_FISHER = "oracle-20", "oracle-20-fisher"
+MANY_LOCAL, MANY, MANY_FISHER = "oracle-max-steps", "oracle-20", "oracle-20-fisher"
 MANY_STEPS = (MANY, MANY_FISHER)  # oracles of the arms with early steps: 2 K rounds
 INTERFERENCE = {**FISHER, "correction.interference": True}
 PROJECTION = {**EARLY, "correction.projection": True}
@@ -70,11 +70,12 @@ ARMS: dict[str, Arm] = {
         _policy("random", "control: any action"),
         _policy("lookahead", "control: the best action in trials of one round"),
         _policy("gamma-1", "constant: mixing at full strength"),
-        _policy("max-steps+gamma-1", "constant: n_max local steps and mixing at full strength"),
+        _policy("max-steps+gamma-1", "constant: n_max local steps and mixing at full strength", MANY_LOCAL),
         Arm(
             "early-max-steps",
             "constant: n_max local steps in the first quarter",
             {"correction.policy": "early-steps"},
+            oracle=MANY_LOCAL,
         ),
         Arm("paper-full", "the paper's full: shares by priority with H_g, gamma constant", PAPER_FULL),
         Arm(NONE, "deleted, then neither trained nor mixed", derived=UNIFORM),
@@ -104,7 +105,7 @@ ARMS: dict[str, Arm] = {
             {"mixing.mode": PAPER_LITERAL},
             branches=False,
         ),
-        _policy("max-steps", "n_max local steps for all groups", "oracle-max-steps"),
+        _policy("max-steps", "n_max local steps for all groups", MANY_LOCAL),
         Arm("early-steps", "20 local steps in the first rounds, then as `uniform`", EARLY, oracle=MANY),
         Arm(
             "projection",
@@ -140,7 +141,7 @@ ARMS: dict[str, Arm] = {
         ),
         Arm("newest", "the newest version of each block instead of averages", NEWEST, branches=False),
         Arm(ORACLE, "trained from scratch without the leaver", event=None, branches=False),
-        _oracle("oracle-max-steps", "n_max local steps in all rounds", {"round.local_steps": N_MAX}),
+        _oracle(MANY_LOCAL, "n_max local steps in all rounds", {"round.local_steps": N_MAX}),
         _oracle(MANY, "20 local steps in all of its 2 K rounds", {"round.local_steps": 20}),
         _oracle(
             MANY_FISHER,

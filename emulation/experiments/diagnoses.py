@@ -1,7 +1,12 @@
-"""The diagnoses of an experiment at all rounds k: rounds.jsonl and a table of the shares of residuals."""
+"""The diagnoses of an experiment at all rounds k: files, and a table of the shares of residuals.
+
+The residuals are estimates in nats. Their sum should be the mean model's gap to the oracle, so the table has
+both.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +15,9 @@ from statistics import fmean
 from rich.table import Table
 
 from emulation.analysis.records import Record
+from emulation.experiments.arms import ORACLE
 from emulation.experiments.regime_check import RESIDUALS, residual_shares
-from emulation.experiments.tables import table
+from emulation.experiments.tables import DASH, table
 
 
 def write_diagnoses(measures: Sequence[Record], path: Path) -> None:
@@ -24,9 +30,34 @@ def write_diagnoses(measures: Sequence[Record], path: Path) -> None:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
+def publish_diagnoses(measures: Sequence[Record], path: Path) -> None:
+    """Write a CSV line for each setting, arm, seed, decision and group: action, residuals and inputs."""
+    rows = [
+        {
+            **{key: m[key] for key in ("setting", "arm", "seed")},
+            "revision": m.get("revision"),
+            **{"k": decision["k"], "group": group},
+            **decision["groups"].get(group, {}),
+            **{key: f"{value:.6g}" for key, value in residuals.items()},
+        }
+        for m in measures
+        for decision in m["decisions"]
+        for group, residuals in decision["residuals"].items()
+    ]
+    if rows:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+            lines.writeheader()
+            lines.writerows(rows)
+
+
 def shares_by_round(measures: Sequence[Record]) -> list[Record]:
     """For each setting, arm and k: mean shares of the residuals over seeds, their mean sum in nats, and how
-    many seeds name each residual as the largest."""
+    many seeds name each residual as the largest.
+
+    gap: the mean model's gap to the oracle at the evaluation that is nearest to k; None without an oracle.
+    capped: the share of the estimates of eta mu that were at their bound 1 (`rate_from_gaps`).
+    """
     keys = dict.fromkeys((m["setting"], m["arm"], d["k"]) for m in measures for d in m["decisions"])
     return [_at(measures, *key) for key in sorted(keys)]
 
@@ -44,17 +75,32 @@ def _at(measures: Sequence[Record], setting: str, arm: str, k: int) -> Record:
         "shares": {name: fmean(share[name] for share in shares) for name in RESIDUALS.values()},
         "total": fmean(totals),
         "largest": {name: largest.count(name) for name in RESIDUALS.values()},
+        "gap": _gap(measures, own, k),
+        "capped": fmean(group.get("rate", 0.0) >= 1 for groups in seen for group in groups.values()),
     }
+
+
+def _gap(measures: Sequence[Record], own: Sequence[Record], k: int) -> float | None:
+    oracles = {(m["setting"], m["seed"]): m["curve"][-1]["loss"] for m in measures if m["arm"] == ORACLE}
+    known = [(m, oracles[m["setting"], m["seed"]]) for m in own if (m["setting"], m["seed"]) in oracles]
+    nearest = [(min(m["curve"], key=lambda point: abs(point["k"] - k)), best) for m, best in known]
+    return fmean(point["loss"] - best for point, best in nearest) if nearest else None
 
 
 def diagnoses_table(found: Sequence[Record], arm: str) -> Table:
     """The shares of residuals by setting and round, in the runs of one arm."""
     made = table(f"residuals in the runs of {arm}, by rounds after the event (k of the decision)")
-    for head in ("setting", "k", *RESIDUALS.values(), "sum, nats", "largest in seeds"):
+    for head in ("setting", "k", *RESIDUALS.values(), "sum, nats", "gap, nats", "capped", "largest in seeds"):
         made.add_column(head, justify="left" if head == "setting" else "right")
     for one in found:
         if one["arm"] == arm:
             shares = [f"{100 * share:.0f} %" for share in one["shares"].values()]
             counts = ", ".join(f"{name} {count}" for name, count in one["largest"].items() if count)
-            made.add_row(one["setting"], str(one["k"]), *shares, f"{one['total']:.3f}", counts)
+            gap = DASH if one["gap"] is None else f"{one['gap']:.3f}"
+            sums = (f"{one['total']:.3f}", gap, f"{100 * one['capped']:.0f} %")
+            made.add_row(one["setting"], str(one["k"]), *shares, *sums, counts)
+    made.caption = (
+        "sum: of the estimated residuals; gap: of the mean model to the oracle, which the sum estimates; "
+        "capped: estimates of eta mu at their bound 1"
+    )
     return made

@@ -57,11 +57,14 @@ def is_mixed(measures: Sequence[Record]) -> bool:
     return len({m.get("code_sha256") for m in measures}) > 1
 
 
-def check_before(seeds: Sequence[int]) -> None:
-    """Raises InputError if a run with these seeds and this code cannot be published."""
-    if len(seeds) < of_seeds.PUBLISHED or min(seeds) < of_seeds.JUDGING:
+def check_before(seeds: Sequence[int], least: int = of_seeds.PUBLISHED) -> None:
+    """Raises InputError if a run with these seeds and this code cannot be published.
+
+    least: the fewest seeds.
+    """
+    if len(seeds) < least or min(seeds) < of_seeds.JUDGING:
         raise InputError(
-            f"--publish: {len(seeds)} {of_seeds.kind(seeds)}; allowed: at least {of_seeds.PUBLISHED} "
+            f"--publish: {len(seeds)} {of_seeds.kind(seeds)}; allowed: at least {least} "
             f"seeds, all {of_seeds.JUDGING} or above"
         )
     if revision() == "unknown" or revision().endswith(DIRTY):

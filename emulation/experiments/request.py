@@ -11,6 +11,7 @@ from rich.console import Console
 from emulation.analysis.records import Record
 from emulation.experiments import publication
 from emulation.experiments.catalogue import SMOKE, Scale, Setting, listed
+from emulation.experiments.seeds import PUBLISHED
 from peers.errors import InputError
 
 
@@ -33,10 +34,13 @@ class Request:
         """The setting with the values of `--set`."""
         return replace(setting, changes={**setting.changes, **self.changes})
 
-    def check(self) -> None:
-        """Raises InputError, before anything starts, for a publication that is not possible."""
+    def check(self, least: int = PUBLISHED) -> None:
+        """Raises InputError, before anything starts, for a publication that is not possible.
+
+        least: the fewest seeds of a published table.
+        """
         if self.publish is not None:
-            publication.check_before(self.seeds)
+            publication.check_before(self.seeds, least)
 
     def finish(self, name: str, measures: Sequence[Record], files: str, console: Console) -> None:
         """Say which files were written, that the scale smoke has no meaning, and what was published."""

@@ -26,13 +26,14 @@ from emulation.experiments.catalogue import BASELINES, Experiment
 from emulation.experiments.paired import paired_rows, with_derived
 from emulation.experiments.regime_check import regime_evidence
 from emulation.experiments.request import Request
+from emulation.experiments.seeds import PUBLISHED, PUBLISHED_LONG
 
 FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 
 
 def check(experiment: Experiment, request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
-    request.check()
+    request.check(PUBLISHED_LONG if experiment.name == BASELINES else PUBLISHED)
     grid.check_cells(_cells(experiment, request, request.seeds[:1]))
 
 
@@ -51,6 +52,9 @@ def run(
     found.show(console)
     found.write(request, measures)
     request.finish(experiment.name, measures, FILES, console)
+    if request.publish is not None and found.by_round:
+        name = f"{experiment.name}-{request.scale.name}-diagnoses.csv"
+        diagnoses.publish_diagnoses(measures, request.publish / name)
 
 
 class Found(NamedTuple):

@@ -9,6 +9,7 @@ from peers.errors import InputError
 
 JUDGING = 100  # the first judging seed; smaller seeds are for development
 PUBLISHED = 10  # fewest judging seeds of a published table
+PUBLISHED_LONG = 5  # the same, of the experiments with many long arms: wireless, baselines, sequence
 MOST = 1000  # in one experiment
 ALLOWED = "allowed: a number of judging seeds (10: 100 to 109), a range (0-3), or a list (0,1)"
 

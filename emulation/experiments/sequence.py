@@ -23,6 +23,7 @@ from emulation.experiments.arms import ARMS, UNIFORM, UNLEARNERS
 from emulation.experiments.catalogue import DEFAULT, SMOKE
 from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.request import Request, arm_names
+from emulation.experiments.seeds import PUBLISHED_LONG
 from emulation.experiments.statistics import interval
 from emulation.report.plots import png
 from emulation.scenario.schema import Scenario
@@ -88,7 +89,7 @@ def choose_arms(names: str) -> tuple[str, ...]:
 
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
-    request.check()
+    request.check(PUBLISHED_LONG)
     check_cells(_cells(request, request.seeds[:1]))
 
 

@@ -141,6 +141,11 @@ def _percent(found: Record | None) -> str:
     return DASH if found is None else f"{100 * found['mean']:.0f}"
 
 
+def p_of(found: Record | None) -> str:
+    """The p of an interval as text."""
+    return p_text(None if found is None else found["p"])
+
+
 def p_text(p: float | None) -> str:
     """A p as text: 0.031, or < 0.001."""
     if p is None:
@@ -189,9 +194,6 @@ def verdict_line(verdict: Record) -> str:
         excludes = found["low"] > 0 or found["high"] < 0
         text += ", which excludes 0" if excludes else ", which does not exclude 0"
         text += f"; p {'' if found['p'] < 0.001 else '= '}{p_text(found['p'])}, adjusted (Holm)"
-    if "holds" in verdict:
-        word = "holds" if verdict["holds"] else "does not hold"
-        text += f"; within {verdict['allowed']:.3f} at no more bytes than uniform: {word}"
     return text
 
 

@@ -17,11 +17,12 @@ from rich.table import Table
 
 from emulation.analysis.records import Record, RunRecords, load
 from emulation.experiments import publication, runner, tables
-from emulation.experiments.aggregate import to_record
+from emulation.experiments.aggregate import adjusted, to_record
 from emulation.experiments.arms import BEFORE, Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting, listed
 from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.request import Request
+from emulation.experiments.seeds import PUBLISHED_LONG
 from emulation.experiments.statistics import interval
 from peers.errors import InputError
 from peers.radio_config import FIFO
@@ -132,7 +133,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 
 def check(request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
-    request.check()
+    request.check(PUBLISHED_LONG)
     check_cells(_cells(request, request.seeds[:1]))
 
 
@@ -170,13 +171,17 @@ def row_of(found: Record) -> Record:
     middle = next(point for point in found["curve"] if 2 * point["k"] >= last["k"])
     return {
         **{"limit": limit, "allocator": allocator, "seed": found["seed"]},
+        "revision": found.get("revision"),
         **{"retain": last["retain"], "half": middle["retain"]},
         **{"bytes": last["bytes"], "binds": found["binds"]},
     }
 
 
 def aggregate(rows: Sequence[Record]) -> list[Record]:
-    """One entry for each limit and allocator, with intervals over seeds. `gain`: paired, to the first one."""
+    """One entry for each limit and allocator, with intervals over seeds.
+
+    gain: paired, to the first allocator of the limit. Its p is adjusted over all lines (Holm).
+    """
     by_cell = {(row["limit"], row["allocator"], row["seed"]): row for row in rows}
     found = []
     for limit, allocator in dict.fromkeys((row["limit"], row["allocator"]) for row in rows):
@@ -189,24 +194,24 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
             {"limit": limit, "allocator": allocator, "seeds": len(own), **means}
             | {"gain": to_record(interval(gains))}
         )
-    return found
+    return adjusted(found, "gain")
 
 
 def table(summary: Sequence[Record]) -> Table:
     """One row for each limit and allocator."""
     made = tables.table("accuracy on survivors' facts after a leave, under limits of the radio")
-    for head in ("limit", "allocator", "at K/2", "at K", "gain at K", "MB", "binds %"):
+    for head in ("limit", "allocator", "at K/2", "at K", "gain at K", "p", "MB", "binds %"):
         made.add_column(head, justify="left" if head in ("limit", "allocator") else "right")
     for e in summary:
         mb, percent = (
             {"mean": e[name]["mean"] * factor} for name, factor in (("bytes", 1e-6), ("binds", 100))
         )
-        cells = [tables.spread(e["half"]), tables.spread(e["retain"]), tables.spread(e["gain"])]
+        cells = [*(tables.spread(e[name]) for name in ("half", "retain", "gain")), tables.p_of(e["gain"])]
         made.add_row(e["limit"], e["allocator"], *cells, tables.number(mb, 2), tables.number(percent, 0))
     made.caption = (
         "budget-p: C_t is p % of the own blocks in fp16; tau-p: tau_max carries p % of a block on a link; "
         "beta-n: fading links, C_t is 50 %, beta is n bytes/s; gain: over fifo, under tau over equal-share; "
-        "MB: all survivors, after the event; binds: "
+        "p: adjusted (Holm); MB: all survivors, after the event; binds: "
         "share of rounds in which a device withheld something"
     )
     return made

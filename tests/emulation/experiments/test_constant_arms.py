@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scipy.stats import ttest_1samp
 
 from emulation.experiments import diagnoses
 from emulation.experiments.constant_arms import (
@@ -23,7 +24,7 @@ from peers.errors import InputError
 
 
 def row(arm: str, seed: int, eg: float, steps: float = 40.0, sent: float = 1e6) -> dict[str, Any]:
-    costs = {"steps": steps, "seconds": steps / 20, "bytes": sent}
+    costs = {"steps": steps, "seconds": steps / 20, "cpu_s": steps / 10, "bytes": sent}
     return {"setting": "ring", "arm": arm, "seed": seed, "eg": eg, **costs}
 
 
@@ -95,6 +96,29 @@ def test_a_constant_arm_that_sends_one_per_cent_more_is_a_choice():
     assert not made["success"]
 
 
+def test_a_policy_that_sends_less_than_all_does_not_exclude_an_arm_that_sends_a_little_more():
+    """The policy sends 10 % less than all constant arms, at the steps of `max-steps`. That arm sends 0.04 %
+    more than the cheapest one, and it is the choice."""
+    seen = {
+        "uniform": [row("uniform", 0, 0.5)],
+        "max-steps": [row("max-steps", 0, 0.1, 80, sent=1.0004e6)],
+    }
+    assert best_constant(seen, [row("dominant", 0, 0.3, 80, sent=0.9e6)]) == pytest.approx({"max-steps": 1})
+
+
+def test_the_p_of_all_lines_is_adjusted_together():
+    """The same differences with one, two and four policies: p is multiplied by 1, 2 and 4."""
+    gaps = [0.45, 0.42, 0.40, 0.46]  # of the constant arm: 0.5
+    p = ttest_1samp([gap - 0.5 for gap in gaps], 0).pvalue
+    for policies in (("dominant",), ("dominant", "topology"), ("dominant", "topology", "sync", "random")):
+        found = [row("uniform", seed, 0.5) for seed in range(4)]
+        found += [row(name, seed, gap) for name in policies for seed, gap in enumerate(gaps)]
+        made = against_constants(found)
+        expected = [len(policies) * p] * len(policies)
+        assert [one["eg_minus_constant"]["p"] for one in made] == pytest.approx(expected)
+        assert [one["success"] for one in made] == [len(policies) * p < 0.05] * len(policies)
+
+
 def test_settings_are_pooled_by_seed():
     """The two settings differ by 1, the seeds by 0.02: only the seeds enter the interval."""
     found = []
@@ -111,9 +135,10 @@ def test_settings_are_pooled_by_seed():
     assert made[POOLED]["success"]
 
 
-def test_a_policy_that_costs_less_than_all_is_compared_with_the_cheapest():
+def test_a_policy_that_costs_less_than_all_is_compared_at_the_cost_of_the_cheapest():
     seen = {"uniform": [row("uniform", 0, 0.5)], "max-steps": [row("max-steps", 0, 0.1, 80)]}
-    assert best_constant(seen, [row("sync", 0, 0.4, 20)]) == {"uniform": 1.0}
+    shares = best_constant(seen, [row("sync", 0, 0.4, 20)])
+    assert shares == pytest.approx({"uniform": 2 - SAME, "max-steps": SAME - 1})
 
 
 def test_a_policy_with_fewer_steps_than_all_is_compared_at_the_fewest_steps():
@@ -136,8 +161,8 @@ def test_the_table_can_be_printed_from_a_published_file(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (None, "No such file"),
-        ("setting,arm,seed,eg,steps,seconds\n", "no column bytes"),
-        ("setting,arm,seed,eg,steps,seconds,bytes\nring,uniform,0,x,1,1,1\n", "could not convert"),
+        ("setting,arm,seed,eg,steps,seconds,cpu_s\n", "no column bytes"),
+        ("setting,arm,seed,eg,steps,seconds,cpu_s,bytes\nring,uniform,0,x,1,1,1,1\n", "could not convert"),
     ],
 )
 def test_a_file_without_the_rows_of_an_experiment_is_refused(
@@ -165,7 +190,7 @@ def text(table: Any) -> str:
 
 def test_the_tables_show_costs_and_the_verdict():
     shown = text(constants_table(against_constants(rows([0.15, 0.16, 0.17], 40))))
-    assert "yes" in shown and "98% gamma-1, 2% max-steps+gamma-1" in shown
+    assert " * " in shown and "98% gamma-1, 2% max-steps+gamma-1" in shown
     entry = {
         "setting": "ring",
         "eg": {"mean": 0.2, "low": 0.1, "high": 0.3},
@@ -200,7 +225,29 @@ def test_diagnoses_of_all_rounds_are_reported(tmp_path: Path):
     assert found[0]["shares"] == {"R_loc": 0.375, "R_con": 0.625, "R_het": 0.0}
     assert found[0]["total"] == 3.0
     assert found[0]["largest"] == {"R_loc": 1, "R_con": 1, "R_het": 0}
+    assert found[0]["gap"] is None and found[0]["capped"] == 0
     assert "62 %" in text(diagnoses.diagnoses_table(found, "dominant"))
     diagnoses.write_diagnoses(seen, tmp_path / "rounds.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert [(line["seed"], line["k"]) for line in lines] == [(0, 5), (0, 10), (1, 5)]
+    diagnoses.publish_diagnoses(seen, tmp_path / "diagnoses.csv")
+    first = (tmp_path / "diagnoses.csv").read_text().splitlines()[1]
+    assert first == "ring,dominant,0,,5,all,1,3,0"
+
+
+def test_the_sum_of_the_residuals_stands_beside_the_gap_that_it_estimates():
+    """At k = 5 the loss of the mean model is 0.7, and that of the oracle 0.4 at its end."""
+    losses = [{"k": k, "loss": loss} for k, loss in ((0, 2.0), (5, 0.7), (10, 0.5))]
+    oracle = {
+        "setting": "ring",
+        "arm": "oracle",
+        "seed": 0,
+        "decisions": [],
+        "curve": [{"k": 10, "loss": 0.4}],
+    }
+    seen = {**measured(0, (1.0, 3.0, 0.0)), "curve": losses}
+    seen["decisions"][0]["residuals"]["all"]["rate"] = 1.0
+    (found,) = diagnoses.shares_by_round([seen, oracle])
+    assert found["total"] == 4.0
+    assert found["gap"] == pytest.approx(0.3) and found["capped"] == 1
+    assert "0.300" in text(diagnoses.diagnoses_table([found], "dominant"))

@@ -60,6 +60,13 @@ def test_few_or_development_seeds_are_not_published(few: range, monkeypatch: pyt
         publication.check_before(few)
 
 
+def test_experiments_of_many_long_arms_need_fewer_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "revision", lambda: "abc")
+    publication.check_before(range(100, 105), least=5)
+    with pytest.raises(InputError, match=r"--publish: .*allowed: at least 5"):
+        publication.check_before(range(100, 104), least=5)
+
+
 def test_changed_code_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "revision", lambda: "abc-dirty")
     with pytest.raises(InputError, match="abc-dirty; allowed: a commit without changes"):
