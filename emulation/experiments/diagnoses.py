@@ -30,8 +30,8 @@ def write_diagnoses(measures: Sequence[Record], path: Path) -> None:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def publish_diagnoses(measures: Sequence[Record], path: Path) -> None:
-    """Write a CSV line for each setting, arm, seed, decision and group: action, residuals and inputs."""
+def publish_diagnoses(measures: Sequence[Record], path: Path, arm: str) -> None:
+    """Write a CSV line for each setting, seed, decision and group of one arm: action, residuals, inputs."""
     rows = [
         {
             **{key: m[key] for key in ("setting", "arm", "seed")},
@@ -41,6 +41,7 @@ def publish_diagnoses(measures: Sequence[Record], path: Path) -> None:
             **{key: f"{value:.6g}" for key, value in residuals.items()},
         }
         for m in measures
+        if m["arm"] == arm
         for decision in m["decisions"]
         for group, residuals in decision["residuals"].items()
     ]

@@ -54,7 +54,7 @@ def run(
     request.finish(experiment.name, measures, FILES, console)
     if request.publish is not None and found.by_round:
         name = f"{experiment.name}-{request.scale.name}-diagnoses.csv"
-        diagnoses.publish_diagnoses(measures, request.publish / name)
+        diagnoses.publish_diagnoses(measures, request.publish / name, DOMINANT)
 
 
 class Found(NamedTuple):

@@ -230,7 +230,7 @@ def test_diagnoses_of_all_rounds_are_reported(tmp_path: Path):
     diagnoses.write_diagnoses(seen, tmp_path / "rounds.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert [(line["seed"], line["k"]) for line in lines] == [(0, 5), (0, 10), (1, 5)]
-    diagnoses.publish_diagnoses(seen, tmp_path / "diagnoses.csv")
+    diagnoses.publish_diagnoses(seen, tmp_path / "diagnoses.csv", "dominant")
     first = (tmp_path / "diagnoses.csv").read_text().splitlines()[1]
     assert first == "ring,dominant,0,,5,all,1,3,0"
 
