@@ -29,8 +29,8 @@ from emulation.bench.harness.virtual_figures import VirtualFigures, VirtualRun, 
 from emulation.launch.forkserver import PRELOAD
 from emulation.planning import learning_graphs
 from emulation.planning.measured_runs import MeasuredRun
+from emulation.scenario.loading import from_table
 from emulation.scenario.probe_period import cores, probe_s
-from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 
 SIZES = (16, 32, 64, 128, 200)
@@ -204,7 +204,8 @@ def _line(count: int, figures: Figures, variant: str = "") -> str:
 
 # -- real devices --------------------------------------------------------------------------------------------
 def _real(count: int, variant: Variant, rounds: int, idle_s: float, measured: Measured) -> Figures:
-    scenario = variant.scenario(count, measured.slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
+    text = variant.scenario(count, measured.slots, "real", 1_000_000, 1, 0)  # the benchmark ends the run
+    scenario = from_table(tomllib.loads(text))
     names = [f"d{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder, crowd(scenario, Path(folder)) as devices:
         until = time.monotonic() + limit_s(count)
@@ -217,7 +218,7 @@ def _real(count: int, variant: Variant, rounds: int, idle_s: float, measured: Me
         figures["agreement after the start of the last"] = (_agreement_s(devices, names[-1], until),)
         figures |= _rounds(devices, rounds, until)
         suspected = devices.count("suspected")
-    measured.runs.append(_run(scenario, devices.rounds, _machine_figures(figures)))
+    measured.runs.append(calibration.measured_run(scenario, devices.rounds, _machine_figures(figures)))
     if suspected:
         measured.notes.append(f"{count} devices: {suspected} suspicions")
     return figures
@@ -256,7 +257,7 @@ def _rounds(devices: Crowd, rounds: int, until: float) -> Figures:
         spent = {name: used - cpu[name] for name, used in devices.cpu_s().items()}
         done = {name: len(of) - first[name] for name, of in devices.rounds.items()}
         figures["CPU of a device in a round"] = _each(spent[name] / n for name, n in done.items() if n)
-    figures["memory of a device, PSS"] = tuple(size / 1e6 for size in devices.pss_bytes())
+    figures["memory of a device, PSS"] = tuple(of.pss / 1e6 for of in devices.memory().values())
     figures["false deaths"] = (float(devices.count("peer_gone", kind="crash")),)
     over = sum(line.spent_bytes > line.granted_bytes for of in devices.rounds.values() for line in of)
     figures["budget violations"] = (float(over),)
@@ -292,10 +293,6 @@ def _machine_figures(figures: Figures) -> dict[str, float]:
     return {key: unit * fmean(figures[name]) for key, name, unit in columns if name in figures}
 
 
-def _run(scenario: str, rounds: calibration.Rounds, others: Mapping[str, float]) -> MeasuredRun:
-    return calibration.measured_run(Scenario.model_validate(tomllib.loads(scenario)), rounds, others)
-
-
 # -- virtual time --------------------------------------------------------------------------------------------
 def _virtual(count: int, variant: Variant, measured: Measured) -> Figures:
     learns = not variant.churn
@@ -310,7 +307,10 @@ def _virtual(count: int, variant: Variant, measured: Measured) -> Figures:
             why = str(error).strip().splitlines()[-1]
             measured.notes.append(f"{count} devices in virtual time, {variant}: {why}")
             return {}
-    measured.runs.append(_run(scenario, found.learning, {"learnt_rounds": found.learnt_between}))
+    learnt = {"learnt_rounds": found.learnt_between}
+    measured.runs.append(
+        calibration.measured_run(from_table(tomllib.loads(scenario)), found.learning, learnt)
+    )
     if learns and math.isnan(found.learnt_between):
         measured.notes.append(f"{count} devices, {variant}: 95 % was not reached in {shape[0]} rounds")
     return {

@@ -32,6 +32,7 @@ WHOLE_RUNS = (
     "join",
     "load",
     "membership",
+    "memory",
     "partition",
     "resume",
     "scale",
@@ -46,18 +47,19 @@ OPTIONS = {  # the benchmarks that have each option
     "trials": ("resume",),
     "sizes": ("scale",),
     "virtual": ("scale",),
-    "rounds": ("scale",),
+    "rounds": ("scale", "memory"),
     "degree": ("scale",),
     "churn": ("scale",),
     "budget": ("scale",),
 }
 SAVING = ("scale",)  # benchmarks that write their figures after each size
 SCENARIOS = {
-    "clock": Path("scenarios/demo.toml"),
-    "churn": Path("scenarios/soak.toml"),
-    "partition": Path("scenarios/partition.toml"),
+    "clock": Path("demo"),
+    "churn": Path("soak"),
+    "memory": Path("llm"),
+    "partition": Path("partition"),
 }
-WITH_HOSTILE = Path("scenarios/soak-hostile.toml")  # for `churn --hostile`
+WITH_HOSTILE = Path("soak-hostile")  # for `churn --hostile`
 
 
 def bench(
@@ -109,7 +111,7 @@ def bench(
         typer.Option(metavar="N,N", help="scale: the same in virtual time. Default: 4,8,16."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="scale: rounds that are measured. Default: 3.")
+        int | None, typer.Option(min=1, help="scale, memory: rounds that are measured. Default: 3.")
     ] = None,
     degree: Annotated[
         list[int] | None,

@@ -166,30 +166,21 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
 
 def table(summary: Sequence[Record]) -> Table:
     """One row for each arm."""
-    heads = (
-        "arm",
-        "accuracy",
-        "gain",
-        "p",
-        "consensus",
-        "reached",
-        "rounds",
-        "MB",
-        "total MB",
-        "16/8/4 bits",
-    )
+    heads = ("arm", "accuracy", "gain", "p", "consensus", "reached", "rounds", "MB", "bits")
     made = tables.table(f"allocators at equal bytes: {100 * SHARE:.0f} % of all blocks in fp16")
     for head in heads:
-        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
+        made.add_column(
+            head, justify="left" if head == "arm" else "right", no_wrap=head in ("arm", "p", "bits")
+        )
     for e in summary:
         bits = "/".join(f"{100 * (e[codec] or {'mean': 0.0})['mean']:.0f}" for codec in FIGURES[-3:])
-        mb = [tables.mb(e[name]) for name in ("bytes", "sent_bytes")]
-        accuracy, gain, consensus = (tables.spread(e[name]) for name in ("accuracy", "gain", "consensus"))
+        of = (tables.spread(e[name]).replace(", ", ",\n") for name in ("accuracy", "gain", "consensus"))
+        accuracy, gain, consensus = of
         cells_ = [accuracy, gain, tables.p_of(e["gain"]), consensus, f"{e['reached']}/{e['seeds']}"]
-        made.add_row(e["arm"], *cells_, tables.number(e["rounds"], 0), *mb, bits)
+        made.add_row(e["arm"], *cells_, tables.number(e["rounds"], 0), tables.mb(e["sent_bytes"]), bits)
     made.caption = (
         f"accuracy: all devices on all facts, at the end; gain: over {BEST_CODEC}, paired; p: adjusted "
-        f"(Holm); reached: seeds that reached {100 * TARGET:.0f} %; rounds, MB: of a device until then; "
-        "total MB: of a device; bits: % of the sent matrices"
+        f"(Holm); reached: seeds that reached {100 * TARGET:.0f} %; rounds: until then; "
+        "MB: of a device in all; bits: % of the sent matrices with 16, 8 and 4"
     )
     return made

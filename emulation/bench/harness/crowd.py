@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from rich.console import Console
@@ -18,7 +18,7 @@ from emulation.bench.harness.processes import process_cpu_s
 from emulation.launch import local
 from emulation.launch.local import LocalBackend
 from emulation.launch.run_state import RunState
-from emulation.scenario.loading import load
+from emulation.scenario.schema import Scenario
 
 POLL_S = 0.5
 
@@ -59,6 +59,13 @@ class ClosedRound:
             line.get("block_bytes", {}),
             int(line.get("withheld", 0)),
         )
+
+
+class Memory(NamedTuple):
+    """In bytes. uss: pages of this process alone. pss: with its share of the pages that others have too."""
+
+    uss: int
+    pss: int
 
 
 class Crowd:
@@ -117,9 +124,10 @@ class Crowd:
         """The CPU seconds that each device has used so far."""
         return self._ask(process_cpu_s)
 
-    def pss_bytes(self) -> list[int]:
-        """The proportional set size of each device. The pages of the forkserver are shared by all."""
-        return [int(found.pss) for found in self._ask(psutil.Process.memory_full_info).values()]
+    def memory(self) -> dict[str, Memory]:
+        """The memory of each device that was started. The pages of the forkserver are shared by all."""
+        found = self._ask(psutil.Process.memory_full_info)
+        return {device: Memory(int(info.uss), int(info.pss)) for device, info in found.items()}
 
     def _ask(self, question: Callable[[psutil.Process], Any]) -> dict[str, Any]:
         """An answer of each process. Raises RuntimeError if one has ended."""
@@ -131,11 +139,9 @@ class Crowd:
 
 
 @contextmanager
-def crowd(scenario: str, folder: Path) -> Iterator[Crowd]:
-    """The devices of a scenario (TOML text). All processes are killed at the end of the block."""
-    file = folder / "scale.toml"
-    file.write_text(scenario, encoding="utf-8")
-    state = RunState(scenario=load(file), out=folder / "scale")
+def crowd(scenario: Scenario, folder: Path) -> Iterator[Crowd]:
+    """The devices of a scenario. All processes are killed at the end of the block."""
+    state = RunState(scenario=scenario, out=folder / "crowd")
     backend = local.prepare(state, Console(quiet=True))
     try:
         backend.forkserver.start(_wait_for_imports, name="first").join()

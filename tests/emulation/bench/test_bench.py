@@ -261,12 +261,15 @@ def test_the_command_prints_and_writes_figures(tmp_path: Path, monkeypatch: pyte
         (
             ["nonsense"],
             "allowed: transport, shaper, wire, rounds, accounting, clock, churn, hostile, join, load, "
-            "membership, partition, resume, scale, watch",
+            "membership, memory, partition, resume, scale, watch",
         ),
-        (["clock"], "scenarios/demo.toml: cannot be read"),
+        (["clock", "--set", "devices.count=1"], "demo.toml: event.0.device: 'd5' cannot leave"),
         (["rounds", "--n", "1"], "--n: 1; allowed: 2 devices or more"),
         (["wire", "--json", "nowhere/x.json"], "there is no folder"),
-        (["wire", "--set", "seed=1"], "--set: wire has no scenario; allowed: clock, churn, partition"),
+        (
+            ["wire", "--set", "seed=1"],
+            "--set: wire has no scenario; allowed: clock, churn, memory, partition",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_what_is_allowed(arguments, said, monkeypatch, capsys, tmp_path) -> None:
