@@ -20,6 +20,7 @@ from peers.protocol.signed_versions import Versions
 from peers.runtime.host import Inline
 from peers.runtime.learner_thread import LearnerThread
 from peers.runtime.recorder import Recorder
+from peers.unlearning.deletion_receipt import DeletionReceipt
 
 EARLY, LATE = (Part(BlockKey("d1", 0), group) for group in ("early", "late"))
 
@@ -153,3 +154,50 @@ def test_the_anchor_of_a_correction_is_the_mean_of_the_copies(rounds: int, ancho
     made.mix((mix(EARLY, 4.0, 8.0),)).result()
     made.train(do.Train(0, 1, True, 1.0, {}, anchor=True)).result()
     assert learner.anchor == anchor and not raised
+
+
+class MeasuringLearner(AnchoredLearner):
+    """Two steps a round, whose loss above the floor falls to a quarter of its value: eta mu = 1/2."""
+
+    def add_block(self, key: BlockKey, slot: int, resume: bool = False) -> None:
+        """The held blocks do not matter here."""
+
+    def train(self, *_: object) -> TrainResult:
+        return TrainResult((2.0, 1.25), 0.0, gaps=(1.0, 0.25))
+
+    def delete_block(self, *_: object) -> DeletionReceipt:
+        return DeletionReceipt("", "")
+
+    def diagnose(self, round_: int, sketch: int, options: object, mixed: dict[Part, torch.Tensor]) -> Any:
+        def observables(gap: float, rate: float | None, *_: object) -> float | None:
+            return rate
+
+        group = SimpleNamespace(blocks={}, observables=observables)
+        return SimpleNamespace(groups={"early": group}, gap=1.0, copies={"early": []})
+
+
+@pytest.mark.parametrize("event", ["deletion", "newcomer"])
+def test_an_event_discards_the_losses_from_before_it(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first diagnosis after an event has no slope of losses that belong to another sum of blocks."""
+    monkeypatch.setattr("peers.runtime.learner_thread.pack", list)
+    config = DeviceConfig.model_validate({"correction": {"policy": "dominant"}})
+    raised = list[BaseException]()
+    made = LearnerThread(
+        *(cast(Learner, MeasuringLearner()), cast(Recorder, None), config, raised.append),
+        Versions("d1", lambda data: b""),
+        worker=Inline(),
+    )
+
+    def rate() -> float | None:
+        (found,) = made.diagnose(do.Diagnose(0)).result()[0]
+        return found
+
+    made.train(do.Train(0, 2, True, 1.0, {})).result()
+    assert rate() == pytest.approx(0.5)
+    if event == "deletion":
+        made.drop_block(do.DropBlock(BlockKey("d2", 0), "leave")).result()
+    else:
+        made.add_block(do.AddBlock(BlockKey("d2", 0), 2)).result()
+    assert rate() is None
+    made.train(do.Train(1, 2, True, 1.0, {})).result()
+    assert rate() == pytest.approx(0.5) and not raised
