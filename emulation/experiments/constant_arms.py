@@ -172,7 +172,7 @@ def constants_table(found: Sequence[Record]) -> Table:
         "constant arms",
     ):
         left = head in ("setting", "policy", "constant arms")
-        made.add_column(head, justify="left" if left else "right", no_wrap=head == "policy")
+        made.add_column(head, justify="left" if left else "right", no_wrap=head == "policy", overflow="fold")
     for one in found:
         costs = [f"{one[cost]:.2f}" for cost in COSTS]
         largest = sorted(one["chosen"].items(), key=lambda entry: -entry[1])

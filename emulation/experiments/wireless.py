@@ -50,9 +50,17 @@ class Limit:
 
     def keys(self, scale: Scale) -> dict[str, object]:
         """The keys of the section `radio` at a scale."""
-        own = (scale.devices - 1) * BLOCK_BYTES
-        budget = {} if self.share is None else {"radio.budget_bytes": round(self.share * own)}
-        return {**budget, **self.changes}
+        budget = self.budget_bytes(scale)
+        return {**({} if budget is None else {"radio.budget_bytes": budget}), **self.changes}
+
+    def budget_bytes(self, scale: Scale) -> int | None:
+        """C_t at a scale; None: no limit."""
+        return None if self.share is None else round(self.share * (scale.devices - 1) * BLOCK_BYTES)
+
+    def fits(self, scale: Scale) -> bool:
+        """Whether the budget of this limit holds a matrix at a scale."""
+        budget = self.budget_bytes(scale)
+        return budget is None or budget >= LEAST_BYTES
 
 
 def _tau(share: float) -> dict[str, object]:
@@ -77,7 +85,8 @@ LIMITS = {
         *(Limit(f"beta-{b}", 0.5, {**_FADING, "radio.beta_Bps": b}) for b in (0, 300_000, 1_000_000)),
     )
 }
-SMOKE_ARMS = ("budget-25/fifo", "budget-25/residual")
+SMOKE_ARMS = ("budget-50/fifo", "budget-50/residual")
+LEAST_BYTES = 40_000  # C_t that holds the largest group of a block of `tiny` in fp16, headers and control
 
 
 def arms(scale: Scale) -> dict[str, Arm]:
@@ -99,16 +108,21 @@ class WirelessCell(Cell):
 
 
 def choose_arms(names: str, scale: Scale) -> tuple[str, ...]:
-    """The arms of a list with commas: whole names, limits or allocators. Raises InputError."""
+    """The arms of a list with commas: whole names, limits or allocators. Raises InputError.
+
+    An empty list, or allocators alone, leave out the budgets that hold no matrix at this scale.
+    """
     every = tuple(arms(scale))
-    wanted = listed(names)
+    wanted, fitting = listed(names), {name for name, limit in LIMITS.items() if limit.fits(scale)}
     for name in wanted:
         if name not in {*every, *LIMITS, *ALLOCATORS}:
             allowed = ", ".join((*LIMITS, *ALLOCATORS))
             raise InputError(f"--arms: {name!r} is no arm; allowed: {allowed}, or a limit/allocator")
     if not wanted:
-        return SMOKE_ARMS if scale.name == SMOKE else every
-    limits, allocators = ({*wanted} & {*known} or {*known} for known in (LIMITS, ALLOCATORS))
+        return (
+            SMOKE_ARMS if scale.name == SMOKE else tuple(n for n in every if _of(n, fitting, {*ALLOCATORS}))
+        )
+    limits, allocators = {*wanted} & {*LIMITS} or fitting, {*wanted} & {*ALLOCATORS} or {*ALLOCATORS}
     named = {*wanted} & {*every}
     broad = {*wanted} - named
     return tuple(n for n in every if n in named or (broad and _of(n, limits, allocators)))

@@ -46,6 +46,14 @@ def test_a_limit_that_no_matrix_fits_is_refused_before_the_start(tmp_path: Path)
         wireless.check(Request(SCALES["small"], ("budget-25/fifo", "budget-12/fifo"), (0,), tmp_path))
 
 
+@pytest.mark.parametrize("scale", ["smoke", "small", "compact"])
+def test_all_arms_that_are_run_by_default_are_possible(scale: str, tmp_path: Path) -> None:
+    size = SCALES[scale]
+    names = choose_arms("", size)
+    wireless.check(Request(size, names, (0,), tmp_path))
+    assert ("budget-12/fifo" in names) == (scale == "compact")
+
+
 def test_arms_are_chosen_by_limit_allocator_or_both() -> None:
     size = SCALES["compact"]
     assert len(choose_arms("", size)) == len(LIMITS) * len(wireless.ALLOCATORS) - 2
@@ -81,12 +89,12 @@ def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
     wireless.run(Request(SMOKE, wireless.SMOKE_ARMS, (0, 1), tmp_path), console, made)
     rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert [(r["limit"], r["allocator"], r["seed"]) for r in rows] == [
-        ("budget-25", a, s) for s in "01" for a in ("fifo", "residual")
+        ("budget-50", a, s) for s in "01" for a in ("fifo", "residual")
     ]
     fifo, residual = json.loads((tmp_path / "results.json").read_text())["summary"]
     assert fifo["gain"] is None and residual["gain"]["mean"] == pytest.approx(0.15)
     assert (fifo["half"]["mean"], fifo["retain"]["mean"]) == pytest.approx((0.2, 0.4))
-    assert "budget-25" in console.export_text()
+    assert "budget-50" in console.export_text()
 
 
 def test_a_change_may_name_a_section_of_a_section() -> None:
