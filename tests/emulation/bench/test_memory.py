@@ -9,6 +9,7 @@ from emulation.cli import main
 from emulation.scenario.loading import from_table
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
+from peers.lora import adapted_model
 
 
 def scenario(clock: str = "real") -> Scenario:
@@ -49,4 +50,4 @@ def test_the_threshold_of_factors_is_as_before_after_the_measurement() -> None:
     times = memory.StepTimes(scenario())
     weights, folded, factors = times.measure(1)
     assert weights > 1 and len(folded) == len(factors) == 1
-    assert memory.adapted_model.LARGE == 1 << 16  # as before
+    assert adapted_model.LARGE == 1 << 16  # as before
