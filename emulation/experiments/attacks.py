@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +78,8 @@ def _log_density(values: Values, means: Values, deviation: float) -> Values:
 class Membership:
     """The result of an attack, pooled over models and examples.
 
-    tpr: at 1 % FPR; None with too few others. deviation: standard error of the AUC. Models share examples, so
-    it falls with the number of examples and not with the number of pairs.
+    tpr: at 1 % FPR; None with too few others. deviation, tpr_deviation: standard errors of the AUC and of the
+    TPR. Models share examples, so they fall with the number of examples and not with the number of pairs.
     """
 
     auc: float | None
@@ -86,19 +87,45 @@ class Membership:
     members: int
     others: int
     deviation: float
+    tpr_deviation: float | None
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided, of an AUC of 0.5; the AUC of many pairs is nearly normal. None without an error."""
+        if self.auc is None or self.deviation == 0:
+            return None
+        return 2 * NormalDist().cdf(-abs(self.auc - 0.5) / self.deviation)
 
 
 def pooled(ratios: Values, members: NDArray[np.bool_]) -> Membership:
     """AUC and TPR of the ratios of `lira`. A high ratio means a member.
 
-    The deviation is that of the AUC of each example over the square root of the number of examples.
+    The deviation is that of the AUC of each example over the square root of the number of examples. That of
+    the TPR is the jackknife's: each example is left out once (Efron and Tibshirani, 1993, eq. 11.5).
     """
     inside, outside = _split(ratios, members)
-    rate = tpr_at_fpr([*-inside], [*-outside]) if len(outside) >= FEWEST_OTHERS else None
+    rate = _rate(ratios, members, least=FEWEST_OTHERS)
     each = [auc_by_rank(*_split(ratios[:, e], members[:, e])) for e in range(ratios.shape[1])]
     spread = float(np.std([value for value in each if value is not None] or [0.0]))
     deviation = spread / math.sqrt(max(1, ratios.shape[1]))
-    return Membership(auc_by_rank(inside, outside), rate, len(inside), len(outside), deviation)
+    rate_deviation = None if rate is None else _jackknife(ratios, members)
+    return Membership(
+        auc_by_rank(inside, outside), rate, len(inside), len(outside), deviation, rate_deviation
+    )
+
+
+def _rate(ratios: Values, members: NDArray[np.bool_], least: int) -> float | None:
+    """The TPR at 1 % FPR; None with fewer non-members than `least`."""
+    inside, outside = _split(ratios, members)
+    return tpr_at_fpr([*-inside], [*-outside]) if len(outside) >= least else None
+
+
+def _jackknife(ratios: Values, members: NDArray[np.bool_]) -> float | None:
+    """The standard error of the TPR over examples; None if it is not known without each of them."""
+    n = ratios.shape[1]
+    left = [_rate(np.delete(ratios, e, 1), np.delete(members, e, 1), least=0) for e in range(n)]
+    known = [rate for rate in left if rate is not None]
+    return math.sqrt((n - 1) * float(np.var(known))) if n > 1 and len(known) == n else None
 
 
 def _split(ratios: Values, members: NDArray[np.bool_]) -> tuple[Values, Values]:

@@ -30,6 +30,7 @@ from emulation.experiments.grid import Cell, check_cells
 from emulation.experiments.metrics import cell_key
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.shadow_models import INT4, MEAN, Attacker
+from emulation.experiments.statistics import holm, interval
 from emulation.launch import one_process
 from emulation.scenario.preflight import check_against_model
 from emulation.scenario.schema import Scenario
@@ -135,6 +136,7 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     found = runner.run_cells(_cells(request), request.out, console, work, request.jobs)
     summary = aggregate(found, had)
     console.print(table(summary))
+    console.print(relearning_table(summary))
     tables.write_results(request.out, summary, {"summary": summary})
     request.finish(NAME, found, "rows.csv, results.json", console)
 
@@ -212,40 +214,83 @@ def aggregate(found: Sequence[Record], had: NDArray[np.bool_]) -> list[Record]:
             for model, result in ((MEAN, each[MEAN]), (INT4, each[INT4]), (WORST, worst)):
                 last = moment == END and model == MEAN
                 rows.append({"arm": arm, "moment": moment, "model": model, **result, **_relearn(runs, last)})
-    return rows
+    return _with_holm(rows)
 
 
 def _attacked(losses: Sequence[Sequence[float]], members: NDArray[np.bool_]) -> Record:
-    return asdict(pooled(lira(logit_confidence(np.asarray(losses)), members), members))
+    found = pooled(lira(logit_confidence(np.asarray(losses)), members), members)
+    return {**asdict(found), "p": found.p}
+
+
+def _with_holm(rows: list[Record]) -> list[Record]:
+    """The rows with the p of the mean models after the deletion adjusted over all of these claims.
+
+    Other rows have no p: the attack before the deletion is a control, the export is the same model again, and
+    the worst device is the largest of several.
+    """
+    claims = [row["model"] == MEAN and row["moment"] != BEFORE for row in rows]
+    adjusted = holm([row["p"] if claim else None for row, claim in zip(rows, claims, strict=True)])
+    return [{**row, "p": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _relearn(runs: Sequence[Record], measured: bool) -> Record:
-    """Mean steps until half is relearned (None: not by all), and the accuracy on the other half then."""
+    """Relearning over the runs: means of facts that the leaver had and had not, and their paired differences.
+
+    steps: until half is relearned (None: not in all runs). other: the accuracy on the other half then.
+    """
     row: Record = {}
-    for name in ("had", "not"):
-        of = [one["relearn"][name] for one in runs] if measured else []
-        steps = [one["steps"] for one in of]
-        row[f"steps_{name}"] = fmean(steps) if steps and None not in steps else None
-        row[f"other_{name}"] = fmean(one["other"] for one in of) if of else None
+    for figure in ("steps", "other"):
+        had, never = (
+            [one["relearn"][name][figure] for one in runs] if measured else [] for name in ("had", "not")
+        )
+        for name, values in (("had", had), ("not", never)):
+            row[f"{figure}_{name}"] = None if None in values or not values else fmean(values)
+        pairs = [] if None in (*had, *never) else [a - b for a, b in zip(had, never, strict=True)]
+        found = interval(pairs)
+        for bound in ("mean", "low", "high"):
+            row[f"{figure}_difference_{bound}"] = None if found is None else getattr(found, bound)
     return row
 
 
 def table(summary: Sequence[Record]) -> Table:
     """One row for each arm, moment and model."""
     made = tables.table("attacks on the leaver's facts")
-    for head in ("event", "when", "model", "AUC", "± s.e.", "TPR", "members", "relearn\nsteps", "other half"):
+    for head in ("event", "when", "model", "AUC ± s.e.", "p", "TPR ± s.e.", "members"):
         made.add_column(head, justify="left" if head in ("event", "when", "model") else "right")
     for e in summary:
-        steps, other = (f"{_show(e[f'{n}_had'])} / {_show(e[f'{n}_not'])}" for n in ("steps", "other"))
-        figures = [_show(e["auc"], 3), _show(e["deviation"], 3), _show(e["tpr"], 3), str(e["members"])]
-        made.add_row(e["arm"], e["moment"], e["model"], *figures, steps, other)
+        auc = _with_error(e["auc"], e["deviation"])
+        tpr = _with_error(e["tpr"], e["tpr_deviation"])
+        made.add_row(e["arm"], e["moment"], e["model"], auc, tables.p_text(e["p"]), tpr, str(e["members"]))
     made.caption = (
-        "AUC: LiRA, each run against all others; 0.5: no trace; worst device: the largest of several; TPR at "
-        "1 % FPR; relearn: local steps until half of the facts is known, and the accuracy on the other half "
-        "then: facts that the leaver had / had not"
+        "AUC: LiRA, each run against all others; 0.5: no trace; p: of 0.5, for mean models after the "
+        "deletion, adjusted over the table (Holm); worst device: the largest of several; TPR at 1 % FPR"
     )
     return made
 
 
-def _show(value: float | None, digits: int = 2) -> str:
+def relearning_table(summary: Sequence[Record]) -> Table:
+    """One row for each arm: relearning from the mean model at the end."""
+    made = tables.table("relearning of half of the facts, from the mean model at the end")
+    for head in ("event", "figure", "had", "had not", "difference"):
+        made.add_column(head, justify="left" if head in ("event", "figure") else "right")
+    for e in summary:
+        if e["moment"] == END and e["model"] == MEAN:
+            for figure, name, digits in (("steps", "local steps", 1), ("other", "other half known", 3)):
+                means = [_show(e[f"{figure}_{kind}"], digits) for kind in ("had", "not")]
+                bounds = {name: e[f"{figure}_difference_{name}"] for name in ("mean", "low", "high")}
+                found = None if bounds["mean"] is None else bounds
+                made.add_row(e["arm"], name, *means, tables.spread(found, " ", digits))
+    made.caption = (
+        "local steps: until the shown half is known; other half known: accuracy on the half that was not "
+        "shown, then; had, had not: facts that the leaver had, or never had; difference: paired by run, "
+        "95 % t interval; a dash: a run did not relearn them"
+    )
+    return made
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return _show(value) if error is None else f"{_show(value)} ± {_show(error)}"
+
+
+def _show(value: float | None, digits: int = 3) -> str:
     return tables.DASH if value is None else f"{value:.{digits}f}"

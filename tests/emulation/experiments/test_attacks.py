@@ -52,6 +52,17 @@ def test_a_model_without_a_trace_gives_a_half() -> None:
     assert found.members == 8000 and found.auc == pytest.approx(0.5, abs=0.03)
     assert found.deviation == pytest.approx(0.01, abs=0.005)  # 8000 independent pairs would give 0.005
     assert found.tpr == pytest.approx(0.01, abs=0.01)
+    assert found.p is not None and found.p > 0.05
+
+
+def test_the_errors_are_those_of_repeated_draws() -> None:
+    """The spread of the AUC and of the TPR over new data is near the standard errors of one draw."""
+    members = assign(16, 150, seed=0)
+    draws = [pooled(lira(scores(members, 1.0, seed), members), members) for seed in range(24)]
+    for value, error in (("auc", "deviation"), ("tpr", "tpr_deviation")):
+        spread = np.std([getattr(found, value) for found in draws], ddof=1)
+        assert spread == pytest.approx(np.mean([getattr(found, error) for found in draws]), rel=0.5)
+    assert all(found.p is not None and found.p < 0.01 for found in draws)
 
 
 @pytest.mark.parametrize("models", [6, 8, 16])
@@ -65,7 +76,7 @@ def test_few_shadow_models_give_a_half_without_a_trace(models: int) -> None:
 def test_a_rate_at_one_percent_needs_a_thousand_others() -> None:
     members = assign(8, 100, seed=0)
     found = pooled(lira(scores(members, 1.0), members), members)
-    assert found.others == 400 and found.tpr is None
+    assert found.others == 400 and found.tpr is None and found.tpr_deviation is None
 
 
 def test_every_example_is_in_half_of_the_models() -> None:

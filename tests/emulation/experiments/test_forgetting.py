@@ -112,8 +112,11 @@ def test_an_experiment_finds_the_device_that_remembers(tmp_path: Path) -> None:
     assert all(abs(by["deleted", model]["auc"] - 0.5) < 0.25 for model in (MEAN, INT4))
     end = by["end", MEAN]
     assert (end["steps_had"], end["steps_not"], end["other_had"]) == (10, None, 0.5)
+    assert end["steps_difference_mean"] is None and end["other_difference_mean"] == pytest.approx(0.4)
+    assert by["deleted", MEAN]["p"] is not None and by["before", MEAN]["p"] is None
     assert len(list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))) == 9
-    assert "worst device" in console.export_text()
+    text = console.export_text()
+    assert "worst device" in text and "0.400 [0.400, 0.400]" in text
 
 
 def test_bad_options_are_refused_before_anything_runs() -> None:
