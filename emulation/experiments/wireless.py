@@ -2,7 +2,8 @@
 
 All arms of a seed resume the checkpoint of one run without limits. An arm is an allocator under one limit, so
 that its figures show what the limit costs after the event. `binds` is the share of rounds in which a device
-withheld something: an arm with `binds` near 0 says nothing about an allocator.
+withheld something: an arm with `binds` near 0 says nothing about an allocator. `false deaths` counts verdicts
+that a live survivor has crashed: an arm with many of them measures membership as much as allocation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RATE_BPS = 1_000_000  # of every radio in the regimes of tau_max
 SETTING = Setting(NAME, "a complete graph; the limits hold after the checkpoint")
 PLANNING = ("equal-share", "random", "residual")
 ALLOCATORS = (FIFO, *PLANNING)
-FIGURES = ("retain", "half", "bytes", "binds")
+FIGURES = ("retain", "half", "bytes", "binds", "false_deaths")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     found = runner.run_and_measure(cell, folder, console)
     if cell.arm == BEFORE:
         return found
-    return {**found, "binds": binds(load(folder / "run"), cell)}
+    run = load(folder / "run")
+    return {**found, "binds": binds(run, cell), "false_deaths": false_deaths(run, cell)}
 
 
 def binds(run: RunRecords, cell: Cell) -> float:
@@ -178,6 +180,15 @@ def binds(run: RunRecords, cell: Cell) -> float:
     )
 
 
+def false_deaths(run: RunRecords, cell: Cell) -> int:
+    """The verdicts of survivors that another survivor has crashed. No survivor crashes in these runs."""
+    return sum(
+        event["event"] == "peer_gone" and event["kind"] == "crash" and event["peer"] in cell.survivors
+        for device in cell.survivors
+        for event in run.events[device]
+    )
+
+
 def row_of(found: Record) -> Record:
     """The figures of one run. half, retain: accuracy on survivors' facts at half of K and at K."""
     limit, _, allocator = found["arm"].partition("/")
@@ -187,7 +198,7 @@ def row_of(found: Record) -> Record:
         **{"limit": limit, "allocator": allocator, "seed": found["seed"]},
         "revision": found.get("revision"),
         **{"retain": last["retain"], "half": middle["retain"]},
-        **{"bytes": last["bytes"], "binds": found["binds"]},
+        **{"bytes": last["bytes"], "binds": found["binds"], "false_deaths": found["false_deaths"]},
     }
 
 
@@ -214,18 +225,20 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
 def table(summary: Sequence[Record]) -> Table:
     """One row for each limit and allocator."""
     made = tables.table("accuracy on survivors' facts after a leave, under limits of the radio")
-    for head in ("limit", "allocator", "at K/2", "at K", "gain at K", "p", "MB", "binds %"):
+    for head in ("limit", "allocator", "at K/2", "at K", "gain at K", "p", "MB", "binds %", "false\ndeaths"):
         made.add_column(head, justify="left" if head in ("limit", "allocator") else "right")
     for e in summary:
         mb, percent = (
             {"mean": e[name]["mean"] * factor} for name, factor in (("bytes", 1e-6), ("binds", 100))
         )
         cells = [*(tables.spread(e[name]) for name in ("half", "retain", "gain")), tables.p_of(e["gain"])]
-        made.add_row(e["limit"], e["allocator"], *cells, tables.number(mb, 2), tables.number(percent, 0))
+        costs = [tables.number(mb, 2), tables.number(percent, 0), tables.number(e["false_deaths"], 1)]
+        made.add_row(e["limit"], e["allocator"], *cells, *costs)
     made.caption = (
         "budget-p: C_t is p % of the own blocks in fp16; tau-p: tau_max carries p % of a block on a link; "
         "beta-n: fading links, C_t is 50 %, beta is n bytes/s; gain: over fifo, under tau over equal-share; "
         "p: adjusted (Holm); MB: all survivors, after the event; binds: "
-        "share of rounds in which a device withheld something"
+        "share of rounds in which a device withheld something; false deaths: verdicts in a run that a live "
+        "survivor has crashed"
     )
     return made
