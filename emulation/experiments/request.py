@@ -39,6 +39,12 @@ class Request:
 
         least: the fewest seeds of a published table.
         """
+        if self.publish is not None and self.changes:
+            changed = ", ".join(sorted(self.changes))
+            raise InputError(
+                f"--publish: with --set of {changed}; allowed: without --set, since the name of the file is "
+                "that of the workload without changes"
+            )
         if self.publish is not None:
             publication.check_before(self.seeds, least)
 

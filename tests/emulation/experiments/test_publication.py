@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from emulation.experiments import publication, seeds
+from emulation.experiments.catalogue import SCALES
+from emulation.experiments.request import Request
 from peers.errors import InputError
 
 
@@ -65,6 +67,11 @@ def test_experiments_of_many_long_arms_need_fewer_seeds(monkeypatch: pytest.Monk
     publication.check_before(range(100, 105), least=5)
     with pytest.raises(InputError, match=r"--publish: .*allowed: at least 5"):
         publication.check_before(range(100, 104), least=5)
+
+
+def test_a_changed_workload_does_not_replace_the_published_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--publish: with --set of train\.lr; allowed: without --set"):
+        Request(SCALES["smoke"], (), tuple(range(100, 110)), tmp_path, 1, {"train.lr": 0.1}, tmp_path).check()
 
 
 def test_changed_code_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
