@@ -19,7 +19,8 @@ from emulation.experiments.statistics import tpr_at_fpr
 
 LEAST_LOSS = 1e-12  # nats; a probability of exactly 1 has no logit
 FEWEST_MODELS = 2  # with and without an example, for a mean of each
-FEWEST_OTHERS = 1000  # non-members for a TPR at 1 % FPR: ten of them are above the threshold
+RESAMPLES = 200  # of the bootstrap, for a standard error
+CHANCE = 0.5
 Values = NDArray[np.float64]
 
 
@@ -78,7 +79,7 @@ def _log_density(values: Values, means: Values, deviation: float) -> Values:
 class Membership:
     """The result of an attack, pooled over models and examples.
 
-    tpr: at 1 % FPR; None with too few others. deviation, tpr_deviation: standard errors of the AUC and of the
+    tpr: at 1 % FPR; None with too few values. deviation, tpr_deviation: standard errors of the AUC and of the
     TPR. Models share examples, so they fall with the number of examples and not with the number of pairs.
     """
 
@@ -91,41 +92,40 @@ class Membership:
 
     @property
     def p(self) -> float | None:
-        """Two-sided, of an AUC of 0.5; the AUC of many pairs is nearly normal. None without an error."""
-        if self.auc is None or self.deviation == 0:
+        """Two-sided, of an AUC of 0.5; the AUC of many pairs is nearly normal. None without an AUC."""
+        if self.auc is None:
             return None
-        return 2 * NormalDist().cdf(-abs(self.auc - 0.5) / self.deviation)
+        if self.deviation == 0:
+            return float(self.auc == CHANCE)
+        return 2 * NormalDist().cdf(-abs(self.auc - CHANCE) / self.deviation)
 
 
 def pooled(ratios: Values, members: NDArray[np.bool_]) -> Membership:
     """AUC and TPR of the ratios of `lira`. A high ratio means a member.
 
     The deviation is that of the AUC of each example over the square root of the number of examples. That of
-    the TPR is the jackknife's: each example is left out once (Efron and Tibshirani, 1993, eq. 11.5).
+    the TPR is the bootstrap's over examples, since it depends on a quantile, for which the formula of the
+    jackknife does not hold (Efron and Tibshirani, 1993, sections 6.2 and 11.6).
     """
     inside, outside = _split(ratios, members)
-    rate = _rate(ratios, members, least=FEWEST_OTHERS)
+    rate = tpr_at_fpr([*-inside], [*-outside])
     each = [auc_by_rank(*_split(ratios[:, e], members[:, e])) for e in range(ratios.shape[1])]
     spread = float(np.std([value for value in each if value is not None] or [0.0]))
     deviation = spread / math.sqrt(max(1, ratios.shape[1]))
-    rate_deviation = None if rate is None else _jackknife(ratios, members)
+    rate_deviation = None if rate is None else _rate_deviation(ratios, members)
     return Membership(
         auc_by_rank(inside, outside), rate, len(inside), len(outside), deviation, rate_deviation
     )
 
 
-def _rate(ratios: Values, members: NDArray[np.bool_], least: int) -> float | None:
-    """The TPR at 1 % FPR; None with fewer non-members than `least`."""
-    inside, outside = _split(ratios, members)
-    return tpr_at_fpr([*-inside], [*-outside]) if len(outside) >= least else None
-
-
-def _jackknife(ratios: Values, members: NDArray[np.bool_]) -> float | None:
-    """The standard error of the TPR over examples; None if it is not known without each of them."""
-    n = ratios.shape[1]
-    left = [_rate(np.delete(ratios, e, 1), np.delete(members, e, 1), least=0) for e in range(n)]
-    known = [rate for rate in left if rate is not None]
-    return math.sqrt((n - 1) * float(np.var(known))) if n > 1 and len(known) == n else None
+def _rate_deviation(ratios: Values, members: NDArray[np.bool_]) -> float:
+    """The standard error of the TPR at 1 % FPR, by drawing examples again with replacement."""
+    draw, n, rates = np.random.Generator(np.random.Philox(key=0)), ratios.shape[1], []
+    for _ in range(RESAMPLES):
+        chosen = draw.integers(n, size=n)
+        inside, outside = _split(ratios[:, chosen], members[:, chosen])
+        rates.append(tpr_at_fpr([*-inside], [*-outside], support=1))
+    return float(np.std([rate for rate in rates if rate is not None], ddof=1))
 
 
 def _split(ratios: Values, members: NDArray[np.bool_]) -> tuple[Values, Values]:

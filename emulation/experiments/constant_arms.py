@@ -33,7 +33,9 @@ from emulation.experiments.statistics import interval
 from emulation.experiments.tables import DASH, number, p_of, spread, table
 from peers.errors import InputError
 
-SAME = 1.02  # a constant arm may cost up to this factor of the policy's; the error favours the constant arm
+# A constant arm may cost up to this factor of the policy's. This favours the constant arm: a policy that
+# equals `uniform` has a small positive difference. So p supports a success, and not that a policy is worse.
+SAME = 1.02
 LEVEL = 0.05  # of p after the adjustment
 LEAST_SHARE = 0.01  # of the rounds; a table leaves out smaller shares
 POOLED = "all"
@@ -182,7 +184,8 @@ def constants_table(found: Sequence[Record]) -> Table:
             one["setting"], one["arm"], spread(gap), p_of(gap) + " *" * one["success"], *costs, chosen
         )
     made.caption = (
-        "p: adjusted over all lines (Holm); *: success, below 0 with p < 0.05; "
+        "\\[low, high]: 95 % t interval, not adjusted; p: adjusted over all lines (Holm); *: success, below "
+        "0 with p < 0.05; constant arms may cost 2 % more, so p says little where the difference is above 0; "
         "steps, s, CPU s, bytes: of the policy, over those of the constant arms; "
         "constant arms: mean shares of the rounds; all: a seed's mean over the settings"
     )

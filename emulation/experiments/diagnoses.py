@@ -36,7 +36,7 @@ def publish_diagnoses(measures: Sequence[Record], path: Path, arm: str) -> None:
         {
             **{key: m[key] for key in ("setting", "arm", "seed")},
             "revision": m.get("revision"),
-            **{"k": decision["k"], "group": group},
+            **{"k": decision["k"], "measured_k": decision["measured_k"], "group": group},
             **decision["groups"].get(group, {}),
             **{key: f"{value:.6g}" for key, value in residuals.items()},
         }
@@ -53,11 +53,12 @@ def publish_diagnoses(measures: Sequence[Record], path: Path, arm: str) -> None:
 
 
 def shares_by_round(measures: Sequence[Record]) -> list[Record]:
-    """For each setting, arm and k: mean shares of the residuals over seeds, their mean sum in nats, and how
-    many seeds name each residual as the largest.
+    """For each setting, arm and k of a decision: mean shares of the residuals over seeds, their mean sum in
+    nats, and how many seeds name each residual as the largest.
 
-    gap: the mean model's gap to the oracle at the evaluation that is nearest to k; None without an oracle.
-    capped: the share of the estimates of eta mu that were at their bound 1 (`rate_from_gaps`).
+    measured_k: the round of the diagnosis, which is earlier. gap: the mean model's gap to the oracle at the
+    evaluation that is nearest to the diagnosis; None without an oracle. capped: the share of the estimates of
+    eta mu that were at their bound 1 (`rate_from_gaps`).
     """
     keys = dict.fromkeys((m["setting"], m["arm"], d["k"]) for m in measures for d in m["decisions"])
     return [_at(measures, *key) for key in sorted(keys)]
@@ -65,7 +66,8 @@ def shares_by_round(measures: Sequence[Record]) -> list[Record]:
 
 def _at(measures: Sequence[Record], setting: str, arm: str, k: int) -> Record:
     own = [m for m in measures if (m["setting"], m["arm"]) == (setting, arm)]
-    seen = [d["residuals"] for m in own for d in m["decisions"] if d["k"] == k]
+    decisions = [d for m in own for d in m["decisions"] if d["k"] == k]
+    seen, measured_k = [d["residuals"] for d in decisions], decisions[0]["measured_k"]
     shares = [residual_shares(groups) for groups in seen]
     largest = [max(share, key=lambda name: share[name]) for share in shares]
     totals = [sum(group[key] for group in groups.values() for key in RESIDUALS) for groups in seen]
@@ -73,10 +75,11 @@ def _at(measures: Sequence[Record], setting: str, arm: str, k: int) -> Record:
         "setting": setting,
         "arm": arm,
         "k": k,
+        "measured_k": measured_k,
         "shares": {name: fmean(share[name] for share in shares) for name in RESIDUALS.values()},
         "total": fmean(totals),
         "largest": {name: largest.count(name) for name in RESIDUALS.values()},
-        "gap": _gap(measures, own, k),
+        "gap": _gap(measures, own, measured_k),
         "capped": fmean(group.get("rate", 0.0) >= 1 for groups in seen for group in groups.values()),
     }
 
@@ -90,8 +93,9 @@ def _gap(measures: Sequence[Record], own: Sequence[Record], k: int) -> float | N
 
 def diagnoses_table(found: Sequence[Record], arm: str) -> Table:
     """The shares of residuals by setting and round, in the runs of one arm."""
-    made = table(f"residuals in the runs of {arm}, by rounds after the event (k of the decision)")
-    for head in ("setting", "k", *RESIDUALS.values(), "sum, nats", "gap, nats", "capped", "largest in seeds"):
+    made = table(f"residuals in the runs of {arm}, by rounds after the event")
+    heads = ("setting", "k", "used\nat k", *RESIDUALS.values(), "sum, nats", "gap, nats", "capped")
+    for head in (*heads, "largest in seeds"):
         made.add_column(head, justify="left" if head == "setting" else "right")
     for one in found:
         if one["arm"] == arm:
@@ -99,9 +103,11 @@ def diagnoses_table(found: Sequence[Record], arm: str) -> Table:
             counts = ", ".join(f"{name} {count}" for name, count in one["largest"].items() if count)
             gap = DASH if one["gap"] is None else f"{one['gap']:.3f}"
             sums = (f"{one['total']:.3f}", gap, f"{100 * one['capped']:.0f} %")
-            made.add_row(one["setting"], str(one["k"]), *shares, *sums, counts)
+            rounds = (str(one["measured_k"]), str(one["k"]))
+            made.add_row(one["setting"], *rounds, *shares, *sums, counts)
     made.caption = (
-        "sum: of the estimated residuals; gap: of the mean model to the oracle, which the sum estimates; "
-        "capped: estimates of eta mu at their bound 1"
+        "k: of the diagnosis; used: by the decision; sum: of the estimated residuals; gap: of the mean model "
+        "to the oracle at the nearest evaluation, which the sum estimates; capped: estimates of eta mu at "
+        "their bound 1"
     )
     return made

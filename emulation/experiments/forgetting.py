@@ -236,12 +236,15 @@ def _with_holm(rows: list[Record]) -> list[Record]:
 def _relearn(runs: Sequence[Record], measured: bool) -> Record:
     """Relearning over the runs: means of facts that the leaver had and had not, and their paired differences.
 
-    steps: until half is relearned (None: not in all runs). other: the accuracy on the other half then.
+    steps: until half is relearned. other: the accuracy on the other half then. None: not in all runs.
     """
     row: Record = {}
     for figure in ("steps", "other"):
         had, never = (
-            [one["relearn"][name][figure] for one in runs] if measured else [] for name in ("had", "not")
+            [None if one["relearn"][name]["steps"] is None else one["relearn"][name][figure] for one in runs]
+            if measured
+            else []
+            for name in ("had", "not")
         )
         for name, values in (("had", had), ("not", never)):
             row[f"{figure}_{name}"] = None if None in values or not values else fmean(values)
@@ -283,7 +286,8 @@ def relearning_table(summary: Sequence[Record]) -> Table:
     made.caption = (
         "local steps: until the shown half is known; other half known: accuracy on the half that was not "
         "shown, then; had, had not: facts that the leaver had, or never had; difference: paired by run, "
-        "95 % t interval; a dash: a run did not relearn them"
+        "95 % t interval, too wide rather than too narrow, since the runs share facts; a dash: a run did not "
+        "relearn them"
     )
     return made
 

@@ -129,9 +129,15 @@ def worst_loss(run: RunRecords, cell: Cell) -> float | None:
 
 
 def _decisions(run: RunRecords, cell: Cell) -> list[Record]:
-    """The decisions, with reasons and residuals. All survivors decide alike, so those of one are enough."""
+    """The decisions, with reasons and residuals. All survivors decide alike, so those of one are enough.
+
+    k: the round of the decision after the event. measured_k: that of the diagnosis behind it.
+    """
     return [
-        {"k": int(e["round"]) - cell.event_round, **{n: e[n] for n in ("reason", "groups", "residuals")}}
+        {
+            **{"k": int(e["round"]) - cell.event_round, "measured_k": int(e["epoch"]) - cell.event_round},
+            **{n: e[n] for n in ("reason", "groups", "residuals")},
+        }
         for e in run.events[cell.survivors[0]]
         if e["event"] == "decision"
     ]

@@ -31,6 +31,7 @@ from peers.storage import checkpoint
 LOGS = "logs"
 EVALUATED = ("end",)  # tags of the devices' snapshots that `measure_run` reads from the evaluations
 DONE = "measures.json"  # written last and atomically: a cell with this file is done
+MEASURES = 2  # version of the form of these files. 2: measured_k of decisions; false_verdicts of wireless
 RunCell = Callable[[Cell, Path, Console], Record]  # runs a cell in a folder and returns its measures
 
 
@@ -113,7 +114,7 @@ def run_cell(
     folder = out / cell.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    head = {"scenario_sha256": scenario_digest(cell), **(made_by or origin())}
+    head = {"measures": MEASURES, "scenario_sha256": scenario_digest(cell), **(made_by or origin())}
     record = {**head, **run_one(cell, folder, console)}
     unfinished = folder / f"{DONE}.tmp"
     unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
@@ -164,12 +165,15 @@ def _check_checkpoints(cell: Cell, run: Path) -> None:
 
 
 def read_measures(cell: Cell, out: Path) -> Record | None:
-    """The measures of a cell, or None if it is not done. Raises InputError if its scenario differs."""
+    """The measures of a cell, or None if it is not done.
+
+    Raises InputError if its scenario differs, or if another version with other measures wrote them.
+    """
     path = out / cell.name / DONE
     if not path.exists():
         return None
     found: Record = json.loads(path.read_text(encoding="utf-8"))
-    if found["scenario_sha256"] != scenario_digest(cell):
+    if found.get("measures") != MEASURES or found["scenario_sha256"] != scenario_digest(cell):
         raise InputError(
             f"--out: {path.parent} was run with other settings; allowed: the folder of an experiment with "
             "the same --scale and version, or a new folder"

@@ -27,10 +27,6 @@ class Interval:
     n: int
     p: float | None = None
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """Student's t interval of the mean of independent values, one for each seed. None without values.
@@ -131,13 +127,15 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float | None:
     return float((gap > 0).mean() + 0.5 * (gap == 0).mean())
 
 
-def tpr_at_fpr(members: Sequence[float], others: Sequence[float], fpr: float = 0.01) -> float | None:
+def tpr_at_fpr(
+    members: Sequence[float], others: Sequence[float], fpr: float = 0.01, support: float = SUPPORT
+) -> float | None:
     """TPR of membership inference at a given FPR.
 
     The loss threshold is the highest one with at most a share `fpr` of the non-members below it. None if
-    either side has too few values for the rate: `SUPPORT` / fpr, which is 1000 at 1 %.
+    either side has too few values for the rate: `support` / fpr, which is 1000 at 1 %.
     """
-    if min(len(members), len(others)) * fpr < SUPPORT:
+    if min(len(members), len(others)) * fpr < support:
         return None
     allowed = math.floor(fpr * len(others) + 1e-9)  # 0.29 * 100 is below 29
     threshold = float(np.sort(np.asarray(others))[allowed])

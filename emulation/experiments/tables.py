@@ -191,8 +191,6 @@ def verdict_line(verdict: Record) -> str:
     found = verdict["eg"]
     text = head + spread(found, " ")
     if found is not None and found["low"] is not None:
-        excludes = found["low"] > 0 or found["high"] < 0
-        text += ", which excludes 0" if excludes else ", which does not exclude 0"
         text += f"; p {'' if found['p'] < 0.001 else '= '}{p_text(found['p'])}, adjusted (Holm)"
     return text
 

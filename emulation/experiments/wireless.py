@@ -2,8 +2,8 @@
 
 All arms of a seed resume the checkpoint of one run without limits. An arm is an allocator under one limit, so
 that its figures show what the limit costs after the event. `binds` is the share of rounds in which a device
-withheld something: an arm with `binds` near 0 says nothing about an allocator. `false deaths` counts verdicts
-that a live survivor has crashed: an arm with many of them measures membership as much as allocation.
+withheld something: an arm with `binds` near 0 says nothing about an allocator. `false verdicts` counts the
+verdicts of devices that a live survivor has crashed: an arm with many of them measures membership too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATE_BPS = 1_000_000  # of every radio in the regimes of tau_max
 SETTING = Setting(NAME, "a complete graph; the limits hold after the checkpoint")
 PLANNING = ("equal-share", "random", "residual")
 ALLOCATORS = (FIFO, *PLANNING)
-FIGURES = ("retain", "half", "bytes", "binds", "false_deaths")
+FIGURES = ("retain", "half", "bytes", "binds", "false_verdicts")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
     if cell.arm == BEFORE:
         return found
     run = load(folder / "run")
-    return {**found, "binds": binds(run, cell), "false_deaths": false_deaths(run, cell)}
+    return {**found, "binds": binds(run, cell), "false_verdicts": false_verdicts(run, cell)}
 
 
 def binds(run: RunRecords, cell: Cell) -> float:
@@ -180,7 +180,7 @@ def binds(run: RunRecords, cell: Cell) -> float:
     )
 
 
-def false_deaths(run: RunRecords, cell: Cell) -> int:
+def false_verdicts(run: RunRecords, cell: Cell) -> int:
     """The verdicts of survivors that another survivor has crashed. No survivor crashes in these runs."""
     return sum(
         event["event"] == "peer_gone" and event["kind"] == "crash" and event["peer"] in cell.survivors
@@ -198,7 +198,7 @@ def row_of(found: Record) -> Record:
         **{"limit": limit, "allocator": allocator, "seed": found["seed"]},
         "revision": found.get("revision"),
         **{"retain": last["retain"], "half": middle["retain"]},
-        **{"bytes": last["bytes"], "binds": found["binds"], "false_deaths": found["false_deaths"]},
+        **{"bytes": last["bytes"], "binds": found["binds"], "false_verdicts": found["false_verdicts"]},
     }
 
 
@@ -218,6 +218,7 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
         found.append(
             {"limit": limit, "allocator": allocator, "seeds": len(own), **means}
             | {"gain": to_record(interval(gains))}
+            | {"runs_with_false_verdicts": sum(row["false_verdicts"] > 0 for row in own)}
         )
     return adjusted(found, "gain")
 
@@ -225,20 +226,36 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
 def table(summary: Sequence[Record]) -> Table:
     """One row for each limit and allocator."""
     made = tables.table("accuracy on survivors' facts after a leave, under limits of the radio")
-    for head in ("limit", "allocator", "at K/2", "at K", "gain at K", "p", "MB", "binds %", "false\ndeaths"):
+    for head in (
+        "limit",
+        "allocator",
+        "at K/2",
+        "at K",
+        "gain at K",
+        "p",
+        "MB",
+        "binds %",
+        "false\nverdicts",
+    ):
         made.add_column(head, justify="left" if head in ("limit", "allocator") else "right")
     for e in summary:
         mb, percent = (
             {"mean": e[name]["mean"] * factor} for name, factor in (("bytes", 1e-6), ("binds", 100))
         )
         cells = [*(tables.spread(e[name]) for name in ("half", "retain", "gain")), tables.p_of(e["gain"])]
-        costs = [tables.number(mb, 2), tables.number(percent, 0), tables.number(e["false_deaths"], 1)]
+        costs = [tables.number(mb, 2), tables.number(percent, 0), _verdicts(e)]
         made.add_row(e["limit"], e["allocator"], *cells, *costs)
     made.caption = (
         "budget-p: C_t is p % of the own blocks in fp16; tau-p: tau_max carries p % of a block on a link; "
         "beta-n: fading links, C_t is 50 %, beta is n bytes/s; gain: over fifo, under tau over equal-share; "
-        "p: adjusted (Holm); MB: all survivors, after the event; binds: "
-        "share of rounds in which a device withheld something; false deaths: verdicts in a run that a live "
-        "survivor has crashed"
+        "p: adjusted (Holm); MB: all survivors, after the event; binds: share of rounds in which a device "
+        "withheld something; false verdicts: of devices that a live survivor has crashed, mean of a run, and "
+        "the runs that have any"
     )
     return made
+
+
+def _verdicts(entry: Record) -> str:
+    return (
+        f"{tables.number(entry['false_verdicts'], 1)} ({entry['runs_with_false_verdicts']}/{entry['seeds']})"
+    )

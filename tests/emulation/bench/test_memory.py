@@ -10,6 +10,8 @@ from emulation.scenario.loading import from_table
 from emulation.scenario.schema import Scenario
 from peers.errors import InputError
 from peers.lora import adapted_model
+from peers.lora.bases import Recipe
+from peers.models.loader import load_model
 
 
 def scenario(clock: str = "real") -> Scenario:
@@ -46,8 +48,27 @@ def test_a_virtual_clock_is_refused(
     assert "clock: 'virtual'" in capsys.readouterr().err
 
 
-def test_the_threshold_of_factors_is_as_before_after_the_measurement() -> None:
-    times = memory.StepTimes(scenario())
-    weights, folded, factors = times.measure(1)
-    assert weights > 1 and len(folded) == len(factors) == 1
+def test_the_threshold_of_factors_is_as_before_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(times: memory.StepTimes, number: int) -> float:
+        raise RuntimeError(f"round {number}")
+
+    monkeypatch.setattr(memory.StepTimes, "_round", fail)
+    with pytest.raises(RuntimeError, match="round 0"):
+        memory.StepTimes(scenario()).measure(1)
     assert adapted_model.LARGE == 1 << 16  # as before
+
+
+def test_one_of_the_two_ways_folds_and_the_other_keeps_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted_model, "LARGE", 1)  # `tiny` has no module that is large enough
+    monkeypatch.setattr(adapted_model, "SHARE", 0)
+    train, seen = memory.StepTimes._round, list[bool]()
+    widest = Recipe.make(load_model(scenario().model), scenario().device_config()).modules[0]
+
+    def watch(times: memory.StepTimes, number: int) -> float:
+        seen.append(adapted_model.keeps_factors(widest, 2))
+        return train(times, number)
+
+    monkeypatch.setattr(memory.StepTimes, "_round", watch)
+    _, folded, factors = memory.StepTimes(scenario()).measure(1)
+    assert seen == [False, True, False, True]  # the first two warm up
+    assert len(folded) == len(factors) == 1

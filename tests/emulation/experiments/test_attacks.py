@@ -61,8 +61,24 @@ def test_the_errors_are_those_of_repeated_draws() -> None:
     draws = [pooled(lira(scores(members, 1.0, seed), members), members) for seed in range(24)]
     for value, error in (("auc", "deviation"), ("tpr", "tpr_deviation")):
         spread = np.std([getattr(found, value) for found in draws], ddof=1)
-        assert spread == pytest.approx(np.mean([getattr(found, error) for found in draws]), rel=0.5)
+        errors = [getattr(found, error) for found in draws]
+        assert np.mean(errors) == pytest.approx(spread, rel=0.4)
+        assert (
+            0.4 * spread < min(errors) and max(errors) < 2.5 * spread
+        )  # each of them, and not the mean alone
     assert all(found.p is not None and found.p < 0.01 for found in draws)
+
+
+def test_a_perfect_attack_has_the_smallest_p() -> None:
+    members = assign(16, 40, seed=0)
+    found = pooled(lira(scores(members, 30.0), members), members)
+    assert (found.auc, found.deviation, found.p) == (1.0, 0.0, 0.0)
+
+
+def test_a_rate_of_a_thousand_others_has_an_error() -> None:
+    members = assign(20, 100, seed=0)
+    found = pooled(lira(scores(members, 1.0), members), members)
+    assert found.others == 1000 and found.tpr_deviation is not None and 0 < found.tpr_deviation < 0.2
 
 
 @pytest.mark.parametrize("models", [6, 8, 16])

@@ -209,6 +209,7 @@ def measured(seed: int, *shares: tuple[float, float, float]) -> dict[str, Any]:
     decisions = [
         {
             "k": 5 * (n + 1),
+            "measured_k": 5 * (n + 1) - 3,
             "reason": "dominant: stay",
             "groups": {},
             "residuals": {"all": dict(zip(("local", "consensus", "heterogeneity"), share, strict=True))},
@@ -232,12 +233,12 @@ def test_diagnoses_of_all_rounds_are_reported(tmp_path: Path):
     assert [(line["seed"], line["k"]) for line in lines] == [(0, 5), (0, 10), (1, 5)]
     diagnoses.publish_diagnoses(seen, tmp_path / "diagnoses.csv", "dominant")
     first = (tmp_path / "diagnoses.csv").read_text().splitlines()[1]
-    assert first == "ring,dominant,0,,5,all,1,3,0"
+    assert first == "ring,dominant,0,,5,2,all,1,3,0"
 
 
 def test_the_sum_of_the_residuals_stands_beside_the_gap_that_it_estimates():
-    """At k = 5 the loss of the mean model is 0.7, and that of the oracle 0.4 at its end."""
-    losses = [{"k": k, "loss": loss} for k, loss in ((0, 2.0), (5, 0.7), (10, 0.5))]
+    """The diagnosis at k = 2 is used at k = 5. The loss at k = 2 is 0.7, that of the oracle is 0.4."""
+    losses = [{"k": k, "loss": loss} for k, loss in ((0, 2.0), (2, 0.7), (5, 0.6), (10, 0.5))]
     oracle = {
         "setting": "ring",
         "arm": "oracle",

@@ -99,7 +99,7 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
         m: {n: losses(2.0 * (m == "before" or (m == "deleted" and n == "d0"))) for n in names}
         for m in ("before", "deleted", "end")
     }
-    relearn = {"had": {"steps": 10, "other": 0.5}, "not": {"steps": None if one.seed else 30, "other": 0.1}}
+    relearn = {"had": {"steps": 10 + one.seed, "other": 0.5}, "not": {"steps": 30, "other": 0.1}}
     return {**cell_key(one), "prefix_sha256": None, "losses": moments, "relearn": relearn}
 
 
@@ -111,12 +111,28 @@ def test_an_experiment_finds_the_device_that_remembers(tmp_path: Path) -> None:
     assert by["deleted", "worst device"]["auc"] > 0.8 and by["before", MEAN]["auc"] > 0.8
     assert all(abs(by["deleted", model]["auc"] - 0.5) < 0.25 for model in (MEAN, INT4))
     end = by["end", MEAN]
-    assert (end["steps_had"], end["steps_not"], end["other_had"]) == (10, None, 0.5)
-    assert end["steps_difference_mean"] is None and end["other_difference_mean"] == pytest.approx(0.4)
+    assert (end["steps_had"], end["steps_not"], end["other_had"]) == (13.5, 30, 0.5)
+    assert end["steps_difference_mean"] == -16.5 and end["other_difference_mean"] == pytest.approx(0.4)
     assert by["deleted", MEAN]["p"] is not None and by["before", MEAN]["p"] is None
     assert len(list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))) == 9
     text = console.export_text()
     assert "worst device" in text and "0.400 [0.400, 0.400]" in text
+
+
+def test_facts_that_one_run_did_not_relearn_have_no_mean(tmp_path: Path) -> None:
+    def some(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
+        found = made(one, folder, console)
+        return (
+            found
+            if one.seed
+            else {**found, "relearn": {**found["relearn"], "not": {"steps": None, "other": 0}}}
+        )
+
+    forgetting.run(Request(SMOKE, ("leave",), tuple(range(8)), tmp_path), Console(record=True), some)
+    end = json.loads((tmp_path / "results.json").read_text())["summary"][6]
+    assert (end["moment"], end["model"]) == ("end", MEAN)
+    assert end["steps_had"] == 13.5 and end["other_had"] == 0.5
+    assert [end[key] for key in ("steps_not", "other_not", "steps_difference_mean")] == [None] * 3
 
 
 def test_bad_options_are_refused_before_anything_runs() -> None:

@@ -128,7 +128,7 @@ def test_verdicts_compare_dominant_with_uniform() -> None:
     found = aggregate.verdicts(paired.paired_rows([m for seed in range(3) for m in world(seed)]))
     (against,) = found  # no arm reached the oracle
     assert against["what"] == "dominant - uniform"
-    assert "-0.179 \\[-0.181, -0.177], which excludes 0; p < 0.001, adjusted" in tables.verdict_line(against)
+    assert "-0.179 \\[-0.181, -0.177]; p < 0.001, adjusted" in tables.verdict_line(against)
 
 
 def decision(reason: str, local: float, consensus: float, heterogeneity: float) -> dict[str, Any]:

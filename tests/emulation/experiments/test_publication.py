@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emulation.experiments import publication, seeds
-from emulation.experiments.catalogue import SCALES
+from emulation.experiments import publication, run, seeds, sequence, wireless
+from emulation.experiments.catalogue import EXPERIMENTS, SCALES
 from emulation.experiments.request import Request
 from peers.errors import InputError
 
@@ -67,6 +68,16 @@ def test_experiments_of_many_long_arms_need_fewer_seeds(monkeypatch: pytest.Monk
     publication.check_before(range(100, 105), least=5)
     with pytest.raises(InputError, match=r"--publish: .*allowed: at least 5"):
         publication.check_before(range(100, 104), least=5)
+
+
+def test_each_experiment_has_its_own_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(publication, "revision", lambda: "abc")
+    five = Request(SCALES["smoke"], (), tuple(range(100, 105)), tmp_path, publish=tmp_path)
+    sequence.check(replace(five, arms=sequence.choose_arms("")))
+    wireless.check(replace(five, arms=wireless.SMOKE_ARMS))
+    run.check(EXPERIMENTS["baselines"], replace(five, arms=("uniform",)))
+    with pytest.raises(InputError, match="allowed: at least 10"):
+        run.check(EXPERIMENTS["regimes"], replace(five, arms=("uniform",)))
 
 
 def test_a_changed_workload_does_not_replace_the_published_file(tmp_path: Path) -> None:

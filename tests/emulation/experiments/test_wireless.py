@@ -75,7 +75,7 @@ def test_a_limit_binds_in_the_rounds_that_withhold() -> None:
     assert wireless.binds(run, cell) == 0.5
 
 
-def test_a_verdict_about_a_survivor_is_a_false_death() -> None:
+def test_a_verdict_about_a_survivor_is_a_false_verdict() -> None:
     cell = WirelessCell(SETTING, arms(SMOKE)["budget-25/fifo"], 0, SMOKE)
     first, second = cell.survivors[:2]
     gone = [
@@ -83,7 +83,7 @@ def test_a_verdict_about_a_survivor_is_a_false_death() -> None:
     ]
     events = {device: [{"event": "round"}] for device in cell.survivors} | {first: gone}
     run = RunRecords(Path(), Scenario(), [*cell.survivors], {}, events, [], {})
-    assert wireless.false_deaths(run, cell) == 1
+    assert wireless.false_verdicts(run, cell) == 1
 
 
 def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def made(one: Cell, folder: Path, console: Console) -> dict[str, Any]:
         return key
     better = 0.1 * (one.seed + 1) * one.arm.name.endswith("residual")
     curve = [{"k": k, "retain": 0.1 * k + better, "bytes": 1e6 * k} for k in range(5)]
-    return {**key, "curve": curve, "binds": 0.75, "false_deaths": 2}
+    return {**key, "curve": curve, "binds": 0.75, "false_verdicts": 2}
 
 
 def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
@@ -105,7 +105,8 @@ def test_an_experiment_writes_rows_and_pairs_its_gains(tmp_path: Path) -> None:
     fifo, residual = json.loads((tmp_path / "results.json").read_text())["summary"]
     assert fifo["gain"] is None and residual["gain"]["mean"] == pytest.approx(0.15)
     assert (fifo["half"]["mean"], fifo["retain"]["mean"]) == pytest.approx((0.2, 0.4))
-    assert {row["false_deaths"] for row in rows} == {"2"} and fifo["false_deaths"]["mean"] == 2
+    assert {row["false_verdicts"] for row in rows} == {"2"} and fifo["false_verdicts"]["mean"] == 2
+    assert "2.0 (2/2)" in console.export_text(clear=False)
     assert "budget-50" in console.export_text()
 
 
@@ -121,7 +122,7 @@ def test_fifo_is_no_arm_where_it_does_not_observe_the_limit() -> None:
     }
     rows = [
         {"limit": "tau-25", "allocator": a, "seed": s, "retain": r, "half": 0.0, "bytes": 1.0, "binds": 1.0}
-        | {"false_deaths": 0}
+        | {"false_verdicts": 0}
         for s in (0, 1)
         for a, r in (("equal-share", 0.25), ("residual", 0.75 + s / 4))
     ]
