@@ -240,19 +240,19 @@ def _relearn(runs: Sequence[Record], measured: bool) -> Record:
     """
     row: Record = {}
     for figure in ("steps", "other"):
-        had, never = (
-            [None if one["relearn"][name]["steps"] is None else one["relearn"][name][figure] for one in runs]
-            if measured
-            else []
-            for name in ("had", "not")
-        )
-        for name, values in (("had", had), ("not", never)):
-            row[f"{figure}_{name}"] = None if None in values or not values else fmean(values)
-        pairs = [] if None in (*had, *never) else [a - b for a, b in zip(had, never, strict=True)]
+        had, never = (_relearned(runs, kind, figure) if measured else None for kind in ("had", "not"))
+        row[f"{figure}_had"], row[f"{figure}_not"] = (fmean(of) if of else None for of in (had, never))
+        pairs = [a - b for a, b in zip(had, never, strict=True)] if had and never else []
         found = interval(pairs)
         for bound in ("mean", "low", "high"):
             row[f"{figure}_difference_{bound}"] = None if found is None else getattr(found, bound)
     return row
+
+
+def _relearned(runs: Sequence[Record], kind: str, figure: str) -> list[float] | None:
+    """A figure of relearning by run. None if a run did not relearn half of the facts of this kind."""
+    found = [one["relearn"][kind] for one in runs]
+    return None if any(one["steps"] is None for one in found) else [float(one[figure]) for one in found]
 
 
 def table(summary: Sequence[Record]) -> Table:
