@@ -165,6 +165,44 @@ def test_after_a_crash_in_the_middle_one_diagnosis_is_lost_and_nothing_else() ->
         assert before and after != before
 
 
+def in_a_diagnosis(size: int = 6) -> tuple[Network, int]:
+    """A ring in which all devices have begun a diagnosis and no report has arrived. Returns its round too."""
+    net = Network(small_config(topology={"kind": "ring"}, correction=PERIODIC, round={"deadline_s": 0.5}))
+    for device in net.cohort(size):
+        device.measure = observed
+    net.rounds(3)
+    net.signal(f"d{size - 1}", "leave")
+    net.until(lambda: all(len(device.done(do.Diagnose)) == 2 for device in net))
+    return net, int(net["d0"].done(do.Diagnose)[-1].round)
+
+
+def test_a_join_in_the_middle_of_a_diagnosis_ends_it_and_the_next_one_has_the_newcomer() -> None:
+    net, epoch = in_a_diagnosis()
+    joined = net.add("d6", "d0", "d1", measure=observed)
+    net.rounds(20)
+    old = [device for device in net if device is not joined]
+    made = old[0].logged("decision")
+    assert len(old) == 5 and all(device.logged("decision") == made for device in old)
+    assert epoch not in [record["epoch"] for record in made]  # the join begins another correction
+    assert not any(device.logged("undecided") for device in net)
+    later = [record for record in made if record["epoch"] > epoch]
+    assert later and joined.logged("decision") == later
+    assert all("d6@0" not in record["missing"] for record in later)
+
+
+def test_a_partition_that_heals_in_the_middle_of_a_diagnosis_costs_this_diagnosis() -> None:
+    net, epoch = in_a_diagnosis()
+    net.loses = lambda source, target, _: (source in ("d0", "d1")) != (target in ("d0", "d1"))
+    net.run(0.2)  # shorter than a suspicion
+    net.loses = lambda source, target, _: False
+    net.rounds(20)
+    made = net["d0"].logged("decision")
+    assert made[-1]["epoch"] > epoch and made[-1]["missing"] == []
+    for device in net:
+        assert device.logged("decision") == made and device.table() == net["d0"].table()
+        assert [record["epoch"] for record in device.logged("undecided")] == [epoch]
+
+
 def test_a_slow_device_and_faster_ones_decide_from_the_same_reports() -> None:
     """The next reports of the others reach the neighbours of d0 before they decide from the last ones."""
     net = Network(small_config(topology={"kind": "ring"}, correction=PERIODIC, round={"deadline_s": 0.5}))
