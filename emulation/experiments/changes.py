@@ -25,11 +25,16 @@ OWN = frozenset(
 
 
 def parse(texts: Sequence[str]) -> dict[str, object]:
-    """Key path "section.key" -> value. Raises InputError for a key that the experiment decides itself."""
+    """Key path "section.key" -> value. Raises InputError for other paths and for keys of the experiment itself."""
     found = assignments(texts)
     for path in found:
         section, _, key = path.partition(".")
-        if not key or "." in key or section in OWN or path in OWN:
+        if "." in key:
+            raise InputError(
+                f"--set {path}: a part of a key; allowed: the whole key, for instance "
+                "'adapter.rank={early = 4, mid = 8, late = 8}'"
+            )
+        if not key or section in OWN or path in OWN:
             raise InputError(
                 f"--set {path}: the experiment decides it; allowed: section.key, for instance model.name or "
                 f"data.persons, but none of {', '.join(sorted(OWN))}"

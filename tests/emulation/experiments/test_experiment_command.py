@@ -55,6 +55,10 @@ def test_smoke_experiment_from_the_command_line(tmp_path: Path) -> None:
         (["paper", "--arms", "paper,best"], "or a setting: paper-printed, paper"),
         (["regimes", "--seeds", "three"], "--seeds: 'three' names no seeds; allowed: a number of judging"),
         (["regimes", "--seeds", "5-3"], "--seeds: '5-3' names 0 seeds"),
+        (
+            ["paper", "--set", "adapter.rank.late=8"],
+            "--set adapter.rank.late: a part of a key; allowed: the whole",
+        ),
         (["regimes", "--set", "round.count=9"], "--set round.count: the experiment decides it"),
         (["regimes", "--set", "data.batch=0"], "--set: data.batch: 0 "),
         # The first cell of these would run: only a later arm is not possible.
