@@ -25,7 +25,7 @@ OWN = frozenset(
 
 
 def parse(texts: Sequence[str]) -> dict[str, object]:
-    """Key path "section.key" -> value. Raises InputError for another path or a key of the experiment itself."""
+    """Key path "section.key" -> value. Raises InputError for another path or a key of OWN."""
     found = assignments(texts)
     for path in found:
         section, _, key = path.partition(".")
