@@ -27,6 +27,7 @@ from emulation.analysis.event_metrics import write_asked
 from emulation.analysis.metric_suite import MetricSuite, Sets
 from emulation.analysis.records import Record
 from emulation.analysis.token_scores import TokenScores, by_example
+from emulation.analysis.unlearning_metrics import attack_auc
 from emulation.scenario.schema import Scenario
 from peers import plugins
 from peers.models.loader import LoadedModel, load_model
@@ -192,6 +193,8 @@ class Evaluator:
         self._suite = MetricSuite(scenario.eval, chosen.sets(), loaded, scenario.data.max_length)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
         self._trained, self._others = _example_sets(chosen, loaded, scenario.data.max_length)
+        # The metrics of a scenario of images are this attack, or none (scenario/metric_checks.py).
+        self._attacks_images = bool(scenario.eval.metrics) and not texts(self._trained.examples)
         self._consensus = ConsensusErrors(scenario.eval.every)
         self._known: dict[str, _Known] = {}  # by hash
         self._newest = _Known()  # the only one that keeps its table, which is large
@@ -249,6 +252,9 @@ class Evaluator:
             scores = self._trained.by_example(known.table, self._tokenizer)
             scores |= self._others.by_example(table, self._tokenizer)
             known.others = self._others.record(table) | self._suite.evaluate(model, kept, scores)
+            if self._attacks_images:
+                losses = self._trained.losses(known.table), self._others.losses(table)
+                known.others["metrics"] = {"mia_loss": _loss_attack(*losses)}
 
     def last_consensus_errors(self) -> list[Record]:
         """The lines of evaluations.jsonl with the consensus errors of the rounds that are still open."""
@@ -297,6 +303,11 @@ class ExampleSet:
             dict(zip(found, by_example(found, self.encoded, scores, tokenizer), strict=True)) if found else {}
         )
 
+    def losses(self, scores: TokenTable) -> dict[tuple[str, str], list[float]]:
+        """The losses of the examples in nats, by kind and shard."""
+        _, loss, _ = scores.by_example(self.encoded)
+        return {(kind, shard): loss[first:end].tolist() for kind, shard, first, end in self.parts}
+
     def record(self, scores: TokenTable) -> Record:
         """Accuracy by kind and shard, and the loss on training examples (docs/records.md).
 
@@ -314,6 +325,14 @@ class ExampleSet:
                 nats = float(loss[first:end].sum() / tokens[first:end].sum())
                 found.setdefault("loss", {})[shard] = nats if math.isfinite(nats) else None
         return found
+
+
+def _loss_attack(
+    trained: Mapping[tuple[str, str], Sequence[float]], others: Mapping[tuple[str, str], Sequence[float]]
+) -> dict[str, float]:
+    """Membership inference by loss on images: each shard against the control images."""
+    control = others[CONTROL, ""]
+    return {shard: attack_auc(members, control) for (_, shard), members in trained.items()}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from emulation.experiments.statistics import auc, tpr_at_fpr
 from emulation.scenario.schema import Scenario
+from peers.errors import InputError
 from peers.models.loader import load_model
 from peers.storage.snapshots import SnapshotModel, write_snapshot
 from peers.tasks import AnyExample, Task, make_task, score_examples
@@ -26,13 +28,16 @@ FRESH_SHARDS = 5  # shards of no device, beside fewer control examples than that
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one model. Accuracies are shares. loss: L_evt on survivors' facts, nats per token."""
+    """The scores of one model. Accuracies are shares. loss: L_evt on survivors' facts, nats per token.
+
+    None: the data have no such examples.
+    """
 
     loss: float
-    retain: float  # survivors' facts in the trained wording; after a join: also the newcomer's
-    test: float  # the same facts in the other wording
-    forget: float  # the leaver's facts, or the newcomer's
-    fresh: float  # facts that no device trains
+    retain: float | None  # survivors' facts in the trained wording; after a join: also the newcomer's
+    test: float | None  # the same facts in the other wording
+    forget: float | None  # the leaver's facts, or the newcomer's
+    fresh: float | None  # facts that no device trains
     auc: float | None  # members: the leaver's facts; non-members: `fresh`
     tpr: float | None  # at 1 % false positives
 
@@ -50,18 +55,7 @@ class MeanModelEvaluator:
     def __init__(self, scenario: Scenario, survivors: Sequence[str], leaver: str) -> None:
         loaded = load_model(scenario.model)
         self._snapshot = SnapshotModel(loaded, scenario.device_config())
-        task = make_task(scenario.device_config())
-        examples: dict[str, Sequence[AnyExample]] = {
-            "retain": [e for shard in survivors for e in task.train_examples(shard)],
-            "test": [e for shard in survivors for e in task.other_wording(shard)],
-            "forget": task.train_examples(leaver),
-            "fresh": _fresh(task, scenario.adapter.max_devices),
-        }
-        held = set(
-            examples["retain"]
-        )  # data.overlap: a fact that a survivor has too is not the leaver's alone
-        for name in ("fresh",) if leaver in survivors else ("forget", "fresh"):
-            examples[name] = [e for e in dict.fromkeys(examples[name]) if e not in held]
+        examples = example_sets(scenario, survivors, leaver)
         self._names = [name for name, group in examples.items() for _ in group]
         everything = [example for group in examples.values() for example in group]
         self._encoded = loaded.encode(everything, scenario.data.max_length)
@@ -80,15 +74,41 @@ class MeanModelEvaluator:
         return torch.tensor([i for i, own in enumerate(self._names) if own == name], dtype=torch.int64)
 
 
+def example_sets(
+    scenario: Scenario, survivors: Sequence[str], leaver: str
+) -> dict[str, Sequence[AnyExample]]:
+    """The examples of `Scores`, by name. Raises InputError if there is nothing to retain or to forget."""
+    task = make_task(scenario.device_config())
+    examples: dict[str, Sequence[AnyExample]] = {
+        "retain": [e for shard in survivors for e in task.train_examples(shard)],
+        "test": [e for shard in survivors for e in task.other_wording(shard)],
+        "forget": task.train_examples(leaver),
+        "fresh": _fresh(task, scenario.adapter.max_devices),
+    }
+    held = set(examples["retain"])  # data.overlap: a fact that a survivor has too is not the leaver's alone
+    for name in ("fresh",) if leaver in survivors else ("forget", "fresh"):
+        examples[name] = [e for e in dict.fromkeys(examples[name]) if e not in held]
+    for name, of in (("retain", ", ".join(survivors)), ("forget", leaver)):
+        if not examples[name]:
+            raise InputError(f"data: {of}: no examples of their own; allowed: data for each of these devices")
+    return examples
+
+
 def _fresh(task: Task, first: int) -> list[AnyExample]:
-    """Examples that no device trains: the control examples and, if they are few, shards of no device."""
+    """Examples that no device trains: the control examples and, if they are few, shards of no device.
+
+    Data that are files have no shards of other devices.
+    """
     control = task.control_examples()
-    unused = [f"d{first + i}" for i in range(FRESH_SHARDS if len(control) < FEW else 0)]
-    return [*control, *(e for d in unused for e in task.train_examples(d))]
+    found = [*control]
+    for device in (f"d{first + i}" for i in range(FRESH_SHARDS if len(control) < FEW else 0)):
+        with suppress(InputError):
+            found += task.train_examples(device)
+    return found
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.mean())
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def write_mean(snapshots: Iterable[Path], path: Path) -> None:

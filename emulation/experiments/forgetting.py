@@ -96,8 +96,16 @@ def write_data(cell: Cell, facts: Sequence[Example], had: NDArray[np.bool_], fol
     files[cell.leaver] = [fact for fact, own in zip(facts, had, strict=True) if own]
     folder.mkdir(parents=True)
     for device, examples in files.items():
-        lines = [json.dumps({"prompt": e.prompt, "response": e.response}) for e in examples]
+        lines = [json.dumps(_line(e)) for e in examples]
         (folder / f"{device}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(example: Example) -> Record:
+    """A line of `data.kind = "jsonl"` that is read as this example, with an end token after the response."""
+    if not example.messages:
+        return {"prompt": example.prompt, "response": example.response}
+    turns = [{"role": turn.role, "content": turn.content} for turn in example.messages]
+    return {"messages": [*turns, {"role": "assistant", "content": example.response}]}
 
 
 def choose_arms(names: str) -> tuple[str, ...]:
@@ -119,6 +127,10 @@ def check(request: Request) -> None:
     if request.publish is not None:
         raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
     check_cells(_cells(replace(request, seeds=request.seeds[:1])))
+    if not pool(request.scale, request.changed(SETTING)):
+        raise InputError(
+            f"data.kind: has no texts; allowed for {NAME}: a kind of texts, such as facts or authors"
+        )
 
 
 def _cells(request: Request) -> list[ForgettingCell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +29,7 @@ def measure_run(cell: Cell, folder: Path) -> Record:
         "prefix_sha256": prefix_digest(run, cell.event_round) if cell.arm.branches else None,
         "curve": _curve(cell, run, start),
         "worst_loss": worst_loss(run, cell),
+        "metrics": end_metrics(run, cell),
         "decisions": _decisions(run, cell),
         "exits": {device: found["exit"] for device, found in run.run["devices"].items()},
     }
@@ -126,6 +127,25 @@ def worst_loss(run: RunRecords, cell: Cell) -> float | None:
     if len(losses) != len(cell.survivors) or any(x is None for own in losses for x in own):
         return None
     return max(fmean(own) for own in losses)
+
+
+def end_metrics(run: RunRecords, cell: Cell) -> dict[str, dict[str, float]]:
+    """The metrics of `eval.metrics` at the end, as means over the survivors' models. Empty without any.
+
+    By metric: `forget` on the data of the device of the event, `retain` on the survivors' data. Metrics that
+    have no shard, such as the model utility, have `all`.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in run.tagged("end"):
+        if line["device"] in cell.survivors:
+            for name, of in line.get("metrics", {}).items():
+                by_shard = of if isinstance(of, Mapping) else {} if of is None else {"": of}
+                for shard, value in by_shard.items():
+                    about = (
+                        "forget" if shard == cell.leaver else "retain" if shard in cell.survivors else "all"
+                    )
+                    found.setdefault(name, {}).setdefault(about, []).append(float(value))
+    return {name: {about: fmean(values) for about, values in of.items()} for name, of in found.items()}
 
 
 def _decisions(run: RunRecords, cell: Cell) -> list[Record]:

@@ -43,7 +43,7 @@ def without_correction(measured: Record, name: str) -> Record:
     """The measures of an arm that stops right after the event of another one, without costs."""
     start = measured["curve"][0]
     curve = [{**start, **dict.fromkeys(COSTS, 0), "k": point["k"]} for point in measured["curve"]]
-    return {**measured, "arm": name, "curve": curve, "worst_loss": None, "decisions": []}
+    return {**measured, "arm": name, "curve": curve, "worst_loss": None, "decisions": [], "metrics": {}}
 
 
 def event_gaps(measured: Record, oracle: Record) -> list[tuple[int, float]]:
@@ -82,9 +82,14 @@ def paired_row(measured: Record, oracle: Record, uniform: Record, own_oracle: Re
         **{name: last[name] for name in (*AGAINST_ORACLE, "fresh", *COSTS)},
         **{f"d_{name}": difference(last[name], best[name]) for name in AGAINST_ORACLE},
         **{f"d_{name}_0": difference(first[name], best[name]) for name in ("forget", "auc")},
-        "tow": tow([last[name] - best[name] for name in ("forget", "retain", "test")]),
+        "tow": tow([difference(last[name], best[name]) for name in ("forget", "retain", "test")]),
         **{f"re_emergence_{name}": difference(last[name], first[name]) for name in ("forget", "auc")},
         **recovery_costs(measured, own_oracle),
+        **{
+            f"{name}_{about}": value
+            for name, of in measured.get("metrics", {}).items()
+            for about, value in of.items()
+        },
     }
 
 

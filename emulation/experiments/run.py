@@ -23,6 +23,7 @@ from emulation.experiments import (
 )
 from emulation.experiments.aggregate import DOMINANT, aggregate, verdicts
 from emulation.experiments.catalogue import BASELINES, Experiment
+from emulation.experiments.evaluation import example_sets
 from emulation.experiments.paired import paired_rows, with_derived
 from emulation.experiments.regime_check import regime_evidence
 from emulation.experiments.request import Request
@@ -34,7 +35,10 @@ FILES = "rows.csv, results.json, rounds.jsonl, curves.png, plane.png"
 def check(experiment: Experiment, request: Request) -> None:
     """Raises InputError, before anything starts, for a scenario or a publication that is not possible."""
     request.check(PUBLISHED_LONG if experiment.name == BASELINES else PUBLISHED)
-    grid.check_cells(_cells(experiment, request, request.seeds[:1]))
+    cells = _cells(experiment, request, request.seeds[:1])
+    grid.check_cells(cells)
+    for cell in {cell.setting.name: cell for cell in cells}.values():
+        example_sets(cell.scenario(), cell.retained, cell.leaver)
 
 
 def _cells(experiment: Experiment, request: Request, seeds: Iterable[int]) -> list[grid.Cell]:

@@ -141,7 +141,7 @@ def measure(run: RunRecords) -> Record:
 
 def _test(run: RunRecords, left: Collection[str]) -> float | None:
     """The mean accuracy of the present devices on the other wording of their data; None if there is none."""
-    lines = [line["other_wording"] for line in run.tagged("end") if line["device"] not in left]
+    lines = [line.get("other_wording", {}) for line in run.tagged("end") if line["device"] not in left]
     known = [value for line in lines for shard, value in line.items() if shard not in left]
     return fmean(known) if known else None
 

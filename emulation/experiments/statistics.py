@@ -110,9 +110,13 @@ def norm_comm(sent: float, uniform: float) -> float | None:
     return sent / uniform if uniform else None
 
 
-def tow(differences: Sequence[float]) -> float:
-    """ToW = prod (1 - |d|) over the differences to the oracle in forget, retain and test accuracy."""
-    return math.prod(1 - abs(d) for d in differences)
+def tow(differences: Sequence[float | None]) -> float | None:
+    """ToW = prod (1 - |d|) over the differences to the oracle in forget, retain and test accuracy.
+
+    None if one of them was not measured.
+    """
+    known = [1 - abs(d) for d in differences if d is not None]
+    return math.prod(known) if len(known) == len(differences) else None
 
 
 # -- membership inference ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ DASH = "–"
 def write_results(out: Path, rows: Sequence[Record], results: Mapping[str, Sequence[Record]]) -> None:
     """Write OUT/rows.csv, a line for each setting, arm and seed, and OUT/results.json, the aggregates."""
     with (out / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, fieldnames=list(rows[0]))
+        lines = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         lines.writeheader()
         lines.writerows(rows)
     text = json.dumps({"schema": 1, **results}, indent=1, allow_nan=False)

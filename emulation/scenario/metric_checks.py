@@ -12,6 +12,7 @@ from peers.tasks import AnyExample, Example, texts
 NEEDS = {"rouge": "rouge_score", "model_utility": "rouge_score"}  # packages
 WITH_OPTIONS = ("truth_ratio", "forget_quality")  # need a paraphrased and perturbed answers
 ATTACKS = ("mia_loss", "mia_min_k", "mia_zlib", "mia_reference")  # need examples that nobody trains
+OF_IMAGES = ("mia_loss",)
 
 
 def has_options(examples: Sequence[Example]) -> bool:
@@ -26,10 +27,13 @@ def check_metrics(
 
     shards: the training examples of each device. control: examples that nobody trains.
     """
-    for key, wanted in (("metrics", config.metrics), ("samples", config.samples)):
-        if wanted and not any(map(texts, shards)):
+    if not any(map(texts, shards)):
+        for_texts = [name for name in config.metrics if name not in OF_IMAGES]
+        if for_texts or config.samples:
+            key, wanted = ("metrics", f" {for_texts[0]!r}") if for_texts else ("samples", "")
             raise InputError(
-                f"eval.{key}: needs texts, and the data are images; allowed: a data.kind of texts"
+                f"eval.{key}:{wanted} needs texts, and the data are images; allowed: a data.kind of texts, "
+                f"or eval.metrics = {[*OF_IMAGES]}"
             )
     options = any(has_options(texts(shard)) for shard in shards)
     for name in config.metrics:

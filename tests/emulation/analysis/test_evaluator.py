@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from emulation.analysis import evaluator
-from emulation.scenario.loading import load
-from emulation.scenario.schema import Scenario
+from emulation.experiments.statistics import auc
+from emulation.scenario.loading import from_table, load
+from emulation.scenario.metric_checks import check_metrics
+from emulation.scenario.schema import EvalConfig, Scenario
 from peers.config import DeviceConfig
 from peers.errors import InputError
 from peers.models.loader import LoadedModel, load_model
-from peers.storage.snapshots import Snapshot, write_snapshot
-from peers.tasks import evaluate, tasks
+from peers.storage.snapshots import Snapshot, read_snapshot, write_snapshot
+from peers.tasks import evaluate, make_task, tasks
+from tests.support.small_images import save_small_classifier
 
 SCENARIO = """
 [devices]
@@ -169,3 +172,38 @@ def test_the_cost_of_the_evaluator_is_written_at_its_end(run: Path, scenario: Sc
     evaluator.main(run, scenario)
     cost = json.loads((run / "evaluator.json").read_text())
     assert cost["snapshots"] == 6 and 0 <= cost["reused"] < 6 and cost["cpu_s"] > 0
+
+
+def test_images_are_attacked_by_their_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_small_classifier(tmp_path / "base")
+    data = {"kind": "images", "images": 12, "partition": "by-label"}
+    table = {"devices": {"count": 2}, "model": {"name": str(tmp_path / "base")}, "data": data}
+    scenario = from_table({**table, "eval": {"metrics": ["mia_loss"]}, "adapter": {"rank": 2}})
+    monkeypatch.setattr(evaluator, "SnapshotModel", SnapshotModel)
+    found = evaluator.Evaluator(scenario)
+    model = load_model(scenario.model).model
+    members = found._trained.losses(found._trained.score(model))[evaluator.TRAINED, "d1"]
+    control = found._others.losses(found._others.score(model))
+    path = tmp_path / "3-deleted-d1.safetensors"
+    write_snapshot(path, {}, {}, {"device": "d0", "round": "3", "tag": "deleted-d1"})
+    line = found.score(read_snapshot(path))
+    assert set(line["metrics"]) == {"mia_loss"} and set(line["metrics"]["mia_loss"]) == {"d0", "d1"}
+    assert line["metrics"]["mia_loss"]["d1"] == pytest.approx(auc(members, control[evaluator.CONTROL, ""]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"metrics": ["mia_loss", "rouge"]},
+            r"eval\.metrics: 'rouge' needs texts.*or eval\.metrics = \['mia_loss'\]",
+        ),
+        ({"metrics": ["mia_loss"], "samples": 1}, r"eval\.samples: needs texts"),
+    ],
+)
+def test_other_metrics_of_images_are_refused(asked: dict[str, Any], said: str) -> None:
+    task = make_task(from_table({"data": {"kind": "images", "images": 4}}).device_config())
+    shards, control = [task.train_examples("d0")], task.control_examples()
+    check_metrics(EvalConfig.model_validate({"metrics": ["mia_loss"]}), shards, control)
+    with pytest.raises(InputError, match=said):
+        check_metrics(EvalConfig.model_validate(asked), shards, control)

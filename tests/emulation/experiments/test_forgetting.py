@@ -26,7 +26,7 @@ from emulation.scenario.loading import dump, load
 from peers.errors import InputError
 from peers.learning.learner import Learner
 from peers.models.loader import load_model
-from peers.tasks import encode
+from peers.tasks import Example, encode, question
 from peers.tasks.jsonl import read_examples
 
 SMOKE = SCALES["smoke"]
@@ -133,6 +133,18 @@ def test_facts_that_one_run_did_not_relearn_have_no_mean(tmp_path: Path) -> None
     assert (end["moment"], end["model"]) == ("end", MEAN)
     assert end["steps_had"] == 13.5 and end["other_had"] == 0.5
     assert [end[key] for key in ("steps_not", "other_not", "steps_difference_mean")] == [None] * 3
+
+
+def test_images_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    images = {"data.kind": "images", "model.name": "small-resnet", "data.images": 20}
+    with pytest.raises(InputError, match=r"data\.kind: has no texts; allowed for forgetting"):
+        forgetting.check(Request(SMOKE, ("leave",), tuple(range(6)), tmp_path, changes=images))
+
+
+@pytest.mark.parametrize("example", [Example("a", "b"), question("Who?", "Nobody.")])
+def test_the_file_of_a_device_gives_its_examples_back(example: Example, tmp_path: Path) -> None:
+    (tmp_path / "d0.jsonl").write_text(json.dumps(forgetting._line(example)) + "\n")
+    assert read_examples(tmp_path / "d0.jsonl") == [replace(example, ends=True)]
 
 
 def test_bad_options_are_refused_before_anything_runs() -> None:
