@@ -105,7 +105,8 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
     rows = with_ri(measured)
     summary = aggregate(measured, rows)
     console.print(f"{request.scale.name}, {publication.header(measured)}", highlight=False)
-    console.print(table(summary, ROUNDS[request.scale.name]))
+    console.print(accuracy_table(summary, ROUNDS[request.scale.name]))
+    console.print(costs_table(summary))
     tables.write_results(request.out, rows, {"summary": summary})
     write_curves(rows, request.out / "curves.png")
     request.finish(NAME, measured, "rows.csv, results.json, curves.png", console)
@@ -194,21 +195,32 @@ def _end(one: Record, rows: Sequence[Record]) -> Record:
     return {**own[-1], **ri, **{name: one[name] for name in ("test", *COSTS)}}
 
 
-def table(summary: Sequence[Record], rounds: int) -> Table:
+def accuracy_table(summary: Sequence[Record], rounds: int) -> Table:
     """One row for each arm."""
     made = tables.table(f"leave d0, join d8, leave d1, join d9 in {rounds} rounds")
-    heads = ("arm", "retain", "forget", "test", "loss", "RI %\n(mean)", "RI %\n(end)")
-    for head in (*heads, "steps", "CPU s", "MB", "kept"):
+    for head in ("arm", "retain", "forget", "test", "loss"):
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in summary:
-        spreads = [tables.spread(e[name]) for name in ("retain", "forget", "test", "loss")]
-        ri = [tables.number(e[name], 1) for name in ("ri_mean", "ri_end")]
-        costs = [tables.number(e["steps"], 0), tables.number(e["cpu_s"], 1)]
-        made.add_row(e["arm"], *spreads, *ri, *costs, tables.mb(e["sent_bytes"]), tables.number(e["kept"], 0))
+        made.add_row(e["arm"], *(tables.spread(e[name]) for name in ("retain", "forget", "test", "loss")))
     made.caption = (
         "retain, test (the other wording), loss: on the data of the present devices at the end; forget: "
-        "accuracy on the data of d0 and d1 at the end; RI (mean): over the rounds after the first event; "
-        "steps, CPU s, MB: of all devices; kept: blocks of those that left, on a device"
+        "accuracy on the data of d0 and d1 at the end"
+    )
+    return made
+
+
+def costs_table(summary: Sequence[Record]) -> Table:
+    """One row for each arm: RI beside the costs."""
+    made = tables.table("relative improvement and costs")
+    for head in ("arm", "RI % (mean)", "RI % (end)", "steps", "CPU s", "MB", "kept"):
+        made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
+    for e in summary:
+        ri = [tables.spread(e[name], digits=1) for name in ("ri_mean", "ri_end")]
+        costs = [tables.number(e["steps"], 0), tables.number(e["cpu_s"], 1)]
+        made.add_row(e["arm"], *ri, *costs, tables.mb(e["sent_bytes"]), tables.number(e["kept"], 0))
+    made.caption = (
+        "RI (mean): over the rounds after the first event; steps, CPU s, MB: of all devices; kept: blocks of "
+        "those that left, on a device"
     )
     return made
 
