@@ -53,12 +53,13 @@ class MetricSuite:
         measured = self._measured(model, known)
         found: Record = {}
         if self._config.metrics:
-            found["metrics"] = {name: self._metric(measured, name, kept) for name in self._config.metrics}
+            values = {name: self._metric(measured, name, kept) for name in self._config.metrics}
+            found["metrics"] = {name: value for name, value in values.items() if value is not None}
         if self._config.samples:
             found["answers"] = self._samples(measured)
         return found
 
-    def _metric(self, measured: _Measured, name: str, kept: Sequence[str]) -> float | dict[str, float]:
+    def _metric(self, measured: _Measured, name: str, kept: Sequence[str]) -> float | dict[str, float] | None:
         if name == "model_utility":
             return measured.utility(kept)
         values = {shard: measured.value(name, shard, self._base) for shard in self._sets.shards}
@@ -150,13 +151,16 @@ class _Measured:
         score = um.loss_score if name == "mia_loss" else um.min_k_score
         return um.attack_auc([score(s) for s in self.trained[shard]], [score(s) for s in self.control])
 
-    def utility(self, kept: Sequence[str]) -> float:
-        """Model utility: probability, ROUGE-L and truth ratio of the kept shards and of each utility set."""
+    def utility(self, kept: Sequence[str]) -> float | None:
+        """Model utility: probability, ROUGE-L and truth ratio of the kept shards and of each utility set.
+
+        None without any example, as for a model that holds only the block of a listener.
+        """
         retained = [e for shard in kept for e in self._sets.shards.get(shard, ())]
         values = self._three(retained, normalised=False) if retained else []
         for examples in self._sets.utility.values():
             values += self._three(examples, normalised=True)
-        return um.model_utility(values)
+        return um.model_utility(values) if values else None
 
     def _three(self, examples: Sequence[Example], normalised: bool) -> list[float]:
         correct = self._score(examples)

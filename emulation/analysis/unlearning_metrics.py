@@ -75,7 +75,10 @@ def forget_quality(ratios: Values, reference: Values) -> float:
 
 
 def model_utility(values: Sequence[float]) -> float:
-    """The harmonic mean of probability, ROUGE-L and truth ratio on each set that must stay; 0 if one is 0."""
+    """The harmonic mean of probability, ROUGE-L and truth ratio on each set that must stay; 0 if one is 0.
+
+    Raises ValueError without a value.
+    """
     if min(values) <= 0:
         return 0.0
     return len(values) / sum(1 / value for value in values)

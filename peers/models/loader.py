@@ -195,6 +195,8 @@ def _load(config: ModelConfig) -> LoadedModel:
     dtype = DTYPES[config.dtype]
     make = models.get(config.name) if config.name in models else lambda c: load_pretrained(c.name, dtype)
     made = make(config)
+    if made.image_format is not None and config.dtype != "fp32":
+        raise InputError(f"model.dtype: {config.dtype!r} with a classifier of images; allowed: 'fp32'")
     model = in_dtype(made.model, dtype).eval().requires_grad_(False)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False  # saves memory: no text is generated, so no keys and values are reused

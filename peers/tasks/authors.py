@@ -15,6 +15,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, question, shard_index, tasks
 from peers.tasks.shards import Shards
+from peers.tasks.unused_keys import check_unused
 from peers.tasks.world_facts import world_facts
 
 WRONG = 4  # wrong answers of each question
@@ -157,10 +158,7 @@ class Authors:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        if config.overlap:
-            raise InputError(
-                f"data.overlap: {config.overlap} does not apply to data.kind 'authors'; allowed: 0"
-            )
+        check_unused(config, "overlap")
         self._names, self._size, self._seed = _names(seed), config.authors, seed
         self.shard_count = len(self._names) // config.authors - 1
         if self.shard_count < 1:

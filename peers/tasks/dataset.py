@@ -21,6 +21,7 @@ from peers.errors import InputError, describe
 from peers.tasks.base import Example, Message, question, tasks
 from peers.tasks.jsonl import chat_example
 from peers.tasks.shards import OWN, Shards
+from peers.tasks.unused_keys import check_unused
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 Row = Mapping[str, Any]
@@ -66,10 +67,7 @@ class Dataset:
     def __init__(self, config: DataConfig, seed: int) -> None:
         if config.path is None:
             raise InputError("data.path: is not set; data.kind 'dataset' needs a file, a folder or a name")
-        if config.overlap:
-            raise InputError(
-                f"data.overlap: {config.overlap} does not apply to data.kind 'dataset'; allowed: 0"
-            )
+        check_unused(config, "overlap")
         self._config, self._path = config, Path(config.path).expanduser()
         self._pooled = config.partition != OWN
         self._column = config.columns.get("device")
@@ -128,7 +126,11 @@ class Dataset:
         else:
             name, subset = str(self._config.path), self._config.subset
             rows = _with_datasets(name, name=subset, split=self._config.split)
-        return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+        found = [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+        for where, row in found:
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: is no object; allowed: one object with a value for each column")
+        return found
 
     def _example(self, row: Row, where: str) -> Example:
         columns = {

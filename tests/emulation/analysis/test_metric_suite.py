@@ -97,6 +97,11 @@ def test_the_answers_are_greedy_whatever_the_model_s_generation_settings_are():
     assert answers(loaded.model, loaded.tokenizer, [ASKED, OTHER], 32) == expected
 
 
+def test_a_model_that_should_know_nothing_has_no_utility():
+    suite = MetricSuite(EvalConfig(metrics=("model_utility",)), Sets({"d0": []}), small_loaded(), 32)
+    assert suite.evaluate(small_loaded().model, ["d0"]) == {"metrics": {}}
+
+
 def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     # Without the package rouge-score: the generated words are compared whole.
     monkeypatch.setattr(metric_suite, "rouge_l_recall", lambda a, b: [0.5] * len(a))

@@ -79,3 +79,10 @@ def test_images_of_a_size_that_the_model_cannot_compute_are_refused(tmp_path: Pa
     write_format(folder, ImageFormat(1, 6, 6, (0.5,), (0.5,), 10))
     with pytest.raises(InputError, match=r"cannot compute images of 1 x 6 x 6 .*; allowed: a model for"):
         check_against_model(scenario(str(folder)))
+
+
+def test_a_classifier_in_bf16_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"model\.dtype: 'bf16' with a classifier of images; allowed: 'fp32'"
+    ):
+        load_model(ModelConfig(name="small-resnet", dtype="bf16"))

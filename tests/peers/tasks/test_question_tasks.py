@@ -168,3 +168,21 @@ def test_settings_that_do_not_fit_a_table(tmp_path: Path, settings: dict[str, An
     (tmp_path / "t.csv").write_text(CSV)
     with pytest.raises(InputError, match=said):
         task("dataset", **{"path": str(tmp_path / "t.csv"), **settings}).train_examples("d0")
+
+
+def test_a_row_that_is_no_object_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d0.jsonl").write_text('{"prompt": "a", "response": "b"}\n[1, 2]\n')
+    with pytest.raises(InputError, match=r"d0\.jsonl, row 2: is no object; allowed: one object"):
+        task("dataset", path=str(tmp_path)).train_examples("d0")
+
+
+@pytest.mark.parametrize("kind", ["facts", "images"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("held_out", 0.5), ("sizes", {"d0": 3}), ("empty", "listen"), ("columns", {"prompt": "x"})],
+)
+def test_keys_that_a_task_would_ignore_are_refused(kind: str, key: str, value: Any) -> None:
+    with pytest.raises(
+        InputError, match=rf"data\.{key}: .* does not apply to data\.kind '{kind}'; allowed: "
+    ):
+        task(kind, **{key: value})
