@@ -21,7 +21,7 @@ from rich.table import Table
 from emulation.analysis.records import Record, RunRecords
 from emulation.analysis.wasted_copies import copy_bytes, wasted_bytes
 from emulation.experiments import publication, runner, tables
-from emulation.experiments.aggregate import paired_interval, to_record
+from emulation.experiments.aggregate import adjusted, paired_interval, to_record
 from emulation.experiments.arms import Arm
 from emulation.experiments.catalogue import SMOKE, Scale, Setting
 from emulation.experiments.grid import Cell
@@ -101,6 +101,11 @@ ARMS = {
 SMOKE_ARMS = (RESIDUAL, PRICED)
 FIGURES = ("accuracy", "mean", "bytes", "wasted", "share", "spent", "price", "events")
 COMPARED = ("accuracy", "mean", "bytes", "wasted")
+CLAIMED = {  # with the unit of the table, a factor and the digits
+    "accuracy": ("accuracy at the end", 1.0, 3),
+    "mean": ("accuracy over the run", 1.0, 3),
+    "wasted": ("wasted MB", 1e-6, 2),
+}
 
 
 class PricingCell(Cell):
@@ -197,7 +202,10 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
         entries = [entry for entry in summary if entry["setting"] == setting]
         console.print(accuracy_table(setting, entries))
         console.print(bytes_table(setting, entries))
-    tables.write_results(request.out, rows, {"summary": summary})
+    found_claims = claims(rows)
+    if found_claims:
+        console.print(claims_table(found_claims))
+    tables.write_results(request.out, rows, {"summary": summary, "claims": found_claims})
     request.finish(NAME, found, "rows.csv, results.json", console)
 
 
@@ -257,6 +265,36 @@ def aggregate(rows: Sequence[Record]) -> list[Record]:
     return found
 
 
+def claims(rows: Sequence[Record]) -> list[Record]:
+    """`priced` less each other arm, as a seed's mean over the settings. p is adjusted over all (Holm)."""
+    by_arm = {
+        arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in rows)
+    }
+    own = by_arm.pop(PRICED, [])
+    found = [
+        {"figure": figure, "arm": arm, "difference": to_record(paired_interval(own, other, figure))}
+        for figure in CLAIMED
+        for arm, other in by_arm.items()
+    ]
+    return adjusted([claim for claim in found if claim["difference"] is not None], "difference")
+
+
+def claims_table(found: Sequence[Record]) -> Table:
+    """One row for each claim of `claims`."""
+    made = tables.table("all settings: priced less another arm")
+    for head in ("figure", "arm", "difference", "p"):
+        made.add_column(head, justify="right" if head in ("difference", "p") else "left", no_wrap=True)
+    for claim in found:
+        name, factor, digits = CLAIMED[claim["figure"]]
+        difference = tables.spread(_scaled(claim["difference"], factor), " ", digits)
+        made.add_row(name, claim["arm"], difference, tables.p_text(claim["difference"]["p"]))
+    made.caption = (
+        "mean over the settings and seeds; \\[low, high]: 95 % t interval over the seeds' means; p: adjusted "
+        "over all lines (Holm)"
+    )
+    return made
+
+
 def accuracy_table(setting: str, entries: Sequence[Record]) -> Table:
     """The accuracies of a setting, one row for each arm."""
     made = tables.table(f"{setting}: {SETTINGS[setting].description}")
@@ -287,4 +325,4 @@ def bytes_table(setting: str, entries: Sequence[Record]) -> Table:
 
 
 def _scaled(found: Record | None, factor: float) -> Record | None:
-    return None if found is None else {"mean": found["mean"] * factor}
+    return None if found is None else {k: found[k] and found[k] * factor for k in ("mean", "low", "high")}

@@ -131,6 +131,29 @@ def test_the_experiment_compares_with_residual(tmp_path: Path) -> None:
     assert "wasted MB" in text and "0.2 events a round, all of the last two devices" in text
 
 
+def test_claims_are_of_priced_over_all_settings_with_adjusted_p() -> None:
+    """By hand: the differences of the seeds are 0.1, 0.2 and 0.3, as means of two settings each."""
+    rows = [
+        {"setting": s, "arm": arm, "seed": seed, "accuracy": value, "mean": value, "wasted": 1e6 * value}
+        for seed in (1, 2, 3)
+        for s, more in (("churn-0", 0.1 * seed - 0.05), (FLAKY, 0.1 * seed + 0.05))
+        for arm, value in (("residual", 0.25), ("residual-75", 0.25 + more), ("priced", 0.25 + more))
+    ]
+    found = pricing.claims(rows)
+    assert [(c["figure"], c["arm"]) for c in found] == [
+        (figure, arm) for figure in ("accuracy", "mean", "wasted") for arm in ("residual", "residual-75")
+    ]
+    gain = found[0]["difference"]
+    assert (gain["mean"], gain["n"]) == (pytest.approx(0.2), 3)
+    assert gain["high"] - gain["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)  # t, 2 degrees
+    assert gain["p"] == pytest.approx(6 * 0.0742, rel=1e-2)  # t = 3.46, of six claims
+    assert found[1]["difference"]["mean"] == 0 and found[1]["difference"]["p"] == 1
+    console = Console(record=True, width=120)
+    console.print(pricing.claims_table(found))
+    assert "0.200 [-0.048, 0.448]" in console.export_text()
+    assert pricing.claims([row for row in rows if row["arm"] != "priced"]) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_run_has_what_is_measured(tmp_path: Path) -> None:
