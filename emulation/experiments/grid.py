@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from emulation.experiments.arms import (
     ARMS,
@@ -26,6 +26,14 @@ from peers.errors import InputError
 from peers.radio_config import FIFO
 
 OVERHEAD_STEPS = 2  # of a round without its local steps: messages, mixing and records
+
+
+class Leave(NamedTuple):
+    """A leave in a run. round: the last one before it. survivors: the devices that are there then."""
+
+    round: int
+    leaver: str
+    survivors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ class Cell:
     @property
     def survivors(self) -> tuple[str, ...]:
         return tuple(f"d{i}" for i in range(self.scale.devices - 1))
+
+    @property
+    def leaves(self) -> tuple[Leave, ...]:
+        """The leaves at which a baseline unlearns (unlearners.py)."""
+        return (Leave(self.event_round, self.leaver, self.survivors),)
 
     @property
     def retained(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from peers.storage import checkpoint
 LOGS = "logs"
 EVALUATED = ("end",)  # tags of the devices' snapshots that `measure_run` reads from the evaluations
 DONE = "measures.json"  # written last and atomically: a cell with this file is done
-MEASURES = 2  # version of the form of these files. 2: measured_k of decisions; false_verdicts of wireless
+MEASURES = 3  # version of the form of these files. 3: costs of the unlearning in the sequence
 RunCell = Callable[[Cell, Path, Console], Record]  # runs a cell in a folder and returns its measures
 
 
@@ -125,12 +125,17 @@ def run_cell(
 def run_alone(
     cell: Cell, folder: Path, tags: Sequence[str], measure: Callable[[RunRecords], Record]
 ) -> Record:
-    """Run and measure a cell that branches from no checkpoint. tags: of the snapshots that are evaluated."""
-    scenario = cell.scenario()
+    """Run and measure a cell that branches from no checkpoint. tags: of the snapshots that are evaluated.
+
+    The measures of a baseline have the costs of its unlearning (`Unlearner.costs`).
+    """
+    scenario, run = cell.scenario(), folder / "run"
     one_process.load_shared(scenario)
     check_against_model(scenario)
-    one_process.run(scenario, folder / "run", tags)
-    return {**cell_key(cell), "prefix_sha256": None, **measure(load(folder / "run"))}
+    unlearner = unlearner_of(cell, run)
+    one_process.run(scenario, run, tags, None if unlearner is None else unlearner.make_learner)
+    costs = {} if unlearner is None else unlearner.costs()
+    return {**cell_key(cell), "prefix_sha256": None, **measure(load(run)), **costs}
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:

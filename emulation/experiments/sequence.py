@@ -19,9 +19,9 @@ from emulation.analysis.link_totals import sent_by_round
 from emulation.analysis.records import Record, RunRecords
 from emulation.experiments import plot, publication, runner, tables
 from emulation.experiments.aggregate import to_record
-from emulation.experiments.arms import ARMS, UNIFORM, UNLEARNERS
+from emulation.experiments.arms import ARMS, UNIFORM
 from emulation.experiments.catalogue import DEFAULT, SMOKE
-from emulation.experiments.grid import Cell, check_cells
+from emulation.experiments.grid import Cell, Leave, check_cells
 from emulation.experiments.request import Request, arm_names
 from emulation.experiments.seeds import PUBLISHED_LONG
 from emulation.experiments.statistics import interval
@@ -35,9 +35,9 @@ EVENTS = ((0.2, "leave", "d0"), (0.3, "join", "d8"), (0.5, "leave", "d1"), (0.7,
 CORRECTION = 0.12  # of all rounds: longer than the time between the first two events
 ROUNDS = {"full": 1000, "medium": 200, "compact": 60, "small": 60, SMOKE: 20}
 EVERY = {"full": 20, "medium": 4, "compact": 3, "small": 3, SMOKE: 1}  # rounds between two evaluations
-CHOICES = tuple(n for n, arm in ARMS.items() if arm.event and not arm.derived and n not in UNLEARNERS)
+CHOICES = tuple(n for n, arm in ARMS.items() if arm.event and not arm.derived)
 USUAL = (UNIFORM, "dominant", "proportional", "naive")
-COSTS = ("sent_bytes", "steps", "cpu_s", "kept")
+COSTS = ("sent_bytes", "steps", "cpu_s", "kept", "stored_bytes")
 FIGURES = ("retain", "forget", "test", "loss", "ri_mean", "ri_end", *COSTS)
 PANELS = (
     ("loss", "loss on the data of the present devices"),
@@ -64,6 +64,17 @@ class SequenceCell(Cell):
     @property
     def slots(self) -> int:
         return DEVICES + sum(kind == "join" for _, kind, _ in EVENTS)
+
+    @property
+    def leaves(self) -> tuple[Leave, ...]:
+        present, found = [f"d{n}" for n in range(DEVICES)], []
+        for share, kind, device in EVENTS:
+            if kind == "join":
+                present.append(device)
+            else:
+                present.remove(device)
+                found.append(Leave(round(share * self.rounds), device, tuple(present)))
+        return tuple(found)
 
     def scenario(self) -> Scenario:
         rounds = self.rounds
@@ -113,8 +124,11 @@ def run(request: Request, console: Console, run_one: runner.RunCell | None = Non
 
 
 def run_and_measure(cell: Cell, folder: Path, console: Console) -> Record:
-    """Run the scenario of a cell and measure the run."""
-    return runner.run_alone(cell, folder, ("round", "end"), measure)
+    """Run the scenario of a cell and measure the run. Steps and bytes are with those of an unlearning."""
+    found = runner.run_alone(cell, folder, ("round", "end"), measure)
+    found["sent_bytes"] += found.pop("unlearning_bytes", 0)
+    found["steps"] += found.pop("leaver_steps", 0)
+    return {"stored_bytes": 0, **found}
 
 
 def measure(run: RunRecords) -> Record:
@@ -212,15 +226,16 @@ def accuracy_table(summary: Sequence[Record], rounds: int) -> Table:
 def costs_table(summary: Sequence[Record]) -> Table:
     """One row for each arm: RI beside the costs."""
     made = tables.table("relative improvement and costs")
-    for head in ("arm", "RI % (mean)", "RI % (end)", "steps", "CPU s", "MB", "kept"):
+    for head in ("arm", "RI % (mean)", "RI % (end)", "steps", "CPU s", "MB", "kept", "stored MB"):
         made.add_column(head, justify="left" if head == "arm" else "right", no_wrap=head == "arm")
     for e in summary:
         ri = [tables.spread(e[name], digits=1) for name in ("ri_mean", "ri_end")]
         costs = [tables.number(e["steps"], 0), tables.number(e["cpu_s"], 1)]
-        made.add_row(e["arm"], *ri, *costs, tables.mb(e["sent_bytes"]), tables.number(e["kept"], 0))
+        kept = [tables.number(e["kept"], 0), tables.mb(e["stored_bytes"])]
+        made.add_row(e["arm"], *ri, *costs, tables.mb(e["sent_bytes"]), *kept)
     made.caption = (
         "RI (mean): over the rounds after the first event; steps, CPU s, MB: of all devices; kept: blocks of "
-        "those that left, on a device"
+        "those that left, on a device; stored: by one device for a baseline alone, at most"
     )
     return made
 

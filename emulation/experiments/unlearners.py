@@ -1,12 +1,13 @@
-"""The baselines that need more than keys of a scenario: a run's learners, watched at the leave of a device.
+"""The baselines that need more than keys of a scenario: a run's learners, watched at each leave of a device.
 
 A baseline needs what no device of a run may have: the leaver's gradient, its steps of distillation, or a
 history of moves. All devices are in one process (one_process.py), so the learners are at hand. Survivors
-unlearn before their first local steps after the leave. Each moves its own copies of the blocks.
+unlearn before their first local steps after a leave. Each moves its own copies of the blocks.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from coordinator_free.correction.policy_interface import Settings
 from coordinator_free.identifiers import BlockKey
 from emulation.analysis.records import Record
 from emulation.experiments.arms import EWC_LEAVE, FEDERASER, INFLUENCE, KD_UNLEARN
-from emulation.experiments.grid import Cell
+from emulation.experiments.grid import Cell, Leave
 from peers.config import DeviceConfig
 from peers.learning.backward_pass import passes
 from peers.learning.learner import Learner
@@ -27,7 +28,7 @@ from peers.models.loader import LoadedModel, load_model
 from peers.runtime.main import build_learner
 from peers.runtime.spec import DeviceSpec
 from peers.tasks import Batch, predictions
-from peers.unlearning.federaser import History, Moves, calibrated
+from peers.unlearning.federaser import History, Moves, calibrated, stored_bytes
 from peers.unlearning.influence import clipped, influence_move, kronecker_factors
 from peers.unlearning.kd_unlearn import distillation_loss
 
@@ -38,13 +39,12 @@ KD_STEPS = 40
 class Unlearner:
     """A baseline in one run. It sees the learners of all devices, and counts the costs of the unlearning.
 
-    This class does nothing at the leave. learners: by device. folder: of the run. sent_bytes: payloads of the
-    unlearning, of all devices. leaver_steps: local steps of the leaver for it.
+    This class does nothing at a leave. learners: by device. folder: of the run. sent_bytes: payloads of the
+    unlearning, of all devices. leaver_steps: local steps of the leavers for it.
     """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
-        self.leaver, self.survivors, self.event_round = cell.leaver, cell.survivors, cell.event_round
-        self.folder = folder
+        self.leaves, self.folder = cell.leaves, folder
         self.learners: dict[str, WatchedLearner] = {}
         self.sent_bytes = self.leaver_steps = 0
 
@@ -54,11 +54,11 @@ class Unlearner:
 
     @property
     def stored_bytes(self) -> int:
-        """What one device keeps for the baseline alone, at most."""
+        """What one device has kept for the baseline alone, at most."""
         return 0
 
-    def unlearn(self, learner: WatchedLearner, round: int) -> None:
-        """Called for each survivor before its first local steps after the leave."""
+    def unlearn(self, learner: WatchedLearner, leave: Leave, round: int) -> None:
+        """Called for each survivor of a leave before its first local steps after it."""
 
     def steps(self, learner: WatchedLearner, round: int, steps: int) -> int:
         """The number of local steps of a round, where the protocol wants `steps`."""
@@ -68,10 +68,16 @@ class Unlearner:
         """The move of the own block that counts, where the local steps made `move`."""
         return move
 
+    def costs(self) -> Record:
+        """The costs of the unlearning: what it sent, what a device kept, and the leavers' steps."""
+        sent, stored, steps = self.sent_bytes, self.stored_bytes, self.leaver_steps
+        return {"unlearning_bytes": sent, "stored_bytes": stored, "leaver_steps": steps}
+
     def with_costs(self, measures: Record) -> Record:
         """The measures of the run with the costs of the unlearning."""
-        curve = [{**point, "bytes": point["bytes"] + self.sent_bytes} for point in measures["curve"]]
-        costs = {"stored_bytes": self.stored_bytes, "leaver_steps": self.leaver_steps}
+        costs = self.costs()
+        sent = costs.pop("unlearning_bytes")
+        curve = [{**point, "bytes": point["bytes"] + sent} for point in measures["curve"]]
         return {**measures, **costs, "curve": curve}
 
 
@@ -83,7 +89,8 @@ class WatchedLearner(Learner):
     ) -> None:
         super().__init__(loaded, config, data, device)
         self.config, self.data, self.device = config, data, device
-        self._unlearner, self._waits = unlearner, True
+        self._unlearner = unlearner
+        self._ahead = deque(leave for leave in unlearner.leaves if device in leave.survivors)
         unlearner.learners[device] = self
 
     def train(
@@ -94,11 +101,10 @@ class WatchedLearner(Learner):
         settings: Settings | None = None,
         fisher: bool = False,
     ) -> TrainResult:
-        """As `Learner.train`. A correction (no rehearsal) after the leave begins with the unlearning."""
+        """As `Learner.train`. A correction (no rehearsal) after a leave begins with the unlearning."""
         unlearner = self._unlearner
-        if self._waits and not rehearse and round > unlearner.event_round:
-            self._waits = False
-            unlearner.unlearn(self, round)
+        while self._ahead and not rehearse and round > self._ahead[0].round:
+            unlearner.unlearn(self, self._ahead.popleft(), round)
         before, own = self.own_values(), self.own
         result = super().train(round, unlearner.steps(self, round, steps), rehearse, settings, fisher)
         made = {group: after - before[group] for group, after in self.own_values().items()}
@@ -131,55 +137,63 @@ class WatchedLearner(Learner):
 class ElasticWeightConsolidation(Unlearner):
     """The key `correction.ewc` does the work. Here its bytes are counted."""
 
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        super().__init__(cell, folder)
+        self._stored_bytes = 0
+
     @property
     def stored_bytes(self) -> int:
-        return max(learner.ewc_bytes for learner in self.learners.values())
+        return self._stored_bytes
+
+    def moved(self, learner: WatchedLearner, round: int, move: Moves) -> Moves:
+        self._stored_bytes = max(self._stored_bytes, learner.ewc_bytes)
+        return move
 
 
 class MovedBlocks(Unlearner):
-    """Blocks move once, and the leaver's block stays."""
+    """Blocks move once at each leave, and the leaver's block stays."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         super().__init__(cell, folder)
-        self._moves: dict[str, Moves] | None = None
+        self._moves: dict[Leave, dict[str, Moves]] = {}
 
-    def moves(self) -> dict[str, Moves]:
+    def moves(self, leave: Leave) -> dict[str, Moves]:
         """The moves by owner; counts their costs."""
         raise NotImplementedError
 
-    def unlearn(self, learner: WatchedLearner, round: int) -> None:
-        if self._moves is None:
-            self._moves = self.moves()
-        for owner, move in self._moves.items():
+    def unlearn(self, learner: WatchedLearner, leave: Leave, round: int) -> None:
+        if leave not in self._moves:
+            self._moves[leave] = self.moves(leave)
+        for owner, move in self._moves[leave].items():
             learner.shift(BlockKey(owner, 0), move)
-        name = f"{round:05d}-unlearned-{self.leaver}.safetensors"  # the evaluation of k = 0
+        name = f"{round:05d}-unlearned-{leave.leaver}.safetensors"  # the evaluation of k = 0
         path = self.folder / "devices" / learner.device / "snapshots" / name
-        tag = f"unlearned:{self.leaver}"
+        tag = f"unlearned:{leave.leaver}"
         learner.snapshot(
             path, {"device": learner.device, "round": str(round), "tag": tag, "incarnation": "0"}
         )
 
 
 class Influence(MovedBlocks):
-    """Each owner moves its block by an influence step, the first survivor also the leaver's block.
+    """Each owner moves its block by an influence step, and the first survivor those of devices that left.
 
     The leaver has sent its gradient of all blocks to every survivor. Then the moved blocks are sent. Not for
     the kind of adapter `vera` (`Cell.checked`): the step is for a matrix B with r columns.
     """
 
-    def moves(self) -> dict[str, Moves]:
-        gradients = self._gradients()
-        examples = {device: len(learner.data) for device, learner in self.learners.items()}
-        share = examples[self.leaver] / sum(examples.values())
-        doers = {owner: owner for owner in self.survivors} | {self.leaver: self.survivors[0]}
+    def moves(self, leave: Leave) -> dict[str, Moves]:
+        gradients = self._gradients(leave.leaver)
+        examples = {owner: len(self.learners[owner].data) for owner in gradients}
+        share = examples[leave.leaver] / sum(examples.values())
+        doers = {owner: owner if owner in leave.survivors else leave.survivors[0] for owner in gradients}
         found = {o: self._step(self.learners[doer], o, gradients[o], share) for o, doer in doers.items()}
-        receivers = len(self.survivors) * len(gradients) + len(found) * (len(self.survivors) - 1)
-        self.sent_bytes += receivers * self.learners[self.leaver].block_bytes()
+        receivers = len(leave.survivors) * len(gradients) + len(found) * (len(leave.survivors) - 1)
+        self.sent_bytes += receivers * self.learners[leave.leaver].block_bytes()
         return found
 
-    def _gradients(self) -> dict[str, Moves]:
+    def _gradients(self, leaver: str) -> dict[str, Moves]:
         """The gradient of the leaver's mean loss w.r.t. every block, by owner and group."""
-        learner = self.learners[self.leaver]
+        learner = self.learners[leaver]
         layout, scale = learner.layout, learner.config.adapter.scale
         found = {key.device: layout.zeros() for key in learner.held()}
         for name, (x, d) in passes(learner.model, layout, learner.data).items():
@@ -207,8 +221,8 @@ class Influence(MovedBlocks):
 class Distillation(MovedBlocks):
     """Before it goes, the leaver trains its block towards the base model on its own data, and sends it."""
 
-    def moves(self) -> dict[str, Moves]:
-        learner = self.learners[self.leaver]
+    def moves(self, leave: Leave) -> dict[str, Moves]:
+        learner = self.learners[leave.leaver]
         data, before = learner.data, learner.own_values()
         with torch.no_grad():
             wanted_logits, wanted = predictions(load_model(learner.config.model).model, data)
@@ -221,46 +235,52 @@ class Distillation(MovedBlocks):
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         self.leaver_steps += KD_STEPS
-        self.sent_bytes += len(self.survivors) * learner.block_bytes()
-        return {self.leaver: {g: after - before[g] for g, after in learner.own_values().items()}}
+        self.sent_bytes += len(leave.survivors) * learner.block_bytes()
+        return {leave.leaver: {g: after - before[g] for g, after in learner.own_values().items()}}
 
 
 class Eraser(Unlearner):
-    """FedEraser: the survivors begin again at B = 0, and repeat the stored rounds with fewer steps."""
+    """FedEraser: the survivors begin again at B = 0, and repeat the stored rounds with fewer steps.
+
+    While another leave is ahead, the repeated rounds are the new history.
+    """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         super().__init__(cell, folder)
-        devices = (*cell.survivors, cell.leaver)
-        self.histories = {device: History(cell.arm.repeats) for device in devices}
-        self._repeated = dict.fromkeys(devices, 0)  # stored rounds
-        self._began: set[str] = set()
+        self._interval, self._stored_bytes = cell.arm.repeats, 0
+        self._histories: dict[str, History] = {}
+        self._to_repeat: dict[str, deque[Moves]] = {}
 
     @property
     def stored_bytes(self) -> int:
-        return max(history.stored_bytes for history in self.histories.values())
+        return self._stored_bytes
 
-    def unlearn(self, learner: WatchedLearner, round: int) -> None:
-        self._began.add(learner.device)
+    def unlearn(self, learner: WatchedLearner, leave: Leave, round: int) -> None:
         for key in learner.held():
             for group in learner.groups:
                 learner.write(key, group, torch.zeros_like(learner.read(key, group)))
+        self._to_repeat[learner.device] = deque(self.history(learner.device).rounds)
+        self._histories[learner.device] = History(self._interval)
 
-    def _stored(self, device: str) -> Moves | None:
-        """The stored move that a device repeats in this round."""
-        rounds, at = self.histories[device].rounds, self._repeated[device]
-        return rounds[at] if device in self._began and at < len(rounds) else None
+    def history(self, device: str) -> History:
+        """What a device stores for the next leave."""
+        return self._histories.setdefault(device, History(self._interval))
 
     def steps(self, learner: WatchedLearner, round: int, steps: int) -> int:
-        return steps if self._stored(learner.device) is None else max(1, int(CALIBRATION * steps))
+        return max(1, int(CALIBRATION * steps)) if self._to_repeat.get(learner.device) else steps
 
     def moved(self, learner: WatchedLearner, round: int, move: Moves) -> Moves:
-        stored = self._stored(learner.device)
-        if stored is None:
-            if round <= self.event_round:
-                self.histories[learner.device].keep(round, move)
-            return move
-        self._repeated[learner.device] += 1
-        return {group: calibrated(stored[group], values) for group, values in move.items()}
+        history, left = self.history(learner.device), self._to_repeat.get(learner.device)
+        needed = any(round <= leave.round for leave in self.leaves)
+        if left:
+            stored = left.popleft()
+            move = {group: calibrated(stored[group], values) for group, values in move.items()}
+            if needed:
+                history.add(move)
+        elif needed:
+            history.keep(round, move)
+        self._stored_bytes = max(self._stored_bytes, history.stored_bytes + stored_bytes(left or ()))
+        return move
 
 
 MAKERS: Mapping[str, Callable[[Cell, Path], Unlearner]] = {

@@ -7,7 +7,7 @@ stored move in the direction of the new one. The history grows with the run, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,12 +26,21 @@ class History:
     def keep(self, round_: int, moves: Mapping[str, Tensor]) -> None:
         """Store the moves of a round, if it is one of those to store."""
         if round_ % self.interval == 0:
-            self.rounds.append({group: move.detach().clone() for group, move in moves.items()})
+            self.add(moves)
+
+    def add(self, moves: Mapping[str, Tensor]) -> None:
+        """Store these moves."""
+        self.rounds.append({group: move.detach().clone() for group, move in moves.items()})
 
     @property
     def stored_bytes(self) -> int:
         """What the device keeps on its disk."""
-        return sum(m.numel() * m.element_size() for moves in self.rounds for m in moves.values())
+        return stored_bytes(self.rounds)
+
+
+def stored_bytes(rounds: Iterable[Moves]) -> int:
+    """The bytes of the stored moves of some rounds."""
+    return sum(m.numel() * m.element_size() for moves in rounds for m in moves.values())
 
 
 def calibrated(stored: Tensor, new: Tensor) -> Tensor:

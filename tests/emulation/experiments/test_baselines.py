@@ -16,7 +16,7 @@ from emulation.experiments import baselines, runner, unlearners
 from emulation.experiments.aggregate import aggregate
 from emulation.experiments.arms import ARMS, BEFORE, FEDERASER, KD_UNLEARN, NAIVE, NAIVE_REMOVE, UNIFORM
 from emulation.experiments.catalogue import BASELINES, DEFAULT, EXPERIMENTS, SCALES, choose_arms
-from emulation.experiments.grid import Cell
+from emulation.experiments.grid import Cell, Leave
 from emulation.experiments.metrics import snapshots_by_k
 from emulation.experiments.paired import paired_rows
 from emulation.experiments.unlearners import Distillation, Eraser, Influence, Unlearner, WatchedLearner
@@ -54,7 +54,7 @@ def test_a_survivor_unlearns_once_before_its_first_correction_steps(tmp_path: Pa
     seen: list[tuple[str, int]] = []
 
     class Seen(Unlearner):
-        def unlearn(self, learner: WatchedLearner, round: int) -> None:
+        def unlearn(self, learner: WatchedLearner, leave: Leave, round: int) -> None:
             seen.append((learner.device, round))
 
     found = Seen(cell(NAIVE), tmp_path)
@@ -64,6 +64,60 @@ def test_a_survivor_unlearns_once_before_its_first_correction_steps(tmp_path: Pa
     for round_ in (event + 2, event + 3):
         learner.train(round_, 1, rehearse=False)
     assert seen == [("d0", event + 2)]
+
+
+class TwoLeaves(Cell):
+    """d2 leaves after round 3, d1 after round 8."""
+
+    @property
+    def leaves(self) -> tuple[Leave, ...]:
+        return Leave(3, "d2", ("d0", "d1")), Leave(8, "d1", ("d0",))
+
+
+def two_leaves(arm: str) -> TwoLeaves:
+    return TwoLeaves(DEFAULT, ARMS[arm], 0, SMOKE)
+
+
+def test_a_survivor_unlearns_at_each_leave_and_a_leaver_not_at_its_own(tmp_path: Path) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    class Seen(Unlearner):
+        def unlearn(self, learner: WatchedLearner, leave: Leave, round: int) -> None:
+            seen.append((learner.device, leave.leaver, round))
+
+    learners = watched(Seen(two_leaves(NAIVE), tmp_path))
+    for round_ in (4, 5, 9, 10):
+        for device in ("d0", "d1"):
+            learners[device].train(round_, 1, rehearse=False)
+    assert seen == [("d0", "d2", 4), ("d1", "d2", 4), ("d0", "d1", 9)]
+
+
+def test_an_influence_step_at_a_second_leave_moves_the_blocks_of_both(tmp_path: Path) -> None:
+    found = Influence(two_leaves("influence"), tmp_path)
+    d0 = watched(found)["d0"]
+    found.unlearn(d0, found.leaves[0], 4)
+    first, sent = blocks(d0), found.sent_bytes
+    found.unlearn(d0, found.leaves[1], 9)
+    assert not any(torch.equal(a, b) for a, b in zip(first, blocks(d0), strict=True))
+    assert found.sent_bytes - sent == 1 * 3 * d0.block_bytes()  # a gradient of three blocks to one survivor
+
+
+def test_federaser_repeats_its_repetition_at_a_second_leave(tmp_path: Path) -> None:
+    found = Eraser(two_leaves(FEDERASER), tmp_path)
+    learner = watched(found)["d0"]
+    for round_ in range(4):  # 0 and 2 are stored
+        learner.train(round_, 4, rehearse=True)
+    stored = found.history("d0").rounds
+    for round_ in (4, 5, 6, 7, 8):  # 4 and 5 repeat them; of the others 6 and 8 are stored
+        learner.train(round_, 4, rehearse=round_ > 5)
+    again = found.history("d0").rounds
+    assert len(again) == 4
+    for old, new in zip(stored, again, strict=False):  # as long as the stored moves
+        for group, values in new.items():
+            assert float(values.norm()) == pytest.approx(float(old[group].norm()), rel=1e-3)
+    steps = [learner.train(round_, 4, rehearse=False).steps for round_ in (9, 10, 11, 12, 13)]
+    assert steps == [2, 2, 2, 2, 4]
+    assert found.stored_bytes == 2 * sum(m.numel() * 4 for moves in stored for m in moves.values())
 
 
 def test_an_influence_step_raises_the_leavers_loss_on_all_survivors_alike(tmp_path: Path) -> None:
@@ -77,7 +131,7 @@ def test_an_influence_step_raises_the_leavers_loss_on_all_survivors_alike(tmp_pa
 
     before = loss()
     for device in ("d0", "d1"):
-        found.unlearn(learners[device], 6)
+        found.unlearn(learners[device], found.leaves[0], 6)
     assert loss() > before
     pairs = zip(blocks(d0), blocks(learners["d1"]), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
@@ -101,7 +155,7 @@ def test_distillation_brings_the_leavers_outputs_to_the_base_model(
             return float(distillation_loss(logits, predictions(base.model, data)[0], wanted))
 
     before = kl()
-    found.unlearn(d0, 6)
+    found.unlearn(d0, found.leaves[0], 6)
     assert kl() < before
     assert (found.leaver_steps, found.sent_bytes) == (5, 2 * d0.block_bytes())
     kept = tmp_path / "devices" / "d0" / "snapshots"
@@ -122,26 +176,29 @@ def test_federaser_repeats_the_stored_rounds_from_zero(tmp_path: Path) -> None:
     learner = watched(found)["d0"]
     for round_ in range(4):  # of which 0 and 2 are stored
         learner.train(round_, 4, rehearse=True)
-    stored = found.histories["d0"].rounds
+    stored = found.history("d0").rounds
     assert len(stored) == cell(FEDERASER).repeated == 2
-    assert found.stored_bytes == sum(move.numel() * 4 for moves in stored for move in moves.values())
+    size = sum(move.numel() * 4 for moves in stored for move in moves.values())
+    assert found.stored_bytes == size
     result = learner.train(5, 4, rehearse=False)
     assert result.steps == 2
     for group, values in learner.own_values().items():
         assert float(values.norm()) == pytest.approx(float(stored[0][group].norm()), rel=1e-3)
     assert not any(learner.read(KEYS[1], group).any() for group in learner.groups)
     assert [learner.train(r, 4, rehearse=False).steps for r in (6, 7)] == [2, 4]
-    assert len(stored) == 2  # no round after the leave is stored
+    assert found.history("d0").rounds == []  # no round is stored when no leave is ahead
+    assert found.stored_bytes == size
 
 
 def test_the_bytes_of_ewc_are_those_of_two_blocks(tmp_path: Path) -> None:
     found = unlearners.ElasticWeightConsolidation(cell("ewc-leave"), tmp_path)
     learner = watched(found, correction={"ewc": 1.0})["d0"]
     learner.set_anchor()
+    assert found.stored_bytes == 0
     learner.train(5, 1, rehearse=False)
     assert found.stored_bytes == 2 * 4 * sum(values.numel() for values in learner.own_values().values())
-    learner.train(6, 1, rehearse=True)  # the correction is over
-    assert found.stored_bytes == 0
+    learner.train(6, 1, rehearse=True)  # the correction is over; the figure is the largest one
+    assert (learner.ewc_bytes, found.stored_bytes > 0) == (0, True)
 
 
 def test_federaser_is_trained_apart_and_has_rounds_to_repeat() -> None:

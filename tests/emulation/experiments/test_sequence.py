@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from emulation.analysis.records import RunRecords
-from emulation.experiments import sequence
+from emulation.experiments import sequence, unlearners
 from emulation.experiments.arms import ARMS
 from emulation.experiments.catalogue import DEFAULT, SCALES
 from emulation.experiments.grid import Cell
@@ -38,6 +38,12 @@ def test_the_full_scale_has_the_papers_events() -> None:
     assert found == [("leave", "d0", 200), ("join", "d8", 300), ("leave", "d1", 500), ("join", "d9", 700)]
     assert scenario.correction.rounds > 100  # the first join falls into the correction of the first leave
     assert [e.kind for e in cell("naive", "full").scenario().events] == ["retire", "join", "retire", "join"]
+
+
+def test_a_baseline_unlearns_at_both_leaves_with_the_devices_that_are_there() -> None:
+    first, second = cell("federaser", "full").leaves
+    assert first == (200, "d0", ("d1", "d2", "d3", "d4", "d5", "d6", "d7"))
+    assert second == (500, "d1", ("d2", "d3", "d4", "d5", "d6", "d7", "d8"))
 
 
 def records(loss: float) -> RunRecords:
@@ -73,7 +79,7 @@ def test_the_experiment_compares_with_uniform(tmp_path: Path) -> None:
     def run_one(cell: Cell, folder: Path, console: Console) -> dict[str, Any]:
         loss = 2.0 if cell.arm.name == "uniform" else 1.5
         key = {"setting": cell.setting.name, "arm": cell.arm.name, "seed": cell.seed, "prefix_sha256": None}
-        return {**key, **sequence.measure(records(loss))}
+        return {**key, **sequence.measure(records(loss)), "stored_bytes": 0}
 
     asked = Request(SCALES["smoke"], ("uniform", "naive"), (0, 1), tmp_path)
     sequence.run(asked, Console(quiet=True), run_one)
@@ -88,5 +94,27 @@ def test_the_experiment_compares_with_uniform(tmp_path: Path) -> None:
 def test_arms() -> None:
     assert sequence.choose_arms("") == sequence.USUAL
     assert sequence.choose_arms("naive") == ("uniform", "naive")
-    with pytest.raises(InputError, match="--arms: 'oracle' is no arm of sequence; allowed: dominant"):
-        sequence.choose_arms("oracle")
+    baselines = ("naive", "ewc-leave", "influence", "kd-unlearn", "federaser")
+    assert sequence.choose_arms(",".join(baselines)) == ("uniform", *baselines)
+    for name in ("oracle", "naive-remove"):
+        with pytest.raises(InputError, match=f"--arms: '{name}' is no arm of sequence; allowed: dominant"):
+            sequence.choose_arms(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_baselines_are_runs_of_the_whole_sequence(tmp_path: Path) -> None:
+    """Runs devices: only a whole run shows that the devices unlearn at both leaves, and carry on."""
+    found = {
+        name: sequence.run_and_measure(cell(name), tmp_path / name, Console(quiet=True))
+        for name in ("naive", "influence", "kd-unlearn", "federaser")
+    }
+    assert [found[name]["kept"] for name in found] == [2, 2, 2, 0]
+    assert found["naive"]["stored_bytes"] == 0 < found["federaser"]["stored_bytes"]
+    naive = found["naive"]
+    for name in ("influence", "kd-unlearn"):
+        assert found[name]["sent_bytes"] > naive["sent_bytes"]
+        curves = zip(naive["curve"], found[name]["curve"], strict=True)
+        differs = [a["round"] for a, b in curves if a["loss"] != b["loss"]]
+        assert 4 < min(differs) <= 6  # d0 leaves at 4
+    assert found["kd-unlearn"]["steps"] == naive["steps"] + 2 * unlearners.KD_STEPS
