@@ -157,19 +157,26 @@ class _Measured:
         None without any example, as for a model that holds only the block of a listener.
         """
         retained = [e for shard in kept for e in self._sets.shards.get(shard, ())]
-        values = self._three(retained, normalised=False) if retained else []
+        values = self._of_retained(retained) if retained else []
         for examples in self._sets.utility.values():
-            values += self._three(examples, normalised=True)
+            values += self._of_questions(examples)
         return um.model_utility(values) if values else None
 
-    def _three(self, examples: Sequence[Example], normalised: bool) -> list[float]:
-        correct = self._score(examples)
-        values = [float(um.probabilities(correct).mean()), float(np.mean(self._recall(examples)))]
-        if has_options(examples):
-            if normalised:
-                values[0] = um.normalised_probabilities(correct, self._perturbed(examples))
-            values.append(um.truth_ratio_kept(self._ratios(examples)))
-        return values
+    def _of_retained(self, examples: Sequence[Example]) -> list[float]:
+        values = [
+            float(um.probabilities(self._score(examples)).mean()),
+            float(np.mean(self._recall(examples))),
+        ]
+        return [*values, um.truth_ratio_kept(self._ratios(examples))] if has_options(examples) else values
+
+    def _of_questions(self, examples: Sequence[Example]) -> list[float]:
+        """Of a utility set. Its correct answer is the response itself: TOFU has no paraphrase of it."""
+        correct, recall = self._score(examples), float(np.mean(self._recall(examples)))
+        if not all(example.perturbed for example in examples):
+            return [float(um.probabilities(correct).mean()), recall]
+        wrong = self._perturbed(examples)
+        ratios = um.truth_ratios(correct, wrong)
+        return [um.normalised_probabilities(correct, wrong), recall, um.truth_ratio_kept(ratios)]
 
     def _ratios(self, examples: Sequence[Example]) -> um.Values:
         paraphrased = self._score([replace(e, response=e.paraphrase) for e in examples])

@@ -40,13 +40,14 @@ def extraction_strength(score: TokenScores) -> float:
     return max(known, 1) / len(hits)
 
 
-def truth_ratios(paraphrased: Sequence[TokenScores], perturbed: Sequence[Sequence[TokenScores]]) -> Values:
-    """By example: wrong / correct, the probabilities of the perturbed answers and of the paraphrased one.
+def truth_ratios(correct: Sequence[TokenScores], perturbed: Sequence[Sequence[TokenScores]]) -> Values:
+    """By example: wrong / correct, the probabilities of the perturbed answers and of the correct one.
 
-    wrong: the exponential of minus the mean loss of the perturbed answers (TOFU, section 2.2).
+    correct: the paraphrased answer; on questions about the world, the answer itself. wrong: the exponential
+    of minus the mean loss of the perturbed answers (TOFU, section 2.2).
     """
     wrong = np.exp([-np.mean([score.loss for score in scores]) for scores in perturbed])
-    ratios: Values = wrong / (probabilities(paraphrased) + TINY)
+    ratios: Values = wrong / (probabilities(correct) + TINY)
     return ratios
 
 
