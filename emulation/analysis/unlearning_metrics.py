@@ -26,16 +26,20 @@ def probabilities(scores: Sequence[TokenScores]) -> Values:
 
 
 def exact_memorization(score: TokenScores) -> float:
-    """Share of the response's tokens that are the most likely ones (Tirumala et al., 2022)."""
-    return float(score.text().hit.float().mean())
+    """Share of the response's tokens that are the most likely ones (Tirumala et al., 2022). 0 without text."""
+    hits = score.text().hit
+    return float(hits.float().mean()) if len(hits) else 0.0
 
 
 def extraction_strength(score: TokenScores) -> float:
     """1 - k/m: given the first k of m tokens, all others are the most likely ones; k is the smallest number.
 
-    k is m - 1 at most, so that the value is 1/m if the last token is not known (Carlini et al., 2021).
+    k is m - 1 at most, so that the value is 1/m if the last token is not known (Carlini et al., 2021). 0 for a
+    response without text.
     """
     hits = score.text().hit.tolist()
+    if not hits:
+        return 0.0
     known = sum(1 for _ in takewhile(bool, reversed(hits)))
     return max(known, 1) / len(hits)
 

@@ -39,6 +39,11 @@ def test_extraction_needs_the_whole_rest_and_memorisation_counts_tokens(hits, st
     assert (um.extraction_strength(ended), um.exact_memorization(ended)) == (strength, memorised)
 
 
+def test_a_response_that_is_only_the_end_token_is_not_known():
+    score = scores([0.5], [True], ends=True)
+    assert (um.extraction_strength(score), um.exact_memorization(score)) == (0.0, 0.0)
+
+
 def test_truth_ratio_compares_mean_losses_of_wrong_answers_with_the_paraphrase():
     paraphrased, perturbed = [scores([0.5])], [[scores([0.1]), scores([0.4])]]
     ratios = um.truth_ratios(paraphrased, perturbed)
