@@ -26,7 +26,7 @@ def probabilities(scores: Sequence[TokenScores]) -> Values:
 
 
 def exact_memorization(score: TokenScores) -> float:
-    """Share of the response's tokens that are the most likely ones (Tirumala et al., 2022). 0 without text."""
+    """Share of a response's tokens that are the most likely ones (Tirumala et al., 2022); 0 without text."""
     hits = score.text().hit
     return float(hits.float().mean()) if len(hits) else 0.0
 
@@ -34,8 +34,8 @@ def exact_memorization(score: TokenScores) -> float:
 def extraction_strength(score: TokenScores) -> float:
     """1 - k/m: given the first k of m tokens, all others are the most likely ones; k is the smallest number.
 
-    k is m - 1 at most, so that the value is 1/m if the last token is not known (Carlini et al., 2021). 0 for a
-    response without text.
+    k is m - 1 at most, so that the value is 1/m if the last token is not known (Carlini et al., 2021).
+    0 for a response without text.
     """
     hits = score.text().hit.tolist()
     if not hits:
