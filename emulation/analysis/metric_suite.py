@@ -13,7 +13,7 @@ from emulation.analysis import unlearning_metrics as um
 from emulation.analysis.generation import answers, rouge_l_recall
 from emulation.analysis.records import Record
 from emulation.analysis.token_scores import TokenScores, token_scores
-from emulation.scenario.metric_checks import ATTACKS, WITH_OPTIONS, has_options
+from emulation.scenario.metric_checks import ATTACKS, WITH_OPTIONS, with_options
 from emulation.scenario.schema import EvalConfig
 from peers.models.loader import LoadedModel
 from peers.tasks import Example
@@ -109,8 +109,9 @@ class _Measured:
 
     @cached_property
     def ratios(self) -> dict[str, um.Values]:
-        """Truth ratios of each shard that has paraphrased and perturbed answers."""
-        return {s: self._ratios(some) for s, some in self._sets.shards.items() if has_options(some)}
+        """Truth ratios of the examples with options (`with_options`), of each shard that has some."""
+        some = {shard: with_options(examples) for shard, examples in self._sets.shards.items()}
+        return {shard: self._ratios(examples) for shard, examples in some.items() if examples}
 
     @cached_property
     def recalls(self) -> dict[str, list[float]]:
@@ -167,7 +168,8 @@ class _Measured:
             float(um.probabilities(self._score(examples)).mean()),
             float(np.mean(self._recall(examples))),
         ]
-        return [*values, um.truth_ratio_kept(self._ratios(examples))] if has_options(examples) else values
+        some = with_options(examples)
+        return [*values, um.truth_ratio_kept(self._ratios(some))] if some else values
 
     def _of_questions(self, examples: Sequence[Example]) -> list[float]:
         """Of a utility set. Its correct answer is the response itself: TOFU has no paraphrase of it."""

@@ -15,9 +15,9 @@ ATTACKS = ("mia_loss", "mia_min_k", "mia_zlib", "mia_reference")  # need example
 OF_IMAGES = ("mia_loss",)
 
 
-def has_options(examples: Sequence[Example]) -> bool:
-    """Whether each example has a paraphrased answer and perturbed ones."""
-    return bool(examples) and all(example.paraphrase and example.perturbed for example in examples)
+def with_options(examples: Sequence[Example]) -> list[Example]:
+    """The examples with a paraphrased answer and perturbed ones: in TOFU a part of the questions."""
+    return [example for example in examples if example.paraphrase and example.perturbed]
 
 
 def check_metrics(
@@ -35,7 +35,7 @@ def check_metrics(
                 f"eval.{key}:{wanted} needs texts, and the data are images; allowed: a data.kind of texts, "
                 f"or eval.metrics = {[*OF_IMAGES]}"
             )
-    options = any(has_options(texts(shard)) for shard in shards)
+    options = any(with_options(texts(shard)) for shard in shards)
     for name in config.metrics:
         package = NEEDS.get(name)
         if package is not None and find_spec(package) is None:

@@ -121,6 +121,21 @@ def test_each_metric_has_a_value_for_each_shard_with_examples(monkeypatch):
     assert set(whole["answers"]) == {"d0"}
 
 
+def test_truth_ratios_are_those_of_the_questions_with_options(monkeypatch):
+    monkeypatch.setattr(metric_suite, "rouge_l_recall", lambda a, b: [0.5] * len(a))
+    loaded = small_loaded()
+    config = EvalConfig(metrics=("truth_ratio", "forget_quality", "model_utility"))
+
+    without = Example("gamma is a", "two three")
+    sets = Sets({"all": [ASKED], "some": [ASKED, without], "none": [without]})
+    suite = MetricSuite(config, sets, loaded, 32)
+    found = {shard: suite.evaluate(loaded.model, [shard])["metrics"] for shard in sets.shards}
+    for name in ("truth_ratio", "forget_quality"):
+        assert found["all"][name].keys() == {"all", "some"}
+        assert found["all"][name]["some"] == pytest.approx(found["all"][name]["all"])
+    assert len({found[shard]["model_utility"] for shard in sets.shards}) == 3
+
+
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
