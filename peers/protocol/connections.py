@@ -60,12 +60,24 @@ class Connections:
         self._state.tell(peer, self._hello(reply=True))
 
     # -- the choice of links -------------------------------------------------------------------------
+    def gathers(self) -> bool:
+        """Whether devices of the cohort are still missing before the first round.
+
+        Each record that arrives then changes the graph and the overlay. With a link for each choice, every
+        device would greet nearly all others. The links to the seeds connect the cohort meanwhile.
+        """
+        state = self._state
+        return state.phase is Phase.SETTLE and len(state.members.alive()) < state.me.cohort
+
     def wanted(self) -> set[str]:
         """Neighbours in the learning graph, and partners for probes and gossip (membership/overlay.py).
 
-        Devices that have finished are not wanted, because they will not answer.
+        While the cohort gathers: the members that have a link. Devices that have finished are not wanted,
+        because they will not answer.
         """
         state, me = self._state, self._state.me.device
+        if self.gathers():
+            return state.members.active().keys() & state.peers.keys() - {me}
         if self._wanted[0] != state.members.changes:
             alive, active, chosen = state.members.alive(), state.members.active(), set()
             if me in alive:

@@ -67,9 +67,8 @@ class Rounds:
         state = self._state
         if state.phase is not Phase.SETTLE or state.own is None:
             return
-        enough = len(state.members.alive()) >= state.me.cohort
         if (
-            enough
+            not self._connections.gathers()
             and not state.members.slot_losers(state.keep_crashed)
             and self._connections.met_neighbours()
         ):
@@ -81,6 +80,7 @@ class Rounds:
         if state.phase is Phase.SETTLE and state.own is not None:
             state.log("unsettled", known=sorted(state.members.alive()), expected=state.me.cohort)
             self.begin(now, max(state.network_round, state.me.first_round))
+            self._connections.connect_wanted(now)
 
     def begin(self, now: int, first: int) -> None:
         """Begin the first round of this device. A joiner tells the versions that it has received."""

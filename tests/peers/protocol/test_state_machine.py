@@ -105,6 +105,24 @@ def test_a_cohort_waits_for_its_last_member() -> None:
     assert {len(device.slots) for device in net} == {3}
 
 
+def test_the_devices_of_a_gathering_cohort_keep_to_the_links_of_their_start() -> None:
+    """Each calls those 1, 2, 4, ... places before it, as the launcher says. N devices take N log N greetings."""
+    size, net = 20, Network(small_config(adapter={"max_devices": 32}))
+    names = [f"d{number}" for number in range(size)]
+    before = {name: [names[n - 2**k] for k in range(5) if n >= 2**k] for n, name in enumerate(names)}
+    for name in names[:-1]:
+        net.add(name, *before[name], cohort=size)
+        net.run(0.1)
+    net.until(lambda: all(len(device.protocol.members.alive()) == size - 1 for device in net), 10.0)
+    others = 0
+    for device in net:
+        callers = {name for name in names[:-1] if device.name in before[name]}
+        others += len({*device.protocol.peers} - {*before[device.name], *callers})
+    assert others <= size // 4  # tables are exchanged with random members too, now and then
+    net.add(names[-1], *before[names[-1]], cohort=size)
+    net.until(lambda: all(device.round >= 1 for device in net), 10.0)
+
+
 def test_a_cohort_begins_without_a_member_that_does_not_start() -> None:
     net = Network(small_config())
     net.add("d0", "d1", "d2", cohort=3)
