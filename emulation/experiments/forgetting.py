@@ -127,9 +127,14 @@ def check(request: Request) -> None:
     if request.publish is not None:
         raise InputError(f"--publish: {NAME} has no seeds to judge by; allowed: the other experiments")
     check_cells(_cells(replace(request, seeds=request.seeds[:1])))
-    if not pool(request.scale, request.changed(SETTING)):
+    check_texts(request.scale, request.changed(SETTING), NAME)
+
+
+def check_texts(scale: Scale, setting: Setting, experiment: str) -> None:
+    """Raises InputError for a setting whose pool has no texts."""
+    if not pool(scale, setting):
         raise InputError(
-            f"data.kind: has no texts; allowed for {NAME}: a kind of texts, such as facts or authors"
+            f"data.kind: has no texts; allowed for {experiment}: a kind of texts, such as facts or authors"
         )
 
 

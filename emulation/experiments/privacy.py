@@ -146,6 +146,7 @@ def check(request: Request) -> None:
         scenario = cell.scenario()
         if cell.setting.name == FACTS:  # the digits have no data before `write_data`
             check_against_model(scenario)
+            forgetting.check_texts(cell.scale, cell.setting, f"{NAME}, setting {FACTS}")
 
 
 def _cells(request: Request) -> list[PrivacyCell]:

@@ -178,10 +178,15 @@ def read_measures(cell: Cell, out: Path) -> Record | None:
     if not path.exists():
         return None
     found: Record = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("measures") != MEASURES or found["scenario_sha256"] != scenario_digest(cell):
+    if found.get("measures") != MEASURES:
+        raise InputError(
+            f"--out: {path.parent} has the measures of another version ({found.get('revision')}); "
+            "allowed: that version, or a new folder"
+        )
+    if found["scenario_sha256"] != scenario_digest(cell):
         raise InputError(
             f"--out: {path.parent} was run with other settings; allowed: the folder of an experiment with "
-            "the same --scale and version, or a new folder"
+            "the same --scale and --set, or a new folder"
         )
     return found
 

@@ -15,7 +15,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, question, shard_index, tasks
 from peers.tasks.shards import Shards
-from peers.tasks.unused_keys import check_unused
+from peers.tasks.unused_keys import OF_NAMED, check_unused
 from peers.tasks.world_facts import world_facts
 
 WRONG = 4  # wrong answers of each question
@@ -158,7 +158,7 @@ class Authors:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        check_unused(config, "overlap")
+        check_unused(config, "overlap", "path", *OF_NAMED)
         self._names, self._size, self._seed = _names(seed), config.authors, seed
         self.shard_count = len(self._names) // config.authors - 1
         if self.shard_count < 1:

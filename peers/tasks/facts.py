@@ -12,7 +12,7 @@ from hashlib import sha256
 from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, shard_index, tasks
-from peers.tasks.unused_keys import OF_TABLES, check_unused
+from peers.tasks.unused_keys import OF_NAMED, OF_TABLES, check_unused
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -116,9 +116,9 @@ class Facts:
         if config.devices:
             raise InputError(
                 f"data.devices: {', '.join(config.devices)} with data.kind 'facts', which has no files; "
-                "allowed: with data.partition = 'iid'"
+                "allowed: ()"
             )
-        check_unused(config, *OF_TABLES)
+        check_unused(config, "path", *OF_NAMED, *OF_TABLES)
         self._seed = seed
         self._people = _people(seed)
         self._size = config.persons

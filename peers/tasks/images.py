@@ -15,7 +15,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import ImageExample, shard_index, tasks
 from peers.tasks.image_files import Images, ImageSets, read_images
-from peers.tasks.unused_keys import OF_TABLES, check_unused
+from peers.tasks.unused_keys import OF_NAMED, OF_TABLES, check_unused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class LabelledImages:
     """
 
     def __init__(self, sets: ImageSets, config: DataConfig, seed: int) -> None:
-        check_unused(config, *OF_TABLES)
+        check_unused(config, *OF_NAMED, *OF_TABLES)
         self._seed, self._size = seed, config.images
         self._common = round(config.overlap * config.images)
         self._shares = _shares(sets, config, seed)

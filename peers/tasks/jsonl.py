@@ -19,6 +19,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, Message, tasks
 from peers.tasks.shards import OWN, Shards
+from peers.tasks.unused_keys import OF_NAMED, check_unused
 
 log = logging.getLogger("unweft")
 ALLOWED_LINE = 'allowed: one object {"prompt": string, "response": string} or {"messages": [...]}'
@@ -115,6 +116,7 @@ class Jsonl:
             raise InputError(
                 "data.overlap: does not apply to data.kind 'jsonl': put shared lines in the files"
             )
+        check_unused(config, *OF_NAMED)
         self._folder = Path(config.path).expanduser()
         self._devices, self._pooled = config.devices, config.partition != OWN
         self._shards = Shards(config, seed, self._own)

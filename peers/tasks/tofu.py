@@ -21,7 +21,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import Example, question, shard_index, tasks
 from peers.tasks.shards import Shards
-from peers.tasks.unused_keys import check_unused
+from peers.tasks.unused_keys import OF_NAMED, check_unused
 
 REPOSITORY = "locuslab/TOFU"
 FULL, HOLDOUT = "full.json", "holdout10.json"
@@ -71,7 +71,7 @@ class Tofu:
     """`data.authors` authors for each shard, in the order of the file: shard k owns [k a, (k + 1) a)."""
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        check_unused(config, "overlap")
+        check_unused(config, "overlap", *OF_NAMED)
         self._folder = _folder(config.path)
         self._devices, self._size = config.devices, config.authors * PER_AUTHOR
         self._perturbed = {

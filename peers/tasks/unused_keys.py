@@ -6,10 +6,11 @@ from peers.config import DataConfig
 from peers.errors import InputError
 
 OF_TABLES = ("columns", "held_out", "sizes", "empty")  # of tasks whose examples are dealt (partition.py)
+OF_NAMED = ("subset", "split", "columns")  # of `dataset`
 
 
 def check_unused(config: DataConfig, *keys: str) -> None:
-    """Raises InputError for a key that has not its default value: the task of `config.kind` ignores it."""
+    """Raises InputError for a key that is not at its default: the task of `config.kind` ignores it."""
     for key in keys:
         value, default = getattr(config, key), DataConfig.model_fields[key].default
         if value != default:

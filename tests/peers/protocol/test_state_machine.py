@@ -106,7 +106,7 @@ def test_a_cohort_waits_for_its_last_member() -> None:
 
 
 def test_the_devices_of_a_gathering_cohort_keep_to_the_links_of_their_start() -> None:
-    """Each calls those 1, 2, 4, ... places before it, as the launcher says. N devices take N log N greetings."""
+    """Each calls those 1, 2, 4, ... places before it, as the launcher says: N log N greetings."""
     size, net = 20, Network(small_config(adapter={"max_devices": 32}))
     names = [f"d{number}" for number in range(size)]
     before = {name: [names[n - 2**k] for k in range(5) if n >= 2**k] for n, name in enumerate(names)}

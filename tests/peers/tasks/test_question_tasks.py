@@ -14,6 +14,10 @@ from peers.errors import InputError
 from peers.tasks import HasUtility, tasks
 from peers.tasks.tofu import PER_AUTHOR
 
+# Keys with values that are not the default, of tasks whose examples are dealt, and of `dataset`.
+OF_TABLES = (("held_out", 0.5), ("sizes", {"d0": 3}), ("empty", "listen"), ("columns", {"prompt": "x"}))
+NAMED = (("subset", "main"), ("split", "test"), ("columns", {"prompt": "x"}))
+
 
 def task(kind: str, seed: int = 0, **settings: Any) -> Any:
     return tasks.get(kind)(DataConfig(kind=kind, **settings), seed)
@@ -176,13 +180,21 @@ def test_a_row_that_is_no_object_is_named(tmp_path: Path) -> None:
         task("dataset", path=str(tmp_path)).train_examples("d0")
 
 
-@pytest.mark.parametrize("kind", ["facts", "images"])
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("held_out", 0.5), ("sizes", {"d0": 3}), ("empty", "listen"), ("columns", {"prompt": "x"})],
+    ("kind", "key", "value"),
+    [
+        *((kind, key, value) for kind in ("facts", "images") for key, value in OF_TABLES),
+        *(
+            (kind, key, value)
+            for kind in ("facts", "images", "authors", "tofu", "jsonl")
+            for key, value in NAMED
+        ),
+        *((kind, "path", "/some/folder") for kind in ("facts", "authors")),
+        *((kind, "overlap", 0.5) for kind in ("authors", "tofu", "dataset")),
+    ],
 )
 def test_keys_that_a_task_would_ignore_are_refused(kind: str, key: str, value: Any) -> None:
     with pytest.raises(
         InputError, match=rf"data\.{key}: .* does not apply to data\.kind '{kind}'; allowed: "
     ):
-        task(kind, **{key: value})
+        task(kind, **{"path": "." if kind in ("jsonl", "tofu", "dataset") else None, key: value})
