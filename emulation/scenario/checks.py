@@ -34,6 +34,7 @@ def scenario_problems(scenario: Scenario) -> Problems:
         if not valid_device_id(device):
             yield "devices.prefix", f"{device!r} is no device id; allowed: {DEVICE_ID_ALLOWED}"
             break
+    yield from _size_problems(scenario)
     yield from _mixing_problems(scenario)
     yield from adapter_problems(scenario)
     yield from _lookahead_problems(scenario)
@@ -73,6 +74,13 @@ def _unknown_names(scenario: Scenario) -> Problems:
     ):
         if name not in known:
             yield where, f"{name!r} is not available; allowed: {', '.join(sorted(known))}"
+
+
+def _size_problems(scenario: Scenario) -> Problems:
+    """Sizes of devices that are not in the scenario."""
+    unknown = [name for name in scenario.data.sizes if name not in scenario.all_devices]
+    if unknown:
+        yield "data.sizes", f"{unknown[0]!r} is no device; allowed: {', '.join(scenario.all_devices)}"
 
 
 def _mixing_problems(scenario: Scenario) -> Problems:

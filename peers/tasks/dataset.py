@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Dataset:
                 "by-label, dirichlet:ALPHA, a folder with a file for each device, or data.columns.device"
             )
         self._rows = lru_cache(maxsize=None)(self._read)
+        self._table = cache(self._read_table)
         self._shards = Shards(config, seed, self._own)
 
     def train_examples(self, shard: str) -> list[Example]:
@@ -99,13 +100,22 @@ class Dataset:
         if self._path.is_dir():
             return self._rows(self._file(device))
         if self._column is not None:
-            return [example for whose, example in self._table() if whose == device]
+            return self._table().get(device, [])
         first = min(self._devices() or (device,))
         return self._rows(None) if device == first else []
 
-    def _table(self) -> list[tuple[str, Example]]:
-        rows = self._load(None)
-        return [(str(row.get(self._column or "", "")), self._example(row, n)) for n, row in rows]
+    def _read_table(self) -> dict[str, list[Example]]:
+        """The examples of each device that a row names."""
+        found: dict[str, list[Example]] = {}
+        column = self._column or ""
+        for where, row in self._load(None):
+            if column not in row:
+                raise InputError(
+                    f"{where}: has no column {column!r}, which data.columns.device names; allowed: "
+                    f"{', '.join(map(str, row))}"
+                )
+            found.setdefault(str(row[column]), []).append(self._example(row, where))
+        return found
 
     def _file(self, device: str) -> Path:
         found = [path for suffix in SUFFIXES if (path := self._path / f"{device}{suffix}").is_file()]

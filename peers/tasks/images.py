@@ -28,8 +28,8 @@ Shares = Callable[[int], "NDArray[np.float64]"]  # of the classes in shard k
 class LabelledImages:
     """`data.images` training images for each shard. Shards are disjoint, but for `data.overlap`.
 
-    own, iid: labels as in the whole set. by-label: two classes a shard. dirichlet:a: the shares of the
-    classes are drawn from a Dirichlet distribution with concentration a for each shard (Hsu et al., 2019).
+    own, iid: labels as in the whole set. by-label: two classes a shard. dirichlet:a: each shard draws its
+    shares of the C classes from Dir(a C p), p the shares in the whole set. In Hsu et al. (2019) alpha is a C.
     The held-out images of a shard are test images with the same shares.
     """
 

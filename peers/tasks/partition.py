@@ -4,7 +4,7 @@
 - by-label: sorted by label, in equal contiguous parts: a device sees few labels (McMahan et al., 2017,
   section 3).
 - dirichlet:ALPHA: for each label, shares of the devices drawn from a Dirichlet distribution with all
-  parameters ALPHA. A small ALPHA gives each label to few devices (Hsu et al., 2019, section 3).
+  parameters ALPHA. A small ALPHA gives each label to few devices (Yurochkin et al., 2019, section 4).
 
 Every device computes the same deal from the seed.
 """

@@ -190,6 +190,11 @@ def test_bad_radio_values_are_refused(file: Path, override: str, words: list[str
     assert all(word in message for word in words), message
 
 
+def test_sizes_of_unknown_devices_are_refused(file: Path) -> None:
+    message = refusal(file, "data.kind=authors", "data.sizes={d0 = 3, d99 = 4}")
+    assert "data.sizes: 'd99' is no device; allowed: d0, d1" in message
+
+
 def test_settings_of_another_radio_kind_are_refused(file: Path) -> None:
     for override, table in (("wireless.area_m=9", "wireless"), ("mobility.speed_mps=9", "mobility")):
         message = refusal(file, f"radio.{override}")

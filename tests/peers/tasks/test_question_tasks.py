@@ -11,7 +11,8 @@ import pytest
 
 from peers.config import DataConfig
 from peers.errors import InputError
-from peers.tasks import HasUtility, tasks
+from peers.tasks import HasUtility, dataset, tasks
+from peers.tasks.dataset import read_table
 from peers.tasks.tofu import PER_AUTHOR
 
 # Keys with values that are not the default, of tasks whose examples are dealt, and of `dataset`.
@@ -106,6 +107,24 @@ def test_a_column_can_name_the_device(tmp_path: Path) -> None:
     made = task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"})
     assert [e.prompt for e in made.train_examples("d1")] == ["beta", "delta"]
     assert made.train_examples("d1")[0].messages[0].content == "beta"
+    with pytest.raises(InputError, match=r"t\.csv, row 1: has no column 'owner', .* allowed: "):
+        wrong = {**COLUMNS, "device": "owner"}
+        task("dataset", path=str(tmp_path / "t.csv"), columns=wrong, empty="listen").train_examples("d1")
+
+
+def test_a_table_is_read_once_for_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_table(path)
+
+    monkeypatch.setattr(dataset, "read_table", counted)
+    made = task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"}, empty="listen")
+    for device in ("d0", "d1", "d2", "d0"):
+        made.train_examples(device)
+    assert len(read) == 1
 
 
 def test_a_folder_of_tables_has_a_file_for_each_device(tmp_path: Path) -> None:
