@@ -136,10 +136,18 @@ class Cell:
         set_all(data, self.arm.changes)
         if events:
             data["event"] = list(events)
+        self._drop_size(data)
         found = from_table(data, options=self.setting.changes)
         if self.arm.name == INFLUENCE and found.adapter.kind == "vera":  # the step is for a B of r columns
             raise InputError(f"adapter.kind: 'vera' with the arm {INFLUENCE!r}; allowed: another kind")
         return found
+
+    def _drop_size(self, data: dict[str, Any]) -> None:
+        """Remove the leaver (or newcomer) from `data.sizes` if this run does not have this device."""
+        sizes, number = data["data"].get("sizes"), int(self.leaver.removeprefix("d"))
+        there = number < data["devices"]["count"] or "event" in data
+        if isinstance(sizes, dict) and not there:
+            data["data"]["sizes"] = {name: n for name, n in sizes.items() if name != self.leaver}
 
 
 def check_cells(cells: Sequence[Cell]) -> None:

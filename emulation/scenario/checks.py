@@ -77,10 +77,11 @@ def _unknown_names(scenario: Scenario) -> Problems:
 
 
 def _size_problems(scenario: Scenario) -> Problems:
-    """Sizes of devices that are not in the scenario."""
-    unknown = [name for name in scenario.data.sizes if name not in scenario.all_devices]
+    """Sizes of devices that are neither in the run nor among those to which a pool is dealt."""
+    known = {*scenario.all_devices, *scenario.data.devices}
+    unknown = [device for device in scenario.data.sizes if device not in known]
     if unknown:
-        yield "data.sizes", f"{unknown[0]!r} is no device; allowed: {', '.join(scenario.all_devices)}"
+        yield "data.sizes", f"{unknown[0]!r} is no device of the run; allowed: {names(known)}"
 
 
 def _mixing_problems(scenario: Scenario) -> Problems:

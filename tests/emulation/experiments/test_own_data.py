@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from emulation.analysis.records import RunRecords
-from emulation.experiments import changes, run, sequence
+from emulation.experiments import changes, grid, run, sequence
 from emulation.experiments.catalogue import EXPERIMENTS, SCALES
 from emulation.experiments.request import Request
 from emulation.experiments.statistics import tow
@@ -50,6 +50,21 @@ def test_a_device_without_a_file_is_refused_before_the_start(tmp_path: Path) -> 
     asked = request(tmp_path, devices=SMOKE.devices - 1)
     with pytest.raises(InputError, match=r"d2\.jsonl"):
         run.check(changes.changed(EXPERIMENTS["ablation"], asked.changes), asked)
+
+
+@pytest.mark.parametrize("experiment", ["ablation", "joins"])
+def test_a_size_of_the_device_of_the_event_is_no_error_in_the_runs_without_it(experiment: str) -> None:
+    leaver = f"d{SMOKE.devices - 1}"
+    sets = changes.parse(["data.kind=authors", f"data.sizes={{d0 = 3, {leaver} = 2}}"])
+    asked = changes.changed(EXPERIMENTS[experiment], sets)
+    made = [cell.scenario() for cell in grid.cells(asked, ("uniform", "oracle"), SMOKE, (0,))]
+    known = [leaver in scenario.all_devices for scenario in made]
+    assert {True, False} == set(known)
+    assert [leaver in scenario.data.sizes for scenario in made] == known
+    assert {scenario.data.sizes["d0"] for scenario in made} == {3}
+    wrong = changes.changed(asked, changes.parse(["data.sizes={d77 = 3}"]))
+    with pytest.raises(InputError, match=r"data\.sizes: 'd77' is no device of the run; allowed: d0, d1"):
+        grid.cells(wrong, ("uniform",), SMOKE, (0,))[0].scenario()
 
 
 def test_tow_needs_all_accuracies() -> None:

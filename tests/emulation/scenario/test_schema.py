@@ -192,7 +192,11 @@ def test_bad_radio_values_are_refused(file: Path, override: str, words: list[str
 
 def test_sizes_of_unknown_devices_are_refused(file: Path) -> None:
     message = refusal(file, "data.kind=authors", "data.sizes={d0 = 3, d99 = 4}")
-    assert "data.sizes: 'd99' is no device; allowed: d0, d1" in message
+    assert "data.sizes: 'd99' is no device of the run; allowed: d0, d1, d2, d7" in message
+    assert message.startswith("--set: ")
+    pool = ("data.partition=iid", 'data.devices=["d0", "d1", "d2", "d7", "d8"]')
+    for sizes in (["data.sizes={d0 = 3, d7 = 0}"], ["data.sizes={d8 = 3}", *pool]):  # d7 joins later
+        assert load(file, ["data.kind=authors", *sizes]).data.sizes
 
 
 def test_settings_of_another_radio_kind_are_refused(file: Path) -> None:
