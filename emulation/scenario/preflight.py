@@ -28,6 +28,7 @@ from transport.wire.packing import pack, wire_bytes
 
 CONTROL = "nobody (control)"
 ADDRESS_BYTES = 64  # of an endpoint, for planning
+UNUSED = 8  # the most files or rows of no device that are listed
 
 
 def check_against_model(scenario: Scenario) -> Learner:
@@ -48,7 +49,8 @@ def check_against_model(scenario: Scenario) -> Learner:
     task = make_task(config)
     examples = _examples(task, scenario.all_devices)
     parts = {whose: loaded.encode(some, config.data.max_length) for whose, some in examples.items()}
-    _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])])
+    unused = _unused(task, scenario.all_devices)
+    _check_listeners(scenario, [d for d in scenario.all_devices if not len(parts[d])], unused)
     check_data(loaded, parts.items())
     check_delta(scenario.privacy, {device: len(parts[device]) for device in scenario.all_devices})
     shards = [examples[device] for device in scenario.all_devices]
@@ -56,8 +58,8 @@ def check_against_model(scenario: Scenario) -> Learner:
     pairs = {whose: (some, parts[whose]) for whose, some in examples.items()}
     for note in loaded.notes(pairs, config.data.max_length):
         say(note)
-    if isinstance(task, HasFiles) and (unused := task.unused(scenario.all_devices)):
-        say(f"data.path: files of no device, which nobody trains on: {', '.join(unused)}")
+    if unused:
+        say(f"data.path: files or rows of no device, which nobody trains on: {unused}")
     first = next(device for device in scenario.all_devices if len(parts[device]))
     layout = ModelLayout.from_model(loaded.model, loaded.target_modules, config.adapter.rank)
     learner = Learner(loaded, config, parts[first], first)
@@ -87,12 +89,22 @@ def _examples(task: Task, devices: Sequence[str]) -> dict[str, Sequence[AnyExamp
     return found | {CONTROL: task.control_examples()}
 
 
-def _check_listeners(scenario: Scenario, listeners: Sequence[str]) -> None:
+def _unused(task: Task, devices: Sequence[str]) -> str:
+    """Files, or rows of a file, that belong to no device: a list of the first ones."""
+    unused = task.unused(devices) if isinstance(task, HasFiles) else []
+    more = f" and {len(unused) - UNUSED} more" if len(unused) > UNUSED else ""
+    return ", ".join(unused[:UNUSED]) + more
+
+
+def _check_listeners(scenario: Scenario, listeners: Sequence[str], unused: str) -> None:
     """A device without examples trains nothing. It cannot measure gradients for a policy either."""
     if not listeners:
         return
     correction, who = scenario.correction, ", ".join(listeners)
-    if scenario.data.empty == "error" or len(listeners) == len(scenario.all_devices):
+    if len(listeners) == len(scenario.all_devices):
+        instead = f", which has {unused}" if unused else ""
+        raise InputError(f"data: no device ({who}) has an example in the data{instead}; allowed: one or more")
+    if scenario.data.empty == "error":
         raise InputError(f"data: {who} has no examples; allowed: one or more for each device")
     measures = (
         correction.policy not in SCHEDULES or correction.fisher or correction.refit or correction.projection

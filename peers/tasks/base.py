@@ -80,10 +80,10 @@ class Task(Protocol):
 
 @runtime_checkable
 class HasFiles(Protocol):
-    """A task that reads files, of which some may belong to no device."""
+    """A task that reads files. Some files, or rows of a file, may belong to no device."""
 
     def unused(self, shards: Sequence[str]) -> list[str]:
-        """The names of files whose examples none of these shards trains on."""
+        """Files, or rows of a file, whose examples none of these shards trains on: a text for each."""
         ...
 
 

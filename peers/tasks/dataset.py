@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,7 +90,18 @@ class Dataset:
 
     def control_examples(self) -> list[Example]:
         """The rows that `data.held_out` keeps from all devices."""
-        return self._shards.held_out(self._devices())
+        return self._shards.held_out(self._devices() or sorted(set(self._named().values())))
+
+    def unused(self, shards: Sequence[str]) -> list[str]:
+        """As `HasFiles.unused`."""
+        used = set(self._devices() or shards)
+        return sorted(text for text, device in self._named().items() if device not in used)
+
+    def _named(self) -> dict[str, str]:
+        """The ids that the data name, each by its file or its rows."""
+        if self._path.is_dir():
+            return {p.name: p.stem for p in self._path.iterdir() if p.suffix in SUFFIXES}
+        return {f"rows of {device}": device for device in self._table()} if self._column else {}
 
     def _devices(self) -> tuple[str, ...]:
         return self._config.devices
@@ -105,16 +116,14 @@ class Dataset:
         return self._rows(None) if device == first else []
 
     def _read_table(self) -> dict[str, list[Example]]:
-        """The examples of each device that a row names."""
+        """The examples of each device that a row names. Raises InputError for a row that names none."""
         found: dict[str, list[Example]] = {}
-        column = self._column or ""
         for where, row in self._load(None):
-            if column not in row:
-                raise InputError(
-                    f"{where}: has no column {column!r}, which data.columns.device names; allowed: "
-                    f"{', '.join(map(str, row))}"
-                )
-            found.setdefault(str(row[column]), []).append(self._example(row, where))
+            value = row.get(self._column or "")
+            device = "" if value is None else str(value).strip()
+            if not device:
+                raise InputError(f"{where}: column {self._column!r} names no device; allowed: a device's id")
+            found.setdefault(device, []).append(self._example(row, where))
         return found
 
     def _file(self, device: str) -> Path:
@@ -140,7 +149,17 @@ class Dataset:
         for where, row in found:
             if not isinstance(row, dict):
                 raise InputError(f"{where}: is no object; allowed: one object with a value for each column")
+        self._check_columns(path, [row for _, row in found])
         return found
+
+    def _check_columns(self, path: Path, rows: Sequence[Row]) -> None:
+        """Raises InputError for a column of `data.columns` that no row has."""
+        known = dict.fromkeys(str(column) for row in rows for column in row)
+        for field, column in self._config.columns.items():
+            if rows and column not in known:
+                raise InputError(
+                    f"data.columns.{field}: {path} has no column {column!r}; allowed: {', '.join(known)}"
+                )
 
     def _example(self, row: Row, where: str) -> Example:
         columns = {

@@ -15,6 +15,7 @@ from peers.config import DataConfig
 from peers.errors import InputError
 from peers.tasks.base import ImageExample, shard_index, tasks
 from peers.tasks.image_files import Images, ImageSets, read_images
+from peers.tasks.partition import DIRICHLET, dirichlet_alpha
 from peers.tasks.unused_keys import OF_NAMED, OF_TABLES, check_unused
 
 if TYPE_CHECKING:
@@ -120,11 +121,10 @@ def _shares(sets: ImageSets, config: DataConfig, seed: int) -> Shares:
     """The shares of the classes in a shard, by its number."""
     classes = sets.classes
     whole = np.bincount(sets.train.labels, minlength=classes) / len(sets.train)
-    kind, _, alpha = config.partition.partition(":")
-    if kind == "by-label":
+    if config.partition == "by-label":
         return lambda k: _two_classes(k, classes)
-    if kind == "dirichlet":
-        prior = np.maximum(float(alpha) * classes * whole, 1e-6)
+    if config.partition.startswith(DIRICHLET):
+        prior = np.maximum(dirichlet_alpha(config.partition) * classes * whole, 1e-6)
         return lambda k: generator(seed, "images", "dirichlet", k).dirichlet(prior)
     return lambda k: whole
 

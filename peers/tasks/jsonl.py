@@ -119,6 +119,7 @@ class Jsonl:
         check_unused(config, *OF_NAMED)
         self._folder = Path(config.path).expanduser()
         self._devices, self._pooled = config.devices, config.partition != OWN
+        self._rows = cache(read_examples)
         self._shards = Shards(config, seed, self._own)
         if not self._folder.is_dir():
             raise InputError(
@@ -152,7 +153,7 @@ class Jsonl:
     def _own(self, device: str) -> list[Example]:
         if self._file(device).parent != self._folder:
             raise InputError(f"device {device!r}: is no file name; data.kind 'jsonl' expects <device>.jsonl")
-        return read_examples(self._file(device))
+        return self._rows(self._file(device))
 
     def _numbered(self, shard: str) -> tuple[str, ...]:
         """The devices d0, d1, … that have files, for a shard d1."""

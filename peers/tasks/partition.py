@@ -6,7 +6,7 @@
 - dirichlet:ALPHA: for each label, shares of the devices drawn from a Dirichlet distribution with all
   parameters ALPHA. A small ALPHA gives each label to few devices (Yurochkin et al., 2019, section 4).
 
-Every device computes the same deal from the seed.
+Every device computes the same deal from the seed. The task `images` has draws of its own (images.py).
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ def deal(pool: Sequence[Example], devices: Sequence[str], kind: str, seed: int) 
     return {device: [pool[i] for i in part] for device, part in zip(devices, parts, strict=True)}
 
 
+def dirichlet_alpha(kind: str) -> float:
+    """ALPHA of a partition `dirichlet:ALPHA`. Raises InputError if it is 0."""
+    alpha = float(kind.removeprefix(DIRICHLET))
+    if alpha <= 0:
+        raise InputError(f"data.partition: {kind!r}; allowed: a number above 0 after {DIRICHLET!r}")
+    return alpha
+
+
 def split_held_out(
     pool: Sequence[Example], share: float, *words: str | int
 ) -> tuple[list[Example], list[Example]]:
@@ -68,7 +76,7 @@ def _by_label(pool: Sequence[Example], devices: int, seed: int) -> list[list[int
 
 
 def _dirichlet(pool: Sequence[Example], devices: Sequence[str], kind: str, seed: int) -> list[list[int]]:
-    alpha = float(kind.removeprefix(DIRICHLET))
+    alpha = dirichlet_alpha(kind)
     parts: list[list[int]] = [[] for _ in devices]
     for label in sorted({example.label for example in pool}):
         draw = generator(seed, "dirichlet", label)

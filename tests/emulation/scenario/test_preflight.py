@@ -50,7 +50,31 @@ def test_cut_examples_and_files_of_no_device_are_said(
     check_against_model(made)
     said = capsys.readouterr().err
     assert "cut to 5 tokens, at the left of the prompt: 1 of 1 examples of d0, 1 of 1 examples of d1" in said
-    assert "files of no device, which nobody trains on: test.jsonl" in said
+    assert "files or rows of no device, which nobody trains on: test.jsonl" in said
+
+
+def test_a_scenario_in_which_no_device_has_an_example_is_refused(tmp_path: Path) -> None:
+    table, columns = tmp_path / "table.csv", 'data.columns={device = "who"}'
+    table.write_text("prompt,response,who\nalpha,one,home\nbeta,two,away\n")
+    sets = ("data.kind=dataset", f"data.path={table}", columns, "data.empty=listen")
+    with pytest.raises(InputError) as caught:
+        check_against_model(scenario(tmp_path, "llama", *sets))
+    assert str(caught.value) == (
+        "data: no device (d0, d1) has an example in the data, which has rows of away, rows of home; allowed: "
+        "one or more"
+    )
+    with pytest.raises(InputError, match=r"data: no device \(d0, d1\) has an example in the data; allowed: "):
+        check_against_model(scenario(tmp_path, "llama", "data.sizes={d0 = 0, d1 = 0}", "data.empty=listen"))
+
+
+def test_rows_of_no_device_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, columns = tmp_path / "table.csv", 'data.columns={device = "who"}'
+    rows = [f"alpha,one,d{n}" for n in (0, 1, *range(20, 30))]
+    table.write_text("\n".join(["prompt,response,who", *rows]) + "\n")
+    check_against_model(scenario(tmp_path, "llama", "data.kind=dataset", f"data.path={table}", columns))
+    said = capsys.readouterr().err
+    assert "files or rows of no device, which nobody trains on: rows of d20, rows of d21" in said
+    assert "rows of d27 and 2 more\n" in said
 
 
 def test_iid_deals_the_lines_of_the_scenarios_devices(tmp_path: Path) -> None:

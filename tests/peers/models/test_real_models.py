@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from coordinator_free.identifiers import BlockKey
 from emulation.scenario.loading import load
@@ -118,8 +118,12 @@ def test_all_linear_leaves_out_the_head_only(tmp_path: Path) -> None:
     assert len(loaded.target_modules) == 3 * 7 and "lm_head" not in loaded.target_modules
 
 
-def save_qwen3(folder: Path) -> Path:
-    """A random Qwen3 whose tokenizer spells any text, byte by byte, and has the chat template of Qwen."""
+QWENS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def save_qwen(folder: Path, family: str) -> Path:
+    """A random Qwen whose tokenizer spells any text, byte by byte, and has the chat template of Qwen."""
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     alphabet = sorted(ByteLevel.alphabet())
     backend = Tokenizer(BPE({c: i for i, c in enumerate(alphabet)}, []))
@@ -131,23 +135,27 @@ def save_qwen3(folder: Path) -> Path:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), **sizes, num_key_value_heads=2, head_dim=16, bos_token_id=None
-    )
+    sizes |= {"num_key_value_heads": 2} | ({"head_dim": 16} if family == "qwen3" else {})
+    make_config, make_model = QWENS[family]
+    config = make_config(vocab_size=len(tokenizer), **sizes, bos_token_id=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Qwen3ForCausalLM(config).save_pretrained(folder)
+        make_model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def test_the_scenario_of_smollm2_takes_a_qwen_folder(tmp_path: Path) -> None:
-    folder = save_qwen3(tmp_path / "qwen")
+@pytest.mark.parametrize("family", QWENS)
+def test_the_scenario_of_smollm2_takes_a_qwen_folder(tmp_path: Path, family: str) -> None:
+    folder = save_qwen(tmp_path / "qwen", family)
     # The packages of other metrics may be missing.
     sets = [f"model.name={folder}", 'eval.metrics=["probability"]', "clock=virtual", "data.max_length=160"]
     made = load(ROOT / "scenarios" / "llm.toml", sets)
     check_against_model(made)
     loaded = load_model(made.model)
+    assert loaded.model.config.model_type == family
+    assert {name.rpartition(".")[2] for name in loaded.target_modules} == LINEAR
+    assert len(loaded.target_modules) == 2 * len(LINEAR)  # in two layers; the output head is none of them
     learner = Learner(
         loaded,
         made.device_config(),

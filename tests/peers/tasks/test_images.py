@@ -12,7 +12,7 @@ import torch
 
 from peers.config import DataConfig
 from peers.errors import InputError
-from peers.tasks import ImageExample, ImageFormat, encode_images
+from peers.tasks import ImageExample, ImageFormat, encode_images, images
 from peers.tasks.image_files import read_images
 from peers.tasks.images import LabelledImages, make_images
 
@@ -103,6 +103,24 @@ def test_partitions_skew_the_labels() -> None:
     skewed = [max(labels(digits(partition="dirichlet:0.1").train_examples(f"d{i}"))) for i in range(6)]
     even = [max(labels(digits(partition="dirichlet:100").train_examples(f"d{i}"))) for i in range(6)]
     assert min(skewed) > max(even)
+
+
+@pytest.mark.parametrize("a", [0.3, 3.0])
+def test_dirichlet_draws_the_shares_of_the_classes_from_a_times_their_number_times_the_whole(
+    a: float,
+) -> None:
+    """So alpha of Hsu et al. (2019), who write Dir(alpha p), is a C: the sum of the parameters."""
+    sets = read_images(None)
+    drawn = images._shares(sets, DataConfig(kind="images", partition=f"dirichlet:{a}"), 0)
+    shares = np.array([drawn(k) for k in range(1500)])
+    p = np.bincount(sets.train.labels) / len(sets.train)
+    assert shares.mean(axis=0) == pytest.approx(p, abs=0.02)
+    assert shares.var(axis=0).sum() == pytest.approx((p * (1 - p)).sum() / (a * sets.classes + 1), rel=0.1)
+
+
+def test_dirichlet_needs_a_number_above_0() -> None:
+    with pytest.raises(InputError, match=r"data\.partition: 'dirichlet:0'; allowed: a number above 0"):
+        digits(partition="dirichlet:0")
 
 
 def test_held_out_images_have_the_labels_of_the_shard_and_no_device_trains_on_them() -> None:

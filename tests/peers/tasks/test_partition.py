@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,23 @@ def test_a_small_alpha_concentrates_a_label():
         return sum(max(c[label] for c in counts) for label in "abc") / len(POOL)
 
     assert largest("dirichlet:0.05") > 0.8 > 0.45 > largest("dirichlet:1000")
+
+
+@pytest.mark.parametrize("alpha", [0.5, 4.0])
+def test_dirichlet_draws_the_shares_of_the_devices_with_all_parameters_alpha(alpha):
+    labels, each = 300, 100
+    pool = [Example(f"{n}", "x", label=str(n % labels)) for n in range(labels * each)]
+    dealt = deal(pool, DEVICES, f"dirichlet:{alpha}", 0)
+    counts = Counter(e.label for e in dealt["d1"])
+    shares = np.array([counts[str(label)] / each for label in range(labels)])
+    mean = 1 / len(DEVICES)
+    assert shares.mean() == pytest.approx(mean, abs=0.05)
+    assert shares.var() == pytest.approx(mean * (1 - mean) / (len(DEVICES) * alpha + 1), rel=0.2)
+
+
+def test_dirichlet_needs_an_alpha_above_0():
+    with pytest.raises(InputError, match=r"data\.partition: 'dirichlet:0\.0'; allowed: a number above 0"):
+        deal(POOL, DEVICES, "dirichlet:0.0", 0)
 
 
 @pytest.mark.parametrize("kind", ["own", "iid", "by-label"])

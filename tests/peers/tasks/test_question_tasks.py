@@ -11,7 +11,7 @@ import pytest
 
 from peers.config import DataConfig
 from peers.errors import InputError
-from peers.tasks import HasUtility, dataset, tasks
+from peers.tasks import HasUtility, dataset, jsonl, tasks
 from peers.tasks.dataset import read_table
 from peers.tasks.tofu import PER_AUTHOR
 
@@ -107,24 +107,59 @@ def test_a_column_can_name_the_device(tmp_path: Path) -> None:
     made = task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"})
     assert [e.prompt for e in made.train_examples("d1")] == ["beta", "delta"]
     assert made.train_examples("d1")[0].messages[0].content == "beta"
-    with pytest.raises(InputError, match=r"t\.csv, row 1: has no column 'owner', .* allowed: "):
-        wrong = {**COLUMNS, "device": "owner"}
-        task("dataset", path=str(tmp_path / "t.csv"), columns=wrong, empty="listen").train_examples("d1")
+    assert made.unused(("d0", "d2")) == ["rows of d1"]
+    (tmp_path / "t.csv").write_text(CSV.replace("d1", " ", 1))
+    with pytest.raises(InputError, match=r"t\.csv, row 2: column 'who' names no device; allowed: "):
+        task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"}).unused(("d0",))
 
 
-def test_a_table_is_read_once_for_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("field", ["prompt", "response", "messages", "label", "device"])
+def test_a_column_that_does_not_exist_is_refused(tmp_path: Path, field: str) -> None:
+    (tmp_path / "t.csv").write_text(CSV.replace("q,a,", "prompt,response,"))
+    columns = {"device": "who", field: "owner"}
+    made = task("dataset", path=str(tmp_path / "t.csv"), columns=columns, empty="listen")
+    allowed = "allowed: prompt, response, topic, who"
+    with pytest.raises(
+        InputError, match=rf"data\.columns\.{field}: .*t\.csv has no column 'owner'; {allowed}"
+    ):
+        made.train_examples("d1")
+
+
+def test_held_out_rows_of_named_devices_are_control_examples(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(CSV)
+    columns = {**COLUMNS, "device": "who"}
+    made = task("dataset", path=str(tmp_path / "t.csv"), columns=columns, held_out=0.5)
+    trained, held = [e for d in ("d0", "d1") for e in made.train_examples(d)], made.control_examples()
+    assert sorted(e.prompt for e in trained + held) == ["alpha", "beta", "delta", "gamma"]
+    assert len(trained) == len(held) == 2
+
+
+@pytest.mark.parametrize(("kind", "files"), [("dataset", False), ("dataset", True), ("jsonl", True)])
+@pytest.mark.parametrize("partition", ["own", "iid"])
+def test_each_file_is_read_once_for_all_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, files: bool, partition: str
+) -> None:
+    devices, path = ("d0", "d1", "d2"), tmp_path if files else tmp_path / "t.csv"
+    if files:
+        for device in devices:
+            (tmp_path / f"{device}.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    else:
+        path.write_text(CSV)
     read: list[Path] = []
 
-    def counted(path: Path) -> Any:
-        read.append(path)
-        return read_table(path)
+    def counted(of: Any) -> Any:
+        return lambda path: read.append(path) or of(path)
 
-    monkeypatch.setattr(dataset, "read_table", counted)
-    made = task("dataset", path=str(tmp_path / "t.csv"), columns={**COLUMNS, "device": "who"}, empty="listen")
-    for device in ("d0", "d1", "d2", "d0"):
+    monkeypatch.setattr(dataset, "read_table", counted(read_table))
+    monkeypatch.setattr(jsonl, "read_examples", counted(jsonl.read_examples))
+    settings: dict[str, Any] = {"path": str(path), "partition": partition, "held_out": 0.1}
+    settings |= {} if partition == "own" else {"devices": devices}
+    settings |= {} if files else {"columns": {**COLUMNS, "device": "who"}, "empty": "listen"}
+    made = task(kind, **settings)
+    for device in (*devices, "d0"):
         made.train_examples(device)
-    assert len(read) == 1
+    made.control_examples()
+    assert len(read) == len(set(read)) == (len(devices) if files else 1)
 
 
 def test_a_folder_of_tables_has_a_file_for_each_device(tmp_path: Path) -> None:
