@@ -148,7 +148,11 @@ def test_each_file_is_read_once_for_all_devices(
     read: list[Path] = []
 
     def counted(of: Any) -> Any:
-        return lambda path: read.append(path) or of(path)
+        def reads(path: Path) -> Any:
+            read.append(path)
+            return of(path)
+
+        return reads
 
     monkeypatch.setattr(dataset, "read_table", counted(read_table))
     monkeypatch.setattr(jsonl, "read_examples", counted(jsonl.read_examples))
